@@ -1,0 +1,225 @@
+"""The configuration of a Swin UNETR: frozen, checked on construction, equal by value, to and from a plain dict.
+
+Argument names, defaults and limits are those of `monai.networks.nets.SwinUNETR`, so that a MONAI argument list works as it is.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+from swinunetr_jax.errors import InputError
+
+DOWNSAMPLE_MODES = ("legacy", "merging", "mergingv2")
+NORM_NAMES = ("instance", "batch", "group")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+STAGES = 4
+SIZE_MULTIPLE = 32  # patch embedding and four patch mergings halve every axis five times
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinUNETRConfig:
+    """What network to build.
+
+    Args:
+        in_channels: input channels (modalities).
+        out_channels: output channels (regions or classes).
+        spatial_dims: 2 or 3.
+        feature_size: channels at full resolution; a multiple of 12.
+        depths: Swin blocks per stage, four stages.
+        num_heads: attention heads per stage; each must divide its stage's width `feature_size * 2**stage`.
+        window_size: attention window, an int or one per axis; kept as a tuple.
+        qkv_bias: bias on the query, key and value projection.
+        mlp_ratio: hidden width of the MLP over the stage's width.
+        norm_name: norm of the convolutional blocks: "instance", "batch" or ("group", {"num_groups": n}).
+        num_groups: groups of the group norm, where `norm_name` is "group".
+        patch_norm: LayerNorm after the patch embedding.
+        normalize: affine-free LayerNorm on the encoder outputs handed to the decoder.
+        downsample: neighbour order of patch merging: "legacy" (all published weights; what MONAI <= 1.4 calls "merging"), "merging"
+            (MONAI >= 1.5) or "mergingv2".
+        use_v2: a residual convolution block before each stage.
+        drop_rate, attn_drop_rate, dropout_path_rate: dropout, attention dropout, stochastic depth; active only where a key is given.
+        use_checkpoint: recompute Swin blocks and convolution blocks in the backward pass: less memory, more time.
+        use_flash_attention: accepted for MONAI's sake; the numbers are the same, and the fastest formulation is always used.
+        dtype: computation type ("float32", "bfloat16", …); statistics and softmax stay in float32 at least.
+        param_dtype: storage type of the parameters.
+        patch_size: 2; nothing else can work, since the last decoder upsamples by a fixed 2.
+
+    Raises:
+        InputError: naming the argument, what was got and what was expected.
+    """
+
+    in_channels: int
+    out_channels: int
+    spatial_dims: int = 3
+    feature_size: int = 24
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: tuple[int, ...] | int = 7
+    qkv_bias: bool = True
+    mlp_ratio: float = 4.0
+    norm_name: Any = "instance"
+    num_groups: int | None = None
+    patch_norm: bool = False
+    normalize: bool = True
+    downsample: str = "merging"
+    use_v2: bool = False
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    dropout_path_rate: float = 0.0
+    use_checkpoint: bool = False
+    use_flash_attention: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    patch_size: InitVar[Any] = 2
+    use_hyena: InitVar[bool] = False
+
+    def __post_init__(self, patch_size: Any, use_hyena: bool) -> None:
+        if use_hyena:
+            raise InputError("`use_hyena` is not supported: hyena operators replace window attention; set it to False.")
+        if set(_as_tuple("patch_size", patch_size)) != {2}:
+            raise InputError(f"`patch_size` must be 2, got {patch_size}: the last decoder upsamples by a fixed factor of 2.")
+        for name in ("in_channels", "out_channels"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be a positive integer, got {getattr(self, name)!r}.")
+        if self.spatial_dims not in (2, 3):
+            raise InputError(f"`spatial_dims` must be 2 or 3, got {self.spatial_dims!r}.")
+        if not _is_int(self.feature_size) or self.feature_size < 12 or self.feature_size % 12:
+            raise InputError(
+                f"`feature_size` must be a multiple of 12, got {self.feature_size!r}; published models use 12, 24 and 48."
+            )
+        if self.downsample not in DOWNSAMPLE_MODES:
+            raise InputError(f"`downsample` must be one of {', '.join(DOWNSAMPLE_MODES)}, got {self.downsample!r}.")
+        self._check_stages()
+        self._check_norm()
+        self._check_rates()
+        for name in ("dtype", "param_dtype"):
+            self._set(name, _dtype_name(name, getattr(self, name)))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen once it is built
+
+    def _check_stages(self) -> None:
+        for name in ("depths", "num_heads"):
+            values = _as_tuple(name, getattr(self, name))
+            if len(values) != STAGES or min(values) < 1:
+                raise InputError(f"`{name}` must hold {STAGES} positive integers, one per stage, got {getattr(self, name)!r}.")
+            self._set(name, values)
+        for stage, heads in enumerate(self.num_heads):
+            if self.stage_width(stage) % heads:
+                raise InputError(
+                    f"`num_heads` of stage {stage + 1} must divide the stage's width: {self.stage_width(stage)} channels "
+                    f"(`feature_size` {self.feature_size} * {2**stage}) do not divide by {heads} heads."
+                )
+        window = _as_tuple("window_size", self.window_size)
+        window = window * self.spatial_dims if len(window) == 1 else window
+        if len(window) != self.spatial_dims or min(window) < 1:
+            raise InputError(
+                f"`window_size` must be a positive integer or {self.spatial_dims} of them, got {self.window_size!r}."
+            )
+        self._set("window_size", window)
+
+    def _check_norm(self) -> None:
+        norm, groups = self.norm_name, self.num_groups
+        if isinstance(norm, (tuple, list)) and len(norm) == 2 and isinstance(norm[1], Mapping):
+            norm, options = norm[0], dict(norm[1])
+            groups = options.pop("num_groups", groups)
+            if options:
+                raise InputError(f"`norm_name` takes no option but `num_groups`, got {', '.join(map(repr, options))}.")
+        norm = norm.lower() if isinstance(norm, str) else norm
+        if norm not in NORM_NAMES:
+            raise InputError(
+                f"`norm_name` must be 'instance', 'batch' or ('group', {{'num_groups': n}}), got {self.norm_name!r}."
+            )
+        if (norm == "group") != (groups is not None):
+            raise InputError(f"`num_groups` goes with the group norm alone: got norm {norm!r} and `num_groups` {groups!r}.")
+        if groups is not None and (not _is_int(groups) or groups < 1 or self.feature_size % groups):
+            raise InputError(f"`num_groups` must divide `feature_size` {self.feature_size}, got {groups!r}.")
+        self._set("norm_name", norm)
+        self._set("num_groups", groups)
+
+    def _check_rates(self) -> None:
+        if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.feature_size >= 1:
+            raise InputError(f"`mlp_ratio` must be a positive number, got {self.mlp_ratio!r}.")
+        self._set("mlp_ratio", float(self.mlp_ratio))
+        for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise InputError(f"`{name}` must be at least 0 and less than 1, got {value!r}.")
+            self._set(name, float(value))
+
+    def stage_width(self, stage: int) -> int:
+        """Channels of the tokens in stage 0 to 3 (and, for 4, of the encoder's last output)."""
+        return self.feature_size * 2**stage
+
+    def check_spatial(self, shape: tuple[int, ...]) -> None:
+        """Raises InputError unless the network can take a volume of this spatial shape."""
+        if len(shape) != self.spatial_dims:
+            raise InputError(f"expected {self.spatial_dims} spatial axes, got {len(shape)} in shape {tuple(shape)}.")
+        wrong = [axis for axis, size in enumerate(shape) if size < 1 or size % SIZE_MULTIPLE]
+        if wrong:
+            good = tuple(max(1, -(-size // SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in shape)
+            raise InputError(
+                f"every spatial size must be a multiple of {SIZE_MULTIPLE}: axes {wrong} of {tuple(shape)} are not; the next size that "
+                f"works is {good}."
+            )
+        if self.norm_name == "instance" and all(size == SIZE_MULTIPLE for size in shape):
+            good = (*shape[:-1], 2 * SIZE_MULTIPLE)
+            raise InputError(
+                f"a volume of {tuple(shape)} is one voxel at 1/{SIZE_MULTIPLE} resolution, where an instance norm has no variance; "
+                f"the smallest size that works is {good}."
+            )
+
+    def replace(self, **changes: Any) -> "SwinUNETRConfig":
+        """A copy with some fields changed, checked again."""
+        return SwinUNETRConfig.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only; `from_dict` reads it back, JSON included."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SwinUNETRConfig":
+        """The reverse of `to_dict`; unknown names are refused."""
+        values = dict(values)
+        if "norm_name" in values and values["norm_name"] != "group":
+            values["num_groups"] = None if isinstance(values["norm_name"], str) else values.get("num_groups")
+        known = {field.name for field in dataclasses.fields(cls)} | {"patch_size", "use_hyena"}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(
+                f"unknown configuration field {', '.join(map(repr, unknown))}; known are {', '.join(sorted(known))}."
+            )
+        missing = sorted({"in_channels", "out_channels"} - set(values))
+        if missing:
+            raise InputError(f"the configuration lacks {', '.join(map(repr, missing))}.")
+        return cls(**values)
+
+    @classmethod
+    def brats21(cls, **changes: Any) -> "SwinUNETRConfig":
+        """The paper's BraTS 2021 network: FLAIR, T1ce, T1, T2 in; tumour core, whole tumour, enhancing tumour out."""
+        return cls(**{"in_channels": 4, "out_channels": 3, "feature_size": 48, **changes})
+
+    @classmethod
+    def btcv(cls, **changes: Any) -> "SwinUNETRConfig":
+        """The BTCV abdominal CT network: one channel in, background and 13 organs out."""
+        return cls(**{"in_channels": 1, "out_channels": 14, "feature_size": 48, **changes})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _as_tuple(name: str, value: Any) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not values or not all(_is_int(item) for item in values):
+        raise InputError(f"`{name}` must be an integer or a sequence of integers, got {value!r}.")
+    return values
+
+
+def _dtype_name(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
+    if text not in DTYPES:
+        raise InputError(f"`{name}` must be one of {', '.join(DTYPES)}, got {value!r}.")
+    return text

@@ -1,0 +1,115 @@
+"""Swin UNETR (Hatamizadeh et al. 2022, arXiv 2201.01266): a Swin transformer encoder and a convolutional decoder with skips.
+
+    x ──────────────── encoder1 ──────────────────────────────────────── decoder1 ── out ── logits     full resolution
+    patch embedding ── encoder2 ───────────────────────────── decoder2 ──┘                             1/2
+    stage 0 ────────── encoder3 ────────────────── decoder3 ──┘                                        1/4
+    stage 1 ────────── encoder4 ─────── decoder4 ──┘                                                   1/8
+    stage 2 ─────────────── decoder5 ───┘                                                              1/16
+    stage 3 ── encoder10 ───┘                                                                          1/32
+
+Names are MONAI's. Unlike the paper's figure, stage 2's features enter decoder5 as they are, as in MONAI.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.blocks import ResBlock, UpBlock, named, run
+from swinunetr_jax.model.layers import Conv
+from swinunetr_jax.model.swin import SwinTransformer
+from swinunetr_jax.ops.norm import layer_norm
+
+
+class SwinUNETR(nnx.Module):
+    """The whole network.
+
+    Args:
+        config: what to build.
+        rngs: where the initial parameters come from, e.g. `nnx.Rngs(0)`.
+    """
+
+    def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.feature_size
+        self.swin = SwinTransformer(config, rngs=rngs)
+        self.encoder1 = ResBlock(config.in_channels, width, config, rngs=rngs)
+        self.encoder2 = ResBlock(width, width, config, rngs=rngs)
+        self.encoder3 = ResBlock(2 * width, 2 * width, config, rngs=rngs)
+        self.encoder4 = ResBlock(4 * width, 4 * width, config, rngs=rngs)
+        self.encoder10 = ResBlock(16 * width, 16 * width, config, rngs=rngs)
+        self.decoder5 = UpBlock(16 * width, 8 * width, config, rngs=rngs)
+        self.decoder4 = UpBlock(8 * width, 4 * width, config, rngs=rngs)
+        self.decoder3 = UpBlock(4 * width, 2 * width, config, rngs=rngs)
+        self.decoder2 = UpBlock(2 * width, width, config, rngs=rngs)
+        self.decoder1 = UpBlock(width, width, config, rngs=rngs)
+        self.out = Conv(width, config.out_channels, 1, config, bias=True, rngs=rngs)
+
+    def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
+        """Logits of a batch of volumes.
+
+        Args:
+            x: [b, d, h, w, in_channels] (2-D: [b, h, w, in_channels]); sizes are multiples of 32. Array axes are those of the scan as
+                nibabel gives them.
+            key: drives dropout and stochastic depth; without it the pass is deterministic.
+            train: a batch norm takes the batch's statistics instead of the running ones.
+
+        Returns:
+            [b, d, h, w, out_channels] in `config.dtype`.
+
+        Raises:
+            InputError: for a shape that the network cannot take.
+        """
+        return self.forward(x, key=key, train=train)[0]
+
+    def forward(self, x: Array, *, key: Array | None = None, train: bool = False) -> tuple[Array, dict[str, Array]]:
+        """As `__call__`, and also every intermediate by name, e.g. "stage2.block1", "hidden3", "encoder1", "decoder4".
+
+        In training with a batch norm the new running statistics are there too, under "batch_stats." and the variable's path; nothing
+        is updated in place: see `update_batch_stats`.
+        """
+        self._check(x)
+        x = jnp.asarray(x, self.config.dtype)
+        features, inside = self.swin(x, key)
+        hidden = [layer_norm(feature) for feature in features] if self.config.normalize else features
+        seen = named("swin", inside) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
+
+        def block(name: str, *inputs: Array) -> Array:
+            seen[name], stats = run(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
+            seen.update(named(f"batch_stats.{name}", stats))
+            return seen[name]
+
+        skip0 = block("encoder1", x)
+        skip1 = block("encoder2", hidden[0])
+        skip2 = block("encoder3", hidden[1])
+        skip3 = block("encoder4", hidden[2])
+        y = block("encoder10", hidden[4])
+        y = block("decoder5", y, hidden[3])
+        y = block("decoder4", y, skip3)
+        y = block("decoder3", y, skip2)
+        y = block("decoder2", y, skip1)
+        y = block("decoder1", y, skip0)
+        seen["logits"] = self.out(y)
+        return seen["logits"], seen
+
+    def update_batch_stats(self, seen: dict[str, Array]) -> None:
+        """Takes over the running statistics that a training pass of `forward` returned (outside of jit)."""
+        for name, value in seen.items():
+            if name.startswith("batch_stats."):
+                *path, leaf = name.split(".")[1:]
+                module = self
+                for part in path:
+                    module = getattr(module, part)
+                getattr(module, leaf)[...] = value
+
+    def _check(self, x: Array) -> None:
+        axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"
+        if x.ndim != self.config.spatial_dims + 2:
+            raise InputError(f"the network takes {axes}, got shape {tuple(x.shape)}.")
+        if x.shape[-1] != self.config.in_channels:
+            raise InputError(
+                f"the network has {self.config.in_channels} input channels, got {x.shape[-1]} in shape {tuple(x.shape)}; channels come "
+                f"last: {axes}."
+            )
+        self.config.check_spatial(tuple(x.shape[1:-1]))

@@ -1,0 +1,222 @@
+"""MONAI's Swin UNETR state dict, read and written: one table of names and layouts, used in both directions.
+
+`entries(config)` lists every tensor of a network with MONAI's name, our path and how the two layouts relate. Nothing is guessed: a
+name that is not in the list is unexpected, a name of the list that is absent is missing, and either is an error unless a partial
+load was asked for. Files in other wrappings are brought to MONAI's names first, by the fixed rules of `LAYOUTS`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from swinunetr_jax.config import STAGES, SwinUNETRConfig
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.windows import relative_index
+
+Tensors = dict[str, np.ndarray]
+
+# ---- the table -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor of MONAI's becomes ours and back."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+def _move(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(axes))
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(lambda a: _move(a, (1, 0)), lambda a: _move(a, (1, 0)))  # [out, in] <-> [in, out]
+CONV = Layout(  # [out, in, *k] <-> [*k, in, out]
+    lambda a: _move(a, (*range(2, a.ndim), 1, 0)), lambda a: _move(a, (a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)))
+)
+UPCONV = Layout(  # [in, out, *k] <-> [*k, in, out]
+    lambda a: _move(a, (*range(2, a.ndim), 0, 1)), lambda a: _move(a, (a.ndim - 2, a.ndim - 1, *range(a.ndim - 2)))
+)
+COUNT = Layout(lambda a: a.astype(np.int32), lambda a: a.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: MONAI's name, our path, the layout between them. `path` is None for a buffer that we compute."""
+
+    name: str
+    path: str | None
+    layout: Layout = SAME
+
+
+def entries(config: SwinUNETRConfig) -> list[Entry]:
+    """Every entry of MONAI's state dict for this network."""
+    table = [
+        Entry("swinViT.patch_embed.proj.weight", "swin.patch_embed.proj.kernel", CONV),
+        Entry("swinViT.patch_embed.proj.bias", "swin.patch_embed.proj.bias"),
+    ]
+    if config.patch_norm:
+        table += _affine("swinViT.patch_embed.norm", "swin.patch_embed.norm")
+    for stage in range(STAGES):
+        theirs, ours = f"swinViT.layers{stage + 1}.0", f"swin.stages.{stage}"
+        for block in range(config.depths[stage]):
+            table += _swin_block(f"{theirs}.blocks.{block}", f"{ours}.blocks.{block}", config)
+        table.append(Entry(f"{theirs}.downsample.reduction.weight", f"{ours}.merge.reduction.kernel", LINEAR))
+        table += _affine(f"{theirs}.downsample.norm", f"{ours}.merge.norm")
+        if config.use_v2:
+            table += _res_block(f"swinViT.layers{stage + 1}c.0.layer", f"swin.convs.{stage}", "instance", shortcut=False)
+    shortcut = config.in_channels != config.feature_size
+    table += _res_block("encoder1.layer", "encoder1", config.norm_name, shortcut=shortcut)
+    for name in ("encoder2", "encoder3", "encoder4", "encoder10"):
+        table += _res_block(f"{name}.layer", name, config.norm_name, shortcut=False)
+    for name in ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"):
+        table.append(Entry(f"{name}.transp_conv.conv.weight", f"{name}.up.kernel", UPCONV))
+        table += _res_block(f"{name}.conv_block", f"{name}.block", config.norm_name, shortcut=True)
+    table += [Entry("out.conv.conv.weight", "out.kernel", CONV), Entry("out.conv.conv.bias", "out.bias")]
+    return table
+
+
+def _affine(theirs: str, ours: str) -> list[Entry]:
+    return [Entry(f"{theirs}.weight", f"{ours}.scale"), Entry(f"{theirs}.bias", f"{ours}.bias")]
+
+
+def _linear(theirs: str, ours: str, bias: bool = True) -> list[Entry]:
+    weight = Entry(f"{theirs}.weight", f"{ours}.kernel", LINEAR)
+    return [weight, Entry(f"{theirs}.bias", f"{ours}.bias")] if bias else [weight]
+
+
+def _swin_block(theirs: str, ours: str, config: SwinUNETRConfig) -> list[Entry]:
+    return [
+        *_affine(f"{theirs}.norm1", f"{ours}.norm1"),
+        Entry(f"{theirs}.attn.relative_position_bias_table", f"{ours}.attn.relative_position_bias"),
+        Entry(f"{theirs}.attn.relative_position_index", None),
+        *_linear(f"{theirs}.attn.qkv", f"{ours}.attn.qkv", config.qkv_bias),
+        *_linear(f"{theirs}.attn.proj", f"{ours}.attn.proj"),
+        *_affine(f"{theirs}.norm2", f"{ours}.norm2"),
+        *_linear(f"{theirs}.mlp.linear1", f"{ours}.mlp.linear1"),
+        *_linear(f"{theirs}.mlp.linear2", f"{ours}.mlp.linear2"),
+    ]
+
+
+def _res_block(theirs: str, ours: str, norm: str, *, shortcut: bool) -> list[Entry]:
+    table = []
+    for index in (1, 2, 3) if shortcut else (1, 2):
+        table.append(Entry(f"{theirs}.conv{index}.conv.weight", f"{ours}.conv{index}.kernel", CONV))
+        if norm != "instance":
+            table += _affine(f"{theirs}.norm{index}", f"{ours}.norm{index}")
+        if norm == "batch":
+            table += [
+                Entry(f"{theirs}.norm{index}.running_mean", f"{ours}.norm{index}.mean"),
+                Entry(f"{theirs}.norm{index}.running_var", f"{ours}.norm{index}.var"),
+                Entry(f"{theirs}.norm{index}.num_batches_tracked", f"{ours}.norm{index}.count", COUNT),
+            ]
+    return table
+
+
+def to_monai(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> Tensors:
+    """Our flat parameters as a state dict that MONAI loads with strict=True (buffers included)."""
+    index = relative_index(config.window_size).astype(np.int64)
+    return {e.name: index if e.path is None else e.layout.write(np.asarray(params[e.path])) for e in entries(config)}
+
+
+# ---- files in other wrappings ----------------------------------------------------------------------------------------------------
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network")
+_ROOTS = re.compile(r"(swinViT|encoder(1|2|3|4|10)|decoder[1-5]|out)\.")
+_OWN_PREFIXES = ("swinViT", "swin_vit", "encoder")  # a file of the encoder alone may share these among all its names
+
+# Names in files of self-supervised training, none of which is a name of MONAI's network. An empty replacement: not a part of it.
+LAYOUTS = (
+    (r"^(rotation_head|contrastive_head|convTrans3d|conv|norm|mask_token)(\..*)?$", ""),
+    (r"^encoder\.(mask_token|norm\.(weight|bias))$", ""),
+    (r"^encoder\.(layers[1-4])\.0\.0\.", r"swinViT.\1.0."),
+    (r"^encoder\.patch_embed\.", "swinViT.patch_embed."),
+    (r"^swin_vit\.", "swinViT."),
+    (r"^(patch_embed|layers[1-4]c?)\.", r"swinViT.\1."),
+    (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
+)
+_RECONSTRUCTION = re.compile(r"encoder\.layers1\.0\.0\.")  # such a file's output layer reconstructs images, it does not segment
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file's tensors under MONAI's names, and the names of those that are not part of the network."""
+
+    path: str
+    tensors: Tensors
+    left: tuple[str, ...]
+
+
+def unwrap(content: object, path: str) -> Source:
+    """Finds the state dict in a file's content and brings its names to MONAI's.
+
+    Raises:
+        InputError: where there is no state dict, none of its names is a Swin UNETR's, or two names become the same.
+    """
+    for _ in range(3):
+        inner = [key for key in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        content = content[inner[0]] if inner else content
+    state = {k: v for k, v in content.items() if isinstance(v, np.ndarray)} if isinstance(content, Mapping) else {}
+    if not state:
+        raise InputError(
+            f"{path} holds no state dict: expected tensors by name, or a dict of them under {', '.join(_CONTAINERS)}."
+        )
+    state = _strip_common_prefix(state)
+    reconstruction = any(_RECONSTRUCTION.match(name) for name in state)
+    tensors, left = {}, []
+    for name, tensor in state.items():
+        new = "" if reconstruction and name.startswith("out.") else name
+        for pattern, replacement in LAYOUTS:
+            new = re.sub(pattern, replacement, new)
+        if not new:
+            left.append(name)
+        elif new in tensors:
+            raise InputError(f"{path} holds {new!r} twice, under names of two layouts.")
+        else:
+            tensors[new] = tensor
+    if not any(_ROOTS.match(name) for name in tensors):
+        some = ", ".join(sorted(state)[:5])
+        raise InputError(f"{path} is not a Swin UNETR checkpoint: none of its {len(state)} names fits; the first are {some}.")
+    return Source(path, tensors, tuple(left))
+
+
+def _strip_common_prefix(state: Tensors) -> Tensors:
+    """Drops leading name parts that all names share (module., net., model., …), but none of the network's own."""
+    while True:
+        first = {name.split(".", 1)[0] for name in state}
+        if len(first) > 1 or not all("." in name for name in state) or first & set(_OWN_PREFIXES):
+            return state
+        state = {name.split(".", 1)[1]: tensor for name, tensor in state.items()}
+
+
+# ---- from tensors to parameters --------------------------------------------------------------------------------------------------
+
+
+def from_monai(source: Source, config: SwinUNETRConfig, expected: Mapping[str, tuple[int, ...]]) -> tuple[Tensors, list[str]]:
+    """Our flat parameters from tensors under MONAI's names, and what is wrong with them, a line per name.
+
+    Args:
+        expected: shape of each of our parameters.
+    """
+    params, faults = {}, []
+    index = relative_index(config.window_size)
+    table = entries(config)
+    for entry in table:
+        tensor = source.tensors.get(entry.name)
+        if entry.path is None:
+            if tensor is not None and not np.array_equal(tensor, index):
+                faults.append(f"{entry.name}: the file's index table {tensor.shape} is not that of window {config.window_size}")
+        elif tensor is None:
+            faults.append(f"{entry.name}: missing in the file")
+        elif tensor.ndim != len(expected[entry.path]) or entry.layout.read(tensor).shape != expected[entry.path]:
+            shape = entry.layout.write(np.broadcast_to(np.int8(0), expected[entry.path])).shape
+            faults.append(f"{entry.name}: shape {tensor.shape} in the file, {shape} in the network")
+            params[entry.path] = tensor
+        else:
+            params[entry.path] = entry.layout.read(tensor)
+    unexpected = sorted(set(source.tensors) - {entry.name for entry in table})
+    faults += [f"{name}: {source.tensors[name].shape} in the file, not in the network" for name in unexpected]
+    return params, faults
