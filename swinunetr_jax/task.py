@@ -74,6 +74,16 @@ class Task:
             if got != want:
                 raise InputError(f"the task names {got} {name}, the network has {want}.")
 
+    def with_et_label(self, label: int) -> "Task":
+        """The same regions with the enhancing tumour under another label: 4 up to BraTS 2022, 3 from 2023. Others stay as they are."""
+        old = next((output.value for output in self.outputs if output.name == "ET" and output.value in (3, 4)), label)
+
+        def swap(value: int) -> int:
+            return label if value == old else value
+
+        outputs = tuple(Output(name=o.name, value=swap(o.value), members=tuple(map(swap, o.members))) for o in self.outputs)
+        return dataclasses.replace(self, outputs=outputs)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only."""
         return dataclasses.asdict(self)

@@ -20,7 +20,8 @@ BLENDS = ("constant", "gaussian")
 MIN_IMPORTANCE = 1e-3
 
 Predictor = Callable[[jax.Array], jax.Array]
-Finish = Callable[[jax.Array], jax.Array]
+Finish = Callable[[jax.Array], tuple[jax.Array, ...]]
+Progress = Callable[[int, int], None]
 
 
 def sliding_window_inference(
@@ -52,7 +53,7 @@ def sliding_window_inference(
     volumes = []
     for volume in inputs:
         plan = Plan.of(volume.shape[:-1], roi_size, overlap)
-        slabs = [slab for slab, _ in predict_slabs(volume, plan, sw_batch_size, predictor, mode=mode, sigma_scale=sigma_scale)]
+        slabs = [slab for (slab,) in predict_slabs(volume, plan, sw_batch_size, predictor, mode=mode, sigma_scale=sigma_scale)]
         volumes.append(plan.crop(np.concatenate(slabs)))
     return np.stack(volumes)
 
@@ -103,13 +104,19 @@ def predict_slabs(
     mode: str,
     sigma_scale: float = 0.125,
     finish: Finish | None = None,
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Finished planes of the padded volume, from the first axis' low end on, as [planes, …], with the number of windows done so far.
+    progress: Progress | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Finished planes of the padded volume, from the first axis' low end on.
 
     Args:
         volume: [*grid, c], on the host.
-        finish: applied on the device to a slab's averaged logits [planes, …, c_out]; its result must keep the spatial axes, such as
-            an argmax. Without it the logits come as they are.
+        finish: applied on the device to a slab's averaged logits [planes, …, c_out]; its results must keep the spatial axes, as an
+            argmax does. Without it the logits come as they are.
+
+        progress: called with windows done and windows in all, one call behind the device so that it never waits.
+
+    Yields:
+        The results of `finish` (or the logits alone), each [planes, …].
     """
     if batch < 1:
         raise InputError(f"`sw_batch_size` must be at least 1, got {batch}.")
@@ -119,7 +126,7 @@ def predict_slabs(
     offsets = np.concatenate([np.zeros((len(offsets), 1), offsets.dtype), offsets], 1).astype(np.int32)
     rows, depth = plan.starts[0], plan.roi[0]
     total = weight = None
-    done = 0
+    done, before = 0, None
     for index, row in enumerate(rows):
         slab = jnp.asarray(volume[row : row + depth])
         for first in range(0, len(offsets), batch):
@@ -132,11 +139,18 @@ def predict_slabs(
                 total = jnp.zeros((*slab.shape[:-1], logits.shape[-1]), jnp.promote_types(logits.dtype, jnp.float32))
                 weight = jnp.zeros(slab.shape[:-1], total.dtype)
             total, weight = _add(total, weight, logits, importance, chosen, live)
+            if progress and done:
+                jax.block_until_ready(before)
+                progress(done, plan.windows)
+            before = logits
             done += live
         step = rows[index + 1] - row if index + 1 < len(rows) else depth
-        averaged = _average(total, weight) if finish is None else finish(_average(total, weight))
-        yield np.asarray(averaged[:step]), done
+        averaged = _average(total, weight)
+        results = (averaged,) if finish is None else finish(averaged)
+        yield tuple(np.asarray(result[:step]) for result in results)
         total, weight = _move_up(total, step), _move_up(weight, step)
+    if progress:
+        progress(done, plan.windows)
 
 
 @functools.lru_cache(maxsize=8)

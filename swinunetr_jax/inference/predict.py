@@ -1,0 +1,164 @@
+"""A prepared scan in, a label map on the scan's own grid out."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.nifti import Volume
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.prepare import Prepared, prepare
+from swinunetr_jax.inference.sliding_window import BLENDS, Plan, Progress, predict_slabs
+from swinunetr_jax.model.unetr import SwinUNETR
+from swinunetr_jax.task import Task
+
+DEFAULT_ROI = (96, 96, 96)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Arrays lie on the scan's own grid: `labels` uint8 [x, y, z], `probabilities` float32 [x, y, z, c] or None."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+    scan: Volume
+    windows: int
+    notes: tuple[str, ...]
+
+
+class Segmenter:
+    """Networks, and how they are run over a scan.
+
+    Args:
+        models: one network, or several as an ensemble whose logits are averaged; 3-D, all with the task's channels and outputs.
+        task: what they were trained for.
+        roi: window size, multiples of 32; by default the task's, else 96³.
+        overlap: of neighbouring windows, 0 to less than 1.
+        blend: "gaussian" or "constant" weights within a window.
+        batch: windows per call of the network.
+        mirror: also run every window mirrored along all combinations of axes, and average the logits (8 times the work).
+
+    Raises:
+        InputError: an argument out of range, or networks that do not fit the task.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[SwinUNETR],
+        task: Task,
+        *,
+        roi: tuple[int, ...] | None = None,
+        overlap: float = 0.5,
+        blend: str = "gaussian",
+        batch: int = 1,
+        mirror: bool = False,
+    ):
+        for model in models:
+            if model.config.spatial_dims != 3:
+                raise InputError("a 2-D network cannot segment volumes; predict takes 3-D networks.")
+            task.check(model.config)
+            if model.config.in_channels != models[0].config.in_channels:
+                raise InputError("the networks of an ensemble must take the same input channels.")
+        self.task = task
+        self.roi = tuple(roi or task.roi or DEFAULT_ROI)
+        if len(self.roi) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.roi):
+            raise InputError(f"the roi must be three multiples of {SIZE_MULTIPLE}, got {self.roi}.")
+        models[0].config.check_spatial(self.roi)
+        if blend not in BLENDS:
+            raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
+        if batch < 1:
+            raise InputError(f"the batch must be at least 1, got {batch}.")
+        if not 0 <= overlap < 1:
+            raise InputError(f"the overlap must be at least 0 and less than 1, got {overlap}.")
+        self.overlap, self.blend, self.batch = overlap, blend, batch
+        self.in_channels = models[0].config.in_channels
+        axes = (1, 2, 3)
+        flips = [c for n in range(4) for c in itertools.combinations(axes, n)] if mirror else [()]
+        self._networks = [_network(model) for model in models]
+        self._flips = flips
+
+    def plan(self, shape: tuple[int, ...]) -> Plan:
+        """Where the windows lie on a volume of this shape."""
+        return Plan.of(shape, self.roi, self.overlap)
+
+    def logits(self, patches: jax.Array) -> jax.Array:
+        """The ensemble's averaged logits of patches [n, *roi, c]."""
+        total = None
+        for network, axes in itertools.product(self._networks, self._flips):
+            y = jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
+            total = y if total is None else total + y
+        count = len(self._networks) * len(self._flips)
+        return total if count == 1 else total / count
+
+    def segment(
+        self, case: Case, *, probabilities: bool = False, et_label: int | None = None, progress: Progress | None = None
+    ) -> Segmentation:
+        """Reads and segments a case.
+
+        Args:
+            probabilities: also return each output's probability (regions) or the softmax (classes).
+            et_label: for BraTS, the value to write for the enhancing tumour, by default the task's.
+            progress: called with windows done and windows in all.
+
+        Raises:
+            InputError: the case is unsound; nothing is returned.
+        """
+        return self.segment_prepared(
+            prepare(case, self.task, self.in_channels),
+            probabilities=probabilities,
+            et_label=et_label,
+            progress=progress,
+        )
+
+    def segment_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        probabilities: bool = False,
+        et_label: int | None = None,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """As `segment`, for a case that was prepared already."""
+        task = self.task if et_label is None else self.task.with_et_label(et_label)
+        plan = self.plan(prepared.array.shape[:3])
+        finish = _finish(task, probabilities)
+        slabs = predict_slabs(prepared.array, plan, self.batch, self.logits, mode=self.blend, finish=finish, progress=progress)
+        parts = [np.concatenate(part) for part in zip(*slabs)]
+        parts = [prepared.back.apply(plan.crop(part)) for part in parts]
+        return Segmentation(parts[0], parts[1] if probabilities else None, prepared.scan, plan.windows, prepared.notes)
+
+
+def _network(model: SwinUNETR) -> Callable[[jax.Array], jax.Array]:
+    structure, state = nnx.split(model)
+    run = _compiled(structure)
+    return lambda patches: run(state, patches)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(structure: nnx.GraphDef) -> Callable[[nnx.State, jax.Array], jax.Array]:
+    # the parameters are an argument, so that networks of one structure share one program
+    return jax.jit(lambda state, patches: nnx.merge(structure, state)(patches))
+
+
+def _finish(task: Task, probabilities: bool) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+    """From averaged logits [..., c] to labels (and probabilities), on the device."""
+    values = np.array([output.value for output in task.outputs], np.uint8)
+
+    @jax.jit
+    def finish(logits: jax.Array) -> tuple[jax.Array, ...]:
+        if task.kind == "classes":
+            labels = jnp.asarray(values)[jnp.argmax(logits, axis=-1)]
+            return (labels, jax.nn.softmax(logits, axis=-1)) if probabilities else (labels,)
+        labels = jnp.zeros(logits.shape[:-1], jnp.uint8)
+        for channel in task.paint:
+            labels = jnp.where(logits[..., channel] > 0, values[channel], labels)  # a probability above one half
+        return (labels, jax.nn.sigmoid(logits)) if probabilities else (labels,)
+
+    return finish

@@ -1,0 +1,80 @@
+"""Pictures that people look at."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from swinunetr_jax.data.nifti import Volume, reorient
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Task
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; beyond them the order repeats.
+COLOURS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
+_VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+
+
+def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, scan: Volume, task: Task, title: str) -> None:
+    """Three slices of a scan, plain and with the labels over it, as a PNG.
+
+    Slices are those with the most labelled voxels, else the middle ones, seen as radiologists do: axial from below, so that the
+    patient's right is on the left, and anterior or superior on top.
+
+    Args:
+        image: [x, y, z] on the scan's grid.
+        labels: uint8 [x, y, z] on the same grid.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    image, affine, _ = reorient(image, scan.affine, "LAS")
+    labels = reorient(labels, scan.affine, "LAS")[0]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    inside = image[image != 0]
+    low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
+    grey = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+    present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
+    colours = {output.value: COLOURS[i % len(COLOURS)] for i, output in enumerate(o for o in task.outputs if o.value)}
+    figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
+    axes = figure.subplots(2, 3)
+    for column, (view, axis) in enumerate(_VIEWS):
+        at = _fullest(labels, axis)
+        plane = np.take(grey, at, axis).T[::-1]
+        marks = np.take(labels, at, axis).T[::-1]
+        rest = [a for a in range(3) if a != axis]
+        aspect = spacing[rest[1]] / spacing[rest[0]]
+        overlay = np.repeat(plane[..., None], 3, -1)
+        for value, colour in colours.items():
+            where = marks == value
+            overlay[where] = 0.45 * overlay[where] + 0.55 * np.array(to_rgb(colour))
+        for row, picture in enumerate((np.repeat(plane[..., None], 3, -1), overlay)):
+            axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
+            axes[row, column].set_axis_off()
+        axes[0, column].set_title(f"{view}, slice {at + 1} of {labels.shape[axis]}", color="white", fontsize=10)
+    handles = [Patch(color=colours[output.value], label=f"{output.name} ({output.value})") for output in present]
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(len(handles), 6),
+            facecolor="black",
+            labelcolor="white",
+            frameon=False,
+        )
+    figure.suptitle(title if present else f"{title}: nothing was found", color="white", fontsize=12)
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=110)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fullest(labels: np.ndarray, axis: int) -> int:
+    counts = (labels > 0).sum(tuple(a for a in range(3) if a != axis))
+    return int(counts.argmax()) if counts.any() else labels.shape[axis] // 2

@@ -1,0 +1,288 @@
+"""`swinunetr predict` and `convert` as a user runs them, on small scans made here and, where present, on a real one."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from flax import nnx
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
+from swinunetr_jax.data.cases import Case
+from swinunetr_jax.inference.predict import Segmenter
+
+ROI = ("64", "32", "32")
+BRATS = ("flair", "t1ce", "t1", "t2")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network of random weights whose outputs are balanced enough that every label occurs."""
+    path = tmp_path_factory.mktemp("model") / "net"
+    network = SwinUNETR(SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12), rngs=nnx.Rngs(0))
+    network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
+    save_checkpoint(path, network, task=Task.brats(roi=(64, 32, 32)))
+    return path
+
+
+def write_case(folder, name="BraTS2021_00001", shape=(50, 40, 34), affine=None, ends=None, sep="_"):
+    rng = np.random.default_rng(1)
+    case = folder / name
+    case.mkdir(parents=True)
+    brain = np.ones(shape, bool)
+    brain[:6] = brain[-5:] = False
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if affine is None else affine
+    for end in ends or BRATS:
+        image = np.where(brain, rng.gamma(4.0, 90.0, shape), 0).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, affine), case / f"{name}{sep}{end}.nii.gz")
+    return case
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(a) for a in arguments])
+    return stopped.value.code
+
+
+def read(path):
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image
+
+
+def test_a_case_folder(model, tmp_path, capsys):
+    case = write_case(tmp_path)
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model, "--preview", "--probabilities") == 0
+    labels, image = read(tmp_path / "out/BraTS2021_00001.nii.gz")
+    source = nib.load(case / "BraTS2021_00001_flair.nii.gz")
+    assert labels.dtype == np.uint8
+    assert labels.shape == source.shape
+    assert set(np.unique(labels)) <= {0, 1, 2, 4}
+    assert len(np.unique(labels)) > 2
+    np.testing.assert_array_equal(image.affine, source.affine)
+    probabilities, _ = read(tmp_path / "out/BraTS2021_00001_probabilities.nii.gz")
+    assert probabilities.shape == (*labels.shape, 3)
+    whole = probabilities[..., 1] > 0.5
+    np.testing.assert_array_equal((labels == 4) | (labels == 1) | ((labels == 2) & whole), labels > 0)
+    np.testing.assert_array_equal(labels == 4, probabilities[..., 2] > 0.5)
+    assert (tmp_path / "out/BraTS2021_00001.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((tmp_path / "out/predict.json").read_text())
+    entry = report["cases"]["BraTS2021_00001"]
+    assert report["settings"]["weights"] == [open_checkpoint(model).digest]
+    assert entry["windows"] == 3
+    assert entry["volumes_ml"]["ET"] == pytest.approx((labels == 4).sum() / 1000, abs=1e-3)
+    assert "3 windows" in capsys.readouterr().out
+
+
+def test_since_2023_the_enhancing_tumour_is_3(model, tmp_path):
+    case = write_case(tmp_path, "BraTS-GLI-00001-000", ends=("t2f", "t1c", "t1n", "t2w"), sep="-")
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model) == 0
+    labels, _ = read(tmp_path / "out/BraTS-GLI-00001-000.nii.gz")
+    assert 3 in labels
+    assert 4 not in labels
+
+
+def test_channels_go_by_name_not_by_order(model, tmp_path):
+    case = write_case(tmp_path)
+    files = [case / f"{case.name}_{end}.nii.gz" for end in BRATS]
+    assert run("predict", "-i", *files, "-o", tmp_path / "a", "-m", model) == 0
+    assert run("predict", "-i", *files[::-1], "-o", tmp_path / "b", "-m", model) == 0
+    first, _ = read(next((tmp_path / "a").glob("*.nii.gz")))
+    second, _ = read(next((tmp_path / "b").glob("*.nii.gz")))
+    np.testing.assert_array_equal(first, second)
+
+
+def turned(source, target, codes, tilt=0.0):
+    """A copy of a case in another orientation, its grid tilted by some radians about x."""
+    target.mkdir(parents=True)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
+    for path in source.iterdir():
+        image = nib.load(path)
+        ornt = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes))
+        image = image.as_reoriented(ornt)
+        nib.save(
+            nib.Nifti1Image(np.asarray(image.dataobj), rotation @ image.affine),
+            target / path.name.replace(source.name, target.name),
+        )
+    return target
+
+
+@pytest.mark.parametrize(("codes", "tilt"), [("RAS", 0.0), ("SPL", 0.0), ("PIR", 0.0), ("RAS", 0.3)])
+def test_any_orientation_gives_the_same_segmentation_on_its_own_grid(model, tmp_path, codes, tilt):
+    case = write_case(tmp_path)
+    other = turned(case, tmp_path / "turned" / "BraTS2021_00002", codes, tilt)
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model) == 0
+    assert run("predict", "-i", other, "-o", tmp_path / "out", "-m", model) == 0
+    labels, image = read(tmp_path / "out/BraTS2021_00001.nii.gz")
+    again, other_image = read(tmp_path / "out/BraTS2021_00002.nii.gz")
+    source = nib.load(next(other.iterdir()))
+    np.testing.assert_array_equal(other_image.affine, source.affine)
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(codes), nib.io_orientation(image.affine))
+    np.testing.assert_array_equal(nib.orientations.apply_orientation(again, back), labels)
+
+
+def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, capsys):
+    case = write_case(tmp_path)
+    arguments = ("predict", "-i", case, "-o", tmp_path / "out", "-m", model)
+    assert run(*arguments) == 0
+    before = (tmp_path / "out/BraTS2021_00001.nii.gz").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert (tmp_path / "out/BraTS2021_00001.nii.gz").stat().st_mtime_ns == before
+    assert run(*arguments, "--blend", "constant") == 0  # other settings, another result
+    assert "skipped" not in capsys.readouterr().out
+    (tmp_path / "out/BraTS2021_00001.nii.gz").write_bytes(b"cut short")
+    assert run(*arguments, "--blend", "constant") == 0
+    assert read(tmp_path / "out/BraTS2021_00001.nii.gz")[0].ndim == 3
+
+
+def test_a_bad_case_does_not_stop_the_others(model, tmp_path, capsys):
+    data = tmp_path / "data"
+    for name in ("a", "b", "c", "d"):
+        write_case(data, f"BraTS2021_{name}")
+    bad = data / "BraTS2021_a" / "BraTS2021_a_t1.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    (data / "BraTS2021_b" / "BraTS2021_b_t2.nii.gz").unlink()
+    image = nib.load(data / "BraTS2021_c" / "BraTS2021_c_t1.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), data / "BraTS2021_c" / "BraTS2021_c_t1.nii.gz")
+    assert run("predict", "-i", data, "-o", tmp_path / "out", "-m", model) == 1
+    errors = capsys.readouterr().err
+    assert "BraTS2021_a_t1.nii.gz" in errors
+    assert "T2" in errors
+    assert "constant" in errors
+    assert "3 of 4 cases failed" in errors
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["BraTS2021_d.nii.gz", "predict.json"]
+    report = json.loads((tmp_path / "out/predict.json").read_text())["cases"]
+    assert "error" in report["BraTS2021_a"]
+    assert "error" not in report["BraTS2021_d"]
+
+
+def test_other_peoples_files_are_not_replaced(model, tmp_path, capsys):
+    case = write_case(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/BraTS2021_00001.nii.gz").write_bytes(b"precious")
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model) == 1
+    assert (tmp_path / "out/BraTS2021_00001.nii.gz").read_bytes() == b"precious"
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model, "--overwrite") == 0
+
+
+def test_mirroring_and_an_ensemble_average_logits(model, tmp_path):
+    case = write_case(tmp_path)
+    files = tuple(case / f"{case.name}_{end}.nii.gz" for end in BRATS)
+    network = load_checkpoint(model)
+    task = Task.brats(roi=(64, 32, 32))
+    other = SwinUNETR(network.config, rngs=nnx.Rngs(1))
+    x = np.random.default_rng(0).normal(size=(1, 64, 32, 32, 4)).astype(np.float32)
+    mean = (np.asarray(network(x)) + np.asarray(other(x))) / 2
+    np.testing.assert_allclose(Segmenter([network, other], task).logits(x), mean, atol=1e-5)
+    mirrored = Segmenter([network], task, mirror=True)
+    np.testing.assert_allclose(mirrored.logits(x[:, ::-1, :, ::-1]), np.asarray(mirrored.logits(x))[:, ::-1, :, ::-1], atol=1e-5)
+    result = Segmenter([network, other], task, overlap=0.0).segment(Case("x", files, BRATS))
+    assert result.labels.shape == (50, 40, 34)
+
+
+def test_every_checkpoint_format_gives_the_same_labels(model, tmp_path):
+    case = write_case(tmp_path)
+    assert run("convert", model, tmp_path / "net.pt") == 0
+    assert run("convert", tmp_path / "net.pt", tmp_path / "net.safetensors", "--downsample", "merging") == 0
+    results = []
+    for name, more in ((model, ()), (tmp_path / "net.pt", ("--downsample", "merging")), (tmp_path / "net.safetensors", ())):
+        out = tmp_path / f"out{len(results)}"
+        assert run("predict", "-i", case, "-o", out, "-m", name, "--roi", *ROI, *more) == 0
+        results.append(read(out / "BraTS2021_00001.nii.gz")[0])
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_classes(tmp_path):
+    network = SwinUNETR(SwinUNETRConfig(in_channels=1, out_channels=3, feature_size=12), rngs=nnx.Rngs(0))
+    save_checkpoint(tmp_path / "net", network, task=Task.classes(3, roi=(64, 32, 32)))
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(100, 9, (20, 33, 31)).astype(np.float32), np.eye(4))
+    nib.save(image, tmp_path / "scan.nii.gz")
+    assert run("predict", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "out", "-m", tmp_path / "net") == 0
+    assert set(np.unique(read(tmp_path / "out/scan.nii.gz")[0])) <= {0, 1, 2}
+
+
+def test_bad_input_is_one_sentence(model, tmp_path, capsys):
+    case = write_case(tmp_path)
+    out = ("-o", tmp_path / "out")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    commands = {
+        "does not exist": ("predict", "-i", tmp_path / "no", *out, "-m", model),
+        "no.pt": ("predict", "-i", case, *out, "-m", tmp_path / "no.pt"),
+        "multiples of 32": ("predict", "-i", case, *out, "-m", model, "--roi", 60, 64, 64),
+        "overlap": ("predict", "-i", case, *out, "-m", model, "--overlap", 1),
+        "cannot be written": ("predict", "-i", case, "-o", blocked / "out", "-m", model),
+        "downsample": ("convert", model, tmp_path / "x", "--downsample", "legacy"),
+        "exists already": ("convert", model, case),
+        "--labels": ("predict", "-i", case, *out, "-m", model, "--labels", "a", "b"),
+    }
+    for text, command in commands.items():
+        assert run(*command) == 2, text
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert printed.count("\n") == 1, printed
+        assert text in printed
+        assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_info(model, tmp_path, capsys):
+    assert run("info", model) == 0
+    text = capsys.readouterr().out
+    assert "FLAIR, T1ce, T1, T2" in text
+    assert "TC = 1, WT = 2, ET = 4" in text
+    assert run("info", model, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["config"]["feature_size"] == 12
+    assert run("convert", model, tmp_path / "net.pt") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path / "net.pt") == 0
+    assert "not told by the file" in capsys.readouterr().out
+
+
+def test_a_real_scan_equals_monais_own_pipeline(shared_data, tmp_path):
+    """A corner of a four-modality brain MRI, small enough for every run; both blends."""
+    torch = pytest.importorskip("torch")
+    from monai import transforms as mt
+    from monai.inferers import sliding_window_inference
+    from monai.networks.nets import SwinUNETR as Reference
+
+    names = ("FLAIR", "T1POST", "T1", "T2")
+    case = tmp_path / "patient19"
+    case.mkdir()
+    for name in names:
+        image = nib.load(shared_data / "open_ms/patient19" / f"{name}.nii.gz").slicer[60:130, 70:140, 60:120]
+        nib.save(image, case / f"{name}.nii.gz")
+    torch.manual_seed(0)
+    reference = Reference(4, 3, feature_size=12).eval()
+    torch.save(reference.state_dict(), tmp_path / "net.pt")
+    load = mt.Compose(
+        [
+            mt.LoadImage(ensure_channel_first=True, image_only=True),
+            mt.Orientation("LPS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            mt.NormalizeIntensity(nonzero=True, channel_wise=True),
+        ]
+    )
+    image = torch.as_tensor(load([case / f"{name}.nii.gz" for name in names]))[None]
+    for blend in ("gaussian", "constant"):
+        with torch.no_grad():
+            logits = sliding_window_inference(image, (64, 64, 64), 1, reference, overlap=0.5, mode=blend)[0].numpy()
+        expected = np.zeros(logits.shape[1:], np.uint8)
+        for channel, value in ((1, 2), (0, 1), (2, 4)):
+            expected[logits[channel] > 0] = value
+        out = tmp_path / blend
+        options = ("--downsample", "merging", "--roi", 64, 64, 64, "--blend", blend)
+        assert run("predict", "-i", case, "-o", out, "-m", tmp_path / "net.pt", *options) == 0
+        labels, written = read(out / "patient19.nii.gz")
+        to_lps = nib.orientations.ornt_transform(
+            nib.io_orientation(written.affine), nib.orientations.axcodes2ornt(("L", "P", "S"))
+        )
+        labels = nib.orientations.apply_orientation(labels, to_lps)
+        assert (labels == expected).mean() >= 0.9999
+        assert len(np.unique(labels)) > 1
+    shutil.rmtree(out)
