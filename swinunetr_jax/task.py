@@ -4,7 +4,8 @@ It travels with a checkpoint, so that `predict` needs no options.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,16 @@ class Output:
     name: str
     value: int
     members: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"`name` of an output must be text, got {self.name!r}.")
+        _set_tuple(self, "members", "label values", _is_label)
+        if not _is_label(self.value):
+            raise InputError(
+                f"`value` of {self.name} must be an integer in 0 … 255, the range of the uint8 label maps that are written, got "
+                f"{self.value!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +61,32 @@ class Task:
     def __post_init__(self) -> None:
         if self.kind not in ("regions", "classes"):
             raise InputError(f"`kind` must be 'regions' or 'classes', got {self.kind!r}.")
-        if self.kind == "regions" and sorted(self.paint) != list(range(len(self.outputs))):
-            raise InputError(f"`paint` must order the {len(self.outputs)} regions, got {self.paint!r}.")
-        if any(not 0 <= output.value <= 255 for output in self.outputs):
-            raise InputError("label values must lie in 0 … 255, the range of the uint8 label maps that are written.")
+        _set_tuple(self, "outputs", "Output, one for each output channel", lambda value: isinstance(value, Output))
+        _set_tuple(self, "paint", "channel numbers", _is_int)
+        _set_tuple(self, "channels", "names", lambda value: isinstance(value, str) and value != "")
+        if self.window is not None:
+            _set_tuple(self, "window", "two intensities, a low and a high one", _is_number)
+        if self.roi is not None:
+            _set_tuple(self, "roi", f"multiples of {SIZE_MULTIPLE}", _is_size)
+        names = [output.name for output in self.outputs]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"`outputs` must hold one or more, each with a name of its own, got {names}.")
+        if self.kind == "classes" and len(names) < 2:
+            raise InputError("`outputs` must hold two classes or more, as they exclude one another, got 1: make it a region.")
+        if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
+            want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for classes"
+            raise InputError(f"`paint` must {want}, got {self.paint!r}.")
         if self.intensity not in INTENSITIES:
             raise InputError(f"`intensity` must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}.")
         if (self.intensity == "window") != (self.window is not None):
-            raise InputError("`window` (low and high) goes with the intensity 'window', and only with it.")
-        if self.window is not None and not self.window[0] < self.window[1]:
+            raise InputError(
+                "`window` (low and high) goes with the intensity 'window', and only with it: got intensity "
+                f"{self.intensity!r} and window {self.window}."
+            )
+        if self.window is not None and not (len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf):
             raise InputError(f"`window` must hold a low value and a higher one, got {self.window}.")
         if self.orientation is not None and not _is_orientation(self.orientation):
             raise InputError(f"`orientation` must name one direction per axis, such as 'RAS' or 'LPS', got {self.orientation!r}.")
-        if self.roi is not None and any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.roi):
-            raise InputError(f"`roi` must hold multiples of {SIZE_MULTIPLE}, got {self.roi}.")
 
     def check(self, config: SwinUNETRConfig) -> None:
         """Raises InputError unless the channels and outputs are as many as the network's."""
@@ -72,7 +95,9 @@ class Task:
             ("outputs", len(self.outputs), config.out_channels),
         ):
             if got != want:
-                raise InputError(f"the task names {got} {name}, the network has {want}.")
+                raise InputError(f"the task names {got} {name}, the network has {want}: name as many.")
+        if self.roi is not None:
+            config.check_spatial(self.roi)
 
     def with_et_label(self, label: int) -> "Task":
         """The same regions with the enhancing tumour under another label: 4 up to BraTS 2022, 3 from 2023. Others stay as they are."""
@@ -92,11 +117,12 @@ class Task:
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The reverse of `to_dict`, JSON included."""
         try:
-            outputs = tuple(Output(name=o["name"], value=o["value"], members=tuple(o["members"])) for o in values["outputs"])
-            lists = {k: tuple(values[k]) for k in ("paint", "channels", "window", "roi") if values.get(k) is not None}
-            return cls(**{**values, **lists, "outputs": outputs})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the description of the task cannot be read: {error}.") from error
+            outputs = tuple(Output(**output) for output in values["outputs"])
+            return cls(**{**values, "outputs": outputs})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the description of the task cannot be read ({error}): expected what `Task.to_dict` gives."
+            ) from error
 
     @classmethod
     def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = ("FLAIR", "T1ce", "T1", "T2"), **changes: Any) -> "Task":
@@ -113,17 +139,45 @@ class Task:
     def classes(cls, count: int, names: tuple[str, ...] = (), **changes: Any) -> "Task":
         """Exclusive classes 0 … count - 1, the first the background."""
         names = names or ("background", *(f"class {value}" for value in range(1, count)))
+        if len(names) != count:
+            raise InputError(f"`names` must name {count} classes, got {len(names)}: {', '.join(names)}.")
         outputs = tuple(Output(name=name, value=value) for value, name in enumerate(names))
         return cls(**{"kind": "classes", "outputs": outputs, **changes})
 
     @classmethod
     def default(cls, config: SwinUNETRConfig) -> "Task":
-        """For a checkpoint that says nothing: 4 inputs and 3 outputs are BraTS, anything else is classes."""
+        """For a checkpoint that says nothing: 4 inputs and 3 outputs are BraTS, one output is a region, anything else is classes."""
         if (config.in_channels, config.out_channels) == (4, 3) and config.spatial_dims == 3:
             return cls.brats()
+        if config.out_channels == 1:  # a softmax over one channel would be 1 everywhere
+            return cls(kind="regions", outputs=(Output(name="foreground", value=1, members=(1,)),), paint=(0,))
         return cls.classes(config.out_channels)
 
 
-def _is_orientation(codes: str) -> bool:
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_label(value: Any) -> bool:
+    return _is_int(value) and 0 <= value <= 255
+
+
+def _is_size(value: Any) -> bool:
+    return _is_int(value) and value > 0 and value % SIZE_MULTIPLE == 0
+
+
+def _set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) -> None:
+    """Keeps a field that was given as any sequence as a tuple, so that owners are equal by value."""
+    values = getattr(owner, name)
+    if not isinstance(values, (tuple, list)) or not all(map(fits, values)):
+        raise InputError(f"`{name}` must be a sequence of {want}, got {values!r}.")
+    object.__setattr__(owner, name, tuple(values))  # the dataclass is frozen once it is built
+
+
+def _is_orientation(codes: Any) -> bool:
     pairs = [{"R", "L"}, {"A", "P"}, {"S", "I"}]
-    return len(codes) == 3 and all(len(pair & set(codes)) == 1 for pair in pairs)
+    return isinstance(codes, str) and len(codes) == 3 and all(len(pair & set(codes)) == 1 for pair in pairs)

@@ -14,10 +14,12 @@ import numpy as np
 
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.windows import relative_index
+from swinunetr_jax.weights.monai import is_index
 
 _TABLE = "swinViT.layers{}.0.blocks.0.attn.relative_position_bias_table"
 _INDEX = "swinViT.layers1.0.blocks.0.attn.relative_position_index"
+_HIDDEN = "swinViT.layers{}.0.blocks.0.mlp.linear1.weight"
+_OUT = "out.conv.conv.bias"
 
 
 def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> SwinUNETRConfig:
@@ -33,19 +35,15 @@ def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> 
         InputError: where something that tensors cannot tell was not given.
     """
     fields: dict[str, Any] = {}
-    embed = _tensor(tensors, "swinViT.patch_embed.proj.weight", path)
-    if embed.ndim not in (4, 5):
-        raise InputError(f"{path}: the patch embedding has {embed.ndim} axes, expected 4 (2-D) or 5 (3-D).")
+    embed = _tensor(tensors, "swinViT.patch_embed.proj.weight", path, 4, 5)  # [width, in_channels, 2, 2(, 2)]
     width = fields["feature_size"] = embed.shape[0]
     fields["in_channels"], fields["spatial_dims"] = embed.shape[1], embed.ndim - 2
-    if "out.conv.conv.bias" in tensors:
-        fields["out_channels"] = len(tensors["out.conv.conv.bias"])
-    elif "out_channels" not in given:
-        raise InputError(f"{path} has no output layer (an encoder alone?): give `out_channels`, the number of outputs wanted.")
+    if "out_channels" not in given:
+        fields["out_channels"] = _out_channels(tensors, path)
     fields["depths"] = tuple(_depth(tensors, stage, path) for stage in range(1, STAGES + 1))
-    fields["num_heads"] = tuple(_tensor(tensors, _TABLE.format(stage), path).shape[1] for stage in range(1, STAGES + 1))
-    hidden = _tensor(tensors, "swinViT.layers1.0.blocks.0.mlp.linear1.weight", path).shape[0]
-    fields["mlp_ratio"] = hidden / width
+    fields["num_heads"] = tuple(_tensor(tensors, _TABLE.format(stage), path, 2).shape[1] for stage in range(1, STAGES + 1))
+    hidden = [_tensor(tensors, _HIDDEN.format(stage), path, 2).shape[0] for stage in range(1, STAGES + 1)]
+    fields["mlp_ratio"] = _mlp_ratio([(width * 2**stage, count) for stage, count in enumerate(hidden)])
     fields["qkv_bias"] = "swinViT.layers1.0.blocks.0.attn.qkv.bias" in tensors
     fields["patch_norm"] = "swinViT.patch_embed.norm.weight" in tensors
     fields["use_v2"] = any(name.startswith("swinViT.layers1c.") for name in tensors)
@@ -57,36 +55,75 @@ def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> 
         fields["norm_name"] = "group"
     if "downsample" not in given:
         fields["downsample"] = _downsample(fields["spatial_dims"], path)
-    return SwinUNETRConfig.from_dict(fields | given)
+    try:
+        return SwinUNETRConfig.from_dict(fields | given)
+    except InputError as error:  # the number out of range may be the file's
+        raise InputError(f"{path}: {error}") from error
 
 
-def _tensor(tensors: Mapping[str, np.ndarray], name: str, path: str) -> np.ndarray:
+def _tensor(tensors: Mapping[str, np.ndarray], name: str, path: str, *ndims: int) -> np.ndarray:
     if name not in tensors:
-        raise InputError(f"{path} is not a complete Swin UNETR: {name!r} is missing.")
-    return tensors[name]
+        raise InputError(f"{path} is not a complete Swin UNETR, {name} is missing: check which file was given.")
+    tensor = tensors[name]
+    if tensor.ndim not in ndims or tensor.size == 0:
+        want = " or ".join(map(str, ndims))
+        raise InputError(
+            f"{path} is not a Swin UNETR: {name} has the shape {tensor.shape}, expected {want} axes and numbers in it."
+        )
+    return tensor
+
+
+def _out_channels(tensors: Mapping[str, np.ndarray], path: str) -> int:
+    if _OUT in tensors:
+        return len(_tensor(tensors, _OUT, path, 1))
+    if any(name.startswith("decoder") for name in tensors):
+        raise InputError(
+            f"{path} has no output layer: to start that layer anew, ask for it with `adapt_channels` (--adapt-channels) and give "
+            "`out_channels` (--out-channels), the number of outputs wanted."
+        )
+    raise InputError(
+        f"{path} holds a Swin encoder alone: to start all the rest anew, ask for it with `encoder_only` (--encoder-only) and give "
+        "`out_channels` (--out-channels), the number of outputs wanted."
+    )
 
 
 def _depth(tensors: Mapping[str, np.ndarray], stage: int, path: str) -> int:
     pattern = re.compile(rf"swinViT\.layers{stage}\.0\.blocks\.(\d+)\.")
     blocks = {int(match[1]) for match in map(pattern.match, tensors) if match}
     if not blocks or blocks != set(range(len(blocks))):
-        raise InputError(f"{path} is not a complete Swin UNETR: the blocks of stage {stage} are {sorted(blocks)}.")
+        got = ", ".join(map(str, sorted(blocks))) or "none"
+        raise InputError(
+            f"{path} is not a complete Swin UNETR: expected blocks 0, 1, … without a gap in stage {stage}, got {got}."
+        )
     return len(blocks)
+
+
+def _mlp_ratio(stages: list[tuple[int, int]]) -> float:
+    """The ratio of fewest decimals for which int(width * ratio) is the hidden width of every stage, given as (width, hidden)."""
+    low = max(hidden / width for width, hidden in stages)
+    decimals = [math.ceil(low * 10**places) / 10**places for places in range(16)]
+    for ratio in (*decimals[:6], low, *decimals[6:]):  # 4.0, 2.5; a fraction such as 7 / 3
+        if all(int(width * ratio) == hidden for width, hidden in stages):
+            return ratio
+    return low  # no ratio makes these widths: loading tells which of them differ
 
 
 def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> tuple[int, ...]:
     """The window whose index table is the file's; without that buffer, the one cube that fits the bias table."""
-    rows = _tensor(tensors, _TABLE.format(1), path).shape[0]
+    rows = len(_tensor(tensors, _TABLE.format(1), path, 2))
     index = tensors.get(_INDEX)
-    sides = [side for side in range(1, rows + 1) if rows % (2 * side - 1) == 0]
+    sides = [side for side in range(1, (rows + 1) // 2 + 1) if rows % (2 * side - 1) == 0]
     fitting = [w for w in itertools.product(sides, repeat=spatial_dims) if math.prod(2 * side - 1 for side in w) == rows]
     if index is not None:
-        fitting = [w for w in fitting if math.prod(w) == len(index) and np.array_equal(relative_index(w), index)]
+        fitting = [w for w in fitting if is_index(index, w)]
     cubes = [w for w in fitting if len(set(w)) == 1]
     if len(fitting) == 1 or (index is None and cubes):
         return (cubes or fitting)[0]
-    some = " or ".join(map(str, fitting[:6])) or "none"
-    raise InputError(f"{path}: its tensors do not tell the attention window ({some} would fit): give `window_size`.")
+    some = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
+    raise InputError(
+        f"{path}: its tensors do not tell the attention window, {some} would fit: give `window_size` (--window-size), which the "
+        "training script has."
+    )
 
 
 def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
@@ -96,8 +133,8 @@ def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
     if f"{prefix}running_mean" in tensors:
         return "batch"
     raise InputError(
-        f"{path} was trained with a group norm, and tensors do not tell the number of groups: give "
-        "`norm_name=('group', {'num_groups': n})` (on the command line `--num-groups n`)."
+        f"{path} has a group norm, and its tensors do not tell the number of groups: give `num_groups` (--num-groups), which the "
+        "training script has."
     )
 
 

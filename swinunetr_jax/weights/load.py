@@ -1,6 +1,6 @@
 """One door to all weight files: our folder, a PyTorch file, safetensors. A load is whole or an error, unless a part was asked for."""
 
-import json
+import dataclasses
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +15,16 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights import params as flat
-from swinunetr_jax.weights.checkpoint import is_checkpoint, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.checkpoint import (
+    check_digests,
+    describe,
+    is_checkpoint,
+    parse_description,
+    read_checkpoint,
+    write_checkpoint,
+)
 from swinunetr_jax.weights.infer import infer_config
-from swinunetr_jax.weights.monai import Source, from_monai, to_monai, unwrap
+from swinunetr_jax.weights.monai import Source, entries, from_monai, to_monai, unwrap
 from swinunetr_jax.weights.report import LoadReport
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
@@ -33,6 +40,8 @@ RUNTIME_FIELDS = {
     "attn_drop_rate",
     "dropout_path_rate",
 }
+CHANNEL_FIELDS = {"in_channels", "out_channels"}
+DECODER_FIELDS = {"out_channels", "norm_name", "num_groups", "normalize"}  # no part of the Swin encoder depends on them
 _METADATA_KEY = "swinunetr_jax"
 
 
@@ -72,26 +81,18 @@ def open_checkpoint(
         InputError: the file cannot be read, does not tell all it must, or does not match, listing every name and both shapes.
     """
     path = Path(path)
-    if path.is_dir() and not is_checkpoint(path) and is_checkpoint(path / "best"):
+    _check_names(fields)
+    if not is_checkpoint(path) and is_checkpoint(path / "best"):
         path = path / "best"  # a training run serves as its best checkpoint
-    if path.is_dir():
-        stored = read_checkpoint(path)
-        task, source = stored.task, Source(str(path), to_monai(stored.params, stored.config), ())
-        config = _with_given(stored.config, fields, adapt_channels, path)
+    source, stored, task = _read(path)
+    if stored is None:
+        config = infer_config(source.tensors, str(path), **fields)
     else:
-        safe = file_kind(path) == SAFETENSORS
-        source = unwrap(read_safetensors(path) if safe else read_torch_file(path), str(path))
-        described = _described(path) if safe else None
-        if described:
-            config, task = _with_given(described[0], fields, adapt_channels, path), described[1]
-        else:
-            config, task = infer_config(source.tensors, str(path), **fields), None
+        free = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
+        config = _with_given(stored, fields, free, path)
+        if (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
+            task = None  # what the new channels mean is for the caller to say
     params, report = _fit(source, config, encoder_only, adapt_channels, seed)
-    if task is not None and (len(task.outputs), len(task.channels) or config.in_channels) != (
-        config.out_channels,
-        config.in_channels,
-    ):
-        task = None  # channels were adapted: what they mean is for the caller to say
     return Checkpoint(config, task, params, report)
 
 
@@ -128,36 +129,63 @@ def save_params(
     if to == "orbax":
         write_checkpoint(path, config, params, task, overwrite=overwrite)
         return
-    if Path(path).exists() and not overwrite:
-        raise InputError(f"{path} exists already: choose another name or remove it.")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(
+            f"{path} exists already, expected a free name: choose another or ask for it with `overwrite` (--overwrite)."
+        )
+    flat.check(params, config)
+    tensors = to_monai(params, config)
     if to == "monai":
-        write_torch_file(path, to_monai(params, config))
-        return
-    described = {"config": config.to_dict(), "task": None if task is None else task.to_dict()}
-    write_safetensors(path, to_monai(params, config), {_METADATA_KEY: json.dumps(described)})
+        write_torch_file(path, tensors)
+    else:
+        write_safetensors(path, tensors, {_METADATA_KEY: describe(config, task, tensors)})
 
 
-def _described(path: Path) -> tuple[SwinUNETRConfig, Task | None] | None:
-    """Configuration and task in the metadata of a safetensors file of ours."""
+def _check_names(given: dict[str, Any]) -> None:
+    """A misspelt name is told at once, not after a large file was read."""
+    known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size", "use_hyena"}
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise InputError(
+            f"unknown option or configuration field {', '.join(unknown)}: known fields are {', '.join(sorted(known))}."
+        )
+
+
+def _read(path: Path) -> tuple[Source, SwinUNETRConfig | None, Task | None]:
+    """A file's tensors under MONAI's names, and what the file says of them (a foreign one: nothing)."""
+    if os.path.isdir(path):
+        stored = read_checkpoint(path)
+        return Source(str(path), to_monai(stored.params, stored.config), ()), stored.config, stored.task
+    if file_kind(path) != SAFETENSORS:
+        return unwrap(read_torch_file(path), str(path)), None, None
+    tensors = read_safetensors(path)
     text = read_safetensors_metadata(path).get(_METADATA_KEY)
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-        task = values["task"]
-        return SwinUNETRConfig.from_dict(values["config"]), None if task is None else Task.from_dict(task)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its description of the network cannot be read.") from error
+    config = task = None
+    if text is not None:
+        config, task, values = parse_description(text, path)
+        check_digests(path, tensors, values)
+    return unwrap(tensors, str(path)), config, task
 
 
-def _with_given(config: SwinUNETRConfig, given: dict[str, Any], adapt_channels: bool, path: Path) -> SwinUNETRConfig:
+def _with_given(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], path: Path) -> SwinUNETRConfig:
     """A stored configuration with fields given: those of use are free, those of structure must agree."""
-    changed = config.replace(**given)
-    free = RUNTIME_FIELDS | ({"in_channels", "out_channels"} if adapt_channels else set())
+    changed, stored = config.replace(**given), config.to_dict()
     for name, value in changed.to_dict().items():
-        if name not in free and value != config.to_dict()[name]:
-            raise InputError(f"{path} was made with `{name}` {config.to_dict()[name]!r}, and {value!r} was given: leave it out.")
+        if name not in free and value != stored[name]:
+            hint = " or ask for `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
+            raise InputError(f"{path} was made with `{name}` {stored[name]!r}, and {value!r} was given: leave it out{hint}.")
     return changed
+
+
+# ---- into the network's places ---------------------------------------------------------------------------------------------------
+
+_INPUTS = {
+    "swinViT.patch_embed.proj.weight": "swin.patch_embed.proj.kernel",
+    "encoder1.layer.conv1.conv.weight": "encoder1.conv1.kernel",
+    "encoder1.layer.conv3.conv.weight": "encoder1.conv3.kernel",
+}
+_OUTPUTS = {"out.conv.conv.weight": "out.kernel", "out.conv.conv.bias": "out.bias"}
+_ENCODER = "swinViT."
 
 
 def _fit(
@@ -166,53 +194,71 @@ def _fit(
     """Brings a file's tensors into the network's places; what is made up or adapted is what was asked for."""
     expected = flat.shapes(config)
     if encoder_only:
-        kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith("swinViT.")}
+        kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith(_ENCODER)}
         source = Source(source.path, kept, source.left + tuple(sorted(set(source.tensors) - set(kept))))
     found, faults = from_monai(source, config, {name: leaf.shape for name, leaf in expected.items()})
     report = LoadReport(left=list(source.left))
-    fresh: flat.Params = {}
-    if encoder_only or adapt_channels:
-        fresh = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
     if encoder_only:
-        faults = [fault for fault in faults if fault.startswith("swinViT.")]
+        faults = {name: fault for name, fault in faults.items() if name.startswith(_ENCODER)}
     if adapt_channels:
-        faults = [fault for fault in faults if not fault.startswith(_CHANNEL_NAMES)]
-    bad = [path for path, array in found.items() if not np.all(np.isfinite(array.astype(np.float32)))]
-    faults += [f"{path}: NaN or infinite values" for path in bad]
+        found |= _adapt_inputs(source, expected, faults, report)
+        _drop_outputs(source, config, faults, report)
     if faults:
-        raise InputError(_mismatch(source, config, faults, encoder_only))
-    params = {}
-    for name, leaf in expected.items():
-        array = found.get(name)
-        if array is not None and array.shape == leaf.shape:
-            params[name] = array.astype(leaf.dtype)
-            report.read.append(name)
-        elif array is not None and name in _INPUT_KERNELS and array.ndim == len(leaf.shape):
-            params[name] = _adapt_input(array, leaf.shape).astype(leaf.dtype)
-            report.adapted[name] = f"averaged over {array.shape[1]} input channels for {leaf.shape[-2]}"
-        else:
-            params[name] = fresh[name]
-            report.made.append(name)
-    if not report.read:
-        raise InputError(f"{source.path}: nothing in it matches the network.")
-    return params, report
+        raise InputError(_mismatch(source, faults, encoder_only, adapt_channels))
+
+    with np.errstate(over="ignore"):  # what a smaller type cannot hold is found below
+        params = {name: array.astype(expected[name].dtype, order="C") for name, array in found.items()}
+    bad = set(flat.not_finite(params))
+    if bad:
+        names = ", ".join(entry.name for entry in entries(config) if entry.path in bad)
+        raise InputError(
+            f"{source.path} holds NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
+            "take an earlier checkpoint."
+        )
+    report.read = [name for name in expected if name in params and name not in report.adapted]
+    report.made = [name for name in expected if name not in params]
+    if report.made:
+        fresh = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
+        params |= {name: fresh[name] for name in report.made}
+    return {name: params[name] for name in expected}, report
 
 
-_CHANNEL_NAMES = ("swinViT.patch_embed.proj.weight", "encoder1.layer.conv1.", "encoder1.layer.conv3.", "out.conv.conv.")
-_INPUT_KERNELS = ("swin.patch_embed.proj.kernel", "encoder1.conv1.kernel", "encoder1.conv3.kernel")
+def _adapt_inputs(source: Source, expected: dict[str, Any], faults: dict[str, str], report: LoadReport) -> flat.Params:
+    """The weights that see the input, for another number of channels; what else is wrong with them stays a fault."""
+    adapted = {}
+    for name, path in _INPUTS.items():
+        tensor = source.tensors.get(name)
+        if name not in faults or tensor is None or path not in expected or tensor.dtype.kind not in "fV":
+            continue
+        *kernel, new, width = expected[path].shape
+        if tensor.shape == (width, *tensor.shape[1:2], *kernel) and tensor.shape[1] not in (0, new):
+            # the mean over the old channels, scaled so that like inputs give like outputs: [out, in, *k] -> [*k, new in, out]
+            mean = tensor.astype(np.float32).mean(axis=1) * (tensor.shape[1] / new)
+            adapted[path] = np.broadcast_to(np.moveaxis(mean, 0, -1)[..., None, :], expected[path].shape)
+            report.adapted[path] = f"averaged over {tensor.shape[1]} input channels for {new}"
+            del faults[name]
+    return adapted
 
 
-def _adapt_input(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """MONAI's [out, in, *k] to [*k, new in, out]: the mean over the old channels, scaled so that like inputs give like outputs."""
-    mean = array.mean(axis=1) * (array.shape[1] / shape[-2])
-    return np.broadcast_to(np.moveaxis(mean, 0, -1)[..., None, :], shape).copy()
+def _drop_outputs(source: Source, config: SwinUNETRConfig, faults: dict[str, str], report: LoadReport) -> None:
+    """Another number of outputs, or no output layer at all, is no fault: the layer starts anew."""
+    tensors = [source.tensors.get(name) for name in _OUTPUTS if name in faults]
+    rest = (config.feature_size, *[1] * config.spatial_dims), ()
+    absent = all(tensor is None for tensor in tensors)
+    others = all(tensor is not None and tensor.shape[1:] == shape for tensor, shape in zip(tensors, rest))
+    if len(tensors) == len(_OUTPUTS) and (absent or others):
+        had = "none" if absent else len(tensors[0])
+        report.notes.append(f"out starts anew: {config.out_channels} outputs wanted, the file has {had}")
+        for name in _OUTPUTS:
+            del faults[name]
 
 
-def _mismatch(source: Source, config: SwinUNETRConfig, faults: list[str], encoder_only: bool) -> str:
-    hints = []
-    if not encoder_only and all("missing" in fault for fault in faults) and not any(f.startswith("swinViT.") for f in faults):
-        hints.append("to take the encoder alone and start the rest anew, ask for it (`encoder_only`, --encoder-only)")
-    if any(fault.startswith(_CHANNEL_NAMES) for fault in faults):
-        hints.append("for another number of input or output channels, ask for it (`adapt_channels`, --adapt-channels)")
-    hint = f" Hint: {'; '.join(hints)}." if hints else ""
-    return f"{source.path} does not match the network, {len(faults)} names differ:\n  " + "\n  ".join(sorted(faults)) + hint
+def _mismatch(source: Source, faults: dict[str, str], encoder_only: bool, adapt_channels: bool) -> str:
+    hint = ""
+    if not adapt_channels and faults.keys() <= _INPUTS.keys() | _OUTPUTS.keys():
+        hint = " (for another number of input or output channels, ask for `adapt_channels`, --adapt-channels)"
+    elif not encoder_only and all(name.startswith(_ENCODER) for name in source.tensors):
+        hint = " (to take the encoder alone and start the rest anew, ask for `encoder_only`, --encoder-only)"
+    count = f"{len(faults)} names differ" if len(faults) > 1 else "one name differs"
+    lines = "".join(f"\n  {name}: {faults[name]}" for name in sorted(faults))
+    return f"{source.path} does not match the network, {count}{hint}:{lines}"

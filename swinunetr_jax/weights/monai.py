@@ -5,8 +5,9 @@ name that is not in the list is unexpected, a name of the list that is absent is
 load was asked for. Files in other wrappings are brought to MONAI's names first, by the fixed rules of `LAYOUTS`.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,25 +23,31 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor of MONAI's becomes ours and back."""
+    """How a tensor of MONAI's lies here: `axes(ndim)` are its axes in our order; `whole` numbers are int64 there, int32 here."""
 
-    read: Callable[[np.ndarray], np.ndarray]
-    write: Callable[[np.ndarray], np.ndarray]
+    axes: Callable[[int], Sequence[int]]
+    whole: bool = False
+
+    def read(self, array: np.ndarray) -> np.ndarray:
+        """MONAI's tensor as ours."""
+        array = np.asarray(array.transpose(self.axes(array.ndim)), order="C")
+        return array.astype(np.int32) if self.whole else array
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """Our array as MONAI's."""
+        array = np.asarray(array.transpose(np.argsort(self.axes(array.ndim))), order="C")
+        return array.astype(np.int64) if self.whole else array
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape there of an array that has this one here."""
+        return tuple(ours[axis] for axis in np.argsort(self.axes(len(ours))))
 
 
-def _move(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(axes))
-
-
-SAME = Layout(lambda a: a, lambda a: a)
-LINEAR = Layout(lambda a: _move(a, (1, 0)), lambda a: _move(a, (1, 0)))  # [out, in] <-> [in, out]
-CONV = Layout(  # [out, in, *k] <-> [*k, in, out]
-    lambda a: _move(a, (*range(2, a.ndim), 1, 0)), lambda a: _move(a, (a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)))
-)
-UPCONV = Layout(  # [in, out, *k] <-> [*k, in, out]
-    lambda a: _move(a, (*range(2, a.ndim), 0, 1)), lambda a: _move(a, (a.ndim - 2, a.ndim - 1, *range(a.ndim - 2)))
-)
-COUNT = Layout(lambda a: a.astype(np.int32), lambda a: a.astype(np.int64))
+SAME = Layout(range)
+LINEAR = Layout(lambda ndim: (1, 0))  # [out, in] <-> [in, out]
+CONV = Layout(lambda ndim: (*range(2, ndim), 1, 0))  # [out, in, *k] <-> [*k, in, out]
+UPCONV = Layout(lambda ndim: (*range(2, ndim), 0, 1))  # [in, out, *k] <-> [*k, in, out]
+COUNT = Layout(range, whole=True)
 
 
 @dataclass(frozen=True)
@@ -159,11 +166,19 @@ def unwrap(content: object, path: str) -> Source:
     for _ in range(3):
         inner = [key for key in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
         content = content[inner[0]] if inner else content
-    state = {k: v for k, v in content.items() if isinstance(v, np.ndarray)} if isinstance(content, Mapping) else {}
+    pairs = content.items() if isinstance(content, Mapping) else ()
+    state = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, np.ndarray)}
     if not state:
         raise InputError(
-            f"{path} holds no state dict: expected tensors by name, or a dict of them under {', '.join(_CONTAINERS)}."
+            f"{path} holds no state dict, expected tensors by name or a dict of them under {', '.join(_CONTAINERS)}: check which "
+            "file was given."
         )
+    odd = [name for name in state if not (name.isascii() and name.isprintable()) or len(name) > 200]
+    if odd:  # names are shown in messages and reports
+        raise InputError(
+            f"{path} holds a tensor named {ascii(odd[0])[:80]}, expected short names of plain letters: do not trust it."
+        )
+    names = sorted(state)
     state = _strip_common_prefix(state)
     reconstruction = any(_RECONSTRUCTION.match(name) for name in state)
     tensors, left = {}, []
@@ -174,12 +189,15 @@ def unwrap(content: object, path: str) -> Source:
         if not new:
             left.append(name)
         elif new in tensors:
-            raise InputError(f"{path} holds {new!r} twice, under names of two layouts.")
+            raise InputError(f"{path} holds {new!r} twice, under names of two layouts, expected it once: save one of them alone.")
         else:
             tensors[new] = tensor
     if not any(_ROOTS.match(name) for name in tensors):
-        some = ", ".join(sorted(state)[:5])
-        raise InputError(f"{path} is not a Swin UNETR checkpoint: none of its {len(state)} names fits; the first are {some}.")
+        some = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        raise InputError(
+            f"{path} is not a Swin UNETR checkpoint, none of its {len(names)} names fits: expected names such as "
+            f"swinViT.patch_embed.proj.weight, got {some}; check which file was given."
+        )
     return Source(path, tensors, tuple(left))
 
 
@@ -187,7 +205,8 @@ def _strip_common_prefix(state: Tensors) -> Tensors:
     """Drops leading name parts that all names share (module., net., model., …), but none of the network's own."""
     while True:
         first = {name.split(".", 1)[0] for name in state}
-        if len(first) > 1 or not all("." in name for name in state) or first & set(_OWN_PREFIXES):
+        own = first & set(_OWN_PREFIXES) or any(map(_ROOTS.match, state))
+        if own or len(first) > 1 or not all("." in name for name in state):
             return state
         state = {name.split(".", 1)[1]: tensor for name, tensor in state.items()}
 
@@ -195,28 +214,40 @@ def _strip_common_prefix(state: Tensors) -> Tensors:
 # ---- from tensors to parameters --------------------------------------------------------------------------------------------------
 
 
-def from_monai(source: Source, config: SwinUNETRConfig, expected: Mapping[str, tuple[int, ...]]) -> tuple[Tensors, list[str]]:
-    """Our flat parameters from tensors under MONAI's names, and what is wrong with them, a line per name.
+def from_monai(
+    source: Source, config: SwinUNETRConfig, expected: Mapping[str, tuple[int, ...]]
+) -> tuple[Tensors, dict[str, str]]:
+    """Our flat parameters, as far as the file has them and they fit, and by MONAI's name what is wrong with all others.
 
     Args:
         expected: shape of each of our parameters.
     """
-    params, faults = {}, []
-    index = relative_index(config.window_size)
+    params, faults = {}, {}
     table = entries(config)
     for entry in table:
         tensor = source.tensors.get(entry.name)
         if entry.path is None:
-            if tensor is not None and not np.array_equal(tensor, index):
-                faults.append(f"{entry.name}: the file's index table {tensor.shape} is not that of window {config.window_size}")
-        elif tensor is None:
-            faults.append(f"{entry.name}: missing in the file")
-        elif tensor.ndim != len(expected[entry.path]) or entry.layout.read(tensor).shape != expected[entry.path]:
-            shape = entry.layout.write(np.broadcast_to(np.int8(0), expected[entry.path])).shape
-            faults.append(f"{entry.name}: shape {tensor.shape} in the file, {shape} in the network")
-            params[entry.path] = tensor
+            if tensor is not None and not is_index(tensor, config.window_size):
+                faults[entry.name] = f"{tensor.shape} in the file is not the index table of window {config.window_size}"
+            continue
+        shape = entry.layout.shape(expected[entry.path])
+        if tensor is None:
+            faults[entry.name] = f"missing in the file, {shape} in the network"
+        elif tensor.shape != shape:
+            faults[entry.name] = f"{tensor.shape} in the file, {shape} in the network"
+        elif tensor.dtype.kind not in (
+            "iu" if entry.layout.whole else "fV"
+        ):  # V is bfloat16; integers would be quantised weights
+            kind = "whole" if entry.layout.whole else "real"
+            faults[entry.name] = f"numbers of type {tensor.dtype} in the file, {kind} ones in the network"
         else:
             params[entry.path] = entry.layout.read(tensor)
-    unexpected = sorted(set(source.tensors) - {entry.name for entry in table})
-    faults += [f"{name}: {source.tensors[name].shape} in the file, not in the network" for name in unexpected]
+    for name in source.tensors.keys() - {entry.name for entry in table}:
+        faults[name] = f"{source.tensors[name].shape} in the file, not in the network"
     return params, faults
+
+
+def is_index(tensor: np.ndarray, window: tuple[int, ...]) -> bool:
+    """Whether this is the index table (`relative_position_index`) of a window."""
+    # shape first: a table is as large as the window's sixth power, and only the file's own size bounds a window that a file names
+    return tensor.shape == (math.prod(window),) * 2 and np.array_equal(tensor, relative_index(window))

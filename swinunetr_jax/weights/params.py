@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 
 Params = dict[str, np.ndarray]
@@ -16,7 +18,7 @@ Params = dict[str, np.ndarray]
 
 def shapes(config: SwinUNETRConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every variable of a network, without making it."""
-    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _variables(_abstract(config)).items()}
+    return dict(_shapes(config, jax.config.jax_enable_x64))
 
 
 def flatten(model: SwinUNETR) -> Params:
@@ -32,16 +34,43 @@ def build(config: SwinUNETRConfig, params: Mapping[str, np.ndarray]) -> SwinUNET
     return model
 
 
+def check(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> None:
+    """Raises InputError unless these are the network's variables, all of them finite: what is written must be readable again."""
+    wrong, bad = mismatches(params, config), not_finite(params)
+    if wrong:
+        raise InputError("the weights are not those of the configuration, nothing was written:\n  " + "\n  ".join(wrong))
+    if bad:
+        raise InputError(f"the weights hold NaN or infinite values, nothing was written: {', '.join(bad)}.")
+
+
+def mismatches(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> list[str]:
+    """A line for each name that is not in both or has another shape in the network."""
+    want = {name: leaf.shape for name, leaf in shapes(config).items()}
+    got = {name: np.shape(array) for name, array in params.items()}
+    names = [name for name in sorted(want.keys() | got.keys()) if want.get(name) != got.get(name)]
+    return [f"{name}: got {got.get(name, 'nothing')}, expected {want.get(name, 'nothing')}" for name in names]
+
+
+def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that hold a NaN or an infinity."""
+    return [name for name, array in params.items() if not np.all(np.isfinite(array))]
+
+
 def digest(array: np.ndarray) -> str:
     """SHA-256 of an array's type, shape and bytes."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array)
     head = f"{array.dtype.name} {array.shape} ".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()  # row by row, however the array lies in memory
 
 
 def digest_all(digests: Mapping[str, str]) -> str:
     """One digest of all weights, from those of the leaves."""
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=32)  # tracing the constructor takes up to a second
+def _shapes(config: SwinUNETRConfig, x64: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _variables(_abstract(config)).items()}
 
 
 def _abstract(config: SwinUNETRConfig) -> SwinUNETR:

@@ -22,7 +22,8 @@ class LoadReport:
         lines += [f"{group:<16}" + "".join(f"{counts[kind][group]:>9}" for kind in kinds) for group in groups]
         lines += [f"adapted {name}: {how}" for name, how in self.adapted.items()]
         if self.left:
-            lines.append(f"left in the file, not part of the network ({len(self.left)}): {', '.join(sorted(self.left))}")
+            parts = Counter(name.split(".")[0] for name in self.left)
+            lines.append(f"left in the file: {', '.join(f'{part} ({parts[part]})' for part in sorted(parts))}")
         return "\n".join(lines + self.notes)
 
 
