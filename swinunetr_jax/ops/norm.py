@@ -44,7 +44,8 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 def _normalize(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None
 ) -> jax.Array:
-    y = (x.astype(mean.dtype) - mean) * lax.rsqrt(var + EPSILON)
+    wide = jnp.promote_types(x.dtype, mean.dtype)  # running statistics are float32 even where x is float64
+    y = (x.astype(wide) - mean) * lax.rsqrt(var.astype(wide) + EPSILON)
     if scale is not None:
         y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
     return y.astype(x.dtype)
