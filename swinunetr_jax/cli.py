@@ -65,8 +65,11 @@ class TaskOptions:
         else:
             task = checkpoint.task or Task.default(config)
             if checkpoint.task is None:
-                what = "BraTS regions TC, WT, ET from FLAIR, T1ce, T1, T2" if task.kind == "regions" else "classes"
-                print(f"{path} does not say what it is for; taken as {what} (--task, --channels, --labels to change that)")
+                inputs = f" from {', '.join(task.channels)}" if task.channels else ""
+                print(
+                    f"{path} does not say what it is for; taken as {task.kind} {', '.join(o.name for o in task.outputs)}{inputs} "
+                    "(--task, --channels, --labels, --orientation, --intensity change that)"
+                )
         changes: dict[str, Any] = {}
         if self.channels:
             changes["channels"] = self.channels

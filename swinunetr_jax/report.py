@@ -32,6 +32,7 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     """
     image, affine, _ = reorient(image, scan.affine, "LAS")
     labels = reorient(labels, scan.affine, "LAS")[0]
+    image, labels = _cropped(image, labels)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     inside = image[image != 0]
     low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
@@ -53,7 +54,7 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
         for row, picture in enumerate((np.repeat(plane[..., None], 3, -1), overlay)):
             axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
             axes[row, column].set_axis_off()
-        axes[0, column].set_title(f"{view}, slice {at + 1} of {labels.shape[axis]}", color="white", fontsize=10)
+        axes[0, column].set_title(view, color="white", fontsize=10)
     handles = [Patch(color=colours[output.value], label=f"{output.name} ({output.value})") for output in present]
     if handles:
         figure.legend(
@@ -73,6 +74,18 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _cropped(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both cut to the box of what is not background air, with a margin; the corner voxel tells what air is."""
+    air = image[0, 0, 0]
+    box = []
+    for axis in range(3):
+        rest = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero((image != air).any(rest) | (labels > 0).any(rest))
+        low, high = (filled[0], filled[-1]) if filled.size else (0, image.shape[axis] - 1)
+        box.append(slice(max(low - 4, 0), high + 5))
+    return image[tuple(box)], labels[tuple(box)]
 
 
 def _fullest(labels: np.ndarray, axis: int) -> int:
