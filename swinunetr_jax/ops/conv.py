@@ -6,11 +6,17 @@ Two formulations of the 3³ kernel, chosen by the platform a program is compiled
 - CPU: XLA's 3-D convolution is three times slower than its 2-D one, so planes go through a loop over depth, each once, through a
   2-D convolution whose outputs are the three depth taps; two partial sums are carried along. Nothing but planes is ever in flight,
   so they stay in cache. The gradients have loops of their own: what autodiff makes of the loop takes a minute.
+  Grids of a few voxels and hundreds of channels are bound by reading the kernel: one matrix product that takes it as it lies.
 """
+
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+FEW_VOXELS = 343  # up to 7³; measured: at 6³ one product is 2 times faster than the loop, at 8³ 2 times slower
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -29,12 +35,22 @@ def conv(x: Array, kernel: Array) -> Array:
         return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=by_planes, default=plain)
+    few = math.prod(x.shape[1:-1]) <= FEW_VOXELS
+    return lax.platform_dependent(x, kernel, cpu=by_patches if few else by_planes, default=plain)
 
 
 def plain(x: Array, kernel: Array) -> Array:
     """The compiler's own convolution."""
     return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=_LAYOUT[x.ndim - 2])
+
+
+def by_patches(x: Array, kernel: Array) -> Array:
+    """Each voxel's 27 neighbours side by side, and one matrix product, for 3³ kernels."""
+    b, *grid, c = x.shape
+    padded = jnp.pad(x, ((0, 0), *[(1, 1)] * 3, (0, 0)))
+    corners = itertools.product(range(3), repeat=3)
+    shifted = [padded[:, i : i + grid[0], j : j + grid[1], k : k + grid[2]] for i, j, k in corners]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(27 * c, -1)
 
 
 @jax.custom_vjp
