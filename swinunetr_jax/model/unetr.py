@@ -101,7 +101,8 @@ class SwinUNETR(nnx.Module):
                 module = self
                 for part in path:
                     module = getattr(module, part)
-                getattr(module, leaf)[...] = value
+                variable = getattr(module, leaf)
+                variable[...] = value.astype(variable.dtype)  # float32, in a float64 network too
 
     def _check(self, x: Array) -> None:
         axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"

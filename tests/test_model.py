@@ -1,0 +1,136 @@
+"""The network as a whole: size, start, errors, randomness; and that imports point down."""
+
+import ast
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig
+from swinunetr_jax.cli import count_parameters
+from swinunetr_jax.weights.params import flatten
+
+ROOT = Path(__file__).parents[1] / "swinunetr_jax"
+SMALL = SwinUNETRConfig(in_channels=2, out_channels=2, feature_size=12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"in_channels": 4, "out_channels": 3, "feature_size": 48}, 62_191_941),
+        ({"in_channels": 1, "out_channels": 14, "feature_size": 48}, 62_187_296),
+        ({"in_channels": 1, "out_channels": 14, "feature_size": 24}, 15_703_304),
+        ({"in_channels": 1, "out_channels": 14, "feature_size": 12}, 4_078_220),
+        ({"in_channels": 4, "out_channels": 3, "feature_size": 48, "use_v2": True}, 72_767_301),
+        ({"in_channels": 4, "out_channels": 3, "feature_size": 96}, 248_099_877),
+        ({"in_channels": 1, "out_channels": 2, "feature_size": 24, "spatial_dims": 2}, 6_302_228),
+    ],
+)
+def test_parameter_counts(fields, count):
+    assert count_parameters(SwinUNETRConfig(**fields)) == count
+
+
+def test_the_start_is_pytorchs():
+    params = flatten(SwinUNETR(SwinUNETRConfig(in_channels=4, out_channels=3), rngs=nnx.Rngs(0)))
+
+    def check(name, fan_in):
+        bound = 1 / math.sqrt(fan_in)
+        assert np.abs(params[name]).max() <= bound
+        assert params[name].std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+    check("swin.stages.0.blocks.0.attn.qkv.kernel", 24)
+    check("swin.stages.1.blocks.0.mlp.linear2.kernel", 192)
+    check("encoder2.conv1.kernel", 27 * 24)
+    check("decoder5.up.kernel", 8 * 192)  # PyTorch counts a transposed convolution's outputs
+    check("swin.stages.3.blocks.1.attn.qkv.bias", 192)
+    assert params["swin.stages.0.blocks.0.attn.relative_position_bias"].std() == pytest.approx(0.02, rel=0.05)
+    assert np.all(params["swin.stages.0.blocks.0.norm1.scale"] == 1)
+    assert np.all(params["swin.stages.0.merge.norm.bias"] == 0)
+
+
+def test_the_seed_decides():
+    first, again, other = (flatten(SwinUNETR(SMALL, rngs=nnx.Rngs(seed))) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["out.kernel"], other["out.kernel"])
+
+
+def test_drop_path_rates_are_one_ramp():
+    config = SMALL.replace(depths=(2, 4, 2, 2), dropout_path_rate=0.18)
+    model = nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0)))
+    rates = [block.drop_path_rate for stage in model.swin.stages for block in stage.blocks]
+    np.testing.assert_allclose(rates, np.arange(10) * 0.02)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((1, 64, 64, 2), r"\[b, d, h, w, c\]"),
+        ((1, 64, 64, 64, 3), "2 input channels"),
+        ((1, 2, 64, 64, 64), "channels come last"),
+        ((1, 64, 60, 64, 2), r"axes \[1\]"),
+        ((1, 32, 32, 32, 2), "one voxel"),
+    ],
+)
+def test_wrong_shapes_are_explained(shape, text):
+    model = nnx.eval_shape(lambda: SwinUNETR(SMALL, rngs=nnx.Rngs(0)))
+    with pytest.raises(InputError, match=text):
+        jax.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+@pytest.mark.slow
+def test_randomness_is_the_keys():
+    model = SwinUNETR(SMALL.replace(drop_rate=0.2, attn_drop_rate=0.2, dropout_path_rate=0.2), rngs=nnx.Rngs(0))
+    forward = jax.jit(lambda model, x, key: model(x, key=key))
+    x = np.random.default_rng(0).normal(size=(1, 64, 32, 32, 2)).astype(np.float32)
+    first, again = (forward(model, x, jax.random.key(1)) for _ in range(2))
+    other, none = forward(model, x, jax.random.key(2)), forward(model, x, None)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, none)
+    np.testing.assert_array_equal(none, forward(model, x, None))
+
+
+# ---- imports point down
+
+
+LAYERS = {  # what each part of the library may import from the others
+    "errors": set(),
+    "version": set(),
+    "config": {"errors"},
+    "task": {"config", "errors"},
+    "ops": set(),
+    "data": {"errors"},
+    "model": {"config", "errors", "ops"},
+    "weights": {"config", "errors", "task", "model"},
+    "report": {"errors", "task", "data"},
+    "inference": {"config", "errors", "task", "version", "data", "model", "report"},
+    "cli": {"config", "errors", "task", "data", "inference", "weights"},
+}
+FORBIDDEN = {"torch", "monai", "train", "tools", "tests"}
+
+
+def imports(path):
+    """Names of modules that a file imports, absolute."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_down():
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        names = list(imports(path))
+        assert not FORBIDDEN & {name.split(".")[0] for name in names}, path
+        ours = {name.split(".")[1] for name in names if name.startswith("swinunetr_jax.")}
+        assert ours <= LAYERS[part] | {part}, f"{path} imports {ours - LAYERS[part] - {part}}"
+        if part == "data":
+            assert not {"jax", "flax"} & {name.split(".")[0] for name in names}, path

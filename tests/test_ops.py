@@ -1,0 +1,188 @@
+"""Every operation against PyTorch, and every formulation of it against the plain one: values, gradients, odd sizes, all types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
+from swinunetr_jax.ops import attention, conv, norm, upsample
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape, dtype=np.float32):
+    return rng.normal(size=shape).astype(dtype)
+
+
+def first(x):
+    """Channels last to channels first, as a torch tensor."""
+    torch = pytest.importorskip("torch")
+    return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy())
+
+
+def last(tensor):
+    return np.moveaxis(tensor.detach().numpy(), 1, -1)
+
+
+def close(got, expected, tolerance=1e-6):
+    expected = np.asarray(expected, np.float64)
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=tolerance * max(np.abs(expected).max(), 1e-30), rtol=0)
+
+
+GRIDS = [(5, 6, 7), (1, 2, 3), (8, 9, 7), (16, 4, 8), (5, 9), (1, 1)]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_conv_equals_torch(grid, size):
+    torch = pytest.importorskip("torch")
+    x, kernel = normal(2, *grid, 5), normal(*(size,) * len(grid), 5, 4)
+    function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
+    moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
+    close(jax.jit(conv.conv)(x, kernel), last(function(first(x), moved, padding=size // 2)))
+
+
+@pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
+@pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3), ((2, 9, 8, 7, 2), 6)])
+def test_forms_of_conv_and_their_gradients(form, shape, o):
+    with jax.enable_x64(True):
+        x, kernel, weight = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], o), (*shape[:-1], o)))
+
+        def results(function):
+            def loss(x, kernel):
+                y = function(x, kernel)
+                return (y * weight).sum(), y
+
+            (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
+            return y, *gradients
+
+        for got, expected in zip(results(form), results(conv.plain)):
+            close(got, expected, 1e-12)
+
+
+@pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
+def test_forms_of_conv_in_bfloat16(form):
+    x, kernel = jnp.asarray(normal(1, 6, 7, 8, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 3, 8, 8), jnp.bfloat16)
+    got, expected = form(x, kernel), conv.plain(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    close(got.astype(jnp.float32), expected, 2e-2)
+    dx, dk = jax.grad(lambda x, k: form(x, k).astype(jnp.float32).sum(), (0, 1))(x, kernel)
+    assert dx.dtype == dk.dtype == jnp.bfloat16
+    assert np.isfinite(np.asarray(dk, np.float32)).all()
+
+
+@pytest.mark.parametrize("grid", [(3, 4, 5), (1, 1, 1), (4, 3)])
+def test_upsample_equals_torch(grid):
+    torch = pytest.importorskip("torch")
+    x, kernel = normal(2, *grid, 5), normal(*(2,) * len(grid), 5, 3)
+    function = torch.nn.functional.conv_transpose3d if len(grid) == 3 else torch.nn.functional.conv_transpose2d
+    moved = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
+    close(upsample.upsample(x, kernel), last(function(first(x), moved, stride=2)))
+
+
+def reference_attention(q, k, v, bias, regions):
+    """As the formula reads, in float64."""
+    logits = np.einsum("ntmc,nsmc->nmts", q, k).astype(np.float64) + bias
+    if regions is not None:
+        apart = np.tile(regions[:, :, None] != regions[:, None, :], (len(q) // len(regions), 1, 1))
+        logits += np.where(apart, -100.0, 0.0)[:, None]
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("nmts,nsmc->ntmc", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("form", [attention.window_attention, attention.plain, attention.by_chunks])
+@pytest.mark.parametrize(("n", "windows", "t", "m", "c"), [(6, 3, 5, 2, 4), (8, 8, 27, 3, 16), (1, 1, 1, 1, 2)])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_attention(form, n, windows, t, m, c, shifted):
+    q, k, v, bias = (normal(*s) for s in ((n, t, m, c),) * 3 + ((m, t, t),))
+    regions = rng.integers(0, 3, (windows, t)).astype(np.int32) if shifted else None
+    got = form(q, k, v, bias, regions if form is attention.window_attention or regions is None else jnp.asarray(regions))
+    close(got, reference_attention(q, k, v, bias, regions), 2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 1 << 19])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    with jax.enable_x64(True):
+        q, k, v, weight = (normal(6, 7, 2, 4, dtype=np.float64) for _ in range(4))
+        bias = normal(2, 7, 7, dtype=np.float64)
+        regions = jnp.asarray(rng.integers(0, 2, (3, 7)), jnp.int32) if shifted else None
+
+        def gradients(form):
+            return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
+
+        for got, expected in zip(gradients(attention.by_chunks), gradients(attention.plain)):
+            close(got, expected, 1e-12)
+
+
+def test_attention_keeps_its_softmax_in_float32():
+    q, k, v = (jnp.asarray(normal(2, 9, 2, 8), jnp.bfloat16) for _ in range(3))
+    bias = jnp.asarray(normal(2, 9, 9))
+    exact = reference_attention(*(np.asarray(a, np.float32) for a in (q, k, v, bias)), None)
+    for form in (attention.plain, attention.by_chunks):
+        got = form(q, k, v, bias, None)
+        assert got.dtype == jnp.bfloat16
+        close(got.astype(jnp.float32), exact, 1e-2)
+
+
+def test_attention_dropout_keeps_the_mean():
+    q, k = normal(1, 4, 1, 2), normal(1, 4, 1, 2)
+    v, bias = np.ones((1, 4, 1, 2), np.float32), np.zeros((1, 4, 4), np.float32)
+    keys = jax.random.split(jax.random.key(0), 500)
+    y = jax.vmap(lambda key: attention.window_attention(q, k, v, bias, drop_rate=0.3, key=key))(keys)
+    assert np.asarray(y).mean() == pytest.approx(1.0, abs=0.03)
+    assert np.asarray(y).std() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (1, 7, 9, 12)])
+def test_norms_equal_torch(shape):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    x, scale, bias = normal(*shape) * 3 + 1, normal(shape[-1]), normal(shape[-1])
+    s, b = torch.tensor(scale), torch.tensor(bias)
+    close(norm.layer_norm(x, scale, bias), functional.layer_norm(torch.tensor(x), shape[-1:], s, b).numpy(), 2e-6)
+    close(norm.layer_norm(x), functional.layer_norm(torch.tensor(x), shape[-1:]).numpy(), 2e-6)
+    close(norm.instance_norm(x), last(functional.instance_norm(first(x))), 2e-6)
+    close(norm.group_norm(x, 3, scale, bias), last(functional.group_norm(first(x), 3, s, b)), 2e-6)
+    mean, var = normal(shape[-1]), np.abs(normal(shape[-1]))
+    theirs = functional.batch_norm(first(x), torch.tensor(mean), torch.tensor(var), s, b)
+    close(norm.batch_norm(x, mean, var, scale, bias), last(theirs), 2e-6)
+
+
+def test_norms_survive_a_large_mean():
+    x = normal(1, 32, 32, 32, 2) + 1000
+    exact = (x.astype(np.float64) - x.astype(np.float64).mean((1, 2, 3))) / x.astype(np.float64).std((1, 2, 3))
+    close(norm.instance_norm(x), exact, 1e-3)
+
+
+def test_norms_take_their_statistics_in_float32():
+    x = jnp.asarray(normal(1, 8, 8, 8, 4) + 20, jnp.bfloat16)
+    exact = norm.instance_norm(x.astype(jnp.float32))
+    assert norm.instance_norm(x).dtype == jnp.bfloat16
+    close(norm.instance_norm(x).astype(jnp.float32), exact, 5e-3)
+
+
+def test_leaky_relu():
+    np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.02, 0.0, 3.0])
+
+
+def test_dropout_and_drop_path():
+    x = jnp.ones((4000, 2, 3))
+    assert dropout(x, 0.4, None) is x
+    assert drop_path(x, 0.0, jax.random.key(0)) is x
+    for function in (dropout, drop_path):
+        y = np.asarray(function(x, 0.25, jax.random.key(1)))
+        assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+        assert (y == 0).mean() == pytest.approx(0.25, abs=0.03)
+    whole = np.asarray(drop_path(x, 0.25, jax.random.key(1))).reshape(4000, -1)
+    assert np.all(whole == whole[:, :1])  # a sample goes or stays as a whole
+
+
+def test_batch_norm_of_one_voxel_is_refused():
+    from swinunetr_jax import InputError, SwinUNETRConfig
+
+    layer = ConvNorm(12, SwinUNETRConfig(in_channels=1, out_channels=1, feature_size=12, norm_name="batch"))
+    with pytest.raises(InputError, match="more than one voxel"):
+        layer(jnp.ones((1, 1, 1, 1, 12)), train=True)
