@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
-from swinunetr_jax.ops import attention, conv, norm, upsample
+from swinunetr_jax.ops import attention, conv, norm, up_conv, upsample
 
 rng = np.random.default_rng(0)
 
@@ -79,6 +79,35 @@ def test_upsample_equals_torch(grid):
     function = torch.nn.functional.conv_transpose3d if len(grid) == 3 else torch.nn.functional.conv_transpose2d
     moved = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
     close(upsample.upsample(x, kernel), last(function(first(x), moved, stride=2)))
+
+
+@pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
+def test_folded_kernels_and_their_gradients(shape, c, u, o):
+    with jax.enable_x64(True):
+        fine = (shape[0], *(2 * size for size in shape[1:]))
+        shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
+        inputs = [normal(*s, dtype=np.float64) for s in shapes]
+        weights = normal(2, *fine, o, dtype=np.float64)
+
+        def results(form):
+            def loss(*inputs):
+                y = form(*inputs)
+                return sum((a * b).sum() for a, b in zip(y, weights)), y
+
+            (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)
+            return *y, *gradients
+
+        for got, expected in zip(results(up_conv.folded), results(up_conv.plain)):
+            close(got, expected, 1e-12)
+
+
+def test_folded_kernels_in_bfloat16():
+    shapes = ((1, 3, 4, 5, 6), (1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 4), (1, 1, 1, 8, 4))
+    inputs = [jnp.asarray(normal(*s), jnp.bfloat16) for s in shapes]
+    exact = up_conv.plain(*(a.astype(jnp.float32) for a in inputs))
+    for got, expected in zip(up_conv.folded(*inputs), exact):
+        assert got.dtype == jnp.bfloat16
+        close(got.astype(jnp.float32), expected, 3e-2)
 
 
 def reference_attention(q, k, v, bias, regions):

@@ -4,12 +4,12 @@ Blocks return their output and a flat dict of new running statistics by name, em
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.model.layers import Conv, ConvNorm, UpConv, leaky_relu
+from swinunetr_jax.ops.up_conv import up_conv
 
 Stats = dict[str, Array]
 
@@ -29,24 +29,31 @@ class ResBlock(nnx.Module):
         self.norm3 = ConvNorm(c_out, config, norm) if c_in != c_out else None
 
     def __call__(self, x: Array, train: bool = False) -> tuple[Array, Stats]:
-        y, stats1 = self.norm1(self.conv1(x), train)
+        return self.rest(self.conv1(x), x if self.conv3 is None else self.conv3(x), train)
+
+    def rest(self, y: Array, shortcut: Array, train: bool = False) -> tuple[Array, Stats]:
+        """What follows the convolutions of the input: `y` is that of conv1, `shortcut` that of conv3 or the input itself."""
+        y, stats1 = self.norm1(y, train)
         y, stats2 = self.norm2(self.conv2(leaky_relu(y)), train)
         stats = named("norm1", stats1) | named("norm2", stats2)
-        if self.conv3 is not None:
-            x, stats3 = self.norm3(self.conv3(x), train)
+        if self.norm3 is not None:
+            shortcut, stats3 = self.norm3(shortcut, train)
             stats |= named("norm3", stats3)
-        return leaky_relu(y + x.astype(y.dtype)), stats
+        return leaky_relu(y + shortcut.astype(y.dtype)), stats
 
 
 class UpBlock(nnx.Module):
     """Upsamples, puts the skip's channels behind and runs a residual block."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
+        self.dtype = config.dtype
         self.up = UpConv(c_in, c_out, config, rngs=rngs)
         self.block = ResBlock(2 * c_out, c_out, config, rngs=rngs)
 
     def __call__(self, x: Array, skip: Array, train: bool = False) -> tuple[Array, Stats]:
-        y, stats = self.block(jnp.concatenate([self.up(x), skip], axis=-1), train)
+        kernels = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, self.block.conv3))
+        y, shortcut = up_conv(x.astype(self.dtype), skip.astype(self.dtype), *kernels)
+        y, stats = self.block.rest(y, shortcut, train)
         return y, named("block", stats)
 
 

@@ -18,7 +18,6 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.ops.conv import conv
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
-from swinunetr_jax.ops.upsample import upsample
 
 NEGATIVE_SLOPE = 0.01
 BATCH_NORM_MOMENTUM = 0.1
@@ -123,16 +122,12 @@ class PatchConv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """Transposed convolution with kernel 2 and stride 2, no bias: [b, *grid, c_in] -> [b, *(2 * grid), c_out]."""
+    """The kernel of a transposed convolution, kernel 2 and stride 2, no bias; `ops.up_conv` uses it."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
-        self.dtype = config.dtype
         sizes = (2,) * config.spatial_dims
         fan_in = c_out * math.prod(sizes)  # PyTorch counts the output channels of a transposed convolution
         self.kernel = uniform(rngs, (*sizes, c_in, c_out), fan_in, config.param_dtype)
-
-    def __call__(self, x: Array) -> Array:
-        return upsample(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 class LayerNorm(nnx.Module):

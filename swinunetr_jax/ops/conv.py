@@ -46,7 +46,7 @@ def plain(x: Array, kernel: Array) -> Array:
 
 def by_patches(x: Array, kernel: Array) -> Array:
     """Each voxel's 27 neighbours side by side, and one matrix product, for 3³ kernels."""
-    b, *grid, c = x.shape
+    _b, *grid, c = x.shape
     padded = jnp.pad(x, ((0, 0), *[(1, 1)] * 3, (0, 0)))
     corners = itertools.product(range(3), repeat=3)
     shifted = [padded[:, i : i + grid[0], j : j + grid[1], k : k + grid[2]] for i, j, k in corners]
@@ -84,7 +84,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
 
 def _kernel_gradient(x: Array, dy: Array) -> Array:
     """A loop over depth of matrix products: a plane in three W-shifts against the three planes of `dy` it took part in."""
-    b, depth, h, w, c = x.shape
+    _b, depth, h, w, c = x.shape
     o = dy.shape[-1]
     total = jnp.promote_types(x.dtype, jnp.float32)
 
