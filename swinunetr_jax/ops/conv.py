@@ -84,7 +84,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
 
 def _kernel_gradient(x: Array, dy: Array) -> Array:
     """A loop over depth of matrix products: a plane in three W-shifts against the three planes of `dy` it took part in."""
-    _b, depth, h, w, c = x.shape
+    depth, h, w, c = x.shape[1:]
     o = dy.shape[-1]
     total = jnp.promote_types(x.dtype, jnp.float32)
 

@@ -120,7 +120,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    _b, depth, _h, _w, c = x.shape
+    depth, c = x.shape[1], x.shape[-1]
     o = kernel.shape[-1]
     total = jnp.promote_types(x.dtype, jnp.float32)
     # plane d took part in window d as neighbour 1 and in window d + 1 as neighbour 0
