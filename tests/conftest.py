@@ -1,0 +1,81 @@
+"""Set-up of all tests: JAX on the CPU with exact matrix products and nothing kept from earlier runs; MONAI networks to compare with."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda pytest -m gpu
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # tools/ is not installed
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_enable_compilation_cache", False)  # a test must not pass on what another version compiled
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real scans: `SWINUNETR_TEST_DATA`, or ../shared/data beside the repository."""
+    path = Path(os.environ.get("SWINUNETR_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real scans in {path}: set SWINUNETR_TEST_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_forward() -> Callable[..., dict[str, np.ndarray]]:
+    """A function (model, x, **options) -> everything `forward` computes, logits included, by name."""
+
+    def run(model: SwinUNETR, x: np.ndarray, *, optimize: bool = False, **options: Any) -> dict[str, np.ndarray]:
+        # compiling takes longer than running small networks: XLA is to try less hard unless told otherwise
+        fast = None if optimize else {"xla_backend_optimization_level": 0}
+        seen = jax.jit(lambda model, x: model.forward(x, **options)[1], compiler_options=fast)(model, x)
+        return {name: np.asarray(value) for name, value in seen.items()}
+
+    return run
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A MONAI network with random weights, and the file that it was saved to."""
+
+    config: SwinUNETRConfig
+    theirs: Any
+    path: Path
+
+    def ours(self, **changes: Any) -> SwinUNETR:
+        """Our network, read from that file by the ordinary door; `changes` are fields of use, such as `dtype`."""
+        told = {"downsample": self.config.downsample, "normalize": self.config.normalize, **changes}
+        if self.config.num_groups is not None:
+            told["num_groups"] = self.config.num_groups
+        checkpoint = open_checkpoint(self.path, **told)
+        assert checkpoint.config == self.config.replace(**changes)  # all the rest was read off the tensors
+        assert not checkpoint.report.made and not checkpoint.report.left and not checkpoint.report.adapted
+        return checkpoint.model()
+
+
+@pytest.fixture(scope="session")
+def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """A function of configuration fields: MONAI's network for them, every weight away from its initial value, saved by torch."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("monai")
+    from tools import reference
+
+    def make(seed: int = 0, **fields: Any) -> Pair:
+        net = reference.network(fields)
+        reference.fill(net, seed)
+        path = tmp_path_factory.mktemp("monai") / "network.pt"
+        torch.save({"epoch": 1, "state_dict": net.state_dict()}, path)
+        return Pair(SwinUNETRConfig(**fields), net, path)
+
+    return make

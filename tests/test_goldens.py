@@ -1,0 +1,80 @@
+"""Stored outputs of MONAI, every intermediate among them, against ours: parity without torch. Made by tools/make_goldens.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from swinunetr_jax import SwinUNETRConfig, open_checkpoint
+from swinunetr_jax.weights.monai import to_monai
+from swinunetr_jax.weights.params import flatten
+from swinunetr_jax.weights.torch_file import write_torch_file
+from tools import golden_weights
+
+FILES = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
+TOLERANCE = 1e-4  # of the largest magnitude in the array
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
+    with np.load(request.param) as content:
+        arrays = dict(content)
+    return {**arrays, **json.loads(str(arrays.pop("about")))}
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, run_forward: Callable[..., Any]
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Our network with the golden's weights, read from a file, and everything it computes."""
+    weights = golden_weights.state({name: tuple(shape) for name, shape in golden["state"].items()}, golden["seed"])
+    assert golden_weights.digest(weights) == golden["weights"], "the seed gives other weights here than where the file was made"
+    config = SwinUNETRConfig(**golden["config"])
+    path = tmp_path_factory.mktemp("golden") / "network.pt"
+    write_torch_file(path, weights)
+    told = {"downsample": config.downsample, "normalize": config.normalize, "window_size": config.window_size}
+    if config.num_groups is not None:
+        told["num_groups"] = config.num_groups
+    checkpoint = open_checkpoint(path, **told)
+    assert checkpoint.config == config
+    model = checkpoint.model()
+    return model, run_forward(model, golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
+
+
+def test_all_cases_are_there():
+    assert [path.stem for path in FILES] == ["2d", "batch", "legacy", "legacy_v2", "merging", "mergingv2", "options", "v2"]
+    assert all(path.stat().st_size < 100_000 for path in FILES)
+
+
+def test_state_dict_has_monais_names_and_shapes(golden, outputs):
+    model, _ = outputs
+    ours = {name: list(value.shape) for name, value in to_monai(flatten(model), model.config).items()}
+    assert ours == golden["state"]
+
+
+def test_logits(golden, outputs):
+    logits = outputs[1]["logits"]
+    mean, std, top = golden["logits_statistics"]
+    assert np.abs(golden_weights.sample(logits, golden["logits"].size) - golden["logits"]).max() <= TOLERANCE * top
+    np.testing.assert_allclose(golden_weights.statistics(logits), (mean, std, top), rtol=0, atol=TOLERANCE * top)
+
+
+def test_every_intermediate(golden, outputs):
+    seen = {name: value for name, value in outputs[1].items() if name != "logits"}
+    assert set(seen) == set(golden["names"])
+    for name, samples, statistics in zip(golden["names"], golden["samples"], golden["statistics"]):
+        size, limit = min(samples.size, seen[name].size), TOLERANCE * statistics[2]
+        error = np.abs(golden_weights.sample(seen[name], samples.size) - samples[:size]).max()
+        assert error <= limit, f"{name}: {error:.2e} off, {limit:.2e} allowed"
+        np.testing.assert_allclose(golden_weights.statistics(seen[name]), statistics, rtol=0, atol=limit, err_msg=name)
+
+
+@pytest.mark.parametrize("golden", FILES[-1:], ids=lambda path: path.stem, indirect=True)
+def test_logits_by_the_formulations_for_accelerators(golden, outputs, run_forward, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    seen = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
+    test_logits(golden, (None, seen))

@@ -1,0 +1,217 @@
+"""The whole network against MONAI's: logits, every intermediate, every gradient. Needs torch and MONAI.
+
+Weights are random, go through a file of torch's and are read by the ordinary door. The house's tolerances hold in float32: 1e-4 on
+values and gradients. Each option is compared in float64 on both sides: rounding is out of the way there, so that the comparison can be a
+million times tighter (an epsilon of 1e-6 instead of 1e-5 would pass at 1e-4), no activation falls on the other side of a kink of the
+leaky ReLU, and a gradient that is zero by construction is seen to be zero instead of dividing by noise. In float32 the options are
+compared with stored outputs by test_goldens.py.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swinunetr_jax import SwinUNETR
+from swinunetr_jax.weights.monai import to_monai
+from swinunetr_jax.weights.params import flatten
+from tools import golden_weights
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("monai")
+from tools import reference  # noqa: E402
+
+pytestmark = pytest.mark.slow
+Arrays = dict[str, np.ndarray]
+
+FLOAT32 = 1e-4  # of the largest magnitude in an array: logits, intermediates, gradients
+FLOAT64 = 1e-10
+BFLOAT16 = 0.02  # relative norm
+
+# The smallest network and volume that show a thing. 64 × 32 × 32 has grids of 32 × 16 × 16, 16 × 8 × 8, 8 × 4 × 4 and 4 × 2 × 2 tokens: a
+# window of 4 is shifted on all axes in the first two, on one axis alone in the third and clipped on every axis in the last.
+SMALL: dict[str, Any] = {"in_channels": 4, "out_channels": 3, "feature_size": 12}
+PLANE: dict[str, Any] = {**SMALL, "in_channels": 1, "out_channels": 2, "spatial_dims": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "merging": {},
+    "mergingv2, deeper, no qkv bias, not normalized": {
+        "downsample": "mergingv2",
+        "depths": (2, 4, 2, 2),
+        "qkv_bias": False,
+        "normalize": False,
+    },
+    "v2, group norm, patch norm": {"use_v2": True, "norm_name": "group", "num_groups": 4, "patch_norm": True},
+    "batch norm in training": {"norm_name": "batch"},
+    "window 7 × 7 × 5": {"window_size": (7, 7, 5)},
+}
+
+
+def their_pass(net: Any, x: np.ndarray, cotangent: np.ndarray | None = None) -> tuple[Arrays, Arrays]:
+    """MONAI's intermediates and, where a cotangent of the logits is given, the gradient of each parameter."""
+    dtype = net.out.conv.conv.weight.dtype
+    with torch.set_grad_enabled(cotangent is not None):
+        logits, seen = reference.record(net, reference.channels_first(x, dtype))
+        if cotangent is None:
+            return seen, {}
+        (logits * reference.channels_first(cotangent, dtype)).sum().backward()
+    return seen, {name: parameter.grad.numpy() for name, parameter in net.named_parameters()}
+
+
+def our_pass(
+    model: SwinUNETR, x: np.ndarray, cotangent: np.ndarray, *, train: bool = False, optimize: bool = False
+) -> tuple[Arrays, Arrays]:
+    """Our intermediates and the gradient of each parameter under MONAI's names, in the type of the parameters."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: Any, x: Any, cotangent: Any) -> Any:
+        logits, seen = nnx.merge(graph, params, rest).forward(x, train=train)
+        return (logits * cotangent).sum(), seen
+
+    # compiling takes longer than running small networks: XLA is to try less hard unless told otherwise
+    fast = None if optimize else {"xla_backend_optimization_level": 0}
+    function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
+    dtype = model.config.param_dtype
+    (_, seen), grads = function(params, jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype))
+    named = to_monai(flatten(nnx.merge(graph, grads, rest)), model.config)
+    return {name: np.asarray(value) for name, value in seen.items()}, named
+
+
+def compare(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
+    """Every array within `tolerance` of its largest magnitude."""
+    ours = {name: value for name, value in ours.items() if not name.startswith("batch_stats.")}
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    errors = {name: np.abs(ours[name] - value).max() / np.abs(value).max() for name, value in theirs.items()}
+    assert all(error <= tolerance for error in errors.values()), {n: e for n, e in errors.items() if not e <= tolerance}
+
+
+def compare_gradients(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
+    """As `compare`, for the parameters, each within `tolerance` of its own gradient's largest magnitude."""
+    compare({name: ours[name] for name in theirs}, theirs, tolerance)
+    buffers = ("running_mean", "running_var", "num_batches_tracked", golden_weights.COMPUTED)
+    assert {name for name in ours if not name.endswith(buffers)} == set(theirs)
+
+
+# ---- every option, values and gradients in float64 -------------------------------------------------------------------------------
+
+
+@dataclass
+class Results:
+    """One network on one input, by both libraries."""
+
+    pair: Any
+    model: SwinUNETR
+    x: np.ndarray
+    cotangent: np.ndarray
+    values: Arrays
+    gradients: Arrays
+    their_values: Arrays
+    their_gradients: Arrays
+
+
+@pytest.fixture(scope="module", params=[*VARIANTS, "2-D"])
+def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> Iterator[Results]:
+    plane, train = request.param == "2-D", request.param == "batch norm in training"
+    # 96² has, as 96³, 6 tokens along each axis of the last stage, clipped by the window of 7; and two samples
+    pair = monai_pair(**PLANE) if plane else monai_pair(**{**SMALL, "window_size": 4, **VARIANTS[request.param]})
+    shape = (2, 96, 96) if plane else (1, 64, 32, 32)
+    x = golden_weights.volume((*shape, pair.config.in_channels), seed=1)
+    cotangent = golden_weights.volume((*shape, pair.config.out_channels), seed=2)
+    theirs = their_pass(pair.theirs.double().train(train), x, cotangent)
+    with jax.enable_x64(True):
+        model = pair.ours(dtype="float64", param_dtype="float64")
+        ours = our_pass(model, x, cotangent, train=train, optimize=plane)
+        yield Results(pair, model, x, cotangent, *ours, *theirs)
+
+
+def test_values(results):
+    compare(results.values, results.their_values, FLOAT64)
+
+
+def test_gradients(results):
+    compare_gradients(results.gradients, results.their_gradients, FLOAT64)
+
+
+def only(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("results", [name], indirect=True)
+
+
+@only("batch norm in training")
+def test_running_statistics_after_a_step(results, run_forward):
+    """Taken over by the model they are those of torch's buffers, and in evaluation they are used."""
+    model, net = results.model, results.pair.theirs
+    before = to_monai(flatten(model), model.config)
+    model.update_batch_stats({name: jnp.asarray(value) for name, value in results.values.items()})
+    after = to_monai(flatten(model), model.config)
+    for name, value in net.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            assert not np.array_equal(before[name], after[name])
+            np.testing.assert_allclose(after[name], value.numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
+        elif name.endswith("num_batches_tracked"):
+            assert after[name] == value.numpy() == before[name] + 1
+    net.load_state_dict({name: torch.tensor(value) for name, value in after.items()})  # running statistics of ours are float32
+    compare(run_forward(model, results.x), their_pass(net.eval(), results.x)[0], FLOAT64)
+
+
+def test_recomputation_gives_the_same_gradients(monai_pair):
+    pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
+    x, cotangent = golden_weights.volume((1, 64, 32, 1), seed=1), golden_weights.volume((1, 64, 32, 2), seed=2)
+    with jax.enable_x64(True):
+        types = {"dtype": "float64", "param_dtype": "float64"}
+        once, again = (our_pass(pair.ours(**types, use_checkpoint=remat), x, cotangent) for remat in (False, True))
+    for kept, recomputed in zip(once, again):
+        compare(recomputed, {name: value for name, value in kept.items() if value.dtype.kind == "f"}, 1e-12)
+
+
+# ---- float32, at the sizes of use ------------------------------------------------------------------------------------------------
+
+
+def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forward):
+    """96³ has 6³ tokens in the last stage and so uses the corner of the bias table; 128³ never does."""
+    pair = monai_pair(**SMALL)
+    x = golden_weights.volume((1, 96, 96, 96, 4), seed=1)
+    compare(run_forward(pair.ours(), x), their_pass(pair.theirs, x)[0], FLOAT32)
+
+
+def test_gradients_in_float32(monai_pair):
+    """As training computes them. The loss is ½ Σ logits²: with a random cotangent the gradient is what is left where most cancels out."""
+    pair = monai_pair(**PLANE)
+    x = golden_weights.volume((2, 96, 96, 1), seed=1)
+    cotangent = their_pass(pair.theirs, x)[0]["logits"]
+    values, gradients = our_pass(pair.ours(), x, cotangent)
+    their_values, their_gradients = their_pass(pair.theirs, x, cotangent)
+    compare(values, their_values, FLOAT32)
+    compare_gradients(gradients, their_gradients, FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def usual(monai_pair: Callable[..., Any], run_forward: Callable[..., Arrays]) -> tuple[Any, np.ndarray, Arrays]:
+    """A network of the default width on 64³: the pair, the input, our values, compiled as for use."""
+    pair = monai_pair(in_channels=4, out_channels=3, feature_size=24)
+    x = golden_weights.volume((1, 64, 64, 64, 4), seed=1)
+    return pair, x, run_forward(pair.ours(), x, optimize=True)
+
+
+def test_values_in_float32_at_the_usual_size(usual):
+    pair, x, values = usual
+    compare(values, their_pass(pair.theirs, x)[0], FLOAT32)
+
+
+def test_bfloat16_is_close(usual, run_forward):
+    pair, x, values = usual
+    rounded = run_forward(pair.ours(dtype="bfloat16"), x)
+    assert rounded["logits"].dtype == jnp.bfloat16
+    difference = rounded["logits"].astype(np.float32) - values["logits"]
+    assert np.linalg.norm(difference) <= BFLOAT16 * np.linalg.norm(values["logits"])
+
+
+def test_gradients_in_bfloat16_are_finite(monai_pair):
+    pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
+    x, cotangent = golden_weights.volume((2, 64, 64, 1), seed=1), golden_weights.volume((2, 64, 64, 2), seed=2)
+    _, gradients = our_pass(pair.ours(dtype="bfloat16"), x, cotangent)
+    assert all(np.isfinite(value).all() for value in gradients.values())
+    assert all(value.dtype == np.float32 and value.any() for name, value in gradients.items() if name.endswith("weight"))

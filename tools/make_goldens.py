@@ -1,0 +1,98 @@
+"""Makes the stored reference outputs of tests/goldens with the installed MONAI, so that parity is tested without torch.
+
+    python -m tools.make_goldens            every case of the installed MONAI: "legacy…" with MONAI <= 1.4, all others with a newer one
+    python -m tools.make_goldens v2 2d      some of them
+
+Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in an environment of its own; jax is not needed. A file holds the
+configuration, names and shapes of the state dict, versions, and samples and statistics of every intermediate, but no weights: those
+come from the seed (golden_weights.py).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tools import golden_weights, reference
+
+GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
+SEED = 20220104
+LOGITS, INTERMEDIATE = 4096, 48  # values kept of the logits and of each intermediate
+
+SMALL: dict[str, Any] = {"in_channels": 4, "out_channels": 3, "feature_size": 12}
+OPTIONS: dict[str, Any] = {
+    "depths": (2, 4, 2, 2),
+    "window_size": (7, 7, 5),
+    "qkv_bias": False,
+    "mlp_ratio": 2.0,
+    "norm_name": "group",
+    "num_groups": 4,
+    "patch_norm": True,
+    "normalize": False,
+}
+# No two axes alike, and six voxels at 1/32 resolution: an instance norm of two is little more than a sign, and multiplies rounding a
+# hundredfold.
+VOLUME = (1, 64, 96, 32)
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, input [b, *grid]
+    "merging": (SMALL, VOLUME),
+    "mergingv2": ({**SMALL, "downsample": "mergingv2"}, VOLUME),
+    "v2": ({**SMALL, "use_v2": True}, VOLUME),
+    "batch": ({**SMALL, "norm_name": "batch"}, VOLUME),
+    "options": ({**SMALL, **OPTIONS}, VOLUME),
+    "2d": ({**SMALL, "in_channels": 1, "out_channels": 2, "spatial_dims": 2, "feature_size": 24}, (2, 96, 64)),
+    "legacy": ({**SMALL, "downsample": "legacy"}, VOLUME),
+    "legacy_v2": ({**SMALL, "in_channels": 1, "out_channels": 14, "downsample": "legacy", "use_v2": True}, VOLUME),
+}
+
+
+def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The content of one file."""
+    net = reference.network(fields)
+    reference.fill(net, SEED)
+    x = golden_weights.volume((*shape, fields["in_channels"]), SEED)
+    with torch.no_grad():
+        _, seen = reference.record(net, reference.channels_first(x))
+    logits = seen.pop("logits")
+    tensors = {name: value.numpy() for name, value in net.state_dict().items()}
+    weights = {name: value for name, value in tensors.items() if not name.endswith(golden_weights.COMPUTED)}
+    about = {
+        "config": fields,
+        "shape": x.shape,
+        "seed": SEED,
+        "versions": reference.VERSIONS,
+        "weights": golden_weights.digest(weights),
+        "state": {name: value.shape for name, value in tensors.items()},
+        "names": list(seen),
+    }
+    short = [np.resize(golden_weights.sample(value, INTERMEDIATE), INTERMEDIATE) for value in seen.values()]
+    return {
+        "about": np.array(json.dumps(about)),
+        "samples": np.stack(short),
+        "statistics": np.stack([golden_weights.statistics(value) for value in seen.values()]),
+        "logits": golden_weights.sample(logits, LOGITS),
+        "logits_statistics": golden_weights.statistics(logits),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; without any, all that are this MONAI's to make")
+    names = parser.parse_args().cases or [name for name in CASES if name.startswith("legacy") == reference.OLD]
+    if unknown := sorted(set(names) - set(CASES)):
+        parser.error(f"unknown {', '.join(unknown)}; known are {', '.join(CASES)}")
+    GOLDENS.mkdir(exist_ok=True)
+    for name in names:
+        try:
+            content = make(*CASES[name])
+        except reference.Unsupported as error:
+            parser.error(f"{name}: {error}")
+        path = GOLDENS / f"{name}.npz"
+        np.savez_compressed(path, **content)
+        print(f"{name}: {path.stat().st_size / 1e3:.0f} kB, MONAI {reference.VERSIONS['monai']}")
+
+
+if __name__ == "__main__":
+    main()

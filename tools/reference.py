@@ -1,0 +1,112 @@
+"""MONAI's Swin UNETR as the reference: built from our configuration fields, with every intermediate under our names.
+
+Needs torch and MONAI, and neither jax nor our library, so that it also runs beside a MONAI of long ago. Arrays that leave this file are
+channels last.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.networks.nets import SwinUNETR
+
+from tools import golden_weights
+
+VERSIONS = {"monai": monai.__version__, "torch": torch.__version__}
+# What MONAI <= 1.4 calls "merging" is our "legacy"; since 1.5 the name stands for another order of neighbours.
+OLD = tuple(map(int, monai.__version__.split(".")[:2])) < (1, 5)
+FIXED_IN_OLD = {"qkv_bias": True, "mlp_ratio": 4.0, "patch_norm": False, "use_flash_attention": False}
+
+
+class Unsupported(ValueError):
+    """The installed MONAI has no such network; the message says which one has."""
+
+
+def network(fields: Mapping[str, Any]) -> SwinUNETR:
+    """MONAI's network for our configuration fields, in evaluation mode.
+
+    Raises:
+        Unsupported: the installed MONAI cannot build it.
+    """
+    fields = {name: value for name, value in fields.items() if name not in ("dtype", "param_dtype")}
+    dims = fields.get("spatial_dims", 3)
+    mode = fields.get("downsample", "merging")
+    if mode == "legacy" and not OLD:
+        raise Unsupported(
+            f"`downsample` 'legacy' is what MONAI <= 1.4 computes as 'merging', and MONAI {monai.__version__} is installed: installed "
+            "MONAI must be <= 1.4 for this comparison."
+        )
+    if mode == "merging" and OLD and dims == 3:
+        raise Unsupported(
+            f"`downsample` 'merging' is the order of MONAI >= 1.5, and MONAI {monai.__version__} is installed: installed MONAI must be "
+            ">= 1.5 for this comparison."
+        )
+    fields["downsample"] = "merging" if mode == "legacy" else mode
+    groups = fields.pop("num_groups", None)
+    if groups is not None:
+        fields["norm_name"] = ("group", {"num_groups": groups})
+    known = inspect.signature(SwinUNETR).parameters
+    if OLD:
+        fields["img_size"] = (64,) * dims  # asked for and not used
+    for name in set(fields) - set(known):
+        value, fixed = fields.pop(name), {"window_size": [7] * dims, **FIXED_IN_OLD}[name]
+        if value != fixed and not (name == "window_size" and set(np.ravel(value)) == {7}):
+            raise Unsupported(f"MONAI {monai.__version__} has no `{name}`, it is always {fixed}: got {value}.")
+    return SwinUNETR(**fields).eval()
+
+
+def fill(net: SwinUNETR, seed: int) -> None:
+    """Random weights from a seed, away from the initial ones in every tensor."""
+    made = golden_weights.state({name: value.shape for name, value in net.state_dict().items()}, seed)
+    indices = {name: value for name, value in net.state_dict().items() if name.endswith(golden_weights.COMPUTED)}
+    net.load_state_dict({name: torch.as_tensor(value) for name, value in made.items()} | indices, strict=True)
+
+
+def channels_first(x: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.as_tensor(np.moveaxis(x, -1, 1).copy()).to(dtype)
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(x.detach().cpu().numpy(), 1, -1))
+
+
+def record(net: SwinUNETR, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
+    """The logits [b, c, *grid], and every intermediate by the name that our `SwinUNETR.forward` gives it, channels last."""
+    seen: dict[str, np.ndarray] = {}
+    handles = []
+    for module, name, first in _points(net):
+
+        def keep(module: Any, inputs: Any, output: torch.Tensor, name: str = name, first: bool = first) -> None:
+            seen[name] = channels_last(output) if first else output.detach().cpu().numpy().copy()
+
+        handles.append(module.register_forward_hook(keep))
+
+    def keep_hidden(module: Any, inputs: Any, outputs: list[torch.Tensor]) -> None:
+        seen.update({f"hidden{index}": channels_last(output) for index, output in enumerate(outputs)})
+
+    handles.append(net.swinViT.register_forward_hook(keep_hidden))
+    try:
+        return net(x), seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _points(net: SwinUNETR) -> Iterator[tuple[torch.nn.Module, str, bool]]:
+    """Modules to listen to, with our name for their output and whether its channels come first."""
+    yield net.swinViT.pos_drop, "swin.patch_embed", True
+    for stage in range(4):
+        layer = getattr(net.swinViT, f"layers{stage + 1}")[0]
+        if getattr(net.swinViT, "use_v2", False):
+            yield getattr(net.swinViT, f"layers{stage + 1}c")[0], f"swin.stage{stage}.conv", True
+        for index, block in enumerate(layer.blocks):
+            yield block, f"swin.stage{stage}.block{index}", False
+        yield layer, f"swin.stage{stage}", True
+    for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"):
+        yield getattr(net, name), name, True
+    for name in ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"):
+        yield getattr(net, name), name, True
+    yield net.out, "logits", True
