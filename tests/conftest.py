@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tools/ is not installed
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_enable_compilation_cache", False)  # a test must not pass on what another version compiled
