@@ -1,0 +1,190 @@
+"""What the compilers make of this project for machines that are not here: TPUs and an H200, by their own account.
+
+    pip install libtpu                      # TPU targets; compiles, needs no TPU
+    pip install "jax[cuda13]"               # the H200, in an environment of its own; compiles, needs no GPU
+    python -m tools.aot_report --target v5e v6e --sizes 96 128
+    python -m tools.aot_report --target h200 --sizes 96 128
+
+TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. For the H200 there is no estimate of time: the
+compiled program is read instead, for transposes beside convolutions, attention weights that reach memory, and temporaries.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about its TPU
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from flax import nnx
+from jax.experimental import topologies
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+
+TPU = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30, "h200": 141 * 10**9}
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98 device_memory_size: 150000000000
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_description_str: "NVIDIA H200"
+"""
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "f64": 8, "s64": 8, "u64": 8}
+
+
+@dataclass
+class Options:
+    """What to compile."""
+
+    target: tuple[Literal["v5e", "v6e", "h200"], ...] = ("v5e", "v6e")
+    work: tuple[Literal["forward", "train"], ...] = ("forward", "train")
+    sizes: tuple[int, ...] = (96,)
+    """Edge of the volume, batch 1."""
+    feature_size: int = 48
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: bool = False
+    """Recompute blocks in the backward pass."""
+    out: Path | None = None
+    """Also write the rows as JSON here."""
+    programs: Path | None = None
+    """Folder for the compiled programs' text."""
+
+
+def device(target: str) -> Any:
+    """One described device of the target."""
+    if target in TPU:
+        return topologies.get_topology_desc(platform="tpu", topology_name=TPU[target]).devices[0]
+    import jax_plugins.xla_cuda13 as plugin
+
+    try:
+        plugin.initialize()
+    except Exception as error:  # the plugin may be there already
+        if "exists" not in str(error):
+            raise
+    described = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
+    return described.devices[0]
+
+
+def compiled(target: str, work: str, size: int, options: Options) -> Any:
+    """The program for one device of the target."""
+    config = SwinUNETRConfig(
+        in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
+    )
+    structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
+    where = jax.sharding.SingleDeviceSharding(device(target))
+
+    def put(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+    x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
+    if work == "forward":
+        return jax.jit(lambda state, x: nnx.merge(structure, state)(x)).lower(put(state), x).compile()
+    optimizer = optax.adamw(1e-4)
+    labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
+
+    def step(state: Any, moments: Any, x: Any, labels: Any) -> tuple[Any, Any, Any]:
+        def loss(state: Any) -> jax.Array:
+            shares = jax.nn.sigmoid(nnx.merge(structure, state)(x).astype(jnp.float32))
+            axes = (1, 2, 3)
+            overlap = 2 * (shares * labels).sum(axes) + 1e-5
+            return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
+
+        value, gradients = jax.value_and_grad(loss)(state)
+        updates, moments = optimizer.update(gradients, moments, state)
+        return value, optax.apply_updates(state, updates), moments
+
+    moments = jax.eval_shape(optimizer.init, state)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels).compile()
+
+
+def describe(target: str, work: str, size: int, options: Options) -> dict[str, Any]:
+    """A row of the report."""
+    started = time.perf_counter()
+    program = compiled(target, work, size, options)
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    text = program.as_text()
+    if options.programs:
+        options.programs.mkdir(parents=True, exist_ok=True)
+        (options.programs / f"{target}_{work}_{size}.txt").write_text(text)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "target": target,
+        "work": work,
+        "size": size,
+        "compile_seconds": time.perf_counter() - started,
+        "estimated_ms": 1e3 * cost["optimal_seconds"] if target in TPU and cost.get("optimal_seconds", -1) > 0 else None,
+        "tflop": cost.get("flops", 0) / 1e12,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "held_gb": held / 1e9,
+        "share_of_chip": (held + memory.temp_size_in_bytes) / CHIP_BYTES[target],
+    } | read_program(text)
+
+
+def read_program(text: str) -> dict[str, Any]:
+    """Facts of a compiled program's text that outlive a compiler's version: what instructions of the entry produce."""
+    entry = text[text.index("\nENTRY ") :]
+    results = re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = \(?(\w+)\[([\d,]*)\][^ ]* (\S+?)\(", entry, re.MULTILINE)
+    sizes = []
+    for kind, shape, _ in results:
+        dims = [int(n) for n in shape.split(",") if n]
+        total = BYTES.get(kind, 0)
+        for n in dims:
+            total *= n
+        sizes.append((total, f"{kind}[{shape}]"))
+    transposes = re.findall(r"(?:transpose|copy)[\w.\-]* = \w+\[([\d,]+)\]", entry)
+    large = [t for t in transposes if len(t.split(",")) == 5 and max(map(int, t.split(","))) >= 24]
+    pairs = [s for _, s in sizes if re.search(r"\b343,343\b", s) and s.count(",") >= 3]
+    biggest = max(sizes, default=(0, ""))
+    return {
+        "largest_result_mb": biggest[0] / 1e6,
+        "largest_result": biggest[1],
+        "volume_transposes": len(large),
+        "attention_weights_in_memory": len(pairs),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    head = ["target", "work", "size", "estimate ms", "TFLOP", "temporaries GB", "arguments GB", "of chip memory"]
+    head += ["largest result", "transposes or copies of volumes", "t × t tensors"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for row in rows:
+        estimate = "" if row["estimated_ms"] is None else f"{row['estimated_ms']:.2f}"
+        cells = [row["target"], row["work"], f"{row['size']}³", estimate, f"{row['tflop']:.2f}", f"{row['temporaries_gb']:.2f}"]
+        cells += [
+            f"{row['held_gb']:.2f}",
+            f"{row['share_of_chip']:.0%}",
+            f"{row['largest_result']} {row['largest_result_mb']:.0f} MB",
+        ]
+        cells += [str(row["volume_transposes"]), str(row["attention_weights_in_memory"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    rows = []
+    for target in options.target:
+        for size in options.sizes:
+            for work in options.work:
+                print(f"compiling {work} {size}³ for {target}", file=sys.stderr, flush=True)
+                rows.append(describe(target, work, size, options))
+    print(table(rows))
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
