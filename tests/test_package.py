@@ -1,0 +1,38 @@
+"""The wheel: it holds the library alone, and what is installed from it imports and runs without torch and without this folder."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_ships_the_library_alone_and_works(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"swinunetr_jax"}
+    packaged = {name for name in names if name.endswith(".py")}
+    assert packaged == {str(path.relative_to(ROOT)) for path in (ROOT / "swinunetr_jax").rglob("*.py")}
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
+    program = (
+        "import sys, swinunetr_jax; from swinunetr_jax import *; "
+        "assert swinunetr_jax.__file__.startswith(sys.argv[1]), swinunetr_jax.__file__; "
+        "assert not {'torch', 'monai'} & set(sys.modules); print(SwinUNETR.__name__, load_checkpoint.__name__)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["SwinUNETR", "load_checkpoint"]
+    done = subprocess.run(
+        [sys.executable, "-m", "swinunetr_jax.cli", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "predict" in done.stdout
