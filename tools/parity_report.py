@@ -101,8 +101,10 @@ def compare(options: Options) -> list[dict[str, Any]]:
         del net  # at 128³ every gigabyte counts
         model = open_checkpoint(path, **told).model()
     seen = jax.jit(lambda model, x: model.forward(x)[1])(model, x)
+    if set(seen) != set(theirs):
+        raise AssertionError(f"one side alone has {', '.join(sorted(set(seen) ^ set(theirs)))}")
     rows = []
-    for name in [name for name in theirs if name in seen]:  # in the order of the pass, which jit forgets
+    for name in list(theirs):  # in the order of the pass, which jit forgets
         ours, expected = np.asarray(seen.pop(name), np.float32), theirs.pop(name)
         error = np.abs(ours - expected)
         scale = float(np.abs(expected).max())
