@@ -43,6 +43,35 @@ def test_conv_equals_torch(grid, size):
     close(jax.jit(conv.conv)(x, kernel), last(function(first(x), moved, padding=size // 2)))
 
 
+@pytest.mark.parametrize("form", [conv.patch_conv, conv.strided, conv.patches_as_channels])
+@pytest.mark.parametrize("grid", [(4, 6, 2), (6, 8)])
+def test_patch_conv_equals_torch(form, grid):
+    torch = pytest.importorskip("torch")
+    x, kernel = normal(2, *grid, 3), normal(*(2,) * len(grid), 3, 5)
+    function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
+    moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
+    close(form(x, kernel), last(function(first(x), moved, stride=2)))
+
+
+@pytest.mark.parametrize(("grid", "c", "u", "o"), [((3, 2, 4), 6, 4, 3), ((3, 5), 4, 2, 3)])
+def test_up_conv_equals_torch(grid, c, u, o):
+    torch = pytest.importorskip("torch")
+    functional, n = torch.nn.functional, len(grid)
+    transposed, plain = (
+        (functional.conv_transpose3d, functional.conv3d) if n == 3 else (functional.conv_transpose2d, functional.conv2d)
+    )
+    x, skip = normal(2, *grid, c), normal(2, *(2 * size for size in grid), u)
+    up, kernel, shortcut = normal(*(2,) * n, c, u), normal(*(3,) * n, 2 * u, o), normal(*(1,) * n, 2 * u, o)
+
+    def moved(k, *axes):
+        return torch.tensor(np.moveaxis(k, axes, (0, 1)).copy())
+
+    both = torch.cat([transposed(first(x), moved(up, -2, -1), stride=2), first(skip)], dim=1)
+    y, direct = up_conv.up_conv(x, skip, up, kernel, shortcut)
+    close(y, last(plain(both, moved(kernel, -1, -2), padding=1)), 2e-6)
+    close(direct, last(plain(both, moved(shortcut, -1, -2))), 2e-6)
+
+
 @pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
 @pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3), ((2, 9, 8, 7, 2), 6)])
 def test_forms_of_conv_and_their_gradients(form, shape, o):

@@ -548,7 +548,7 @@ def test_a_pickle_too_long(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n", "git lfs pull"),
         (b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>", "HTML"),
         (b"<html>", "HTML"),
-        (gzip.compress(b"x"), "gzip"),
+        (gzip.compress(b"x", mtime=0), "gzip"),
         (b"\x93NUMPY\x01\x00", ".npy"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (pickle.dumps({"w": 1}), "bare Python pickle"),

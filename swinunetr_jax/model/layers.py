@@ -16,7 +16,7 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.ops.conv import conv
+from swinunetr_jax.ops.conv import conv, patch_conv
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
 
 NEGATIVE_SLOPE = 0.01
@@ -111,14 +111,8 @@ class PatchConv(nnx.Module):
         self.bias = uniform(rngs, (c_out,), fan_in, config.param_dtype)
 
     def __call__(self, x: Array) -> Array:
-        # patches do not overlap: a space-to-depth and one matrix product
-        b, *grid, c = x.shape
-        x = x.astype(self.dtype).reshape(b, *(n for size in grid for n in (size // 2, 2)), c)
-        ndim = len(grid)
-        x = x.transpose(0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), 2 * ndim + 1)
-        x = x.reshape(b, *(size // 2 for size in grid), -1)
-        kernel = self.kernel[...].astype(self.dtype)
-        return x @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...].astype(self.dtype)
+        y = patch_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + self.bias[...].astype(self.dtype)
 
 
 class UpConv(nnx.Module):
