@@ -18,6 +18,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import SwinUNETR
+from swinunetr_jax.model import layers
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import flatten
 from tools import golden_weights
@@ -167,11 +168,18 @@ def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forwa
     compare(run_forward(pair.ours(), x), their_pass(pair.theirs, x)[0], FLOAT32)
 
 
-def test_gradients_in_float32(monai_pair):
-    """As training computes them. The loss is ½ Σ logits²: with a random cotangent the gradient is what is left where most cancels out."""
+def test_gradients_in_float32(monai_pair, monkeypatch):
+    """As training computes them, but with a leaky ReLU of slope 1.
+
+    With the real one a single value next to zero that rounding puts on the other side changes gradients by up to 1 % in small networks,
+    torch's as well as ours: whether that happens is luck. The real one is compared in float64 above.
+    """
     pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
-    x = golden_weights.volume((2, 96, 96, 1), seed=1)
-    cotangent = their_pass(pair.theirs, x)[0]["logits"]
+    monkeypatch.setattr(layers, "NEGATIVE_SLOPE", 1.0)
+    for module in pair.theirs.modules():
+        if isinstance(module, torch.nn.LeakyReLU):
+            module.negative_slope = 1.0
+    x, cotangent = golden_weights.volume((2, 96, 96, 1), seed=1), golden_weights.volume((2, 96, 96, 2), seed=2)
     values, gradients = our_pass(pair.ours(), x, cotangent)
     their_values, their_gradients = their_pass(pair.theirs, x, cotangent)
     compare(values, their_values, FLOAT32)
