@@ -90,6 +90,22 @@ def test_forms_of_conv_and_their_gradients(form, shape, o):
             close(got, expected, 1e-12)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17)])
+def test_large_planes_by_winograd(shape):
+    x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
+    assert conv._winograd_pays(jnp.asarray(x), 20)
+
+    def results(form):
+        gradients = jax.jit(jax.grad(lambda x, k: (form(x, k) * weight).sum(), (0, 1)))(x, kernel)
+        return jax.jit(form)(x, kernel), *gradients
+
+    with jax.enable_x64(True):
+        exact = conv.plain(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
+    close(results(conv.by_planes)[0], exact)
+    for got, expected in zip(results(conv.by_planes), results(conv.plain)):
+        close(got, expected, 3e-6)
+
+
 @pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
 def test_forms_of_conv_in_bfloat16(form):
     x, kernel = jnp.asarray(normal(1, 6, 7, 8, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 3, 8, 8), jnp.bfloat16)
