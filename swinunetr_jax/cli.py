@@ -143,7 +143,7 @@ class Predict:
     batch: int = 1
     """Windows per call of the network."""
     mirror: bool = False
-    """Average over mirrored windows too: a little better, 8 times the time."""
+    """Average over mirrored windows too, 8 times the work."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
     probabilities: bool = False

@@ -147,6 +147,7 @@ def _compiled(structure: nnx.GraphDef) -> Callable[[nnx.State, jax.Array], jax.A
     return jax.jit(lambda state, patches: nnx.merge(structure, state)(patches))
 
 
+@functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case
 def _finish(task: Task, probabilities: bool) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     """From averaged logits [..., c] to labels (and probabilities), on the device."""
     values = np.array([output.value for output in task.outputs], np.uint8)
