@@ -3,14 +3,13 @@
 import ast
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from swinunetr_jax.data.channels import split_name
 from swinunetr_jax.data.formats import Case, brats_era, canonical_channel, case_from_files, find_cases, match_channels
-from swinunetr_jax.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS = ("FLAIR", "T1ce", "T1", "T2")
@@ -35,17 +34,6 @@ def brats(root, name, ends="_flair _t1 _t1ce _t2 _seg", folder=None):
 
 def names_of(case):
     return [image.name for image in case.images]
-
-
-@contextmanager
-def refused(*words):
-    """One sentence with these words in it."""
-    with pytest.raises(InputError) as caught:
-        yield
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and len(text) < 500, text
-    for word in words:
-        assert str(word) in text, text
 
 
 # Names

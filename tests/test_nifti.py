@@ -6,16 +6,15 @@ import os
 import struct
 import tracemalloc
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from refusals import refused
 
 from swinunetr_jax.data import nifti
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_geometry, read_labels, read_volume, reorient, write_volume
-from swinunetr_jax.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LPS = np.array([[-1.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 2, -30], [0, 0, 0, 1]])
@@ -52,17 +51,6 @@ def quiet(capfd):
     """Nothing but the exception tells of a fault: nibabel's own log would come between it and the user."""
     yield
     assert capfd.readouterr() == ("", "")
-
-
-@contextmanager
-def refused(*words):
-    """One sentence with these words in it."""
-    with pytest.raises(InputError) as caught:
-        yield
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and len(text) < 500, text
-    for word in words:
-        assert str(word) in text, text
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
