@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda pytest -m gpu
+# Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
