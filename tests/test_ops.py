@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
-from swinunetr_jax.ops import attention, conv, norm, up_conv, upsample
+from swinunetr_jax.ops import attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
 
 rng = np.random.default_rng(0)
 
@@ -72,7 +72,7 @@ def test_up_conv_equals_torch(grid, c, u, o):
     close(direct, last(plain(both, moved(shortcut, -1, -2))), 2e-6)
 
 
-@pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
+@pytest.mark.parametrize("form", [conv_cpu.by_planes, conv_cpu.by_patches])
 @pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3), ((2, 9, 8, 7, 2), 6)])
 def test_forms_of_conv_and_their_gradients(form, shape, o):
     with jax.enable_x64(True):
@@ -93,7 +93,7 @@ def test_forms_of_conv_and_their_gradients(form, shape, o):
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17)])
 def test_large_planes_by_winograd(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
-    assert conv._winograd_pays(jnp.asarray(x), 20)
+    assert conv_cpu._winograd_pays(jnp.asarray(x), 20)
 
     def results(form):
         gradients = jax.jit(jax.grad(lambda x, k: (form(x, k) * weight).sum(), (0, 1)))(x, kernel)
@@ -101,12 +101,12 @@ def test_large_planes_by_winograd(shape):
 
     with jax.enable_x64(True):
         exact = conv.plain(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
-    close(results(conv.by_planes)[0], exact)
-    for got, expected in zip(results(conv.by_planes), results(conv.plain)):
+    close(results(conv_cpu.by_planes)[0], exact)
+    for got, expected in zip(results(conv_cpu.by_planes), results(conv.plain)):
         close(got, expected, 3e-6)
 
 
-@pytest.mark.parametrize("form", [conv.by_planes, conv.by_patches])
+@pytest.mark.parametrize("form", [conv_cpu.by_planes, conv_cpu.by_patches])
 def test_forms_of_conv_in_bfloat16(form):
     x, kernel = jnp.asarray(normal(1, 6, 7, 8, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 3, 8, 8), jnp.bfloat16)
     got, expected = form(x, kernel), conv.plain(x.astype(jnp.float32), kernel.astype(jnp.float32))
@@ -142,7 +142,7 @@ def test_folded_kernels_and_their_gradients(shape, c, u, o):
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)
             return *y, *gradients
 
-        for got, expected in zip(results(up_conv.folded), results(up_conv.plain)):
+        for got, expected in zip(results(up_conv_cpu.folded), results(up_conv.plain)):
             close(got, expected, 1e-12)
 
 
@@ -150,7 +150,7 @@ def test_folded_kernels_in_bfloat16():
     shapes = ((1, 3, 4, 5, 6), (1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 4), (1, 1, 1, 8, 4))
     inputs = [jnp.asarray(normal(*s), jnp.bfloat16) for s in shapes]
     exact = up_conv.plain(*(a.astype(jnp.float32) for a in inputs))
-    for got, expected in zip(up_conv.folded(*inputs), exact):
+    for got, expected in zip(up_conv_cpu.folded(*inputs), exact):
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), expected, 3e-2)
 
@@ -165,7 +165,7 @@ def reference_attention(q, k, v, bias, regions):
     return np.einsum("nmts,nsmc->ntmc", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("form", [attention.window_attention, attention.plain, attention.by_chunks])
+@pytest.mark.parametrize("form", [attention.window_attention, attention.plain, attention_cpu.by_chunks])
 @pytest.mark.parametrize(("n", "windows", "t", "m", "c"), [(6, 3, 5, 2, 4), (8, 8, 27, 3, 16), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_attention(form, n, windows, t, m, c, shifted):
@@ -178,7 +178,7 @@ def test_attention(form, n, windows, t, m, c, shifted):
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 19])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(attention_cpu, "CHUNK", chunk)
     with jax.enable_x64(True):
         q, k, v, weight = (normal(6, 7, 2, 4, dtype=np.float64) for _ in range(4))
         bias = normal(2, 7, 7, dtype=np.float64)
@@ -187,7 +187,7 @@ def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, monkeypatch
         def gradients(form):
             return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
 
-        for got, expected in zip(gradients(attention.by_chunks), gradients(attention.plain)):
+        for got, expected in zip(gradients(attention_cpu.by_chunks), gradients(attention.plain)):
             close(got, expected, 1e-12)
 
 
@@ -195,7 +195,7 @@ def test_attention_keeps_its_softmax_in_float32():
     q, k, v = (jnp.asarray(normal(2, 9, 2, 8), jnp.bfloat16) for _ in range(3))
     bias = jnp.asarray(normal(2, 9, 9))
     exact = reference_attention(*(np.asarray(a, np.float32) for a in (q, k, v, bias)), None)
-    for form in (attention.plain, attention.by_chunks):
+    for form in (attention.plain, attention_cpu.by_chunks):
         got = form(q, k, v, bias, None)
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), exact, 1e-2)
