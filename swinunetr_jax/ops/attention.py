@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from swinunetr_jax.ops import attention_cpu
-from swinunetr_jax.ops.attention_weights import attention_weights, region_mask
+from swinunetr_jax.ops.attention_weights import attention_weights
 
 
 def window_attention(
@@ -43,7 +43,7 @@ def plain(
     q: Array, k: Array, v: Array, bias: Array, regions: Array | None, drop_rate: float = 0.0, key: Array | None = None
 ) -> Array:
     """All windows at once."""
-    weights = attention_weights(q, k, bias, region_mask(regions))
+    weights = attention_weights(q, k, bias, regions)
     if key is not None:
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - drop_rate), 0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from swinunetr_jax.ops.attention_weights import attention_weights, region_mask
+from swinunetr_jax.ops.attention_weights import attention_weights
 
 CHUNK = 1 << 19  # attention weights at a time: 2 MB
 
@@ -20,24 +20,25 @@ def by_chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) 
 
     def chunk(inputs: tuple[Array, ...]) -> Array:
         q, k, v, regions = inputs
-        return jnp.einsum("nmts,nsmc->ntmc", attention_weights(q, k, bias, region_mask(regions)).astype(v.dtype), v)
+        return jnp.einsum("nmts,nsmc->ntmc", attention_weights(q, k, bias, regions).astype(v.dtype), v)
 
     return _joined(lax.map(chunk, _chunks(bias, q, k, v, regions=regions)))
 
 
 def _forward(q: Array, k: Array, v: Array, bias: Array, regions: Array | None):
-    return by_chunks(q, k, v, bias, regions), (q, k, v, bias, regions)
+    y = by_chunks(q, k, v, bias, regions)
+    return y, (q, k, v, bias, regions, y)
 
 
 def _backward(saved: tuple[Array, ...], dy: Array):
-    q, k, v, bias, regions = saved
+    q, k, v, bias, regions, y = saved
 
     def step(dbias: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
-        q, k, v, dy, regions = inputs
-        weights = attention_weights(q, k, bias, region_mask(regions))
+        q, k, v, y, dy, regions = inputs
+        weights = attention_weights(q, k, bias, regions)
         dweights = jnp.einsum("ntmc,nsmc->nmts", dy, v, preferred_element_type=weights.dtype)
-        inner = jnp.sum(weights * dweights, axis=-1, keepdims=True)
-        dlogits = weights * (dweights - inner)
+        inner = jnp.einsum("ntmc,ntmc->nmt", y, dy, preferred_element_type=weights.dtype)  # the sum of weights * dweights
+        dlogits = weights * (dweights - inner[..., None])
         low = dlogits.astype(q.dtype)
         dq = jnp.einsum("nmts,nsmc->ntmc", low, k)
         dk = jnp.einsum("nmts,ntmc->nsmc", low, q)
@@ -45,7 +46,7 @@ def _backward(saved: tuple[Array, ...], dy: Array):
         return dbias + dlogits.sum(0), (dq, dk, dv)
 
     total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
-    dbias, parts = lax.scan(step, total, _chunks(bias, q, k, v, dy, regions=regions))
+    dbias, parts = lax.scan(step, total, _chunks(bias, q, k, v, y, dy, regions=regions))
     return *map(_joined, parts), dbias.astype(bias.dtype), None
 
 

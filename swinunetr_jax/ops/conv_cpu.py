@@ -10,6 +10,7 @@ Grids of a few voxels and hundreds of channels are bound by reading the kernel: 
 
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -77,26 +78,53 @@ def winograd(plane: Array, taps: Array) -> Array:
     """A 3² convolution of [b, h, w, c], h and w even, with transformed kernels [16, c, o], some rows of tiles at a time."""
     b, h, w, _ = plane.shape
     padded = jnp.pad(plane, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    fitting = [r for r in range(2, h + 1, 2) if h % r == 0 and (r == 2 or b * (r // 2) * (w // 2) <= WINOGRAD_TILES[1])]
-    rows = max(fitting)
+    rows = _winograd_block(b, h, w)
     blocks = [_winograd_rows(padded[:, start : start + rows + 2], taps) for start in range(0, h, rows)]
     return jnp.concatenate(blocks, axis=1)
 
 
+def _winograd_block(b: int, h: int, w: int) -> int:
+    """How many rows of a plane to take at a time, a divisor of h."""
+    return max(r for r in range(2, h + 1, 2) if h % r == 0 and (r == 2 or b * (r // 2) * (w // 2) <= WINOGRAD_TILES[1]))
+
+
 def _winograd_rows(padded: Array, taps: Array) -> Array:
     b, h, w = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
+    inputs = _winograd_inputs(padded)
+    m = jnp.einsum("pti,pio->pto", inputs.reshape(16, -1, inputs.shape[-1]), taps).reshape(4, 4, b, h // 2, w // 2, -1)
+    m = lax.optimization_barrier(jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=1))  # [4, 2, b, h / 2, w / 2, o]
+    pairs = jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=4)  # [2, b, h / 2, w / 2, 2, o]
+    return jnp.moveaxis(pairs, 0, 2).reshape(b, h, w, -1)
 
-    def tiles(a: Array, axis: int, size: int) -> list[Array]:
-        """The four transformed inputs of each tile along an axis."""
-        p = [lax.slice_in_dim(a, start, start + size - 1, 2, axis) for start in range(4)]
+
+# Tiles are transformed along height first, then along width. The barrier between keeps the compiler from doing both at once, voxel by
+# voxel: the first pass runs along whole rows and the second finds its inputs in cache, which is three times faster.
+
+
+def _winograd_inputs(padded: Array) -> Array:
+    """Transformed inputs of each tile: [b, h + 2, w + 2, c] -> [16, b, h / 2, w / 2, c]."""
+
+    def tiles(a: Array, axis: int) -> list[Array]:
+        p = [lax.slice_in_dim(a, start, start + a.shape[axis] - 3, 2, axis) for start in range(4)]
         return [p[0] - p[2], p[1] + p[2], p[2] - p[1], p[1] - p[3]]
 
-    inputs = jnp.stack([t for rows in tiles(padded, 1, h) for t in tiles(rows, 2, w)])  # [16, b, h / 2, w / 2, c]
-    products = jnp.einsum("pti,pio->pto", inputs.reshape(16, -1, inputs.shape[-1]), taps)
-    m = products.reshape(4, 4, b, h // 2, w // 2, -1)
-    along_h = m[0] + m[1] + m[2], m[1] - m[2] - m[3]
-    pairs = [jnp.stack([a[0] + a[1] + a[2], a[1] - a[2] - a[3]], axis=3) for a in along_h]  # each [b, h / 2, w / 2, 2, o]
-    return jnp.stack(pairs, axis=2).reshape(b, h, w, -1)
+    return _both_axes(tiles, padded)
+
+
+def _winograd_outputs(plane: Array) -> Array:
+    """The transpose of what makes outputs of products: [b, h, w, o] -> [16, b, h / 2, w / 2, o]."""
+
+    def tiles(a: Array, axis: int) -> list[Array]:
+        even, odd = (lax.slice_in_dim(a, start, None, 2, axis) for start in range(2))
+        return [even, even + odd, even - odd, -odd]
+
+    return _both_axes(tiles, plane)
+
+
+def _both_axes(tiles: Callable[[Array, int], list[Array]], plane: Array) -> Array:
+    rows = lax.optimization_barrier(jnp.stack(tiles(plane, 1)))
+    both = jnp.stack(tiles(rows, 3), axis=1)
+    return both.reshape(16, *both.shape[2:])
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -106,7 +134,8 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
-    return by_planes(dy, mirrored), _kernel_gradient(x, dy).astype(kernel.dtype)
+    kernel_gradient = _kernel_gradient_winograd if _winograd_pays(x, dy.shape[-1]) else _kernel_gradient
+    return by_planes(dy, mirrored), kernel_gradient(x, dy).astype(kernel.dtype)
 
 
 def _kernel_gradient(x: Array, dy: Array) -> Array:
@@ -130,6 +159,34 @@ def _kernel_gradient(x: Array, dy: Array) -> Array:
 
     sums = lax.fori_loop(0, depth, step, (jnp.zeros((3 * c, 3 * o), total),) * 3)
     return jnp.stack(sums).reshape(3, 3, c, 3, o).transpose(3, 0, 1, 2, 4)  # [h, w, c, t, o] -> [t, h, w, c, o]
+
+
+def _kernel_gradient_winograd(x: Array, dy: Array) -> Array:
+    """The same in Winograd's domain, where a plane meets the three of `dy`, kept in a ring, in products over all tiles."""
+    b, depth, h, w, c = x.shape
+    o = dy.shape[-1]
+    rows = _winograd_block(b, h, w)
+
+    def put(ring: Array, z: Array) -> Array:
+        plane = lax.dynamic_index_in_dim(dy, jnp.minimum(z, depth - 1), 1, keepdims=False)
+        return lax.dynamic_update_index_in_dim(ring, _winograd_outputs(jnp.where(z < depth, plane, 0)), z % 3, 0)
+
+    def step(z: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        ring, sums = state
+        ring = put(ring, z + 1)
+        padded = jnp.pad(lax.dynamic_index_in_dim(x, z, 1, keepdims=False), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        product = jnp.zeros((3, 16, c, o), x.dtype)
+        for start in range(0, h, rows):
+            inputs = _winograd_inputs(padded[:, start : start + rows + 2]).reshape(16, -1, c)
+            outputs = ring[:, :, :, start // 2 : (start + rows) // 2].reshape(3, 16, -1, o)
+            product += jnp.stack([jnp.einsum("pti,pto->pio", inputs, outputs[r]) for r in range(3)])
+        at = (z + 1 - jnp.arange(3)) % 3  # tap t of plane z went to plane z + 1 - t
+        return ring, sums + product[at]
+
+    ring = put(jnp.zeros((3, 16, b, h // 2, w // 2, o), x.dtype), jnp.asarray(0))
+    _, sums = lax.fori_loop(0, depth, step, (ring, jnp.zeros((3, 16, c, o), x.dtype)))
+    transform = _WINOGRAD_KERNEL.astype(x.dtype)
+    return jnp.einsum("ph,qw,tpqco->thwco", transform, transform, sums.reshape(3, 4, 4, c, o))
 
 
 by_planes.defvjp(_forward, _backward)
