@@ -17,6 +17,7 @@ from jax import Array
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.ops.conv import conv, patch_conv
+from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
 
 NEGATIVE_SLOPE = 0.01
@@ -81,7 +82,7 @@ class Linear(nnx.Module):
         self.bias = uniform(rngs, (c_out,), c_in, config.param_dtype) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

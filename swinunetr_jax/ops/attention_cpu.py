@@ -20,7 +20,7 @@ def by_chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) 
 
     def chunk(inputs: tuple[Array, ...]) -> Array:
         q, k, v, regions = inputs
-        return jnp.einsum("nmts,nsmc->ntmc", attention_weights(q, k, bias, regions).astype(v.dtype), v)
+        return jnp.einsum("nmts,nmsc->nmtc", attention_weights(q, k, bias, regions).astype(v.dtype), v.swapaxes(1,2)).swapaxes(1,2)
 
     return _joined(lax.map(chunk, _chunks(bias, q, k, v, regions=regions)))
 
@@ -36,14 +36,15 @@ def _backward(saved: tuple[Array, ...], dy: Array):
     def step(dbias: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         q, k, v, y, dy, regions = inputs
         weights = attention_weights(q, k, bias, regions)
-        dweights = jnp.einsum("ntmc,nsmc->nmts", dy, v, preferred_element_type=weights.dtype)
-        inner = jnp.einsum("ntmc,ntmc->nmt", y, dy, preferred_element_type=weights.dtype)  # the sum of weights * dweights
+        q, k, v, y, dy = (a.swapaxes(1, 2) for a in (q, k, v, y, dy))  # [n, m, t, c]: else the compiler transposes what is t × t
+        dweights = jnp.einsum("nmtc,nmsc->nmts", dy, v, preferred_element_type=weights.dtype)
+        inner = jnp.einsum("nmtc,nmtc->nmt", y, dy, preferred_element_type=weights.dtype)  # the sum of weights * dweights
         dlogits = weights * (dweights - inner[..., None])
         low = dlogits.astype(q.dtype)
-        dq = jnp.einsum("nmts,nsmc->ntmc", low, k)
-        dk = jnp.einsum("nmts,ntmc->nsmc", low, q)
-        dv = jnp.einsum("nmts,ntmc->nsmc", weights.astype(dy.dtype), dy)
-        return dbias + dlogits.sum(0), (dq, dk, dv)
+        dq = jnp.einsum("nmts,nmsc->nmtc", low, k)
+        dk = jnp.einsum("nmts,nmtc->nmsc", low, q)
+        dv = jnp.einsum("nmts,nmtc->nmsc", weights.astype(dy.dtype), dy)
+        return dbias + dlogits.sum(0), tuple(a.swapaxes(1, 2) for a in (dq, dk, dv))
 
     total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
     dbias, parts = lax.scan(step, total, _chunks(bias, q, k, v, y, dy, regions=regions))

@@ -4,11 +4,11 @@ The formulation of the 3³ kernel is chosen by the platform a program is compile
 those of `conv_cpu`.
 """
 
-import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
 from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops.dense import dense
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -24,7 +24,7 @@ def conv(x: Array, kernel: Array) -> Array:
         [b, *grid, c_out] in the dtype of `x`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
-        return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
+        return dense(x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=conv_cpu.conv, default=plain)
@@ -52,7 +52,7 @@ def patches_as_channels(x: Array, kernel: Array) -> Array:
     """A space-to-depth and one matrix product."""
     pattern = {2: "b (h p) (w q) c -> b h w (p q c)", 3: "b (d o) (h p) (w q) c -> b d h w (o p q c)"}[x.ndim - 2]
     patches = rearrange(x, pattern, **dict.fromkeys("opq"[-(x.ndim - 2) :], 2))
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    return dense(patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
 def plain(x: Array, kernel: Array) -> Array:

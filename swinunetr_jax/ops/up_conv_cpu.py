@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops import conv_cpu, dense_cpu
 from swinunetr_jax.ops.upsample import upsample
 
 # [p, s, t, r]: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling from neighbour s of the window
@@ -37,7 +37,7 @@ def folded(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> 
     on_up, on_skip = kernel[..., :u, :], kernel[..., u:, :]
     y = from_windows(x, fold(up, on_up)) + conv_cpu.conv(skip, on_skip)
     direct = upsample(x, jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u]))
-    return y, direct + skip @ shortcut[0, 0, 0, u:]
+    return y, direct + dense_cpu.dense(skip, shortcut[0, 0, 0, u:])
 
 
 def fold(up: Array, kernel: Array) -> Array:
@@ -93,11 +93,11 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    depth, c = x.shape[1], x.shape[-1]
+    depth, h, w, c = x.shape[1:]
     o = kernel.shape[-1]
     total = jnp.promote_types(x.dtype, jnp.float32)
     # plane d took part in window d as neighbour 1 and in window d + 1 as neighbour 0
-    back = kernel[:, ::-1, ::-1].transpose(1, 2, 0, 4, 5, 6, 7, 3).reshape(2, 2, 16 * o, c)
+    back = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
 
     def window_gradient(j: Array) -> Array:
         """[b, h + 1, w + 1, (p1 p2 p3 o)] of window j."""
@@ -110,7 +110,8 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         dx, dkernel, here = state
         above = window_gradient(j + 1)
         both = jnp.concatenate([above, here], axis=-1)  # neighbour 0 of window j + 1, neighbour 1 of window j
-        plane = lax.conv_general_dilated(both, back, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        shares = (both @ back).reshape(*both.shape[:3], 2, 2, c)  # window (y, x) feeds coarse voxel (y - 1 + s, x - 1 + s)
+        plane = sum(shares[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2))
         dx = lax.dynamic_update_index_in_dim(dx, plane.astype(dx.dtype), j, 1)
         own = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
         placed = [jnp.pad(own, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]

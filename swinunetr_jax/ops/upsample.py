@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from swinunetr_jax.ops.dense import dense
+
 _DEPTH_TO_SPACE = {2: "b h w p q c -> b (h p) (w q) c", 3: "b d h w o p q c -> b (d o) (h p) (w q) c"}
 
 
@@ -17,6 +19,6 @@ def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         [b, *(2 * grid), c_out].
     """
-    taps = "opq"[-(x.ndim - 2) :]
-    y = jnp.einsum(f"...i,{taps}ix->...{taps}x", x, kernel)
+    taps, (c, u) = kernel.shape[:-2], kernel.shape[-2:]
+    y = dense(x, jnp.moveaxis(kernel, -2, 0).reshape(c, -1)).reshape(*x.shape[:-1], *taps, u)
     return rearrange(y, _DEPTH_TO_SPACE[x.ndim - 2])
