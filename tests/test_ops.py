@@ -7,6 +7,7 @@ import pytest
 
 from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
 from swinunetr_jax.ops import attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
+from swinunetr_jax.ops.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
 
@@ -187,7 +188,9 @@ def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, monkeypatch
         def gradients(form):
             return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
 
-        for got, expected in zip(gradients(attention_cpu.by_chunks), gradients(attention.plain)):
+        for got, expected in zip(
+            gradients(by_platform(Form(attention_cpu.by_chunks, attention_cpu.gradient))), gradients(attention.plain)
+        ):
             close(got, expected, 1e-12)
 
 

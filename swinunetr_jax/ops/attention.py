@@ -6,10 +6,11 @@ The formulation is chosen by the platform a program is compiled for: all windows
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from swinunetr_jax.ops import attention_cpu
 from swinunetr_jax.ops.attention_weights import attention_weights
+from swinunetr_jax.ops.platforms import Form, by_platform
 
 
 def window_attention(
@@ -36,7 +37,7 @@ def window_attention(
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
     regions = None if regions is None else jnp.asarray(regions)
-    return lax.platform_dependent(q, k, v, bias, regions, cpu=attention_cpu.by_chunks, default=plain)
+    return _attention(q, k, v, bias, regions)
 
 
 def plain(
@@ -48,3 +49,6 @@ def plain(
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - drop_rate), 0)
     return jnp.einsum("nmts,nsmc->ntmc", weights.astype(v.dtype), v)
+
+
+_attention = by_platform(Form(plain), cpu=Form(attention_cpu.by_chunks, attention_cpu.gradient))

@@ -1,11 +1,7 @@
-"""Window attention on a CPU: a few windows at a time, so that their tokens × tokens weights stay in cache; five times faster.
-
-The gradient computes the weights again, likewise.
-"""
+"""Window attention on a CPU: a few windows at a time, so that their tokens × tokens weights stay in cache; five times faster."""
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -14,24 +10,21 @@ from swinunetr_jax.ops.attention_weights import attention_weights
 CHUNK = 1 << 19  # attention weights at a time: 2 MB
 
 
-@jax.custom_vjp
 def by_chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> Array:
     """A loop over chunks of windows."""
 
     def chunk(inputs: tuple[Array, ...]) -> Array:
         q, k, v, regions = inputs
-        return jnp.einsum("nmts,nmsc->nmtc", attention_weights(q, k, bias, regions).astype(v.dtype), v.swapaxes(1,2)).swapaxes(1,2)
+        return jnp.einsum("nmts,nmsc->nmtc", attention_weights(q, k, bias, regions).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
+            1, 2
+        )
 
     return _joined(lax.map(chunk, _chunks(bias, q, k, v, regions=regions)))
 
 
-def _forward(q: Array, k: Array, v: Array, bias: Array, regions: Array | None):
-    y = by_chunks(q, k, v, bias, regions)
-    return y, (q, k, v, bias, regions, y)
-
-
-def _backward(saved: tuple[Array, ...], dy: Array):
-    q, k, v, bias, regions, y = saved
+def gradient(inputs: tuple[Array | None, ...], y: Array, dy: Array) -> tuple[Array | None, ...]:
+    """The gradients of `by_chunks`, likewise in a loop that computes the weights again; None for the regions."""
+    q, k, v, bias, regions = inputs
 
     def step(dbias: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         q, k, v, y, dy, regions = inputs
@@ -49,9 +42,6 @@ def _backward(saved: tuple[Array, ...], dy: Array):
     total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
     dbias, parts = lax.scan(step, total, _chunks(bias, q, k, v, y, dy, regions=regions))
     return *map(_joined, parts), dbias.astype(bias.dtype), None
-
-
-by_chunks.defvjp(_forward, _backward)
 
 
 def _chunks(bias: Array, *arrays: Array, regions: Array | None) -> tuple[Array | None, ...]:

@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from swinunetr_jax.ops import conv_cpu
 from swinunetr_jax.ops.dense import dense
+from swinunetr_jax.ops.platforms import Form, by_platform
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -27,7 +28,7 @@ def conv(x: Array, kernel: Array) -> Array:
         return dense(x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=conv_cpu.conv, default=plain)
+    return _conv(x, kernel)
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
@@ -40,7 +41,7 @@ def patch_conv(x: Array, kernel: Array) -> Array:
     Returns:
         [b, *(grid / 2), c_out].
     """
-    return lax.platform_dependent(x, kernel, cpu=patches_as_channels, default=strided)
+    return _patch_conv(x, kernel)
 
 
 def strided(x: Array, kernel: Array) -> Array:
@@ -58,3 +59,7 @@ def patches_as_channels(x: Array, kernel: Array) -> Array:
 def plain(x: Array, kernel: Array) -> Array:
     """The compiler's own convolution."""
     return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=_LAYOUT[x.ndim - 2])
+
+
+_conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
+_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))

@@ -1,14 +1,18 @@
 """Matrix products over the channels: linear layers, 1³ convolutions, and whatever comes down to them."""
 
-from jax import Array, lax
+from jax import Array
 
 from swinunetr_jax.ops import dense_cpu
+from swinunetr_jax.ops.platforms import Form, by_platform
 
 
 def dense(x: Array, kernel: Array) -> Array:
     """[..., c_in] @ [c_in, c_out] -> [..., c_out]."""
-    return lax.platform_dependent(x, kernel, cpu=dense_cpu.dense, default=plain)
+    return _dense(x, kernel)
 
 
 def plain(x: Array, kernel: Array) -> Array:
     return x @ kernel
+
+
+_dense = by_platform(Form(plain), cpu=Form(plain, dense_cpu.gradient))

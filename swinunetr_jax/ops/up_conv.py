@@ -4,10 +4,11 @@ The formulation is chosen by the platform a program is compiled for: as it reads
 kernels folded into one (`up_conv_cpu`).
 """
 
-from jax import Array, lax
+from jax import Array
 
 from swinunetr_jax.ops import conv as conv_op
 from swinunetr_jax.ops import up_conv_cpu
+from swinunetr_jax.ops.platforms import Form, by_platform
 from swinunetr_jax.ops.upsample import upsample
 
 
@@ -25,7 +26,7 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
     if x.ndim == 5 and up_conv_cpu.pays(x.shape, up.shape, kernel.shape):
-        return lax.platform_dependent(x, skip, up, kernel, shortcut, cpu=up_conv_cpu.folded, default=plain)
+        return _up_conv(x, skip, up, kernel, shortcut)
     return plain(x, skip, up, kernel, shortcut)
 
 
@@ -33,3 +34,6 @@ def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     """As it reads, but for the concatenation: the convolution of two things side by side is the sum of two convolutions."""
     fine, u = upsample(x, up), up.shape[-1]
     return tuple(conv_op.conv(fine, k[..., :u, :]) + conv_op.conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
+
+
+_up_conv = by_platform(Form(plain), cpu=Form(up_conv_cpu.folded))

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu, dense_cpu
+from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.upsample import upsample
 
 # [p, s, t, r]: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling from neighbour s of the window
@@ -37,7 +38,7 @@ def folded(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> 
     on_up, on_skip = kernel[..., :u, :], kernel[..., u:, :]
     y = from_windows(x, fold(up, on_up)) + conv_cpu.conv(skip, on_skip)
     direct = upsample(x, jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u]))
-    return y, direct + dense_cpu.dense(skip, shortcut[0, 0, 0, u:])
+    return y, direct + dense(skip, shortcut[0, 0, 0, u:])
 
 
 def fold(up: Array, kernel: Array) -> Array:

@@ -1,0 +1,48 @@
+"""One differentiable function out of formulations for different platforms."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+
+class Form(NamedTuple):
+    """A formulation.
+
+    forward: inputs -> output.
+    gradient: (inputs, output, gradient of the output) -> gradients of the inputs. Without it the forward pass is differentiated, which
+        forms nothing again that its gradient does not need.
+    """
+
+    forward: Callable[..., Any]
+    gradient: Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]] | None = None
+
+    def backward(self, inputs: tuple[Any, ...], output: Any, dy: Any) -> tuple[Any, ...]:
+        return jax.vjp(self.forward, *inputs)[1](dy) if self.gradient is None else self.gradient(inputs, output, dy)
+
+
+def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
+    """A function that takes the formulation of the platform its program is compiled for, forward and backward.
+
+    The choice stands inside the rule for the gradient, not the other way round: differentiating the choice would keep what any of the
+    formulations wants to keep, on every platform. So nothing but inputs and output lives until the backward pass. Forward-mode
+    differentiation is not supported.
+    """
+
+    @jax.custom_vjp
+    def function(*inputs: Any) -> Any:
+        return lax.platform_dependent(
+            *inputs, default=default.forward, **{name: form.forward for name, form in platforms.items()}
+        )
+
+    def forward(*inputs: Any) -> tuple[Any, tuple[Any, Any]]:
+        output = function(*inputs)
+        return output, (inputs, output)
+
+    def backward(saved: tuple[Any, Any], dy: Any) -> tuple[Any, ...]:
+        choices = {name: form.backward for name, form in platforms.items()}
+        return lax.platform_dependent(*saved, dy, default=default.backward, **choices)
+
+    function.defvjp(forward, backward)
+    return function
