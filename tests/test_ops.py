@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
-from swinunetr_jax.ops import attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
+from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout
+from swinunetr_jax.ops import activation, attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
 from swinunetr_jax.ops.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
@@ -242,7 +242,38 @@ def test_norms_take_their_statistics_in_float32():
 
 
 def test_leaky_relu():
-    np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.02, 0.0, 3.0])
+    x = jnp.array([-2.0, 0.0, 3.0])
+    np.testing.assert_allclose(activation.leaky_relu(x), [-0.02, 0.0, 3.0])
+    np.testing.assert_allclose(jax.grad(lambda x: (activation.leaky_relu(x) * 5).sum())(x), [0.05, 5.0, 5.0])
+
+
+def test_gelu_is_exact_and_has_torch_gradients():
+    torch = pytest.importorskip("torch")
+    x = torch.linspace(-4, 4, 41, requires_grad=True)
+    y = torch.nn.functional.gelu(x)
+    y.sum().backward()
+    close(activation.gelu(jnp.asarray(x.detach().numpy())), y.detach().numpy())
+    close(jax.grad(lambda x: activation.gelu(x).sum())(jnp.asarray(x.detach().numpy())), x.grad.numpy())
+
+
+@pytest.mark.parametrize("axes", [(3,), (1, 2)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_norms_have_the_gradients_of_the_formula(axes, affine):
+    def formula(x, scale, bias):
+        y = (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + norm.EPSILON)
+        return y if scale is None else y * scale + bias
+
+    with jax.enable_x64(True):
+        x, weight = normal(2, 4, 5, 6, dtype=np.float64) + 3, normal(2, 4, 5, 6, dtype=np.float64)
+        scale, bias = (normal(6, dtype=np.float64), normal(6, dtype=np.float64)) if affine else (None, None)
+        which = (0, 1, 2) if affine else (0,)
+
+        def gradients(form):
+            return jax.grad(lambda *inputs: (form(*inputs) * weight).sum(), which)(x, scale, bias)
+
+        got = gradients(lambda x, scale, bias: norm._own_statistics(x, scale, bias, axes))
+        for mine, theirs in zip(got, gradients(formula)):
+            close(mine, theirs, 1e-12)
 
 
 def test_dropout_and_drop_path():

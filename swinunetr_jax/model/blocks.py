@@ -8,7 +8,8 @@ from flax import nnx
 from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.model.layers import Conv, ConvNorm, UpConv, leaky_relu
+from swinunetr_jax.model.layers import Conv, ConvNorm, UpConv
+from swinunetr_jax.ops.activation import leaky_relu
 from swinunetr_jax.ops.up_conv import up_conv
 
 Stats = dict[str, Array]

@@ -20,7 +20,6 @@ from swinunetr_jax.ops.conv import conv, patch_conv
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
 
-NEGATIVE_SLOPE = 0.01
 BATCH_NORM_MOMENTUM = 0.1
 
 
@@ -67,10 +66,6 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-def leaky_relu(x: Array) -> Array:
-    return jnp.where(x >= 0, x, NEGATIVE_SLOPE * x)
 
 
 class Linear(nnx.Module):

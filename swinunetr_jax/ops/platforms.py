@@ -11,15 +11,18 @@ class Form(NamedTuple):
     """A formulation.
 
     forward: inputs -> output.
-    gradient: (inputs, output, gradient of the output) -> gradients of the inputs. Without it the forward pass is differentiated, which
-        forms nothing again that its gradient does not need.
+    gradient: (inputs, output, gradient of the output) -> gradients of the inputs, None for integers. Without it the forward pass is
+        differentiated, which forms nothing again that its gradient does not need.
     """
 
     forward: Callable[..., Any]
     gradient: Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]] | None = None
 
     def backward(self, inputs: tuple[Any, ...], output: Any, dy: Any) -> tuple[Any, ...]:
-        return jax.vjp(self.forward, *inputs)[1](dy) if self.gradient is None else self.gradient(inputs, output, dy)
+        if self.gradient is not None:
+            return self.gradient(inputs, output, dy)
+        gradients = jax.vjp(self.forward, *inputs)[1](dy)
+        return tuple(None if g is None or g.dtype == jax.dtypes.float0 else g for g in gradients)
 
 
 def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
