@@ -51,9 +51,16 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         return mean, jnp.square(x - mean).mean(axes, keepdims=True)
     sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes else slice(None) for axis in range(x.ndim))]
     sample = lax.stop_gradient(sparse.mean(axes, keepdims=True))  # any constant gives the same result
-    centred = x - sample
-    rest = centred.mean(axes, keepdims=True)
-    return sample + rest, jnp.square(centred).mean(axes, keepdims=True) - jnp.square(rest)
+    rest, squares = lax.platform_dependent(
+        x, sample, cpu=functools.partial(_means, axes, True), default=functools.partial(_means, axes, False)
+    )
+    return sample + rest, squares - jnp.square(rest)
+
+
+def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of x - sample and its square. In one pass, or `apart`: a CPU reads x twice, but would else write x - sample out in between."""
+    again = lax.optimization_barrier(x) if apart else x
+    return (x - sample).mean(axes, keepdims=True), jnp.square(again - sample).mean(axes, keepdims=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -68,15 +75,18 @@ def _forward(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes
 
 def _backward(axes: tuple[int, ...], saved: tuple[jax.Array | None, ...], dy: jax.Array):
     x, mean, inverse, scale, bias = saved
-    dy = dy.astype(mean.dtype)
-    y = (x.astype(mean.dtype) - mean) * inverse
-    dscale = dbias = None
+    dtype, kept = x.dtype, tuple(range(x.ndim - (0 if scale is None else scale.ndim)))
+    x, dy, dscale, dbias = x.astype(mean.dtype), dy.astype(mean.dtype), None, None
     if scale is not None:
-        rest = tuple(range(x.ndim - scale.ndim))
-        dscale, dbias = (dy * y).sum(rest).astype(scale.dtype), dy.sum(rest).astype(bias.dtype)
+        dbias = dy.sum(kept).astype(bias.dtype)
+        dscale = (dy * ((x - mean) * inverse)).sum(kept).astype(scale.dtype)
         dy = dy * scale.astype(dy.dtype)
-    dx = inverse * (dy - dy.mean(axes, keepdims=True) - y * (dy * y).mean(axes, keepdims=True))
-    return dx.astype(x.dtype), dscale, dbias
+    # inverse * (dy - mean(dy) - y * mean(y * dy)), with sums and a last pass that share no array of the input's size: one would live
+    # from the forward pass on
+    along = dy.mean(axes, keepdims=True)
+    slope = jnp.square(inverse) * ((dy * x).mean(axes, keepdims=True) - mean * along)
+    dx = inverse * dy - (inverse * slope) * x - inverse * (along - mean * slope)
+    return dx.astype(dtype), dscale, dbias
 
 
 _own_statistics.defvjp(_forward, _backward)
