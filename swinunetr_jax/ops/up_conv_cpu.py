@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from swinunetr_jax.ops import conv_cpu
 from swinunetr_jax.ops.dense import dense
+from swinunetr_jax.ops.loops_cpu import unwritten
 from swinunetr_jax.ops.upsample import upsample
 
 # [p, s, t, r]: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling from neighbour s of the window
@@ -67,7 +68,7 @@ def from_windows(x: Array, kernel: Array) -> Array:
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 1, :], o), jnp.maximum(2 * j - 1, 0), 1)
         return lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1), shares[..., 0, :, :]
 
-    start = jnp.zeros((b, 2 * depth, 2 * h, 2 * w, o), x.dtype), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
+    start = unwritten((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
     out, early = lax.fori_loop(0, depth, step, start)
     return lax.dynamic_update_index_in_dim(out, _interleave(early[..., 1, :], o), 2 * depth - 1, 1)
 
@@ -119,7 +120,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(placed, axis=-1), both, preferred_element_type=total)
         return dx, dkernel + product, above
 
-    start = jnp.zeros_like(x), jnp.zeros((4 * c, 16 * o), total), window_gradient(jnp.asarray(0))
+    start = unwritten(x.shape, dy), jnp.zeros((4 * c, 16 * o), total), window_gradient(jnp.asarray(0))
     dx, dkernel, _ = lax.fori_loop(0, depth, step, start)
     dkernel = dkernel.reshape(2, 2, c, 2, 2, 2, 2, o).transpose(3, 0, 1, 2, 4, 5, 6, 7)
     return dx, dkernel.astype(kernel.dtype)
