@@ -129,7 +129,8 @@ def work_in_turns(name: str, work: str, size: int, features: int, dtype: str) ->
             run, device_peak = medicai(work, size, features)
         else:
             run, device_peak = monai(name, work, size, features, dtype)
-        run()
+        if work != "case":  # a case is minutes long: it was warmed up by one window
+            run()
     except Exception as error:  # a contender that cannot run is a row of the table, not the end of it
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
         return
@@ -167,8 +168,12 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
 
     forward = jax.jit(lambda state, x: nnx.merge(structure, state)(x))
     if work == "case":
-        roi = (size,) * 3
-        return lambda: sliding_window_inference(x, roi, 1, lambda p: forward(state, p), 0.5, "gaussian"), peak
+
+        def segment(x: np.ndarray) -> None:
+            sliding_window_inference(x, (size,) * 3, 1, lambda p: forward(state, p), 0.5, "gaussian")
+
+        segment(x[:, :size, :size, :size])
+        return lambda: segment(x), peak
     x = jnp.asarray(x)
     if work == "forward":
         return lambda: jax.block_until_ready(forward(state, x)), peak
@@ -224,7 +229,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
         return run, peak
     net.eval()
 
-    def run() -> None:
+    def run(x: torch.Tensor = x) -> None:
         with torch.no_grad(), low:
             if work == "forward":
                 run_net(x)
@@ -232,6 +237,8 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
                 sliding_window_inference(x, (size,) * 3, 1, run_net, overlap=0.5, mode="gaussian")
         wait()
 
+    if work == "case":
+        run(x[..., :size, :size, :size])
     return run, peak
 
 
