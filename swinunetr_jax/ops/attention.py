@@ -1,6 +1,7 @@
 """Attention inside windows, with a bias per pair of tokens and regions that do not see one another.
 
-The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`.
+The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`, of an
+NVIDIA GPU in `attention_cuda`.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from swinunetr_jax.ops import attention_cpu
+from swinunetr_jax.ops import attention_cpu, attention_cuda
 from swinunetr_jax.ops.attention_weights import attention_weights, region_mask
 
 
@@ -35,8 +36,11 @@ def window_attention(
     """
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
-    regions = None if regions is None else jnp.asarray(regions)
-    return lax.platform_dependent(q, k, v, bias, regions, cpu=attention_cpu.by_chunks, default=plain)
+    forms = {"cpu": attention_cpu.by_chunks}
+    if attention_cuda.fits(q, regions):
+        forms["cuda"] = lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions)
+    traced = None if regions is None else jnp.asarray(regions)
+    return lax.platform_dependent(q, k, v, bias, traced, default=plain, **forms)
 
 
 def plain(
