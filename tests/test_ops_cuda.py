@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.model import windows
-from swinunetr_jax.ops import attention, attention_cuda
+from swinunetr_jax.ops import attention, attention_cuda, up_conv, up_conv_cuda
 
 rng = np.random.default_rng(0)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or JAX_PLATFORMS does not name it")
@@ -102,3 +102,41 @@ def test_cudnn_equals_the_plain_form(grid, window, shift, shifted):
     for ours, theirs in zip(got, exact):
         assert np.isfinite(np.asarray(ours, np.float32)).all()
         assert error(ours.astype(jnp.float32), theirs) < 2e-2
+
+
+UP_SHAPES = [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)]
+
+
+def up_conv_inputs(shape, c, u, o, dtype):
+    fine = (shape[0], *(2 * size for size in shape[1:]))
+    shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
+    return [normal(*s, dtype=dtype) for s in shapes], normal(2, *fine, o, dtype=dtype)
+
+
+@pytest.mark.parametrize(("shape", "c", "u", "o"), UP_SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_folded_kernels_and_their_gradients(shape, c, u, o, dtype, tolerance):
+    with jax.enable_x64(dtype == np.float64):
+        inputs, weights = up_conv_inputs(shape, c, u, o, dtype)
+
+        def results(form):
+            def loss(*inputs):
+                y = form(*inputs)
+                return sum((a * b).sum() for a, b in zip(y, weights)), y
+
+            (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)
+            return *y, *gradients
+
+        for got, expected in zip(results(up_conv_cuda.folded), results(up_conv.plain)):
+            assert got.dtype == dtype
+            assert error(got, expected) < tolerance
+
+
+@pytest.mark.parametrize(("shape", "c", "u", "o"), UP_SHAPES)
+def test_folded_kernels_in_bfloat16(shape, c, u, o):
+    inputs, _ = up_conv_inputs(shape, c, u, o, np.float32)
+    short = [jnp.asarray(a, jnp.bfloat16) for a in inputs]
+    exact = up_conv.plain(*(a.astype(jnp.float32) for a in short))
+    for got, expected in zip(up_conv_cuda.folded(*short), exact):
+        assert got.dtype == jnp.bfloat16
+        assert error(got.astype(jnp.float32), expected) < 1e-2

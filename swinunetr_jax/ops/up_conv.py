@@ -1,13 +1,13 @@
 """The first convolutions of a decoder block, on an upsampled grid and a skip side by side.
 
-The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU with the two
-kernels folded into one (`up_conv_cpu`).
+The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU and an NVIDIA
+GPU with the two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`).
 """
 
 from jax import Array, lax
 
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops import up_conv_cpu
+from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda
 from swinunetr_jax.ops.upsample import upsample
 
 
@@ -25,7 +25,8 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
     if x.ndim == 5 and up_conv_cpu.pays(x.shape, up.shape, kernel.shape):
-        return lax.platform_dependent(x, skip, up, kernel, shortcut, cpu=up_conv_cpu.folded, default=plain)
+        forms = {"cpu": up_conv_cpu.folded, "cuda": up_conv_cuda.folded}
+        return lax.platform_dependent(x, skip, up, kernel, shortcut, default=plain, **forms)
     return plain(x, skip, up, kernel, shortcut)
 
 
