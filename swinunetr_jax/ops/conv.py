@@ -1,14 +1,14 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
 The formulation of the 3³ kernel is chosen by the platform a program is compiled for: on accelerators the compiler's own, on a CPU
-those of `conv_cpu`.
+those of `conv_cpu`. The 1³ kernel is a matrix product, but on an NVIDIA GPU with few channels (`conv_cuda`).
 """
 
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops import conv_cpu, conv_cuda
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -24,10 +24,17 @@ def conv(x: Array, kernel: Array) -> Array:
         [b, *grid, c_out] in the dtype of `x`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
-        return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
+        matrix = kernel.reshape(kernel.shape[-2:])
+        few = len(matrix) <= conv_cuda.FEW_CHANNELS
+        return lax.platform_dependent(x, matrix, cuda=conv_cuda.by_channels, default=product) if few else product(x, matrix)
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=conv_cpu.conv, default=plain)
+
+
+def product(x: Array, kernel: Array) -> Array:
+    """Kernel 1: [..., c_in], [c_in, c_out] -> [..., c_out]."""
+    return jnp.einsum("...i,io->...o", x, kernel)
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:

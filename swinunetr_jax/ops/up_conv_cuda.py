@@ -38,6 +38,8 @@ def fold(up: Array, kernel: Array) -> Array:
 def from_windows(x: Array, taps: Array) -> Array:
     """The folded convolution: [b, d, h, w, c], taps of `fold` -> [b, 2 d, 2 h, 2 w, o]."""
     taps = taps.reshape(*taps.shape[:4], -1)
-    windows = lax.conv_general_dilated(x, taps, (1, 1, 1), ((1, 1),) * 3, dimension_numbers=_LAYOUT)  # [b, d + 1, h + 1, w + 1, 8 o]
+    windows = lax.conv_general_dilated(
+        x, taps, (1, 1, 1), ((1, 1),) * 3, dimension_numbers=_LAYOUT
+    )  # [b, d + 1, h + 1, w + 1, 8 o]
     fine = rearrange(windows, "b d h w (o p q c) -> b (d o) (h p) (w q) c", o=2, p=2, q=2)
     return fine[:, 1:-1, 1:-1, 1:-1]
