@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
@@ -70,6 +70,12 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
 
 def leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, NEGATIVE_SLOPE * x)
+
+
+def gelu(x: Array) -> Array:
+    """The exact one, in float32 at least; as PyTorch writes it, which compilers fuse into one pass (`jax.nn.gelu` keeps an erfc)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Linear(nnx.Module):

@@ -14,7 +14,7 @@ from jax import Array
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.model import windows
 from swinunetr_jax.model.blocks import ResBlock, named, run
-from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
+from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, gelu, normal, split_key
 from swinunetr_jax.ops.attention import window_attention
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging puts side by side, in the order of its input channels.
@@ -62,7 +62,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         key1, key2 = split_key(key, 2)
-        x = dropout(jax.nn.gelu(self.linear1(x), approximate=False), self.drop_rate, key1)
+        x = dropout(gelu(self.linear1(x)), self.drop_rate, key1)
         return dropout(self.linear2(x), self.drop_rate, key2)
 
 
