@@ -1,8 +1,13 @@
 """What the compiler has to be told beside the program, since its own choice is slower for these networks."""
 
 import functools
+from typing import TypeVar
 
 import jax
+from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+T = TypeVar("T")
 
 # Without it XLA lays 3-D convolutions out with channels first: a transposition of the volume in front of the network and behind it, and
 # kernels inside cuDNN that transpose each volume back to what tensor cores take.
@@ -29,3 +34,19 @@ def is_known(name: str, value: bool) -> bool:
             return False
         raise
     return True
+
+
+def in_order(gradients: T) -> T:
+    """Gradients of parameters laid out as the parameters are, for a train step to call before its optimizer.
+
+    On a GPU the gradients of convolution kernels come from cuDNN in another layout. Left alone, XLA carries it into the optimizer, whose
+    results are then copied back: every kernel and both its moments, in each step.
+    """
+
+    def pin(gradient: Array) -> Array:
+        return with_layout_constraint(gradient, Layout(major_to_minor=tuple(range(gradient.ndim))))
+
+    def one(gradient: Array) -> Array:
+        return lax.platform_dependent(gradient, cuda=pin, default=lambda gradient: gradient) if gradient.ndim > 2 else gradient
+
+    return jax.tree.map(one, gradients)

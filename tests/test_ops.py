@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, leaky_relu
+from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout, gelu, leaky_relu
 from swinunetr_jax.ops import attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
 
 rng = np.random.default_rng(0)
@@ -240,6 +240,14 @@ def test_norms_take_their_statistics_in_float32():
 
 def test_leaky_relu():
     np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.02, 0.0, 3.0])
+
+
+def test_gelu_is_the_exact_one():
+    torch = pytest.importorskip("torch")
+    x = np.linspace(-9, 9, 1001, dtype=np.float32)
+    close(gelu(x), torch.nn.functional.gelu(torch.tensor(x)).numpy())
+    short = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_array_equal(gelu(short), gelu(short.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_dropout_and_drop_path():

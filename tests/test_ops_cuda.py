@@ -169,3 +169,9 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(compiler, "GPU_OPTIONS", {"xla_gpu_make_it_fast": True, "xla_gpu_force_conv_nhwc": True})
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert compiler.compiler_options() == {"xla_gpu_force_conv_nhwc": True}
+
+
+def test_gradients_in_order_are_the_same():
+    gradients = {"kernel": normal(3, 3, 3, 2, 4), "bias": normal(4)}
+    got = jax.jit(compiler.in_order)(gradients)
+    jax.tree.map(np.testing.assert_array_equal, got, gradients)

@@ -30,7 +30,7 @@ from flax import nnx
 from jax.experimental import topologies
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
-from swinunetr_jax.compiler import GPU_OPTIONS
+from swinunetr_jax.compiler import GPU_OPTIONS, in_order
 from tools import gpu_program
 
 TPU = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
@@ -103,9 +103,7 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
             return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
 
         value, gradients = jax.value_and_grad(loss)(state)
-        if target == "h200":  # else the optimizer takes over the layout of cuDNN's gradients, and its results are copied back
-            gradients = jax.lax.optimization_barrier(gradients)
-        updates, moments = optimizer.update(gradients, moments, state)
+        updates, moments = optimizer.update(in_order(gradients), moments, state)
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)

@@ -10,7 +10,6 @@ from einops import rearrange
 from jax import Array, lax
 
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops.upsample import upsample
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -20,9 +19,11 @@ def folded(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> 
     u = up.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
     taps = fold(up.astype(wide), kernel[..., :u, :].astype(wide)).astype(x.dtype)
-    direct = jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u])
+    direct = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv_op.conv(skip, kernel[..., u:, :])
-    return y, upsample(x, direct) + conv_op.conv(skip, shortcut[..., u:, :])
+    # as a matrix, so that its gradient reads the result's gradient in the order in which that of x does
+    coarse = x @ direct.reshape(x.shape[-1], -1)
+    return y, depth_to_space(coarse) + conv_op.conv(skip, shortcut[..., u:, :])
 
 
 def fold(up: Array, kernel: Array) -> Array:
@@ -41,5 +42,8 @@ def from_windows(x: Array, taps: Array) -> Array:
     windows = lax.conv_general_dilated(
         x, taps, (1, 1, 1), ((1, 1),) * 3, dimension_numbers=_LAYOUT
     )  # [b, d + 1, h + 1, w + 1, 8 o]
-    fine = rearrange(windows, "b d h w (o p q c) -> b (d o) (h p) (w q) c", o=2, p=2, q=2)
-    return fine[:, 1:-1, 1:-1, 1:-1]
+    return depth_to_space(windows)[:, 1:-1, 1:-1, 1:-1]
+
+
+def depth_to_space(x: Array) -> Array:
+    return rearrange(x, "b d h w (o p q c) -> b (d o) (h p) (w q) c", o=2, p=2, q=2)
