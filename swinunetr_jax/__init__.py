@@ -12,6 +12,7 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 
 if TYPE_CHECKING:
+    from swinunetr_jax.compiler import compiler_options
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
@@ -22,6 +23,7 @@ __all__ = [
     "SwinUNETRConfig",
     "Task",
     "__version__",
+    "compiler_options",
     "load_checkpoint",
     "open_checkpoint",
     "save_checkpoint",
@@ -30,6 +32,7 @@ __all__ = [
 
 _HOME = {
     "SwinUNETR": "swinunetr_jax.model.unetr",
+    "compiler_options": "swinunetr_jax.compiler",
     "load_checkpoint": "swinunetr_jax.weights.load",
     "open_checkpoint": "swinunetr_jax.weights.load",
     "save_checkpoint": "swinunetr_jax.weights.load",

@@ -276,6 +276,12 @@ def test_norms_have_the_gradients_of_the_formula(axes, affine):
             close(mine, theirs, 1e-12)
 
 
+def test_gelu_in_bfloat16_is_computed_in_float32():
+    short = jnp.asarray(np.linspace(-9, 9, 1001), jnp.bfloat16)
+    wide = activation.gelu(short.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(activation.gelu(short), wide)
+
+
 def test_dropout_and_drop_path():
     x = jnp.ones((4000, 2, 3))
     assert dropout(x, 0.4, None) is x

@@ -6,7 +6,8 @@
     python -m tools.aot_report --target h200 --sizes 96 128
 
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. For the H200 there is no estimate of time: the
-compiled program is read instead, for transposes beside convolutions, attention weights that reach memory, and temporaries.
+compiled program is read instead (`gpu_program`), for transposes beside convolutions, attention weights that reach memory, temporaries
+(without cuDNN's work space) and bytes moved.
 """
 
 import json
@@ -29,6 +30,8 @@ from flax import nnx
 from jax.experimental import topologies
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax.compiler import GPU_OPTIONS, in_order
+from tools import gpu_program
 
 TPU = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30, "h200": 141 * 10**9}
@@ -43,6 +46,8 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_description_str: "NVIDIA H200"
 """
+# Without a GPU nothing chooses the tiles of Triton's matrix products, and the compiler's first guess fails: cuBLAS does them all.
+COMPILER_OPTIONS = {"h200": GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}}
 BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "f64": 8, "s64": 8, "u64": 8}
 
 
@@ -68,13 +73,7 @@ def device(target: str) -> Any:
     """One described device of the target."""
     if target in TPU:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPU[target]).devices[0]
-    import jax_plugins.xla_cuda13 as plugin
-
-    try:
-        plugin.initialize()
-    except Exception as error:  # the plugin may be there already
-        if "exists" not in str(error):
-            raise
+    jax.devices()  # finds the CUDA plugin, which is not used but has to be there
     described = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
     return described.devices[0]
 
@@ -92,7 +91,7 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
 
     x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
     if work == "forward":
-        return jax.jit(lambda state, x: nnx.merge(structure, state)(x)).lower(put(state), x).compile()
+        return jax.jit(lambda state, x: nnx.merge(structure, state)(x)).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
     optimizer = optax.adamw(1e-4)
     labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
 
@@ -104,11 +103,11 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
             return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
 
         value, gradients = jax.value_and_grad(loss)(state)
-        updates, moments = optimizer.update(gradients, moments, state)
+        updates, moments = optimizer.update(in_order(gradients), moments, state)
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)
-    return jax.jit(step, donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels).compile()
+    return jax.jit(step, donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels).compile(COMPILER_OPTIONS.get(target))
 
 
 def describe(target: str, work: str, size: int, options: Options) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "held_gb": held / 1e9,
         "share_of_chip": (held + memory.temp_size_in_bytes) / CHIP_BYTES[target],
-    } | read_program(text)
+    } | (gpu_program.read(text) if target == "h200" else read_program(text))
 
 
 def read_program(text: str) -> dict[str, Any]:
@@ -181,7 +180,9 @@ def main(options: Options) -> None:
             for work in options.work:
                 print(f"compiling {work} {size}³ for {target}", file=sys.stderr, flush=True)
                 rows.append(describe(target, work, size, options))
-    print(table(rows))
+    for of_kind, show in ((lambda row: row["target"] in TPU, table), (lambda row: row["target"] not in TPU, gpu_program.table)):
+        if chosen := list(filter(of_kind, rows)):
+            print(show(chosen))
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from swinunetr_jax.compiler import compiler_options
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.nifti import Volume
@@ -144,7 +145,7 @@ def _network(model: SwinUNETR) -> Callable[[jax.Array], jax.Array]:
 @functools.lru_cache(maxsize=8)
 def _compiled(structure: nnx.GraphDef) -> Callable[[nnx.State, jax.Array], jax.Array]:
     # the parameters are an argument, so that networks of one structure share one program
-    return jax.jit(lambda state, patches: nnx.merge(structure, state)(patches))
+    return jax.jit(lambda state, patches: nnx.merge(structure, state)(patches), compiler_options=compiler_options())
 
 
 @functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case

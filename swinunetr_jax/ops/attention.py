@@ -1,6 +1,7 @@
 """Attention inside windows, with a bias per pair of tokens and regions that do not see one another.
 
-The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`.
+The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`, of an
+NVIDIA GPU in `attention_cuda`.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from swinunetr_jax.ops import attention_cpu
+from swinunetr_jax.ops import attention_cpu, attention_cuda
 from swinunetr_jax.ops.attention_weights import attention_weights
 from swinunetr_jax.ops.platforms import Form, by_platform
 
@@ -36,8 +37,11 @@ def window_attention(
     """
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
-    regions = None if regions is None else jnp.asarray(regions)
-    return _attention(q, k, v, bias, regions)
+    forms = {"cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient)}
+    if attention_cuda.fits(q, regions):
+        forms["cuda"] = Form(lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions))
+    traced = None if regions is None else jnp.asarray(regions)
+    return by_platform(Form(plain), **forms)(q, k, v, bias, traced)
 
 
 def plain(
@@ -49,6 +53,3 @@ def plain(
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - drop_rate), 0)
     return jnp.einsum("nmts,nsmc->ntmc", weights.astype(v.dtype), v)
-
-
-_attention = by_platform(Form(plain), cpu=Form(attention_cpu.by_chunks, attention_cpu.gradient))

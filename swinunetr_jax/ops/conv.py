@@ -1,13 +1,14 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
 The formulation of the 3³ kernel is chosen by the platform a program is compiled for: on accelerators the compiler's own, on a CPU
-those of `conv_cpu`.
+those of `conv_cpu`. The 1³ kernel is a matrix product, but on an NVIDIA GPU with few channels (`conv_cuda`).
 """
 
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops import conv_cpu, conv_cuda, dense_cpu
+from swinunetr_jax.ops import dense as dense_op
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.platforms import Form, by_platform
 
@@ -25,7 +26,8 @@ def conv(x: Array, kernel: Array) -> Array:
         [b, *grid, c_out] in the dtype of `x`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
-        return dense(x, kernel.reshape(kernel.shape[-2:]))
+        matrix = kernel.reshape(kernel.shape[-2:])
+        return _few_channels(x, matrix) if len(matrix) <= conv_cuda.FEW_CHANNELS else dense(x, matrix)
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
     return _conv(x, kernel)
@@ -61,5 +63,9 @@ def plain(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=_LAYOUT[x.ndim - 2])
 
 
+_few_channels = by_platform(Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels))
 _conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
-_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))
+_patch_few_channels = by_platform(
+    Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels)
+)
+_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))

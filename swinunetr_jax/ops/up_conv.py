@@ -1,13 +1,13 @@
 """The first convolutions of a decoder block, on an upsampled grid and a skip side by side.
 
-The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU with the two
-kernels folded into one (`up_conv_cpu`).
+The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU and an NVIDIA
+GPU with the two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`).
 """
 
 from jax import Array
 
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops import up_conv_cpu
+from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda
 from swinunetr_jax.ops.platforms import Form, by_platform
 from swinunetr_jax.ops.upsample import upsample
 
@@ -36,4 +36,4 @@ def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     return tuple(conv_op.conv(fine, k[..., :u, :]) + conv_op.conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
 
 
-_up_conv = by_platform(Form(plain), cpu=Form(up_conv_cpu.folded))
+_up_conv = by_platform(Form(plain), cpu=Form(up_conv_cpu.folded), cuda=Form(up_conv_cuda.folded))

@@ -1,0 +1,165 @@
+"""Reads the text of a program compiled for a GPU: what it moves through memory, and what surrounds its convolutions.
+
+Each instruction of the entry computation is a kernel or a library call (bitcasts and the like are free), so its operands are read from
+memory and its results written to it. Time is not in the text; bytes are.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+BYTES = {
+    "f32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "s16": 2,
+    "u16": 2,
+}
+FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"}
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*)$")
+SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclass
+class Instruction:
+    name: str
+    shapes: list[tuple[str, tuple[int, ...]]]
+    opcode: str
+    operands: list[str]
+    rest: str
+    users: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each result."""
+        return [BYTES.get(kind, 0) * product(dims) for kind, dims in self.shapes]
+
+    @property
+    def is_conv(self) -> bool:
+        return "__cudnn$conv" in self.rest
+
+    @property
+    def called(self) -> str | None:
+        match = re.search(r"calls=%?([\w.\-]+)", self.rest)
+        return match[1] if match else None
+
+
+def product(dims: tuple[int, ...]) -> int:
+    total = 1
+    for n in dims:
+        total *= n
+    return total
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Every computation's instructions by name, and the name of the entry."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        head = re.match(r"^(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if head and not line.startswith(" "):
+            current = computations[head[2]] = {}
+            entry = head[2] if head[1] else entry
+        elif current is not None and (match := INSTRUCTION.match(line)):
+            name, shape, opcode, rest = match.groups()
+            shapes = [(kind, tuple(int(n) for n in dims.split(",") if n)) for kind, dims in SHAPE.findall(shape)]
+            inside = re.split(r"\)(?:,|$)", rest, maxsplit=1)[0]
+            current[name] = Instruction(name, shapes, opcode, re.findall(r"%([\w.\-]+)", inside), rest)
+    for instructions in computations.values():
+        for instruction in instructions.values():
+            for operand in instruction.operands:
+                if operand in instructions:
+                    instructions[operand].users.append(instruction.name)
+    return computations, entry
+
+
+def read(text: str) -> dict[str, Any]:
+    """The facts of a program that the report shows."""
+    computations, entry_name = parse(text)
+    entry = computations[entry_name]
+    kernels = [i for i in entry.values() if i.opcode not in FREE]
+    convs = [i for i in kernels if i.is_conv]
+    moving = {name for conv in convs for name in _neighbours(conv, entry) if _transposes_a_volume(entry[name], computations)}
+    pairs = [
+        (kind, dims)
+        for i in kernels
+        for kind, dims in i.shapes
+        if len(dims) >= 3 and dims[-1] >= 128 and abs(dims[-1] - dims[-2]) <= 8 and product(dims) > 40 * dims[-1] * dims[-2]
+    ]
+    size, shape = max((size, f"{k}[{','.join(map(str, d))}]") for i in kernels for size, (k, d) in zip(i.sizes, i.shapes))
+    return {
+        "convolutions": len(convs),
+        "transposes_beside_convolutions": len(moving),
+        "volume_transposes": sum(_transposes_a_volume(i, computations) for i in kernels),
+        "attention_weights_in_memory": len(pairs),
+        "largest_result_mb": size / 1e6,
+        "largest_result": shape,
+        "kernels": len(kernels),
+        "traffic_gb": sum(traffic(i, entry) for i in kernels) / 1e9,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    columns = {
+        "target": lambda row: row["target"],
+        "work": lambda row: row["work"],
+        "size": lambda row: f"{row['size']}³",
+        "temporaries GB": lambda row: f"{row['temporaries_gb']:.2f}",
+        "arguments GB": lambda row: f"{row['held_gb']:.2f}",
+        "largest result": lambda row: f"{row['largest_result']} {row['largest_result_mb']:.0f} MB",
+        "convolutions": lambda row: str(row["convolutions"]),
+        "transposes beside them": lambda row: str(row["transposes_beside_convolutions"]),
+        "t × t tensors": lambda row: str(row["attention_weights_in_memory"]),
+        "kernels": lambda row: str(row["kernels"]),
+        "GB moved at most": lambda row: f"{row['traffic_gb']:.1f}",
+    }
+    lines = [columns.keys(), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def traffic(instruction: Instruction, entry: dict[str, Instruction]) -> int:
+    """Bytes of all operands and results: an upper bound, since a kernel may read a part of an operand."""
+    read_ = 0
+    for operand in dict.fromkeys(instruction.operands):
+        if operand in entry:
+            read_ += sum(entry[operand].sizes)
+    return read_ + sum(instruction.sizes)
+
+
+def _neighbours(conv: Instruction, entry: dict[str, Instruction]) -> set[str]:
+    """What produces a convolution's operands and what consumes its results, looking through instructions that are free."""
+    found, seen = set(), set()
+    todo = [(name, "operands") for name in conv.operands] + [(name, "users") for name in conv.users]
+    while todo:
+        name, side = todo.pop()
+        if name in seen or name not in entry:
+            continue
+        seen.add(name)
+        if entry[name].opcode in FREE:
+            todo += [(other, side) for other in getattr(entry[name], side)]
+        else:
+            found.add(name)
+    return found
+
+
+def _transposes_a_volume(instruction: Instruction, computations: dict[str, dict[str, Instruction]]) -> bool:
+    """Whether a kernel moves the channels of a volume; a depth-to-space, which moves whole voxels, does not."""
+    body = computations[instruction.called].values() if instruction.called in computations else [instruction]
+    return any(i.opcode in ("transpose", "copy") and any(map(_is_volume, i.shapes)) and not _keeps_last(i) for i in body)
+
+
+def _is_volume(shape: tuple[str, tuple[int, ...]]) -> bool:
+    """A grid of 12³ voxels at least, with channels; the kernels of layers are smaller along their axes."""
+    return len(shape[1]) >= 4 and sum(n >= 12 for n in shape[1]) >= 4
+
+
+def _keeps_last(transpose: Instruction) -> bool:
+    order = re.search(r"dimensions={([\d,]*)}", transpose.rest)
+    return order is not None and order[1].split(",")[-1] == str(len(transpose.shapes[0][1]) - 1)
