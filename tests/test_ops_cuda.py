@@ -7,7 +7,7 @@ import pytest
 
 from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
-from swinunetr_jax.ops import attention, attention_cuda, conv, conv_cuda, up_conv, up_conv_cuda
+from swinunetr_jax.ops import attention, attention_cuda, conv_cuda, dense, up_conv, up_conv_cuda
 
 rng = np.random.default_rng(0)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or JAX_PLATFORMS does not name it")
@@ -157,7 +157,7 @@ def test_few_channels(c, dtype, tolerance):
         (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(*inputs)
         return y, *gradients
 
-    for got, expected in zip(results(conv_cuda.by_channels, dtype), results(conv.product, "float32")):
+    for got, expected in zip(results(conv_cuda.by_channels, dtype), results(dense.plain, "float32")):
         assert got.dtype == dtype
         assert error(got.astype(jnp.float32), expected) < tolerance
 

@@ -65,7 +65,4 @@ def plain(x: Array, kernel: Array) -> Array:
 
 _few_channels = by_platform(Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels))
 _conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
-_patch_few_channels = by_platform(
-    Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels)
-)
-_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))
+_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))
