@@ -1,6 +1,7 @@
 """Attention inside windows, with a bias per pair of tokens and regions that do not see one another.
 
-The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`.
+The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`, of a
+TPU in `attention_tpu`.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from swinunetr_jax.ops import attention_cpu
+from swinunetr_jax.ops import attention_cpu, attention_tpu
 from swinunetr_jax.ops.attention_weights import attention_weights, region_mask
 
 
@@ -36,7 +37,7 @@ def window_attention(
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
     regions = None if regions is None else jnp.asarray(regions)
-    return lax.platform_dependent(q, k, v, bias, regions, cpu=attention_cpu.by_chunks, default=plain)
+    return lax.platform_dependent(q, k, v, bias, regions, cpu=attention_cpu.by_chunks, tpu=attention_tpu.by_chunks, default=plain)
 
 
 def plain(
