@@ -1,14 +1,14 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
-The formulation of the 3³ kernel is chosen by the platform a program is compiled for: on accelerators the compiler's own, on a CPU
-those of `conv_cpu`.
+The formulation of the 3³ kernel is chosen by the platform a program is compiled for: the compiler's own, on a CPU those of `conv_cpu`,
+on a TPU for large grids that of `conv_tpu`.
 """
 
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu
+from swinunetr_jax.ops import conv_cpu, conv_tpu
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -27,7 +27,8 @@ def conv(x: Array, kernel: Array) -> Array:
         return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=conv_cpu.conv, default=plain)
+    on_tpu = conv_tpu.by_planes if conv_tpu.pays(x.shape, kernel.shape) else plain
+    return lax.platform_dependent(x, kernel, cpu=conv_cpu.conv, tpu=on_tpu, default=plain)
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
@@ -40,7 +41,8 @@ def patch_conv(x: Array, kernel: Array) -> Array:
     Returns:
         [b, *(grid / 2), c_out].
     """
-    return lax.platform_dependent(x, kernel, cpu=patches_as_channels, default=strided)
+    on_tpu = conv_tpu.patches if x.ndim == 5 else strided
+    return lax.platform_dependent(x, kernel, cpu=patches_as_channels, tpu=on_tpu, default=strided)
 
 
 def strided(x: Array, kernel: Array) -> Array:

@@ -1,13 +1,13 @@
 """The first convolutions of a decoder block, on an upsampled grid and a skip side by side.
 
-The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU with the two
-kernels folded into one (`up_conv_cpu`).
+The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on large grids of a CPU
+or a TPU with the two kernels folded into one (`up_conv_cpu`, `up_conv_tpu`).
 """
 
 from jax import Array, lax
 
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops import up_conv_cpu
+from swinunetr_jax.ops import up_conv_cpu, up_conv_tpu
 from swinunetr_jax.ops.upsample import upsample
 
 
@@ -24,9 +24,11 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
     Returns:
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
-    if x.ndim == 5 and up_conv_cpu.pays(x.shape, up.shape, kernel.shape):
-        return lax.platform_dependent(x, skip, up, kernel, shortcut, cpu=up_conv_cpu.folded, default=plain)
-    return plain(x, skip, up, kernel, shortcut)
+    if x.ndim != 5:
+        return plain(x, skip, up, kernel, shortcut)
+    on_cpu = up_conv_cpu.folded if up_conv_cpu.pays(x.shape, up.shape, kernel.shape) else plain
+    on_tpu = up_conv_tpu.folded if up_conv_tpu.pays(skip.shape, kernel.shape) else plain
+    return lax.platform_dependent(x, skip, up, kernel, shortcut, cpu=on_cpu, tpu=on_tpu, default=plain)
 
 
 def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
