@@ -24,7 +24,7 @@ for _t in range(3):
 
 
 def pays(skip: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """As for the convolution of the skip."""
+    """As for a convolution of the skip with the outputs of both kernels."""
     return conv_tpu.pays(skip, (*kernel[:-1], 2 * kernel[-1]))
 
 
