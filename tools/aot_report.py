@@ -5,12 +5,15 @@
     python -m tools.aot_report --target v5e v6e --sizes 96 128
     python -m tools.aot_report --target h200 --sizes 96 128
 
-TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. For the H200 there is no estimate of time: the
-compiled program is read instead (`gpu_program`), for transposes beside convolutions, attention weights that reach memory, temporaries
-(without cuDNN's work space) and bytes moved.
+TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two of time. "schedule" is the sum
+of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`); "roofline" is `optimal_seconds`, which takes
+each instruction at the chip's peak rates and a loop's body once. For the H200 there is no estimate of time: the compiled program is
+read instead (`gpu_program`), for transposes beside convolutions, attention weights that reach memory, temporaries (without cuDNN's work
+space) and bytes moved.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -32,6 +35,7 @@ from jax.experimental import topologies
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
 from swinunetr_jax.compiler import GPU_OPTIONS, in_order
 from tools import gpu_program
+from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
 TPU = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30, "h200": 141 * 10**9}
@@ -63,6 +67,8 @@ class Options:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: bool = False
     """Recompute blocks in the backward pass."""
+    top: int = 0
+    """Also list so many of a TPU program's most expensive instructions."""
     out: Path | None = None
     """Also write the rows as JSON here."""
     programs: Path | None = None
@@ -119,18 +125,29 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
     if options.programs:
         options.programs.mkdir(parents=True, exist_ok=True)
         (options.programs / f"{target}_{work}_{size}.txt").write_text(text)
+    spent = estimate(text)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "target": target,
         "work": work,
         "size": size,
         "compile_seconds": time.perf_counter() - started,
-        "estimated_ms": 1e3 * cost["optimal_seconds"] if target in TPU and cost.get("optimal_seconds", -1) > 0 else None,
+        "schedule_ms": spent.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
+        "roofline_ms": roofline(cost["optimal_seconds"]) * 1e3 if target in TPU else None,
+        "opaque_kernels": spent.custom_calls,
+        "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in spent.top(options.top)]
+        if target in TPU
+        else [],
         "tflop": cost.get("flops", 0) / 1e12,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "held_gb": held / 1e9,
         "share_of_chip": (held + memory.temp_size_in_bytes) / CHIP_BYTES[target],
     } | (gpu_program.read(text) if target == "h200" else read_program(text))
+
+
+def roofline(optimal_seconds: float) -> float:
+    """The estimate without the -1 that it holds for each of the compiler's internal calls."""
+    return optimal_seconds - math.floor(optimal_seconds)
 
 
 def read_program(text: str) -> dict[str, Any]:
@@ -157,12 +174,12 @@ def read_program(text: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ["target", "work", "size", "estimate ms", "TFLOP", "temporaries GB", "arguments GB", "of chip memory"]
+    head = ["target", "work", "size", "schedule ms", "roofline ms", "TFLOP", "temporaries GB", "arguments GB", "of chip memory"]
     head += ["largest result", "transposes or copies of volumes", "t × t tensors"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in rows:
-        estimate = "" if row["estimated_ms"] is None else f"{row['estimated_ms']:.2f}"
-        cells = [row["target"], row["work"], f"{row['size']}³", estimate, f"{row['tflop']:.2f}", f"{row['temporaries_gb']:.2f}"]
+        times = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("schedule_ms", "roofline_ms")]
+        cells = [row["target"], row["work"], f"{row['size']}³", *times, f"{row['tflop']:.2f}", f"{row['temporaries_gb']:.2f}"]
         cells += [
             f"{row['held_gb']:.2f}",
             f"{row['share_of_chip']:.0%}",
@@ -183,6 +200,9 @@ def main(options: Options) -> None:
     for of_kind, show in ((lambda row: row["target"] in TPU, table), (lambda row: row["target"] not in TPU, gpu_program.table)):
         if chosen := list(filter(of_kind, rows)):
             print(show(chosen))
+    for row in rows:
+        for milliseconds, line in row["top"]:
+            print(f"{row['target']} {row['work']} {row['size']}³ {milliseconds:8.3f} ms | {line}")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 

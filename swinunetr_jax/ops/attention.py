@@ -1,7 +1,7 @@
 """Attention inside windows, with a bias per pair of tokens and regions that do not see one another.
 
-The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`, of an
-NVIDIA GPU in `attention_cuda`.
+The formulation is chosen by the platform a program is compiled for: all windows at once here, those of a CPU in `attention_cpu`, of a
+TPU in `attention_tpu`, of an NVIDIA GPU in `attention_cuda`.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from swinunetr_jax.ops import attention_cpu, attention_cuda
+from swinunetr_jax.ops import attention_cpu, attention_cuda, attention_tpu
 from swinunetr_jax.ops.attention_weights import attention_weights
 from swinunetr_jax.ops.platforms import Form, by_platform
 
@@ -37,7 +37,10 @@ def window_attention(
     """
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
-    forms = {"cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient)}
+    forms = {
+        "cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient),
+        "tpu": Form(attention_tpu.by_chunks, attention_tpu.gradient),
+    }
     if attention_cuda.fits(q, regions):
         forms["cuda"] = Form(lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions))
     traced = None if regions is None else jnp.asarray(regions)

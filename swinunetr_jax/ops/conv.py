@@ -1,13 +1,13 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
-The formulation of the 3³ kernel is chosen by the platform a program is compiled for: on accelerators the compiler's own, on a CPU
-those of `conv_cpu`. The 1³ kernel is a matrix product, but on an NVIDIA GPU with few channels (`conv_cuda`).
+The formulation of the 3³ kernel is chosen by the platform a program is compiled for: the compiler's own, on a CPU those of `conv_cpu`,
+on a TPU for large grids that of `conv_tpu`. The 1³ kernel is a matrix product, but on an NVIDIA GPU with few channels (`conv_cuda`).
 """
 
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax.ops import conv_cpu, conv_cuda, dense_cpu
+from swinunetr_jax.ops import conv_cpu, conv_cuda, conv_tpu, dense_cpu
 from swinunetr_jax.ops import dense as dense_op
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.platforms import Form, by_platform
@@ -30,7 +30,7 @@ def conv(x: Array, kernel: Array) -> Array:
         return _few_channels(x, matrix) if len(matrix) <= conv_cuda.FEW_CHANNELS else dense(x, matrix)
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
-    return _conv(x, kernel)
+    return (_conv_large if conv_tpu.pays(x.shape, kernel.shape) else _conv)(x, kernel)
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
@@ -43,7 +43,7 @@ def patch_conv(x: Array, kernel: Array) -> Array:
     Returns:
         [b, *(grid / 2), c_out].
     """
-    return _patch_conv(x, kernel)
+    return (_patch_conv if x.ndim == 5 else _patch_conv_2d)(x, kernel)
 
 
 def strided(x: Array, kernel: Array) -> Array:
@@ -65,4 +65,6 @@ def plain(x: Array, kernel: Array) -> Array:
 
 _few_channels = by_platform(Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels))
 _conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
-_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels))
+_conv_large = by_platform(Form(plain), cpu=Form(conv_cpu.conv), tpu=Form(conv_tpu.by_planes))
+_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels), tpu=Form(conv_tpu.patches))
+_patch_conv_2d = by_platform(Form(strided), cpu=Form(patches_as_channels))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 EPSILON = 1e-5
-SAMPLE_STEP = 5  # along each axis; not a divisor of the usual sizes, so that all phases of a pattern are met
+SAMPLE_STEP = 5  # along each axis but the first; not a divisor of the usual sizes, so that all phases of a pattern are met
 
 
 def layer_norm(x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None) -> jax.Array:
@@ -45,12 +45,15 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     Over channels, in two passes, which cost nothing. Over a grid, in one: sums of x - s and of its square, where s is the mean of a
     sparse sample of the grid. What is left of the mean is then of the size of the deviation, so that nothing cancels.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     if axes == (x.ndim - 1,):
+        x = x.astype(wide)
         mean = x.mean(axes, keepdims=True)
         return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-    sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes else slice(None) for axis in range(x.ndim))]
-    sample = lax.stop_gradient(sparse.mean(axes, keepdims=True))  # any constant gives the same result
+    # Taken from `x` as it is: of a float32 copy the compiler would first make all. The first axis goes in full, since on a TPU it
+    # lies on the lanes, where steps are expensive.
+    sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
+    sample = lax.stop_gradient(sparse.astype(wide).mean(axes, keepdims=True))  # any constant gives the same result
     rest, squares = lax.platform_dependent(
         x, sample, cpu=functools.partial(_means, axes, True), default=functools.partial(_means, axes, False)
     )
@@ -60,7 +63,9 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of x - sample and its square. In one pass, or `apart`: a CPU reads x twice, but would else write x - sample out in between."""
     again = lax.optimization_barrier(x) if apart else x
-    return (x - sample).mean(axes, keepdims=True), jnp.square(again - sample).mean(axes, keepdims=True)
+    return (x.astype(sample.dtype) - sample).mean(axes, keepdims=True), jnp.square(again.astype(sample.dtype) - sample).mean(
+        axes, keepdims=True
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

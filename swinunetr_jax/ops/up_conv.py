@@ -1,13 +1,13 @@
 """The first convolutions of a decoder block, on an upsampled grid and a skip side by side.
 
-The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on a CPU and an NVIDIA
-GPU with the two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`).
+The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on large grids with the
+two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`, `up_conv_tpu`).
 """
 
 from jax import Array
 
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda
+from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda, up_conv_tpu
 from swinunetr_jax.ops.platforms import Form, by_platform
 from swinunetr_jax.ops.upsample import upsample
 
@@ -25,15 +25,15 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
     Returns:
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
+    forms = {}
     if x.ndim == 5 and up_conv_cpu.pays(x.shape, up.shape, kernel.shape):
-        return _up_conv(x, skip, up, kernel, shortcut)
-    return plain(x, skip, up, kernel, shortcut)
+        forms |= {"cpu": Form(up_conv_cpu.folded), "cuda": Form(up_conv_cuda.folded)}
+    if x.ndim == 5 and up_conv_tpu.pays(skip.shape, kernel.shape):
+        forms |= {"tpu": Form(up_conv_tpu.folded)}
+    return (by_platform(Form(plain), **forms) if forms else plain)(x, skip, up, kernel, shortcut)
 
 
 def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """As it reads, but for the concatenation: the convolution of two things side by side is the sum of two convolutions."""
     fine, u = upsample(x, up), up.shape[-1]
     return tuple(conv_op.conv(fine, k[..., :u, :]) + conv_op.conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
-
-
-_up_conv = by_platform(Form(plain), cpu=Form(up_conv_cpu.folded), cuda=Form(up_conv_cuda.folded))

@@ -1,0 +1,96 @@
+"""The TPU's formulations against the plain ones, on whatever machine the tests run: values, gradients, odd sizes, both types."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, up_conv, up_conv_tpu
+from swinunetr_jax.ops.platforms import Form, by_platform
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape, dtype=jnp.float32):
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def close(got, expected, tolerance):
+    expected = np.asarray(expected, np.float64)
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=tolerance * max(np.abs(expected).max(), 1e-30), rtol=0)
+
+
+ATTENTION = [(6, 3, 7, 3, 16), (4, 4, 27, 12, 16), (2, 1, 9, 2, 4), (2, 2, 5, 10, 24), (1, 1, 1, 1, 2)]
+
+
+@pytest.mark.parametrize(("n", "windows", "t", "m", "c"), ATTENTION)
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), (jnp.bfloat16, 3e-2)])
+def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolerance):
+    q, k, v, dy = (normal(n, t, m, c, dtype=dtype) for _ in range(4))
+    bias = normal(m, t, t)
+    regions = jnp.asarray(rng.integers(0, 27, (windows, t)) // 9, jnp.int32) if shifted else None
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(form, *inputs):
+        y, pullback = jax.vjp(lambda *a: form(*a, regions), *inputs[:4])
+        return y, *pullback(inputs[4])
+
+    got = results(by_platform(Form(attention_tpu.by_chunks, attention_tpu.gradient)), q, k, v, bias, dy)
+    exact = results(attention.plain, *(a.astype(jnp.float32) for a in (q, k, v, bias, dy)))
+    assert [a.dtype for a in got] == [dtype] * 4 + [jnp.float32]
+    for one, other in zip(got, exact):
+        close(one.astype(jnp.float32), other, tolerance)
+
+
+@pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_conv_and_its_gradients(shape, o, dtype, tolerance):
+    x, kernel, dy = normal(*shape, dtype=dtype), normal(3, 3, 3, shape[-1], o, dtype=dtype), normal(*shape[:-1], o, dtype=dtype)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(form, x, kernel, dy):
+        y, pullback = jax.vjp(form, x, kernel)
+        return y, *pullback(dy)
+
+    got = results(conv_tpu.by_planes, x, kernel, dy)
+    exact = results(conv.plain, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
+    assert [a.dtype for a in got] == [dtype] * 3
+    for one, other in zip(got, exact):
+        close(one.astype(jnp.float32), other, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_patches_and_their_gradients(dtype, tolerance):
+    x, kernel, dy = normal(2, 4, 6, 2, 3, dtype=dtype), normal(2, 2, 2, 3, 5, dtype=dtype), normal(2, 2, 3, 1, 5, dtype=dtype)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(form, x, kernel, dy):
+        y, pullback = jax.vjp(form, x, kernel)
+        return y, *pullback(dy)
+
+    exact = results(conv.strided, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
+    for one, other in zip(results(conv_tpu.patches, x, kernel, dy), exact):
+        close(one.astype(jnp.float32), other, tolerance)
+
+
+@pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)])
+def test_up_conv_and_its_gradients(shape, c, u, o, dtype, tolerance):
+    fine = (shape[0], *(2 * size for size in shape[1:]))
+    shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
+    inputs, dy = [normal(*s, dtype=dtype) for s in shapes], tuple(normal(*fine, o, dtype=dtype) for _ in range(2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(form, dy, *inputs):
+        y, pullback = jax.vjp(form, *inputs)
+        return *y, *pullback(dy)
+
+    got = results(up_conv_tpu.folded, dy, *inputs)
+    wide = [a.astype(jnp.float32) for a in (*dy, *inputs)]
+    exact = results(up_conv.plain, tuple(wide[:2]), *wide[2:])
+    assert {a.dtype for a in got} == {jnp.dtype(dtype)}
+    for one, other in zip(got, exact):
+        close(one.astype(jnp.float32), other, tolerance)
