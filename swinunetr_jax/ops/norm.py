@@ -63,9 +63,8 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of x - sample and its square. In one pass, or `apart`: a CPU reads x twice, but would else write x - sample out in between."""
     again = lax.optimization_barrier(x) if apart else x
-    return (x.astype(sample.dtype) - sample).mean(axes, keepdims=True), jnp.square(again.astype(sample.dtype) - sample).mean(
-        axes, keepdims=True
-    )
+    centred, centred_again = (a.astype(sample.dtype) - sample for a in (x, again))
+    return centred.mean(axes, keepdims=True), jnp.square(centred_again).mean(axes, keepdims=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
