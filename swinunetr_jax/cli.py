@@ -144,6 +144,8 @@ class Predict:
     """Windows per call of the network."""
     mirror: bool = False
     """Average over mirrored windows too, 8 times the work."""
+    crop: bool = False
+    """Look only inside the box of voxels that are not background: a third of the windows on a brain, at other places than without."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
     probabilities: bool = False
@@ -173,6 +175,7 @@ class Predict:
             blend=self.blend,
             batch=self.batch,
             mirror=self.mirror,
+            crop=self.crop,
         )
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
@@ -182,6 +185,7 @@ class Predict:
             "overlap": self.overlap,
             "blend": self.blend,
             "mirror": self.mirror,
+            "crop": self.crop,
         }
         print(
             f"{len(cases)} case{'s' * (len(cases) != 1)}, windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"

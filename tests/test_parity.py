@@ -142,7 +142,7 @@ def only(name: str) -> pytest.MarkDecorator:
 
 
 @only("batch norm in training")
-def test_running_statistics_after_a_step(results, run_forward):
+def test_running_statistics_after_a_step_and_in_evaluation(results):
     """Taken over by the model they are those of torch's buffers, and in evaluation they are used."""
     model, net = results.model, results.pair.theirs
     before = to_monai(flatten(model), model.config)
@@ -155,7 +155,11 @@ def test_running_statistics_after_a_step(results, run_forward):
         elif name.endswith("num_batches_tracked"):
             assert after[name] == value.numpy() == before[name] + 1
     net.load_state_dict({name: torch.tensor(value) for name, value in after.items()})  # running statistics of ours are float32
-    compare(run_forward(model, results.x), their_pass(net.eval(), results.x)[0], FLOAT64)
+    net.zero_grad()
+    their_values, their_gradients = their_pass(net.eval(), results.x, results.cotangent)
+    values, gradients = our_pass(model, results.x, results.cotangent)
+    compare(values, their_values, FLOAT64)
+    compare_gradients(gradients, their_gradients, FLOAT64)
 
 
 # ---- float32, at the sizes of use ------------------------------------------------------------------------------------------------

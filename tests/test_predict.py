@@ -170,6 +170,23 @@ def test_other_peoples_files_are_not_replaced(model, tmp_path, capsys):
     assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model, "--overwrite") == 0
 
 
+def test_cropping_is_segmenting_the_box_of_the_brain_alone(model, tmp_path):
+    """Planes 0 to 5 and the last 5 of the first axis hold nothing."""
+    case = write_case(tmp_path / "whole")
+    brain = tmp_path / "brain" / case.name
+    brain.mkdir(parents=True)
+    for path in case.iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[6:-5], image.affine), brain / path.name)
+    for source, out, more in ((case, "a", ("--crop",)), (brain, "b", ())):
+        assert run("predict", "-i", source, "-o", tmp_path / out, "-m", model, "--probabilities", *more) == 0
+    for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):
+        cropped, alone = read(tmp_path / "a" / name)[0], read(tmp_path / "b" / name)[0]
+        np.testing.assert_array_equal(cropped[6:-5], alone)
+        assert not cropped[:6].any()
+        assert not cropped[-5:].any()
+
+
 def test_mirroring_and_an_ensemble_average_logits(model, tmp_path):
     case = write_case(tmp_path)
     files = tuple(case / f"{case.name}_{end}.nii.gz" for end in BRATS)

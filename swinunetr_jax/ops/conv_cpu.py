@@ -58,11 +58,12 @@ def by_planes(x: Array, kernel: Array) -> Array:
         shares = of_plane(lax.dynamic_index_in_dim(x, z, 1, keepdims=False), taps)  # [b, h, w, 3 o]
         to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
         out = lax.dynamic_update_index_in_dim(out, below + to_below, jnp.maximum(z - 1, 0), 1)
+        # as if it were the last plane; to write that one behind the loop would copy the whole result
+        out = lax.dynamic_update_index_in_dim(out, here + to_here, z, 1)
         return out, here + to_here, to_above
 
     empty = jnp.zeros((b, h, w, o), x.dtype)
-    out, last, _ = lax.fori_loop(0, depth, step, (unwritten((b, depth, h, w, o), x), empty, empty))
-    return lax.dynamic_update_index_in_dim(out, last, depth - 1, 1)
+    return lax.fori_loop(0, depth, step, (unwritten((b, depth, h, w, o), x), empty, empty))[0]
 
 
 def _direct(plane: Array, taps: Array) -> Array:

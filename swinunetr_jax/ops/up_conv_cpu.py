@@ -66,11 +66,13 @@ def from_windows(x: Array, kernel: Array) -> Array:
         shares = shares.reshape(b, h + 1, w + 1, 2, 2, 4 * o)
         window = early + shares[..., 1, :, :]
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 1, :], o), jnp.maximum(2 * j - 1, 0), 1)
-        return lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1), shares[..., 0, :, :]
+        out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1)
+        # as if it were the last window; to write that one behind the loop would copy the whole result
+        out = lax.dynamic_update_index_in_dim(out, _interleave(shares[..., 0, 1, :], o), 2 * j + 1, 1)
+        return out, shares[..., 0, :, :]
 
     start = unwritten((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
-    out, early = lax.fori_loop(0, depth, step, start)
-    return lax.dynamic_update_index_in_dim(out, _interleave(early[..., 1, :], o), 2 * depth - 1, 1)
+    return lax.fori_loop(0, depth, step, start)[0]
 
 
 def _interleave(windows: Array, o: int) -> Array:
