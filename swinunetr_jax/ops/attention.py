@@ -37,14 +37,11 @@ def window_attention(
     """
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, regions, drop_rate, key)
-    forms = {
-        "cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient),
-        "tpu": Form(attention_tpu.by_chunks, attention_tpu.gradient),
-    }
-    if attention_cuda.fits(q, regions):
-        forms["cuda"] = Form(lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions))
     traced = None if regions is None else jnp.asarray(regions)
-    return by_platform(Form(plain), **forms)(q, k, v, bias, traced)
+    if not attention_cuda.fits(q, regions):
+        return _attention(q, k, v, bias, traced)
+    cuda = Form(lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions))  # which takes the regions as a constant
+    return by_platform(Form(plain), cuda=cuda, **_FORMS)(q, k, v, bias, traced)
 
 
 def plain(
@@ -56,3 +53,10 @@ def plain(
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - drop_rate), 0)
     return jnp.einsum("nmts,nsmc->ntmc", weights.astype(v.dtype), v)
+
+
+_FORMS = {
+    "cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient),
+    "tpu": Form(attention_tpu.by_chunks, attention_tpu.gradient),
+}
+_attention = by_platform(Form(plain), **_FORMS)

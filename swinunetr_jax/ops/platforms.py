@@ -33,19 +33,21 @@ def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
     differentiation is not supported.
     """
 
+    # compiled functions are traced once for each shape, and networks repeat shapes
+    forms = {"default": default, **platforms}
+    forwards = {name: jax.jit(form.forward) for name, form in forms.items()}
+    backwards = {name: jax.jit(form.backward) for name, form in forms.items()}
+
     @jax.custom_vjp
     def function(*inputs: Any) -> Any:
-        return lax.platform_dependent(
-            *inputs, default=default.forward, **{name: form.forward for name, form in platforms.items()}
-        )
+        return lax.platform_dependent(*inputs, **forwards)
 
     def forward(*inputs: Any) -> tuple[Any, tuple[Any, Any]]:
         output = function(*inputs)
         return output, (inputs, output)
 
     def backward(saved: tuple[Any, Any], dy: Any) -> tuple[Any, ...]:
-        choices = {name: form.backward for name, form in platforms.items()}
-        return lax.platform_dependent(*saved, dy, default=default.backward, **choices)
+        return lax.platform_dependent(*saved, dy, **backwards)
 
     function.defvjp(forward, backward)
     return function

@@ -4,6 +4,9 @@ The formulation is chosen by the platform a program is compiled for: as it reads
 two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`, `up_conv_tpu`).
 """
 
+import functools
+from collections.abc import Callable
+
 from jax import Array
 
 from swinunetr_jax.ops import conv as conv_op
@@ -25,15 +28,20 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
     Returns:
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
-    forms = {}
-    if x.ndim == 5 and up_conv_cpu.pays(x.shape, up.shape, kernel.shape):
-        forms |= {"cpu": Form(up_conv_cpu.folded), "cuda": Form(up_conv_cuda.folded)}
-    if x.ndim == 5 and up_conv_tpu.pays(skip.shape, kernel.shape):
-        forms |= {"tpu": Form(up_conv_tpu.folded)}
-    return (by_platform(Form(plain), **forms) if forms else plain)(x, skip, up, kernel, shortcut)
+    if x.ndim != 5:
+        return plain(x, skip, up, kernel, shortcut)
+    pays = up_conv_cpu.pays(x.shape, up.shape, kernel.shape), up_conv_tpu.pays(skip.shape, kernel.shape)
+    return _up_conv(*pays)(x, skip, up, kernel, shortcut)
 
 
 def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """As it reads, but for the concatenation: the convolution of two things side by side is the sum of two convolutions."""
     fine, u = upsample(x, up), up.shape[-1]
     return tuple(conv_op.conv(fine, k[..., :u, :]) + conv_op.conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
+
+
+@functools.cache
+def _up_conv(cpu_and_cuda: bool, tpu: bool) -> Callable[..., tuple[Array, Array]]:
+    """Folded on the platforms where it pays."""
+    forms = {"cpu": Form(up_conv_cpu.folded), "cuda": Form(up_conv_cuda.folded)} if cpu_and_cuda else {}
+    return by_platform(Form(plain), **forms, **({"tpu": Form(up_conv_tpu.folded)} if tpu else {}))
