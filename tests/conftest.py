@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,11 @@ def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
         return Pair(SwinUNETRConfig(**fields), net, path)
 
     return make
+
+
+@pytest.fixture
+def fresh_traces() -> Iterator[None]:
+    """For a test that changes what a function traces to: nothing traced before it is used in it, nor its traces afterwards."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

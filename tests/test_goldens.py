@@ -74,7 +74,7 @@ def test_every_intermediate(golden, outputs):
 
 
 @pytest.mark.parametrize("golden", FILES[-1:], ids=lambda path: path.stem, indirect=True)
-def test_logits_by_the_formulations_for_accelerators(golden, outputs, run_forward, monkeypatch):
+def test_logits_by_the_formulations_for_accelerators(golden, outputs, run_forward, fresh_traces, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
     seen = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
     test_logits(golden, (None, seen))

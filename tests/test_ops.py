@@ -178,7 +178,7 @@ def test_attention(form, n, windows, t, m, c, shifted):
 
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 19])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, monkeypatch):
+def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, fresh_traces, monkeypatch):
     monkeypatch.setattr(attention_cpu, "CHUNK", chunk)
     with jax.enable_x64(True):
         q, k, v, weight = (normal(6, 7, 2, 4, dtype=np.float64) for _ in range(4))

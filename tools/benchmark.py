@@ -157,7 +157,8 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
     import optax
     from flax import nnx
 
-    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, sliding_window_inference
+    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference
+    from swinunetr_jax.compiler import in_order
 
     config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
@@ -166,7 +167,7 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    forward = jax.jit(lambda state, x: nnx.merge(structure, state)(x))
+    forward = jax.jit(lambda state, x: nnx.merge(structure, state)(x), compiler_options=compiler_options())
     if work == "case":
 
         def segment(x: np.ndarray) -> None:
@@ -181,10 +182,10 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
         gradients = jax.grad(lambda state: jnp.square(nnx.merge(structure, state)(x).astype(jnp.float32)).mean())(state)
-        updates, moments = optimizer.update(gradients, moments, state)
+        updates, moments = optimizer.update(in_order(gradients), moments, state)
         return optax.apply_updates(state, updates), moments
 
-    step = jax.jit(step, donate_argnums=(0, 1))
+    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
     held = [state, optimizer.init(state)]
 
     def run() -> None:

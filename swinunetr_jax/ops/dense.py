@@ -7,7 +7,7 @@ from swinunetr_jax.ops.platforms import Form, by_platform
 
 
 def dense(x: Array, kernel: Array) -> Array:
-    """[..., c_in] @ [c_in, c_out] -> [..., c_out]."""
+    """[..., c_in] @ [c_in, c_out] -> [..., c_out], all of one dtype."""
     return _dense(x, kernel)
 
 
