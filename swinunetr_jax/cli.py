@@ -145,7 +145,7 @@ class Predict:
     mirror: bool = False
     """Average over mirrored windows too, 8 times the work."""
     crop: bool = False
-    """Look only inside the box of voxels that are not background: a third of the windows on a brain, at other places than without."""
+    """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
     probabilities: bool = False
