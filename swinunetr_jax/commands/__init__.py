@@ -1,0 +1,1 @@
+"""One file per command of `swinunetr`: its options and messages; what it does is in the library."""

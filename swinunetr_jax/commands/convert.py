@@ -1,0 +1,46 @@
+"""`swinunetr convert`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.weights.load import FORMATS, open_checkpoint, save_params
+
+
+@dataclass
+class Convert:
+    """Convert weights: MONAI's PyTorch files, safetensors and our checkpoint folders, in any direction."""
+
+    source: Annotated[Positional[Path], arg(metavar="IN")]
+    """A PyTorch file, a safetensors file or a checkpoint folder."""
+    target: Annotated[Positional[Path], arg(metavar="OUT")]
+    """What to write; its name tells the format (.pt, .pth: monai; .safetensors; else a folder) unless --to does."""
+    to: Literal["orbax", "monai", "safetensors"] | None = None
+    """Format to write."""
+    encoder_only: bool = False
+    """Take the Swin encoder alone (self-supervised weights) and start the rest anew."""
+    adapt_channels: bool = False
+    """Allow --in-channels and --out-channels to differ from the file's."""
+    in_channels: int | None = None
+    """Input channels wanted, with --adapt-channels."""
+    out_channels: int | None = None
+    """Outputs wanted, with --encoder-only or --adapt-channels."""
+    overwrite: bool = False
+    """Replace OUT where it exists."""
+    weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
+    meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
+
+    def run(self) -> int:
+        fields = self.weights.fields()
+        fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
+        checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)
+        task = self.meaning.apply(checkpoint, self.source)
+        by_suffix = {".pt": "monai", ".pth": "monai", ".safetensors": "safetensors"}
+        to = self.to or by_suffix.get(self.target.suffix.lower(), FORMATS[0])
+        save_params(self.target, checkpoint.config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
+        print(checkpoint.report)
+        print(f"{self.source} → {self.target} ({to}), weights {checkpoint.digest[:16]}")
+        return 0

@@ -1,0 +1,73 @@
+"""Options that several commands share: what a weight file does not tell, and what a network was trained for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Output, Task
+from swinunetr_jax.weights.load import Checkpoint
+
+
+@dataclass
+class WeightOptions:
+    """What a PyTorch or safetensors file does not tell of itself."""
+
+    downsample: Literal["legacy", "merging", "mergingv2"] | None = None
+    """Order of patch merging: legacy for published weights and MONAI <= 1.4, merging for MONAI >= 1.5."""
+    window_size: tuple[int, ...] | None = None
+    """Attention window, where the tensors leave a choice."""
+    num_groups: int | None = None
+    """Groups of the group norm, for networks that have one."""
+
+    def fields(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class TaskOptions:
+    """What the network was trained for, where the checkpoint does not say (or instead of what it says)."""
+
+    task: Literal["brats", "classes"] | None = None
+    """brats: tumour core, whole tumour, enhancing tumour as overlapping regions; classes: one class per voxel."""
+    channels: tuple[str, ...] = ()
+    """Names of the input channels in the network's order, such as FLAIR T1ce T1 T2."""
+    labels: tuple[str, ...] = ()
+    """Names of the outputs, in order; for classes the background first."""
+    orientation: str | None = None
+    """Axes the network was trained in, such as LPS or RAS; without any, scans are taken as stored."""
+    intensity: Literal["zscore", "window", "none"] | None = None
+    """zscore: over non-zero voxels, per channel; window: the range of --window to 0 … 1; none: as stored."""
+    window: tuple[float, float] | None = None
+    """Low and high intensity, such as -175 250 for abdominal CT."""
+
+    def apply(self, checkpoint: Checkpoint, path: Path) -> Task:
+        config = checkpoint.config
+        if self.task == "brats":
+            task = Task.brats()
+        elif self.task == "classes":
+            task = Task.classes(config.out_channels)
+        else:
+            task = checkpoint.task or Task.default(config)
+            if checkpoint.task is None:
+                inputs = f" from {', '.join(task.channels)}" if task.channels else ""
+                print(
+                    f"{path} does not say what it is for; taken as {task.kind} {', '.join(o.name for o in task.outputs)}{inputs} "
+                    "(--task, --channels, --labels, --orientation, --intensity change that)"
+                )
+        changes: dict[str, Any] = {}
+        if self.channels:
+            changes["channels"] = self.channels
+        if self.orientation:
+            changes["orientation"] = self.orientation.upper()
+        if self.window or self.intensity:
+            changes["intensity"] = self.intensity or "window"
+            changes["window"] = self.window
+        if self.labels:
+            if len(self.labels) != config.out_channels:
+                raise InputError(f"--labels names {len(self.labels)} outputs, the network has {config.out_channels}.")
+            outputs = (Output(name=n, value=o.value, members=o.members) for n, o in zip(self.labels, task.outputs))
+            changes["outputs"] = tuple(outputs)
+        task = replace(task, **changes)
+        task.check(config)
+        return task

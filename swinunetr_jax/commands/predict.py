@@ -1,0 +1,104 @@
+"""`swinunetr predict`."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.formats import case_from_files, find_cases
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.batch import predict_cases
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.task import Task
+from swinunetr_jax.weights.load import open_checkpoint
+
+EXIT_SOME_FAILED = 1
+
+
+@dataclass
+class Predict:
+    """Segment scans: a folder of cases, one case, or files; each result lies on the scan's own grid."""
+
+    input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
+    """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """Folder for the label maps."""
+    model: Annotated[tuple[Path, ...], arg(aliases=["-m"])]
+    """Checkpoint: ours, a MONAI .pt or safetensors; several are averaged as an ensemble."""
+    roi: tuple[int, int, int] | None = None
+    """Window size, multiples of 32; by default the checkpoint's, else 96 96 96."""
+    overlap: float = 0.5
+    """Of neighbouring windows, 0 to less than 1."""
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    """Weights within a window."""
+    batch: int = 1
+    """Windows per call of the network."""
+    mirror: bool = False
+    """Average over mirrored windows too, 8 times the work."""
+    crop: bool = False
+    """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computation type."""
+    probabilities: bool = False
+    """Write each output's probability as a 4-D file, too."""
+    preview: bool = False
+    """Write a picture of each case, too."""
+    overwrite: bool = False
+    """Do finished cases again, and replace files of unknown origin."""
+    weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
+    meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
+
+    def run(self) -> int:
+        for name in ("input", "model"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} names nothing: give at least one path.")
+        checkpoints = [open_checkpoint(path, dtype=self.dtype, **self.weights.fields()) for path in self.model]
+        tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, self.model)]
+        for path, task in zip(self.model, tasks):
+            if task != tasks[0]:
+                raise InputError(f"{path} was trained for something else than {self.model[0]}: they are no ensemble.")
+        cases = self._cases(tasks[0])
+        segmenter = Segmenter(
+            [checkpoint.model() for checkpoint in checkpoints],
+            tasks[0],
+            roi=self.roi,
+            overlap=self.overlap,
+            blend=self.blend,
+            batch=self.batch,
+            mirror=self.mirror,
+            crop=self.crop,
+        )
+        identity = {
+            "weights": [checkpoint.digest for checkpoint in checkpoints],
+            "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
+            "task": tasks[0].to_dict(),
+            "roi": segmenter.roi,
+            "overlap": self.overlap,
+            "blend": self.blend,
+            "mirror": self.mirror,
+            "crop": self.crop,
+        }
+        print(
+            f"{len(cases)} case{'s' * (len(cases) != 1)}, windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
+        )
+        failed = predict_cases(
+            segmenter,
+            cases,
+            self.output,
+            identity=identity,
+            probabilities=self.probabilities,
+            preview=self.preview,
+            overwrite=self.overwrite,
+        )
+        if failed:
+            print(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", file=sys.stderr)
+        return EXIT_SOME_FAILED if failed else 0
+
+    def _cases(self, task: Task) -> tuple[Case, ...]:
+        if len(self.input) > 1:
+            return (case_from_files(self.input),)
+        return find_cases(self.input[0], channels=task.channels or None).cases
