@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
+from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.params import Params, check, digest, mismatches
 
 FORMAT = 1
@@ -68,9 +68,8 @@ def write_checkpoint(
     folder = f"{PARAMS}-{unique}" if replacing else PARAMS
     try:
         temporary.mkdir(parents=True)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(temporary / folder, _nest(params))
-        text = describe(config, task, params, params=folder, files=_file_digests(temporary))
+        write_arrays(temporary / folder, params)
+        text = describe(config, task, params, params=folder, files=file_digests(temporary))
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
         if replacing:  # a folder cannot take another's place in one step, a file can: the description is the checkpoint
             (temporary / folder).rename(path / folder)
@@ -80,7 +79,7 @@ def write_checkpoint(
     except Exception as error:  # the system's and Orbax's, which raises many kinds
         if replacing:
             shutil.rmtree(path / folder, ignore_errors=True)
-        raise InputError(f"{path} cannot be written ({_reason(error)}): check the folder and its free space.") from error
+        raise InputError(f"{path} cannot be written ({reason(error)}): check the folder and its free space.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for other in path.iterdir():  # the replaced weights, and those of a save that was killed
@@ -101,22 +100,20 @@ def read_checkpoint(path: str | os.PathLike) -> Stored:
         raise InputError(f"{path} is not a checkpoint, it has no {DESCRIPTION}: check which folder was given.") from error
     except OSError as error:
         raise InputError(
-            f"{path / DESCRIPTION} cannot be read ({_reason(error)}): restore it or take another checkpoint."
+            f"{path / DESCRIPTION} cannot be read ({reason(error)}): restore it or take another checkpoint."
         ) from error
     config, task, values = parse_description(text, path / DESCRIPTION)
     folder, files = values.get("params"), values.get("files")
     if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and isinstance(files, Mapping)):
         raise InputError(f"{path / DESCRIPTION} does not name the weights beside it: it was not written by swinunetr_jax.")
     try:
-        found = _file_digests(path, folder)
+        found = file_digests(path, folder)
         _refuse_damaged(path, [name for name in files if files[name] != found.get(name)])
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            params = _flatten(checkpointer.restore(path / folder))
+        params = read_arrays(path / folder)
     except InputError:
         raise
     except Exception as error:  # Orbax raises many kinds, with texts of many lines
-        raise InputError(f"{path} cannot be read ({_reason(error)}): restore it or take another checkpoint.") from error
-    params = {name: np.asarray(value) for name, value in params.items()}
+        raise InputError(f"{path} cannot be read ({reason(error)}): restore it or take another checkpoint.") from error
     check_digests(path, params, values)
     wrong = mismatches(params, config)
     if wrong:
@@ -161,7 +158,7 @@ def parse_description(text: str, where: Path) -> tuple[SwinUNETRConfig, Task | N
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where} describes no network ({_reason(error)}): it was not written by swinunetr_jax.") from error
+        raise InputError(f"{where} describes no network ({reason(error)}): it was not written by swinunetr_jax.") from error
 
 
 def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
@@ -181,40 +178,3 @@ def _refuse_damaged(path: Path, names: list[str]) -> None:
 
 def _self_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-# ---- files and trees -------------------------------------------------------------------------------------------------------------
-
-
-def _file_digests(path: Path, folder: str = "") -> dict[str, str]:
-    """SHA-256 of each file below a folder of a checkpoint, by its name within the checkpoint."""
-    digests = {}
-    for file in sorted((path / folder).rglob("*")):
-        if file.is_file():
-            with open(file, "rb") as stream:
-                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def _reason(error: Exception) -> str:
-    """What an exception says, in one short line."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return text if 0 < len(text) <= 200 else f"{type(error).__name__} {text[:160]}".strip()
-
-
-def _nest(params: Params) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in params.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = np.asarray(array)
-    return tree
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Params:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,0 +1,219 @@
+"""What a run is: typed fields, each an option of the command line. A recipe is one value of `Recipe`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from swinunetr_jax import InputError, SwinUNETRConfig
+from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.losses import Loss
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network, as far as data do not decide it; the arguments are those of SwinUNETRConfig."""
+
+    feature_size: int = 48
+    """Channels at full resolution, a multiple of 12."""
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    num_heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window_size: tuple[int, int, int] = (7, 7, 7)
+    norm_name: Literal["instance", "batch"] = "instance"
+    use_v2: bool = False
+    """A residual convolution block before each stage."""
+    downsample: Literal["legacy", "merging", "mergingv2"] = "merging"
+    """Order of patch merging; legacy goes with published weights."""
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    dropout_path_rate: float = 0.0
+    """Stochastic depth, the rate of the last block."""
+    use_checkpoint: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computation type; parameters and statistics stay float32."""
+
+    def config(self, in_channels: int, out_channels: int) -> SwinUNETRConfig:
+        return SwinUNETRConfig(in_channels=in_channels, out_channels=out_channels, **vars(self))
+
+    def in_use(self) -> dict[str, Any]:
+        """Fields that may change between the network that was saved and the one that is trained on from it."""
+        names = ("drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint", "dtype")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and its learning rate."""
+
+    lr: float = 1e-4
+    """Highest learning rate."""
+    weight_decay: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "constant", "polynomial"] = "cosine"
+    """After the warm-up, to 0 at the last step; constant stays."""
+    power: float = 0.9
+    """Of the polynomial schedule."""
+    warmup: float = 0.0
+    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    clip: float | None = None
+    """Largest global norm of the gradient."""
+    accumulate: int = 1
+    """Split each batch into so many parts, one after the other: less memory, the same step."""
+    ema: float | None = None
+    """Decay of an average of the weights, such as 0.999; it is then what is validated and kept."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training samples."""
+
+    crops: Literal["random", "by-label"] = "random"
+    """random: anywhere in the foreground, the BraTS recipe; by-label: as often around a label as around none, the CT recipe."""
+    normalize_after_crop: bool = True
+    """Statistics of the crop, as in the paper's code; otherwise those of the whole scan, as in validation."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How the network is looked at on the way."""
+
+    every: int | None = None
+    """Steps between validations; by default a tenth of the run."""
+    overlap: float = 0.5
+    """Of neighbouring windows."""
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    batch: int = 1
+    """Windows per call of the network."""
+    cases: int | None = None
+    """Look at the first so many validation cases only."""
+    patience: int | None = None
+    """Stop after so many validations without a better score."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the weights start from."""
+
+    checkpoint: Path | None = None
+    """Whatever predict takes: a run, a checkpoint folder, MONAI's .pt, safetensors."""
+    encoder_only: bool = False
+    """Take the Swin encoder alone (self-supervised weights)."""
+    adapt_channels: bool = False
+    """Allow another number of input or output channels."""
+    downsample: Literal["legacy", "merging", "mergingv2"] | None = None
+    """Order of patch merging of a file that does not tell it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
+
+    data: Path | None = None
+    """The data set, in any layout that `swinunetr predict` reads."""
+    out: Path = Path("runs/latest")
+    """Folder of the run."""
+    kind: Annotated[Literal["phantom", "brats", "labels"], arg(help="What is in the data: made on the spot, BraTS, or labels")]
+    steps: int | None = None
+    """Optimizer steps; by default the epochs' worth."""
+    epochs: int = 300
+    """Passes over the training cases, where steps are not given."""
+    batch: int = 1
+    """Volumes per step."""
+    seed: int = 0
+    """Of the initial weights, the order of cases, the crops and dropout."""
+    fold: Literal["all"] | int | None = 0
+    """Fold to validate on; all trains one network per fold; None takes the data set's own validation list."""
+    folds: int = 5
+    """How many to draw where the data set has none."""
+    roi: tuple[int, int, int] | None = None
+    """Training crop and window, multiples of 32; by default fitted to the scans."""
+    channels: tuple[str, ...] = ()
+    """Input channels by name, by default the data set's."""
+    orientation: str | None = None
+    """Axes that scans are brought to, such as RAS; None leaves them as stored."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm that scans are brought to; None leaves them as stored."""
+    window: tuple[float, float] | None = None
+    """Intensities that become 0 to 1, for CT; None takes each channel's mean and deviation."""
+    cache: Path | None = None
+    """Folder for prepared cases, by default beside the run's checkpoints."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    workers: int = 0
+    """Processes that read and augment; 0 does it in threads."""
+    save_every: int | None = None
+    """Steps between saved states; by default at each validation."""
+    keep: int = 2
+    """Saved states to keep besides the best network."""
+    network: Network = field(default_factory=Network)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    augment: Augment = field(default_factory=Augment)
+    validation: Validation = field(default_factory=Validation)
+    init: Init = field(default_factory=Init)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("epochs", self.epochs, 1),
+            ("batch", self.batch, 1),
+            ("folds", self.folds, 2),
+            ("workers", self.workers, 0),
+            ("keep", self.keep, 1),
+            ("save_every", self.save_every, 1),
+            ("optim.accumulate", self.optim.accumulate, 1),
+            ("validation.every", self.validation.every, 1),
+            ("validation.cases", self.validation.cases, 1),
+            ("validation.patience", self.validation.patience, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"`{name}` must be at least {least}, got {value}.")
+        if self.batch % self.optim.accumulate:
+            raise InputError(f"`optim.accumulate` must divide `batch` {self.batch}, got {self.optim.accumulate}.")
+        if self.roi is not None and any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.roi):
+            raise InputError(f"`roi` must hold multiples of {SIZE_MULTIPLE}, got {self.roi}.")
+        if not self.optim.lr > 0:
+            raise InputError(f"`optim.lr` must be above 0, got {self.optim.lr}.")
+        if self.optim.ema is not None and not 0 < self.optim.ema < 1:
+            raise InputError(f"`optim.ema` must lie between 0 and 1, got {self.optim.ema}.")
+
+    def total_steps(self, cases: int) -> int:
+        return self.steps or -(-self.epochs * cases // self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The reverse of `to_dict`. Raises InputError for unknown or missing fields."""
+        try:
+            return _build(cls, values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"the description of the run cannot be read ({error}): expected what this version writes.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    parts = {"network": Network, "optim": Optim, "loss": Loss, "augment": Augment, "validation": Validation, "init": Init}
+    paths = {"data", "out", "cache", "checkpoint"}
+    fields = {}
+    for name, value in values.items():
+        if kind is Recipe and name in parts:
+            value = _build(parts[name], value)
+        elif name in paths and value is not None:
+            value = Path(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        fields[name] = value
+    return kind(**fields)

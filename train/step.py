@@ -1,0 +1,108 @@
+"""One training step: a pure function of state and batch, compiled once, its state donated."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
+from swinunetr_jax.compiler import in_order
+from swinunetr_jax.losses import Loss
+from swinunetr_jax.weights.params import build, flatten
+from train.config import Optim
+from train.optim import ema_decay, optimizer
+
+Weights = dict[str, Array]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "opt", "average"], meta_fields=[])
+@dataclass(frozen=True)
+class State:
+    """Everything that a step changes: weights by dotted path, a batch norm's running statistics, moments, and the average (or {})."""
+
+    step: Array
+    params: Weights
+    stats: Weights
+    opt: Any
+    average: Weights
+
+    @property
+    def network(self) -> Weights:
+        """What is validated and kept: the average where one is kept, else the weights."""
+        return {**(self.average or self.params), **self.stats}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a step needs beside state and batch; fixed for a run."""
+
+    config: SwinUNETRConfig
+    task: Task
+    loss: Loss
+    optim: Optim
+    steps: int
+    seed: int
+
+    def init(self, weights: dict[str, np.ndarray] | None = None) -> State:
+        """The state before the first step, from given weights or random ones."""
+        weights = weights or flatten(SwinUNETR(self.config, rngs=nnx.Rngs(self.seed)))
+        stats = {name: jnp.asarray(value) for name, value in weights.items() if is_statistic(name)}
+        params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
+        opt = optimizer(self.optim, self.steps).init(params)
+        # an own copy: the state is donated, and no buffer may be in it twice
+        average = {} if self.optim.ema is None else jax.tree.map(jnp.copy, params)
+        return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
+
+    def compile(self) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+        """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics)."""
+        return jax.jit(self.step, donate_argnums=0, compiler_options=compiler_options())
+
+    def step(self, state: State, image: Array, label: Array) -> tuple[State, dict[str, Array]]:
+        """One optimizer step; `loss` and `grad_norm` are those before it."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        (loss, stats), gradients = self._gradients(state.params, state.stats, image, label, key)
+        gradients = in_order(gradients)
+        updates, opt = optimizer(self.optim, self.steps).update(gradients, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average:
+            decay = ema_decay(self.optim.ema, state.step)
+            average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
+        new = State(state.step + 1, params, stats, opt, average)
+        return new, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+
+    def _gradients(self, params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> Any:
+        """((loss, statistics), gradients) of a batch, in as many parts as asked for, one after the other."""
+
+        def loss_of(params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> tuple[Array, Weights]:
+            logits, seen = build(self.config, {**params, **stats}).forward(image, key=key, train=True)
+            prefix = "batch_stats."
+            new = {name.removeprefix(prefix): value for name, value in seen.items() if name.startswith(prefix)}
+            return self.loss(logits, label, self.task), {**stats, **new}
+
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        parts = self.optim.accumulate
+        if parts == 1:
+            return gradient(params, stats, image, label, key)
+
+        def body(carry: Any, part: Any) -> Any:
+            loss, stats, total = carry
+            (one, stats), gradients = gradient(params, stats, *part)
+            return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), None
+
+        split = [x.reshape(parts, -1, *x.shape[1:]) for x in (image, label)]
+        start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
+        (loss, stats, gradients), _ = jax.lax.scan(body, start, (*split, jax.random.split(key, parts)))
+        return (loss, stats), gradients
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a variable is a batch norm's running statistic, which no gradient changes."""
+    return name.endswith((".mean", ".var", ".count"))
