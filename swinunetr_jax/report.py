@@ -34,11 +34,9 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     labels = reorient(labels, scan.affine, "LAS")[0]
     image, labels = _cropped(image, labels)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    inside = image[image != 0]
-    low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
-    grey = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+    grey = grey_levels(image)
     present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
-    colours = {output.value: COLOURS[i % len(COLOURS)] for i, output in enumerate(o for o in task.outputs if o.value)}
+    colours = colours_of(task)
     figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
     axes = figure.subplots(2, 3)
     for column, (view, axis) in enumerate(_VIEWS):
@@ -47,11 +45,8 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
         marks = np.take(labels, at, axis).T[::-1]
         rest = [a for a in range(3) if a != axis]
         aspect = spacing[rest[1]] / spacing[rest[0]]
-        overlay = np.repeat(plane[..., None], 3, -1)
-        for value, colour in colours.items():
-            where = marks == value
-            overlay[where] = 0.45 * overlay[where] + 0.55 * np.array(to_rgb(colour))
-        for row, picture in enumerate((np.repeat(plane[..., None], 3, -1), overlay)):
+        plain = np.repeat(plane[..., None], 3, -1)
+        for row, picture in enumerate((plain, painted(plain, marks, colours))):
             axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
             axes[row, column].set_axis_off()
         axes[0, column].set_title(view, color="white", fontsize=10)
@@ -74,6 +69,28 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def grey_levels(image: np.ndarray) -> np.ndarray:
+    """0 to 1 for all but the darkest and brightest half per cent of what is not zero."""
+    inside = image[image != 0]
+    low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
+    return np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+
+
+def colours_of(task: Task) -> dict[int, str]:
+    """A colour for each label value that is written, the background left out."""
+    values = [output.value for output in task.outputs if output.value]
+    return {value: COLOURS[index % len(COLOURS)] for index, value in enumerate(values)}
+
+
+def painted(picture: np.ndarray, labels: np.ndarray, colours: dict[int, str]) -> np.ndarray:
+    """A picture [..., 3] with labels [...] laid over it."""
+    picture = picture.copy()
+    for value, colour in colours.items():
+        where = labels == value
+        picture[where] = 0.45 * picture[where] + 0.55 * np.array(to_rgb(colour))
+    return picture
 
 
 def _cropped(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from tyro.conf import arg
+from typing import Any, Literal
 
 from swinunetr_jax import InputError, SwinUNETRConfig
 from swinunetr_jax.config import SIZE_MULTIPLE
@@ -108,6 +106,15 @@ class Init:
     """Order of patch merging of a file that does not tell it."""
 
 
+@dataclass(frozen=True)
+class Phantom:
+    """The data set that is made on the spot."""
+
+    cases: int = 20
+    size: tuple[int, int, int] = (96, 96, 64)
+    """Voxels per axis, for a head of 240 x 240 x 155 mm."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training run."""
@@ -116,7 +123,8 @@ class Recipe:
     """The data set, in any layout that `swinunetr predict` reads."""
     out: Path = Path("runs/latest")
     """Folder of the run."""
-    kind: Annotated[Literal["phantom", "brats", "labels"], arg(help="What is in the data: made on the spot, BraTS, or labels")]
+    kind: Literal["phantom", "brats", "labels"]
+    """phantom: made on the spot; brats: tumour regions; labels: what the data set says of its labels."""
     steps: int | None = None
     """Optimizer steps; by default the epochs' worth."""
     epochs: int = 300
@@ -154,6 +162,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     validation: Validation = field(default_factory=Validation)
     init: Init = field(default_factory=Init)
+    phantom: Phantom = field(default_factory=Phantom)
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -206,6 +215,7 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
     parts = {"network": Network, "optim": Optim, "loss": Loss, "augment": Augment, "validation": Validation, "init": Init}
+    parts["phantom"] = Phantom
     paths = {"data", "out", "cache", "checkpoint"}
     fields = {}
     for name, value in values.items():

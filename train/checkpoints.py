@@ -1,0 +1,201 @@
+"""What a run leaves on disk so that it can go on, be stopped at any moment, and be used.
+
+    RUN/checkpoints/00000100/checkpoint.json, params/   a checkpoint like any other: the network at step 100
+    RUN/checkpoints/00000100/state/                     the rest of the training state: moments, raw weights beside an average
+    RUN/checkpoints/00000100/training.json              step, position in the data, best score; digests of state/ and of itself
+    RUN/last -> checkpoints/00000100                    the newest
+    RUN/best/                                           the network with the best validation score
+    RUN/lock                                            held while a process trains
+
+A saved step appears whole or not at all. Reading verifies every byte, and walks back to the newest step that is sound; what is not is
+set aside under another name, never deleted.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from swinunetr_jax import InputError, SwinUNETRConfig, Task
+from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
+from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.params import digest
+from train.step import State
+
+FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its state: batches taken from the data, and the best score with its step."""
+
+    step: int = 0
+    data: dict[str, Any] | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    validated: int | None = None
+    since_best: int = 0
+    """Validations since the best one."""
+
+
+def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, task: Task, *, keep: int) -> Path:
+    """Writes the state of a step, and removes all but the newest `keep`. Raises InputError where it cannot be written."""
+    folder = run / FOLDER
+    target = folder / f"{progress.step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        network = {name: np.asarray(value) for name, value in state.network.items()}
+        write_checkpoint(temporary, config, network, task)
+        arrays = {name: np.asarray(value) for name, value in _rest(state).items()}
+        write_arrays(temporary / STATE, arrays)
+        values = {
+            "progress": vars(progress),
+            "digests": {name: digest(array) for name, array in arrays.items()},
+            "files": file_digests(temporary, STATE),
+            "network": hashlib.sha256((temporary / DESCRIPTION).read_bytes()).hexdigest(),
+        }
+        (temporary / TRAINING).write_text(json.dumps(values | {"digest": _digest(values)}, indent=1))
+        if target.exists():  # a run that went back to an older step comes by again
+            shutil.rmtree(target)
+        temporary.rename(target)
+        link = run / ".last.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.relative_to(run))
+        link.replace(run / "last")
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written ({reason(error)}): free some space or check the folder, then give --resume; the steps before "
+            "it are untouched."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _steps(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress, list[str]] | None:
+    """The newest sound state under `run`, and what was wrong with newer ones; None where nothing was saved.
+
+    Args:
+        like: a state of the same run, whose names and shapes the stored one must have.
+
+    Raises:
+        InputError: steps are there and none is sound, or they are those of another network.
+    """
+    warnings = []
+    for folder in _steps(run):
+        try:
+            state, progress = _read(folder, like, config)
+        except _Other:
+            raise
+        except InputError as error:
+            aside = folder.with_name(f"{DAMAGED}{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rename(aside)
+            warnings.append(f"{error} It was set aside as {aside.name}.")
+        else:
+            return state, progress, warnings
+    if warnings:
+        raise InputError(f"{run} holds no sound state to go on from: {' '.join(warnings)}")
+    return None
+
+
+def save_best(run: Path, state: State, config: SwinUNETRConfig, task: Task) -> None:
+    """The network becomes the run's best, and so what `predict -m RUN` uses."""
+    network = {name: np.asarray(value) for name, value in state.network.items()}
+    write_checkpoint(run / "best", config, network, task, overwrite=True)
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds the run's folder, which is made. Raises InputError where another process has it, or where it cannot be made."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / "lock", "w")  # noqa: SIM115 - held for the length of the block
+    except OSError as error:
+        raise InputError(f"{run} cannot be used for a run ({reason(error)}): choose a folder that can be written.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{run} is in use by another training process: wait for it, or choose another --out.") from error
+        yield
+
+
+class _Other(InputError):
+    """Sound, but of another network: older steps will not be better."""
+
+
+def _steps(run: Path) -> list[Path]:
+    """Folders of saved steps, newest first."""
+    folder = run / FOLDER
+    return sorted((p for p in folder.iterdir() if p.name.isdecimal()), reverse=True) if folder.is_dir() else []
+
+
+def _rest(state: State) -> dict[str, Any]:
+    """What a state holds beyond `state.network`, under dotted names."""
+    rest = {"step": state.step, "opt": state.opt} | ({"params": state.params} if state.average else {})
+    leaves = jax.tree_util.tree_flatten_with_path(rest)[0]
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress]:
+    try:
+        values = json.loads((folder / TRAINING).read_text(errors="replace"))
+        stated = values.pop("digest")
+        progress = Progress(**values["progress"])
+        description = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+        if stated != _digest(values) or description != values["network"]:
+            raise InputError(f"{folder} is damaged, its descriptions differ from their digests.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} is not a whole saved step ({reason(error)}).") from error
+    found = file_digests(folder, STATE)
+    wrong = sorted(name for name in values["files"].keys() | found.keys() if values["files"].get(name) != found.get(name))
+    if wrong:
+        raise InputError(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
+    stored = read_checkpoint(folder)
+    arrays = read_arrays(folder / STATE)
+    expected = _rest(like)
+    faults = [
+        f"{name}: got {arrays[name].shape if name in arrays else 'nothing'}, expected "
+        f"{np.shape(expected[name]) if name in expected else 'nothing'}"
+        for name in sorted(expected.keys() | arrays.keys())
+        if name not in arrays or name not in expected or arrays[name].shape != np.shape(expected[name])
+    ]
+    if faults or stored.config.to_dict() != config.to_dict():
+        lines = "".join(f"\n  {fault}" for fault in faults) or " its configuration differs"
+        raise _Other(f"{folder} is the state of another network or optimizer:{lines}")
+    rest = {"step": like.step, "opt": like.opt} | ({"params": like.params} if like.average else {})
+    paths, structure = jax.tree_util.tree_flatten_with_path(rest)
+    leaves = [jax.numpy.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
+    rest = jax.tree_util.tree_unflatten(structure, leaves)
+    network = {name: jax.numpy.asarray(value) for name, value in stored.params.items()}
+    trained = {name: network[name] for name in like.params}
+    state = State(
+        step=rest["step"],
+        params=rest.get("params", trained),
+        stats={name: network[name] for name in like.stats},
+        opt=rest["opt"],
+        average=trained if like.average else {},
+    )
+    return state, progress
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

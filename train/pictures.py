@@ -1,0 +1,93 @@
+"""Pictures of a run: its curves, and validation scans with reference and prediction side by side."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from swinunetr_jax import Task
+from swinunetr_jax.data.nifti import reorient
+from swinunetr_jax.report import colours_of, grey_levels, painted
+from train.validation import CaseScore
+
+SMOOTHING = 0.9
+
+
+def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
+    """Loss and learning rate over the steps so far, and Dice at each validation."""
+    steps = [row for row in rows if row["kind"] == "step"]
+    looks = [row for row in rows if row["kind"] == "validation"]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    at, loss = [row["step"] for row in steps], [row["loss"] for row in steps]
+    left.plot(at, loss, color="#56B4E9", alpha=0.4, linewidth=0.8, label="each step")
+    left.plot(at, _smooth(loss), color="#0072B2", label="smoothed")
+    left.set(xlabel="step", ylabel="training loss", xlim=(0, total))
+    left.legend(loc="upper right", frameon=False)
+    rate = left.twinx()
+    rate.plot(at, [row["lr"] for row in steps], color="0.6", linestyle=":", linewidth=1)
+    rate.set_ylabel("learning rate (dotted)", color="0.5")
+    rate.set_ylim(bottom=0)
+    if looks:
+        for name, colour in zip(looks[0]["dice"], ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442") * 20):
+            right.plot([row["step"] for row in looks], [row["dice"][name] for row in looks], ".-", color=colour, label=name)
+        right.plot([row["step"] for row in looks], [row["score"] for row in looks], "k.-", linewidth=2, label="mean")
+        best = max(looks, key=lambda row: row["score"] if np.isfinite(row["score"]) else -1)
+        right.plot(best["step"], best["score"], "k*", markersize=14)
+        right.set_title(f"best {best['score']:.4f} at step {best['step']}", fontsize=10)
+        right.legend(loc="lower right", frameon=False, fontsize=8, ncols=1 + len(looks[0]["dice"]) // 8)
+    right.set(xlabel="step", ylabel="validation Dice", xlim=(0, total), ylim=(0, 1))
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
+    """A row per case: the axial slice with most labels as the scan shows it, with the reference, with the prediction.
+
+    Seen as radiologists do: the patient's right is on the left, anterior on top.
+    """
+    figure = Figure(figsize=(9.6, 3.5 * len(scores)), facecolor="black", layout="constrained")
+    axes = figure.subplots(len(scores), 3, squeeze=False)
+    colours = colours_of(task)
+    for row, score in zip(axes, scores):
+        case = score.case
+        image, affine, _ = reorient(np.asarray(case.image[..., 0], np.float32), case.affine, "LAS")
+        reference = reorient(np.asarray(case.label), case.affine, "LAS")[0]
+        prediction = reorient(score.prediction, case.affine, "LAS")[0]
+        counts = ((reference > 0) | (prediction > 0)).sum((0, 1))
+        at = int(counts.argmax()) if counts.any() else image.shape[2] // 2
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        grey = grey_levels(image)[..., at].T[::-1]
+        each = ", ".join(f"{name} {value:.2f}" for name, value in score.dice.items())
+        for axis, labels, title in zip(row, (None, reference, prediction), (case.name, "reference", f"prediction: {each}")):
+            picture = np.repeat(grey[..., None], 3, -1)
+            if labels is not None:
+                picture = painted(picture, labels[..., at].T[::-1], colours)
+            axis.imshow(picture, aspect=spacing[1] / spacing[0], interpolation="nearest")
+            axis.set_title(title, color="white", fontsize=8.5)
+            axis.set_axis_off()
+    named = {output.value: output.name for output in task.outputs}
+    handles = [Patch(color=colour, label=f"{named[value]} ({value})") for value, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
+    _save(figure, path)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """An exponential mean that is not drawn to its start."""
+    total = weight = 0.0
+    smooth = []
+    for value in values:
+        total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
+        smooth.append(total / weight)
+    return smooth
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+    os.replace(temporary, path)
