@@ -47,6 +47,7 @@ class Task:
         intensity: "zscore" (per channel over non-zero voxels), "window" (clip to `window` and scale to 0 … 1) or "none".
         window: low and high intensity, for "window".
         roi: patch size to predict with, None for the default.
+        spacing: voxel size in mm along each axis of `orientation`, to which scans are resampled; None takes them as stored.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Task:
     intensity: str = "zscore"
     window: tuple[float, float] | None = None
     roi: tuple[int, ...] | None = None
+    spacing: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("regions", "classes"):
@@ -68,6 +70,10 @@ class Task:
             _set_tuple(self, "window", "two intensities, a low and a high one", _is_number)
         if self.roi is not None:
             _set_tuple(self, "roi", f"multiples of {SIZE_MULTIPLE}", _is_size)
+        if self.spacing is not None:
+            _set_tuple(self, "spacing", "three voxel sizes in mm", _is_number)
+            if len(self.spacing) != 3 or not all(0 < size < math.inf for size in self.spacing):
+                raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
             raise InputError(f"`outputs` must hold one or more, each with a name of its own, got {names}.")

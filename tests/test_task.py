@@ -24,6 +24,7 @@ def fields(**changes):
         Task.classes(14),
         Task.classes(2, ("background", "spleen"), intensity="window", window=(-175, 250.5), orientation="RAS"),
         Task(**fields(intensity="none")),
+        Task(**fields(spacing=(1.5, 1.5, 2))),
     ],
 )
 def test_through_json(task):
@@ -114,6 +115,10 @@ def test_any_sequence_will_do():
         ({"roi": (96, 96, 100)}, r"`roi` must be a sequence of multiples of 32, got \(96, 96, 100\)"),
         ({"roi": (0, 96, 96)}, "`roi` must be a sequence of multiples of 32"),
         ({"roi": (96.0, 96.0, 96.0)}, "`roi` must be a sequence of multiples of 32"),
+        ({"spacing": 1.5}, "`spacing` must be a sequence of three voxel sizes in mm, got 1.5"),
+        ({"spacing": (1, 1)}, "`spacing` must hold three voxel sizes in mm, all above 0, got .1, 1."),
+        ({"spacing": (1, 1, 0)}, "`spacing` must hold three voxel sizes"),
+        ({"spacing": (1, 1, math.nan)}, "`spacing` must hold three voxel sizes"),
         ({"roi": 96}, "`roi` must be a sequence of multiples of 32"),
     ],
 )
@@ -161,6 +166,12 @@ def test_descriptions_that_cannot_be_read(values):
 
 def test_members_may_be_left_out():
     assert Task.from_dict(fields(outputs=[{"name": "lesion", "value": 1}])).outputs == (Output(name="lesion", value=1),)
+
+
+def test_a_description_from_before_there_was_a_spacing():
+    values = Task.brats().to_dict()
+    del values["spacing"]
+    assert Task.from_dict(values) == Task.brats()
 
 
 def test_check_against_a_network():

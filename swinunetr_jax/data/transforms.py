@@ -1,23 +1,91 @@
-"""Intensities of a scan, prepared as the reference prepares them. Arrays are [x, y, z, c], channels last, float32."""
+"""Turns of an example, and the recipes that put all transforms in order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from swinunetr_jax.data.crops import CropByLabel, ForegroundCrop, RandomCrop
+from swinunetr_jax.data.example import Example, RandomTransform
+from swinunetr_jax.data.intensity import MeasureNonzero, NormalizeNonzero, ScaleIntensity, ScaleWindow, ShiftIntensity
 
-def zscore_nonzero(array: np.ndarray) -> np.ndarray:
-    """Per channel: mean 0 and population deviation 1 over the non-zero voxels; zeros stay zero, a deviation of 0 counts as 1.
+Transform = Callable[[Example, np.random.Generator], Example]
 
-    Statistics in float64: scanners write values of a million, whose squares float32 cannot add up. Source: MONAI's
-    `NormalizeIntensity(nonzero=True, channel_wise=True)`.
+
+@dataclass(frozen=True)
+class RandomFlip(RandomTransform):
+    """Mirrors along each axis with a probability, independently. The parameters are a truth for each axis; the result is a view."""
+
+    probability: float = 0.5
+    axes: tuple[int, ...] = (0, 1, 2)
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[bool, ...]:
+        return tuple(bool(rng.random() < self.probability) for _ in self.axes)
+
+    def apply(self, example: Example, parameters: tuple[bool, ...]) -> Example:
+        axes = tuple(axis for axis, flip in zip(self.axes, parameters) if flip)
+        return {**example, **{key: np.flip(example[key], axes) for key in ("image", "label")}}
+
+
+@dataclass(frozen=True)
+class RandomRotate90(RandomTransform):
+    """With a probability 1 … `max_k` quarter turns in the plane of two axes. The parameter is their number; the result is a view.
+
+    Source: MONAI's `RandRotate90`.
     """
-    out = np.zeros(array.shape, np.float32)
-    for c in range(array.shape[-1]):
-        inside = array[..., c] != 0
-        values = array[..., c][inside].astype(np.float64)
-        if values.size:
-            out[..., c][inside] = (values - values.mean()) / (values.std() or 1.0)
-    return out
+
+    probability: float = 0.1
+    max_k: int = 3
+    axes: tuple[int, int] = (0, 1)
+
+    def draw(self, rng: np.random.Generator, example: Example) -> int:
+        return 1 + int(rng.integers(self.max_k)) if rng.random() < self.probability else 0
+
+    def apply(self, example: Example, parameters: int) -> Example:
+        return {**example, **{key: np.rot90(example[key], parameters, self.axes) for key in ("image", "label")}}
 
 
-def scale_window(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Intensities from `low` to `high` become 0 to 1, what lies outside is clipped. Source: MONAI's `ScaleIntensityRange`."""
-    return np.clip((array.astype(np.float32) - low) / (high - low), 0.0, 1.0).astype(np.float32)
+def brats_recipe(roi: tuple[int, int, int], normalize_after_crop: bool = True) -> tuple[Transform, ...]:
+    """The paper's recipe for BraTS: a crop of the foreground, mirrored, normalised, then brighter and darker.
+
+    Args:
+        roi: size of the crop, into whose multiples the foreground is grown.
+        normalize_after_crop: by the crop's own statistics, as the paper's code does; otherwise by the whole case's, as validation
+            does in both.
+    """
+    measure = () if normalize_after_crop else (MeasureNonzero(),)
+    return (
+        *measure,
+        RandomCrop(roi, inside=ForegroundCrop(roi)),
+        RandomFlip(0.5),
+        NormalizeNonzero(measured=not normalize_after_crop),
+        ScaleIntensity(0.1),
+        ShiftIntensity(0.1),
+    )
+
+
+def ct_recipe(
+    roi: tuple[int, int, int],
+    *,
+    window: tuple[float, float] = (-175.0, 250.0),
+    positive: float = 1.0,
+    negative: float = 1.0,
+    flip: float = 0.2,
+    rotate: float = 0.2,
+    intensity: float = 0.1,
+) -> tuple[Transform, ...]:
+    """The recipe for organs in CT (BTCV): crops around labelled and other voxels of the body, windowed, mirrored and turned.
+
+    The window is applied after the crop, to fewer voxels: foreground is what lies above its lower end, which is 0 afterwards.
+    A `roi` with unequal sides along x and y is not turned, for quarter turns would change its shape.
+    """
+    low, high = window
+    turn = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
+    return (
+        CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low)),
+        ScaleWindow(low, high),
+        RandomFlip(flip),
+        *turn,
+        ScaleIntensity(0.1, intensity),
+        ShiftIntensity(0.1, intensity),
+    )

@@ -13,6 +13,7 @@ from flax import nnx
 from swinunetr_jax.compiler import compiler_options
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.example import bounding_box, slices
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.prepare import Prepared, prepare
@@ -144,12 +145,7 @@ class Segmenter:
 
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
     """The smallest box of [x, y, z, c] that holds every voxel which is not zero in all channels; the whole grid where none is."""
-    occupied = (array != 0).any(-1)
-    box = []
-    for axis in range(occupied.ndim):
-        along = np.flatnonzero(occupied.any(tuple(other for other in range(occupied.ndim) if other != axis)))
-        box.append(slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0, occupied.shape[axis]))
-    return tuple(box)
+    return slices(bounding_box((array != 0).any(-1)))
 
 
 def _around(part: np.ndarray, box: tuple[slice, ...], grid: tuple[int, ...], fill: np.ndarray) -> np.ndarray:
