@@ -202,7 +202,9 @@ class Recipe:
         try:
             return _build(cls, values)
         except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"the description of the run cannot be read ({error}): expected what this version writes.") from error
+            raise InputError(
+                f"the description of the run cannot be read ({error}): expected what this version writes."
+            ) from error
 
 
 def _plain(value: Any) -> Any:

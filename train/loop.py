@@ -1,9 +1,9 @@
 """The loop of a run. Its order is the contract: what is saved is always the state after a whole number of steps.
 
-    start     lock the folder, gather cases, build the network, take up the newest sound state
-    step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
-    due       read the last numbers → validate → keep the best → save
-    signal    finish the step → save → leave
+start     lock the folder, gather cases, build the network, take up the newest sound state
+step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
+due       read the last numbers → validate → keep the best → save
+signal    finish the step → save → leave
 """
 
 import dataclasses
@@ -246,7 +246,9 @@ def _describe(folder: Path, recipe: Recipe, cases: Cases, training: Training) ->
     if path.exists():
         before = json.loads(path.read_text())
         if before["cases"] != values["cases"]:
-            raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
+            raise InputError(
+                f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run."
+            )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=1))
     temporary.replace(path)

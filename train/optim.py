@@ -34,5 +34,3 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 def ema_decay(decay: float, step: Array) -> Array:
     """The average's decay at a step: short at first, so that the random start is forgotten."""
     return jnp.minimum(decay, (1 + step) / (10 + step))
-
-

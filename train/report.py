@@ -32,7 +32,9 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     parts += ["<h2>Configuration</h2>", f"<p>{html.escape(versions)}; {html.escape(about['device'])}</p>"]
     for name in ("recipe", "network", "task"):
         parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(about[name], indent=1))}</pre></details>")
-    text = "\n".join(["<!doctype html>", '<meta charset="utf-8">', f"<style>{STYLE}</style>", "<title>Swin UNETR</title>", *parts])
+    text = "\n".join(
+        ["<!doctype html>", '<meta charset="utf-8">', f"<style>{STYLE}</style>", "<title>Swin UNETR</title>", *parts]
+    )
     path = run / "report.html"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")

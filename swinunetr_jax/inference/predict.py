@@ -132,15 +132,26 @@ class Segmenter:
     ) -> Segmentation:
         """As `segment`, for a case that was prepared already."""
         task = self.task if et_label is None else self.task.with_et_label(et_label)
-        grid = prepared.array.shape[:3]
-        box = foreground_box(prepared.array) if self.crop else tuple(slice(0, size) for size in grid)
-        inside = prepared.array[box]
+        *parts, windows = self.run(prepared.array, task=task, probabilities=probabilities, progress=progress)
+        labels, likely = (None if part is None else prepared.back.apply(part) for part in parts)
+        return Segmentation(labels, likely, prepared.scan, windows, prepared.notes)
+
+    def run(
+        self, array: np.ndarray, *, task: Task | None = None, probabilities: bool = False, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Labels uint8 [x, y, z], probabilities [x, y, z, c] if asked for, and the number of windows of a normalised scan [x, y, z, c].
+
+        `task` may write the same outputs as other values than the networks' own.
+        """
+        task, grid = task or self.task, array.shape[:3]
+        box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
+        inside = array[box]
         plan = self.plan(inside.shape[:3])
         finish = _finish(task, probabilities)
         slabs = predict_slabs(inside, plan, self.batch, self.logits, mode=self.blend, finish=finish, progress=progress)
         parts = [plan.crop(np.concatenate(part)) for part in zip(*slabs)]
-        parts = [prepared.back.apply(_around(part, box, grid, fill)) for part, fill in zip(parts, _background(task))]
-        return Segmentation(parts[0], parts[1] if probabilities else None, prepared.scan, plan.windows, prepared.notes)
+        parts = [_around(part, box, grid, fill) for part, fill in zip(parts, _background(task))]
+        return parts[0], parts[1] if probabilities else None, plan.windows
 
 
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:

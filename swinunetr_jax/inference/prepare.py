@@ -33,9 +33,13 @@ def prepare(case: Case, task: Task, in_channels: int) -> Prepared:
         InputError: a file cannot be read, channels are missing or too many, lie on different grids, are constant, or hold NaN.
     """
     read = read_case(case, task, in_channels)
-    array = read.array
+    return Prepared(normalized(read.array, task), read.back, read.scan, read.notes)
+
+
+def normalized(array: np.ndarray, task: Task) -> np.ndarray:
+    """A whole scan [x, y, z, c] with the task's intensities, float32."""
     if task.intensity == "zscore":
         array = zscore_nonzero(array)
     elif task.intensity == "window":
         array = scale_window(array, *task.window)
-    return Prepared(np.ascontiguousarray(array, np.float32), read.back, read.scan, read.notes)
+    return np.ascontiguousarray(array, np.float32)
