@@ -197,5 +197,5 @@ def test_mistakes_are_named():
 
 
 def test_scoring_does_not_start_jax():
-    code = "import sys, swinunetr_jax.evaluation; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, swinunetr_jax.evaluation.evaluate; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
