@@ -131,7 +131,7 @@ def test_empty_references_are_counted_by_convention(tmp_path, capsys):
     assert "NaN" not in text  # which is no JSON
     assert scores(tmp_path / "scores")["cases"]["a"]["ET"]["dice_monai"] is None
     printed = capsys.readouterr().out
-    assert "MONAI: empty references are left out; left out: 2 ET" in printed
+    assert "MONAI: empty references are left out [left out: 2 ET]" in printed
     assert not (tmp_path / "out/scores.json").exists()
 
 

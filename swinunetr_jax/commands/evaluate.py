@@ -28,7 +28,7 @@ LESION_COLUMNS = {
     "lesion_hd95": "lesion HD95 mm",
     "lesions": "lesions",
     "missed": "missed",
-    "false_positives": "false",
+    "false_positives": "false positives",
 }
 
 
@@ -111,7 +111,7 @@ def means_table(found: Evaluation) -> list[str]:
     rows = []
     for metric, row in means.items():
         left = ", ".join(f"{mean.left_out} {name}" for name, mean in row.items() if mean.left_out and name != "mean")
-        last = f"{CONVENTIONS[metric]}{f'; left out: {left}' * bool(left)}"
+        last = f"{CONVENTIONS[metric]}{f' [left out: {left}]' * bool(left)}"
         rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
     count = len(found.scores)
     return ["", f"means over {count} case{'s' * (count != 1)}", *_aligned([["", *outputs, ""], *rows], text_last=True)]
