@@ -128,8 +128,9 @@ def cross_entropy(
     if activation == "sigmoid":
         if label_smoothing:
             raise InputError(f"`label_smoothing` is for a softmax, got {label_smoothing} with a sigmoid.")
-        positive = t * jax.nn.softplus(-x) if weights is None else weights * t * jax.nn.softplus(-x)
-        loss = positive + (1 - t) * jax.nn.softplus(x)
+        # softplus(-x) is -log sigmoid(x); of -log(1 - sigmoid(x)) it differs by x.
+        factor = 1 if weights is None else 1 + (weights - 1) * t
+        loss = factor * jax.nn.softplus(-x) + (1 - t) * x
         return loss.mean() if reduction == "mean" else loss.sum()
     if channels == 1:
         raise InputError("`logits` has one channel, expected two or more for a softmax.")

@@ -1,0 +1,134 @@
+"""`swinunetr evaluate`."""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.evaluation.evaluate import CONVENTIONS, Evaluation, evaluate, write_scores
+from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
+
+EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
+# What is printed of a case; the files have all of it.
+COLUMNS = {
+    "dice_brats": "Dice (BraTS)",
+    "hd95_brats": "HD95 mm (BraTS)",
+    "hd95_monai": "HD95 mm (MONAI)",
+    "surface_dice": "surface Dice",
+    "volume_ml": "ml",
+    "reference_ml": "ml (reference)",
+}
+LESION_COLUMNS = {
+    "lesion_dice": "lesion Dice",
+    "lesion_hd95": "lesion HD95 mm",
+    "lesions": "lesions",
+    "missed": "missed",
+    "false_positives": "false positives",
+}
+
+
+@dataclass
+class Evaluate:
+    """Score label maps against references: Dice, HD95, surface Dice and volumes, each under a named convention."""
+
+    predictions: Annotated[Positional[Path], arg(metavar="PRED")]
+    """Folder of label maps as predict writes them, CASE.nii.gz, or one label map."""
+    references: Annotated[Positional[Path], arg(metavar="REF")]
+    """Folder of label maps, one label map, or a data set in any known layout with its labels."""
+    task: Literal["brats", "classes"] | None = None
+    """What the labels mean, where neither predict.json nor the data set says (or instead of what they say)."""
+    tolerance: float = 1.0
+    """Of the surface Dice, mm."""
+    lesion_wise: bool = False
+    """Score each lesion by itself too, as BraTS does since 2023 for glioma."""
+    out: Path | None = None
+    """Folder for scores.csv and scores.json; by default that of the predictions."""
+
+    def run(self) -> int:
+        if not 0 <= self.tolerance < math.inf:
+            raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm, 0 or more.")
+        predictions, references = find_predictions(self.predictions), find_references(self.references)
+        record = read_record(self.predictions)
+        task = choose_task(self.task, record, references)
+        out = self.out or (self.predictions if self.predictions.is_dir() else self.predictions.parent)
+        if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
+            raise InputError(f"{out}: cannot be written; give a folder with write access by --out.")
+        meanings = (f"{o.name} = {'|'.join(map(str, o.members or (o.value,)))}" for o in task.outputs)
+        print(f"{task.kind}: {', '.join(meanings)}")
+
+        def progress(done: int, total: int, name: str) -> None:
+            print(f"[{done + 1}/{total}] {name}", file=sys.stderr, flush=True)
+
+        try:
+            found = evaluate(
+                predictions,
+                references,
+                task,
+                record=record,
+                tolerance_mm=self.tolerance,
+                lesion_wise=self.lesion_wise,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            print("interrupted, no scores were written", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        paths = write_scores(found, out, predictions=str(self.predictions), references=str(self.references))
+        print("\n".join(cases_table(found)))
+        print("\n".join(means_table(found)))
+        for name, notes in found.notes.items():
+            print(f"{name}: note: {'; '.join(notes)}")
+        print(f"→ {', '.join(map(str, paths))}")
+        for name, error in found.failed.items():
+            print(f"{name}: FAILED: {error}", file=sys.stderr)
+        for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
+            if names:
+                print(f"{len(names)} without a {what}: {', '.join(names)}", file=sys.stderr)
+        return 0 if found.complete else EXIT_INCOMPLETE
+
+
+def cases_table(found: Evaluation) -> list[str]:
+    """A line for each case and output."""
+    metrics = next((list(values) for case in found.scores.values() for values in case.values()), [])
+    columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS).items() if m in metrics}
+    head = ["case", "output", *(f"{t} ({found.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items())]
+    rows = [
+        [name, output, *(_number(m, values[m]) for m in columns)]
+        for name, case in found.scores.items()
+        for output, values in case.items()
+    ]
+    return _aligned([head, *rows])
+
+
+def means_table(found: Evaluation) -> list[str]:
+    """A line for each metric, with its convention and how many scores do not exist; the last number is the mean over outputs."""
+    means = found.means()
+    outputs = list(next(iter(means.values()), {}))
+    rows = []
+    for metric, row in means.items():
+        left = ", ".join(f"{mean.left_out} {name}" for name, mean in row.items() if mean.left_out and name != "mean")
+        last = f"{CONVENTIONS[metric]}{f' [left out: {left}]' * bool(left)}"
+        rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
+    count = len(found.scores)
+    return ["", f"means over {count} case{'s' * (count != 1)}", *_aligned([["", *outputs, ""], *rows], text_last=True)]
+
+
+def _number(metric: str, value: float) -> str:
+    if math.isnan(value):
+        return "none"
+    return f"{value:.4f}" if "dice" in metric else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _aligned(rows: list[list[str]], text_last: bool = False) -> list[str]:
+    """Columns as wide as their longest text: what starts with a letter on the left, numbers on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    left = {0, 1 if not text_last else -1, len(widths) - 1 if text_last else -1}
+    lines = []
+    for row in rows:
+        cells = [text.ljust(w) if i in left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

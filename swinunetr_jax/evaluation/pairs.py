@@ -1,0 +1,163 @@
+"""What to score: predictions and references by case name, and what their labels mean."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swinunetr_jax.data import dataset_json
+from swinunetr_jax.data.channels import split_name, stem
+from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.nifti import read_labels
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Output, Task
+
+RECORD = "predict.json"  # what `predict` leaves beside its label maps
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A label map, and the images it was drawn on where the data set has them."""
+
+    path: Path
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class References:
+    """References by case name, and what their data set says of the labels."""
+
+    cases: dict[str, Reference]
+    task: Task | None = None
+
+
+def find_predictions(path: str | os.PathLike) -> dict[str, Path]:
+    """Label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, or CASE_seg.nii.gz, or one file.
+
+    Probabilities beside them are left out. InputError if there are none.
+    """
+    path = Path(path)
+    files = _images(path)
+    if not files:
+        raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
+    if all(split_name(stem(file.name))[1] == "label" for file in files):
+        return {_label_name(file): file for file in files}
+    found = {stem(file.name): file for file in files}
+    return {name: file for name, file in found.items() if name.removesuffix("_probabilities") not in found.keys() - {name}}
+
+
+def find_references(path: str | os.PathLike) -> References:
+    """Labels of a data set in any known layout, or a folder of label maps, or one. InputError if there are none."""
+    path = Path(path)
+    files = _images(path)
+    roles = {split_name(stem(file.name))[1] for file in files}
+    if roles == {"label"}:
+        return References({_label_name(file): Reference(file) for file in files}, _task_beside(path))
+    dataset = find_cases(path)
+    cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
+    if cases:
+        told = task_from_labels(dataset.labels, dataset.regions_class_order)
+        return References(cases, told or (Task.brats() if dataset.layout == "brats" else None))
+    if roles == {None}:
+        return References({stem(file.name): Reference(file) for file in files}, _task_beside(path))
+    raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
+
+
+def task_from_labels(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None = None) -> Task | None:
+    """The task that a dataset.json describes: regions where a label is a list of values, else classes. None without labels."""
+    values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != "ignore"}
+    if not values:
+        return None
+    if not any(isinstance(value, list) for value in values.values()):
+        ordered = sorted(values.items(), key=lambda item: item[1])
+        outputs = [Output(name="background", value=0), *(Output(name=name, value=value) for name, value in ordered)]
+        return Task(kind="classes", outputs=tuple(outputs))
+    members = [tuple(value) if isinstance(value, list) else (value,) for value in values.values()]
+    written = order if order is not None and len(order) == len(members) else [values[-1] for values in members]
+    outputs = [Output(name=name, value=value, members=inside) for name, value, inside in zip(values, written, members)]
+    return Task(kind="regions", outputs=tuple(outputs), paint=tuple(range(len(outputs))))
+
+
+def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
+    """What `predict` recorded beside its label maps; {} without a record. InputError if it is damaged."""
+    predictions = Path(predictions)
+    path = (predictions if predictions.is_dir() else predictions.parent) / RECORD
+    try:
+        record = json.loads(path.read_text())
+        if isinstance(record["settings"], dict) and all(isinstance(entry, dict) for entry in record["cases"].values()):
+            return record
+        raise TypeError("settings and cases are no objects")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); run predict again, or move it away and give --task.") from error
+
+
+def choose_task(option: str | None, record: Mapping[str, Any], references: References) -> Task:
+    """What labels mean: as asked for, else as recorded by `predict`, else as the references' data set says.
+
+    Args:
+        option: "brats", "classes" or None. Classes without names are all values that occur in the references.
+
+    Raises:
+        InputError: nothing tells.
+    """
+    recorded = Task.from_dict(record["settings"]["task"]) if record.get("settings", {}).get("task") else None
+    told = recorded or references.task
+    if option == "brats":
+        return Task.brats()
+    if option == "classes":
+        named = [task for task in (recorded, references.task) if task is not None and task.kind == "classes"]
+        return named[0] if named else _occurring(references)
+    if told is None:
+        raise InputError(
+            "nothing tells what the labels mean, neither predict.json nor a dataset.json: give --task brats or classes."
+        )
+    return told
+
+
+def _images(path: Path) -> list[Path]:
+    """The .nii and .nii.gz files right in a folder, or the one that `path` is."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        return [f for f in files if f.name.lower().endswith((".nii", ".nii.gz")) and f.name[0] != "." and f.is_file()]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
+
+
+def _label_name(file: Path) -> str:
+    """The case of CASE_seg.nii.gz, or of CASE/seg.nii.gz."""
+    return split_name(stem(file.name))[0] or file.absolute().parent.name
+
+
+def _task_beside(path: Path) -> Task | None:
+    """From the dataset.json beside a folder such as labelsTr."""
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    beside = folder.parent / "dataset.json"
+    if not folder.name.startswith("labels") or not beside.is_file():
+        return None
+    info = dataset_json.load(beside)
+    return task_from_labels(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+
+
+def _occurring(references: References) -> Task:
+    values: set[int] = set()
+    for case in references.cases.values():
+        with contextlib.suppress(InputError):  # it is told when the case comes to be scored
+            values |= label_values(read_labels(case.path).array)
+    if not values - {0}:
+        raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
+    named = (Output(name=f"class {value}", value=value) for value in sorted(values - {0}))
+    return Task(kind="classes", outputs=(Output(name="background", value=0), *named))
+
+
+def label_values(labels: np.ndarray) -> set[int]:
+    """The values that occur in a label map."""
+    # Counting is faster than sorting, but needs as many counters as the largest label.
+    found = np.flatnonzero(np.bincount(labels.ravel("K"))) if labels.dtype == np.uint8 else np.unique(labels)
+    return set(found.tolist())

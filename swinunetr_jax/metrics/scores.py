@@ -1,0 +1,145 @@
+"""Scores of a segmentation, each under a named convention: the same prediction gets other numbers under another one.
+
+Masks are boolean [x, y, z]. What a mask without a voxel counts:
+
+    dice             brats    empty reference: 1 if the prediction is empty too, else 0
+                     monai    empty reference: NaN, the case is left out of the mean
+                     nnunet   both empty: NaN; one empty: 0
+    hd95             brats    weighted by surface area; one empty: 374 mm, both: 0
+                     monai    every voxel of the surface counts once; one or both empty: NaN
+    surface_dice     (surface-distance) weighted by surface area; one empty: 0, both: NaN
+"""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.metrics.lesions import WORST_HD95, lesion_scores
+from swinunetr_jax.metrics.surfaces import SurfelDistances, edge_hausdorff, surfel_distances
+from swinunetr_jax.task import Task
+
+PERCENTILE = 0.95
+
+
+def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", "nnunet"] = "brats") -> float:
+    """Twice the overlap over the sum of both; `empty` names the convention for an empty reference."""
+    _check(pred, ref)
+    _choice("empty", empty, ("brats", "monai", "nnunet"))
+    predicted, referred = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
+    if not referred and empty == "monai":
+        return math.nan
+    if not referred and not predicted:
+        return 1.0 if empty == "brats" else math.nan
+    return 2 * int(np.count_nonzero(pred & ref)) / (predicted + referred)
+
+
+def hd95(
+    pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], *, convention: Literal["brats", "monai"] = "brats"
+) -> float:
+    """95th percentile of the distance between both surfaces, the larger of both directions, in mm. `spacing` is mm per voxel.
+
+    Source: `surface_distance.compute_robust_hausdorff` for brats; `monai.metrics.compute_hausdorff_distance` for monai.
+    """
+    _check(pred, ref, spacing)
+    _choice("convention", convention, ("brats", "monai"))
+    if convention == "brats":
+        return _hd95_brats(_distances(pred, ref, spacing), bool(pred.any() or ref.any()))
+    return edge_hausdorff(pred, ref, spacing, PERCENTILE) if pred.any() and ref.any() else math.nan
+
+
+def surface_dice(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float) -> float:
+    """Share of both surfaces' area within `tolerance_mm` of the other. Source: `compute_surface_dice_at_tolerance`."""
+    _check(pred, ref, spacing)
+    _tolerance(tolerance_mm)
+    return _surface_dice(_distances(pred, ref, spacing), bool(pred.any() or ref.any()), tolerance_mm)
+
+
+def volume_ml(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
+    """Volume of a mask in millilitres."""
+    return float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
+
+
+def masks(labels: np.ndarray, task: Task) -> dict[str, np.ndarray]:
+    """The mask of each output in a label map [x, y, z], by name, the background left out."""
+    found = {}
+    for output in task.outputs:
+        if output.value:
+            members = output.members or (output.value,)
+            mask = labels == members[0]
+            for value in members[1:]:
+                mask |= labels == value
+            found[output.name] = mask
+    return found
+
+
+def score_case(
+    pred: np.ndarray,
+    ref: np.ndarray,
+    spacing: tuple[float, ...],
+    task: Task,
+    *,
+    tolerance_mm: float = 1.0,
+    lesion_wise: bool = False,
+) -> dict[str, dict[str, float]]:
+    """All scores of a case, under every convention.
+
+    Args:
+        pred, ref: label maps [x, y, z] on one grid, in the label values of `task`.
+        spacing: mm per voxel along x, y, z.
+        task: tells which labels make up an output; the background is left out.
+        tolerance_mm: of the surface Dice.
+        lesion_wise: add the scores of BraTS since 2023 with the parameters for glioma, see `lesions`.
+
+    Returns:
+        output name → {"dice_brats", "dice_monai", "dice_nnunet", "hd95_brats", "hd95_monai", "surface_dice", "volume_ml",
+        "reference_ml"} → value, and {"lesion_dice", "lesion_hd95", "lesions", "missed", "false_positives"}.
+    """
+    _check(pred, ref, spacing)
+    _tolerance(tolerance_mm)
+    scores: dict[str, dict[str, float]] = {}
+    references = masks(ref, task)
+    for name, p in masks(pred, task).items():
+        r = references[name]
+        distances, some = _distances(p, r, spacing), bool(p.any() or r.any())
+        found: dict[str, Any] = {f"dice_{empty}": dice(p, r, empty=empty) for empty in ("brats", "monai", "nnunet")}
+        found["hd95_brats"] = _hd95_brats(distances, some)
+        found["hd95_monai"] = math.nan if distances is None else edge_hausdorff(p, r, spacing, PERCENTILE)
+        found["surface_dice"] = _surface_dice(distances, some, tolerance_mm)
+        found |= {"volume_ml": volume_ml(p, spacing), "reference_ml": volume_ml(r, spacing)}
+        if lesion_wise:
+            lesions = lesion_scores(p, r, spacing)
+            found |= {"lesion_dice": lesions.dice, "lesion_hd95": lesions.hd95, "lesions": len(lesions.lesions)}
+            found |= {"missed": lesions.missed, "false_positives": lesions.false_positives}
+        scores[name] = found
+    return scores
+
+
+def _distances(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]) -> SurfelDistances | None:
+    return surfel_distances(pred, ref, spacing) if pred.any() and ref.any() else None
+
+
+def _hd95_brats(distances: SurfelDistances | None, some: bool) -> float:
+    return distances.hausdorff(PERCENTILE) if distances else WORST_HD95 if some else 0.0
+
+
+def _surface_dice(distances: SurfelDistances | None, some: bool, tolerance_mm: float) -> float:
+    return distances.dice(tolerance_mm) if distances else 0.0 if some else math.nan
+
+
+def _check(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...] | None = None) -> None:
+    if pred.shape != ref.shape or pred.ndim != 3:
+        raise InputError(f"`pred` and `ref` have shapes {pred.shape} and {ref.shape}, expected the same [x, y, z].")
+    if spacing is not None and not (len(spacing) == 3 and all(0 < s < math.inf for s in spacing)):
+        raise InputError(f"`spacing` is {spacing}, expected three numbers above 0, mm per voxel.")
+
+
+def _tolerance(tolerance_mm: float) -> None:
+    if not 0 <= tolerance_mm < math.inf:
+        raise InputError(f"`tolerance_mm` is {tolerance_mm}, expected a number of mm, 0 or more.")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")

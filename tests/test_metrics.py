@@ -1,0 +1,201 @@
+"""Scores by hand, and against the package that BraTS scores with and MONAI."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_structure
+from scipy.ndimage import label as components_of
+
+from swinunetr_jax import InputError, Task
+from swinunetr_jax.metrics import dice, hd95, lesion_scores, score_case, surface_dice, volume_ml
+
+SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.3, 2.5)]
+UNIT = SPACINGS[0]
+
+
+def mask(shape=(12, 11, 9), **boxes):
+    """Boxes of voxels, each as (x0, x1, y0, y1, z0, z1)."""
+    m = np.zeros(shape, bool)
+    for x0, x1, y0, y1, z0, z1 in boxes.values():
+        m[x0:x1, y0:y1, z0:z1] = True
+    return m
+
+
+def pairs():
+    """Ragged shapes, some at the border of the volume, some of a single voxel."""
+    rng = np.random.default_rng(0)
+    for share in (0.5, 0.9, 0.99):
+        one = gaussian_filter(rng.normal(size=(19, 14, 11)), 1.5)
+        two = one + gaussian_filter(rng.normal(size=one.shape), 1.5)
+        yield two > np.quantile(two, share), one > np.quantile(one, share)
+    yield mask(a=(0, 1, 0, 1, 0, 1)), mask(a=(11, 12, 10, 11, 8, 9))
+    yield mask(a=(0, 12, 0, 11, 0, 9)), mask(a=(3, 5, 4, 5, 2, 8))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_surfaces_equal_the_package_of_brats(spacing):
+    package = pytest.importorskip("surface_distance")
+    for pred, ref in pairs():
+        distances = package.compute_surface_distances(ref, pred, spacing)
+        assert hd95(pred, ref, spacing) == pytest.approx(package.compute_robust_hausdorff(distances, 95), abs=1e-6)
+        for tolerance in (0.0, 1.0, 2.6):
+            expected = package.compute_surface_dice_at_tolerance(distances, tolerance)
+            assert surface_dice(pred, ref, spacing, tolerance) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_monais_convention_equals_monai(spacing):
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("monai.metrics")
+    empty, dot = mask(), mask(a=(2, 3, 2, 3, 2, 3))
+    for pred, ref in (*pairs(), (empty, dot), (dot, empty), (empty, empty), (dot, dot), (empty, mask(a=(1, 4, 1, 4, 1, 4)))):
+        p, r = (torch.tensor(m)[None, None] for m in (pred, ref))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's, of empty masks
+            expected = metrics.compute_hausdorff_distance(p, r, include_background=True, percentile=95, spacing=spacing)
+        got = hd95(pred, ref, spacing, convention="monai")
+        # Its rank 0.95 · (n - 1) is a float32, ours is not.
+        assert got == pytest.approx(expected.item(), rel=1e-5, nan_ok=True)
+        expected = metrics.compute_dice(p, r, include_background=True, ignore_empty=True)
+        assert dice(pred, ref, empty="monai") == pytest.approx(expected.item(), abs=1e-6, nan_ok=True)
+
+
+def test_empty_masks_under_every_convention():
+    nothing, some = mask(), mask(a=(2, 5, 2, 5, 2, 5))
+    cases = {"both": (nothing, nothing), "ref": (some, nothing), "pred": (nothing, some)}
+    expected = {
+        "both": {"brats": 1.0, "monai": math.nan, "nnunet": math.nan},
+        "ref": {"brats": 0.0, "monai": math.nan, "nnunet": 0.0},
+        "pred": {"brats": 0.0, "monai": 0.0, "nnunet": 0.0},
+    }
+    for which, (pred, ref) in cases.items():
+        for convention, value in expected[which].items():
+            assert dice(pred, ref, empty=convention) == pytest.approx(value, nan_ok=True), (which, convention)
+    assert {which: hd95(*pair, UNIT) for which, pair in cases.items()} == {"both": 0.0, "ref": 374.0, "pred": 374.0}
+    assert all(math.isnan(hd95(*pair, UNIT, convention="monai")) for pair in cases.values())
+    assert [surface_dice(*cases[which], UNIT, 1.0) for which in ("ref", "pred")] == [0.0, 0.0]
+    assert math.isnan(surface_dice(nothing, nothing, UNIT, 1.0))
+
+
+def test_by_hand():
+    ref, pred = mask(a=(2, 6, 2, 6, 2, 6)), mask(a=(2, 6, 2, 6, 4, 8))  # moved by two voxels
+    assert dice(pred, ref) == 0.5
+    assert hd95(pred, ref, (1.0, 1.0, 3.0)) == 6.0
+    assert hd95(pred, ref, (1.0, 1.0, 3.0), convention="monai") == 6.0
+    assert surface_dice(pred, ref, (1.0, 1.0, 3.0), 6.0) == 1.0
+    assert volume_ml(ref, (2.0, 2.5, 10.0)) == 3.2
+
+
+def test_lesions_by_hand():
+    """Rows of cubes of 4³ = 64 voxels, 20 apart: hit exactly, half, missed, split in the reference, too small, invented."""
+    shape = (130, 12, 12)
+    cubes = {name: (x, x + 4, 4, 8, 4, 8) for name, x in zip(("exact", "half", "missed", "split", "invented"), range(4, 130, 20))}
+    rest = {"piece": (29 + 44, 29 + 48, 4, 8, 4, 8), "small": (104, 107, 4, 8, 4, 8)}  # 5 voxels from "split"; 48 voxels
+    ref = mask(shape, **{n: b for n, b in (cubes | rest).items() if n != "invented"})
+    half, small = (24, 28, 4, 8, 6, 10), (106, 110, 4, 8, 4, 8)
+    pred = mask(shape, exact=cubes["exact"], half=half, split=cubes["split"], invented=cubes["invented"])
+    found = lesion_scores(pred, ref, UNIT)
+    # The piece joins "split", as both dilated by three voxels touch, so 128 voxels of which 64 are found.
+    assert [lesion.dice for lesion in found.lesions] == [1.0, 0.5, 0.0, pytest.approx(2 / 3)]
+    assert [lesion.components for lesion in found.lesions] == [1, 1, 0, 1]
+    assert [lesion.volume_mm3 for lesion in found.lesions] == [64, 64, 64, 128]
+    assert [lesion.hd95 for lesion in found.lesions] == [0.0, 2.0, 374.0, 9.0]
+    assert (found.missed, found.ignored, found.false_positives) == (1, 1, 1)
+    assert found.dice == pytest.approx((1 + 0.5 + 0 + 2 / 3 + 0) / 5)
+    assert found.hd95 == pytest.approx((0 + 2 + 374 + 9 + 374) / 5)
+    touching = lesion_scores(mask(shape, small=small), ref, UNIT)
+    assert (len(touching.lesions), touching.missed, touching.ignored, touching.false_positives) == (4, 4, 1, 0)
+    large = lesion_scores(pred, ref, (1.0, 1.0, 1.1))  # 48 voxels are now 52.8 mm³
+    assert (len(large.lesions), large.ignored) == (5, 0)
+    assert lesion_scores(pred, ref, UNIT, ignore_mm3=2).ignored == 0
+    apart = lesion_scores(pred, ref, UNIT, dilation=1)
+    assert [lesion.volume_mm3 for lesion in apart.lesions] == [64] * 5
+
+
+def test_lesions_when_there_is_nothing():
+    nothing, small, large = mask(), mask(a=(2, 4, 2, 4, 2, 4)), mask(a=(2, 6, 2, 6, 2, 6))
+    scores = {
+        n: lesion_scores(p, r, UNIT) for n, p, r in (("no", nothing, nothing), ("ref", small, nothing), ("pred", nothing, large))
+    }
+    scores["small"] = lesion_scores(nothing, small, UNIT)
+    assert {n: (s.dice, s.hd95) for n, s in scores.items()} == {"no": (1, 0), "ref": (0, 374), "pred": (0, 374), "small": (1, 0)}
+
+
+def test_a_component_may_belong_to_two_lesions():
+    ref = mask((30, 8, 8), a=(1, 6, 2, 6, 2, 6), b=(20, 25, 2, 6, 2, 6))
+    found = lesion_scores(mask((30, 8, 8), bridge=(1, 25, 2, 6, 2, 6)), ref, UNIT)
+    assert [lesion.components for lesion in found.lesions] == [1, 1]
+    assert [lesion.dice for lesion in found.lesions] == [pytest.approx(2 * 5 / 29)] * 2
+    assert found.false_positives == 0
+
+
+def test_cropping_to_boxes_changes_no_lesion():
+    """The same rules over the whole volume, without a box anywhere."""
+    rng = np.random.default_rng(3)
+    one = gaussian_filter(rng.normal(size=(40, 33, 21)), 1.7)
+    two = one + 0.8 * gaussian_filter(rng.normal(size=one.shape), 1.7)
+    for share in (0.9, 0.97, 0.99):
+        ref, pred = one > np.quantile(one, share), two > np.quantile(two, share)
+        grow, all_26 = generate_binary_structure(3, 2), np.ones((3, 3, 3))
+        merged, count = components_of(binary_dilation(ref, grow, 3), all_26)
+        found, number = components_of(pred, all_26)
+        rows, used = [], set()
+        for i in range(1, count + 1):
+            lesion = (merged == i) & ref
+            ids = set(np.unique(found[binary_dilation(lesion, grow, 3)])) - {0}
+            used |= ids
+            whole = np.isin(found, list(ids))
+            if lesion.sum() * 0.7 * 1.3 * 2.5 > 50:
+                rows.append((dice(whole, lesion), hd95(whole, lesion, SPACINGS[1])))
+        got = lesion_scores(pred, ref, SPACINGS[1])
+        assert got.lesions
+        np.testing.assert_allclose([(lesion.dice, lesion.hd95) for lesion in got.lesions], rows)
+        assert got.false_positives == number - len(used)
+
+
+def test_a_case_of_regions_and_of_classes():
+    ref = np.zeros((9, 9, 9), np.uint8)
+    ref[1:7, 1:7, 1:7], ref[2:5, 2:5, 2:5], ref[2:4, 2:4, 2:4] = 2, 1, 4
+    pred = ref.copy()
+    pred[pred == 4] = 1  # the enhancing tumour is missed, the others are whole
+    scores = score_case(pred, ref, UNIT, Task.brats(), tolerance_mm=0.5, lesion_wise=True)
+    assert list(scores) == ["TC", "WT", "ET"]
+    assert [scores[name]["dice_brats"] for name in scores] == [1, 1, 0]
+    assert [scores[name]["hd95_brats"] for name in scores] == [0, 0, 374]
+    assert [scores[name]["reference_ml"] for name in scores] == [0.027, 0.216, 0.008]
+    assert scores["ET"]["volume_ml"] == 0
+    assert (scores["WT"]["lesions"], scores["WT"]["missed"], scores["WT"]["lesion_dice"]) == (1, 0, 1)
+    assert scores["ET"]["lesion_dice"] == 1  # 8 mm³ are ignored
+    classes = score_case(ref, ref.astype(np.int32), UNIT, Task.classes(5))
+    assert list(classes) == [f"class {i}" for i in range(1, 5)]
+    assert classes["class 3"]["dice_brats"] == 1
+    assert math.isnan(classes["class 3"]["dice_nnunet"])
+    assert "lesion_dice" not in classes["class 3"]
+    json.dumps(scores)  # plain numbers, none of numpy's
+
+
+def test_mistakes_are_named():
+    m = mask()
+    faults = {
+        "shapes (12, 11, 9) and (12, 11, 8)": lambda: dice(m, m[..., :8]),
+        "`spacing`": lambda: hd95(m, m, (1.0, 0.0, 1.0)),
+        "`empty`": lambda: dice(m, m, empty="other"),
+        "`convention`": lambda: hd95(m, m, UNIT, convention="nnunet"),
+        "`tolerance_mm`": lambda: surface_dice(m, m, UNIT, math.nan),
+        "expected the same [x, y, z]": lambda: score_case(m[0], m[0], UNIT, Task.brats()),
+    }
+    for text, fault in faults.items():
+        with pytest.raises(InputError) as caught:
+            fault()
+        assert text in str(caught.value)
+
+
+def test_scoring_does_not_start_jax():
+    code = "import sys, swinunetr_jax.evaluation.evaluate; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
