@@ -8,6 +8,7 @@ import tyro
 from swinunetr_jax.commands.convert import Convert
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.errors import InputError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -15,9 +16,12 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed, 2 bad input, 130 interrupted."""
-    commands = {"convert": Convert, "predict": Predict, "info": Info}
+    commands = {"convert": Convert, "predict": Predict, "validate": Validate, "info": Info}
     command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="swinunetr", description="Swin UNETR in JAX: convert weights, segment scans.", args=arguments
+        commands,
+        prog="swinunetr",
+        description="Swin UNETR in JAX: convert weights, segment scans, check data sets.",
+        args=arguments,
     )
     try:
         code = command.run()
