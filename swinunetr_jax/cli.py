@@ -15,7 +15,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed, 2 bad input, 130 interrupted."""
+    """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed or are faulty, 2 bad input, 130 interrupted."""
     commands = {"convert": Convert, "predict": Predict, "validate": Validate, "info": Info}
     command = tyro.extras.subcommand_cli_from_dict(
         commands,

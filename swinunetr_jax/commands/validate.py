@@ -34,8 +34,8 @@ class Validate:
     """A data set in any known layout, a case folder, a dataset.json or a datalist."""
     channels: tuple[str, ...] = ()
     """Channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set tells."""
-    labels: tuple[int, ...] = ()
-    """Label values that may occur; by default the data set's own, for BraTS those of its year, else any."""
+    label_values: tuple[int, ...] = ()
+    """Values that may occur in label maps, such as 0 1 2 4; by default the data set's own, for BraTS those of its year, else any."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write everything that was found, each case's facts too, to this file."""
     workers: int = min(4, os.cpu_count() or 1)
@@ -52,7 +52,7 @@ class Validate:
                 report = check_dataset(
                     dataset,
                     channels=self.channels or None,
-                    labels=self.labels or None,
+                    labels=self.label_values or None,
                     progress=lambda case: (seen.append(case), progress.add(case)),
                     workers=self.workers,
                 )

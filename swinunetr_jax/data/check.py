@@ -187,7 +187,7 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
     unlabelled = [report.case for report in reports if report.case.label is None]
     if dataset.layout in ("brats", "case-folder", "files") and 2 * len(unlabelled) < len(reports):
         # these layouts have no list to say what is for training; a few cases without a label are more likely a mistake
-        text = "no label map, so it is no training case, as most others are; add it if it should be one."
+        text = "no label map, though most cases have one, so it counts as a test case; add the label if it is for training."
         found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
     return found + _conventions(reports)
 
