@@ -17,14 +17,9 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed or are faulty, 2 bad input, 130 interrupted."""
     commands = {"convert": Convert, "predict": Predict, "validate": Validate, "info": Info}
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="swinunetr",
-        description="Swin UNETR in JAX: convert weights, segment scans, check data sets.",
-        args=arguments,
-    )
+    about = "Swin UNETR in JAX: convert weights, segment scans, check data sets."
     try:
-        code = command.run()
+        code = tyro.extras.subcommand_cli_from_dict(commands, prog="swinunetr", description=about, args=arguments).run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_ERROR

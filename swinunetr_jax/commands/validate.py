@@ -30,16 +30,16 @@ EVERY_S = 10.0  # seconds between lines of progress where there is no terminal
 class Validate:
     """Check a data set and list all that is wrong with every case; exit code 1 if there are errors, 0 with warnings alone."""
 
-    dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET", help_behavior_hint="")]
     """A data set in any known layout, a case folder, a dataset.json or a datalist."""
-    channels: tuple[str, ...] = ()
+    channels: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
     """Channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set tells."""
-    label_values: tuple[int, ...] = ()
+    label_values: Annotated[tuple[int, ...], arg(metavar="VALUE ...", help_behavior_hint="")] = ()
     """Values that may occur in label maps, such as 0 1 2 4; by default the data set's own, for BraTS those of its year, else any."""
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write everything that was found, each case's facts too, to this file."""
-    workers: int = min(4, os.cpu_count() or 1)
-    """Files that are read at the same time."""
+    workers: Annotated[int, arg(metavar="N")] = min(4, os.cpu_count() or 1)
+    """Cases that are read at the same time."""
 
     def run(self) -> int:
         if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
@@ -57,7 +57,9 @@ class Validate:
                     workers=self.workers,
                 )
         except KeyboardInterrupt:
-            _print(summary_lines(DatasetReport(dataset, tuple(seen))), finding_lines(DatasetReport(dataset, tuple(seen))))
+            if seen:
+                partial = DatasetReport(dataset, tuple(seen))
+                _print(summary_lines(partial), finding_lines(partial))
             print(f"interrupted: {len(seen)} of {len(dataset.cases)} cases were checked, the rest is unknown", file=sys.stderr)
             return EXIT_INTERRUPTED
         _print(summary_lines(report), finding_lines(report))
