@@ -9,22 +9,18 @@ from swinunetr_jax.commands.convert import Convert
 from swinunetr_jax.commands.evaluate import Evaluate
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.errors import InputError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed, 2 bad input, 130 interrupted."""
-    commands = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "info": Info}
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="swinunetr",
-        description="Swin UNETR in JAX: convert weights, segment scans, score the results.",
-        args=arguments,
-    )
+    """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed or are faulty, 2 bad input, 130 interrupted."""
+    commands = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
+    about = "Swin UNETR in JAX: convert weights, segment scans, score the results, check data sets."
     try:
-        code = command.run()
+        code = tyro.extras.subcommand_cli_from_dict(commands, prog="swinunetr", description=about, args=arguments).run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_ERROR

@@ -1,0 +1,229 @@
+"""`swinunetr validate`."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tqdm import tqdm
+from tyro.conf import Positional, arg
+
+from swinunetr_jax.data.check import CaseReport, DatasetReport, Finding, by, check_dataset
+from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.errors import InputError
+
+EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
+MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row
+MOST_NAMES = 40
+WIDTH = 100
+EVERY_S = 10.0  # seconds between lines of progress where there is no terminal
+
+
+@dataclass
+class Validate:
+    """Check a data set and list all that is wrong with every case; exit code 1 if there are errors, 0 with warnings alone."""
+
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET", help_behavior_hint="")]
+    """A data set in any known layout, a case folder, a dataset.json or a datalist."""
+    channels: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set tells."""
+    label_values: Annotated[tuple[int, ...], arg(metavar="VALUE ...", help_behavior_hint="")] = ()
+    """Values that may occur in label maps, such as 0 1 2 4; by default the data set's own, for BraTS those of its year, else any."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write everything that was found, each case's facts too, to this file."""
+    workers: Annotated[int, arg(metavar="N")] = min(4, os.cpu_count() or 1)
+    """Cases that are read at the same time."""
+
+    def run(self) -> int:
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
+        dataset = find_cases(self.dataset, channels=self.channels or None)
+        seen: list[CaseReport] = []
+        started = time.perf_counter()
+        try:
+            with _Progress(len(dataset.cases)) as progress:
+                report = check_dataset(
+                    dataset,
+                    channels=self.channels or None,
+                    labels=self.label_values or None,
+                    progress=lambda case: (seen.append(case), progress.add(case)),
+                    workers=self.workers,
+                )
+        except KeyboardInterrupt:
+            if seen:
+                partial = DatasetReport(dataset, tuple(seen))
+                _print(summary_lines(partial), finding_lines(partial))
+            print(f"interrupted: {len(seen)} of {len(dataset.cases)} cases were checked, the rest is unknown", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        _print(summary_lines(report), finding_lines(report))
+        print(f"{verdict(report)} ({time.perf_counter() - started:.1f} s)")
+        if self.json is not None:
+            _write(self.json, report.to_dict())
+        return EXIT_ERRORS if report.errors else 0
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line now and then, so that logs of long checks show life."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.faulty, self.told = total, 0, 0, time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        self.bar = tqdm(total=self.total, desc="checking", unit="case", leave=False, disable=not sys.stderr.isatty())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+    def add(self, report: CaseReport) -> None:
+        self.done += 1
+        self.faulty += any(finding.severity == "error" for finding in report.findings)
+        self.bar.set_postfix_str(f"{self.faulty} with errors", refresh=False)
+        self.bar.update()
+        if self.bar.disable and time.monotonic() - self.told >= EVERY_S and self.done < self.total:
+            self.told = time.monotonic()
+            print(f"checked {self.done} of {self.total} cases, {self.faulty} with errors", file=sys.stderr, flush=True)
+
+
+# What is printed
+
+
+def summary_lines(report: DatasetReport) -> Iterator[str]:
+    """What the data set is, a line for each fact."""
+    facts, dataset = report.summary(), report.dataset
+    yield f"{dataset.root}: {dataset.layout}, {_count(facts['cases'], 'case')}"
+    splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
+    labelled = "all" if facts["with_label"] == facts["cases"] else facts["with_label"] or "none"
+    yield from _fact("cases", f"{splits}; {labelled} with a readable label map")
+    if facts["folds"]:
+        yield from _fact("folds", ", ".join(f"{count} in {fold}" for fold, count in facts["folds"].items()))
+    ranges = {name: f": {span['low']:g} … {span['high']:g}" for name, span in facts["intensities"].items()}
+    names = dict.fromkeys((*(dataset.channels or ()), *ranges))
+    yield from _facts("channels", [f"{name}{ranges.get(name, '')}" for name in names])
+    yield from _facts("labels", _labels(report, facts["labels"]))
+    for name, unit in (("shape", "voxels"), ("spacing", "mm")):
+        if spread := facts[name]:
+            low, high = spread["min"], spread["max"]
+            ends = " × ".join(f"{a:g}…{b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
+            text = f"{by(low)} {unit} in all cases" if low == high else f"median {by(spread['median'])} {unit}, {ends} in all"
+            yield from _fact(name, text)
+    turns = facts["orientations"]
+    text = ", ".join(f"{codes} in {'all' if len(turns) == 1 else count}" for codes, count in turns.items())
+    yield from _fact("orientation", f"{text} cases" if text else "")
+
+
+def _labels(report: DatasetReport, present: dict[str, Any]) -> list[str]:
+    told = {str(value): name for name, value in (report.dataset.labels or {}).items() if isinstance(value, int)}
+    lines = []
+    for value in sorted({*told, *present} - {"0"}, key=int):
+        head = f"{value} {told.get(value, '')}".strip()
+        if value not in present:
+            lines.append(f"{head}: in no case")
+            continue
+        label = present[value]
+        ends = f", {_ml(label['min'])} … {_ml(label['max'])}" if label["cases"] > 1 else ""
+        lines.append(f"{head}: in {_count(label['cases'], 'case')}, median {_ml(label['median'])} ml{ends}")
+    return lines
+
+
+def finding_lines(report: DatasetReport) -> Iterator[str]:
+    """A table of all findings, errors first: the case, what is wrong, where, and below it why."""
+    for title, findings in (("errors", report.errors), ("warnings", report.warnings)):
+        if not findings:
+            continue
+        yield ""
+        yield f"{title}: {len(findings)}"
+        grouped = len(report.findings) > MOST_ROWS
+        groups: dict[Any, list[Finding]] = {}
+        for number, finding in enumerate(findings):
+            groups.setdefault(_key(finding) if grouped else number, []).append(finding)
+        heads = [_row(group, report) for group in groups.values()]
+        first = min(max(len(head[0]) for head in heads), 40)
+        for group, (case, what, where) in zip(groups.values(), heads):
+            yield f"  {case:<{first}}  {what:<13}  {where}".rstrip()
+            example = ""
+            if len(group) > 1:
+                names = list(dict.fromkeys(finding.case for finding in group))
+                more = f" and {len(names) - MOST_NAMES} more (--json lists all)" * (len(names) > MOST_NAMES)
+                yield from _wrap(", ".join(names[:MOST_NAMES]) + more)
+                example = f"such as {_place(group[0], report)}: " if group[0].path else f"such as {group[0].case}: "
+            yield from _wrap(example + group[0].message)
+
+
+def verdict(report: DatasetReport) -> str:
+    errors, warnings = report.errors, report.warnings
+    text = f"sound: no error in {_count(len(report.cases), 'case')}"
+    if errors:
+        faulty = len({finding.case for finding in errors})
+        text = f"not sound: {_count(len(errors), 'error')} in {faulty} of {_count(len(report.cases), 'case')}"
+    return f"{text}, {_count(len(warnings), 'warning') if warnings else 'no warning'}"
+
+
+def _key(finding: Finding) -> tuple[str, str]:
+    """Equal for findings that differ in the case and in numbers alone."""
+    return finding.kind, re.sub(r"\d[\d.]*", "0", finding.message.replace(finding.case or "", ""))
+
+
+def _row(group: Sequence[Finding], report: DatasetReport) -> tuple[str, str, str]:
+    finding = group[0]
+    case = finding.case or "all cases"
+    if len(group) > 1:
+        case = _count(len({finding.case for finding in group}), "case")
+    return case, finding.kind.replace("-", " "), _place(finding, report) if len(group) == 1 else ""
+
+
+def _place(finding: Finding, report: DatasetReport) -> str:
+    if finding.path is None:
+        return ""
+    root = report.dataset.root
+    return str(finding.path.relative_to(root) if finding.path.is_relative_to(root) else finding.path)
+
+
+def _fact(name: str, text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, _width(), initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
+
+
+def _facts(name: str, texts: Sequence[str]) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        yield from _fact(name if number == 0 else "", text)
+
+
+def _wrap(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, _width(), initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+
+
+def _width() -> int:
+    return max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.1f}" if volume >= 10 else f"{volume:.3g}"
+
+
+def _print(*parts: Iterator[str]) -> None:
+    for lines in parts:
+        for line in lines:
+            print(line)
+    print()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1), "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""The training step against PyTorch: the same losses, step by step; and what a step promises about parts, averages and randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from swinunetr_jax import Task, open_checkpoint
+from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.losses import Loss
+from train.config import Optim
+from train.optim import learning_rate
+from train.step import Training
+
+STEPS = 10
+SHAPE = (64, 32, 32)
+SMALL = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12)
+
+
+def batch(task: Task, index: int, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Noise around a labelled ball, different at each index."""
+    rng = np.random.default_rng(index)
+    image = rng.normal(size=(count, *SHAPE, 2)).astype(np.float32)
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    centre = rng.uniform(0.3, 0.7, (count, 3)) * SHAPE
+    distance = np.linalg.norm(grid[None] - centre[:, None, None, None], axis=-1)
+    values = [1, 2, 4] if task.kind == "regions" else [1, 1, 2]
+    label = np.select([distance < 5, distance < 12, distance < 8 + 0.2 * grid[..., 0]], values, 0).astype(np.uint8)
+    image[..., 0] += label
+    return image, label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regions, Dice", "classes, Dice and cross-entropy"])
+def test_ten_steps_agree_with_pytorch(name, monai_pair):
+    torch = pytest.importorskip("torch")
+    from monai.losses import DiceCELoss, DiceLoss
+
+    pair = monai_pair(in_channels=2, out_channels=3, feature_size=12)
+    if name.startswith("regions"):
+        task, loss, theirs = Task.brats(channels=()), Loss(kind="dice"), DiceLoss(sigmoid=True)
+    else:
+        task, loss, theirs = Task.classes(3), Loss(kind="dice_ce"), DiceCELoss(softmax=True, to_onehot_y=True)
+    optim = Optim(lr=1e-3, weight_decay=1e-2, schedule="constant")
+    training = Training(pair.config, task, loss, optim, STEPS, seed=0)
+    state, step = training.init(open_checkpoint(pair.path, downsample=pair.config.downsample).params), training.compile()
+
+    network = pair.theirs.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    ours, reference = [], []
+    for index in range(STEPS):
+        image, label = batch(task, index)
+        state, metrics = step(state, image, label)
+        ours.append(float(metrics["loss"]))
+
+        logits = network(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
+        if task.kind == "regions":
+            target = np.stack([np.isin(label, output.members) for output in task.outputs], 1).astype(np.float32)
+        else:
+            target = label[:, None]
+        value = theirs(logits, torch.from_numpy(target))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        reference.append(float(value))
+    assert reference[-1] < reference[0]
+    np.testing.assert_allclose(ours, reference, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def brats_batch():
+    return batch(Task.brats(channels=()), 0)
+
+
+def make(**optim) -> Training:
+    return Training(SMALL, Task.brats(channels=()), Loss(), Optim(**{"schedule": "constant", **optim}), STEPS, seed=0)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_is_the_same_step(brats_batch):
+    whole, parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
+    one, numbers = whole.compile()(whole.init(), *brats_batch)
+    two, others = parts.compile()(parts.init(), *brats_batch)
+    np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
+    np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
+    # Adam's first step is the gradient's sign: where that is rounding alone, the two may differ by two learning rates
+    apart = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
+    assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
+
+
+@pytest.mark.slow
+def test_clipping_averaging_and_the_key_of_a_step(brats_batch):
+    training = make(lr=1e-3, ema=0.9, clip=1e-3)
+    start = jax.tree.map(np.asarray, training.init())
+    state, metrics = training.compile()(training.init(), *brats_batch)
+    assert metrics["grad_norm"] > 1e-3  # told as it was before clipping
+    decay = 1 / 10  # of the first step
+    for name, weights in state.params.items():
+        want = start.params[name] + (1 - decay) * (np.asarray(weights) - start.params[name])
+        np.testing.assert_allclose(state.average[name], want, atol=1e-6)
+    assert int(state.step) == 1
+    moment = next(leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == state.params["out.kernel"].shape)
+    assert np.isfinite(moment).all()
+
+
+def test_the_schedules():
+    warm = learning_rate(Optim(lr=1.0, warmup=4), 12)
+    np.testing.assert_allclose([warm(step) for step in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(warm(8), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(warm(12), 0.0, atol=1e-7)
+    share = learning_rate(Optim(lr=1.0, warmup=0.25), 8)
+    np.testing.assert_allclose([share(step) for step in range(3)], [0.5, 1.0, 1.0], rtol=1e-6)
+    straight = learning_rate(Optim(lr=1.0, schedule="polynomial", power=1.0), 10)
+    np.testing.assert_allclose([straight(0), straight(5), straight(10)], [1.0, 0.5, 0.0], atol=1e-6)
+    assert float(learning_rate(Optim(lr=0.1, schedule="constant"), 5)(4)) == pytest.approx(0.1)
+
+
+def test_dropout_depends_on_seed_and_step():
+    config = SMALL.replace(dropout_path_rate=0.5)
+    task = Task.brats(channels=())
+    image, label = batch(task, 0, 1)
+    training = Training(config, task, Loss(), Optim(lr=1e-30, schedule="constant"), STEPS, seed=0)
+    step = jax.jit(training.step)
+    state = training.init()
+    first, again = (float(step(state, image, label)[1]["loss"]) for _ in range(2))
+    later = float(step(jax.tree.map(jnp.copy, state).__class__(**{**vars(state), "step": jnp.int32(1)}), image, label)[1]["loss"])
+    assert first == again
+    assert first != later
