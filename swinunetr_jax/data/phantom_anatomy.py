@@ -16,7 +16,7 @@ CEREBRUM, CEREBELLUM, STEM = range(3)
 
 GYRUS = 20.0  # two gyri side by side
 CORTEX = 2.9  # thickness
-SULCUS = 27.0  # depth
+SULCUS = 29.0  # depth
 _TENTORIUM = 13.0  # depth of the cerebellum's fissures
 _APART = 500.0  # noise this far away is another noise
 
@@ -40,7 +40,7 @@ class Head:
     @classmethod
     def make(cls, rng: np.random.Generator) -> "Head":
         return cls(
-            size=np.exp(rng.normal(0, 0.025, 3)).astype(np.float32),
+            size=np.exp(np.clip(rng.normal(0, 0.025, 3), -0.05, 0.05)).astype(np.float32),
             warp=Waves.make(rng, 105.0, 10, 0.4),
             bend=rng.normal(0, 1.5, (10, 3)),
             folds=Waves.make(rng, GYRUS, 36, 0.35),
@@ -65,7 +65,7 @@ def outlines(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ahead = (y + 17) / 87
     # Each half is an egg, broader behind, so that both poles are notched; its base is flat, and higher over the cerebellum.
     egg = (a - 9) * (1 + 0.05 * ahead + 0.02 * ahead**2)
-    body = ellipse(tilted((egg, y, z), (0, -17, 14), 3), (0, 0, 0), (58, 87, 64))
+    body = ellipse(tilted((egg, y, z), (0, -17, 14), 3), (0, 0, 0), (58, 87, 62))
     base = 9 * soft(y + 38, 50) - 22 + 0.12 * np.minimum(y + 60, 0) + 0.0035 * np.maximum(y - 8, 0) ** 2 - 0.1 * a - z
     temporal = ellipse(tilted((a, y, z), (40, -15, -18), 14), (0, 0, 0), (27, 45, 24))
     cerebrum = union(-union(-body, -base, 9), temporal, 5)
@@ -117,12 +117,12 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
     u[0] = u[0] + _APART * np.sign(middle)  # each half is folded in its own way
     vary, *twist = head.slow.mixed(u, head.twist)
     u = [p + t for p, t in zip(u, twist)]
-    deepest = np.clip(SULCUS * (0.8 + 0.3 * vary), 0, 34)
+    deepest = np.clip(SULCUS * (0.8 + 0.3 * vary), 0, 36)
     deepest = np.where(medial, np.minimum(deepest, 0.85 * np.maximum(around, 0)), deepest)  # the corpus callosum stays whole
     primary = np.hypot(_sheet(head.folds, u, inward), np.maximum(below - deepest, 0))
     shallow = np.maximum(below - 0.55 * deepest * (1 - 0.6 * vary), 0)
     secondary = np.hypot(_sheet(head.branches, u, inward), shallow) + 0.3
-    gap = head.sulci * (0.27 + 0.45 * np.exp(-below / 12) + 0.8 * np.exp(-below / 2.5))
+    gap = head.sulci * (0.27 + 0.45 * np.exp(-below / 12) + 1.1 * np.exp(-below / 3))
     sulcus = np.minimum(primary, secondary) - gap
     surface = np.minimum(np.minimum(depth - 0.6, wall - 0.9), np.minimum(sulcus, _sylvian(head, points, vary)))
 
@@ -130,7 +130,7 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
     # Where the halves grow together there is neither.
     bridge = soft(np.maximum(ellipse((y, z), (-8, 2), (44, 24)), a - 22 - np.clip(0.6 * z, -9, 4) - 2 * head.fine(points)), 6)
     sinus = soft(np.hypot(middle, depth - 1.2) - 1.8, width) * (z > 0)
-    csf, cortex = (csf * (1 - bridge), cortex * (1 - bridge))
+    csf, cortex = csf * (1 - bridge), cortex * (1 - bridge)
     return {"csf": csf * (1 - sinus), "gm": (cortex - csf) * (1 - sinus), "vessel": sinus}
 
 
@@ -161,7 +161,7 @@ def _cerebellum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarra
     leaf = fan * np.maximum(np.sqrt(back * back + up * up + 0.2 * x * x), 4) / 13
     fissure = np.hypot(leaf, np.maximum(depth - _TENTORIUM, 0)) - 0.5
     # Leaves are thin: a coarse grid shows their mean.
-    seen = min(max(2.2 - 0.6 * width, 0.25), 1.0)
+    seen = min(max(2.2 - 0.7 * width, 0.0), 1.0)
     csf = np.maximum(soft(depth - 0.6, width), 0.7 * seen * soft(fissure, width))
     grey = 0.45 + 0.55 * seen * soft(np.minimum(fissure, depth) - 2, width)
     return {"csf": csf, "gm": np.where(depth > _TENTORIUM, 0.2, 1) * grey * (1 - csf)}
@@ -185,7 +185,7 @@ def _centre(head: Head, points: Points, width: float) -> Sequence[tuple[str, np.
     # Higher than wide, and leaning outwards.
     body = tube(
         (a, y, 0.8 * z - 0.25 * a),
-        *((9, 30, 1, 1.5 * v), (4.6, 17, 6, 3.9 * v), (4.4, -2, 13, 3.6 * v)),
+        *((13, 31, 0, 1.3 * v), (7.5, 19, 4, 3.7 * v), (4, 0, 13, 3.3 * v)),
         *((10, -24, 13, 3.6 * v), (21, -38, 5.5, 4.3 * v), (26, -64, 0, 2 * v)),
     )
     horn = tube(p, (22, -38, 12, 4 * v), (32, -34, -2, 2.4 * v), (35, -16, -15, 1.6 * v), (31, -7, -19, 1.8 * v))

@@ -42,8 +42,8 @@ class Focus:
         return cls(
             centre=tuple(float(s + d) for s, d in zip(site, rng.uniform(-5, 5, 3))),
             core=core,
-            rim=rng.uniform(0.24, 0.38) * core + 0.6,
-            reach=rng.uniform(6, 10) if small else rng.uniform(9, 19),
+            rim=rng.uniform(0.18, 0.28) * core + 1.0,
+            reach=rng.uniform(6, 10) if small else rng.uniform(9, 20),
             stretch=tuple(np.exp(rng.normal(0, 0.12, 3)).tolist()),
             shape=Waves.make(rng, 2.6 * core, 14),
             uneven=Waves.make(rng, 1.5 * core, 14),
@@ -65,7 +65,7 @@ class Focus:
         uneven, rough = self.uneven(at), self.rough(at)
         core = radius - self.core * (1 + 0.16 * self.shape(at)) + 0.7 * rough
         # Uneven, but never so thick that nothing is dead within, nor so thin that it is not seen.
-        necrosis = core + np.clip(self.rim * (1 + 0.45 * uneven + 0.15 * rough), 0.4 * self.rim, 0.6 * self.core)
+        necrosis = core + np.clip(self.rim * (1 + 0.45 * uneven + 0.15 * rough), 0.5 * self.rim, 0.5 * self.core)
         # Long waves for its shape as a whole, shorter ones for fingers.
         edge = radius - self.core - self.reach * (0.85 + 0.33 * self.shape([0.45 * r for r in rel]) + 0.22 * uneven)
         here = {name: values[near] for name, values in tissues.items()}
