@@ -30,7 +30,7 @@ _SKULL = 12.0  # mm below it tissue gives way to a lesion freely
 _TISSUE = ("csf", "gm", "wm", "nuclei", "stem", "vessel", "necrosis", "rim", "oedema")
 _BRIGHTNESS = {
     "FLAIR": (0.09, 0.84, 0.70, 0.80, 0.72, 0.55, 0.78, 1.12, 1.36),
-    "T1ce": (0.14, 0.72, 0.96, 0.79, 0.90, 1.45, 0.46, 1.78, 0.72),
+    "T1ce": (0.14, 0.72, 0.96, 0.79, 0.90, 1.35, 0.46, 1.78, 0.72),
     "T1": (0.12, 0.70, 1.00, 0.79, 0.93, 0.55, 0.46, 0.70, 0.74),
     "T2": (1.50, 0.66, 0.46, 0.52, 0.50, 0.95, 1.22, 0.84, 1.02),
 }
@@ -180,7 +180,9 @@ def _grid(size: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
 
 
 def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
-    if not (len(size) == 3 and all(is_count(n) and n >= least for n, least in zip(size, SMALLEST))):
+    if not (
+        isinstance(size, tuple | list) and len(size) == 3 and all(is_count(n) and n >= least for n, least in zip(size, SMALLEST))
+    ):
         raise InputError(f"`size` of a phantom is {size!r}, expected three numbers of voxels, at least {SMALLEST}; enlarge it.")
     if not is_count(seed):
         raise InputError(f"`seed` of a phantom is {seed!r}, expected a whole number from 0; correct it.")
