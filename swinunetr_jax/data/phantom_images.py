@@ -180,6 +180,7 @@ def _grid(size: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
 
 
 def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
+    """Raise InputError unless a phantom can be made with them."""
     if not (
         isinstance(size, tuple | list) and len(size) == 3 and all(is_count(n) and n >= least for n, least in zip(size, SMALLEST))
     ):
@@ -191,4 +192,5 @@ def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
 
 
 def is_count(value: Any) -> bool:
+    """Whether it is a whole number from 0."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
