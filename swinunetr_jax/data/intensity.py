@@ -15,7 +15,7 @@ def nonzero_statistics(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     channels = array.shape[-1]
     count, total, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     for rows in map(_rows, _slabs(array)):
-        count += _per_channel(rows != 0, channels)
+        count += _per_channel(rows != 0, channels, np.uint32)
         total += _per_channel(rows, channels)
     count = np.maximum(count, 1)
     mean = total / count
@@ -34,13 +34,17 @@ def zscore_nonzero(array: np.ndarray, statistics: tuple[np.ndarray, np.ndarray] 
     channel_wise=True)`.
     """
     mean, deviation = nonzero_statistics(array) if statistics is None else statistics
+    # float32 from here on is exact enough, with what rounding the mean leaves behind taken off at the end
+    rounded = mean.astype(np.float32)
+    factor, rest = (1 / deviation).astype(np.float32), ((mean - rounded) / deviation).astype(np.float32)
     out = np.empty_like(array, np.float32)
     for slab, target in zip(_slabs(array), _slabs(out)):
         rows = _rows(slab)
-        apart = rows - _along(rows, mean)
-        apart *= _along(rows, 1 / deviation)
-        apart[rows == 0] = 0
-        target[...] = apart.reshape(target.shape)
+        values = rows - _along(rows, rounded)
+        values *= _along(rows, factor)
+        values -= _along(rows, rest)
+        values[rows == 0] = 0
+        target[...] = values.reshape(target.shape)
     return out
 
 
@@ -120,5 +124,5 @@ def _along(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.tile(values, rows.shape[1] // len(values))
 
 
-def _per_channel(rows: np.ndarray, channels: int) -> np.ndarray:
-    return rows.sum(axis=0, dtype=np.float64).reshape(-1, channels).sum(axis=0)
+def _per_channel(rows: np.ndarray, channels: int, dtype: type = np.float64) -> np.ndarray:
+    return rows.sum(axis=0, dtype=dtype).reshape(-1, channels).sum(axis=0)
