@@ -1,0 +1,158 @@
+"""Endless batches of training examples. Sample number n is the same whatever the number of workers and processes.
+
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and of these every process takes its share in turn, so that the shares
+of all processes, one after the other, are the global batch. All randomness of a sample comes from the seed and its number; hence
+the only state is the number of the next batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from swinunetr_jax.data.cache import PreparedCase
+from swinunetr_jax.data.transforms import Transform
+from swinunetr_jax.errors import InputError
+
+Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
+
+
+class SampleError(RuntimeError):
+    """A sample could not be made, for a reason that is not the user's."""
+
+
+class TrainingData:
+    """Batches of this process, by `next` and without end; `close` stops the workers.
+
+    Args:
+        cases: what to train on; a batch's 'case' counts in this list.
+        transforms: applied in this order to each `PreparedCase.example()`; they must give arrays of one shape.
+        batch: samples of a step in all processes together.
+        seed: of the order of cases and of every transform.
+        workers: processes that make batches ahead; 0 makes them in a thread of this one.
+        samples_per_case: how often each case is seen before all are shuffled anew.
+        process, processes: which share of a batch to make.
+
+    Raises:
+        InputError: an argument out of range; from `next` also a sample with NaN or Inf. `next` raises SampleError for any other
+            failure. Both name the case, or the cases that a worker had before it died.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        transforms: Sequence[Transform],
+        *,
+        batch: int,
+        seed: int,
+        workers: int = 0,
+        samples_per_case: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        if not cases:
+            raise InputError("there are no cases to train on; give one or more.")
+        if batch < 1 or processes < 1 or batch % processes:
+            raise InputError(f"a batch of {batch} cannot be shared by {processes} processes; choose a multiple of their number.")
+        if not 0 <= process < processes:
+            raise InputError(f"`process` must be 0 … {processes - 1}, got {process}.")
+        if workers < 0 or samples_per_case < 1 or not 0 <= seed < 2**32:
+            raise InputError(
+                "`workers` must be 0 or more, `samples_per_case` 1 or more and `seed` within 32 bits, got "
+                f"{workers}, {samples_per_case} and {seed}."
+            )
+        self.cases, self.workers = tuple(cases), workers
+        self.batch, self.process, self.processes = batch, process, processes
+        count = len(self.cases)
+        self._order = grain.MapDataset.range(count * samples_per_case).seed(seed).shuffle().map(lambda n: n % count).repeat()
+        samples = self._order.random_map(_Sampler(self.cases, tuple(transforms)))
+        self._batches = samples.batch(batch // processes, drop_remainder=True, batch_fn=_collate)
+        self._step = 0
+        self._iterator: Iterator[Batch] | None = None
+
+    def __iter__(self) -> "TrainingData":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        try:
+            batch = next(self._iterator)
+        except (InputError, SampleError):
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            names = ", ".join(dict.fromkeys(self.cases[index].name for index in self.upcoming()))
+            raise SampleError(
+                f"batch {self._step}, of {names}, could not be made ({error}); a worker that was killed ran out of memory, or of "
+                "shared memory in /dev/shm: use fewer workers."
+            ) from error
+        self._step += 1
+        return batch
+
+    def upcoming(self) -> list[int]:
+        """The cases of this process's next batch."""
+        share = self.batch // self.processes
+        first = self._step * self.batch + self.process * share
+        return [self._order[n] for n in range(first, first + share)]
+
+    def get_state(self) -> dict[str, int]:
+        """For `set_state` of any other pipeline of the same cases, transforms, batch and seed."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on with batch `state["step"]`, whatever was made ahead."""
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Stops what works ahead; `next` starts it again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> Any:
+        # the share of process p in global batch b is batch b·processes + p of the shares
+        batches = self._batches[self._step * self.processes + self.process :: self.processes]
+        ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its flags, which nobody but absl's own main parses
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1))
+        return iter(ahead)
+
+
+class _Sampler:
+    """Case number → sample."""
+
+    def __init__(self, cases: tuple[PreparedCase, ...], transforms: tuple[Transform, ...]):
+        self.cases, self.transforms = cases, transforms
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        case = self.cases[index]
+        try:
+            example = case.example()
+            for transform in self.transforms:
+                example = transform(example, rng)
+            image = example["image"]
+            with np.errstate(all="ignore"):
+                total = image.sum()  # cheaper than a look at each voxel, and not finite where one is not
+            if not np.isfinite(total) and not np.isfinite(image).all():
+                raise InputError("the sample holds NaN or Inf; check the image and the transforms.")
+        except InputError as error:
+            raise InputError(f"{case.name}: {error}") from error
+        except Exception as error:
+            raise SampleError(f"{case.name}: {type(error).__name__}: {error}") from error
+        return {"image": image, "label": example["label"], "case": index}
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
+    """Samples, which may be turned views, in one piece of memory."""
+    return {
+        "image": np.stack([sample["image"] for sample in samples], dtype=np.float32),
+        "label": np.stack([sample["label"] for sample in samples], dtype=np.uint8),
+        "case": np.array([sample["case"] for sample in samples], np.int32),
+    }

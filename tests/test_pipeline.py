@@ -1,0 +1,213 @@
+"""Training batches: the same whatever makes them, from wherever they go on, and an exception with the case's name where they cannot."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from refusals import refused
+
+from swinunetr_jax.data.crops import RandomCrop
+from swinunetr_jax.data.intensity import ScaleIntensity
+from swinunetr_jax.data.pipeline import SampleError, TrainingData
+from swinunetr_jax.data.transforms import RandomFlip
+
+CROP = (RandomCrop((4, 3, 2)), ScaleIntensity(0.5), RandomFlip())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """As a case in the cache, without one."""
+
+    name: str
+    number: int
+
+    def example(self):
+        image = np.arange(6 * 5 * 4 * 2, dtype=np.float32).reshape(6, 5, 4, 2) + 1000 * self.number
+        return {"image": image, "label": np.full((6, 5, 4), self.number, np.uint8)}
+
+
+CASES = [Kept(f"case {n}", n) for n in range(5)]
+
+
+class Fails:
+    """Something wrong with one case."""
+
+    def __init__(self, number, how):
+        self.number, self.how = number, how
+
+    def __call__(self, example, rng):
+        if example["label"].flat[0] != self.number:
+            return example
+        if self.how == "raises":
+            raise KeyError("nothing")
+        if self.how == "refuses":
+            raise example_error()
+        if self.how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {**example, "image": np.where(example["image"] == example["image"].max(), np.float32(self.how), example["image"])}
+
+
+def example_error():
+    from swinunetr_jax.errors import InputError
+
+    return InputError("it is too small.")
+
+
+def data(transforms=CROP, cases=CASES, **options):
+    return TrainingData(cases, transforms, **{"batch": 2, "seed": 7, **options})
+
+
+def take(pipeline, count):
+    try:
+        return [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(pipeline, count)]
+    finally:
+        pipeline.close()
+
+
+def same(one, other):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_batches():
+    batches = take(data(), 20)
+    for batch in batches:
+        assert batch["image"].shape == (2, 4, 3, 2, 2) and batch["image"].dtype == np.float32
+        assert batch["label"].shape == (2, 4, 3, 2) and batch["label"].dtype == np.uint8
+        assert batch["case"].dtype == np.int32 and batch["image"].flags.c_contiguous
+        assert (batch["label"] == batch["case"][:, None, None, None]).all()
+    order = np.concatenate([batch["case"] for batch in batches]).reshape(-1, 5)
+    assert (np.sort(order, axis=1) == np.arange(5)).all()  # every case once before any comes again
+    assert len({tuple(epoch) for epoch in order}) > 4
+    whole = [data(transforms=()).__next__()["image"] for _ in range(2)]
+    np.testing.assert_array_equal(*whole)
+
+
+def test_the_seed_decides():
+    one, again, other = (take(data(seed=seed), 5) for seed in (7, 7, 8))
+    same(one, again)
+    assert any(not np.array_equal(a["image"], b["image"]) for a, b in zip(one, other))
+    # the epoch after is not another seed's
+    cases = [np.concatenate([batch["case"] for batch in take(data(seed=seed), 20)]).reshape(-1, 5) for seed in (7, 8)]
+    assert not np.array_equal(cases[0][1:], cases[1][:-1])
+
+
+def test_a_case_looks_different_every_time():
+    batches = take(data(cases=CASES[:1], batch=1), 6)
+    assert len({batch["image"].tobytes() for batch in batches}) == 6
+
+
+def test_several_samples_of_a_case():
+    order = np.concatenate([batch["case"] for batch in take(data(samples_per_case=2), 10)]).reshape(2, 10)
+    assert (np.sort(order, axis=1) == np.repeat(np.arange(5), 2)).all()
+
+
+@pytest.mark.parametrize("step", [1, 3, 11])
+def test_goes_on_where_it_was(step):
+    through = take(data(), step + 3)
+    first = data()
+    for _ in range(step):
+        next(first)
+    state = first.get_state()
+    assert state == {"step": step}
+    first.close()
+    later = data()
+    later.set_state(state)
+    same(take(later, 3), through[step:])
+    later.set_state({"step": 0})  # and back
+    same(take(later, 2), through[:2])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_processes_are_the_batch(processes):
+    whole = take(data(batch=8), 4)
+    shares = [take(data(batch=8, process=p, processes=processes), 4) for p in range(processes)]
+    joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
+    same(joined, whole)
+    later = data(batch=8, process=1, processes=processes)
+    later.set_state({"step": 2})
+    same(take(later, 2), shares[1][2:])
+
+
+def test_upcoming_cases():
+    pipeline = data(batch=4, process=1, processes=2)
+    for _ in range(3):
+        told = pipeline.upcoming()
+        assert next(pipeline)["case"].tolist() == told
+    pipeline.close()
+
+
+def test_workers_change_nothing():
+    alone = take(data(), 7)
+    pipeline = data(workers=2)
+    pipeline.set_state({"step": 3})
+    same(take(pipeline, 4), alone[3:])  # resumed with another number of workers
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("how", "words"), [(np.nan, "NaN or Inf"), (np.inf, "NaN or Inf"), ("refuses", "it is too small")])
+def test_samples_that_are_refused(how, words):
+    with refused("case 3: ", words):
+        take(data(transforms=(Fails(3, how),)), 5)
+
+
+def test_a_large_sum_is_not_taken_for_inf():
+    big = (lambda example, rng: {**example, "image": np.full((4, 3, 2, 2), 2e38, np.float32)},)
+    assert np.isfinite(take(data(transforms=big), 1)[0]["image"]).all()
+
+
+def test_a_sample_that_fails():
+    with pytest.raises(SampleError, match="case 3: KeyError: 'nothing'"):
+        take(data(transforms=(Fails(3, "raises"),)), 5)
+
+
+def test_a_sample_that_fails_in_a_worker():
+    with refused("case 3: the sample holds NaN or Inf"):
+        take(data(transforms=(Fails(3, np.nan),), workers=1), 5)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed():
+    started = time.monotonic()
+    pipeline = data(transforms=(Fails(3, "dies"),), cases=CASES[2:4], batch=1, workers=1)
+    with pytest.raises(SampleError, match=r"batch \d, of case 3, could not be made .*exit code -9"):
+        take(pipeline, 3)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cases": []}, "no cases to train on"),
+        ({"batch": 3, "processes": 2}, "a batch of 3 cannot be shared by 2 processes"),
+        ({"batch": 0}, "a batch of 0"),
+        ({"process": 2, "processes": 2}, "`process` must be 0 … 1, got 2"),
+        ({"workers": -1}, "`workers` must be 0 or more"),
+        ({"samples_per_case": 0}, "`samples_per_case` 1 or more"),
+        ({"seed": -1}, "`seed` within 32 bits"),
+    ],
+)
+def test_arguments_that_cannot_be(options, words):
+    with refused(words):
+        data(**options)
+
+
+def test_from_the_cache(tmp_path):
+    from test_cache import prepare, write_case
+
+    cases = [write_case(Path(tmp_path) / "data", name, seed) for seed, name in enumerate("ab")]
+    prepared = prepare(cases, tmp_path / "cache", dtype="float16")
+    batches = take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0), 3)
+    for batch in batches:
+        assert batch["image"].shape == (2, 4, 4, 2, 2) and batch["image"].dtype == np.float32
+        assert sorted(batch["case"].tolist()) == [0, 1]
+    same(take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0, workers=1), 3), batches)
