@@ -10,7 +10,7 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
 from train.config import Optim
 from train.optim import learning_rate
-from train.step import Training
+from train.step import State, Training
 
 STEPS = 10
 SHAPE = (64, 32, 32)
@@ -76,11 +76,15 @@ def make(**optim) -> Training:
     return Training(SMALL, Task.brats(channels=()), Loss(), Optim(**{"schedule": "constant", **optim}), STEPS, seed=0)
 
 
+def start(training: Training) -> State:
+    return training.init(training.random_weights())
+
+
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(brats_batch):
     whole, parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
-    one, numbers = whole.compile()(whole.init(), *brats_batch)
-    two, others = parts.compile()(parts.init(), *brats_batch)
+    one, numbers = whole.compile()(start(whole), *brats_batch)
+    two, others = parts.compile()(start(parts), *brats_batch)
     np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
     np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
     # Adam's first step is the gradient's sign: where that is rounding alone, the two may differ by two learning rates
@@ -91,12 +95,12 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch):
 @pytest.mark.slow
 def test_clipping_averaging_and_the_key_of_a_step(brats_batch):
     training = make(lr=1e-3, ema=0.9, clip=1e-3)
-    start = jax.tree.map(np.asarray, training.init())
-    state, metrics = training.compile()(training.init(), *brats_batch)
+    before = jax.tree.map(np.asarray, start(training))
+    state, metrics = training.compile()(start(training), *brats_batch)
     assert metrics["grad_norm"] > 1e-3  # told as it was before clipping
     decay = 1 / 10  # of the first step
     for name, weights in state.params.items():
-        want = start.params[name] + (1 - decay) * (np.asarray(weights) - start.params[name])
+        want = before.params[name] + (1 - decay) * (np.asarray(weights) - before.params[name])
         np.testing.assert_allclose(state.average[name], want, atol=1e-6)
     assert int(state.step) == 1
     moment = next(leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == state.params["out.kernel"].shape)
@@ -121,7 +125,7 @@ def test_dropout_depends_on_seed_and_step():
     image, label = batch(task, 0, 1)
     training = Training(config, task, Loss(), Optim(lr=1e-30, schedule="constant"), STEPS, seed=0)
     step = jax.jit(training.step)
-    state = training.init()
+    state = start(training)
     first, again = (float(step(state, image, label)[1]["loss"]) for _ in range(2))
     later = float(step(jax.tree.map(jnp.copy, state).__class__(**{**vars(state), "step": jnp.int32(1)}), image, label)[1]["loss"])
     assert first == again

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
-from swinunetr_jax.data.pipeline import TrainingData
 from tqdm import tqdm
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.cases import Case, Dataset
 from swinunetr_jax.data.folds import fold_split, with_folds
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.phantom import write_phantom
+from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
 from swinunetr_jax.task import Output
 from train.config import Recipe

@@ -88,9 +88,8 @@ def _start(recipe: Recipe, folder: Path) -> Run:
     config.check_spatial(cases.task.roi)
     cases.task.check(config)
     training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed)
-    like = jax.eval_shape(training.init)
-    found = checkpoints.restore(folder, like, config)
-    state, progress, warnings = found or (training.init(weights), Progress(), [])
+    found = checkpoints.restore(folder, training.like(), config)
+    state, progress, warnings = found or (training.init(weights or training.random_weights()), Progress(), [])
     _describe(folder, recipe, cases, training)
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch)
     for warning in warnings:

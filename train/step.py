@@ -1,7 +1,7 @@
 """One training step: a pure function of state and batch, compiled once, its state donated."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax import Array
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
 from swinunetr_jax.compiler import in_order
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.weights.params import build, flatten
+from swinunetr_jax.weights.params import build, flatten, shapes
 from train.config import Optim
 from train.optim import ema_decay, optimizer
 
@@ -50,9 +50,16 @@ class Training:
     steps: int
     seed: int
 
-    def init(self, weights: dict[str, np.ndarray] | None = None) -> State:
-        """The state before the first step, from given weights or random ones."""
-        weights = weights or flatten(SwinUNETR(self.config, rngs=nnx.Rngs(self.seed)))
+    def random_weights(self) -> dict[str, np.ndarray]:
+        """Weights to start from, drawn by the seed."""
+        return flatten(SwinUNETR(self.config, rngs=nnx.Rngs(self.seed)))
+
+    def like(self) -> State:
+        """Shapes and types of the state."""
+        return jax.eval_shape(self.init, shapes(self.config))
+
+    def init(self, weights: Mapping[str, np.ndarray]) -> State:
+        """The state before the first step, from these weights."""
         stats = {name: jnp.asarray(value) for name, value in weights.items() if is_statistic(name)}
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
         opt = optimizer(self.optim, self.steps).init(params)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from swinunetr_jax.data.cache import PreparedCase
 
 from swinunetr_jax import SwinUNETRConfig, Task
+from swinunetr_jax.data.cache import PreparedCase
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.metrics import dice
