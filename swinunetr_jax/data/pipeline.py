@@ -5,6 +5,10 @@ of all processes, one after the other, are the global batch. All randomness of a
 the only state is the number of the next batch.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ from swinunetr_jax.data.cache import PreparedCase
 from swinunetr_jax.data.transforms import Transform
 from swinunetr_jax.errors import InputError
 
+AHEAD = 2  # batches of a worker between the one we wait for and the one it makes
 Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
 
 
@@ -85,18 +90,20 @@ class TrainingData:
             raise
         except Exception as error:
             self.close()
-            names = ", ".join(dict.fromkeys(self.cases[index].name for index in self.upcoming()))
+            # a worker goes on with its later batches before the first of them has reached us
+            steps = range(self._step, self._step + (1 + AHEAD) * (self.workers or 1), self.workers or 1)
+            names = ", ".join(dict.fromkeys(self.cases[index].name for step in steps for index in self.upcoming(step)))
             raise SampleError(
-                f"batch {self._step}, of {names}, could not be made ({error}); a worker that was killed ran out of memory, or of "
-                "shared memory in /dev/shm: use fewer workers."
+                f"batch {self._step} or one soon after it, of {names}, could not be made ({error}); a worker that was killed ran "
+                "out of memory, or of shared memory in /dev/shm: use fewer workers."
             ) from error
         self._step += 1
         return batch
 
-    def upcoming(self) -> list[int]:
-        """The cases of this process's next batch."""
+    def upcoming(self, step: int | None = None) -> list[int]:
+        """The cases of this process's share of a batch, by default the next."""
         share = self.batch // self.processes
-        first = self._step * self.batch + self.process * share
+        first = (self._step if step is None else step) * self.batch + self.process * share
         return [self._order[n] for n in range(first, first + share)]
 
     def get_state(self) -> dict[str, int]:
@@ -114,6 +121,10 @@ class TrainingData:
             self._iterator.close()
             self._iterator = None
 
+    def __del__(self) -> None:
+        if hasattr(self, "_iterator"):
+            self.close()
+
     def _start(self) -> Any:
         # the share of process p in global batch b is batch b·processes + p of the shares
         batches = self._batches[self._step * self.processes + self.process :: self.processes]
@@ -121,8 +132,22 @@ class TrainingData:
         if self.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads its flags, which nobody but absl's own main parses
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1))
+            ahead = ahead.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1), worker_init_fn=_belong_to_parent
+            )
         return iter(ahead)
+
+
+def _belong_to_parent(*_: int) -> None:
+    """A worker ends with its parent, however that ends, and not before: a scheduler signals all processes of a job at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Sampler:
