@@ -13,9 +13,11 @@ import pytest
 from swinunetr_jax import cli
 from swinunetr_jax.commands import validate
 from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.check import check_case, check_dataset, require_sound
+from swinunetr_jax.data.check import check_case, check_dataset
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.errors import InputError
+from train.config import Recipe
+from train.data import gather
 
 SHAPE = (7, 6, 5)
 LPS = np.diag([-1.0, -1, 1, 1])
@@ -182,7 +184,7 @@ def test_bombs_are_refused_before_memory_is_taken(faulty):
 def test_a_sound_data_set_has_facts_and_no_findings(tmp_path):
     for number, values in enumerate([(1, 2, 2, 4), (2, 2)]):
         brats(tmp_path, number, values=values)
-    report = require_sound(find_cases(tmp_path))
+    report = check_dataset(find_cases(tmp_path))
     assert report.findings == ()
     first = report.cases[0]
     assert (first.shape, first.spacing, first.orientation) == (SHAPE, (1, 1, 1), "LPS")
@@ -195,18 +197,14 @@ def test_a_sound_data_set_has_facts_and_no_findings(tmp_path):
     assert summary["shape"] == {"median": [7, 6, 5], "min": [7, 6, 5], "max": [7, 6, 5]} and summary["orientations"] == {"LPS": 2}
 
 
-def test_require_sound_names_every_faulty_case_with_its_first_fault(faulty):
+def test_training_refuses_to_start_and_names_every_faulty_case(faulty, tmp_path):
     root, expected = faulty
     with pytest.raises(InputError) as refused:
-        require_sound(find_cases(root))
+        gather(Recipe(kind="brats", data=root), tmp_path)
     first, *lines = str(refused.value).splitlines()
     faulty_cases = sorted({case for case, severity, *_ in expected if severity == "error"})
-    assert str(root) in first and f"{len(faulty_cases)} of " in first
-    assert [line.split(":")[0].strip() for line in lines] == faulty_cases
-    assert (
-        lines[0]
-        == "  BraTS2021_00000: BraTS2021_00000_t1.nii.gz: the file ends before its last voxel; it is truncated, get it again."
-    )
+    assert f"{len(faulty_cases)} of " in first and f"swinunetr validate {root}" in lines.pop()
+    assert sorted(line.split(":")[0].strip() for line in lines) == faulty_cases
 
 
 # One case

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.cases import Case, Dataset
 from swinunetr_jax.data.folds import fold_split, with_folds
 from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.phantom import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
@@ -48,16 +49,16 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     dataset = find_dataset(recipe, run)
     cases = dataset.cases if recipe.fold is None else with_folds(dataset.cases, folds=recipe.folds, seed=recipe.seed)
     train, validation = fold_split(cases, recipe.fold)
-    faulty = [f"  {case.problem}" for case in (*train, *validation) if case.problem]
-    if faulty:
-        raise InputError(f"{len(faulty)} cases of {dataset.root} cannot be used:\n" + "\n".join(faulty))
     channels, count = _channels(recipe, dataset, train)
     task = _task(recipe, dataset, channels)
     folder = recipe.cache or run / "cache"
-    with _told("preparing cases") as progress:
-        prepared = prepare_training_cases(
-            [*train, *validation], task, folder, in_channels=count, dtype=recipe.cache_dtype, progress=progress
-        )
+    with _Told("preparing cases") as progress:
+        try:
+            prepared = prepare_training_cases(
+                [*train, *validation], task, folder, in_channels=count, dtype=recipe.cache_dtype, progress=progress
+            )
+        except InputError as error:
+            raise InputError(f"{error}\nAll that is wrong with the data set: swinunetr validate {dataset.root}") from error
     ready, looked_at = prepared[: len(train)], prepared[len(train) :][: recipe.validation.cases]
     if task.kind == "classes" and dataset.labels is None:
         values = sorted({0}.union(*(np.unique(case.label).tolist() for case in prepared)))
@@ -73,7 +74,7 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
             raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
         return find_cases(recipe.data, channels=recipe.channels or None)
     folder = recipe.data or run / "data"
-    with _told("making phantom cases") as progress:
+    with _Told("making phantom cases") as progress:
         write_phantom(folder, cases=recipe.phantom.cases, size=recipe.phantom.size, seed=recipe.seed, progress=progress)
     return find_cases(folder, channels=recipe.channels or None)
 
@@ -102,8 +103,6 @@ def _channels(recipe: Recipe, dataset: Dataset, train: Sequence[Case]) -> tuple[
     names = recipe.channels or dataset.channels or ()
     if names:
         return tuple(names), len(names)
-    from swinunetr_jax.data.nifti import read_geometry
-
     first = train[0]
     shape = read_geometry(first.images[0])[0]
     return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1
@@ -144,8 +143,8 @@ def _regions(dataset: Dataset, labels: dict[str, int | list[int]], fields: dict[
     return Task(kind="regions", outputs=outputs, paint=tuple(range(len(outputs))), **fields)
 
 
-class _told:
-    """A bar on a terminal, a few lines elsewhere: `with _told("preparing cases") as progress: progress(done, total)`."""
+class _Told:
+    """A bar on a terminal, a few lines elsewhere: `with _Told("preparing cases") as progress: progress(done, total)`."""
 
     def __init__(self, what: str):
         self.what, self.bar, self.share = what, None, 0.0
@@ -165,8 +164,3 @@ class _told:
         elif done == total or done / total >= self.share + 0.25:
             self.share = done / total
             print(f"{self.what}: {done} of {total}", flush=True)
-
-
-def rows(batch: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
-    """The names of the cases in a batch."""
-    return (names[index] for index in np.asarray(batch["case"]).tolist())

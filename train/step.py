@@ -68,8 +68,11 @@ class Training:
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
 
     def compile(self) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
-        """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics)."""
-        return jax.jit(self.step, donate_argnums=0, compiler_options=compiler_options())
+        """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
+
+        Runs that differ in nothing but their data, as folds do, share one program.
+        """
+        return _compiled(self)
 
     def step(self, state: State, image: Array, label: Array) -> tuple[State, dict[str, Array]]:
         """One optimizer step; `loss` and `grad_norm` are those before it."""
@@ -108,6 +111,11 @@ class Training:
         start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
         (loss, stats, gradients), _ = jax.lax.scan(body, start, (*split, jax.random.split(key, parts)))
         return (loss, stats), gradients
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(training: Training) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def is_statistic(name: str) -> bool:

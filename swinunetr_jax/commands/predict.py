@@ -14,7 +14,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.batch import predict_cases
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights.load import open_checkpoint
+from swinunetr_jax.weights.load import members, open_checkpoint
 
 EXIT_SOME_FAILED = 1
 
@@ -28,7 +28,7 @@ class Predict:
     output: Annotated[Path, arg(aliases=["-o"])]
     """Folder for the label maps."""
     model: Annotated[tuple[Path, ...], arg(aliases=["-m"])]
-    """Checkpoint: ours, a MONAI .pt or safetensors; several are averaged as an ensemble."""
+    """Checkpoint: a training run, ours, a MONAI .pt or safetensors; several, or a run of all folds, are averaged as an ensemble."""
     roi: tuple[int, int, int] | None = None
     """Window size, multiples of 32; by default the checkpoint's, else 96 96 96."""
     overlap: float = 0.5
@@ -56,11 +56,12 @@ class Predict:
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} names nothing: give at least one path.")
-        checkpoints = [open_checkpoint(path, dtype=self.dtype, **self.weights.fields()) for path in self.model]
-        tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, self.model)]
-        for path, task in zip(self.model, tasks):
+        paths = [path for given in self.model for path in members(given)]
+        checkpoints = [open_checkpoint(path, dtype=self.dtype, **self.weights.fields()) for path in paths]
+        tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
+        for path, task in zip(paths, tasks):
             if task != tasks[0]:
-                raise InputError(f"{path} was trained for something else than {self.model[0]}: they are no ensemble.")
+                raise InputError(f"{path} was trained for something else than {paths[0]}: they are no ensemble.")
         cases = self._cases(tasks[0])
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],

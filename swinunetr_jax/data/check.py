@@ -19,7 +19,7 @@ from swinunetr_jax.data.check_case import CaseReport, Channel, Finding, check_ca
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
 
-__all__ = ["CaseReport", "Channel", "DatasetReport", "Finding", "check_case", "check_dataset", "require_sound"]
+__all__ = ["CaseReport", "Channel", "DatasetReport", "Finding", "check_case", "check_dataset"]
 
 
 @dataclass(frozen=True)
@@ -119,25 +119,6 @@ def check_dataset(
         if progress:
             progress(report)
     return DatasetReport(dataset, tuple(reports))
-
-
-def require_sound(dataset: Dataset, **options: Any) -> DatasetReport:
-    """The report of `check_dataset` (which takes the options), if it has no error.
-
-    Raises:
-        InputError: some cases cannot be trained on; it lists each of them with its first fault.
-    """
-    report = check_dataset(dataset, **options)
-    first: dict[str, Finding] = {}
-    for finding in report.errors:
-        first.setdefault(finding.case, finding)
-    if first:
-        lines = [f"\n  {case}: {f'{f.path.name}: ' if f.path else ''}{f.message}" for case, f in first.items()]
-        raise InputError(
-            f"{dataset.root}: {len(first)} of {len(report.cases)} cases cannot be trained on; repair them or leave them out "
-            f"(`swinunetr validate` tells all that is wrong):{''.join(lines)}"
-        )
-    return report
 
 
 def _each(examine: Callable, cases: Sequence, workers: int) -> Iterator[CaseReport]:

@@ -96,6 +96,12 @@ def open_checkpoint(
     return Checkpoint(config, task, params, report)
 
 
+def members(path: str | os.PathLike) -> tuple[Path, ...]:
+    """The checkpoints that a path stands for: the folds of a cross-validation (folders fold0, fold1, …), else the path alone."""
+    folds = sorted(run for run in Path(path).glob("fold*") if is_checkpoint(run / "best"))
+    return (Path(path),) if is_checkpoint(path) or not folds else tuple(folds)
+
+
 def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
     """The network of any weight file; arguments and errors are those of `open_checkpoint`."""
     return open_checkpoint(path, **options).model()

@@ -6,16 +6,18 @@ Makes the heads, prepares them, trains a small Swin UNETR on TC, WT and ET, and 
 `swinunetr predict` takes. Nothing but this command is needed.
 """
 
-from train.config import Network, Optim, Phantom, Recipe
+from swinunetr_jax.losses import Loss
+from train.config import Network, Optim, Phantom, Recipe, Validation
 
 RECIPE = Recipe(
     kind="phantom",
-    steps=120,
-    batch=1,
-    roi=(64, 64, 64),
+    steps=240,
+    roi=(32, 64, 32),
     channels=("FLAIR", "T1ce", "T1", "T2"),
     orientation="LPS",
-    phantom=Phantom(cases=20),
+    phantom=Phantom(cases=20, size=(96, 96, 64)),
     network=Network(feature_size=12),
-    optim=Optim(lr=2e-3, warmup=10),
+    loss=Loss(kind="dice_ce"),
+    optim=Optim(lr=4e-3, warmup=20),
+    validation=Validation(every=60),
 )
