@@ -54,6 +54,7 @@ def parse(arguments: list[str]):
     listing = "".join(f"\n  {other:<9} {line}" for other, line in known.items())
     about = f"{module.__doc__}\nRecipes:{listing}\n\npython -m train --resume RUN goes on with a run that was stopped."
     recipe = tyro.cli(type(module.RECIPE), default=module.RECIPE, args=rest, prog=f"python -m train {name}", description=about)
+    recipe.check()
     return recipe, False
 
 

@@ -164,7 +164,8 @@ class Recipe:
     init: Init = field(default_factory=Init)
     phantom: Phantom = field(default_factory=Phantom)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for a value that no run can have; apart from construction, since the command line tells that by itself."""
         for name, value, least in (
             ("steps", self.steps, 1),
             ("epochs", self.epochs, 1),

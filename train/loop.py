@@ -67,6 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> float:
         InputError: the folder, the data or the options cannot be used; or the loss is not finite.
         Stopped: by SIGINT or SIGTERM, after the state was saved.
     """
+    recipe.check()
     folder = recipe.out
     with checkpoints.locked(folder), _signals() as stop:
         if not resume and (folder / DESCRIPTION).exists():

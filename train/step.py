@@ -86,7 +86,7 @@ class Training:
             decay = ema_decay(self.optim.ema, state.step)
             average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
         new = State(state.step + 1, params, stats, opt, average)
-        return new, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
     def _gradients(self, params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> Any:
         """((loss, statistics), gradients) of a batch, in as many parts as asked for, one after the other."""

@@ -1,0 +1,224 @@
+"""Runs of the trainer on a small phantom: what they leave, how they stop, go on and refuse, and what is done with the result."""
+
+import csv
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swinunetr_jax import InputError, cli, open_checkpoint
+from swinunetr_jax.weights.params import flatten
+from train import __main__ as command
+from train import checkpoints, loop, step
+from train.config import Network, Optim, Phantom, Recipe, Validation
+from train.folds import train_folds
+from train.log import Log, read_rows
+from train.loop import Stopped, train
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Compiling takes longer than these runs: XLA is to try less hard."""
+    for module in (step, __import__("swinunetr_jax.inference.predict", fromlist=["predict"])):
+        monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("phantom")
+
+
+def recipe(data: Path, out: Path, **changes) -> Recipe:
+    fields = {
+        "kind": "phantom",
+        "data": data,
+        "cache": data.with_name(data.name + "-cache"),
+        "out": out,
+        "steps": STEPS,
+        "folds": 2,
+        "roi": (32, 32, 64),
+        "channels": ("FLAIR", "T1ce", "T1", "T2"),
+        "orientation": "LPS",
+        "phantom": Phantom(cases=4, size=(48, 48, 32)),
+        "network": Network(feature_size=12, depths=(1, 1, 1, 1)),
+        "optim": Optim(lr=1e-3, ema=0.9),
+        "validation": Validation(every=2, overlap=0.0),
+    }
+    return Recipe(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A whole run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+        out = tmp_path_factory.mktemp("runs") / "finished"
+        train(recipe(data, out))
+    return out
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    """The newest saved state, weights and all the rest."""
+    stored = checkpoints.read_checkpoint(run / "last").params
+    rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
+    return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
+
+
+def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
+    """The signal comes while the numbers of step `number` are being logged, when the next step was dispatched already."""
+    original = Log.step
+
+    def log_step(self, at, values):
+        original(self, at, values)
+        if at == number:
+            signal.raise_signal(which)
+
+    monkeypatch.setattr(Log, "step", log_step)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_people_look_at(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"run.json", "log.jsonl", "progress.png", "validation.png", "report.html", "best", "last", "checkpoints"} <= names
+    rows = read_rows(finished)
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
+    looks = [row for row in rows if row["kind"] == "validation"]
+    assert [row["step"] for row in looks] == [2, 4] and set(looks[0]["dice"]) == {"TC", "WT", "ET"}
+    for name in ("progress.png", "validation.png", "best.png", "worst.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    report = (finished / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
+    assert all(case in report for case in looks[0]["cases"])
+    about = json.loads((finished / "run.json").read_text())
+    assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
+    assert (finished / "last").resolve().name == "00000004"
+
+
+@pytest.mark.slow
+def test_a_run_serves_as_its_best_network_and_last_as_its_newest(finished):
+    best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
+    assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
+    state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)
+    name = "out.kernel"
+    assert not np.array_equal(state[f"params.{name}"], last.params[name])  # it is the average that is published
+    assert flatten(best.model()).keys() == best.params.keys()
+
+
+@pytest.mark.slow
+def test_predict_and_evaluate_need_no_option(finished, data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(finished)])
+    assert done.value.code == 0
+    with pytest.raises(SystemExit) as done:
+        reference = data / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz"
+        cli.main(["evaluate", str(tmp_path / "BraTS2021_00000.nii.gz"), str(reference)])
+    assert done.value.code == 0
+    assert "TC" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
+        stop_after(patch, told)
+        train(recipe(data, tmp_path / "run"))
+    assert (tmp_path / "run" / "last").resolve().name == f"{saved:08d}"
+    train(recipe(data, tmp_path / "run"), resume=True)
+    assert bytes_of(tmp_path / "run") == bytes_of(finished)
+    theirs, ours = read_rows(finished), read_rows(tmp_path / "run")
+    assert [(row["kind"], row["step"], row.get("loss"), row.get("score")) for row in ours] == [
+        (row["kind"], row["step"], row.get("loss"), row.get("score")) for row in theirs
+    ]
+
+
+@pytest.mark.slow
+def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(recipe(data, run))
+    victim = next(path for path in (run / "last" / checkpoints.STATE).rglob("*") if path.is_file() and path.stat().st_size > 999)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+    train(recipe(data, run), resume=True)
+    said = capsys.readouterr().out
+    assert "damaged" in said and "damaged-00000004" in said and "going on after step 2" in said
+    assert bytes_of(run) == bytes_of(finished)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_path):
+    with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
+        train(recipe(data, tmp_path / "run", optim=Optim(lr=1e35), validation=Validation(every=4), save_every=1))
+    saved = checkpoints.read_checkpoint(tmp_path / "run" / "last")  # which refuses what is not finite
+    assert all(np.isfinite(value).all() for value in saved.params.values())
+
+
+@pytest.mark.slow
+def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
+    out = tmp_path / "cv"
+    train_folds(recipe(data, out, fold="all", steps=1))
+    with open(out / "out_of_fold.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [*(f"BraTS2021_{n:05d}" for n in range(4)), "mean"]
+    assert {row["fold"] for row in rows[:-1]} == {"fold0", "fold1"}
+    np.testing.assert_allclose(float(rows[-1]["TC"]), np.mean([float(row["TC"]) for row in rows[:-1]]), atol=1e-6)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path / "p"), "-m", str(out)])
+    assert done.value.code == 0
+    assert len(json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]["weights"]) == 2
+
+
+# ---- what is refused
+
+
+def test_a_folder_with_a_run_is_not_overwritten(data, tmp_path):
+    (tmp_path / loop.DESCRIPTION).write_text("{}")
+    with pytest.raises(InputError, match=r"holds a run already: go on with `--resume"):
+        train(recipe(data, tmp_path))
+
+
+def test_two_processes_cannot_have_one_run(tmp_path):
+    with checkpoints.locked(tmp_path), pytest.raises(InputError, match="in use by another"), checkpoints.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["msd"], "no data set was given"),
+        (["nothing"], "there is no recipe 'nothing': take one of brats21, btcv, msd, phantom"),
+        (["--resume", "nowhere"], "nowhere holds no run"),
+        (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
+        (["phantom", "--roi", "30", "32", "32"], "multiples of 32"),
+        (["msd", "--data", "nowhere"], "nowhere: does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+    with pytest.raises(SystemExit) as done:
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
+def test_every_recipe_builds_and_survives_json(name):
+    shipped, resume = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
+    assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
+    assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
+    config = shipped.network.config(4, 3)
+    if shipped.roi:
+        config.check_spatial(shipped.roi)
+    assert "python -m train" in __import__(f"train.recipes.{name}", fromlist=["RECIPE"]).__doc__
+
+
+def test_a_run_is_found_again_by_its_folder(tmp_path):
+    made = recipe(tmp_path / "data", tmp_path / "elsewhere")
+    (tmp_path / loop.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
+    assert loop.read_recipe(tmp_path) == replace(made, out=tmp_path)
