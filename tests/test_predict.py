@@ -225,6 +225,20 @@ def test_classes(tmp_path):
     assert set(np.unique(read(tmp_path / "out/scan.nii.gz")[0])) <= {0, 1, 2}
 
 
+def test_the_precision_of_products_holds_while_cases_are_run(model, tmp_path, monkeypatch):
+    seen = []
+
+    def cases_are_run(*_, identity, **__):
+        seen.append((identity["precision"], jax.config.jax_default_matmul_precision))
+        return []
+
+    monkeypatch.setattr("swinunetr_jax.commands.predict.predict_cases", cases_are_run)
+    command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", model)
+    assert run(*command, "--precision", "tensorfloat32") == 0
+    assert run(*command) == 0
+    assert seen == [("tensorfloat32",) * 2, ("highest",) * 2]  # without the option what jax was told, here by conftest.py
+
+
 def test_bad_input_is_one_sentence(model, tmp_path, capsys):
     case = write_case(tmp_path)
     out = ("-o", tmp_path / "out")
