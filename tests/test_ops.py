@@ -300,3 +300,40 @@ def test_batch_norm_of_one_voxel_is_refused():
     layer = ConvNorm(12, SwinUNETRConfig(in_channels=1, out_channels=1, feature_size=12, norm_name="batch"))
     with pytest.raises(InputError, match="more than one voxel"):
         layer(jnp.ones((1, 1, 1, 1, 12)), train=True)
+
+
+VMAPPED = {
+    "conv by planes": (conv.conv, ((2, 8, 8, 8, 3), (3, 3, 3, 3, 4))),
+    "conv by Winograd": (conv.conv, ((1, 2, 32, 32, 16), (3, 3, 3, 16, 16))),
+    "conv by patches": (conv.conv, ((1, 3, 4, 5, 3), (3, 3, 3, 3, 4))),
+    "conv of few channels": (conv.conv, ((1, 3, 4, 5, 2), (1, 1, 1, 2, 4))),
+    "patch_conv": (conv.patch_conv, ((1, 4, 6, 2, 3), (2, 2, 2, 3, 5))),
+    "upsample": (upsample.upsample, ((1, 3, 2, 4, 6), (2, 2, 2, 6, 4))),
+    "up_conv": (up_conv.up_conv, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),
+    "folded up_conv": (up_conv_cpu.folded, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),
+    "attention": (attention.window_attention, ((6, 5, 2, 4), (6, 5, 2, 4), (6, 5, 2, 4), (2, 5, 5))),
+    "layer_norm": (norm.layer_norm, ((2, 3, 4, 6), (6,), (6,))),
+    "instance_norm": (norm.instance_norm, ((2, 6, 7, 8, 3),)),
+    "gelu": (activation.gelu, ((3, 4),)),
+    "leaky_relu": (activation.leaky_relu, ((3, 4),)),
+}
+
+
+@pytest.mark.parametrize("name", VMAPPED)
+def test_vmap_over_everything_and_its_gradients(name):
+    """An axis in front of data and weights alike, such as an ensemble's."""
+    function, shapes = VMAPPED[name]
+    inputs = [normal(2, *shape) for shape in shapes]
+
+    def results(*inputs):
+        def loss(*inputs):
+            y = function(*inputs)
+            return sum(jnp.sin(a).sum() for a in jax.tree.leaves(y)), y
+
+        (_, y), gradients = jax.value_and_grad(loss, tuple(range(len(inputs))), has_aux=True)(*inputs)
+        return y, gradients
+
+    together = jax.jit(jax.vmap(results))(*inputs)
+    alone = [jax.jit(results)(*(a[i] for a in inputs)) for i in range(2)]
+    for got, *expected in zip(*map(jax.tree.leaves, (together, *alone))):
+        close(got, np.stack(expected), 1e-5)

@@ -8,6 +8,7 @@ import pytest
 from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
 from swinunetr_jax.ops import attention, attention_cuda, conv_cuda, dense, up_conv, up_conv_cuda
+from swinunetr_jax.ops.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or JAX_PLATFORMS does not name it")
@@ -32,8 +33,12 @@ def values_and_gradients(form, q, k, v, bias, weight):
     return y, *gradients
 
 
+def ranked(regions):
+    return None if regions is None else jnp.asarray(attention.ranks(regions))
+
+
 def through_xla(regions):
-    return lambda q, k, v, bias: attention_cuda.fused(q, k, v, bias, regions, implementation="xla")
+    return lambda q, k, v, bias: attention_cuda.fused(q, k, v, bias, ranked(regions), implementation="xla")
 
 
 def plain(regions):
@@ -74,7 +79,7 @@ def test_mask_as_channels_in_bfloat16(shifted):
 
 def test_regions_are_numbered_within_a_window():
     regions = windows.region_ids((14, 14, 14), (7, 7, 7), (3, 3, 3))
-    ranks = attention_cuda.ranks(regions)
+    ranks = attention.ranks(regions)
     assert ranks.max() == attention_cuda.REGIONS - 1
     apart = regions[:, :, None] != regions[:, None, :]
     np.testing.assert_array_equal(ranks[:, :, None] != ranks[:, None, :], apart)
@@ -83,9 +88,28 @@ def test_regions_are_numbered_within_a_window():
 def test_what_is_left_to_the_plain_form():
     assert not attention_cuda.fits(jax.ShapeDtypeStruct((2, 9, 3, 16), np.float32), None)
     short = jax.ShapeDtypeStruct((2, 9, 3, 16), jnp.bfloat16)
-    assert not attention_cuda.fits(short, np.arange(9, dtype=np.int32)[None])  # more regions than a window can have
+    assert not attention_cuda.fits(short, np.arange(9, dtype=np.int8)[None])  # more regions than a window can have
     assert not attention_cuda.fits(jax.ShapeDtypeStruct((2, 9, 3, 128), jnp.bfloat16), None)
     assert all(attention_cuda._tokens(t) % 128 != 64 and attention_cuda._tokens(t) >= t for t in range(1, 400))
+
+
+def test_bfloat16_attention_is_traced_once_for_a_shape(monkeypatch, fresh_traces):
+    """Networks repeat shapes; a function made at each call would be traced, and compiled, each time."""
+    traced = []
+    form = Form(lambda *inputs: traced.append(0) or attention_cuda.fused(*inputs, implementation="xla"))
+    monkeypatch.setattr(attention, "_attention_short", by_platform(Form(attention.plain), cuda=form))
+    monkeypatch.setattr(attention_cuda, "fits", lambda q, regions: True)
+    short = [jnp.asarray(normal(4, 8, 2, 16), jnp.bfloat16) for _ in range(3)]
+    bias, regions = jnp.asarray(normal(2, 8, 8)), np.arange(32, dtype=np.int32).reshape(4, 8)
+
+    @jax.jit
+    def network(q, k, v, bias):
+        for shift in (0, 1, 2):
+            q = attention.window_attention(q, k, v, bias, regions + shift)
+        return q
+
+    network.lower(*short, bias)
+    assert len(traced) == 1
 
 
 @pytest.mark.accelerator
@@ -97,8 +121,8 @@ def test_cudnn_equals_the_plain_form(grid, window, shift, shifted):
     t, n = np.prod(window), np.prod(grid) // np.prod(window)
     q, k, v = (jnp.asarray(normal(n, t, 3, 16), jnp.bfloat16) for _ in range(3))
     bias, weight = normal(3, t, t), normal(n, t, 3, 16)
-    assert attention_cuda.fits(q, regions)
-    got = values_and_gradients(lambda *a: attention_cuda.fused(*a, regions), q, k, v, bias, weight)
+    assert attention_cuda.fits(q, None if regions is None else attention.ranks(regions))
+    got = values_and_gradients(lambda *a: attention_cuda.fused(*a, ranked(regions)), q, k, v, bias, weight)
     exact = values_and_gradients(plain(regions), *(a.astype(jnp.float32) for a in (q, k, v)), bias, weight)
     for ours, theirs in zip(got, exact):
         assert np.isfinite(np.asarray(ours, np.float32)).all()

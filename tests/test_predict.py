@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.cases import Case
-from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
+from swinunetr_jax.inference.sliding_window import Plan
+from swinunetr_jax.task import Output
 
 ROI = ("64", "32", "32")
 BRATS = ("flair", "t1ce", "t1", "t2")
@@ -171,20 +173,61 @@ def test_other_peoples_files_are_not_replaced(model, tmp_path, capsys):
 
 
 def test_cropping_is_segmenting_the_box_of_the_brain_alone(model, tmp_path):
-    """Planes 0 to 5 and the last 5 of the first axis hold nothing."""
-    case = write_case(tmp_path / "whole")
-    brain = tmp_path / "brain" / case.name
-    brain.mkdir(parents=True)
+    """Planes 0 to 5 and the last 5 of the first axis hold nothing; two windows take the rest, and reach from plane 3 to 98."""
+    case = write_case(tmp_path / "whole", shape=(100, 40, 34))
+    near = tmp_path / "near" / case.name
+    near.mkdir(parents=True)
     for path in case.iterdir():
         image = nib.load(path)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[6:-5], image.affine), brain / path.name)
-    for source, out, more in ((case, "a", ("--crop",)), (brain, "b", ())):
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[3:99], image.affine), near / path.name)
+    for source, out, more in ((case, "a", ("--crop",)), (near, "b", ())):
         assert run("predict", "-i", source, "-o", tmp_path / out, "-m", model, "--probabilities", *more) == 0
     for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):
         cropped, alone = read(tmp_path / "a" / name)[0], read(tmp_path / "b" / name)[0]
-        np.testing.assert_array_equal(cropped[6:-5], alone)
+        np.testing.assert_array_equal(cropped[6:-5], alone[3:-4])
+        assert alone[:3].any()  # what a network makes of nothing is not looked at
         assert not cropped[:6].any()
         assert not cropped[-5:].any()
+
+
+def test_boxes_of_many_sizes_have_few_shapes():
+    """Windows of 96 and overlap 0.5 cover 96, 144, 192, … voxels; a scan of 155 planes ends before 192."""
+    overlap, roi, grid = 0.5, (96, 96, 96), (240, 240, 155)
+    shapes = set()
+    for size in (90, 96, 97, 120, 144, 145, 150, 155):
+        box = tuple(slice(whole - size, whole) for whole in grid)
+        plan = Plan.of((size,) * 3, roi, overlap)
+        seen = grown(box, plan.reach(overlap), grid)
+        assert all(s.start >= 0 and s.start <= b.start and b.stop <= s.stop <= whole for b, s, whole in zip(box, seen, grid))
+        shape = tuple(part.stop - part.start for part in seen)
+        assert Plan.of(shape, roi, overlap).windows == plan.windows
+        shapes.add(shape)
+    assert shapes == {(96, 96, 96), (144, 144, 144), (192, 192, 155)}
+    assert grown((slice(10, 20),), (13,), (40,)) == (slice(9, 22),)
+    assert grown((slice(1, 20),), (30,), (25,)) == (slice(0, 25),)
+
+
+def test_the_box_of_the_foreground():
+    array = np.zeros((5, 4, 3, 2), np.float32)
+    assert foreground_box(array) == (slice(0, 5), slice(0, 4), slice(0, 3))  # nothing to look for: everything is looked at
+    array[1, 2, 0, 1] = -1
+    array[3, 2, 1, 0] = 2
+    assert foreground_box(array) == (slice(1, 4), slice(2, 3), slice(0, 2))
+
+
+def test_a_crop_needs_a_class_for_what_is_around_it():
+    network = SwinUNETR(SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12), rngs=nnx.Rngs(0))
+    task = Task(kind="classes", outputs=(Output(name="grey", value=1), Output(name="white", value=2)))
+    Segmenter([network], task)
+    with pytest.raises(InputError, match="grey, white"):
+        Segmenter([network], task, crop=True)
+    outside = Segmenter([network], Task.classes(2), roi=(64, 32, 32), crop=True, overlap=0.0)
+    array = np.zeros((80, 32, 32, 1), np.float32)
+    array[4:20] = 1
+    labels, probabilities, _ = outside.run(array, probabilities=True)
+    np.testing.assert_array_equal(probabilities[:4], np.broadcast_to(np.float32([1, 0]), (4, 32, 32, 2)))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    assert not labels[20:].any()
 
 
 def test_mirroring_and_an_ensemble_average_logits(model, tmp_path):
@@ -223,6 +266,20 @@ def test_classes(tmp_path):
     nib.save(image, tmp_path / "scan.nii.gz")
     assert run("predict", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "out", "-m", tmp_path / "net") == 0
     assert set(np.unique(read(tmp_path / "out/scan.nii.gz")[0])) <= {0, 1, 2}
+
+
+def test_the_precision_of_products_holds_while_cases_are_run(model, tmp_path, monkeypatch):
+    seen = []
+
+    def cases_are_run(*_, identity, **__):
+        seen.append((identity["precision"], jax.config.jax_default_matmul_precision))
+        return []
+
+    monkeypatch.setattr("swinunetr_jax.commands.predict.predict_cases", cases_are_run)
+    command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", model)
+    assert run(*command, "--precision", "tensorfloat32") == 0
+    assert run(*command) == 0
+    assert seen == [("tensorfloat32",) * 2, ("highest",) * 2]  # without the option what jax was told, here by conftest.py
 
 
 def test_bad_input_is_one_sentence(model, tmp_path, capsys):

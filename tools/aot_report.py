@@ -52,7 +52,6 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_de
 """
 # Without a GPU nothing chooses the tiles of Triton's matrix products, and the compiler's first guess fails: cuBLAS does them all.
 COMPILER_OPTIONS = {"h200": GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}}
-BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "f64": 8, "s64": 8, "u64": 8}
 
 
 @dataclass
@@ -154,13 +153,10 @@ def read_program(text: str) -> dict[str, Any]:
     """Facts of a compiled program's text that outlive a compiler's version: what instructions of the entry produce."""
     entry = text[text.index("\nENTRY ") :]
     results = re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = \(?(\w+)\[([\d,]*)\][^ ]* (\S+?)\(", entry, re.MULTILINE)
-    sizes = []
-    for kind, shape, _ in results:
-        dims = [int(n) for n in shape.split(",") if n]
-        total = BYTES.get(kind, 0)
-        for n in dims:
-            total *= n
-        sizes.append((total, f"{kind}[{shape}]"))
+    sizes = [
+        (gpu_program.BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n), f"{kind}[{shape}]")
+        for kind, shape, _ in results
+    ]
     transposes = re.findall(r"(?:transpose|copy)[\w.\-]* = \w+\[([\d,]+)\]", entry)
     large = [t for t in transposes if len(t.split(",")) == 5 and max(map(int, t.split(","))) >= 24]
     pairs = [s for _, s in sizes if re.search(r"\b343,343\b", s) and s.count(",") >= 3]

@@ -4,24 +4,26 @@ Each instruction of the entry computation is a kernel or a library call (bitcast
 memory and its results written to it. Time is not in the text; bytes are.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+# of an element; types that are not here count nothing
 BYTES = {
-    "f32": 4,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "s8": 1,
-    "u8": 1,
-    "pred": 1,
     "f64": 8,
     "s64": 8,
     "u64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
     "s16": 2,
     "u16": 2,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
 }
 FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"}
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*)$")
@@ -40,7 +42,7 @@ class Instruction:
     @property
     def sizes(self) -> list[int]:
         """Bytes of each result."""
-        return [BYTES.get(kind, 0) * product(dims) for kind, dims in self.shapes]
+        return [BYTES.get(kind, 0) * math.prod(dims) for kind, dims in self.shapes]
 
     @property
     def is_conv(self) -> bool:
@@ -50,13 +52,6 @@ class Instruction:
     def called(self) -> str | None:
         match = re.search(r"calls=%?([\w.\-]+)", self.rest)
         return match[1] if match else None
-
-
-def product(dims: tuple[int, ...]) -> int:
-    total = 1
-    for n in dims:
-        total *= n
-    return total
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -91,13 +86,12 @@ def read(text: str) -> dict[str, Any]:
         (kind, dims)
         for i in kernels
         for kind, dims in i.shapes
-        if len(dims) >= 3 and dims[-1] >= 128 and abs(dims[-1] - dims[-2]) <= 8 and product(dims) > 40 * dims[-1] * dims[-2]
+        if len(dims) >= 3 and dims[-1] >= 128 and abs(dims[-1] - dims[-2]) <= 8 and math.prod(dims) > 40 * dims[-1] * dims[-2]
     ]
     size, shape = max((size, f"{k}[{','.join(map(str, d))}]") for i in kernels for size, (k, d) in zip(i.sizes, i.shapes))
     return {
         "convolutions": len(convs),
         "transposes_beside_convolutions": len(moving),
-        "volume_transposes": sum(_transposes_a_volume(i, computations) for i in kernels),
         "attention_weights_in_memory": len(pairs),
         "largest_result_mb": size / 1e6,
         "largest_result": shape,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
@@ -43,6 +44,9 @@ class Predict:
     """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    """Of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32, on a TPU three passes of bfloat16; or
+    bfloat16, on a GPU tensorfloat32, which is the default."""
     probabilities: bool = False
     """Write each output's probability as a 4-D file, too."""
     preview: bool = False
@@ -73,6 +77,7 @@ class Predict:
             mirror=self.mirror,
             crop=self.crop,
         )
+        precision = self.precision or jax.config.jax_default_matmul_precision
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
             "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
@@ -82,19 +87,21 @@ class Predict:
             "blend": self.blend,
             "mirror": self.mirror,
             "crop": self.crop,
+            "precision": precision,
         }
         print(
             f"{len(cases)} case{'s' * (len(cases) != 1)}, windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
         )
-        failed = predict_cases(
-            segmenter,
-            cases,
-            self.output,
-            identity=identity,
-            probabilities=self.probabilities,
-            preview=self.preview,
-            overwrite=self.overwrite,
-        )
+        with jax.default_matmul_precision(precision):
+            failed = predict_cases(
+                segmenter,
+                cases,
+                self.output,
+                identity=identity,
+                probabilities=self.probabilities,
+                preview=self.preview,
+                overwrite=self.overwrite,
+            )
         if failed:
             print(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", file=sys.stderr)
         return EXIT_SOME_FAILED if failed else 0

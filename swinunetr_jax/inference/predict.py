@@ -50,7 +50,7 @@ class Segmenter:
             Fewer windows, at other places than without.
 
     Raises:
-        InputError: an argument out of range, or networks that do not fit the task.
+        InputError: an argument out of range, networks that do not fit the task, or a crop where no class is background.
     """
 
     def __init__(
@@ -82,6 +82,9 @@ class Segmenter:
             raise InputError(f"the batch must be at least 1, got {batch}.")
         if not 0 <= overlap < 1:
             raise InputError(f"the overlap must be at least 0 and less than 1, got {overlap}.")
+        if crop and task.kind == "classes" and all(output.value for output in task.outputs):
+            names = ", ".join(output.name for output in task.outputs)
+            raise InputError(f"a crop leaves background around it, and none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
         self.in_channels = models[0].config.in_channels
         axes = (1, 2, 3)
@@ -145,11 +148,12 @@ class Segmenter:
         """
         task, grid = task or self.task, array.shape[:3]
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
-        inside = array[box]
-        plan = self.plan(inside.shape[:3])
+        seen = grown(box, self.plan(array[box].shape[:3]).reach(self.overlap), grid) if self.crop else box
+        plan = self.plan(array[seen].shape[:3])
         finish = _finish(task, probabilities)
-        slabs = predict_slabs(inside, plan, self.batch, self.logits, mode=self.blend, finish=finish, progress=progress)
-        parts = [plan.crop(np.concatenate(part)) for part in zip(*slabs)]
+        slabs = predict_slabs(array[seen], plan, self.batch, self.logits, mode=self.blend, finish=finish, progress=progress)
+        own = tuple(slice(b.start - s.start, b.stop - s.start) for b, s in zip(box, seen))
+        parts = [plan.crop(np.concatenate(part))[own] for part in zip(*slabs)]
         parts = [_around(part, box, grid, fill) for part, fill in zip(parts, _background(task))]
         return parts[0], parts[1] if probabilities else None, plan.windows
 
@@ -157,6 +161,21 @@ class Segmenter:
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
     """The smallest box of [x, y, z, c] that holds every voxel which is not zero in all channels; the whole grid where none is."""
     return slices(bounding_box((array != 0).any(-1)))
+
+
+def grown(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[slice, ...]:
+    """A box grown on both sides to these sizes, as far as the grid allows.
+
+    What windows of a small box cover anyway is taken from the scan instead of padding, and boxes of different cases get the same few
+    shapes, for each of which programs are compiled.
+    """
+    result = []
+    for part, size, whole in zip(box, sizes, grid):
+        size = min(max(size, part.stop - part.start), whole)
+        start = part.start - (size - (part.stop - part.start)) // 2
+        start = min(max(start, 0), whole - size)
+        result.append(slice(start, start + size))
+    return tuple(result)
 
 
 def _around(part: np.ndarray, box: tuple[slice, ...], grid: tuple[int, ...], fill: np.ndarray) -> np.ndarray:

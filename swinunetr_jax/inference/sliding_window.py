@@ -70,7 +70,7 @@ class Plan:
     @classmethod
     def of(cls, image: tuple[int, ...], roi: tuple[int, ...], overlap: float | tuple[float, ...]) -> "Plan":
         """Windows a step of `int(roi * (1 - overlap))` apart, the last one moved back inside."""
-        overlaps = overlap if isinstance(overlap, tuple) else (overlap,) * len(image)
+        overlaps = _per_axis(overlap, image)
         if len(roi) != len(image) or min(roi) < 1:
             raise InputError(f"`roi_size` must hold {len(image)} positive sizes, one per axis, got {roi}.")
         if len(overlaps) != len(image) or not all(0 <= o < 1 for o in overlaps):
@@ -86,6 +86,11 @@ class Plan:
     @property
     def windows(self) -> int:
         return math.prod(map(len, self.starts))
+
+    def reach(self, overlap: float | tuple[float, ...]) -> tuple[int, ...]:
+        """The size of the largest volume that takes as many windows along each axis, at the plan's own overlap."""
+        steps = (_step(size, o) for size, o in zip(self.roi, _per_axis(overlap, self.image)))
+        return tuple(size + (len(starts) - 1) * step for size, starts, step in zip(self.roi, self.starts, steps))
 
     def pad(self, volume: np.ndarray) -> np.ndarray:
         return np.pad(volume, [*self.pads, (0, 0)]) if any(map(sum, self.pads)) else np.asarray(volume)
@@ -167,8 +172,16 @@ def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float = 0.125) 
     return np.maximum(importance, max(float(importance.min()), MIN_IMPORTANCE)).astype(np.float32)
 
 
+def _per_axis(overlap: float | tuple[float, ...], image: tuple[int, ...]) -> tuple[float, ...]:
+    return overlap if isinstance(overlap, tuple) else (overlap,) * len(image)
+
+
+def _step(roi: int, overlap: float) -> int:
+    return max(int(roi * (1 - overlap)), 1)
+
+
 def _starts(image: int, roi: int, overlap: float) -> tuple[int, ...]:
-    step = roi if roi == image else max(int(roi * (1 - overlap)), 1)
+    step = _step(roi, overlap)
     count = next(n for n in range(image) if n * step + roi >= image) + 1
     return tuple(min(n * step, image - roi) for n in range(count))
 

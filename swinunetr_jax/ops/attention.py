@@ -35,19 +35,22 @@ def window_attention(
     Returns:
         [n, t, m, c] in the dtype of `v`.
     """
+    ranked = None if regions is None else ranks(regions)
+    traced = None if ranked is None else jnp.asarray(ranked)
     if key is not None and drop_rate > 0:
-        return plain(q, k, v, bias, regions, drop_rate, key)
-    traced = None if regions is None else jnp.asarray(regions)
-    if not attention_cuda.fits(q, regions):
-        return _attention(q, k, v, bias, traced)
-    cuda = Form(lambda q, k, v, bias, _: attention_cuda.fused(q, k, v, bias, regions))  # which takes the regions as a constant
-    return by_platform(Form(plain), cuda=cuda, **_FORMS)(q, k, v, bias, traced)
+        return plain(q, k, v, bias, traced, drop_rate, key)
+    return (_attention_short if attention_cuda.fits(q, ranked) else _attention)(q, k, v, bias, traced)
+
+
+def ranks(regions: np.ndarray) -> np.ndarray:
+    """Region ids as numbers from 0 within each window, int8 [windows, t]: all that a formulation needs of them."""
+    return np.stack([np.unique(window, return_inverse=True)[1].reshape(-1) for window in np.asarray(regions)]).astype(np.int8)
 
 
 def plain(
     q: Array, k: Array, v: Array, bias: Array, regions: Array | None, drop_rate: float = 0.0, key: Array | None = None
 ) -> Array:
-    """All windows at once."""
+    """All windows at once; `regions` are numbered within each window, or in any way that tells them apart there."""
     weights = attention_weights(q, k, bias, regions)
     if key is not None:
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)
@@ -60,3 +63,4 @@ _FORMS = {
     "tpu": Form(attention_tpu.by_chunks, attention_tpu.gradient),
 }
 _attention = by_platform(Form(plain), **_FORMS)
+_attention_short = by_platform(Form(plain), cuda=Form(attention_cuda.fused), **_FORMS)

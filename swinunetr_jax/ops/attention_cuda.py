@@ -22,30 +22,28 @@ MAX_CHANNELS = 128
 
 
 def fits(q: Array, regions: np.ndarray | None) -> bool:
-    """Whether cuDNN takes these arguments: 16-bit types, and nothing that the installed version refuses."""
+    """Whether cuDNN takes these arguments: 16-bit types, and nothing that the installed version refuses.
+
+    `regions` are numbered from 0 within each window, [windows, t].
+    """
     short = q.dtype in (jnp.bfloat16, jnp.float16)
-    few = regions is None or ranks(regions).max() < REGIONS
+    few = regions is None or regions.max() < REGIONS
     return short and few and _channels(q.shape[-1]) <= MAX_CHANNELS and _builds(q.shape[1:], q.dtype.name)
 
 
-def fused(q: Array, k: Array, v: Array, bias: Array, regions: np.ndarray | None, implementation: str | None = "cudnn") -> Array:
-    """As `attention.plain`, but the regions are a constant; `implementation` is that of `jax.nn.dot_product_attention`."""
+def fused(q: Array, k: Array, v: Array, bias: Array, regions: Array | None, implementation: str | None = "cudnn") -> Array:
+    """As `attention.plain`, with regions numbered from 0; `implementation` is that of `jax.nn.dot_product_attention`."""
     n, t, m, c = q.shape
-    labels = np.zeros((1, t), np.int8) if regions is None else ranks(regions)
-    labels = lax.optimization_barrier(jnp.asarray(labels))  # else XLA spends minutes on computing what follows beforehand
-    sign = jnp.where(labels[..., None] == np.arange(REGIONS), (-MASKED) ** 0.5, 0).astype(q.dtype)  # [windows, t, 8], exact: 10²
-    sign = jnp.broadcast_to(sign[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
+    regions = jnp.zeros((1, t), jnp.int8) if regions is None else regions
+    regions = lax.optimization_barrier(regions)  # a constant: else XLA spends minutes on computing what follows beforehand
+    sign = jax.nn.one_hot(regions, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], exact: 10²
+    sign = jnp.broadcast_to(sign[None, :, :, None], (n // len(regions), *regions.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
     channels, tokens = _channels(c) - c, _tokens(t) - t
     q, k = (jnp.pad(jnp.concatenate([a, sign], axis=-1), ((0, 0), (0, tokens), (0, 0), (0, channels - REGIONS))) for a in (q, k))
     v = jnp.pad(v, ((0, 0), (0, tokens), (0, 0), (0, channels)))
     # in the type of q: with a bias in float32, cuDNN's gradients are NaN (jax-ml/jax#32242)
     bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, tokens), (0, tokens)))[None]
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=1.0, implementation=implementation)[:, :t, :, :c]
-
-
-def ranks(regions: np.ndarray) -> np.ndarray:
-    """Region ids as numbers from 0 within each window, [windows, t]."""
-    return np.stack([np.unique(window, return_inverse=True)[1].reshape(-1) for window in np.asarray(regions)]).astype(np.int8)
 
 
 def _tokens(t: int) -> int:

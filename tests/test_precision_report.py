@@ -1,0 +1,79 @@
+"""The emulation of an accelerator's products on a CPU, and that a precision that is asked for reaches every product of a network."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax.ops import attention, conv
+from tools.precision_report import BFLOAT16, Options, emulate, exact, in_three_passes, measure, once, rounded
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def test_rounding():
+    third = jnp.float32(1 / 3)
+    assert float(rounded(third, BFLOAT16)) == float(third.astype(jnp.bfloat16)) == 171 / 512
+    assert float(rounded(third, 10)) == 1365 / 4096
+
+
+def test_products_are_of_rounded_operands():
+    x, kernel = normal(1, 4, 5, 6, 3), normal(3, 3, 3, 3, 2)
+    short = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (jnp.asarray(x), jnp.asarray(kernel))]
+    got = emulate(conv.conv, "cuda", once(BFLOAT16))(x, kernel)
+    np.testing.assert_allclose(got, conv.plain(*short), atol=1e-5)
+    assert np.abs(got - conv.plain(x, kernel)).max() > 1e-3
+    closer = emulate(conv.conv, "cuda", in_three_passes)(x, kernel)
+    np.testing.assert_allclose(closer, conv.plain(x, kernel), atol=2e-4)
+
+
+def test_everything_but_products_stays_as_it_is():
+    q, k, v, bias = normal(6, 5, 2, 4), normal(6, 5, 2, 4), normal(6, 5, 2, 4), normal(2, 5, 5)
+    regions = rng.integers(0, 3, (3, 5)).astype(np.int32)
+
+    def attend(q, k, v, bias):
+        return attention.window_attention(q, k, v, bias, regions)
+
+    np.testing.assert_allclose(jax.jit(emulate(attend, "cuda", exact))(q, k, v, bias), attend(q, k, v, bias), atol=1e-6)
+
+
+def test_a_loop_is_refused():
+    with pytest.raises(NotImplementedError, match="scan"):
+        emulate(lambda x: lax.map(jnp.sin, x), "cuda", exact)(normal(3))
+
+
+@pytest.mark.slow
+def test_the_report_finds_more_error_where_less_is_kept():
+    rows, deviation = measure(Options(size=(64, 32, 32), feature_size=12))
+    errors = [row.mean_error / deviation for row in rows]
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-4 < errors[-1] < 0.1
+    assert rows[0].changed < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_precision_asked_for_is_that_of_every_product(platform):
+    """Forward and in the gradients; 24 features and 64 voxels are enough for every formulation to be in the program."""
+    config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=24)
+    structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
+    x = jax.ShapeDtypeStruct((1, 64, 64, 64, 4), np.float32)
+    with jax.default_matmul_precision("tensorfloat32"):  # neither of the two that an operation might ask for by itself
+        traced = jax.jit(jax.grad(lambda state, x: nnx.merge(structure, state)(x).sum())).trace(state, x)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = Counter()
+    for line in text.splitlines():
+        if operation := re.search(r"stablehlo\.(convolution|dot_general)\b", line):
+            found[operation[1], frozenset(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line))] += 1
+    assert set(found) == {("convolution", frozenset({"HIGH"})), ("dot_general", frozenset({"HIGH"}))}
+    assert min(found.values()) >= 5

@@ -1,0 +1,177 @@
+"""What an accelerator's faster products of float32 numbers cost in accuracy, emulated here: errors of the logits against full float32.
+
+    python -m tools.precision_report --feature-size 48 --size 64 64 64
+
+By default a GPU rounds the operands of matrix products and convolutions to tf32 (10 bits of mantissa) and a TPU to bfloat16 (7 bits), and
+sums in float32; `jax.default_matmul_precision` asks for more. A CPU takes no notice of it. So the network is traced, the formulations for
+a GPU are picked from the trace, and its equations are evaluated one by one, with the operands of products rounded to the nearest. Weights
+and input come from a seed; a label counts as changed where any output changes its sign.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from jax import Array, lax
+from jax.extend import core
+
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax.weights.monai import entries
+from swinunetr_jax.weights.params import build, shapes
+from tools import golden_weights
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+TF32, BFLOAT16 = 10, 7  # bits of mantissa
+
+Multiply = Callable[[Array, Array], Array]
+Product = Callable[[Multiply, Array, Array], Array]
+
+
+@dataclass
+class Options:
+    """What to measure."""
+
+    size: tuple[int, int, int] = (64, 64, 64)
+    """Spatial size of the input, multiples of 32."""
+    feature_size: int = 48
+    seed: int = 0
+
+
+class Row(NamedTuple):
+    """Errors of one arithmetic, and the share of labels that it changes."""
+
+    name: str
+    max_error: float
+    mean_error: float
+    changed: float
+
+
+# ---- products --------------------------------------------------------------------------------------------------------------------
+
+
+def exact(multiply: Multiply, a: Array, b: Array) -> Array:
+    return multiply(a, b)
+
+
+def once(bits: int) -> Product:
+    """Of operands rounded to `bits` of mantissa."""
+    return lambda multiply, a, b: multiply(rounded(a, bits), rounded(b, bits))
+
+
+def in_three_passes(multiply: Multiply, a: Array, b: Array) -> Array:
+    """Each operand as the sum of two bfloat16 numbers, without the product of the two small ones."""
+    high_a, high_b = rounded(a, BFLOAT16), rounded(b, BFLOAT16)
+    low_a, low_b = rounded(a - high_a, BFLOAT16), rounded(b - high_b, BFLOAT16)
+    return multiply(high_a, high_b) + (multiply(high_a, low_b) + multiply(low_a, high_b))
+
+
+def rounded(a: Array, bits: int) -> Array:
+    return lax.reduce_precision(a, exponent_bits=8, mantissa_bits=bits)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------------------
+
+
+def emulate(function: Callable[..., Array], platform: str, product: Product) -> Callable[..., Array]:
+    """`function` by its formulations for `platform`, every product of two arrays taken by `product`."""
+
+    def run(*inputs: Any) -> Array:
+        traced = jax.make_jaxpr(function)(*inputs)
+        return evaluate(traced, jax.tree.leaves(inputs), platform, product)[0]
+
+    return run
+
+
+def evaluate(traced: core.ClosedJaxpr, inputs: Sequence[Any], platform: str, product: Product) -> list[Any]:
+    """The results of a traced function.
+
+    Raises:
+        NotImplementedError: for loops, which no formulation for a GPU has.
+    """
+    values = dict(zip(traced.jaxpr.invars, inputs)) | dict(zip(traced.jaxpr.constvars, traced.consts))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in traced.jaxpr.eqns:
+        results = _apply(equation, [read(atom) for atom in equation.invars], platform, product)
+        values.update(zip(equation.outvars, results))
+    return [read(atom) for atom in traced.jaxpr.outvars]
+
+
+def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: Product) -> Sequence[Any]:
+    name, parameters = equation.primitive.name, equation.params
+    if name in PRODUCTS:
+        return [product(lambda a, b: equation.primitive.bind(a, b, **parameters), *inputs)]
+    if name == "platform_index":
+        return [None]  # the choice is made below
+    if name == "cond" and parameters.get("branches_platforms"):
+        groups = parameters["branches_platforms"]
+        chosen = next(index for index, group in enumerate(groups) if group is None or platform in group)
+        return evaluate(parameters["branches"][chosen], inputs[1:], platform, product)
+    inside = parameters.get("jaxpr", parameters.get("call_jaxpr"))
+    if name in ("scan", "while", "cond"):
+        raise NotImplementedError(f"a {name} in a formulation for {platform}")
+    if isinstance(inside, core.ClosedJaxpr):
+        return evaluate(inside, inputs, platform, product)
+    results = equation.primitive.bind(*inputs, **parameters)
+    return results if equation.primitive.multiple_results else [results]
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------------------
+
+
+def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
+    """With every weight away from its initial value."""
+    known = shapes(config)
+    table = [entry for entry in entries(config) if entry.path is not None]
+    made = golden_weights.state({e.name: e.layout.shape(known[e.path].shape) for e in table}, seed)
+    return build(config, {entry.path: entry.layout.read(made[entry.name]) for entry in table})
+
+
+def measure(options: Options) -> tuple[list[Row], float]:
+    """A row for each arithmetic, with errors against float32 by the same formulations; and the deviation of those logits."""
+    config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=options.feature_size)
+    config.check_spatial(options.size)
+    x = golden_weights.volume((1, *options.size, config.in_channels), options.seed)
+    model = network(config, options.seed)
+    short = network(config.replace(dtype="bfloat16"), options.seed)
+
+    def forward(model: SwinUNETR, x: Array) -> Array:
+        return model(x)
+
+    def logits(model: SwinUNETR, product: Product) -> np.ndarray:
+        return np.asarray(jax.jit(emulate(forward, "cuda", product))(model, x), np.float32)
+
+    reference = logits(model, exact)
+
+    def row(name: str, got: np.ndarray) -> Row:
+        error, changed = np.abs(got - reference), ((got > 0) != (reference > 0)).any(-1)
+        return Row(name, float(error.max()), float(error.mean()), float(changed.mean()))
+
+    rows = [
+        row("float32, by a CPU's formulations", np.asarray(jax.jit(forward)(model, x))),
+        row("bfloat16 in three passes", logits(model, in_three_passes)),
+        row("tf32", logits(model, once(TF32))),
+        row("bfloat16", logits(model, once(BFLOAT16))),
+        row('all in bfloat16 (`dtype="bfloat16"`)', logits(short, exact)),
+    ]
+    return rows, float(reference.std())
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| products of | max error | mean error | changed labels |", "| --- " * 4 + "|"]
+    lines += [f"| {row.name} | {row.max_error:.1e} | {row.mean_error:.1e} | {row.changed:.2%} |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    rows, deviation = measure(options)
+    print(f"{table(rows)}\n\nstandard deviation of the logits {deviation:.2f}, jax {jax.__version__}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
