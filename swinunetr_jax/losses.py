@@ -194,14 +194,22 @@ class Loss:
     `kind` is "dice" or "dice_ce", other fields are those of `dice_loss` and `dice_ce_loss`. The default is the recipe of BraTS.
     """
 
-    kind: str = "dice"
+    kind: Literal["dice", "dice_ce"] = "dice"
+    """dice_ce adds a cross-entropy."""
     include_background: bool = True
+    """Count class 0; regions have none."""
     squared: bool = False
+    """Squares in the denominator."""
     batch: bool = False
+    """Dice of the batch as one volume, not of each sample."""
     smooth_nr: float = SMOOTH
+    """Added to the numerator."""
     smooth_dr: float = SMOOTH
+    """Added to the denominator."""
     lambda_dice: float = 1.0
+    """Weight of the Dice part of dice_ce."""
     lambda_ce: float = 1.0
+    """Weight of the cross-entropy."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -151,6 +151,26 @@ class Task:
         return cls(**{"kind": "classes", "outputs": outputs, **changes})
 
     @classmethod
+    def from_labels(
+        cls, labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None = None, **changes: Any
+    ) -> "Task | None":
+        """What a dataset.json describes, None where it names no label: regions where a label is a list of values, else classes.
+
+        `order` is nnU-Net's regions_class_order, the values that regions are written as. A label `ignore` is left out.
+        """
+        values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != "ignore"}
+        if not values:
+            return None
+        if not any(isinstance(value, list) for value in values.values()):
+            ordered = sorted(values.items(), key=lambda item: item[1])
+            outputs = [Output(name="background", value=0), *(Output(name=name, value=value) for name, value in ordered)]
+            return cls(**{"kind": "classes", "outputs": tuple(outputs), **changes})
+        members = [tuple(value) if isinstance(value, list) else (value,) for value in values.values()]
+        written = order if order is not None and len(order) == len(members) else [values[-1] for values in members]
+        outputs = [Output(name=name, value=value, members=inside) for name, value, inside in zip(values, written, members)]
+        return cls(**{"kind": "regions", "outputs": tuple(outputs), "paint": tuple(range(len(outputs))), **changes})
+
+    @classmethod
     def default(cls, config: SwinUNETRConfig) -> "Task":
         """For a checkpoint that says nothing: 4 inputs and 3 outputs are BraTS, one output is a region, anything else is classes."""
         if (config.in_channels, config.out_channels) == (4, 3) and config.spatial_dims == 3:

@@ -12,7 +12,7 @@ import pytest
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.weights.params import flatten
 from train import __main__ as command
-from train import checkpoints, loop, step
+from train import checkpoints, start, step
 from train.config import Network, Optim, Phantom, Recipe, Validation
 from train.folds import train_folds
 from train.log import Log, read_rows
@@ -177,7 +177,7 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data, tmp_path):
-    (tmp_path / loop.DESCRIPTION).write_text("{}")
+    (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds a run already: go on with `--resume"):
         train(recipe(data, tmp_path))
 
@@ -220,5 +220,5 @@ def test_every_recipe_builds_and_survives_json(name):
 
 def test_a_run_is_found_again_by_its_folder(tmp_path):
     made = recipe(tmp_path / "data", tmp_path / "elsewhere")
-    (tmp_path / loop.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
-    assert loop.read_recipe(tmp_path) == replace(made, out=tmp_path)
+    (tmp_path / start.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
+    assert start.read_recipe(tmp_path) == replace(made, out=tmp_path)

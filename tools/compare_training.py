@@ -25,7 +25,7 @@ from monai.networks.nets import SwinUNETR
 
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.weights.load import save_params
-from train.config import Network, Optim, Recipe
+from train.config import Augment, Network, Optim, Recipe
 from train.data import Cases, batches, gather
 from train.optim import learning_rate
 from train.recipes import msd
@@ -49,6 +49,8 @@ class Options:
     roi: tuple[int, int, int] = (64, 64, 64)
     lr: float = 1e-3
     warmup: int = 25
+    flips: tuple[int, ...] = ()
+    """Axes to mirror along; by default none, for a mirrored hippocampus has its front behind."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def main(options: Options) -> None:
         data=options.data,
         batch=options.batch,
         roi=options.roi,
-        steps=options.looks[-1],
+        steps=max(options.looks),
         cache=options.out / "cache",
         network=Network(feature_size=options.feature_size),
         optim=Optim(lr=options.lr, weight_decay=1e-5, warmup=options.warmup),
+        augment=Augment(flips=options.flips),
     )
     cases = gather(recipe, options.out)
     results = []
@@ -113,12 +116,14 @@ def train_monai(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
         network.load_state_dict(torch.load(path), strict=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
     rate, loss_of, done = learning_rate(recipe.optim, recipe.steps), DiceCELoss(softmax=True, to_onehot_y=True), 0
-    numbers = {output.value: index for index, output in enumerate(cases.task.outputs)}
+    values = np.array([output.value for output in cases.task.outputs], np.uint8)
+    numbers = np.zeros(256, np.int64)
+    numbers[values] = np.arange(len(values))
 
     def one(image: np.ndarray, label: np.ndarray) -> float:
         nonlocal done
         network.train()
-        classes = np.vectorize(numbers.get, otypes=[np.int64])(label)[:, None]
+        classes = numbers[label][:, None]
         for group in optimizer.param_groups:
             group["lr"] = float(rate(done))
         loss = loss_of(network(torch.from_numpy(np.moveaxis(image, -1, 1).copy())), torch.from_numpy(classes))
@@ -131,7 +136,7 @@ def train_monai(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
     @torch.no_grad()
     def score() -> dict[str, float]:
         network.eval()
-        values, scores = np.array(list(numbers), np.uint8), []
+        scores = []
         for case in cases.validation:
             image = torch.from_numpy(np.moveaxis(normalized(np.asarray(case.image), cases.task), -1, 0).copy())[None]
             logits = sliding_window_inference(image, cases.task.roi, 1, network, overlap=0.5, mode="gaussian")

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/00000100/checkpoint.json, params/   a checkpoint like any other: the network at step 100
     RUN/checkpoints/00000100/state/                     the rest of the training state: moments, raw weights beside an average
-    RUN/checkpoints/00000100/training.json              step, position in the data, best score; digests of state/ and of itself
+    RUN/checkpoints/00000100/training.json              step, best score; digests of the files in state/, of checkpoint.json and of itself
     RUN/last -> checkpoints/00000100                    the newest
     RUN/best/                                           the network with the best validation score
     RUN/lock                                            held while a process trains
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
-from swinunetr_jax.weights.params import digest
 from train.step import State
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
@@ -35,52 +35,68 @@ FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "dam
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, beside its state: batches taken from the data, and the best score with its step."""
+    """Where a run stands, beside its state: finished steps, which are also the batches taken, and the best score with its step.
+
+    `validated` is the step that was looked at last, `since_best` the number of looks since the best one.
+    """
 
     step: int = 0
-    data: dict[str, Any] | None = None
     best_score: float | None = None
     best_step: int | None = None
     validated: int | None = None
     since_best: int = 0
-    """Validations since the best one."""
 
 
 def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, task: Task, *, keep: int) -> Path:
     """Writes the state of a step, and removes all but the newest `keep`. Raises InputError where it cannot be written."""
     folder = run / FOLDER
     target = folder / f"{progress.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         network = {name: np.asarray(value) for name, value in state.network.items()}
         write_checkpoint(temporary, config, network, task)
-        arrays = {name: np.asarray(value) for name, value in _rest(state).items()}
-        write_arrays(temporary / STATE, arrays)
+        write_arrays(temporary / STATE, {name: np.asarray(value) for name, value in _rest(state).items()})
         values = {
-            "progress": vars(progress),
-            "digests": {name: digest(array) for name, array in arrays.items()},
             "files": file_digests(temporary, STATE),
             "network": hashlib.sha256((temporary / DESCRIPTION).read_bytes()).hexdigest(),
         }
-        (temporary / TRAINING).write_text(json.dumps(values | {"digest": _digest(values)}, indent=1))
+        _write_training(temporary, progress, values)
         if target.exists():  # a run that went back to an older step comes by again
-            shutil.rmtree(target)
+            target.rename(old)
         temporary.rename(target)
         link = run / ".last.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(target.relative_to(run))
         link.replace(run / "last")
-    except OSError as error:
+    except Exception as error:  # the system's and Orbax's, which raises many kinds
         raise InputError(
-            f"{target} cannot be written ({reason(error)}): free some space or check the folder, then give --resume; the steps before "
-            "it are untouched."
+            f"{target} cannot be written ({reason(error)}): free some space or check the folder, then go on with --resume {run}; the "
+            "steps before it are untouched."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _steps(run)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
+    for past in _steps(run)[keep:]:
+        shutil.rmtree(past, ignore_errors=True)
     return target
+
+
+def note(run: Path, progress: Progress) -> None:
+    """Writes what a validation changed into the step that was saved before it. Raises InputError where it cannot be written."""
+    folder = run / FOLDER / f"{progress.step:08d}"
+    try:
+        values = json.loads((folder / TRAINING).read_text())
+        _write_training(folder, progress, {name: values[name] for name in ("files", "network")})
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder / TRAINING} cannot be written ({reason(error)}): check the folder, then --resume {run}."
+        ) from error
+
+
+def has_steps(run: Path) -> bool:
+    """Whether a run left anything to go on from, or a network."""
+    return bool(_steps(run)) or (run / "best").exists()
 
 
 def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress, list[str]] | None:
@@ -90,20 +106,20 @@ def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pro
         like: a state of the same run, whose names and shapes the stored one must have.
 
     Raises:
-        InputError: steps are there and none is sound, or they are those of another network.
+        InputError: steps are there and none is sound, one cannot be read, or they are those of another network.
     """
     warnings = []
     for folder in _steps(run):
         try:
             state, progress = _read(folder, like, config)
-        except _Other:
-            raise
-        except InputError as error:
+        except _Damaged as error:
             aside = folder.with_name(f"{DAMAGED}{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            with contextlib.suppress(OSError):
+            try:
                 folder.rename(aside)
-            warnings.append(f"{error} It was set aside as {aside.name}.")
+                warnings.append(f"{error} It was set aside as {aside.name}.")
+            except OSError:
+                warnings.append(str(error))
         else:
             return state, progress, warnings
     if warnings:
@@ -119,7 +135,11 @@ def save_best(run: Path, state: State, config: SwinUNETRConfig, task: Task) -> N
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Holds the run's folder, which is made. Raises InputError where another process has it, or where it cannot be made."""
+    """Holds the run's folder, which is made, and sweeps what a killed process left half-written in it.
+
+    Raises:
+        InputError: another process has it, or it cannot be made.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = open(run / "lock", "w")  # noqa: SIM115 - held for the length of the block
@@ -128,13 +148,19 @@ def locked(run: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{run} is in use by another training process: wait for it, or choose another --out.") from error
+        except OSError as error:
+            raise InputError(
+                f"{run} cannot be locked ({reason(error)}): choose --out on a file system that has locks."
+            ) from error
+        for left in (*run.glob(".*.tmp"), *(run / FOLDER).glob(".*.tmp")):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
 
 
-class _Other(InputError):
-    """Sound, but of another network: older steps will not be better."""
+class _Damaged(InputError):
+    """Not what was written; an older step may be."""
 
 
 def _steps(run: Path) -> list[Path]:
@@ -159,16 +185,25 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
         values = json.loads((folder / TRAINING).read_text(errors="replace"))
         stated = values.pop("digest")
         progress = Progress(**values["progress"])
-        description = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
-        if stated != _digest(values) or description != values["network"]:
-            raise InputError(f"{folder} is damaged, its descriptions differ from their digests.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} is not a whole saved step ({reason(error)}).") from error
-    found = file_digests(folder, STATE)
+        same = stated == _digest(values)
+        same = same and values["network"] == hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{folder} is not a whole saved step ({reason(error)}).") from error
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({reason(error)}): check the disk and the permissions.") from error
+    if not same:
+        raise _Damaged(f"{folder} is damaged, its descriptions differ from their digests.")
+    try:
+        found = file_digests(folder, STATE)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({reason(error)}): check the disk and the permissions.") from error
     wrong = sorted(name for name in values["files"].keys() | found.keys() if values["files"].get(name) != found.get(name))
     if wrong:
-        raise InputError(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
-    stored = read_checkpoint(folder)
+        raise _Damaged(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
+    try:
+        stored = read_checkpoint(folder)
+    except InputError as error:
+        raise _Damaged(str(error)) from error
     arrays = read_arrays(folder / STATE)
     expected = _rest(like)
     faults = [
@@ -179,12 +214,12 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
     ]
     if faults or stored.config.to_dict() != config.to_dict():
         lines = "".join(f"\n  {fault}" for fault in faults) or " its configuration differs"
-        raise _Other(f"{folder} is the state of another network or optimizer:{lines}")
+        raise InputError(f"{folder} is the state of another network or optimizer:{lines}")
     rest = {"step": like.step, "opt": like.opt} | ({"params": like.params} if like.average else {})
     paths, structure = jax.tree_util.tree_flatten_with_path(rest)
-    leaves = [jax.numpy.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
+    leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
     rest = jax.tree_util.tree_unflatten(structure, leaves)
-    network = {name: jax.numpy.asarray(value) for name, value in stored.params.items()}
+    network = {name: jnp.asarray(value) for name, value in stored.params.items()}
     trained = {name: network[name] for name in like.params}
     state = State(
         step=rest["step"],
@@ -194,6 +229,13 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
         average=trained if like.average else {},
     )
     return state, progress
+
+
+def _write_training(folder: Path, progress: Progress, values: dict[str, Any]) -> None:
+    values = {"progress": vars(progress), **values}
+    temporary = folder / f".{TRAINING}.tmp"
+    temporary.write_text(json.dumps(values | {"digest": _digest(values)}, indent=1))
+    temporary.replace(folder / TRAINING)
 
 
 def _digest(values: dict[str, Any]) -> str:

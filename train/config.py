@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swinunetr_jax import InputError, SwinUNETRConfig
-from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.losses import Loss
 
 
@@ -60,7 +59,7 @@ class Optim:
     clip: float | None = None
     """Largest global norm of the gradient."""
     accumulate: int = 1
-    """Split each batch into so many parts, one after the other: less memory, the same step."""
+    """Split each batch into so many parts, one after the other: less memory, and the same step for losses that are means of samples'."""
     ema: float | None = None
     """Decay of an average of the weights, such as 0.999; it is then what is validated and kept."""
 
@@ -69,10 +68,10 @@ class Optim:
 class Augment:
     """Random changes of training samples."""
 
-    crops: Literal["random", "by-label"] = "random"
-    """random: anywhere in the foreground, the BraTS recipe; by-label: as often around a label as around none, the CT recipe."""
+    flips: tuple[int, ...] = (0, 1, 2)
+    """Axes to mirror along, each with probability one half (a fifth for CT); none where left and right, or front and back, are told apart."""
     normalize_after_crop: bool = True
-    """Statistics of the crop, as in the paper's code; otherwise those of the whole scan, as in validation."""
+    """For MRI: by the crop's statistics, as in the paper's code; otherwise by the whole scan's, as in validation."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class Phantom:
     cases: int = 20
     size: tuple[int, int, int] = (96, 96, 64)
     """Voxels per axis, for a head of 240 x 240 x 155 mm."""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,8 @@ class Recipe:
     """Fold to validate on; all trains one network per fold; None takes the data set's own validation list."""
     folds: int = 5
     """How many to draw where the data set has none."""
+    fold_seed: int = 0
+    """Of drawing the folds, so that runs with other seeds validate on the same cases."""
     roi: tuple[int, int, int] | None = None
     """Training crop and window, multiples of 32; by default fitted to the scans."""
     channels: tuple[str, ...] = ()
@@ -146,14 +148,14 @@ class Recipe:
     spacing: tuple[float, float, float] | None = None
     """Voxel size in mm that scans are brought to; None leaves them as stored."""
     window: tuple[float, float] | None = None
-    """Intensities that become 0 to 1, for CT; None takes each channel's mean and deviation."""
+    """Intensities that become 0 to 1, for CT, which is then cropped around labels; None takes each channel's mean and deviation."""
     cache: Path | None = None
     """Folder for prepared cases, by default beside the run's checkpoints."""
     cache_dtype: Literal["float32", "float16"] = "float32"
     workers: int = 0
     """Processes that read and augment; 0 does it in threads."""
     save_every: int | None = None
-    """Steps between saved states; by default at each validation."""
+    """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
     keep: int = 2
     """Saved states to keep besides the best network."""
     network: Network = field(default_factory=Network)
@@ -181,14 +183,37 @@ class Recipe:
         ):
             if value is not None and value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}.")
-        if self.batch % self.optim.accumulate:
-            raise InputError(f"`optim.accumulate` must divide `batch` {self.batch}, got {self.optim.accumulate}.")
-        if self.roi is not None and any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.roi):
-            raise InputError(f"`roi` must hold multiples of {SIZE_MULTIPLE}, got {self.roi}.")
-        if not self.optim.lr > 0:
-            raise InputError(f"`optim.lr` must be above 0, got {self.optim.lr}.")
-        if self.optim.ema is not None and not 0 < self.optim.ema < 1:
-            raise InputError(f"`optim.ema` must lie between 0 and 1, got {self.optim.ema}.")
+        for name, value, fits, want in (
+            ("optim.accumulate", self.optim.accumulate, self.batch % self.optim.accumulate == 0, f"divide `batch` {self.batch}"),
+            ("optim.lr", self.optim.lr, self.optim.lr > 0, "be above 0"),
+            ("optim.clip", self.optim.clip, self.optim.clip is None or self.optim.clip > 0, "be above 0"),
+            ("optim.warmup", self.optim.warmup, self.optim.warmup >= 0, "be at least 0"),
+            ("optim.weight_decay", self.optim.weight_decay, self.optim.weight_decay >= 0, "be at least 0"),
+            ("optim.ema", self.optim.ema, self.optim.ema is None or 0 < self.optim.ema < 1, "lie between 0 and 1"),
+            ("validation.overlap", self.validation.overlap, 0 <= self.validation.overlap < 1, "be at least 0 and below 1"),
+            ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
+            ("augment.flips", self.augment.flips, set(self.augment.flips) <= {0, 1, 2}, "name axes 0, 1 and 2"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
+            ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),
+        ):
+            if not fits:
+                raise InputError(f"`{name}` must {want}, got {value}.")
+        init = self.init
+        if init.checkpoint is None and (init.encoder_only or init.adapt_channels or init.downsample):
+            raise InputError(
+                "options of --init say how to take up a checkpoint, and none was given: name it with --init.checkpoint."
+            )
+        if init.checkpoint is not None and not init.checkpoint.exists():
+            raise InputError(f"{init.checkpoint} does not exist: name a checkpoint that is there with --init.checkpoint.")
+        network = self.network.config(1, 2)  # which checks itself
+        if self.roi is not None:
+            network.check_spatial(self.roi)
+
+    def absolute(self) -> "Recipe":
+        """The same with whole paths, so that a run can be gone on with from anywhere."""
+        paths = {name: getattr(self, name) and getattr(self, name).absolute() for name in ("data", "cache", "out")}
+        checkpoint = self.init.checkpoint and self.init.checkpoint.absolute()
+        return dataclasses.replace(self, **paths, init=dataclasses.replace(self.init, checkpoint=checkpoint))
 
     def total_steps(self, cases: int) -> int:
         return self.steps or -(-self.epochs * cases // self.batch)

@@ -16,13 +16,13 @@ from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.cases import Case, Dataset
 from swinunetr_jax.data.folds import fold_split, with_folds
 from swinunetr_jax.data.formats import find_cases
-from swinunetr_jax.data.nifti import read_geometry
+from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
-from swinunetr_jax.task import Output
 from train.config import Recipe
 
+ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
 LARGEST_FITTED_ROI = 96  # what a network of 48 features trains on in 16 GB
 
 
@@ -47,24 +47,23 @@ def gather(recipe: Recipe, run: Path) -> Cases:
         InputError: there is no data set, it cannot be split so, or cases are faulty (all of them are named).
     """
     dataset = find_dataset(recipe, run)
-    cases = dataset.cases if recipe.fold is None else with_folds(dataset.cases, folds=recipe.folds, seed=recipe.seed)
-    train, validation = fold_split(cases, recipe.fold)
-    channels, count = _channels(recipe, dataset, train)
-    task = _task(recipe, dataset, channels)
-    folder = recipe.cache or run / "cache"
+    train, validation = fold_split(folded(recipe, dataset), recipe.fold)
+    validation = validation[: recipe.validation.cases]
+    chosen = [*train, *validation]
+    if any(case.problem for case in chosen) and not any(case.images for case in chosen):
+        raise InputError("\n".join(["no case can be used for training:", *(f"{case.name}: {case.problem}" for case in chosen)]))
+    channels, count = _channels(recipe, dataset, chosen)
+    task = _task(recipe, dataset, chosen, channels)
     with _Told("preparing cases") as progress:
         try:
             prepared = prepare_training_cases(
-                [*train, *validation], task, folder, in_channels=count, dtype=recipe.cache_dtype, progress=progress
+                chosen, task, recipe.cache or run / "cache", in_channels=count, dtype=recipe.cache_dtype, progress=progress
             )
         except InputError as error:
             raise InputError(f"{error}\nAll that is wrong with the data set: swinunetr validate {dataset.root}") from error
-    ready, looked_at = prepared[: len(train)], prepared[len(train) :][: recipe.validation.cases]
-    if task.kind == "classes" and dataset.labels is None:
-        values = sorted({0}.union(*(np.unique(case.label).tolist() for case in prepared)))
-        task = replace(task, outputs=tuple(Output(name=f"class {v}" if v else "background", value=v) for v in values))
-    task = replace(task, roi=recipe.roi or fitted_roi([case.shape for case in ready]))
-    return Cases(task, count, tuple(ready), tuple(looked_at))
+    if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together
+        task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
+    return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]))
 
 
 def find_dataset(recipe: Recipe, run: Path) -> Dataset:
@@ -74,18 +73,28 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
             raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
         return find_cases(recipe.data, channels=recipe.channels or None)
     folder = recipe.data or run / "data"
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantom.json").exists():
+        raise InputError(
+            f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
+        )
     with _Told("making phantom cases") as progress:
-        write_phantom(folder, cases=recipe.phantom.cases, size=recipe.phantom.size, seed=recipe.seed, progress=progress)
+        phantom = recipe.phantom
+        write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
     return find_cases(folder, channels=recipe.channels or None)
+
+
+def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
+    """The cases with their folds; as they are where the data set's own validation list is asked for."""
+    return dataset.cases if recipe.fold is None else with_folds(dataset.cases, folds=recipe.folds, seed=recipe.fold_seed)
 
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     """Endless training batches, from the start; `set_state` takes up another place."""
-    task = cases.task
-    if recipe.augment.crops == "by-label":
-        transforms = ct_recipe(task.roi)
+    task, augment = cases.task, recipe.augment
+    if task.intensity == "window":
+        transforms = ct_recipe(task.roi, window=task.window, flip_axes=augment.flips)
     else:
-        transforms = brats_recipe(task.roi, normalize_after_crop=recipe.augment.normalize_after_crop)
+        transforms = brats_recipe(task.roi, augment.normalize_after_crop, augment.flips)
     return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers)
 
 
@@ -98,21 +107,30 @@ def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
     return tuple(sizes)
 
 
-def _channels(recipe: Recipe, dataset: Dataset, train: Sequence[Case]) -> tuple[tuple[str, ...], int]:
+def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[tuple[str, ...], int]:
     """Names of the input channels, if there are any, and their number."""
     names = recipe.channels or dataset.channels or ()
     if names:
         return tuple(names), len(names)
-    first = train[0]
+    first = next(case for case in cases if case.images)
     shape = read_geometry(first.images[0])[0]
     return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1
 
 
-def _task(recipe: Recipe, dataset: Dataset, channels: tuple[str, ...]) -> Task:
+def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tuple[str, ...]) -> Task:
     """What the network is to learn, and how scans are prepared for it."""
-    fields: dict[str, Any] = {"channels": channels, "orientation": recipe.orientation, "spacing": recipe.spacing}
-    if recipe.window is not None:
-        fields |= {"intensity": "window", "window": recipe.window}
+    fields: dict[str, Any] = {
+        "channels": channels,
+        "orientation": recipe.orientation,
+        "spacing": recipe.spacing,
+        "roi": recipe.roi,
+    }
+    window = recipe.window
+    if window is None and channels and all(name.upper() == "CT" for name in channels):
+        window = ABDOMINAL_WINDOW
+        print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
+    if window is not None:
+        fields |= {"intensity": "window", "window": window}
     if recipe.kind in ("brats", "phantom"):
         if dataset.et_label is None:
             raise InputError(
@@ -120,27 +138,32 @@ def _task(recipe: Recipe, dataset: Dataset, channels: tuple[str, ...]) -> Task:
                 "recipe `msd`, which reads labels from a dataset.json."
             )
         return Task.brats(et_label=dataset.et_label, **fields)
-    labels = dataset.labels or {}
-    if any(isinstance(value, list) for value in labels.values()):
-        return _regions(dataset, labels, fields)
-    named = sorted((value, name) for name, value in labels.items())
-    if labels and (len(named) < 2 or named[0][0] != 0):
-        raise InputError(f"{dataset.root}: the labels are {labels}, expected 0 (the background) and at least one more.")
-    outputs = tuple(Output(name=name, value=value) for value, name in named) or Task.classes(2).outputs
-    return Task(kind="classes", outputs=outputs, **fields)
+    if "ignore" in (dataset.labels or {}):
+        raise InputError(
+            f"{dataset.root}: voxels to ignore are not supported in training; give them a label, or the background's."
+        )
+    told = Task.from_labels(dataset.labels, dataset.regions_class_order, **fields)
+    if told is not None and told.kind == "regions" and len(dataset.regions_class_order or ()) != len(told.outputs):
+        raise InputError(
+            f"{dataset.root}: {len(told.outputs)} regions need as many values in regions_class_order, got "
+            f"{dataset.regions_class_order}."
+        )
+    return told or Task.from_labels({f"label {value}": value for value in _values(cases)}, **fields)
 
 
-def _regions(dataset: Dataset, labels: dict[str, int | list[int]], fields: dict[str, Any]) -> Task:
-    """nnU-Net's regions: overlapping, written as the values of `regions_class_order`, later over earlier."""
-    wanted = {name: value for name, value in labels.items() if value not in (0, [0])}
-    order = dataset.regions_class_order
-    if order is None or len(order) != len(wanted):
-        raise InputError(f"{dataset.root}: {len(wanted)} regions need as many values in regions_class_order, got {order}.")
-    outputs = tuple(
-        Output(name=name, value=value, members=tuple(members) if isinstance(members, list) else (members,))
-        for value, (name, members) in zip(order, wanted.items())
-    )
-    return Task(kind="regions", outputs=outputs, paint=tuple(range(len(outputs))), **fields)
+def _values(cases: Sequence[Case]) -> list[int]:
+    """All labels that occur, where no dataset.json names them. Raises InputError if there is none but the background."""
+    values: set[int] = set()
+    for case in cases:
+        try:
+            values.update(np.unique(read_labels(case.label).array).tolist())
+        except InputError:
+            continue  # told with all other faults when the cases are prepared
+    if not values - {0}:
+        raise InputError(
+            "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."
+        )
+    return sorted(values - {0})
 
 
 class _Told:

@@ -7,27 +7,33 @@ from pathlib import Path
 
 import numpy as np
 
-from swinunetr_jax.data.folds import with_folds
+from swinunetr_jax import InputError
 from train.config import Recipe
-from train.data import find_dataset
+from train.data import find_dataset, folded
 from train.log import read_rows
-from train.loop import DESCRIPTION, train
+from train.loop import train
+from train.start import DESCRIPTION, write_description
 
 TABLE = "out_of_fold"
 
 
 def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     """Trains every fold into OUT/foldK, those that are finished left as they are; writes OUT/out_of_fold.csv and .json."""
-    dataset = find_dataset(recipe, recipe.out)
-    names = sorted({case.fold for case in with_folds(dataset.cases, folds=recipe.folds, seed=recipe.seed)} - {None})
-    shared = recipe.cache or recipe.out / "cache"
-    data = recipe.data or recipe.out / "data"
+    recipe.check()
+    recipe = recipe.absolute()
+    out = recipe.out
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume and (out / DESCRIPTION).exists():
+        raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
+    write_description(out, {"recipe": recipe.to_dict()})
+    cases = folded(recipe, find_dataset(recipe, out))
+    names = sorted({case.fold for case in cases} - {None})
     for fold in names:
-        out = recipe.out / f"fold{fold}"
-        print(f"== fold {fold} of {', '.join(map(str, names))} → {out}", flush=True)
-        going = resume or (out / DESCRIPTION).exists()
-        train(replace(recipe, fold=fold, out=out, cache=shared, data=data), resume=going)
-    return write_table(recipe.out, [recipe.out / f"fold{fold}" for fold in names])
+        run = out / f"fold{fold}"
+        print(f"== fold {fold} of {', '.join(map(str, names))} → {run}", flush=True)
+        one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
+        train(one, resume=(run / DESCRIPTION).exists())
+    return write_table(out, [out / f"fold{fold}" for fold in names])
 
 
 def write_table(out: Path, runs: list[Path]) -> float:
@@ -39,11 +45,13 @@ def write_table(out: Path, runs: list[Path]) -> float:
         cases |= {name: {**dice, "fold": run.name} for name, dice in best["cases"].items()}
     outputs = [name for name in next(iter(cases.values())) if name != "fold"]
     means = {name: float(np.mean([case[name] for case in cases.values()])) for name in outputs}
-    with open(out / f"{TABLE}.csv", "w", newline="") as file:
+    temporary = out / f".{TABLE}.tmp"
+    with open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["case", "fold", *outputs])
         writer.writerows([name, case["fold"], *(f"{case[o]:.6f}" for o in outputs)] for name, case in sorted(cases.items()))
         writer.writerow(["mean", "", *(f"{means[o]:.6f}" for o in outputs)])
+    temporary.replace(out / f"{TABLE}.csv")
     (out / f"{TABLE}.json").write_text(json.dumps({"mean": means, "cases": cases}, indent=1))
     each = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
     print(f"out of fold, {len(cases)} cases: {each} → {out / TABLE}.csv\nas an ensemble: swinunetr predict -i … -o … -m {out}")

@@ -17,9 +17,11 @@ PLAIN_SECONDS = 20.0
 class Log:
     """Rows of two kinds, {"kind": "step", …} and {"kind": "validation", …}, kept in memory too, for the curves."""
 
-    def __init__(self, run: Path, *, step: int, total: int, batch: int):
+    def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None):
         self.path, self.total, self.batch = run / LOG, total, batch
-        self.rows = [row for row in read_rows(run) if row["step"] <= step]  # a run that goes on forgets what it does again
+        # a run that goes on forgets what it does again
+        last = {"step": step, "validation": step if validated == step else step - 1}
+        self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text)

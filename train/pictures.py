@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from swinunetr_jax import Task
+from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.report import colours_of, grey_levels, painted
 from train.validation import CaseScore
@@ -56,8 +57,9 @@ def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> Non
     colours = colours_of(task)
     for row, score in zip(axes, scores):
         case = score.case
-        image, affine, _ = reorient(np.asarray(case.image[..., 0], np.float32), case.affine, "LAS")
-        reference = reorient(np.asarray(case.label), case.affine, "LAS")[0]
+        image = score.image[..., 0] if task.window is None else scale_window(score.image[..., 0], *task.window)
+        image, affine, _ = reorient(image, case.affine, "LAS")
+        reference = reorient(score.reference, case.affine, "LAS")[0]
         prediction = reorient(score.prediction, case.affine, "LAS")[0]
         counts = ((reference > 0) | (prediction > 0)).sum((0, 1))
         at = int(counts.argmax()) if counts.any() else image.shape[2] // 2

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinunetr_jax.evaluation.evaluate import CONVENTIONS
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
@@ -14,7 +16,6 @@ table { border-collapse: collapse; } td, th { padding: .25em .9em; text-align: r
 td:first-child, th:first-child { text-align: left; } tr.mean td { font-weight: bold; }
 img { max-width: 100%; } pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 12.5px; } .note { color: #666; }
 """
-CONVENTIONS = {"brats": "an empty reference counts 1 where the prediction is empty too, else 0"}
 
 
 def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -28,8 +29,10 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     if best:
         parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, about["convention"])]
         parts += ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    parts += ["<h2>Configuration</h2>", f"<p>{html.escape(versions)}; {html.escape(about['device'])}</p>"]
+    parts.append("<h2>Configuration</h2>")
+    for part in about["parts"]:
+        versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
+        parts.append(f"<p>From step {part['after_step']}: {html.escape(versions)}; {html.escape(part['device'])}</p>")
     for name in ("recipe", "network", "task"):
         parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(about[name], indent=1))}</pre></details>")
     text = "\n".join(
@@ -61,7 +64,7 @@ def _table(best: dict[str, Any], convention: str) -> str:
         rows.append(f"<tr><td>{html.escape(case)}</td>{cells}<td>{sum(dice.values()) / len(dice):.3f}</td></tr>")
     means = "".join(f"<td>{best['dice'][name]:.3f}</td>" for name in names)
     rows.append(f'<tr class="mean"><td>mean</td>{means}<td>{best["score"]:.3f}</td></tr>')
-    note = f'<p class="note">Dice as the {convention} convention counts it: {CONVENTIONS[convention]}.</p>'
+    note = f'<p class="note">Dice, convention {html.escape(CONVENTIONS[f"dice_{convention}"])}.</p>'
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>{note}"
 
 

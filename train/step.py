@@ -15,9 +15,9 @@ from jax import Array
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
 from swinunetr_jax.compiler import in_order
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.weights.params import build, flatten, shapes
+from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
 from train.config import Optim
-from train.optim import ema_decay, optimizer
+from train.optim import ema_decay, learning_rate, optimizer
 
 Weights = dict[str, Array]
 
@@ -75,7 +75,7 @@ class Training:
         return _compiled(self)
 
     def step(self, state: State, image: Array, label: Array) -> tuple[State, dict[str, Array]]:
-        """One optimizer step; `loss` and `grad_norm` are those before it."""
+        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         (loss, stats), gradients = self._gradients(state.params, state.stats, image, label, key)
         gradients = in_order(gradients)
@@ -86,7 +86,8 @@ class Training:
             decay = ema_decay(self.optim.ema, state.step)
             average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
         new = State(state.step + 1, params, stats, opt, average)
-        return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+        rate = jnp.asarray(learning_rate(self.optim, self.steps)(state.step), jnp.float32)
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": rate}
 
     def _gradients(self, params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> Any:
         """((loss, statistics), gradients) of a batch, in as many parts as asked for, one after the other."""
@@ -116,8 +117,3 @@ class Training:
 @functools.lru_cache(maxsize=8)
 def _compiled(training: Training) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
     return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a variable is a batch norm's running statistic, which no gradient changes."""
-    return name.endswith((".mean", ".var", ".count"))

@@ -12,7 +12,7 @@ from swinunetr_jax.commands.options import WeightOptions
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.load import open_checkpoint
-from swinunetr_jax.weights.params import shapes
+from swinunetr_jax.weights.params import is_statistic, shapes
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Info:
             print(f"  {'channels':<20} {', '.join(task.channels) or 'unnamed'}")
             print(f"  {task.kind:<20} {', '.join(f'{o.name} = {o.value}' for o in task.outputs)}")
             print(f"  {'orientation':<20} {task.orientation or 'as stored'}")
+            print(f"  {'spacing':<20} {'as stored' if task.spacing is None else f'{task.spacing} mm'}")
+            print(f"  {'roi':<20} {task.roi or 'not told'}")
             print(f"  {'intensity':<20} {task.intensity}{'' if task.window is None else f' {task.window}'}")
         print(checkpoint.report)
         return 0
@@ -63,4 +65,4 @@ class Info:
 
 def count_parameters(config: SwinUNETRConfig) -> int:
     """Trained numbers of a network, running statistics left out."""
-    return sum(math.prod(v.shape) for name, v in shapes(config).items() if not name.endswith((".mean", ".var", ".count")))
+    return sum(math.prod(v.shape) for name, v in shapes(config).items() if not is_statistic(name))

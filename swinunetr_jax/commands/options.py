@@ -36,6 +36,8 @@ class TaskOptions:
     """Names of the outputs, in order; for classes the background first."""
     orientation: str | None = None
     """Axes the network was trained in, such as LPS or RAS; without any, scans are taken as stored."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm the network was trained in, along those axes; without any, scans are taken as stored."""
     intensity: Literal["zscore", "window", "none"] | None = None
     """zscore: over non-zero voxels, per channel; window: the range of --window to 0 … 1; none: as stored."""
     window: tuple[float, float] | None = None
@@ -60,6 +62,8 @@ class TaskOptions:
             changes["channels"] = self.channels
         if self.orientation:
             changes["orientation"] = self.orientation.upper()
+        if self.spacing:
+            changes["spacing"] = self.spacing
         if self.window or self.intensity:
             changes["intensity"] = self.intensity or "window"
             changes["window"] = self.window

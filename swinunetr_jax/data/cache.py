@@ -207,7 +207,7 @@ class _Store:
         if not np.isfinite(half).all() or np.count_nonzero(half) != np.count_nonzero(image):
             raise InputError(
                 f"{case.images[0]}: intensities from {image.min():g} to {image.max():g} do not fit float16, which ends at 65504 "
-                'and 6e-8; keep this cache in "float32".'
+                'and 6e-8; keep this cache in "float32" (--cache-dtype float32).'
             )
         return half
 

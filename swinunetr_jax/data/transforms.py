@@ -49,13 +49,16 @@ class RandomRotate90(RandomTransform):
         return {**example, **{key: np.rot90(example[key], parameters, self.axes) for key in ("image", "label")}}
 
 
-def brats_recipe(roi: tuple[int, int, int], normalize_after_crop: bool = True) -> tuple[Transform, ...]:
+def brats_recipe(
+    roi: tuple[int, int, int], normalize_after_crop: bool = True, flip_axes: tuple[int, ...] = (0, 1, 2)
+) -> tuple[Transform, ...]:
     """The paper's recipe for BraTS: a crop of the foreground, mirrored, normalised, then brighter and darker.
 
     Args:
         roi: size of the crop, into whose multiples the foreground is grown.
         normalize_after_crop: by the crop's own statistics, as the paper's code does; otherwise by the whole case's, as validation
             does in both.
+        flip_axes: mirrored along.
     """
     measure = () if normalize_after_crop else (MeasureNonzero(),)
     return (
@@ -64,7 +67,7 @@ def brats_recipe(roi: tuple[int, int, int], normalize_after_crop: bool = True) -
         NormalizeNonzero(measured=not normalize_after_crop),
         ScaleIntensity(0.1),
         ShiftIntensity(0.1),
-        RandomFlip(0.5),
+        RandomFlip(0.5, flip_axes),
     )
 
 
@@ -75,6 +78,7 @@ def ct_recipe(
     positive: float = 1.0,
     negative: float = 1.0,
     flip: float = 0.2,
+    flip_axes: tuple[int, ...] = (0, 1, 2),
     rotate: float = 0.2,
     intensity: float = 0.1,
 ) -> tuple[Transform, ...]:
@@ -90,6 +94,6 @@ def ct_recipe(
         ScaleWindow(low, high),
         ScaleIntensity(0.1, intensity),
         ShiftIntensity(0.1, intensity),
-        RandomFlip(flip),
+        RandomFlip(flip, flip_axes),
         *turn,
     )

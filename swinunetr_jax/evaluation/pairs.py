@@ -61,26 +61,11 @@ def find_references(path: str | os.PathLike) -> References:
     dataset = find_cases(path)
     cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
     if cases:
-        told = task_from_labels(dataset.labels, dataset.regions_class_order)
+        told = Task.from_labels(dataset.labels, dataset.regions_class_order)
         return References(cases, told or (Task.brats() if dataset.layout == "brats" else None))
     if roles == {None}:
         return References({stem(file.name): Reference(file) for file in files}, _task_beside(path))
     raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
-
-
-def task_from_labels(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None = None) -> Task | None:
-    """The task that a dataset.json describes: regions where a label is a list of values, else classes. None without labels."""
-    values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != "ignore"}
-    if not values:
-        return None
-    if not any(isinstance(value, list) for value in values.values()):
-        ordered = sorted(values.items(), key=lambda item: item[1])
-        outputs = [Output(name="background", value=0), *(Output(name=name, value=value) for name, value in ordered)]
-        return Task(kind="classes", outputs=tuple(outputs))
-    members = [tuple(value) if isinstance(value, list) else (value,) for value in values.values()]
-    written = order if order is not None and len(order) == len(members) else [values[-1] for values in members]
-    outputs = [Output(name=name, value=value, members=inside) for name, value, inside in zip(values, written, members)]
-    return Task(kind="regions", outputs=tuple(outputs), paint=tuple(range(len(outputs))))
 
 
 def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
@@ -142,7 +127,7 @@ def _task_beside(path: Path) -> Task | None:
     if not folder.name.startswith("labels") or not beside.is_file():
         return None
     info = dataset_json.load(beside)
-    return task_from_labels(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+    return Task.from_labels(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
 
 
 def _occurring(references: References) -> Task:

@@ -56,6 +56,11 @@ def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
     return [name for name, array in params.items() if not np.all(np.isfinite(array))]
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a variable is a batch norm's running statistic, which no gradient changes."""
+    return name.endswith((".mean", ".var", ".count"))
+
+
 def digest(array: np.ndarray) -> str:
     """SHA-256 of an array's type, shape and bytes."""
     array = np.asarray(array)

@@ -2,7 +2,7 @@
 
     python -m train brats21 --data BraTS2021_Training_Data --out runs/brats21 --network.dtype bfloat16
 
-Data: the BraTS folders of any year, four modalities; or a list of the paper's folds (a MONAI datalist) beside them.
+Data: the BraTS folders of any year, four modalities; or, for the paper's folds, their list (--data BraTS2021/brats21_folds.json).
 Optimizer: AdamW 1e-4, weight decay 1e-5, 300 epochs of which 50 warm up, cosine; the paper's table used 8e-4 and 800 epochs
 (--optim.lr 8e-4 --epochs 800). The released weights of its five folds score a Dice of 88.5 to 90.6, 89.7 on average.
 Hardware: a GPU or TPU with 16 GB for bfloat16 with --network.use-checkpoint.

@@ -1,16 +1,15 @@
 """BTCV, 13 abdominal organs in CT: crops of 96³ around labels, Dice with cross-entropy.
 
-    python -m train btcv --data BTCV --out runs/btcv --fold None
+    python -m train btcv --data BTCV/dataset_0.json --out runs/btcv --fold None
 
-Data: a MONAI datalist (dataset_0.json with a validation list: --fold None) or the nnU-Net layout (--fold 0). Scans are brought to RAS,
+Data: a MONAI datalist with a validation list (--fold None), or a folder in the nnU-Net layout (--fold 0). Scans are brought to RAS,
 1.5 × 1.5 × 2 mm and -175 … 250 HU. A single model of the paper scores a Dice of 82.25 on the test set.
-Start from the self-supervised encoder: --init.checkpoint model_swinvit.pt --init.encoder-only --init.downsample legacy
---network.downsample legacy.
+Start from the self-supervised encoder: --init.checkpoint model_swinvit.pt --init.encoder-only --init.downsample legacy.
 Hardware: a GPU with 24 GB.
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Augment, Network, Optim, Recipe
+from train.config import Network, Optim, Recipe
 
 RECIPE = Recipe(
     kind="labels",
@@ -24,5 +23,4 @@ RECIPE = Recipe(
     network=Network(feature_size=48),
     loss=Loss(kind="dice_ce"),
     optim=Optim(lr=1e-4, weight_decay=1e-5, warmup=50 / 5000),
-    augment=Augment(crops="by-label"),
 )

@@ -2,8 +2,8 @@
 
     python -m train msd --data Task04_Hippocampus --out runs/hippocampus
 
-Softmax Dice with cross-entropy over the labels of dataset.json (overlapping regions where it names such), five folds by seed. For CT
-add --window -175 250 and --spacing 1.5 1.5 2.
+Softmax Dice with cross-entropy over the labels of dataset.json (overlapping regions where it names such), five folds by seed. CT is
+taken from -175 to 250 HU unless --window says otherwise, and cropped around labels; give it one voxel size, such as --spacing 1.5 1.5 2.
 Hardware: the default suits scans of one or two channels on a CPU or a small GPU; give --network.feature-size 48 on a large one.
 """
 
