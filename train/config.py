@@ -69,7 +69,7 @@ class Augment:
     """Random changes of training samples."""
 
     flips: tuple[int, ...] = (0, 1, 2)
-    """Axes to mirror along, each with probability one half (a fifth for CT); none where left and right, or front and back, are told apart."""
+    """Axes to mirror along, each with probability one half (CT: one fifth); none where sides or ends are told apart."""
     normalize_after_crop: bool = True
     """For MRI: by the crop's statistics, as in the paper's code; otherwise by the whole scan's, as in validation."""
 

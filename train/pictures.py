@@ -40,7 +40,7 @@ def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> No
         best = max(looks, key=lambda row: row["score"] if np.isfinite(row["score"]) else -1)
         right.plot(best["step"], best["score"], "k*", markersize=14)
         right.set_title(f"best {best['score']:.4f} at step {best['step']}", fontsize=10)
-        right.legend(loc="lower right", frameon=False, fontsize=8, ncols=1 + len(looks[0]["dice"]) // 8)
+        right.legend(loc="best", frameon=False, fontsize=8, ncols=1 + len(looks[0]["dice"]) // 8)
     right.set(xlabel="step", ylabel="validation Dice", xlim=(0, total), ylim=(0, 1))
     for axis in (left, right):
         axis.grid(alpha=0.25)
