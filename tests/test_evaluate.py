@@ -247,8 +247,8 @@ def test_the_record_is_the_one_that_predict_writes():
 
 
 def test_labels_that_are_no_outputs():
-    assert pairs.task_from_labels({"background": 0, "ignore": 2}) is None
-    task = pairs.task_from_labels({"background": 0, "tumour": 2, "ignore": 3, "liver": 1})
+    assert Task.from_labels({"background": 0, "ignore": 2}) is None
+    task = Task.from_labels({"background": 0, "tumour": 2, "ignore": 3, "liver": 1})
     assert [(output.name, output.value) for output in task.outputs] == [("background", 0), ("liver", 1), ("tumour", 2)]
 
 

@@ -194,7 +194,7 @@ def test_two_processes_cannot_have_one_run(tmp_path):
         (["nothing"], "there is no recipe 'nothing': take one of brats21, btcv, msd, phantom"),
         (["--resume", "nowhere"], "nowhere holds no run"),
         (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
-        (["phantom", "--roi", "30", "32", "32"], "multiples of 32"),
+        (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),
         (["msd", "--data", "nowhere"], "nowhere: does not exist"),
     ],
 )
