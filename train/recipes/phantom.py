@@ -19,5 +19,5 @@ RECIPE = Recipe(
     network=Network(feature_size=12),
     loss=Loss(kind="dice_ce"),
     optim=Optim(lr=4e-3, warmup=20),
-    validation=Validation(every=60),
+    validation=Validation(every=80, overlap=0.25),
 )
