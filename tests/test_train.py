@@ -2,21 +2,28 @@
 
 import csv
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from swinunetr_jax import InputError, cli, open_checkpoint
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.prepare import normalized
+from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 from train import __main__ as command
 from train import checkpoints, start, step
-from train.config import Network, Optim, Phantom, Recipe, Validation
+from train.config import Augment, Init, Network, Optim, Phantom, Recipe, Validation
+from train.data import batches, gather
 from train.folds import train_folds
 from train.log import Log, read_rows
 from train.loop import Stopped, train
+from train.validation import Scores, can_crop, whole
 
 STEPS = 4
 
@@ -67,6 +74,10 @@ def bytes_of(run: Path) -> dict[str, bytes]:
     stored = checkpoints.read_checkpoint(run / "last").params
     rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
     return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
+
+
+def looks_of(run: Path) -> list[dict]:
+    return [row for row in read_rows(run) if row["kind"] == "validation"]
 
 
 def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
@@ -137,6 +148,71 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tm
 
 
 @pytest.mark.slow
+def test_a_signal_in_a_validation_leaves_it_to_be_done_again(finished, data, tmp_path, monkeypatch):
+    original, run = Segmenter.run, tmp_path / "run"
+
+    def interrupted(self, array, *, progress, **options):
+        signal.raise_signal(signal.SIGINT)
+        return original(self, array, progress=progress, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGINT"):
+        patch.setattr(Segmenter, "run", interrupted)
+        train(recipe(data, run))
+    assert (run / "last").resolve().name == "00000002" and not (run / "best").exists()
+    train(recipe(data, run), resume=True)
+    assert bytes_of(run) == bytes_of(finished)
+    assert [row["score"] for row in looks_of(run)] == [row["score"] for row in looks_of(finished)]
+
+
+@pytest.mark.slow
+def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_serves(finished, data, tmp_path, monkeypatch):
+    run, calls = tmp_path / "run", []
+
+    def full(folder, arrays):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")  # as Orbax says it
+        write_arrays(folder, arrays)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"00000004 cannot be written .*No space left"):
+        patch.setattr(checkpoints, "write_arrays", full)
+        train(recipe(data, run))
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["00000002"]
+    train(recipe(data, run), resume=True)
+    assert bytes_of(run) == bytes_of(finished)
+
+
+@pytest.mark.slow
+def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data, tmp_path, monkeypatch):
+    source, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(finished / "best", source)
+    begun = recipe(data, run, init=Init(checkpoint=source))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 1)
+        train(begun)
+    first = read_rows(run)[0]["loss"]
+    assert first < read_rows(finished)[0]["loss"]  # it was trained already
+    shutil.rmtree(source)
+    resumed = start.read_recipe(run)
+    assert resumed.init.checkpoint == source
+    with pytest.raises(InputError, match=r"lr.*0\.001.*choose another --out"):
+        train(replace(begun, optim=Optim(lr=1e-4, ema=0.9), init=resumed.init), resume=True)
+    train(resumed, resume=True)
+    assert (run / "last").resolve().name == "00000004"
+    with pytest.raises(InputError, match="takes FLAIR, T1ce, T1, T2, the data come as T1"):
+        other = recipe(data, tmp_path / "other", channels=("T1", "T1ce", "T2", "FLAIR"), init=Init(checkpoint=finished))
+        train(other)
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
+    assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0, patience=1))) == 0.5
+    assert [row["step"] for row in looks_of(tmp_path / "run")] == [1, 2]
+    assert "no better score in 1 validations: stopped after step 2 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe(data, run))
@@ -171,6 +247,61 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path / "p"), "-m", str(out)])
     assert done.value.code == 0
     assert len(json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]["weights"]) == 2
+
+
+# ---- data of other kinds
+
+
+def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **lists) -> Path:
+    """A list of six tiny cases whose labels are `values`; with a modality, a Decathlon's dataset.json that names its labels."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        for kind, array in (
+            ("image", rng.normal(0, 300, (20, 40, 24)).astype(np.float32)),
+            ("label", rng.choice(values, (20, 40, 24)).astype(np.uint8)),
+        ):
+            nib.save(nib.Nifti1Image(array, np.diag([2.0, 1, 1, 1])), root / f"{kind}{number}.nii.gz")
+    entries = [{"image": f"image{n}.nii.gz", "label": f"label{n}.nii.gz"} for n in range(6)]
+    described = {} if modality is None else {"modality": {"0": modality}, "labels": {str(v): f"organ {v}" for v in values}}
+    path = root / "dataset.json"
+    path.write_text(json.dumps(described | ({"training": entries} if not lists else {k: entries[v] for k, v in lists.items()})))
+    return path
+
+
+def test_labels_that_no_list_names_are_read_from_the_label_maps(tmp_path):
+    cases = gather(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
+    assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
+    assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
+    assert len(cases.train) == 4 and len(cases.validation) == 2
+
+
+def test_a_ct_is_windowed_alike_in_training_and_validation(tmp_path):
+    asked = Recipe(kind="labels", data=dataset(tmp_path, (0, 2), "CT"), folds=3, batch=2, augment=Augment(flips=()))
+    cases = gather(asked, tmp_path / "run")
+    assert (cases.task.intensity, cases.task.window) == ("window", (-175.0, 250.0))
+    assert [output.name for output in cases.task.outputs] == ["background", "organ 2"]
+    batch = next(batches(asked, cases))
+    image, reference = whole(cases.validation[0])
+    shown = normalized(image, cases.task)
+    assert shown.min() == 0 and shown.max() == 1 and reference.shape == (20, 40, 24)
+    assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # brighter and darker by a tenth at most
+    assert 0.3 < batch["image"][batch["image"] > 0.01].mean() < 0.7
+    assert not can_crop(cases.task)
+
+
+def test_the_data_sets_own_validation_list(tmp_path):
+    listed = dataset(tmp_path, (0, 1), training=slice(0, 4), validation=slice(4, 6))
+    cases = gather(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
+    assert cases.names == {"train": [f"image{n}" for n in range(4)], "validation": ["image4", "image5"]}
+
+
+def test_a_wrong_base_folder_names_every_case(tmp_path):
+    listed = dataset(tmp_path, (0, 1))
+    for image in tmp_path.glob("image*.nii.gz"):
+        image.unlink()
+    with pytest.raises(InputError) as refused:
+        gather(Recipe(kind="labels", data=listed), tmp_path / "run")
+    assert all(f"image{number}.nii.gz does not exist" in str(refused.value) for number in range(6))
 
 
 # ---- what is refused

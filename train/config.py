@@ -203,8 +203,6 @@ class Recipe:
             raise InputError(
                 "options of --init say how to take up a checkpoint, and none was given: name it with --init.checkpoint."
             )
-        if init.checkpoint is not None and not init.checkpoint.exists():
-            raise InputError(f"{init.checkpoint} does not exist: name a checkpoint that is there with --init.checkpoint.")
         network = self.network.config(1, 2)  # which checks itself
         if self.roi is not None:
             network.check_spatial(self.roi)

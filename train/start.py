@@ -55,10 +55,13 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     before = read_description(folder) if resume else None
     if before is not None:
         _check_same(folder, before["recipe"], recipe)
+    taken_up, source = before is not None and checkpoints.has_steps(folder), recipe.init.checkpoint
+    if source is not None and not taken_up and not source.exists():
+        raise InputError(f"{source} does not exist: name a checkpoint that is there with --init.checkpoint.")
     cases = gather(recipe, folder)
     steps = recipe.total_steps(len(cases.train))
     weights = None
-    if before is not None and checkpoints.has_steps(folder):
+    if taken_up:
         config = SwinUNETRConfig.from_dict(before["network"])  # the checkpoint that the run started from may be gone
     else:
         config, weights = _network(recipe, cases)
