@@ -104,6 +104,7 @@ LAYERS = {  # what each part of the library may import from the others
     "config": {"errors"},
     "task": {"config", "errors"},
     "ops": set(),
+    "parallel": set(),
     "data": {"errors", "task", "version"},
     "metrics": {"errors", "task", "data"},
     "evaluation": {"errors", "task", "version", "data", "metrics"},

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
-from swinunetr_jax import InputError
+from swinunetr_jax import InputError, parallel
 from train import checkpoints, pictures
 from train.config import Recipe
 from train.data import batches
@@ -58,7 +59,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> float:
 
 def _advance(run: Run, stop: "Stop") -> None:
     recipe, total = run.recipe, run.total
-    step_of = run.training.compile()
+    mesh = parallel.data_mesh(recipe.batch)
+    if mesh.size < jax.device_count():
+        run.log.say(f"a batch of {recipe.batch} uses {mesh.size} of {jax.device_count()} devices; --batch shares it among more")
+    step_of = run.training.compile(mesh if mesh.size > 1 else None)
+    run.state = parallel.replicate(run.state, mesh) if mesh.size > 1 else run.state
     every = recipe.validation.every or max(total // 10, 1)
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
@@ -88,7 +93,8 @@ def _advance(run: Run, stop: "Stop") -> None:
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            run.state, metrics = step_of(run.state, batch["image"], batch["label"])
+            shared = parallel.divide({name: batch[name] for name in ("image", "label")}, mesh)
+            run.state, metrics = step_of(run.state, shared["image"], shared["label"])
             run.progress = replace(run.progress, step=step + 1)
             _read(run, pending)
             names = [run.cases.train[index].name for index in batch["case"].tolist()]
@@ -126,7 +132,12 @@ def _validate(run: Run, stop: "Stop") -> None:
     progress, started = run.progress, time.perf_counter()
     try:
         scores = validate(
-            run.training.config, run.state.network, run.cases.validation, run.cases.task, run.recipe.validation, look
+            run.training.config,
+            parallel.on_one(run.state.network),
+            run.cases.validation,
+            run.cases.task,
+            run.recipe.validation,
+            look,
         )
     except _Interrupted:
         return

@@ -75,10 +75,11 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     for warning in warnings:
         log.say(f"warning: {warning}")
     where = f"going on after step {progress.step}" if found else "from the start"
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}" if jax.device_count() > 1 else jax.devices()[0].device_kind
     count = sum(np.size(value) for value in jax.tree.leaves(state.params))
     log.say(
         f"{len(cases.train)} training and {len(cases.validation)} validation cases; {count / 1e6:.1f} M parameters, crops of "
-        f"{'×'.join(map(str, cases.task.roi))}, {recipe.batch} a step, {steps} steps on {jax.devices()[0].device_kind}, {where}"
+        f"{'×'.join(map(str, cases.task.roi))}, {recipe.batch} a step, {steps} steps on {device}, {where}"
     )
     return Run(recipe, folder, cases, training, state, progress, log)
 

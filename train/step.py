@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options, parallel
 from swinunetr_jax.compiler import in_order
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
@@ -67,12 +68,13 @@ class Training:
         average = {} if self.optim.ema is None else jax.tree.map(jnp.copy, params)
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
 
-    def compile(self) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    def compile(self, mesh: Mesh | None = None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
 
-        Runs that differ in nothing but their data, as folds do, share one program.
+        With a mesh its devices share the batch; the numbers are those of one device. Runs that differ in nothing but their data, as
+        folds do, share one program.
         """
-        return _compiled(self)
+        return _compiled(self, mesh)
 
     def step(self, state: State, image: Array, label: Array) -> tuple[State, dict[str, Array]]:
         """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate."""
@@ -108,12 +110,22 @@ class Training:
             (one, stats), gradients = gradient(params, stats, *part)
             return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), None
 
-        split = [x.reshape(parts, -1, *x.shape[1:]) for x in (image, label)]
+        # every parts-th sample, so that what devices share stays evenly shared within a part
+        split = [jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for x in (image, label)]
         start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
         (loss, stats, gradients), _ = jax.lax.scan(body, start, (*split, jax.random.split(key, parts)))
         return (loss, stats), gradients
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
-    return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
+def _compiled(training: Training, mesh: Mesh | None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    if mesh is None:
+        return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
+    whole, shared = parallel.replicated(mesh), parallel.by_sample(mesh)
+    return jax.jit(
+        training.step,
+        in_shardings=(whole, shared, shared),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+    )
