@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_ERROR
     except KeyboardInterrupt:
-        print("interrupted; finished cases are kept, run the same command to go on", file=sys.stderr)
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -81,7 +81,7 @@ class Validation:
     every: int | None = None
     """Steps between validations; by default a tenth of the run."""
     overlap: float = 0.5
-    """Of neighbouring windows."""
+    """Share that neighbouring windows overlap."""
     blend: Literal["gaussian", "constant"] = "gaussian"
     batch: int = 1
     """Windows per call of the network."""

@@ -33,7 +33,7 @@ class Predict:
     roi: tuple[int, int, int] | None = None
     """Window size, multiples of 32; by default the checkpoint's, else 96 96 96."""
     overlap: float = 0.5
-    """Of neighbouring windows, 0 to less than 1."""
+    """Share that neighbouring windows overlap, 0 to less than 1."""
     blend: Literal["gaussian", "constant"] = "gaussian"
     """Weights within a window."""
     batch: int = 1
