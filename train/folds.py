@@ -25,8 +25,8 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     out.mkdir(parents=True, exist_ok=True)
     if not resume and (out / DESCRIPTION).exists():
         raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
-    write_description(out, {"recipe": recipe.to_dict()})
     cases = folded(recipe, find_dataset(recipe, out))
+    write_description(out, {"recipe": recipe.to_dict()})
     names = sorted({case.fold for case in cases} - {None})
     for fold in names:
         run = out / f"fold{fold}"
