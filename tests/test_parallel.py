@@ -37,7 +37,7 @@ def losses_on(count: int) -> list[float]:
     config = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1), dropout_path_rate=0.2)
     optim = Optim(lr=1e-3, schedule="constant", ema=0.9)
     training = step.Training(config, Task.classes(2), Loss(kind="dice_ce"), optim, STEPS, seed=0)
-    mesh = parallel.data_mesh(DEVICES, jax.devices()[:count])
+    mesh = parallel.device_mesh(DEVICES, 1, jax.devices()[:count])
     assert mesh.size == count
     state, run = parallel.replicate(training.init(training.random_weights()), mesh), training.compile(mesh)
     result = []

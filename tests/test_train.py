@@ -340,7 +340,7 @@ def test_a_mistake_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
 def test_every_recipe_builds_and_survives_json(name):
-    shipped, resume = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
+    shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
     assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
     assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
     config = shipped.network.config(4, 3)

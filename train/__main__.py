@@ -4,8 +4,9 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import tyro
@@ -13,14 +14,24 @@ import tyro
 import train.recipes
 from swinunetr_jax import InputError
 from swinunetr_jax.data.pipeline import SampleError
+from train import processes
 from train.config import Recipe
 from train.folds import train_folds
 from train.loop import Stopped
 from train.loop import train as train_one
+from train.processes import Launch
 from train.start import read_recipe
 
 DEFAULT = "phantom"
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A recipe with its options, and which of several processes this one is."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
 
 
 @dataclass(frozen=True)
@@ -39,61 +50,76 @@ class Resume:
     """Saved states to keep."""
     save_every: int | None = None
     """Steps between saved states."""
+    depth: int | None = None
+    """Devices that share each volume."""
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
 
     def recipe(self) -> Recipe:
-        given = {name: value for name, value in vars(self).items() if name != "resume" and value is not None}
-        return dataclasses.replace(read_recipe(self.resume), **given)
+        others = ("resume", "depth", "launch")
+        given = {name: value for name, value in vars(self).items() if name not in others and value is not None}
+        recipe = dataclasses.replace(read_recipe(self.resume), **given)
+        if self.depth is None:
+            return recipe
+        return dataclasses.replace(recipe, devices=dataclasses.replace(recipe.devices, depth=self.depth))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """0 finished; 2 bad input, a sample or loss that cannot be used; 130 and 143 stopped by SIGINT and SIGTERM with the state saved."""
+    """0 finished; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130 and 143 stopped by SIGINT and
+    SIGTERM with the state saved."""
     code, recipe = 0, None
     try:
-        recipe, resume = parse(sys.argv[1:] if arguments is None else arguments)
+        recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
         _keep_programs()
+        processes.join(launch)
         (train_folds if recipe.fold == "all" else train_one)(recipe, resume=resume)
     except (InputError, SampleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_ERROR
+        code = _say(f"error: {error}", EXIT_ERROR)
     except OSError as error:
-        print(
-            f"error: {error.filename or recipe.out}: {error.strerror or error}; check the folder and its free space",
-            file=sys.stderr,
-        )
-        code = EXIT_ERROR
+        place = error.filename or recipe.out
+        code = _say(f"error: {place}: {error.strerror or error}; check the folder and its free space", EXIT_ERROR)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+            code = _say(
+                "error: the device's memory does not hold a step: take a smaller --batch or --roi, --optim.accumulate, "
+                "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.depth",
+                EXIT_ERROR,
+            )
+        elif processes.several():
+            reason = str(error).strip().partition("\n")[0]
+            code = _say(
+                f"error: another process of this run was lost ({reason[:200]}); start all of them again with --resume {recipe.out}",
+                EXIT_LOST,
+            )
+        else:
             raise
-        print(
-            "error: the device's memory does not hold a step: take a smaller --batch or --roi, --optim.accumulate, "
-            "--network.use-checkpoint or --network.dtype bfloat16",
-            file=sys.stderr,
-        )
-        code = EXIT_ERROR
     except Stopped as stopped:
-        print(f"stopped by {stopped}; go on with: python -m train --resume {recipe.out}", file=sys.stderr)
-        code = 128 + stopped.number
+        code = _say(f"stopped by {stopped}; go on with: python -m train --resume {recipe.out}", 128 + stopped.number)
     except KeyboardInterrupt:
-        print("interrupted; what was saved is kept", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    sys.exit(code)
+        code = _say("interrupted; what was saved is kept", EXIT_INTERRUPTED)
+    processes.leave(code)
 
 
-def parse(arguments: list[str]) -> tuple[Recipe, bool]:
-    """(recipe, whether to go on) from the command line. Raises InputError for a value that no run can have."""
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
+    """(recipe, whether to go on, which process this is) from the command line. Raises InputError for a value that no run can have."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
-        recipe = tyro.cli(Resume, args=arguments, prog="python -m train").recipe()
+        resume = tyro.cli(Resume, args=arguments, prog="python -m train")
+        recipe = resume.recipe()
         recipe.check()
-        return recipe, True
+        return recipe, True, resume.launch
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (DEFAULT, arguments)
     known = sorted(module.name for module in pkgutil.iter_modules(train.recipes.__path__))
     if name not in known:
         raise InputError(f"there is no recipe {name!r}: take one of {', '.join(known)}, or write train/recipes/{name}.py.")
     module = importlib.import_module(f"train.recipes.{name}")
     about = f"{module.__doc__ or name}\nRecipes: {', '.join(known)}.\npython -m train --resume RUN goes on with a run that was stopped."
-    recipe = tyro.cli(Recipe, default=module.RECIPE, args=rest, prog=f"python -m train {name}", description=about)
-    recipe.check()
-    return recipe, False
+    command = tyro.cli(Command, default=Command(module.RECIPE), args=rest, prog=f"python -m train {name}", description=about)
+    command.recipe.check()
+    return command.recipe, False, command.launch
 
 
 def _keep_programs() -> None:

@@ -7,8 +7,8 @@
     RUN/best/                                           the network with the best validation score
     RUN/lock                                            held while a process trains
 
-A saved step appears whole or not at all. Reading verifies every byte, and walks back to the newest step that is sound; what is not is
-set aside under another name, never deleted.
+States are written in the background (`Writer`) by the leading process. A saved step appears whole or not at all. Reading verifies
+every byte, and walks back to the newest step that is sound; what is not is set aside under another name, never deleted.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from swinunetr_jax import InputError, SwinUNETRConfig, Task
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
-from train.step import State
+from train.step import State, Weights
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
 
@@ -82,6 +83,39 @@ def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, t
     return target
 
 
+class Writer:
+    """Writes one thing after the other in the background; what fails is raised by whatever is called next."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future | None = None
+
+    def start(self, write: Callable[[], Any]) -> None:
+        """Begins to write once what was begun before is written."""
+        self.wait()
+        self._pending = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raises what the last write raised, if it is over."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last write is over; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Until the last write is over, whatever comes of it."""
+        self._thread.shutdown(wait=True)
+
+
+def snapshot(state: State) -> State:
+    """A copy on the host, which the next step does not touch."""
+    return jax.tree.map(np.array, state)
+
+
 def note(run: Path, progress: Progress) -> None:
     """Writes what a validation changed into the step that was saved before it. Raises InputError where it cannot be written."""
     folder = run / FOLDER / f"{progress.step:08d}"
@@ -127,10 +161,9 @@ def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pro
     return None
 
 
-def save_best(run: Path, state: State, config: SwinUNETRConfig, task: Task) -> None:
+def save_best(run: Path, network: Weights, config: SwinUNETRConfig, task: Task) -> None:
     """The network becomes the run's best, and so what `predict -m RUN` uses."""
-    network = {name: np.asarray(value) for name, value in state.network.items()}
-    write_checkpoint(run / "best", config, network, task, overwrite=True)
+    write_checkpoint(run / "best", config, {name: np.asarray(value) for name, value in network.items()}, task, overwrite=True)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,16 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Devices:
+    """How devices share the work; batches, and so the samples that are seen, do not depend on it."""
+
+    depth: int = 1
+    """Devices that share each volume, divided along its first axis: for volumes that do not fit into one device's memory."""
+    pmap: bool = False
+    """Share a batch by jax.pmap instead of by the compiler."""
+
+
+@dataclass(frozen=True)
 class Phantom:
     """The data set that is made on the spot."""
 
@@ -164,6 +174,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     validation: Validation = field(default_factory=Validation)
     init: Init = field(default_factory=Init)
+    devices: Devices = field(default_factory=Devices)
     phantom: Phantom = field(default_factory=Phantom)
 
     def check(self) -> None:
@@ -177,6 +188,7 @@ class Recipe:
             ("keep", self.keep, 1),
             ("save_every", self.save_every, 1),
             ("optim.accumulate", self.optim.accumulate, 1),
+            ("devices.depth", self.devices.depth, 1),
             ("validation.every", self.validation.every, 1),
             ("validation.cases", self.validation.cases, 1),
             ("validation.patience", self.validation.patience, 1),
@@ -203,6 +215,16 @@ class Recipe:
             raise InputError(
                 "options of --init say how to take up a checkpoint, and none was given: name it with --init.checkpoint."
             )
+        if self.devices.pmap:
+            for name, off, why in (
+                ("devices.depth", self.devices.depth == 1, "divides a volume, which needs the compiler"),
+                ("network.norm_name batch", self.network.norm_name != "batch", "takes statistics of the whole batch"),
+                ("loss.batch", not self.loss.batch, "takes the Dice of the whole batch"),
+            ):
+                if not off:
+                    raise InputError(
+                        f"`{name}` {why}, and `devices.pmap` looks at each device's samples alone: leave one of them out."
+                    )
         network = self.network.config(1, 2)  # which checks itself
         if self.roi is not None:
             network.check_spatial(self.roi)
@@ -241,7 +263,7 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
     parts = {"network": Network, "optim": Optim, "loss": Loss, "augment": Augment, "validation": Validation, "init": Init}
-    parts["phantom"] = Phantom
+    parts |= {"devices": Devices, "phantom": Phantom}
     paths = {"data", "out", "cache", "checkpoint"}
     fields = {}
     for name, value in values.items():

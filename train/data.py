@@ -1,5 +1,6 @@
 """From a recipe to the cases of a run: found, split, prepared once into a cache; what they are for; batches of them."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -20,6 +22,7 @@ from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
+from train import processes
 from train.config import Recipe
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
@@ -54,11 +57,15 @@ def gather(recipe: Recipe, run: Path) -> Cases:
         raise InputError("\n".join(["no case can be used for training:", *(f"{case.name}: {case.problem}" for case in chosen)]))
     channels, count = _channels(recipe, dataset, chosen)
     task = _task(recipe, dataset, chosen, channels)
+    cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
     with _Told("preparing cases") as progress:
+        if processes.several():  # each its share; what is wrong with it comes to light below, where all look at all
+            with contextlib.suppress(InputError):
+                own = chosen[jax.process_index() :: jax.process_count()]
+                prepare_training_cases(own, task, cache, **form, progress=progress)
+            processes.barrier("cases are prepared")
         try:
-            prepared = prepare_training_cases(
-                chosen, task, recipe.cache or run / "cache", in_channels=count, dtype=recipe.cache_dtype, progress=progress
-            )
+            prepared = prepare_training_cases(chosen, task, cache, **form, progress=progress)
         except InputError as error:
             raise InputError(f"{error}\nAll that is wrong with the data set: swinunetr validate {dataset.root}") from error
     if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together
@@ -77,9 +84,11 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
         raise InputError(
             f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
         )
-    with _Told("making phantom cases") as progress:
-        phantom = recipe.phantom
-        write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
+    if processes.is_leader():
+        with _Told("making phantom cases") as progress:
+            phantom = recipe.phantom
+            write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
+    processes.barrier("the phantom is made")
     return find_cases(folder, channels=recipe.channels or None)
 
 
@@ -89,13 +98,14 @@ def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
 
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
-    """Endless training batches, from the start; `set_state` takes up another place."""
+    """Endless training batches, this process's share, from the start; `set_state` takes up another place."""
     task, augment = cases.task, recipe.augment
     if task.intensity == "window":
         transforms = ct_recipe(task.roi, window=task.window, flip_axes=augment.flips)
     else:
         transforms = brats_recipe(task.roi, augment.normalize_after_crop, augment.flips)
-    return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers)
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers, **share)
 
 
 def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -128,7 +138,8 @@ def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tup
     window = recipe.window
     if window is None and channels and all(name.upper() == "CT" for name in channels):
         window = ABDOMINAL_WINDOW
-        print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
+        if processes.is_leader():
+            print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
     if window is not None:
         fields |= {"intensity": "window", "window": window}
     if recipe.kind in ("brats", "phantom"):
@@ -180,6 +191,8 @@ class _Told:
             self.bar.close()
 
     def _progress(self, done: int, total: int) -> None:
+        if not processes.is_leader():
+            return
         if sys.stderr.isatty():
             if self.bar is None:
                 self.bar = tqdm(desc=self.what, total=total, unit="case", leave=False)

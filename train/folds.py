@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from swinunetr_jax import InputError
+from train import processes
 from train.config import Recipe
 from train.data import find_dataset, folded
 from train.log import read_rows
@@ -26,14 +27,18 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     if not resume and (out / DESCRIPTION).exists():
         raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
     cases = folded(recipe, find_dataset(recipe, out))
-    write_description(out, {"recipe": recipe.to_dict()})
+    if processes.is_leader():
+        write_description(out, {"recipe": recipe.to_dict()})
     names = sorted({case.fold for case in cases} - {None})
     for fold in names:
         run = out / f"fold{fold}"
-        print(f"== fold {fold} of {', '.join(map(str, names))} → {run}", flush=True)
+        if processes.is_leader():
+            print(f"== fold {fold} of {', '.join(map(str, names))} → {run}", flush=True)
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
-        train(one, resume=(run / DESCRIPTION).exists())
-    return write_table(out, [out / f"fold{fold}" for fold in names])
+        begun = (run / DESCRIPTION).exists()
+        processes.barrier(f"fold {fold} begins")  # before the leader describes it
+        train(one, resume=begun)
+    return write_table(out, [out / f"fold{fold}" for fold in names]) if processes.is_leader() else 0.0
 
 
 def write_table(out: Path, runs: list[Path]) -> float:

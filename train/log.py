@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,20 +16,25 @@ PLAIN_SECONDS = 20.0
 
 
 class Log:
-    """Rows of two kinds, {"kind": "step", …} and {"kind": "validation", …}, kept in memory too, for the curves."""
+    """Rows of two kinds, {"kind": "step", …} and {"kind": "validation", …}, kept in memory too, for the curves.
 
-    def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None):
-        self.path, self.total, self.batch = run / LOG, total, batch
+    With `silent`, of the processes that follow a leader, nothing is written or said.
+    """
+
+    def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
+        self.path, self.total, self.batch, self.silent = run / LOG, total, batch, silent
         # a run that goes on forgets what it does again
         last = {"step": step, "validation": step if validated == step else step - 1}
         self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(self.path)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._bar = tqdm(total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self._board = _tensorboard(run)
+        if not silent:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(text)
+            temporary.replace(self.path)
+        self._file = open(os.devnull if silent else self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        hidden = silent or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
+        self._board = None if silent else _tensorboard(run)
         self._told = self._before = time.perf_counter()
         self._told_step = step
 
@@ -39,7 +45,7 @@ class Log:
         self._before = now
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {self._rate():.2f} images/s", refresh=False)
         self._bar.update(step - self._bar.n)
-        if self._bar.disable and (now - self._told >= PLAIN_SECONDS or step == self.total or step == 1):
+        if self._bar.disable and not self.silent and (now - self._told >= PLAIN_SECONDS or step == self.total or step == 1):
             pace = (now - self._told) / max(step - self._told_step, 1)
             left = "" if step < 3 else f", {_clock((self.total - step) * pace)} left"
             print(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}", flush=True)
@@ -57,7 +63,8 @@ class Log:
 
     def say(self, text: str) -> None:
         """A line that does not tear the bar."""
-        self._bar.write(text) if not self._bar.disable else print(text, flush=True)
+        if not self.silent:
+            self._bar.write(text) if not self._bar.disable else print(text, flush=True)
 
     def close(self) -> None:
         self._bar.close()

@@ -2,28 +2,29 @@
 
 start     lock the folder, gather cases, build the network, take up the newest sound state
 step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
-due       read the last numbers → save → validate → keep the best → note it in what was saved
+due       read the last numbers → save in the background → validate → keep the best → note it in what was saved
 signal    finish the step → save → leave
+
+Several processes go through it side by side. Whatever decides the way is the same number in all of them.
 """
 
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from swinunetr_jax import InputError, parallel
-from train import checkpoints, pictures
+from train import checkpoints, pictures, processes
 from train.config import Recipe
 from train.data import batches
 from train.report import write_report
 from train.start import Run, start
-from train.validation import Scores, validate
+from train.validation import Interrupted, Scores, validate
 
 SAVE_SECONDS = 20 * 60.0
 
@@ -45,69 +46,98 @@ def train(recipe: Recipe, *, resume: bool = False) -> float:
     """
     recipe.check()
     recipe = recipe.absolute()
-    with checkpoints.locked(recipe.out):
+    leads = processes.is_leader()
+    with checkpoints.locked(recipe.out) if leads else nullcontext():
         run = start(recipe, recipe.out, resume=resume)
         try:
             with _signals() as stop:
                 _advance(run, stop)
         finally:
             run.log.close()
-        write_report(run.folder, run.log.rows)
-        _farewell(run)
+        if leads:
+            write_report(run.folder, run.log.rows)
+            _farewell(run)
         return run.progress.best_score or 0.0
 
 
+@dataclass
+class Saver:
+    """Saves the run's state, in the background; `step` is the one that was saved last."""
+
+    run: Run
+    step: int
+    at: float = field(default_factory=time.monotonic)
+    writer: checkpoints.Writer = field(default_factory=checkpoints.Writer)
+
+    def due(self) -> bool:
+        every = self.run.recipe.save_every
+        return (every is not None and self.run.progress.step % every == 0) or time.monotonic() - self.at > SAVE_SECONDS
+
+    def save(self) -> None:
+        run, self.at = self.run, time.monotonic()
+        if run.progress.step == self.step:
+            return
+        self.step = run.progress.step
+        if processes.is_leader():
+            state = checkpoints.snapshot(run.layout.one(run.state))
+            options = run.progress, run.training.config, run.cases.task
+            self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
+        run.log.resumed()
+
+
 def _advance(run: Run, stop: "Stop") -> None:
-    recipe, total = run.recipe, run.total
-    mesh = parallel.data_mesh(recipe.batch)
-    if mesh.size < jax.device_count():
-        run.log.say(f"a batch of {recipe.batch} uses {mesh.size} of {jax.device_count()} devices; --batch shares it among more")
-    step_of = run.training.compile(mesh if mesh.size > 1 else None)
-    run.state = parallel.replicate(run.state, mesh) if mesh.size > 1 else run.state
-    every = recipe.validation.every or max(total // 10, 1)
+    recipe, total, layout = run.recipe, run.total, run.layout
+    step_of = run.training.compile(layout)
+    every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
+    saver = Saver(run, run.progress.step)
     pending: dict[str, Any] | None = None
-    saved, saved_at = run.progress.step, time.monotonic()
+    stopping = asks = False
     try:
         while True:
             step = run.progress.step
+            if not processes.several():
+                stopping = bool(stop)
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
-            save_due = recipe.save_every is not None and step % recipe.save_every == 0
-            if validation_due or stop or save_due or time.monotonic() - saved_at > SAVE_SECONDS:
+            if validation_due or stopping or saver.due():
                 pending = _read(run, pending)
-                if step > saved:
-                    _save(run)
-                    saved, saved_at = step, time.monotonic()
-                if validation_due and not stop:
-                    _validate(run, stop)
-            if stop:
-                raise Stopped(stop.number)
-            patience = recipe.validation.patience
+                saver.save()
+                if validation_due and not stopping:
+                    stopping = not _validate(run, saver.writer, stop)
+            if stopping:
+                saver.writer.wait()
+                raise Stopped(stop.number or signal.SIGTERM)
             if step == total or (patience and run.progress.since_best >= patience):
                 if step < total:
                     run.log.say(f"no better score in {patience} validations: stopped after step {step} of {total}")
+                saver.writer.wait()
                 return
             if step == 0:
                 run.log.say("compiling the training step …")
+            names = data.names()
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            shared = parallel.divide({name: batch[name] for name in ("image", "label")}, mesh)
+            shared = layout.divide({name: batch[name] for name in ("image", "label")})
             run.state, metrics = step_of(run.state, shared["image"], shared["label"])
             run.progress = replace(run.progress, step=step + 1)
+            asked_before, asks = asks, parallel.any_process(bool(stop))
+            if processes.several():  # read one step late like all numbers: all of them stop after the same step
+                stopping = bool(asked_before)
             _read(run, pending)
-            names = [run.cases.train[index].name for index in batch["case"].tolist()]
+            saver.writer.check()
             pending = {"step": step + 1, "metrics": metrics, "wait": waited, "names": names}
     finally:
         data.close()
+        saver.writer.close()
 
 
 def _read(run: Run, pending: dict[str, Any] | None) -> None:
     """The numbers of a dispatched step, into the log. Raises InputError if its loss is not finite."""
     if pending is None:
         return
-    values = {name: float(value) for name, value in pending["metrics"].items()}
+    values = {name: float(value) for name, value in run.layout.one(pending["metrics"]).items()}
     if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
         raise InputError(
             f"step {pending['step']}: the loss is {values['loss']:g} and its gradient {values['grad_norm']:g}, on "
@@ -117,60 +147,59 @@ def _read(run: Run, pending: dict[str, Any] | None) -> None:
     run.log.step(pending["step"], values | {"wait": round(pending["wait"], 4)})
 
 
-def _save(run: Run) -> None:
-    checkpoints.save(run.folder, run.state, run.progress, run.training.config, run.cases.task, keep=run.recipe.keep)
-    run.log.resumed()
-
-
-def _validate(run: Run, stop: "Stop") -> None:
-    """Scores the network and keeps it if it is the best so far; a stop in between leaves the score undone."""
+def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
+    """Scores the network and keeps it if it is the best so far; False where a stop in between leaves that undone."""
 
     def look(done: int, windows: int) -> None:
         if stop:
-            raise _Interrupted
+            raise Interrupted
 
-    progress, started = run.progress, time.perf_counter()
+    progress, network, started = run.progress, run.layout.one(run.state.network), time.perf_counter()
     try:
         scores = validate(
             run.training.config,
-            parallel.on_one(run.state.network),
+            network,
             run.cases.validation,
             run.cases.task,
             run.recipe.validation,
             look,
+            depth=run.recipe.devices.depth,
         )
-    except _Interrupted:
-        return
+    except Interrupted:
+        return False
     seconds, score = time.perf_counter() - started, scores.mean
     better = progress.best_score is None or score > progress.best_score
+    run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
-        checkpoints.save_best(run.folder, run.state, run.training.config, run.cases.task)
-        changes = {"best_score": score, "best_step": progress.step, "since_best": 0}
-    else:
-        changes = {"since_best": progress.since_best + 1}
-    run.progress = replace(progress, validated=progress.step, **changes)
+        run.progress = replace(run.progress, best_score=score, best_step=progress.step)
     each = ", ".join(f"{name} {value:.3f}" for name, value in scores.by_output.items())
     mark = "best so far" if better else f"best {run.progress.best_score:.4f} at step {run.progress.best_step}"
+    if processes.is_leader():
+        writer.wait()
+        if better:
+            checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
     run.log.validation(
         progress.step,
         {"score": score, "dice": scores.by_output, "cases": {one.case.name: one.dice for one in scores.cases}, "took": seconds},
         f"step {progress.step}/{run.total}  validation Dice {score:.4f} ({each}), {mark}; {seconds:.0f} s",
     )
+    if not processes.is_leader():
+        return True
     checkpoints.note(run.folder, run.progress)
     try:
         _draw(run, scores, better)
     except OSError as error:  # a picture is no reason to end a run
         run.log.say(f"warning: {error.filename or run.folder}: no picture was drawn ({error.strerror or error})")
     run.log.resumed()
+    return True
 
 
 def _draw(run: Run, scores: Scores, better: bool) -> None:
     pictures.write_progress(run.folder / "progress.png", run.log.rows, run.total)
-    pictures.write_comparison(run.folder / "validation.png", scores.cases[:4], run.cases.task)
+    pictures.write_comparison(run.folder / "validation.png", scores.first, run.cases.task)
     if better:
-        ranked = scores.ranked
-        pictures.write_comparison(run.folder / "worst.png", ranked[:2], run.cases.task)
-        pictures.write_comparison(run.folder / "best.png", ranked[:-3:-1], run.cases.task)
+        pictures.write_comparison(run.folder / "worst.png", scores.worst, run.cases.task)
+        pictures.write_comparison(run.folder / "best.png", scores.best, run.cases.task)
 
 
 def _farewell(run: Run) -> None:
@@ -184,10 +213,6 @@ def _farewell(run: Run) -> None:
         f"segment with it:   swinunetr predict -i {data} -o {run.folder / 'predictions'} -m {run.folder}\n"
         f"score the result:  swinunetr evaluate {run.folder / 'predictions'} {data}"
     )
-
-
-class _Interrupted(Exception):
-    """Ends a validation from within its progress."""
 
 
 class Stop:

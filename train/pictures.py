@@ -13,7 +13,7 @@ from swinunetr_jax import Task
 from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.report import colours_of, grey_levels, painted
-from train.validation import CaseScore
+from train.validation import CaseScore, whole
 
 SMOOTHING = 0.9
 
@@ -57,9 +57,10 @@ def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> Non
     colours = colours_of(task)
     for row, score in zip(axes, scores):
         case = score.case
-        image = score.image[..., 0] if task.window is None else scale_window(score.image[..., 0], *task.window)
+        image, reference = whole(case)
+        image = image[..., 0] if task.window is None else scale_window(image[..., 0], *task.window)
         image, affine, _ = reorient(image, case.affine, "LAS")
-        reference = reorient(score.reference, case.affine, "LAS")[0]
+        reference = reorient(reference, case.affine, "LAS")[0]
         prediction = reorient(score.prediction, case.affine, "LAS")[0]
         counts = ((reference > 0) | (prediction > 0)).sum((0, 1))
         at = int(counts.argmax()) if counts.any() else image.shape[2] // 2

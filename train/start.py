@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, __version__, open_checkpoint
+from swinunetr_jax import InputError, SwinUNETRConfig, __version__, open_checkpoint, parallel
 from swinunetr_jax.data.channels import channel_key
-from train import checkpoints
+from swinunetr_jax.parallel import Layout
+from train import checkpoints, processes
 from train.checkpoints import Progress
 from train.config import Recipe
 from train.data import Cases, gather
@@ -22,8 +23,8 @@ from train.step import State, Training
 from train.validation import CONVENTION
 
 DESCRIPTION = "run.json"
-# What may change when a run goes on: it changes no number.
-FREE = ("data", "cache", "out", "workers", "keep", "save_every")
+# What may change when a run goes on: it changes no number, or, as devices do, none beyond rounding.
+FREE = ("data", "cache", "out", "workers", "keep", "save_every", "devices")
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Run:
     folder: Path
     cases: Cases
     training: Training
+    layout: Layout
     state: State
     progress: Progress
     log: Log
@@ -59,6 +61,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     if source is not None and not taken_up and not source.exists():
         raise InputError(f"{source} does not exist: name a checkpoint that is there with --init.checkpoint.")
     cases = gather(recipe, folder)
+    if before is not None and before.get("cases", cases.names) != cases.names:
+        raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     steps = recipe.total_steps(len(cases.train))
     weights = None
     if taken_up:
@@ -68,20 +72,46 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     config.check_spatial(cases.task.roi)
     cases.task.check(config)
     training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed)
-    found = checkpoints.restore(folder, training.like(), config) if resume else None
+    layout = _layout(recipe)
+    found = _restore(folder, training) if resume else None
     state, progress, warnings = found or (training.init(weights or training.random_weights()), Progress(), [])
-    _describe(folder, recipe, cases, training, before, progress.step)
-    log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated)
+    leads = processes.is_leader()
+    if leads:
+        _describe(folder, recipe, cases, training, before, progress.step)
+    log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
     for warning in warnings:
         log.say(f"warning: {warning}")
     where = f"going on after step {progress.step}" if found else "from the start"
-    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}" if jax.device_count() > 1 else jax.devices()[0].device_kind
+    device = f"{layout.size} × {jax.devices()[0].device_kind}" if layout.size > 1 else jax.devices()[0].device_kind
+    if processes.several():
+        device += f" of {jax.process_count()} processes"
     count = sum(np.size(value) for value in jax.tree.leaves(state.params))
     log.say(
         f"{len(cases.train)} training and {len(cases.validation)} validation cases; {count / 1e6:.1f} M parameters, crops of "
         f"{'×'.join(map(str, cases.task.roi))}, {recipe.batch} a step, {steps} steps on {device}, {where}"
     )
-    return Run(recipe, folder, cases, training, state, progress, log)
+    if layout.size < jax.device_count():
+        log.say(f"a batch of {recipe.batch} uses {layout.size} of {jax.device_count()} devices; --batch shares it among more")
+    return Run(recipe, folder, cases, training, layout, layout.replicate(state), progress, log)
+
+
+def _layout(recipe: Recipe) -> Layout:
+    """How the batch is shared, by all devices there are."""
+    mesh = parallel.device_mesh(recipe.batch, recipe.devices.depth)
+    return parallel.Mapped(tuple(mesh.devices.flat)) if recipe.devices.pmap else parallel.Jitted(mesh)
+
+
+def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:
+    """The newest sound state; the leader looks first, so that what it sets aside is out of the others' way."""
+    like, config = training.like(), training.config
+    found = checkpoints.restore(folder, like, config) if processes.is_leader() else None
+    processes.barrier("the newest sound state is found")
+    if not processes.is_leader():
+        found = checkpoints.restore(folder, like, config)
+    steps = processes.gather(np.array(found[1].step if found else 0))
+    if len(set(steps.tolist())) > 1:
+        raise InputError(f"the processes see other states in {folder}: its folder must be the same one for all of them.")
+    return found
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -129,8 +159,9 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, n
     found = open_checkpoint(
         init.checkpoint, encoder_only=init.encoder_only, adapt_channels=init.adapt_channels, seed=recipe.seed, **fields
     )
-    print(found.report)
-    print(f"the network is that of {init.checkpoint}, {found.config.feature_size} features")
+    if processes.is_leader():
+        print(found.report)
+        print(f"the network is that of {init.checkpoint}, {found.config.feature_size} features")
     if (found.config.in_channels, found.config.out_channels) != (cases.in_channels, outputs):
         raise InputError(
             f"{init.checkpoint} takes {found.config.in_channels} channels and has {found.config.out_channels} outputs, the data have "
@@ -145,12 +176,10 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, n
 
 
 def _describe(folder: Path, recipe: Recipe, cases: Cases, training: Training, before: dict[str, Any] | None, step: int) -> None:
-    """All that is needed to go on, and to know later what was done. Going on with other cases is refused."""
+    """All that is needed to go on, and to know later what was done."""
     versions = {"swinunetr_jax": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
     part = {"after_step": step, "versions": versions, "device": jax.devices()[0].device_kind}
-    if before is not None and before.get("cases", cases.names) != cases.names:
-        raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     values = {
         "recipe": recipe.to_dict(),
         "cases": cases.names,

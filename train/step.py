@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options, parallel
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
 from swinunetr_jax.compiler import in_order
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.parallel import Layout
 from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
 from train.config import Optim
 from train.optim import ema_decay, learning_rate, optimizer
@@ -68,26 +68,39 @@ class Training:
         average = {} if self.optim.ema is None else jax.tree.map(jnp.copy, params)
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
 
-    def compile(self, mesh: Mesh | None = None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    def compile(self, layout: Layout | None = None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
 
-        With a mesh its devices share the batch; the numbers are those of one device. Runs that differ in nothing but their data, as
-        folds do, share one program.
+        With a layout states, batches and metrics lie on devices as it says; the numbers are those of one device. Runs that differ in
+        nothing but their data, as folds do, share one program.
         """
-        return _compiled(self, mesh)
+        return _compiled(self, layout)
 
-    def step(self, state: State, image: Array, label: Array) -> tuple[State, dict[str, Array]]:
-        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate."""
+    def step(
+        self,
+        state: State,
+        image: Array,
+        label: Array,
+        *,
+        average: Callable[[Any], Any] = lambda tree: tree,
+        share: Array | None = None,
+    ) -> tuple[State, dict[str, Array]]:
+        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate.
+
+        Args:
+            average, share: where each device runs the step on its own samples, the mean over devices and the number of this one.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        (loss, stats), gradients = self._gradients(state.params, state.stats, image, label, key)
+        key = key if share is None else jax.random.fold_in(key, share)
+        (loss, stats), gradients = average(self._gradients(state.params, state.stats, image, label, key))
         gradients = in_order(gradients)
         updates, opt = optimizer(self.optim, self.steps).update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average:
+        kept = state.average
+        if kept:
             decay = ema_decay(self.optim.ema, state.step)
-            average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
-        new = State(state.step + 1, params, stats, opt, average)
+            kept = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), kept, params)
+        new = State(state.step + 1, params, stats, opt, kept)
         rate = jnp.asarray(learning_rate(self.optim, self.steps)(state.step), jnp.float32)
         return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": rate}
 
@@ -118,14 +131,7 @@ class Training:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training, mesh: Mesh | None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
-    if mesh is None:
+def _compiled(training: Training, layout: Layout | None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    if layout is None:
         return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
-    whole, shared = parallel.replicated(mesh), parallel.by_sample(mesh)
-    return jax.jit(
-        training.step,
-        in_shardings=(whole, shared, shared),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-    )
+    return layout.compile(training.step, compiler_options())

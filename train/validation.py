@@ -1,8 +1,9 @@
 """Whole validation scans through the library's sliding window, and their Dice: what `predict --crop` and `evaluate` give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from swinunetr_jax import SwinUNETRConfig, Task
@@ -11,21 +12,27 @@ from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.metrics import dice, masks
 from swinunetr_jax.weights.params import build
+from train import processes
 from train.config import Validation
 from train.step import Weights
 
 CONVENTION = "brats"  # an empty reference counts 1 where the prediction is empty too, else 0
 
 
+FIRST, EXTREMES = 4, 2  # cases that are drawn: the first ones, the best and the worst
+
+
+class Interrupted(Exception):
+    """Ends a validation from within its progress."""
+
+
 @dataclass(frozen=True)
 class CaseScore:
-    """Dice of each output of one case; scan [x, y, z, c], reference and prediction [x, y, z] on the task's whole grid."""
+    """Dice of each output of one case; of those that are drawn, also the prediction uint8 [x, y, z] on the task's whole grid."""
 
     case: PreparedCase
     dice: dict[str, float]
-    image: np.ndarray
-    reference: np.ndarray
-    prediction: np.ndarray
+    prediction: np.ndarray | None = None
 
     @property
     def mean(self) -> float:
@@ -47,9 +54,28 @@ class Scores:
         return {name: float(np.mean([case.dice[name] for case in self.cases])) for name in self.cases[0].dice}
 
     @property
-    def ranked(self) -> list[CaseScore]:
+    def first(self) -> list[CaseScore]:
+        return list(self.cases[:FIRST])
+
+    @property
+    def worst(self) -> list[CaseScore]:
         """Worst first."""
-        return sorted(self.cases, key=lambda case: case.mean)
+        return [self.cases[index] for index in _ranked({index: case.mean for index, case in enumerate(self.cases)})[:EXTREMES]]
+
+    @property
+    def best(self) -> list[CaseScore]:
+        """Best first."""
+        return [self.cases[i] for i in _ranked({i: case.mean for i, case in enumerate(self.cases)})[: -EXTREMES - 1 : -1]]
+
+
+def _ranked(means: Mapping[int, float]) -> list[int]:
+    """Numbers of cases, worst first."""
+    return sorted(means, key=lambda index: (means[index], index))
+
+
+def _drawn(means: Mapping[int, float]) -> set[int]:
+    ranked = _ranked(means)
+    return {index for index in means if index < FIRST} | {*ranked[:EXTREMES], *ranked[-EXTREMES:]}
 
 
 def validate(
@@ -59,21 +85,47 @@ def validate(
     task: Task,
     options: Validation,
     progress: Callable[[int, int], None],
+    depth: int = 1,
 ) -> Scores:
-    """Segments and scores the cases.
+    """Segments and scores the cases; several processes share them, and all get all scores.
 
     Args:
-        network: weights by dotted path.
-        progress: called with windows done and windows in all of the case at hand; what it raises comes through.
+        network: weights by dotted path, on this process's first device.
+        progress: called with windows done and windows in all of the case at hand. Where it raises Interrupted in one process, all do.
+        depth: devices of this process that share each window.
     """
     segmenter = Segmenter(
-        [build(config, network)], task, overlap=options.overlap, blend=options.blend, batch=options.batch, crop=can_crop(task)
+        [build(config, network)],
+        task,
+        overlap=options.overlap,
+        blend=options.blend,
+        batch=options.batch,
+        crop=can_crop(task),
+        depth=depth,
     )
+    names = [output.name for output in task.outputs if output.value]
+    dice, predictions, interrupted = np.full((len(cases), len(names)), np.nan), {}, False
+    process, count = jax.process_index(), jax.process_count()
+    try:
+        for index in range(process, len(cases), count):
+            image, reference = whole(cases[index])
+            labels, _, _ = segmenter.run(normalized(image, task), progress=progress)
+            dice[index] = [case_dice(labels, reference, task)[name] for name in names]
+            predictions[index] = labels
+            drawn = _drawn({done: dice[done].mean() for done in range(process, index + 1, count)})
+            predictions = {done: labels for done, labels in predictions.items() if done in drawn}
+    except Interrupted:
+        interrupted = True
+    if processes.gather(np.array(interrupted)).any():
+        raise Interrupted
+    dice = np.array([row[index % count] for index, row in enumerate(processes.gather(dice).swapaxes(0, 1))])
     scores = []
-    for case in cases:
-        image, reference = whole(case)
-        labels, _, _ = segmenter.run(normalized(image, task), progress=progress)
-        scores.append(CaseScore(case, case_dice(labels, reference, task), image, reference, labels))
+    drawn = _drawn({index: row.mean() for index, row in enumerate(dice)})
+    for index, case in enumerate(cases):
+        labels = None
+        if index in drawn:
+            labels = processes.from_process(predictions.get(index, np.zeros(case.shape, np.uint8)), index % count)
+        scores.append(CaseScore(case, dict(zip(names, dice[index].tolist())), labels))
     return Scores(tuple(scores))
 
 

@@ -42,6 +42,10 @@ class Predict:
     """Average over mirrored windows too, 8 times the work."""
     crop: bool = False
     """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
+    whole: bool = False
+    """Let the network see the whole scan at once instead of windows."""
+    depth: int = 1
+    """Devices that share each window, or the whole scan, divided along its first axis: for what does not fit into one's memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
@@ -76,22 +80,23 @@ class Predict:
             batch=self.batch,
             mirror=self.mirror,
             crop=self.crop,
+            whole=self.whole,
+            depth=self.depth,
         )
         precision = self.precision or jax.config.jax_default_matmul_precision
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
             "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
             "task": tasks[0].to_dict(),
-            "roi": segmenter.roi,
+            "roi": "whole" if self.whole else segmenter.roi,
             "overlap": self.overlap,
             "blend": self.blend,
             "mirror": self.mirror,
             "crop": self.crop,
             "precision": precision,
         }
-        print(
-            f"{len(cases)} case{'s' * (len(cases) != 1)}, windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
-        )
+        how = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
+        print(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'each seen whole' if self.whole else how}")
         with jax.default_matmul_precision(precision):
             failed = predict_cases(
                 segmenter,

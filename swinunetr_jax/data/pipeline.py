@@ -106,6 +106,11 @@ class TrainingData:
         first = (self._step if step is None else step) * self.batch + self.process * share
         return [self._order[n] for n in range(first, first + share)]
 
+    def names(self) -> list[str]:
+        """The cases of the next batch, all processes' shares together."""
+        first = self._step * self.batch
+        return [self.cases[self._order[n]].name for n in range(first, first + self.batch)]
+
     def get_state(self) -> dict[str, int]:
         """For `set_state` of any other pipeline of the same cases, transforms, batch and seed."""
         return {"step": self._step}

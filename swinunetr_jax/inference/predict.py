@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
+from swinunetr_jax import parallel
 from swinunetr_jax.compiler import compiler_options
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.cases import Case
@@ -48,6 +50,8 @@ class Segmenter:
         mirror: also run every window mirrored along all combinations of axes, and average the logits (8 times the work).
         crop: look only inside the box of voxels that are not background, zero in every prepared channel; all around it is background.
             Fewer windows, at other places than without.
+        whole: the network sees the whole scan at once, filled up with zeros to the sizes it takes, instead of windows.
+        depth: this process's devices that share each window, divided along its first axis.
 
     Raises:
         InputError: an argument out of range, networks that do not fit the task, or a crop where no class is background.
@@ -64,6 +68,8 @@ class Segmenter:
         batch: int = 1,
         mirror: bool = False,
         crop: bool = False,
+        whole: bool = False,
+        depth: int = 1,
     ):
         for model in models:
             if model.config.spatial_dims != 3:
@@ -78,6 +84,8 @@ class Segmenter:
         models[0].config.check_spatial(self.roi)
         if blend not in BLENDS:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
+        if whole and roi is not None:
+            raise InputError(f"the whole scan at once has no windows, and the roi {roi} is one: give one of the two.")
         if batch < 1:
             raise InputError(f"the batch must be at least 1, got {batch}.")
         if not 0 <= overlap < 1:
@@ -86,15 +94,25 @@ class Segmenter:
             names = ", ".join(output.name for output in task.outputs)
             raise InputError(f"a crop leaves background around it, and none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
+        self.whole, self.depth = whole, depth
         self.in_channels = models[0].config.in_channels
         axes = (1, 2, 3)
         flips = [c for n in range(4) for c in itertools.combinations(axes, n)] if mirror else [()]
-        self._networks = [_network(model) for model in models]
+        mesh = parallel.device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
+        self._networks = [_network(model, mesh) for model in models]
         self._flips = flips
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """Where the windows lie on a volume of this shape."""
-        return Plan.of(shape, self.roi, self.overlap)
+        return Plan.of(shape, self._whole_roi(shape) if self.whole else self.roi, self.overlap)
+
+    def _whole_roi(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One window that holds the volume; evenly divided on all levels of the network where devices share it."""
+        multiples = (SIZE_MULTIPLE * self.depth, SIZE_MULTIPLE, SIZE_MULTIPLE)
+        roi = [-(-size // multiple) * multiple for size, multiple in zip(shape, multiples)]
+        if all(size == SIZE_MULTIPLE for size in roi):  # the one size that is too small
+            roi[-1] *= 2
+        return tuple(roi)
 
     def logits(self, patches: jax.Array) -> jax.Array:
         """The ensemble's averaged logits of patches [n, *roi, c]."""
@@ -193,16 +211,20 @@ def _background(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((), np.uint8), np.array(certain, np.float32)
 
 
-def _network(model: SwinUNETR) -> Callable[[jax.Array], jax.Array]:
+def _network(model: SwinUNETR, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
     structure, state = nnx.split(model)
-    run = _compiled(structure)
+    state = state if mesh is None else parallel.everywhere(state, mesh)
+    run = _compiled(structure, mesh)
     return lambda patches: run(state, patches)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(structure: nnx.GraphDef) -> Callable[[nnx.State, jax.Array], jax.Array]:
+def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
     # the parameters are an argument, so that networks of one structure share one program
-    return jax.jit(lambda state, patches: nnx.merge(structure, state)(patches), compiler_options=compiler_options())
+    def run(state: nnx.State, patches: jax.Array) -> jax.Array:
+        return nnx.merge(structure, state)(patches)
+
+    return jax.jit(run, compiler_options=compiler_options()) if mesh is None else parallel.shared(run, mesh, compiler_options())
 
 
 @functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from swinunetr_jax import parallel
 from swinunetr_jax.ops import attention_cpu, attention_cuda, attention_tpu
 from swinunetr_jax.ops.attention_weights import attention_weights
 from swinunetr_jax.ops.platforms import Form, by_platform
@@ -39,7 +40,8 @@ def window_attention(
     traced = None if ranked is None else jnp.asarray(ranked)
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, traced, drop_rate, key)
-    return (_attention_short if attention_cuda.fits(q, ranked) else _attention)(q, k, v, bias, traced)
+    attention = _attention_short if attention_cuda.fits(q, ranked) else _attention
+    return parallel.by_rows(lambda q, k, v, regions, bias: attention(q, k, v, bias, regions), (q, k, v, traced), (bias,))
 
 
 def ranks(regions: np.ndarray) -> np.ndarray:

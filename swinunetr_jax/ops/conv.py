@@ -7,6 +7,7 @@ on a TPU for large grids that of `conv_tpu`. The 1³ kernel is a matrix product,
 from einops import rearrange
 from jax import Array, lax
 
+from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv_cpu, conv_cuda, conv_tpu, dense_cpu
 from swinunetr_jax.ops import dense as dense_op
 from swinunetr_jax.ops.dense import dense
@@ -30,7 +31,17 @@ def conv(x: Array, kernel: Array) -> Array:
         return _few_channels(x, matrix) if len(matrix) <= conv_cuda.FEW_CHANNELS else dense(x, matrix)
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
-    return (_conv_large if conv_tpu.pays(x.shape, kernel.shape) else _conv)(x, kernel)
+    return parallel.by_slabs(_cube_conv, plane_conv, (x,), (kernel,))[0]
+
+
+def _cube_conv(x: Array, kernel: Array) -> tuple[Array]:
+    """The 3³ kernel, by the size of the grid that one device has."""
+    return ((_conv_large if conv_tpu.pays(x.shape, kernel.shape) else _conv)(x, kernel),)
+
+
+def plane_conv(plane: Array, kernel: Array, tap: int) -> Array:
+    """What a plane [b, h, w, c_in] gives through one plane of a 3³ kernel: [b, h, w, c_out]."""
+    return plain(plane, kernel[tap])
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from jax import Array
 
+from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv as conv_op
 from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda, up_conv_tpu
 from swinunetr_jax.ops.platforms import Form, by_platform
@@ -30,8 +31,19 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
     """
     if x.ndim != 5:
         return plain(x, skip, up, kernel, shortcut)
+    return parallel.by_slabs(_of_grids, _of_planes, (x, skip), (up, kernel, shortcut))
+
+
+def _of_grids(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
+    """By the size of the grids that one device has."""
     pays = up_conv_cpu.pays(x.shape, up.shape, kernel.shape), up_conv_tpu.pays(skip.shape, kernel.shape)
     return _up_conv(*pays)(x, skip, up, kernel, shortcut)
+
+
+def _of_planes(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array, tap: int) -> Array:
+    """What a coarse plane and the plane of the skip at its near side give through the kernel's first (0) or last (2) plane."""
+    fine, u = upsample(x, up[1 if tap == 0 else 0]), up.shape[-1]
+    return conv_op.plane_conv(fine, kernel[..., :u, :], tap) + conv_op.plane_conv(skip, kernel[..., u:, :], tap)
 
 
 def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
