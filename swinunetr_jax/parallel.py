@@ -33,7 +33,14 @@ class Layout(Protocol):
         """Devices in use."""
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        """The step (state, image, label) -> (state, metrics) for states and batches that lie so; the state is donated."""
+        """The step as (state, image, label, flags) -> (state, metrics) for states and batches that lie so; the state is donated.
+
+        The metric "flag" tells whether any process raised its flag. It is in the step's program, since collective operations of
+        two programs may meet in another order in another process.
+        """
+
+    def flags(self, flag: bool) -> Array:
+        """This process's flag, for the step."""
 
     def replicate(self, tree: T) -> T:
         """A state on the host or on one device, put whole on every device."""
@@ -80,13 +87,24 @@ class Jitted:
         return self.mesh.size
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        whole, shared = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec(DATA, DEPTH)))
+        def flagged(state: Any, image: Array, label: Array, flags: Array) -> tuple[Any, dict[str, Array]]:
+            state, metrics = step(state, image, label)
+            return state, metrics | {"flag": flags.sum() > 0}
+
+        specs = PartitionSpec(), PartitionSpec(DATA, DEPTH), PartitionSpec((DATA, DEPTH))
+        whole, shared, each = (NamedSharding(self.mesh, spec) for spec in specs)
         return jax.jit(
-            within(self.mesh, step),
-            in_shardings=(whole, shared, shared),
+            within(self.mesh, flagged),
+            in_shardings=(whole, shared, shared, each),
             out_shardings=(whole, whole),
             donate_argnums=0,
             compiler_options=dict(options),
+        )
+
+    def flags(self, flag: bool) -> Array:
+        own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+        return jax.make_array_from_process_local_data(
+            NamedSharding(self.mesh, PartitionSpec((DATA, DEPTH))), np.full(own, flag, np.int32)
         )
 
     def replicate(self, tree: T) -> T:
@@ -120,10 +138,14 @@ class Mapped:
         return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        def own(state: Any, image: Array, label: Array) -> tuple[Any, dict[str, Array]]:
-            return step(state, image, label, average=lambda tree: lax.pmean(tree, DATA), share=lax.axis_index(DATA))
+        def own(state: Any, image: Array, label: Array, flag: Array) -> tuple[Any, dict[str, Array]]:
+            new, metrics = step(state, image, label, average=lambda tree: lax.pmean(tree, DATA), share=lax.axis_index(DATA))
+            return new, metrics | {"flag": lax.psum(flag, DATA) > 0}
 
         return jax.pmap(own, axis_name=DATA, devices=self.devices, donate_argnums=0)
+
+    def flags(self, flag: bool) -> Array:
+        return self._put(np.full(len(self._own), flag, np.int32))
 
     def replicate(self, tree: T) -> T:
         return jax.tree.map(lambda leaf: self._put(np.broadcast_to(leaf, (len(self._own), *np.shape(leaf)))), tree)
@@ -223,19 +245,3 @@ def _dividing_mesh() -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     ours = mesh.axis_names == (DATA, DEPTH) and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if ours and mesh.size > 1 else None
-
-
-def any_process(flag: bool) -> Any:
-    """Whether the flag is set in any process: at once where there is one, else by the devices, to be read later with `bool`."""
-    if jax.process_count() == 1:
-        return flag
-    mesh = Mesh(np.array(jax.devices()), (DATA,))
-    flags = jax.make_array_from_process_local_data(
-        NamedSharding(mesh, PartitionSpec(DATA)), np.full(jax.local_device_count(), flag)
-    )
-    return _any(mesh)(flags)
-
-
-@functools.cache
-def _any(mesh: Mesh) -> Callable[[Array], Array]:
-    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))

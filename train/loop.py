@@ -16,9 +16,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import numpy as np
 
-from swinunetr_jax import InputError, parallel
+from swinunetr_jax import InputError
 from train import checkpoints, pictures, processes
 from train.config import Recipe
 from train.data import batches
@@ -93,7 +94,7 @@ def _advance(run: Run, stop: "Stop") -> None:
     data.set_state({"step": run.progress.step})
     saver = Saver(run, run.progress.step)
     pending: dict[str, Any] | None = None
-    stopping = asks = False
+    stopping = flag = False
     try:
         while True:
             step = run.progress.step
@@ -102,6 +103,7 @@ def _advance(run: Run, stop: "Stop") -> None:
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
             if validation_due or stopping or saver.due():
                 pending = _read(run, pending)
+                jax.block_until_ready(run.state)  # all of the step, not its numbers alone
                 saver.save()
                 if validation_due and not stopping:
                     stopping = not _validate(run, saver.writer, stop)
@@ -120,11 +122,11 @@ def _advance(run: Run, stop: "Stop") -> None:
             batch = next(data)
             waited = time.perf_counter() - asked
             shared = layout.divide({name: batch[name] for name in ("image", "label")})
-            run.state, metrics = step_of(run.state, shared["image"], shared["label"])
+            run.state, metrics = step_of(run.state, shared["image"], shared["label"], layout.flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
-            asked_before, asks = asks, parallel.any_process(bool(stop))
+            raised, flag = flag, metrics.pop("flag")
             if processes.several():  # read one step late like all numbers: all of them stop after the same step
-                stopping = bool(asked_before)
+                stopping = bool(layout.one(raised))
             _read(run, pending)
             saver.writer.check()
             pending = {"step": step + 1, "metrics": metrics, "wait": waited, "names": names}
@@ -168,12 +170,13 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     except Interrupted:
         return False
     seconds, score = time.perf_counter() - started, scores.mean
-    better = progress.best_score is None or score > progress.best_score
+    better = bool(np.isfinite(score)) and (progress.best_score is None or score > progress.best_score)
     run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
     each = ", ".join(f"{name} {value:.3f}" for name, value in scores.by_output.items())
-    mark = "best so far" if better else f"best {run.progress.best_score:.4f} at step {run.progress.best_step}"
+    before = "none so far" if progress.best_score is None else f"{progress.best_score:.4f} at step {progress.best_step}"
+    mark = "best so far" if better else f"best {before}"
     if processes.is_leader():
         writer.wait()
         if better:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -22,15 +23,24 @@ def write_arrays(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray]) ->
         for part in path:
             node = node.setdefault(part, {})
         node[leaf] = np.asarray(array)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute(), tree)
 
 
 def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """The reverse of `write_arrays`. Raises what Orbax raises."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         tree = checkpointer.restore(Path(folder).absolute())
     return {name: np.asarray(value) for name, value in _flatten(tree).items()}
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Of this process alone: without being told, Orbax waits for all processes of a pod."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def file_digests(root: str | os.PathLike, folder: str = "") -> dict[str, str]:
