@@ -1,58 +1,186 @@
-"""Training on several devices gives the numbers of one. Four CPU devices, in a process of their own."""
+"""Devices that share batches and volumes give the numbers of one. Eight CPU devices, in a process of their own."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from swinunetr_jax import SwinUNETRConfig, Task, parallel
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, parallel
+from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.weights.params import build, flatten
 
 ROOT = Path(__file__).parents[1]
-DEVICES, STEPS = 4, 5
+DEVICES, STEPS = 8, 5
+FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
+CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
+ONE, SOME = "jit 1x1", ("jit 4x1", "jit 2x2", "pmap 4")
+ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
+
+
+def elsewhere(what: str, *args: str) -> dict:
+    """What a function of this file returns in a process with eight devices."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, what, *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- training
 
 
 @pytest.mark.slow
 def test_five_steps_on_several_devices_are_those_of_one():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    losses = json.loads(done.stdout.splitlines()[-1])
-    assert len(set(losses["1"])) == STEPS
-    for count in ("2", "4"):
-        np.testing.assert_allclose(losses[count], losses["1"], rtol=1e-5)
+    check_losses(elsewhere("losses", "4", ONE, *SOME))
 
 
-def losses_on(count: int) -> list[float]:
-    """Five steps with stochastic depth and an average of the weights."""
+@pytest.mark.long
+def test_five_steps_on_any_number_of_devices_are_those_of_one():
+    check_losses(elsewhere("losses", "8", ONE, *ALL))
+
+
+def check_losses(losses: dict[str, list[float]]) -> None:
+    assert len(set(losses[ONE])) == STEPS
+    for name, values in losses.items():
+        np.testing.assert_allclose(values, losses[ONE], rtol=1e-5, err_msg=name)
+
+
+def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
+    return {name: losses_on(name, int(batch)) for name in layouts}
+
+
+def losses_on(name: str, batch_size: int) -> list[float]:
+    """Five steps with an average of the weights, on a layout such as "jit 2x4" (data x depth)."""
     from train import step
     from train.config import Optim
 
-    step.compiler_options = lambda: {"xla_backend_optimization_level": 0}  # compiling takes longer than running
-    config = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1), dropout_path_rate=0.2)
-    optim = Optim(lr=1e-3, schedule="constant", ema=0.9)
-    training = step.Training(config, Task.classes(2), Loss(kind="dice_ce"), optim, STEPS, seed=0)
-    mesh = parallel.device_mesh(DEVICES, 1, jax.devices()[:count])
-    assert mesh.size == count
-    state, run = parallel.replicate(training.init(training.random_weights()), mesh), training.compile(mesh)
+    step.compiler_options = lambda: FAST
+    training = step.Training(
+        CONFIG, Task.classes(2), Loss(kind="dice_ce"), Optim(lr=1e-3, schedule="constant", ema=0.9), STEPS, seed=0
+    )
+    kind, _, sizes = name.partition(" ")
+    if kind == "pmap":
+        layout = parallel.Mapped(tuple(jax.devices()[: int(sizes)]))
+    else:
+        data, depth = map(int, sizes.split("x"))
+        layout = parallel.Jitted(parallel.device_mesh(batch_size, depth, jax.devices()[: data * depth]))
+        assert layout.mesh.devices.shape == (data, depth)
+    state, run = layout.replicate(training.init(training.random_weights())), training.compile(layout)
     result = []
     for index in range(STEPS):
         rng = np.random.default_rng(index)
-        label = (rng.random((DEVICES, 32, 32, 64)) < 0.3).astype(np.uint8)
+        label = (rng.random((batch_size, 64, 32, 32)) < 0.3).astype(np.uint8)
         image = (rng.normal(size=(*label.shape, 1)) + label[..., None]).astype(np.float32)
-        batch = parallel.divide({"image": image, "label": label}, mesh)
-        assert len(batch["image"].sharding.device_set) == count
-        state, metrics = run(state, batch["image"], batch["label"])
+        batch = layout.divide({"image": image, "label": label})
+        assert len(batch["image"].sharding.device_set) == layout.size
+        state, metrics = run(state, batch["image"], batch["label"], layout.flags(index == 3))
+        metrics = layout.one(metrics)
+        assert bool(metrics["flag"]) == (index == 3)
         result.append(float(metrics["loss"]))
-    assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == count
+    assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == layout.size
     return result
+
+
+# ---- volumes divided along their depth
+
+
+@pytest.mark.slow
+def test_divided_volumes_give_the_same_logits_gradients_and_labels():
+    found = elsewhere("divided")
+    for name in ("1x2", "1x4", "2x2"):
+        assert found[name]["logits"] < 1e-12 and found[name]["gradient"] < 1e-9, found[name]
+    assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
+
+
+def divided() -> dict:
+    """Differences from one device: of logits and gradients in float64, relative to each tensor's largest; of a whole prediction."""
+    found = {"probabilities": 0.0, "labels that differ": 0}
+    volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
+    model = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
+    task = Task.classes(2)
+    expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
+    found["labels"] = np.unique(expected[0]).tolist()
+    for depth in (2, 4):
+        labels, likely, windows = Segmenter([model], task, whole=True, depth=depth).run(volume, probabilities=True)
+        assert windows == 1
+        found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
+        found["labels that differ"] += int((labels != expected[0]).sum())
+
+    jax.config.update("jax_enable_x64", True)
+    config = CONFIG.replace(dtype="float64", param_dtype="float64", depths=(2, 1, 1, 1))
+    weights = flatten(SwinUNETR(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    x, factors = rng.normal(size=(2, 64, 32, 32, 1)), rng.normal(size=(2, 64, 32, 32, 2))
+
+    def loss(weights: dict, x: jax.Array, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = build(config, weights)(x)
+        return (jax.numpy.square(logits) * factors).mean(), logits
+
+    results = {}
+    for data, depth in ((1, 1), (1, 2), (1, 4), (2, 2)):
+        layout = parallel.Jitted(parallel.device_mesh(2, depth, jax.devices()[: data * depth]))
+        function = parallel.within(layout.mesh, jax.value_and_grad(loss, has_aux=True))
+        batch = layout.divide({"x": x, "factors": factors})
+        (_, logits), gradient = jax.jit(function, compiler_options=FAST)(layout.replicate(weights), batch["x"], batch["factors"])
+        if depth > 1:
+            assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
+        results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradient))]
+    one = results.pop("1x1")
+    for name, others in results.items():
+        apart = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
+        found[name] = {"logits": apart[0], "gradient": max(apart[1:])}
+    return found
+
+
+# ---- which devices
+
+
+def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
+    return [SimpleNamespace(process_index=p, id=p * each + n) for n in range(each) for p in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "depth", "processes", "each", "shape"),
+    [
+        (4, 1, 1, 8, (4, 1)),
+        (3, 1, 1, 8, (3, 1)),
+        (1, 1, 1, 8, (1, 1)),
+        (2, 4, 1, 8, (2, 4)),
+        (1, 3, 1, 8, (1, 3)),
+        (16, 1, 2, 8, (16, 1)),
+        (4, 4, 2, 8, (4, 4)),
+    ],
+)
+def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
+    mesh = parallel.device_mesh(batch, depth, some_devices(processes, each))
+    assert mesh.devices.shape == shape
+    for sample in mesh.devices:  # its devices belong to one process
+        assert len({device.process_index for device in sample}) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "depth", "processes", "each", "said"),
+    [
+        (4, 9, 1, 8, "cannot be divided among 9 of the 8 devices"),
+        (4, 3, 2, 8, "cannot be divided among 3 of the 8 devices"),
+        (4, 1, 2, 4, "a batch of 4 cannot be shared evenly by 8 devices of 2 processes: choose a multiple of 8"),
+        (3, 2, 2, 4, "by 8 devices of 2 processes with 2 for each sample: choose a multiple of 4"),
+    ],
+)
+def test_devices_that_cannot_share(batch, depth, processes, each, said):
+    with pytest.raises(InputError, match=said):
+        parallel.device_mesh(batch, depth, some_devices(processes, each))
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    print(json.dumps({str(count): losses_on(count) for count in (1, 2, 4)}))
+    jax.config.update("jax_default_matmul_precision", "highest")
+    print(json.dumps({"losses": losses, "divided": divided}[sys.argv[1]](*sys.argv[2:])))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -107,8 +108,8 @@ class Segmenter:
         return Plan.of(shape, self._whole_roi(shape) if self.whole else self.roi, self.overlap)
 
     def _whole_roi(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One window that holds the volume; evenly divided on all levels of the network where devices share it."""
-        multiples = (SIZE_MULTIPLE * self.depth, SIZE_MULTIPLE, SIZE_MULTIPLE)
+        """One window that holds the volume and that devices can share."""
+        multiples = (math.lcm(SIZE_MULTIPLE, self.depth), SIZE_MULTIPLE, SIZE_MULTIPLE)
         roi = [-(-size // multiple) * multiple for size, multiple in zip(shape, multiples)]
         if all(size == SIZE_MULTIPLE for size in roi):  # the one size that is too small
             roi[-1] *= 2
