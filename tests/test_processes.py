@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,56 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runner import OPTIONS, ROOT, SECONDS, Runner, free_port, losses
 
 from swinunetr_jax import InputError
 from train import processes
 from train.log import read_rows
 from train.processes import Launch, join
 
-ROOT = Path(__file__).parents[1]
-OPTIONS = (
-    "phantom --batch 2 --folds 2 --roi 32 32 64 --phantom.cases 4 --phantom.size 48 48 32 --network.feature-size 12 "
-    "--network.depths 1 1 1 1 --validation.every 2 --validation.overlap 0 --optim.lr 1e-3"
-).split()
-SECONDS = 300
-
-
-class Runner:
-    """Starts the trainer's processes, and ends those that a failing test leaves."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.started = folder, []
-
-    def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {})
-        begun = []
-        for index in range(count):
-            among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
-            log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process has it
-            command = [sys.executable, ROOT / "tests" / "run_train.py", *arguments, *among]
-            begun.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-            self.started.append(begun[-1])
-        return begun
-
-    def said(self, process: subprocess.Popen) -> str:
-        return (self.folder / f"{self.started.index(process)}.log").read_text()
-
-    def finish(self, begun: list[subprocess.Popen], code: int) -> None:
-        for process in begun:
-            assert process.wait(SECONDS) == code, self.said(process)
-
-    def begin(self, run: Path, *more: str, count: int = 2) -> list[subprocess.Popen]:
-        shared = ("--data", str(self.folder / "data"), "--cache", str(self.folder / "cache"))
-        return self.start(*OPTIONS, *shared, "--out", str(run), *more, count=count)
-
-    def wait_for_step(self, run: Path, step: int) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not any(row["kind"] == "step" and row["step"] >= step for row in read_rows(run)):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in self.started[-2:])
-            time.sleep(0.05)
+VALIDATE = ("--validation.every", "2")
+SRUN = """#!/bin/bash
+shift  # --kill-on-bad-exit=1
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done
+code=0
+for task in 0 1; do wait -n || code=$?; done
+exit $code
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +36,19 @@ def runner(tmp_path_factory) -> Iterator[Runner]:
         process.kill()
 
 
-def losses(run: Path) -> list[float]:
-    rows = [row for row in read_rows(run) if row["kind"] == "step"]
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    return [row["loss"] for row in rows]
-
-
 @pytest.fixture(scope="module")
 def alone(runner) -> Path:
     """Six steps in one process."""
     run = runner.folder / "alone"
-    runner.finish(runner.begin(run, "--steps", "6", count=1), 0)
+    runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, count=1), 0)
     return run
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, alone):
     run = runner.folder / "two"
-    begun = runner.begin(run, "--steps", "6")
-    runner.wait_for_step(run, 2)
+    begun = runner.begin(run, "--steps", "6", *VALIDATE)
+    runner.wait_for_step(begun[0], run, 2)
     begun[1].send_signal(signal.SIGTERM)
     runner.finish(begun, 143)
     stopped = len(losses(run))
@@ -107,8 +66,8 @@ def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, 
 @pytest.mark.slow
 def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
     run = runner.folder / "killed"
-    begun = runner.begin(run, "--steps", "6", "--save-every", "1")
-    runner.wait_for_step(run, 2)
+    begun = runner.begin(run, "--steps", "6", *VALIDATE, "--save-every", "1")
+    runner.wait_for_step(begun[0], run, 2)
     begun[1].kill()
     killed = time.monotonic()
     assert begun[0].wait(SECONDS) not in (0, None)
@@ -118,8 +77,29 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
 
 
 @pytest.mark.slow
+def test_the_slurm_script_trains_on_all_tasks(runner, alone):
+    """Its own command line, with an `srun` that starts two tasks here as SLURM would."""
+    tools, run = runner.folder / "bin", runner.folder / "slurm"
+    tools.mkdir()
+    (tools / "srun").write_text(SRUN)
+    (tools / "python").write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT / "tests" / "run_train.py"} "$@"\n')
+    for file in tools.iterdir():
+        file.chmod(0o755)
+    job = str(free_port() - 61440 + 4096 * 16)  # JAX makes the meeting point's port of the job's number, modulo 4096
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job, "JAX_PLATFORMS": "cpu"}
+    shared = ["--data", runner.folder / "data", "--cache", runner.folder / "cache", "--out", run]
+    script = ["bash", ROOT / "train" / "launch" / "slurm.sh", *OPTIONS, *shared, "--steps", "6", *VALIDATE]
+    done = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 × cpu of 2 processes, from the start" in done.stdout and (run / "report.html").exists()
+    again = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert again.returncode == 0 and "going on after step 6" in again.stdout, again.stdout + again.stderr  # queued again
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_all(runner):
-    begun = runner.begin(runner.folder / "odd", "--steps", "6", "--batch", "3")
+    begun = runner.begin(runner.folder / "odd", "--steps", "6", *VALIDATE, "--batch", "3")
     runner.finish(begun, 2)
     assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.said(begun[0])
 
@@ -129,7 +109,9 @@ def test_who_is_among_several():
     assert not processes._among_several({"SLURM_NTASKS": "4"})  # within an allocation, but not started by srun
     assert not processes._among_several({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"})
     assert processes._among_several({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a[1-4]"})
-    assert processes._among_several({"TPU_WORKER_HOSTNAMES": "a,b"}) and not processes._among_several({"TPU_WORKER_HOSTNAMES": "a"})
+    assert processes._among_several({"TPU_WORKER_HOSTNAMES": "a,b"}) and not processes._among_several(
+        {"TPU_WORKER_HOSTNAMES": "a"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from runner import bytes_of
 
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.inference.predict import Segmenter
@@ -67,13 +68,6 @@ def finished(data, tmp_path_factory) -> Path:
         out = tmp_path_factory.mktemp("runs") / "finished"
         train(recipe(data, out))
     return out
-
-
-def bytes_of(run: Path) -> dict[str, bytes]:
-    """The newest saved state, weights and all the rest."""
-    stored = checkpoints.read_checkpoint(run / "last").params
-    rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
-    return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
 
 
 def looks_of(run: Path) -> list[dict]:
@@ -210,6 +204,16 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, ca
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0, patience=1))) == 0.5
     assert [row["step"] for row in looks_of(tmp_path / "run")] == [1, 2]
     assert "no better score in 1 validations: stopped after step 2 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_score_that_is_no_number_is_never_the_best(data, tmp_path, monkeypatch, capsys):
+    scores = iter([float("nan"), 0.5, float("nan"), 0.4])
+    monkeypatch.setattr(Scores, "mean", property(lambda self: next(scores)))
+    assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0))) == 0.5
+    said = capsys.readouterr().out
+    assert "Dice nan" in said and "best none so far" in said and "best 0.5000 at step 2" in said
+    assert read_rows(tmp_path / "run")[-1]["step"] == 4
 
 
 @pytest.mark.slow

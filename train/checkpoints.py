@@ -54,6 +54,8 @@ def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, t
     target = folder / f"{progress.step:08d}"
     temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old.tmp"
     try:
+        if not run.is_dir():
+            raise FileNotFoundError(f"{run} is gone")  # and with it what a run needs to go on
         shutil.rmtree(temporary, ignore_errors=True)
         network = {name: np.asarray(value) for name, value in state.network.items()}
         write_checkpoint(temporary, config, network, task)

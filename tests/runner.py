@@ -1,0 +1,108 @@
+"""Starts runs of the trainer as processes of their own, on a small phantom, and looks at what they leave."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from train import checkpoints
+from train.log import read_rows
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = [
+    "phantom",
+    "--batch",
+    "2",
+    "--folds",
+    "2",
+    "--roi",
+    "32",
+    "32",
+    "64",
+    "--phantom.cases",
+    "4",
+    "--phantom.size",
+    "48",
+    "48",
+    "32",
+    "--network.feature-size",
+    "12",
+    "--network.depths",
+    "1",
+    "1",
+    "1",
+    "1",
+    "--validation.overlap",
+    "0",
+    "--optim.lr",
+    "1e-3",
+]
+SECONDS = 300
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    """The newest saved state, weights and all the rest."""
+    stored = checkpoints.read_checkpoint(run / "last").params
+    rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
+    return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
+
+
+def losses(run: Path) -> list[float]:
+    rows = [row for row in read_rows(run) if row["kind"] == "step"]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+class Runner:
+    """Starts the trainer's processes, and ends those that a failing test leaves."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.started = folder, []
+
+    def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
+        address = f"localhost:{free_port()}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {})
+        begun = []
+        for index in range(count):
+            among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
+            log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process has it
+            command = [sys.executable, ROOT / "tests" / "run_train.py", *arguments, *among]
+            begun.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            self.started.append(begun[-1])
+        return begun
+
+    def said(self, process: subprocess.Popen) -> str:
+        return (self.folder / f"{self.started.index(process)}.log").read_text()
+
+    def finish(self, begun: list[subprocess.Popen], code: int) -> None:
+        for process in begun:
+            assert process.wait(SECONDS) == code, self.said(process)
+
+    def begin(self, run: Path, *more: str, count: int = 2) -> list[subprocess.Popen]:
+        shared = ("--data", str(self.folder / "data"), "--cache", str(self.folder / "cache"))
+        return self.start(*OPTIONS, *shared, "--out", str(run), *more, count=count)
+
+    def wait_for(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
+        """Until it happened, True, or the process is over, False."""
+        deadline = time.monotonic() + SECONDS
+        while not happened():
+            if process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.said(process)
+            time.sleep(0.01)
+        return True
+
+    def wait_for_step(self, process: subprocess.Popen, run: Path, step: int) -> None:
+        seen = self.wait_for(process, lambda: any(row["kind"] == "step" and row["step"] >= step for row in read_rows(run)))
+        assert seen, self.said(process)

@@ -1,0 +1,204 @@
+"""Whatever happens to a run from outside, it goes on to the bytes of a run to which nothing happened."""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runner import Runner, bytes_of
+
+from swinunetr_jax import InputError
+from train import checkpoints
+from train.checkpoints import Progress
+from train.log import read_rows
+from train.start import read_description
+from train.step import Training
+
+STEPS = "12"
+OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory) -> Iterator[Runner]:
+    runner = Runner(tmp_path_factory.mktemp("faults"))
+    yield runner
+    for process in runner.started:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def finished(runner) -> Path:
+    """A run to which nothing happened."""
+    run = runner.folder / "finished"
+    runner.finish(runner.begin(run, *OFTEN, count=1), 0)
+    return run
+
+
+# ---- killed and signalled
+
+
+@pytest.mark.slow
+def test_killed_in_a_step_and_in_a_save(runner, finished):
+    kill_again_and_again(runner, finished, kills=2, seed=0)
+
+
+@pytest.mark.long
+def test_killed_at_twenty_moments(runner, finished):
+    kill_again_and_again(runner, finished, kills=20, seed=1)
+
+
+def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: int) -> None:
+    """Half of the times within a random time of a start, half while a state is being written; each run is then finished."""
+    rng, done, number = random.Random(seed), 0, 0
+    while done < kills:
+        run, number = runner.folder / f"killed{seed}-{number}", number + 1
+        (process,) = runner.begin(run, *OFTEN, count=1)
+        while True:
+            told = len(read_rows(run))
+            if done % 2:  # a state is being written
+                alive = runner.wait_for(process, lambda: any((run / "checkpoints").glob(".*.tmp")))
+            else:
+                alive = runner.wait_for(process, lambda: len(read_rows(run)) != told)  # noqa: B023 - waits within the loop
+                time.sleep(rng.uniform(0, 2))
+            process.kill()
+            if not alive or process.wait() == 0 or done == kills:
+                break
+            done += 1
+            (process,) = runner.start("--resume", str(run), count=1)
+        if (run / "run.json").exists():
+            runner.finish(runner.start("--resume", str(run), count=1), 0)
+            assert bytes_of(run) == bytes_of(finished)
+            shutil.rmtree(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compilation", "validation"])
+def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
+    run = runner.folder / moment
+    (process,) = runner.begin(run, *OFTEN, count=1)
+    if moment == "compilation":
+        assert runner.wait_for(process, lambda: "compiling the training step" in runner.said(process))
+    else:  # the sixth state is there, and its validation has not been told
+        assert runner.wait_for(process, lambda: (run / "checkpoints" / "00000006").exists())
+    process.send_signal(signal.SIGTERM)
+    runner.finish([process], 143)
+    assert (run / "last" / "training.json").exists() and "go on with" in runner.said(process)
+    runner.finish(runner.start("--resume", str(run), count=1), 0)
+    assert bytes_of(run) == bytes_of(finished)
+
+
+# ---- what was saved is damaged
+
+
+@pytest.fixture
+def stopped(finished, tmp_path) -> tuple[Path, Training]:
+    """A copy of the finished run with its two newest states, and what restores them."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    about = read_description(run)
+    from swinunetr_jax import SwinUNETRConfig, Task
+    from train.config import Recipe
+
+    recipe = Recipe.from_dict(about["recipe"])
+    config, task = SwinUNETRConfig.from_dict(about["network"]), Task.from_dict(about["task"])
+    return run, Training(config, task, recipe.loss, recipe.optim, about["steps"], recipe.seed)
+
+
+def restored(run: Path, training: Training) -> tuple[Progress, list[str]]:
+    _, progress, warnings = checkpoints.restore(run, training.like(), training.config)
+    return progress, warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "deleted"])
+def test_any_file_of_a_state_that_is_damaged(stopped, damage):
+    run, training = stopped
+    newest = (run / "last").resolve()
+    files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
+    assert len(files) > 8
+    for name in files:
+        whole = (newest / name).read_bytes()
+        half = len(whole) // 2
+        if damage == "deleted":
+            (newest / name).unlink()
+        else:
+            flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :] if whole else b"\0"
+            (newest / name).write_bytes({"flipped": flipped, "cut": whole[:half], "emptied": b""}[damage])
+        if damage != "deleted" and (newest / name).read_bytes() == whole:
+            continue
+        progress, (warning,) = restored(run, training)
+        assert progress.step == int(STEPS) - 1, name
+        assert newest.name in warning and f"set aside as damaged-{newest.name}" in warning
+        (newest.with_name(f"damaged-{newest.name}")).rename(newest)
+        (newest / name).write_bytes(whole)
+    assert restored(run, training) == (replace(restored(run, training)[0], step=int(STEPS)), [])
+
+
+@pytest.mark.slow
+def test_folders_that_are_no_states(stopped):
+    run, training = stopped
+    (run / "checkpoints" / "00000099").mkdir()
+    (run / "checkpoints" / "notes").mkdir()
+    shutil.copytree(run / "best", run / "checkpoints" / "00000098")  # a network, but no state
+    progress, warnings = restored(run, training)
+    assert progress.step == int(STEPS)
+    assert [("00000099" in warning, "00000098" in warning) for warning in warnings] == [(True, False), (False, True)]
+    assert (run / "checkpoints" / "notes").is_dir()
+
+
+@pytest.mark.slow
+def test_nothing_sound_is_left(stopped):
+    run, training = stopped
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "training.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds no sound state to go on from: .*00000012.*00000011"):
+        restored(run, training)
+
+
+@pytest.mark.slow
+def test_the_state_of_another_network(stopped):
+    run, training = stopped
+    other = replace(training, config=training.config.replace(in_channels=3))
+    with pytest.raises(InputError, match="state of another network or optimizer") as error:
+        restored(run, other)
+    assert "opt.0.mu.encoder1.conv1.kernel: got (3, 3, 3, 4, 12), expected (3, 3, 3, 3, 12)" in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_vanishes(stopped):
+    run, training = stopped
+    state, progress, _ = checkpoints.restore(run, training.like(), training.config)
+    shutil.rmtree(run)
+    with pytest.raises(InputError, match=r"00000012 cannot be written \(.*run is gone"):
+        checkpoints.save(run, state, progress, training.config, training.task, keep=2)
+    assert not run.exists()
+
+
+def test_a_writer_tells_at_the_next_call_what_failed():
+    def fail() -> None:
+        raise InputError("the disk is full")
+
+    writer = checkpoints.Writer()
+    writer.start(lambda: None)
+    writer.wait()
+    writer.start(fail)
+    with pytest.raises(InputError, match="the disk is full"):
+        writer.wait()
+    writer.wait()  # once
+    writer.start(fail)
+    with pytest.raises(InputError, match="the disk is full"):
+        while True:
+            writer.check()
+    writer.close()
+
+
+def test_a_snapshot_does_not_change_with_the_state():
+    array = np.zeros(3)
+    copy = checkpoints.snapshot({"a": array})
+    array += 1
+    assert not copy["a"].any()

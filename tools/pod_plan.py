@@ -1,0 +1,247 @@
+"""What training on a TPU pod will take, before there is a pod: the real train step, compiled by the TPU compiler for a named topology.
+
+    pip install libtpu                                             # compiles; needs no TPU
+    python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
+    python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --depth 8
+    python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
+
+It is the step of `python -m train`, on the same mesh of data and depth. Memory, operations, collectives and their bytes are those of the
+compiled program; seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) and hide nothing behind them.
+What is expected of fewer chips takes the compiled step of one chip's share and adds the time that its gradients take between chips, by
+a ring on all links at the bandwidth in `LINK_BYTES`: an upper bound, since the compiler sends them while it computes.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about its TPU
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.experimental import topologies
+
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, parallel
+from swinunetr_jax.losses import Loss
+from tools.aot_report import CHIP_BYTES, roofline
+from tools.gpu_program import BYTES
+from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
+from train.config import Optim
+from train.step import Training
+
+# All links of a chip in one direction: 1600 and 3584 Gbit/s both ways, as Google states them.
+LINK_BYTES = {"v5e": 100e9, "v6e": 224e9}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+SIZES = (64, 96, 128, 160, 192, 224, 256)  # of the crops that --fit tries
+
+
+@dataclass
+class Options:
+    """What to plan for."""
+
+    topology: tuple[str, ...] = ("v5e:16x16",)
+    """Chip and grid of chips, such as v5e:16x16 or v6e:4x4."""
+    feature_size: int = 48
+    roi: tuple[int, int, int] = (128, 128, 128)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    batch_per_chip: int = 1
+    """Samples for each chip, or for each group of chips that shares a volume."""
+    depth: int = 1
+    """Chips that share a volume."""
+    remat: bool = False
+    """Recompute blocks in the backward pass."""
+    chips: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """How many chips to expect something of."""
+    fit: bool = False
+    """Look for the largest batch and the largest crop that fit."""
+    out: Path | None = None
+    """Also write the figures as JSON here."""
+
+
+@dataclass
+class Program:
+    """Figures of a compiled step, per chip."""
+
+    topology: str
+    chips: int
+    batch: int
+    depth: int
+    roi: tuple[int, ...]
+    held_bytes: int
+    temporary_bytes: int
+    flops: float
+    schedule_seconds: float
+    roofline_seconds: float
+    collectives: dict[str, tuple[int, int]]
+    """By kind: how many, and the bytes that they give a chip."""
+    gradient_bytes: int
+    compile_seconds: float
+
+    @property
+    def chip(self) -> str:
+        return self.topology.partition(":")[0]
+
+    @property
+    def memory(self) -> int:
+        return self.held_bytes + self.temporary_bytes
+
+
+def compile_step(
+    topology: str, options: Options, *, roi: tuple[int, ...], batch_per_chip: int, chips: int | None = None
+) -> Program:
+    """The train step for a topology, or for the first chips of it.
+
+    Raises:
+        InputError: the topology is not known.
+        jax.errors.JaxRuntimeError: the compiler's, where a chip's memory does not suffice among others.
+    """
+    kind = topology.partition(":")[0]
+    if kind not in CHIP_BYTES or kind not in LINK_BYTES:
+        raise InputError(
+            f"{topology} is of no known chip: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
+        )
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[:chips]
+    except Exception as error:
+        raise InputError(f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed?") from error
+    config = SwinUNETRConfig(
+        in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
+    )
+    batch = len(devices) // options.depth * batch_per_chip
+    layout = parallel.Jitted(parallel.device_mesh(batch, options.depth, devices))
+    training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
+    image = jax.ShapeDtypeStruct((batch, *roi, 4), jnp.float32)
+    label, flags = jax.ShapeDtypeStruct((batch, *roi), jnp.uint8), jax.ShapeDtypeStruct((len(devices),), jnp.int32)
+    started = time.perf_counter()
+    program = layout.compile(training.step, {}).lower(training.like(), image, label, flags).compile()
+    memory, cost, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
+    return Program(
+        topology=topology,
+        chips=len(devices),
+        batch=batch,
+        depth=options.depth,
+        roi=tuple(roi),
+        held_bytes=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        flops=cost.get("flops", 0.0),
+        schedule_seconds=estimate(text).cycles / CYCLES_PER_SECOND[kind],
+        roofline_seconds=roofline(cost["optimal_seconds"]),
+        collectives=read_collectives(text),
+        gradient_bytes=sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(training.like().params)),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def read_collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Collective operations of a compiled program, by kind: how many, and the bytes of their results."""
+    count, size = Counter(), Counter()
+    for result, kind, start in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
+        shapes = [(name, [int(n) for n in sizes.split(",") if n]) for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+        whole = [BYTES.get(name, 0) * math.prod(sizes) for name, sizes in shapes]
+        # one that is started names what goes in beside what comes out
+        count[kind] += 1
+        size[kind] += max(whole, default=0) if start and kind != "all-reduce" else sum(whole)
+    return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
+
+
+def between_chips(program: Program, chips: int) -> float:
+    """Seconds in which the gradients of so many chips become one sum, if nothing hides them."""
+    return 2 * program.gradient_bytes * (chips - 1) / chips / LINK_BYTES[program.chip]
+
+
+def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: int) -> bool:
+    """Whether one group of chips holds so much; compiled for that group alone, since others add nothing to it."""
+    try:
+        program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.depth)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error):
+            return False
+        raise
+    return program.memory <= CHIP_BYTES[program.chip]
+
+
+def largest(topology: str, options: Options) -> tuple[int, int]:
+    """(largest batch per group at the options' crop, edge of the largest cube at batch 1); 0 for none."""
+    batch = 0
+    while fits(topology, options, options.roi, batch + 1):
+        batch += 1
+        print(f"{topology}: batch {batch} fits", file=sys.stderr, flush=True)
+    edge = 0
+    for size in SIZES:
+        if not fits(topology, options, (size,) * 3, 1):
+            break
+        edge = size
+        print(f"{topology}: {size}³ fits", file=sys.stderr, flush=True)
+    return batch, edge
+
+
+def table(programs: list[Program]) -> str:
+    """Markdown: a row for each program."""
+    head = ["topology", "crop", "batch", "chips a volume", "held GB", "temporaries GB", "of a chip's memory", "TFLOP a chip"]
+    head += ["schedule ms", "roofline ms", "collectives: number, MB a chip", "compiled in s"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for p in programs:
+        sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in p.collectives.items()) or "none"
+        cells = [
+            p.topology,
+            "×".join(map(str, p.roi)),
+            p.batch,
+            p.depth,
+            f"{p.held_bytes / 1e9:.2f}",
+            f"{p.temporary_bytes / 1e9:.2f}",
+        ]
+        cells += [f"{p.memory / CHIP_BYTES[p.chip]:.0%}", f"{p.flops / 1e12:.2f}", f"{p.schedule_seconds * 1e3:.1f}"]
+        cells += [f"{p.roofline_seconds * 1e3:.1f}", sent, f"{p.compile_seconds:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def expectation(program: Program, chips: tuple[int, ...]) -> str:
+    """Markdown: what the step's estimate means for other numbers of chips, each with the same share."""
+    head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops a second", "of perfect scaling"]
+    lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for count in chips:
+        groups = max(count // program.depth, 1)
+        batch = groups * program.batch * program.depth // program.chips
+        sent = between_chips(program, count)
+        step = program.schedule_seconds + sent
+        cells = [count, batch, f"{program.schedule_seconds * 1e3:.1f}", f"{sent * 1e3:.2f}", f"{batch / step:.1f}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, f'{program.schedule_seconds / step:.1%}']))} |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    programs, found = [], {}
+    for topology in options.topology:
+        print(f"compiling the train step for {topology} …", file=sys.stderr, flush=True)
+        programs.append(compile_step(topology, options, roi=options.roi, batch_per_chip=options.batch_per_chip))
+        print("\n" + table(programs[-1:]), flush=True)
+        print("\n" + expectation(programs[-1], options.chips), flush=True)
+        if options.fit:
+            batch, edge = found[topology] = largest(topology, options)
+            print(
+                f"\n{topology}: a {'group' if options.depth > 1 else 'chip'} holds a batch of {batch} crops of "
+                f"{'×'.join(map(str, options.roi))}, or one of {edge}³.",
+                flush=True,
+            )
+    if options.out:
+        values = {"programs": [asdict(program) for program in programs], "largest": found}
+        options.out.write_text(json.dumps(values, indent=1, default=np.ndarray.tolist))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
