@@ -14,34 +14,12 @@ from train import checkpoints
 from train.log import read_rows
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = [
-    "phantom",
-    "--batch",
-    "2",
-    "--folds",
-    "2",
-    "--roi",
-    "32",
-    "32",
-    "64",
-    "--phantom.cases",
-    "4",
-    "--phantom.size",
-    "48",
-    "48",
-    "32",
-    "--network.feature-size",
-    "12",
-    "--network.depths",
-    "1",
-    "1",
-    "1",
-    "1",
-    "--validation.overlap",
-    "0",
-    "--optim.lr",
-    "1e-3",
-]
+# fmt: off
+OPTIONS = (
+    "phantom", "--batch", "2", "--folds", "2", "--roi", "32", "32", "64", "--phantom.cases", "4", "--phantom.size", "48", "48", "32",
+    "--network.feature-size", "12", "--network.depths", "1", "1", "1", "1", "--validation.overlap", "0", "--optim.lr", "1e-3",
+)
+# fmt: on
 SECONDS = 300
 
 

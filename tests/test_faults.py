@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,27 +54,29 @@ def test_killed_at_twenty_moments(runner, finished):
 
 
 def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: int) -> None:
-    """Half of the times within a random time of a start, half while a state is being written; each run is then finished."""
+    """In turn within a random time of a step and while a state is being written; each run is then finished."""
     rng, done, number = random.Random(seed), 0, 0
     while done < kills:
         run, number = runner.folder / f"killed{seed}-{number}", number + 1
         (process,) = runner.begin(run, *OFTEN, count=1)
-        while True:
-            told = len(read_rows(run))
-            if done % 2:  # a state is being written
-                alive = runner.wait_for(process, lambda: any((run / "checkpoints").glob(".*.tmp")))
-            else:
-                alive = runner.wait_for(process, lambda: len(read_rows(run)) != told)  # noqa: B023 - waits within the loop
-                time.sleep(rng.uniform(0, 2))
-            process.kill()
-            if not alive or process.wait() == 0 or done == kills:
-                break
+        while done < kills and killed(runner, process, run, in_a_save=done % 2 == 1, delay=rng.uniform(0, 2)):
             done += 1
             (process,) = runner.start("--resume", str(run), count=1)
-        if (run / "run.json").exists():
-            runner.finish(runner.start("--resume", str(run), count=1), 0)
-            assert bytes_of(run) == bytes_of(finished)
-            shutil.rmtree(run)
+        runner.finish([process], 0)
+        assert bytes_of(run) == bytes_of(finished)
+        shutil.rmtree(run)
+
+
+def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: bool, delay: float) -> bool:
+    """Kills a run after its next step or in its next save; False where it was over before."""
+    told, checkpoints = len(read_rows(run)), run / "checkpoints"
+    if in_a_save:
+        alive = runner.wait_for(process, lambda: any(checkpoints.glob(".*.tmp")))
+    else:
+        alive = runner.wait_for(process, lambda: len(read_rows(run)) > told)
+        time.sleep(delay)
+    process.kill()
+    return alive and process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
