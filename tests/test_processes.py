@@ -77,6 +77,13 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
 
 
 @pytest.mark.slow
+def test_pmap_on_two_processes(runner, alone):
+    run = runner.folder / "pmap"
+    runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, "--devices.pmap"), 0)
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     """Its own command line, with an `srun` that starts two tasks here as SLURM would."""
     tools, run = runner.folder / "bin", runner.folder / "slurm"
