@@ -190,20 +190,22 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
 def by_rows(function: Callable[..., Array], rows: Sequence[Array | None], shared: Sequence[Array]) -> Array:
     """`function(*rows, *shared)`, where rows are independent of one another: every device does its share of them.
 
-    An array that has fewer rows than the first one is repeated, and all are filled up with zeros to as many for each device.
+    An array may have fewer rows than the first one, which then repeat. All are filled up with zeros to as many for each device.
     """
     mesh, count = _dividing_mesh(), len(rows[0])
     if mesh is None or count < mesh.size:
         return function(*rows, *shared)
+    share, by_row, whole = -(-count // mesh.size), PartitionSpec((DATA, DEPTH)), PartitionSpec()
 
-    def fill(a: Array) -> Array:
+    def place(a: Array | None) -> tuple[Array | None, PartitionSpec]:
+        if a is None or (len(a) < count and share * mesh.size == count and share % len(a) == 0):
+            return a, whole  # each device repeats it by itself
         repeated = jnp.tile(a, (count // len(a), *[1] * (a.ndim - 1)))
-        return jnp.pad(repeated, [(0, -count % mesh.size), *[(0, 0)] * (a.ndim - 1)])
+        return jnp.pad(repeated, [(0, share * mesh.size - count), *[(0, 0)] * (a.ndim - 1)]), by_row
 
-    spec = PartitionSpec((DATA, DEPTH))
-    specs = (spec,) * len(rows) + (PartitionSpec(),) * len(shared)
-    divided = jax.shard_map(function, in_specs=specs, out_specs=spec, check_vma=False)
-    return divided(*jax.tree.map(fill, list(rows)), *shared)[:count]
+    placed, specs = zip(*map(place, rows))
+    divided = jax.shard_map(function, in_specs=(*specs, *[whole] * len(shared)), out_specs=by_row, check_vma=False)
+    return divided(*placed, *shared)[:count]
 
 
 def by_slabs(
