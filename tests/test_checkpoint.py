@@ -212,7 +212,7 @@ def test_a_save_that_fails_leaves_nothing(target, monkeypatch, error, reason):
         (Path(path) / "half").write_text("half")
         raise error
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", save)
+    monkeypatch.setattr(ocp.Checkpointer, "save", save)
     with pytest.raises(InputError) as caught:
         save_params(target, CONFIG, random_params(seed=1), overwrite=True)
     message = str(caught.value)
@@ -241,7 +241,7 @@ def test_an_interrupt_leaves_nothing(target, monkeypatch):
         Path(path).mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", save)
+    monkeypatch.setattr(ocp.Checkpointer, "save", save)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(target, CONFIG, random_params(seed=1), overwrite=True)
 
@@ -332,7 +332,7 @@ def test_folders_deleted(copy):
 
 def test_leaves_are_checked_even_where_files_are_whole(copy, monkeypatch):
     """A fault between the disk and the arrays, as of another version of Orbax."""
-    real = ocp.PyTreeCheckpointer.restore
+    real = ocp.Checkpointer.restore
 
     def restore(self, path):
         tree = real(self, path)
@@ -340,7 +340,7 @@ def test_leaves_are_checked_even_where_files_are_whole(copy, monkeypatch):
         tree["encoder1"]["conv1"]["kernel"] = -tree["encoder1"]["conv1"]["kernel"]
         return tree
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", restore)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
     assert "are missing: encoder1.conv1.kernel, out.bias; restore" in refused(copy)
 
 
@@ -348,7 +348,7 @@ def test_orbax_that_fails(copy, monkeypatch):
     def restore(self, path):
         raise ValueError("DATA_LOSS: Error\nopening\n" + "text " * 100)
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", restore)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
     assert "cannot be read (ValueError DATA_LOSS: Error opening text text" in refused(copy)
 
 
