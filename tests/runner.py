@@ -1,5 +1,6 @@
 """Starts runs of the trainer as processes of their own, on a small phantom, and looks at what they leave."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -23,10 +24,13 @@ OPTIONS = (
 SECONDS = 300
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+def free_port(least: int = 0) -> int:
+    """A port that nobody has, at least this one."""
+    for port in range(least, 1 << 16) if least else [0]:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return free.getsockname()[1]
+    raise OSError(f"no port from {least} on is free")
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:

@@ -27,7 +27,6 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask a
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from jax.experimental import topologies
 
@@ -111,9 +110,10 @@ def compile_step(
             f"{topology} is of no known chip: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
         )
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[:chips]
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
         raise InputError(f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed?") from error
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))[:chips]
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
@@ -236,7 +236,7 @@ def main(options: Options) -> None:
             )
     if options.out:
         values = {"programs": [asdict(program) for program in programs], "largest": found}
-        options.out.write_text(json.dumps(values, indent=1, default=np.ndarray.tolist))
+        options.out.write_text(json.dumps(values, indent=1))
 
 
 if __name__ == "__main__":

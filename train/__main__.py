@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,8 @@ from train.processes import Launch
 from train.start import read_recipe
 
 DEFAULT = "phantom"
-EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
+LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")  # how the runtime tells that one no longer answers
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Resume:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """0 finished; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130 and 143 stopped by SIGINT and
-    SIGTERM with the state saved."""
+    """0 finished; 1 a fault of the program; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130 and 143
+    stopped by SIGINT and SIGTERM with the state saved."""
     code, recipe = 0, None
     try:
         recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
@@ -81,22 +83,30 @@ def main(arguments: list[str] | None = None) -> None:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             code = _say(
                 "error: the device's memory does not hold a step: take a smaller --batch or --roi, --optim.accumulate, "
-                "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.depth",
+                "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, a --devices.depth",
                 EXIT_ERROR,
             )
-        elif processes.several():
+        elif processes.several() and any(word in str(error) for word in LOST):
             reason = str(error).strip().partition("\n")[0]
             code = _say(
                 f"error: another process of this run was lost ({reason[:200]}); start all of them again with --resume {recipe.out}",
                 EXIT_LOST,
             )
         else:
-            raise
+            code = _trace()
     except Stopped as stopped:
         code = _say(f"stopped by {stopped}; go on with: python -m train --resume {recipe.out}", 128 + stopped.number)
     except KeyboardInterrupt:
         code = _say("interrupted; what was saved is kept", EXIT_INTERRUPTED)
+    except Exception:
+        code = _trace()
     processes.leave(code)
+
+
+def _trace() -> int:
+    """What is not the user's to mend. Printed here, for Python's own end would wait for other processes."""
+    traceback.print_exc()
+    return EXIT_FAULT
 
 
 def _say(text: str, code: int) -> int:

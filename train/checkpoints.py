@@ -85,6 +85,11 @@ def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, t
     return target
 
 
+def read(run: Path, step: int, like: State, config: SwinUNETRConfig) -> tuple[State, Progress]:
+    """The state of a step that `restore` found. Raises InputError where it is not there or not sound."""
+    return _read(run / FOLDER / f"{step:08d}", like, config)
+
+
 class Writer:
     """Writes one thing after the other in the background; what fails is raised by whatever is called next."""
 
@@ -239,7 +244,10 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
         stored = read_checkpoint(folder)
     except InputError as error:
         raise _Damaged(str(error)) from error
-    arrays = read_arrays(folder / STATE)
+    try:
+        arrays = read_arrays(folder / STATE)
+    except Exception as error:  # Orbax raises many kinds
+        raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
     expected = _rest(like)
     faults = [
         f"{name}: got {arrays[name].shape if name in arrays else 'nothing'}, expected "

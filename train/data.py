@@ -80,11 +80,11 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
             raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
         return find_cases(recipe.data, channels=recipe.channels or None)
     folder = recipe.data or run / "data"
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantom.json").exists():
-        raise InputError(
-            f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
-        )
-    if processes.is_leader():
+    if processes.is_leader():  # the others would look while it is being made
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantom.json").exists():
+            raise InputError(
+                f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
+            )
         with _Told("making phantom cases") as progress:
             phantom = recipe.phantom
             write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)

@@ -27,6 +27,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     if not resume and (out / DESCRIPTION).exists():
         raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
     cases = folded(recipe, find_dataset(recipe, out))
+    processes.barrier("the folder was looked at")
     if processes.is_leader():
         write_description(out, {"recipe": recipe.to_dict()})
     names = sorted({case.fold for case in cases} - {None})

@@ -3,9 +3,10 @@
 start     lock the folder, gather cases, build the network, take up the newest sound state
 step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
 due       read the last numbers → save in the background → validate → keep the best → note it in what was saved
-signal    finish the step → save → leave
+signal    finish the step (of several processes, up to two more) → save → leave
 
-Several processes go through it side by side. Whatever decides the way is the same number in all of them.
+Several processes go through it side by side. Whatever decides where they meet is the same number in all of them; when to save, which
+the leader does alone, is not.
 """
 
 import os
@@ -109,6 +110,7 @@ def _advance(run: Run, stop: "Stop") -> None:
                     stopping = not _validate(run, saver.writer, stop)
             if stopping:
                 saver.writer.wait()
+                processes.barrier("the last state is saved")  # a process that leaves takes the others with it
                 raise Stopped(stop.number or signal.SIGTERM)
             if step == total or (patience and run.progress.since_best >= patience):
                 if step < total:
@@ -230,7 +232,9 @@ class Stop:
         if self.number:  # the second time at once
             raise KeyboardInterrupt
         self.number = number
-        os.write(2, b"stopping after this step; once more to stop at once\n")  # print may be in the middle of a line
+        os.write(
+            2, b"stopping once the step is done and saved; once more to stop at once\n"
+        )  # print may be in the middle of a line
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Several processes that train one network, such as the hosts of a pod: how they find, follow and end one another.
 
-All of them run the same loop in the same order; the leader alone writes the run's folder, which all must see, and speaks. What they do
-together (`barrier`, `gather`, …) every one of them has to call. With one process nothing here waits or sends.
+All of them run the same loop in the same order; the leader alone speaks, and writes the run's folder (but its cache), which all must
+see. What they do together (`barrier`, `gather`, …) every one of them has to call. With one process nothing here waits or sends.
 """
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -53,6 +55,7 @@ def join(launch: Launch) -> None:
         if not all(given) or not 0 <= launch.process < launch.processes:
             raise InputError("--distributed HOST:PORT needs --processes N and --process from 0 to N - 1.")
         told = {"coordinator_address": where, "num_processes": launch.processes, "process_id": launch.process}
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     try:
         jax.distributed.initialize(**told, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
@@ -60,11 +63,25 @@ def join(launch: Launch) -> None:
         raise InputError(
             f"the other processes could not be met ({reason}): check --distributed and that all were started."
         ) from error
+    barrier("all are here")  # devices give one another little time at their first meeting, and what follows may take long
 
 
 def _among_several(environment: Any) -> bool:
     slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS") or 1) > 1
     return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def check_joined() -> None:
+    """Raises InputError where devices are those of several processes that have not met, as on a TPU pod without being told."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(f"this is one of {jax.process_count()} processes and has not met the others: give --distributed detect.")
+
+
+def check_same(values: Any, what: str) -> None:
+    """Raises InputError in all processes where they do not have the same values (plain ones, as for JSON)."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
+    if len({row.tobytes() for row in gather(np.frombuffer(digest, np.uint8))}) > 1:
+        raise InputError(f"the processes have other {what}: start all with the same command and let all see the same files.")
 
 
 def several() -> bool:
@@ -96,7 +113,7 @@ def from_process(array: np.ndarray, owner: int) -> np.ndarray:
 
 def leave(code: int) -> NoReturn:
     """Ends this process. One that failed does not wait for the others, who then end too instead of waiting for it."""
-    if code and several():
+    if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

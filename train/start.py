@@ -52,6 +52,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         InputError: the folder holds a run that is not to be gone on with, or one of other cases or options; or its data, its states or
             the checkpoint to start from cannot be used.
     """
+    processes.check_joined()
+    layout = _layout(recipe)
     if not resume and checkpoints.has_steps(folder):
         raise InputError(f"{folder} holds a run already: go on with `--resume {folder}`, or choose another --out.")
     before = read_description(folder) if resume else None
@@ -64,15 +66,21 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     if before is not None and before.get("cases", cases.names) != cases.names:
         raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     steps = recipe.total_steps(len(cases.train))
+    told = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "cache", "out")}
+    processes.check_same([told, cases.names, cases.task.to_dict(), steps], "cases or options")
     weights = None
     if taken_up:
         config = SwinUNETRConfig.from_dict(before["network"])  # the checkpoint that the run started from may be gone
     else:
         config, weights = _network(recipe, cases)
     config.check_spatial(cases.task.roi)
+    if cases.task.roi[0] % recipe.devices.depth:
+        raise InputError(
+            f"{recipe.devices.depth} devices cannot share crops of {'×'.join(map(str, cases.task.roi))} evenly along the first axis: "
+            "choose another depth or roi."
+        )
     cases.task.check(config)
     training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed)
-    layout = _layout(recipe)
     found = _restore(folder, training) if resume else None
     state, progress, warnings = found or (training.init(weights or training.random_weights()), Progress(), [])
     leads = processes.is_leader()
@@ -91,27 +99,33 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         f"{'×'.join(map(str, cases.task.roi))}, {recipe.batch} a step, {steps} steps on {device}, {where}"
     )
     if layout.size < jax.device_count():
-        log.say(f"a batch of {recipe.batch} uses {layout.size} of {jax.device_count()} devices; --batch shares it among more")
+        shares = f" with {recipe.devices.depth} for each volume" if recipe.devices.depth > 1 else ""
+        log.say(
+            f"a batch of {recipe.batch}{shares} uses {layout.size} of {jax.device_count()} devices; another --batch may use more"
+        )
     return Run(recipe, folder, cases, training, layout, layout.replicate(state), progress, log)
 
 
 def _layout(recipe: Recipe) -> Layout:
     """How the batch is shared, by all devices there are."""
     mesh = parallel.device_mesh(recipe.batch, recipe.devices.depth)
+    each = recipe.batch // mesh.size
+    if recipe.devices.pmap and each % recipe.optim.accumulate:
+        raise InputError(
+            f"a device's {each} samples of a batch of {recipe.batch} cannot be split into {recipe.optim.accumulate} parts, and "
+            "`devices.pmap` splits them on each device: choose another batch or `optim.accumulate`."
+        )
     return parallel.Mapped(tuple(mesh.devices.flat)) if recipe.devices.pmap else parallel.Jitted(mesh)
 
 
 def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:
-    """The newest sound state; the leader looks first, so that what it sets aside is out of the others' way."""
+    """The newest sound state; the leader looks for it and sets aside what is not sound, the others read what it found."""
     like, config = training.like(), training.config
     found = checkpoints.restore(folder, like, config) if processes.is_leader() else None
-    processes.barrier("the newest sound state is found")
-    if not processes.is_leader():
-        found = checkpoints.restore(folder, like, config)
-    steps = processes.gather(np.array(found[1].step if found else 0))
-    if len(set(steps.tolist())) > 1:
-        raise InputError(f"the processes see other states in {folder}: its folder must be the same one for all of them.")
-    return found
+    step = int(processes.from_process(np.array(found[1].step if found else 0, np.int32), 0))
+    if processes.is_leader() or not step:
+        return found
+    return *checkpoints.read(folder, step, like, config), []
 
 
 def read_recipe(folder: Path) -> Recipe:

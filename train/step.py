@@ -68,11 +68,11 @@ class Training:
         average = {} if self.optim.ema is None else jax.tree.map(jnp.copy, params)
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
 
-    def compile(self, layout: Layout | None = None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+    def compile(self, layout: Layout | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
 
-        With a layout states, batches and metrics lie on devices as it says; the numbers are those of one device. Runs that differ in
-        nothing but their data, as folds do, share one program.
+        With a layout states, batches and metrics lie on devices as it says, and the function is that of `Layout.compile`, with the
+        processes' flags beside the batch. Runs that differ in nothing but their data, as folds do, share one program.
         """
         return _compiled(self, layout)
 
@@ -131,7 +131,7 @@ class Training:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training, layout: Layout | None) -> Callable[[State, Array, Array], tuple[State, dict[str, Array]]]:
+def _compiled(training: Training, layout: Layout | None) -> Callable[..., tuple[State, dict[str, Array]]]:
     if layout is None:
         return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
     return layout.compile(training.step, compiler_options())

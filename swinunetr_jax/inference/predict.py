@@ -85,6 +85,10 @@ class Segmenter:
         models[0].config.check_spatial(self.roi)
         if blend not in BLENDS:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
+        if depth < 1 or (self.roi[0] % depth and not whole):
+            raise InputError(
+                f"{depth} devices cannot share windows of {self.roi} evenly along the first axis: choose another depth."
+            )
         if whole and roi is not None:
             raise InputError(f"the whole scan at once has no windows, and the roi {roi} is one: give one of the two.")
         if batch < 1:

@@ -20,18 +20,24 @@
 set -euo pipefail
 
 # A job that is queued again, or submitted anew, goes on where it was.
-arguments=("$@")
+arguments=("$@") run=runs/latest
 for ((i = 0; i < $#; i++)); do
-  [ "${arguments[i]}" = --out ] && run=${arguments[i + 1]}
+  case ${arguments[i]} in
+    --out) run=${arguments[i + 1]} ;;
+    --out=*) run=${arguments[i]#--out=} ;;
+    --resume | --resume=*) run= ;;
+  esac
 done
-if [ -n "${run:-}" ] && [ -e "$run/run.json" ]; then
+if [ -n "$run" ] && [ -e "$run/run.json" ]; then
+  echo "$run was begun before: it goes on with the options it was begun with"
   arguments=(--resume "$run")
 fi
 
 # srun tells each process which one it is; `python -m train` reads that by itself, and the first node's name for the meeting point.
-# --kill-on-bad-exit: where one process ends by an error, so do the others.
+# Where one process ends by an error, the others notice by themselves; srun's own way to end them would look like a SIGTERM (143).
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # which srun does not take over from the job
 code=0
-srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m train "${arguments[@]}" || code=$?
+srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m train "${arguments[@]}" || code=$?
 if [ "$code" = 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

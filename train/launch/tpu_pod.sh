@@ -18,9 +18,11 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$tpu" --zone "$zone" --worker=all --command "$1"
 }
 
-# The project as it is here, on every host, and what it needs.
-tar --create --gzip --exclude=.git --exclude=runs --file /tmp/swinunetr.tar.gz .
-gcloud compute tpus tpu-vm scp /tmp/swinunetr.tar.gz "$tpu":swinunetr.tar.gz --zone "$zone" --worker=all
+# The project on every host, and what it needs.
+archive=$(mktemp)
+trap 'rm -f "$archive"' EXIT
+git archive --format=tar.gz --output "$archive" HEAD  # what is committed
+gcloud compute tpus tpu-vm scp "$archive" "$tpu":swinunetr.tar.gz --zone "$zone" --worker=all
 on_all_hosts "mkdir -p swinunetr && tar --extract --gzip --file swinunetr.tar.gz --directory swinunetr && cd swinunetr &&
   python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
 

@@ -1,0 +1,67 @@
+"""The plan for a pod: what is read off a compiled program, and what is made of it. Nothing is compiled for a TPU here."""
+
+from dataclasses import replace
+
+import pytest
+
+from swinunetr_jax import InputError
+from tools import pod_plan
+from tools.pod_plan import Options, Program
+
+PROGRAM = """
+ENTRY %main (p0: f32[4,8]) -> f32[4,8] {
+  %all-reduce.1 = (f32[4,8]{1,0}, bf16[16]{0}) all-reduce(%a, %b), replica_groups={{0,1}}
+  %permute = (bf16[2,3]{1,0}, bf16[2,3]{1,0}, u32[], u32[]) collective-permute-start(%c), source_target_pairs={{0,1}}
+  %done = bf16[2,3]{1,0} collective-permute-done(%permute)
+  %all-gather.2 = s8[10]{0} all-gather(%d), dimensions={0}
+  %reduce = (f32[4]{0}, f32[8]{0}) all-reduce-start(%e, %f), replica_groups={{0,1}}
+  ROOT %sum = f32[4,8]{1,0} add(%g, %h)
+}
+"""
+STEP = Program(
+    topology="v5e:4x4",
+    chips=16,
+    batch=8,
+    depth=2,
+    roi=(128, 128, 128),
+    held_bytes=2 << 30,
+    temporary_bytes=6 << 30,
+    flops=2.5e12,
+    schedule_seconds=0.198,
+    roofline_seconds=0.1,
+    collectives={"all-reduce": (3, 250_000_000)},
+    gradient_bytes=200_000_000,
+    compile_seconds=1.0,
+)
+
+
+def test_collectives_of_a_program():
+    assert pod_plan.read_collectives(PROGRAM) == {
+        "all-reduce": (2, 4 * 8 * 4 + 16 * 2 + 4 * 4 + 8 * 4),
+        "all-gather": (1, 10),
+        "collective-permute": (1, 2 * 3 * 2),
+    }
+    assert pod_plan.read_collectives("") == {}
+
+
+def test_gradients_between_chips():
+    assert pod_plan.between_chips(STEP, 1) == 0
+    assert pod_plan.between_chips(STEP, 2) == pytest.approx(200e6 / 100e9)  # each sends and receives half, twice
+    assert pod_plan.between_chips(replace(STEP, topology="v6e:4x4"), 10**9) == pytest.approx(2 * 200e6 / 224e9)
+
+
+def test_what_is_expected_of_other_numbers_of_chips():
+    lines = pod_plan.expectation(STEP, (2, 16)).splitlines()
+    assert lines[-2].split("|")[1:7] == [" 2 ", " 1 ", " 198.0 ", " 2.00 ", " 5.0 ", " 99.0% "]
+    assert lines[-1].split("|")[1:3] == [" 16 ", " 8 "]
+
+
+def test_the_table():
+    row = pod_plan.table([STEP]).splitlines()[-1]
+    assert "| v5e:4x4 | 128×128×128 | 8 | 2 |" in row and "| 50% |" in row and "all-reduce 3, 250.0" in row
+
+
+@pytest.mark.parametrize("topology", ["v9z:2x2", "pod"])
+def test_a_chip_that_is_not_known(topology):
+    with pytest.raises(InputError, match=f"{topology} is of no known chip: take one of v5e, v6e, such as v5e:4x4"):
+        pod_plan.compile_step(topology, Options(), roi=(64, 64, 64), batch_per_chip=1)
