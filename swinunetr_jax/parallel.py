@@ -53,14 +53,20 @@ class Layout(Protocol):
 
 
 def device_mesh(batch: int, depth: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """As many devices as share a batch of that many samples evenly, each sample by `depth` of them; the first ones of all there are.
+    """The mesh of `device_grid`, by default of all devices there are."""
+    grid = device_grid(batch, depth, jax.devices() if devices is None else devices)
+    return Mesh(grid, (DATA, DEPTH), axis_types=(AxisType.Auto,) * 2)
+
+
+def device_grid(batch: int, depth: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """As many devices as share a batch of that many samples evenly, each sample by `depth` of them: [data, depth], the first ones.
 
     Devices that share a sample belong to one process, and several processes use all of their devices.
 
     Raises:
         InputError: there are too few devices, or processes would be left without work.
     """
-    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     processes = len({device.process_index for device in devices})
     own = len(devices) // processes
     if depth < 1 or own < depth or (processes > 1 and own % depth):
@@ -73,7 +79,7 @@ def device_mesh(batch: int, depth: int = 1, devices: Sequence[jax.Device] | None
             f"a batch of {batch} cannot be shared evenly by {len(devices)} devices of {processes} processes{each}: choose a multiple "
             f"of {groups}."
         )
-    return Mesh(np.array(devices[: used * depth]).reshape(used, depth), (DATA, DEPTH), axis_types=(AxisType.Auto,) * 2)
+    return np.array(devices[: used * depth]).reshape(used, depth)
 
 
 @dataclass(frozen=True)

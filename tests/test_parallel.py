@@ -160,9 +160,9 @@ def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
     ],
 )
 def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
-    mesh = parallel.device_mesh(batch, depth, some_devices(processes, each))
-    assert mesh.devices.shape == shape
-    for sample in mesh.devices:  # its devices belong to one process
+    grid = parallel.device_grid(batch, depth, some_devices(processes, each))
+    assert grid.shape == shape
+    for sample in grid:  # its devices belong to one process
         assert len({device.process_index for device in sample}) == 1
 
 
@@ -177,7 +177,7 @@ def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, pro
 )
 def test_devices_that_cannot_share(batch, depth, processes, each, said):
     with pytest.raises(InputError, match=said):
-        parallel.device_mesh(batch, depth, some_devices(processes, each))
+        parallel.device_grid(batch, depth, some_devices(processes, each))
 
 
 if __name__ == "__main__":
