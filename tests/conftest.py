@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tools/ is not installed
 
+from runner import Runner  # noqa: E402
+
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -79,6 +81,15 @@ def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
         return Pair(SwinUNETRConfig(**fields), net, path)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Starts the trainer in processes of its own, in a folder of the module, and ends those that a failing test leaves."""
+    runner = Runner(tmp_path_factory.mktemp("runs"))
+    yield runner
+    for process in runner.started:
+        process.kill()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def losses(run: Path) -> list[float]:
 
 
 class Runner:
-    """Starts the trainer's processes, and ends those that a failing test leaves."""
+    """Starts the trainer's processes; `started` are all of them."""
 
     def __init__(self, folder: Path):
         self.folder, self.started = folder, []

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +21,6 @@ from train.step import Training
 
 STEPS = "12"
 OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("faults"))
-    yield runner
-    for process in runner.started:
-        process.kill()
 
 
 @pytest.fixture(scope="module")

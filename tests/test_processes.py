@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runner import OPTIONS, ROOT, SECONDS, Runner, free_port, losses
+from runner import OPTIONS, ROOT, SECONDS, free_port, losses
 
 from swinunetr_jax import InputError
 from train import processes
@@ -26,14 +25,6 @@ code=0
 for task in 0 1; do wait -n || code=$?; done
 exit $code
 """
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("processes"))
-    yield runner
-    for process in runner.started:
-        process.kill()
 
 
 @pytest.fixture(scope="module")

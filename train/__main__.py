@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             code = _say(
                 "error: the device's memory does not hold a step: take a smaller --batch or --roi, --optim.accumulate, "
-                "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, a --devices.depth",
+                "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.depth (with --resume: --depth)",
                 EXIT_ERROR,
             )
         elif processes.several() and any(word in str(error) for word in LOST):
