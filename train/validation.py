@@ -54,27 +54,28 @@ class Scores:
         return {name: float(np.mean([case.dice[name] for case in self.cases])) for name in self.cases[0].dice}
 
     @property
+    def ranked(self) -> list[CaseScore]:
+        """Worst first; those that are equal stay in their order, as in `_drawn`."""
+        return sorted(self.cases, key=lambda case: case.mean)
+
+    @property
     def first(self) -> list[CaseScore]:
         return list(self.cases[:FIRST])
 
     @property
     def worst(self) -> list[CaseScore]:
         """Worst first."""
-        return [self.cases[index] for index in _ranked({index: case.mean for index, case in enumerate(self.cases)})[:EXTREMES]]
+        return self.ranked[:EXTREMES]
 
     @property
     def best(self) -> list[CaseScore]:
         """Best first."""
-        return [self.cases[i] for i in _ranked({i: case.mean for i, case in enumerate(self.cases)})[: -EXTREMES - 1 : -1]]
-
-
-def _ranked(means: Mapping[int, float]) -> list[int]:
-    """Numbers of cases, worst first."""
-    return sorted(means, key=lambda index: (means[index], index))
+        return self.ranked[: -EXTREMES - 1 : -1]
 
 
 def _drawn(means: Mapping[int, float]) -> set[int]:
-    ranked = _ranked(means)
+    """Numbers of the cases to draw, of those that were scored, in their order."""
+    ranked = sorted(means, key=means.__getitem__)
     return {index for index in means if index < FIRST} | {*ranked[:EXTREMES], *ranked[-EXTREMES:]}
 
 
@@ -110,7 +111,8 @@ def validate(
         for index in range(process, len(cases), count):
             image, reference = whole(cases[index])
             labels, _, _ = segmenter.run(normalized(image, task), progress=progress)
-            dice[index] = [case_dice(labels, reference, task)[name] for name in names]
+            found = case_dice(labels, reference, task)
+            dice[index] = [found[name] for name in names]
             predictions[index] = labels
             drawn = _drawn({done: dice[done].mean() for done in range(process, index + 1, count)})
             predictions = {done: labels for done, labels in predictions.items() if done in drawn}
