@@ -1,6 +1,8 @@
 """Whatever happens to a run from outside, it goes on to the bytes of a run to which nothing happened."""
 
+import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +86,42 @@ def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
     assert (run / "last" / "training.json").exists() and "go on with" in runner.said(process)
     runner.finish(runner.start("--resume", str(run), count=1), 0)
     assert bytes_of(run) == bytes_of(finished)
+
+
+# ---- what a run reads goes away
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run(runner):
+    run = runner.folder / "worker"
+    (process,) = runner.begin(run, "--steps", "100000", "--workers", "1", count=1)
+    runner.wait_for_step(process, run, 2)
+    for worker in workers_of(process):
+        os.kill(worker, signal.SIGKILL)
+    runner.finish([process], 2)
+    assert re.search(r"error: batch \d+ or one soon after it, of phantom\S+, .*could not be made", runner.said(process))
+    assert "Traceback" not in runner.said(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
+    run, cache = runner.folder / f"sample{workers}", runner.folder / f"cache{workers}"
+    shutil.copytree(runner.folder / "cache", cache)
+    (process,) = runner.begin(run, "--steps", "100000", "--workers", workers, "--cache", str(cache), count=1)
+    runner.wait_for_step(process, run, 2)
+    for file in cache.rglob("*.npy"):
+        damaged = file.with_suffix(".new")
+        damaged.write_bytes(b"no array")
+        damaged.rename(file)
+    runner.finish([process], 2)
+    assert re.search(r"error: phantom\S+: ", runner.said(process)) and "Traceback" not in runner.said(process)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Those of its children that make samples."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 # ---- what was saved is damaged

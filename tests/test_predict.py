@@ -1,7 +1,11 @@
 """`swinunetr predict` and `convert` as a user runs them, on small scans made here and, where present, on a real one."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import nibabel as nib
@@ -17,6 +21,34 @@ from swinunetr_jax.task import Output
 
 ROI = ("64", "32", "32")
 BRATS = ("flair", "t1ce", "t1", "t2")
+KILLED = """
+import os, signal, sys
+from swinunetr_jax import cli
+from swinunetr_jax.inference import batch
+
+moment, *arguments = sys.argv[1:]
+write, add = batch.write_volume, batch._Record.add
+
+def die_at(*now):
+    name = {"a case is reported": "BraTS2021_a", "a label map": "BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
+    if now == (moment, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def write_volume(path, *rest):
+    die_at("a label map", path.name)
+    write(path, *rest)
+
+def add_entry(self, name, entry):
+    done = "seconds" in entry
+    if done:
+        die_at("a report", name)
+    add(self, name, entry)
+    if done:
+        die_at("a case is reported", name)
+
+batch.write_volume, batch._Record.add = write_volume, add_entry
+cli.main(arguments)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +171,26 @@ def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, ca
     (tmp_path / "out/BraTS2021_00001.nii.gz").write_bytes(b"cut short")
     assert run(*arguments, "--blend", "constant") == 0
     assert read(tmp_path / "out/BraTS2021_00001.nii.gz")[0].ndim == 3
+
+
+@pytest.mark.slow
+def test_killed_midway_only_what_is_missing_is_done(model, tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        write_case(tmp_path / "data", f"BraTS2021_{name}")
+    arguments = ("predict", "-i", tmp_path / "data", "-m", model, "--precision", "float32", "--probabilities", "-o")
+    assert run(*arguments, tmp_path / "whole") == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("BraTS*")}
+    assert len(whole) == 6
+    for moment in ("a case is reported", "a label map", "a report"):
+        command = [sys.executable, "-c", KILLED, moment, *map(str, arguments), tmp_path / moment]
+        killed = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")}
+        assert 2 <= len(there) < 6 and there.items() <= whole.items()  # what has its final name is complete
+        capsys.readouterr()
+        assert run(*arguments, tmp_path / moment) == 0
+        assert re.findall(r"(\S+): done already", capsys.readouterr().out) == ["BraTS2021_a"]
+        assert {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")} == whole
 
 
 def test_a_bad_case_does_not_stop_the_others(model, tmp_path, capsys):

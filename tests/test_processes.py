@@ -38,13 +38,17 @@ def alone(runner) -> Path:
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, alone):
     run = runner.folder / "two"
-    begun = runner.begin(run, "--steps", "6", *VALIDATE)
-    runner.wait_for_step(begun[0], run, 2)
-    begun[1].send_signal(signal.SIGTERM)
-    runner.finish(begun, 143)
-    stopped = len(losses(run))
-    assert 2 <= stopped < 6 and (run / "last").resolve().name == f"{stopped:08d}"
-    runner.finish(runner.start("--resume", str(run), "--workers", "1", count=1), 0)  # two processes, then one with a worker
+
+    def stop(begun: list[subprocess.Popen], after: int) -> None:
+        runner.wait_for_step(begun[0], run, after)
+        begun[-1].send_signal(signal.SIGTERM)
+        runner.finish(begun, 143)
+        stopped = len(losses(run))
+        assert after <= stopped < 6 and (run / "last").resolve().name == f"{stopped:08d}"
+
+    stop(runner.begin(run, "--steps", "6", *VALIDATE), after=2)
+    stop(runner.start("--resume", str(run), "--workers", "2", count=1), after=4)  # one process with two workers
+    runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)  # two again
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     ours, theirs = ([row for row in read_rows(folder) if row["kind"] == "validation"] for folder in (run, alone))
     assert [row["step"] for row in ours] == [2, 4, 6]

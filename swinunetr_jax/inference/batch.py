@@ -69,6 +69,7 @@ def predict_cases(
             result = _segment(segmenter, case, head, probabilities)
             for note in result.notes:
                 print(f"{head}: note: {note}")
+            record.announce(case, outputs)
             entry = _write(result, case, outputs, segmenter)
         except InputError as error:
             stale = record.outputs(case)
@@ -198,6 +199,11 @@ class _Record:
             raise InputError(
                 f"{foreign[0]} exists and no run recorded here wrote it; choose another folder, or give --overwrite."
             )
+
+    def announce(self, case: Case, outputs: dict[str, Path]) -> None:
+        """What is about to be written: a run that is killed meanwhile finds its own files, complete or not, and makes them again."""
+        coming = {kind: {"path": path.name, "bytes": None} for kind, path in outputs.items()}
+        self.add(case.name, {"inputs": _inputs(case), "outputs": self.outputs(case) | coming})
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         self.cases[name] = entry | {"key": self.key}
