@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.ops.platforms import traced_for
 
 DATA, DEPTH = "data", "depth"
 
@@ -148,7 +149,7 @@ class Mapped:
             new, metrics = step(state, image, label, average=lambda tree: lax.pmean(tree, DATA), share=lax.axis_index(DATA))
             return new, metrics | {"flag": lax.psum(flag, DATA) > 0}
 
-        return jax.pmap(own, axis_name=DATA, devices=self.devices, donate_argnums=0)
+        return jax.pmap(traced_for(self.devices[0], own), axis_name=DATA, devices=self.devices, donate_argnums=0)
 
     def flags(self, flag: bool) -> Array:
         return self._put(np.full(len(self._own), flag, np.int32))
@@ -183,14 +184,14 @@ def everywhere(tree: T, mesh: Mesh) -> T:
 
 
 def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """The function, traced knowing the mesh that will divide it."""
+    """The function, traced knowing the mesh that will divide it and what its devices are."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args)
 
-    return traced
+    return traced_for(mesh.devices.flat[0], traced)
 
 
 def by_rows(function: Callable[..., Array], rows: Sequence[Array | None], shared: Sequence[Array]) -> Array:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from swinunetr_jax.ops.platforms import choose
+
 EPSILON = 1e-5
 SAMPLE_STEP = 5  # along each axis but the first; not a divisor of the usual sizes, so that all phases of a pattern are met
 
@@ -54,9 +56,8 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     # lies on the lanes, where steps are expensive.
     sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
     sample = lax.stop_gradient(sparse.astype(wide).mean(axes, keepdims=True))  # any constant gives the same result
-    rest, squares = lax.platform_dependent(
-        x, sample, cpu=functools.partial(_means, axes, True), default=functools.partial(_means, axes, False)
-    )
+    forms = {"cpu": functools.partial(_means, axes, True), "default": functools.partial(_means, axes, False)}
+    rest, squares = choose(forms, x, sample)
     return sample + rest, squares - jnp.square(rest)
 
 

@@ -14,24 +14,23 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 
 Params = dict[str, np.ndarray]
+Path = tuple[str | int, ...]
 
 
 def shapes(config: SwinUNETRConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every variable of a network, without making it."""
-    return dict(_shapes(config, jax.config.jax_enable_x64))
+    return {_name(path): variable for path, variable in _described(config, jax.config.jax_enable_x64)[1]}
 
 
 def flatten(model: SwinUNETR) -> Params:
     """The variables of a network, copied to the host."""
-    return {name: np.asarray(variable[...]) for name, variable in _variables(model).items()}
+    return {_name(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def build(config: SwinUNETRConfig, params: Mapping[str, np.ndarray]) -> SwinUNETR:
     """A network with these variables, whose names and shapes must be those of `shapes(config)`."""
-    model = _abstract(config)
-    for name, variable in _variables(model).items():
-        variable.set_value(jnp.asarray(params[name], variable.dtype))
-    return model
+    graph, variables = _described(config, jax.config.jax_enable_x64)
+    return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[_name(path)], v.dtype)) for path, v in variables]))
 
 
 def check(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> None:
@@ -74,13 +73,11 @@ def digest_all(digests: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=32)  # tracing the constructor takes up to a second
-def _shapes(config: SwinUNETRConfig, x64: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in _variables(_abstract(config)).items()}
+def _described(config: SwinUNETRConfig, x64: bool) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...]]:
+    """What a network is made of, and its variables' places, shapes and types."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
+    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in nnx.to_flat_state(state))
 
 
-def _abstract(config: SwinUNETRConfig) -> SwinUNETR:
-    return nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0)))
-
-
-def _variables(model: SwinUNETR) -> dict[str, nnx.Variable]:
-    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
+def _name(path: Path) -> str:
+    return ".".join(map(str, path))
