@@ -61,6 +61,25 @@ def test_the_table():
     assert "| v5e:4x4 | 128×128×128 | 8 | 2 |" in row and "| 50% |" in row and "all-reduce 3, 250.0" in row
 
 
+@pytest.mark.parametrize("largest", [0, 1, 3, 7])
+@pytest.mark.parametrize("guess", [0, 1, 3, 4, 9])
+def test_the_largest_is_found_from_any_guess(largest, guess):
+    assert pod_plan.search(lambda number: number <= largest, guess) == largest
+
+
+def test_what_fits_is_looked_for_where_memory_would_be_full(monkeypatch):
+    """A chip of 16 GiB that holds 2 GiB and 6 GiB for 128³ on two chips: 14 / 6 of that, so 2 such volumes or one of 169³."""
+    asked = []
+
+    def fits(topology, options, roi, batch):
+        asked.append((roi[0], batch))
+        return batch <= 3 and roi[0] <= 160
+
+    monkeypatch.setattr(pod_plan, "fits", fits)
+    assert pod_plan.largest(STEP, Options(depth=2)) == (3, 160)
+    assert asked == [(160, 1), (192, 1), (128, 2), (128, 3), (128, 4)]
+
+
 @pytest.mark.parametrize("topology", ["v9z:2x2", "pod"])
 def test_a_chip_that_is_not_known(topology):
     with pytest.raises(InputError, match=f"{topology} is of no known chip: take one of v5e, v6e, such as v5e:4x4"):

@@ -18,6 +18,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -170,19 +171,43 @@ def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: 
     return program.memory <= CHIP_BYTES[program.chip]
 
 
-def largest(topology: str, options: Options) -> tuple[int, int]:
-    """(largest batch per group at the options' crop, edge of the largest cube at batch 1); 0 for none."""
-    batch = 0
-    while fits(topology, options, options.roi, batch + 1):
-        batch += 1
-        print(f"{topology}: batch {batch} fits", file=sys.stderr, flush=True)
-    edge = 0
-    for size in SIZES:
-        if not fits(topology, options, (size,) * 3, 1):
-            break
-        edge = size
-        print(f"{topology}: {size}³ fits", file=sys.stderr, flush=True)
-    return batch, edge
+def largest(program: Program, options: Options) -> tuple[int, int]:
+    """(largest batch per group at the options' crop, edge of the largest cube at batch 1); 0 for none.
+
+    Temporaries grow with the voxels of a step, nearly: what they were in a compiled one says where to look first, and what holds there
+    is found by compiling. A compiler short of memory trades it for time, so that more may fit than that.
+    """
+    share = (
+        (CHIP_BYTES[program.chip] - program.held_bytes) * program.batch * program.depth / program.chips / program.temporary_bytes
+    )
+    voxels = share * math.prod(program.roi)
+    told = program.topology
+
+    def batch_fits(batch: int) -> bool:
+        return _told(f"{told}: batch {batch}", fits(told, options, options.roi, batch))
+
+    def cube_fits(index: int) -> bool:
+        return index <= len(SIZES) and _told(f"{told}: {SIZES[index - 1]}³", fits(told, options, (SIZES[index - 1],) * 3, 1))
+
+    cubes = search(cube_fits, sum(size**3 <= voxels for size in SIZES))
+    return search(batch_fits, int(share)), SIZES[cubes - 1] if cubes else 0
+
+
+def search(holds: Callable[[int], bool], guess: int) -> int:
+    """The largest number for which it holds, where it holds for all smaller ones too; 0 for none. Looks around a guess."""
+    number = max(guess, 1)
+    if holds(number):
+        while holds(number + 1):
+            number += 1
+        return number
+    while number > 1 and not holds(number - 1):
+        number -= 1
+    return number - 1
+
+
+def _told(what: str, fits: bool) -> bool:
+    print(f"{what} {'fits' if fits else 'does not fit'}", file=sys.stderr, flush=True)
+    return fits
 
 
 def table(programs: list[Program]) -> str:
@@ -228,7 +253,7 @@ def main(options: Options) -> None:
         print("\n" + table(programs[-1:]), flush=True)
         print("\n" + expectation(programs[-1], options.chips), flush=True)
         if options.fit:
-            batch, edge = found[topology] = largest(topology, options)
+            batch, edge = found[topology] = largest(programs[-1], options)
             print(
                 f"\n{topology}: a {'group' if options.depth > 1 else 'chip'} holds a batch of {batch} crops of "
                 f"{'×'.join(map(str, options.roi))}, or one of {edge}³.",
