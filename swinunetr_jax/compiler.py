@@ -1,7 +1,9 @@
 """What the compiler has to be told beside the program, since its own choice is slower for these networks."""
 
+import ctypes
 import functools
-from typing import TypeVar
+import sys
+from typing import Any, TypeVar
 
 import jax
 from jax import Array, lax
@@ -12,6 +14,9 @@ T = TypeVar("T")
 # Without it XLA lays 3-D convolutions out with channels first: a transposition of the volume in front of the network and behind it, and
 # kernels inside cuDNN that transpose each volume back to what tensor cores take.
 GPU_OPTIONS = {"xla_gpu_force_conv_nhwc": True}
+
+COMPILING = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"  # JAX's names of its steps
+SMALL = 0.2  # seconds
 
 
 def compiler_options() -> dict[str, bool]:
@@ -34,6 +39,23 @@ def is_known(name: str, value: bool) -> bool:
             return False
         raise
     return True
+
+
+@functools.cache
+def trim_after_compiling() -> None:
+    """From now on, what tracing and compiling a large program took goes back to the system when it is done.
+
+    glibc would keep it: half a gigabyte for one of these networks, beside what the program then takes for itself. Nothing where there
+    is another C library.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def compiled(event: str, seconds: float, **_: Any) -> None:
+        if event in COMPILING and seconds > SMALL:
+            trim(0)
+
+    if trim is not None:
+        jax.monitoring.register_event_duration_secs_listener(compiled)
 
 
 def in_order(gradients: T) -> T:

@@ -84,8 +84,7 @@ def measure(work: str, size: int, options: Options) -> list[dict[str, Any]]:
         ours = rows[0]
         if "median" in ours:
             again = Worker("ours", work, size, options, cache)  # a second start finds the compiled program in the cache
-            ours["cached_first_call"] = again.first_call
-            again.finish()
+            ours["cached_first_call"], ours["cached_compiling"] = again.first_call, again.finish()["compiling"]
             for row in rows[1:]:
                 if "median" in row:
                     row["ratio"] = row["median"] / ours["median"]
@@ -124,26 +123,31 @@ def work_in_turns(name: str, work: str, size: int, features: int, dtype: str) ->
     started = time.perf_counter()
     try:
         if name == "ours":
-            run, device_peak = ours(work, size, features, dtype)
+            contender = ours(work, size, features, dtype)
         elif name == "medicai":
-            run, device_peak = medicai(work, size, features)
+            contender = medicai(work, size, features)
         else:
-            run, device_peak = monai(name, work, size, features, dtype)
+            contender = monai(name, work, size, features, dtype)
         if work != "case":  # a case is minutes long: it was warmed up by one window
-            run()
+            contender.run()
     except Exception as error:  # a contender that cannot run is a row of the table, not the end of it
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
         return
     print(f"ready {time.perf_counter() - started}", flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
-        run()
+        contender.run()
         print(time.perf_counter() - started, flush=True)
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"host_bytes": host, "device_bytes": device_peak()}))
+    print(json.dumps({"host_bytes": host, "device_bytes": contender.device_peak(), "compiling": contender.compiling}))
 
 
-Contender = tuple[Callable[[], None], Callable[[], int | None]]
+@dataclass
+class Contender:
+    run: Callable[[], None]
+    device_peak: Callable[[], int | None]
+    compiling: float | None = None
+    """Seconds from the function to a compiled program, where that can be had apart from the first call."""
 
 
 def volume(work: str, size: int) -> np.ndarray:
@@ -157,8 +161,8 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
     import optax
     from flax import nnx
 
-    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference
-    from swinunetr_jax.compiler import in_order
+    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference, traced_for
+    from swinunetr_jax.compiler import in_order, trim_after_compiling
 
     config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
@@ -167,17 +171,24 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    forward = jax.jit(lambda state, x: nnx.merge(structure, state)(x), compiler_options=compiler_options())
+    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """As training and prediction compile theirs."""
+        return jax.jit(traced_for(jax.devices()[0], function), compiler_options=compiler_options(), **options)
+
+    trim_after_compiling()
+    forward = compiled(lambda state, x: nnx.merge(structure, state)(x))
     if work == "case":
 
         def segment(x: np.ndarray) -> None:
             sliding_window_inference(x, (size,) * 3, 1, lambda p: forward(state, p), 0.5, "gaussian")
 
         segment(x[:, :size, :size, :size])
-        return lambda: segment(x), peak
+        return Contender(lambda: segment(x), peak)
     x = jnp.asarray(x)
     if work == "forward":
-        return lambda: jax.block_until_ready(forward(state, x)), peak
+        started = time.perf_counter()
+        forward = forward.lower(state, x).compile()
+        return Contender(lambda: jax.block_until_ready(forward(state, x)), peak, time.perf_counter() - started)
     optimizer = optax.adamw(1e-4)
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
@@ -185,13 +196,15 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         updates, moments = optimizer.update(in_order(gradients), moments, state)
         return optax.apply_updates(state, updates), moments
 
-    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
-    held = [state, optimizer.init(state)]
+    held = [state, jax.jit(optimizer.init)(state)]
+    started = time.perf_counter()
+    step = compiled(step, donate_argnums=(0, 1)).lower(*held, x).compile()
+    compiling = time.perf_counter() - started
 
     def run() -> None:
         held[:] = jax.block_until_ready(step(*held, x))
 
-    return run, peak
+    return Contender(run, peak, compiling)
 
 
 def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
@@ -227,7 +240,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
             optimizer.step()
             wait()
 
-        return run, peak
+        return Contender(run, peak)
     net.eval()
 
     def run(x: torch.Tensor = x) -> None:
@@ -240,7 +253,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
 
     if work == "case":
         run(x[..., :size, :size, :size])
-    return run, peak
+    return Contender(run, peak)
 
 
 def medicai(work: str, size: int, features: int) -> Contender:
@@ -253,7 +266,7 @@ def medicai(work: str, size: int, features: int) -> Contender:
     net = SwinUNETR(input_shape=(size, size, size, CHANNELS[0]), num_classes=CHANNELS[1], feature_size=features)
     forward = jax.jit(lambda x: net(x, training=False))
     x = volume(work, size)
-    return lambda: jax.block_until_ready(forward(x)), lambda: None
+    return Contender(lambda: jax.block_until_ready(forward(x)), lambda: None)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------------------
@@ -321,7 +334,8 @@ def machine() -> dict[str, Any]:
 def table(rows: list[dict[str, Any]], rate: float) -> str:
     """Markdown: ratios are a contender's median over ours, so more than 1 means that ours is faster."""
     lines = [
-        "| work | size | contender | median s | ratio to ours | first call s | cached s | peak host GB | peak device GB | of matmul rate |"
+        "| work | size | contender | median s | ratio to ours | compiling s, from cache | to first result s, from cache | peak host GB | "
+        "peak device GB | of matmul rate |"
     ]
     lines.append("| --- " * 10 + "|")
 
@@ -333,7 +347,10 @@ def table(rows: list[dict[str, Any]], rate: float) -> str:
             lines.append(f"| {row['work']} | {row['size']} | {row['contender']} | {row['error']} |" + " |" * 6)
             continue
         cells = [row["work"], f"{row['size']}³", row["contender"], number(row["median"], digits=3)]
-        cells += [number(row.get("ratio")), number(row["first_call"], digits=1), number(row.get("cached_first_call"), digits=1)]
+        cells.append(number(row.get("ratio")))
+        for kind in ("compiling", "first_call"):
+            both = (number(row.get(name), digits=1) for name in (kind, f"cached_{kind}"))
+            cells.append(", ".join(filter(None, both)))
         cells += [number(row["host_bytes"], 1e-9), number(row["device_bytes"], 1e-9)]
         cells.append(f"{row['flops'] / row['median'] / rate:.0%}")
         lines.append("| " + " | ".join(cells) + " |")

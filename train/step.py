@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options, traced_for
-from swinunetr_jax.compiler import in_order
+from swinunetr_jax.compiler import in_order, trim_after_compiling
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.parallel import Layout
 from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
@@ -132,6 +132,7 @@ class Training:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(training: Training, layout: Layout | None) -> Callable[..., tuple[State, dict[str, Array]]]:
+    trim_after_compiling()
     if layout is None:
         return jax.jit(traced_for(jax.local_devices()[0], training.step), donate_argnums=0, compiler_options=compiler_options())
     return layout.compile(training.step, compiler_options())

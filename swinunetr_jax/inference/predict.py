@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from swinunetr_jax import parallel
-from swinunetr_jax.compiler import compiler_options
+from swinunetr_jax.compiler import compiler_options, trim_after_compiling
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.example import bounding_box, slices
@@ -226,6 +226,8 @@ def _network(model: SwinUNETR, mesh: Mesh | None) -> Callable[[jax.Array], jax.A
 
 @functools.lru_cache(maxsize=8)
 def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
+    trim_after_compiling()
+
     # the parameters are an argument, so that networks of one structure share one program
     def run(state: nnx.State, patches: jax.Array) -> jax.Array:
         return nnx.merge(structure, state)(patches)
