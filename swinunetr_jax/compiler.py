@@ -15,7 +15,10 @@ T = TypeVar("T")
 # kernels inside cuDNN that transpose each volume back to what tensor cores take.
 GPU_OPTIONS = {"xla_gpu_force_conv_nhwc": True}
 
-COMPILING = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"  # JAX's names of its steps
+COMPILING = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)  # JAX's names of its steps
 SMALL = 0.2  # seconds
 
 

@@ -1,12 +1,25 @@
 """Every operation against PyTorch, and every formulation of it against the plain one: values, gradients, odd sizes, all types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout
-from swinunetr_jax.ops import activation, attention, attention_cpu, conv, conv_cpu, norm, up_conv, up_conv_cpu, upsample
+from swinunetr_jax.ops import (
+    activation,
+    attention,
+    attention_cpu,
+    conv,
+    conv_cpu,
+    norm,
+    up_conv,
+    up_conv_cpu,
+    upsample,
+    winograd_cpu,
+)
 from swinunetr_jax.ops.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
@@ -91,10 +104,22 @@ def test_forms_of_conv_and_their_gradients(form, shape, o):
             close(got, expected, 1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17)])
+@pytest.mark.parametrize("f", [winograd_cpu.EXACT, winograd_cpu.FAST, winograd_cpu.filters(0, 1, -1, 2)])
+@pytest.mark.parametrize("shape", [(1, 3, 12, 24, 2), (2, 1, 24, 12, 3), (1, 4, 96, 48, 1)])
+def test_winograds_filters(f, shape, monkeypatch):
+    monkeypatch.setattr(winograd_cpu, "TILES", 300)  # the largest planes in blocks
+    with jax.enable_x64(True):
+        x, kernel, dy = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], 5), (*shape[:-1], 5)))
+        expected, pullback = jax.vjp(conv.plain, x, kernel)
+        assert winograd_cpu.fits(f, x)
+        close(jax.jit(functools.partial(winograd_cpu.conv, f))(x, kernel), expected, 1e-12)
+        close(jax.jit(functools.partial(winograd_cpu.kernel_gradient, f))(x, dy), pullback(dy)[1], 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), (1, 5, 96, 96, 16)])
 def test_large_planes_by_winograd(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
-    assert conv_cpu._winograd_pays(jnp.asarray(x), 20)
+    assert winograd_cpu.pays(jnp.asarray(x), 20)
 
     def results(form):
         gradients = jax.jit(jax.grad(lambda x, k: (form(x, k) * weight).sum(), (0, 1)))(x, kernel)
