@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,15 @@ class Runner:
 
     def said(self, process: subprocess.Popen) -> str:
         return (self.folder / f"{self.started.index(process)}.log").read_text()
+
+    def stop(self, begun: list[subprocess.Popen], run: Path, after: int) -> int:
+        """A signal to the last of them once a step is done; all of them stop with that step or a later one saved: its number."""
+        self.wait_for_step(begun[0], run, after)
+        begun[-1].send_signal(signal.SIGTERM)
+        self.finish(begun, 143)
+        stopped = len(losses(run))
+        assert stopped >= after and (run / "last").resolve().name == f"{stopped:08d}"
+        return stopped
 
     def finish(self, begun: list[subprocess.Popen], code: int) -> None:
         for process in begun:

@@ -1,7 +1,6 @@
 """Runs of two processes on one machine: the numbers of one process, and what becomes of a run whose processes are stopped or killed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -38,16 +37,8 @@ def alone(runner) -> Path:
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, alone):
     run = runner.folder / "two"
-
-    def stop(begun: list[subprocess.Popen], after: int) -> None:
-        runner.wait_for_step(begun[0], run, after)
-        begun[-1].send_signal(signal.SIGTERM)
-        runner.finish(begun, 143)
-        stopped = len(losses(run))
-        assert after <= stopped < 6 and (run / "last").resolve().name == f"{stopped:08d}"
-
-    stop(runner.begin(run, "--steps", "6", *VALIDATE), after=2)
-    stop(runner.start("--resume", str(run), "--workers", "2", count=1), after=4)  # one process with two workers
+    assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE), run, after=2) < 6
+    assert runner.stop(runner.start("--resume", str(run), "--workers", "2", count=1), run, after=4) < 6  # one, two workers
     runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)  # two again
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     ours, theirs = ([row for row in read_rows(folder) if row["kind"] == "validation"] for folder in (run, alone))
@@ -74,7 +65,8 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
 @pytest.mark.slow
 def test_pmap_on_two_processes(runner, alone):
     run = runner.folder / "pmap"
-    runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, "--devices.pmap"), 0)
+    assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE, "--devices.pmap"), run, after=2) < 6
+    runner.finish(runner.start("--resume", str(run), "--pmap", "False"), 0)  # and on without it
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 

@@ -54,15 +54,15 @@ class Resume:
     """Steps between saved states."""
     depth: int | None = None
     """Devices that share each volume."""
+    pmap: bool | None = None
+    """True or False: whether each device runs a program of its own."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
 
     def recipe(self) -> Recipe:
-        others = ("resume", "depth", "launch")
-        given = {name: value for name, value in vars(self).items() if name not in others and value is not None}
-        recipe = dataclasses.replace(read_recipe(self.resume), **given)
-        if self.depth is None:
-            return recipe
-        return dataclasses.replace(recipe, devices=dataclasses.replace(recipe.devices, depth=self.depth))
+        given = {name: value for name, value in vars(self).items() if name not in ("resume", "launch") and value is not None}
+        devices = {name: given.pop(name) for name in ("depth", "pmap") if name in given}
+        recipe = read_recipe(self.resume)
+        return dataclasses.replace(recipe, **given, devices=dataclasses.replace(recipe.devices, **devices))
 
 
 def main(arguments: list[str] | None = None) -> None:
