@@ -3,16 +3,11 @@
 import sys
 from pathlib import Path
 
-import jax
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-jax.config.update("jax_enable_compilation_cache", False)
-jax.config.update("jax_compilation_cache_dir", "unused")  # else the trainer chooses one
-
-from swinunetr_jax.inference import predict  # noqa: E402
-from train import __main__ as command  # noqa: E402
-from train import step  # noqa: E402
+from swinunetr_jax.inference import predict
+from train import __main__ as command
+from train import step
 
 for module in (predict, step):
     module.compiler_options = lambda: {"xla_backend_optimization_level": 0}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +53,12 @@ class Runner:
 
     def __init__(self, folder: Path):
         self.folder, self.started = folder, []
+        # what one of these runs compiled the others need not, as with a user's; nothing is kept from one session of tests to another
+        self.environment = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
 
     def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
         address = f"localhost:{free_port()}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {})
+        environment = os.environ | self.environment | (environment or {})
         begun = []
         for index in range(count):
             among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
@@ -81,9 +84,9 @@ class Runner:
         for process in begun:
             assert process.wait(SECONDS) == code, self.said(process)
 
-    def begin(self, run: Path, *more: str, count: int = 2) -> list[subprocess.Popen]:
+    def begin(self, run: Path, *more: str, **options: Any) -> list[subprocess.Popen]:
         shared = ("--data", str(self.folder / "data"), "--cache", str(self.folder / "cache"))
-        return self.start(*OPTIONS, *shared, "--out", str(run), *more, count=count)
+        return self.start(*OPTIONS, *shared, "--out", str(run), *more, **options)
 
     def wait_for(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
         """Until it happened, True, or the process is over, False."""

@@ -80,7 +80,7 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     for file in tools.iterdir():
         file.chmod(0o755)
     job = str(free_port(61440) - 61440)  # JAX makes the meeting point's port of the job's number, modulo 4096
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job, "JAX_PLATFORMS": "cpu"}
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job} | runner.environment
     shared = ["--data", runner.folder / "data", "--cache", runner.folder / "cache", "--out", run]
     script = ["bash", ROOT / "train" / "launch" / "slurm.sh", *OPTIONS, *shared, "--steps", "6", *VALIDATE]
     done = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
