@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from swinunetr_jax.compiler import compiler_options
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
-    from swinunetr_jax.ops.platforms import traced_for
+    from swinunetr_jax.platforms import traced_for
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 
 __all__ = [
@@ -39,7 +39,7 @@ _HOME = {
     "open_checkpoint": "swinunetr_jax.weights.load",
     "save_checkpoint": "swinunetr_jax.weights.load",
     "sliding_window_inference": "swinunetr_jax.inference.sliding_window",
-    "traced_for": "swinunetr_jax.ops.platforms",
+    "traced_for": "swinunetr_jax.platforms",
 }
 
 

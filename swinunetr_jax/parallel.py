@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.ops.platforms import traced_for
+from swinunetr_jax.platforms import traced_for
 
 DATA, DEPTH = "data", "depth"
 

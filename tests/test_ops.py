@@ -20,7 +20,7 @@ from swinunetr_jax.ops import (
     upsample,
     winograd_cpu,
 )
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import pytest
 from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
 from swinunetr_jax.ops import attention, attention_cuda, conv_cuda, dense, up_conv, up_conv_cuda
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or JAX_PLATFORMS does not name it")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, up_conv, up_conv_tpu
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
 

@@ -22,7 +22,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.sliding_window import BLENDS, Plan, Progress, predict_slabs
 from swinunetr_jax.model.unetr import SwinUNETR
-from swinunetr_jax.ops.platforms import traced_for
+from swinunetr_jax.platforms import traced_for
 from swinunetr_jax.task import Task
 
 DEFAULT_ROI = (96, 96, 96)

@@ -12,7 +12,7 @@ from jax import Array
 from swinunetr_jax import parallel
 from swinunetr_jax.ops import attention_cpu, attention_cuda, attention_tpu
 from swinunetr_jax.ops.attention_weights import attention_weights
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 
 def window_attention(

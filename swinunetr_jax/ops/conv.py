@@ -11,7 +11,7 @@ from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv_cpu, conv_cuda, conv_tpu, dense_cpu
 from swinunetr_jax.ops import dense as dense_op
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 

@@ -3,7 +3,7 @@
 from jax import Array
 
 from swinunetr_jax.ops import dense_cpu
-from swinunetr_jax.ops.platforms import Form, by_platform
+from swinunetr_jax.platforms import Form, by_platform
 
 
 def dense(x: Array, kernel: Array) -> Array:

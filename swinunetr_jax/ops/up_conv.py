@@ -12,8 +12,8 @@ from jax import Array
 from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv as conv_op
 from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda, up_conv_tpu
-from swinunetr_jax.ops.platforms import Form, by_platform
 from swinunetr_jax.ops.upsample import upsample
+from swinunetr_jax.platforms import Form, by_platform
 
 
 def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
