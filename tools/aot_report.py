@@ -77,7 +77,13 @@ class Options:
 def device(target: str) -> Any:
     """One described device of the target."""
     if target in TPU:
-        return topologies.get_topology_desc(platform="tpu", topology_name=TPU[target]).devices[0]
+        try:
+            return topologies.get_topology_desc(platform="tpu", topology_name=TPU[target]).devices[0]
+        except Exception as error:
+            sys.exit(
+                f"error: the TPU compiler does not start ({str(error)[:200]}): is `libtpu` installed, and does no other program use it? "
+                "One that was killed leaves /tmp/libtpu_lockfile behind."
+            )
     jax.devices()  # finds the CUDA plugin, which is not used but has to be there
     described = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
     return described.devices[0]

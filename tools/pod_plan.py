@@ -113,7 +113,10 @@ def compile_step(
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
-        raise InputError(f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed?") from error
+        raise InputError(
+            f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed, and does no other program use "
+            "it? One that was killed leaves /tmp/libtpu_lockfile behind."
+        ) from error
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))[:chips]
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
