@@ -113,7 +113,7 @@ LAYERS = {  # what each part of the library may import from the others
     "model": {"config", "errors", "ops"},
     "weights": {"config", "errors", "task", "model"},
     "report": {"errors", "task", "data"},
-    "inference": {"compiler", "config", "errors", "parallel", "platforms", "task", "version", "data", "model", "report"},
+    "inference": {"compiler", "config", "errors", "parallel", "task", "version", "data", "model", "report"},
     "commands": {"config", "errors", "task", "data", "inference", "evaluation", "weights", "version"},
     "cli": {"commands", "errors"},
 }

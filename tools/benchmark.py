@@ -172,7 +172,7 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """As training and prediction compile theirs."""
+        """For this device, as the trainer compiles its step."""
         return jax.jit(traced_for(jax.devices()[0], function), compiler_options=compiler_options(), **options)
 
     trim_after_compiling()

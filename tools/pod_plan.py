@@ -180,20 +180,20 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
     Temporaries grow with the voxels of a step, nearly: what they were in a compiled one says where to look first, and what holds there
     is found by compiling. A compiler short of memory trades it for time, so that more may fit than that.
     """
-    share = (
-        (CHIP_BYTES[program.chip] - program.held_bytes) * program.batch * program.depth / program.chips / program.temporary_bytes
-    )
-    voxels = share * math.prod(program.roi)
-    told = program.topology
+    of_a_sample = program.temporary_bytes / (program.batch * program.depth / program.chips)
+    guess = (CHIP_BYTES[program.chip] - program.held_bytes) / of_a_sample
+    topology = program.topology
 
     def batch_fits(batch: int) -> bool:
-        return _told(f"{told}: batch {batch}", fits(told, options, options.roi, batch))
+        return _told(f"{topology}: batch {batch}", fits(topology, options, options.roi, batch))
 
     def cube_fits(index: int) -> bool:
-        return index <= len(SIZES) and _told(f"{told}: {SIZES[index - 1]}³", fits(told, options, (SIZES[index - 1],) * 3, 1))
+        return index <= len(SIZES) and _told(
+            f"{topology}: {SIZES[index - 1]}³", fits(topology, options, (SIZES[index - 1],) * 3, 1)
+        )
 
-    cubes = search(cube_fits, sum(size**3 <= voxels for size in SIZES))
-    return search(batch_fits, int(share)), SIZES[cubes - 1] if cubes else 0
+    cubes = search(cube_fits, sum(size**3 <= guess * math.prod(program.roi) for size in SIZES))
+    return search(batch_fits, int(guess)), SIZES[cubes - 1] if cubes else 0
 
 
 def search(holds: Callable[[int], bool], guess: int) -> int:
@@ -208,9 +208,9 @@ def search(holds: Callable[[int], bool], guess: int) -> int:
     return number - 1
 
 
-def _told(what: str, fits: bool) -> bool:
-    print(f"{what} {'fits' if fits else 'does not fit'}", file=sys.stderr, flush=True)
-    return fits
+def _told(what: str, holds: bool) -> bool:
+    print(f"{what} {'fits' if holds else 'does not fit'}", file=sys.stderr, flush=True)
+    return holds
 
 
 def table(programs: list[Program]) -> str:

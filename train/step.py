@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options, traced_for
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
 from swinunetr_jax.compiler import in_order, trim_after_compiling
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.parallel import Layout
@@ -134,5 +134,5 @@ class Training:
 def _compiled(training: Training, layout: Layout | None) -> Callable[..., tuple[State, dict[str, Array]]]:
     trim_after_compiling()
     if layout is None:
-        return jax.jit(traced_for(jax.local_devices()[0], training.step), donate_argnums=0, compiler_options=compiler_options())
+        return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
     return layout.compile(training.step, compiler_options())

@@ -22,7 +22,6 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.sliding_window import BLENDS, Plan, Progress, predict_slabs
 from swinunetr_jax.model.unetr import SwinUNETR
-from swinunetr_jax.platforms import traced_for
 from swinunetr_jax.task import Task
 
 DEFAULT_ROI = (96, 96, 96)
@@ -234,7 +233,7 @@ def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State
 
     if mesh is not None:
         return parallel.shared(run, mesh, compiler_options())
-    return jax.jit(traced_for(jax.local_devices()[0], run), compiler_options=compiler_options())
+    return jax.jit(run, compiler_options=compiler_options())
 
 
 @functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case
