@@ -2,28 +2,34 @@
 
     python -m tools.benchmark --work forward train --sizes 64 96
     python -m tools.benchmark --work case --feature-size 24
-    python -m tools.benchmark --dtype bfloat16 --sizes 96 128           # on a GPU
+    python -m tools.benchmark --dtype bfloat16 --sizes 96 128 --queued 5 --together           # on a GPU
 
 Every contender lives in a process of its own, so that peak memory is its own, and waits there for its turn: A B A B … Machines are
 noisy: what counts is the ratio of medians. Contenders: ours; MONAI eager; with its fused attention (forward only, it has no
 gradient); under torch.compile, in both memory layouts; medicai, where it is installed. On a GPU torch runs under autocast for bfloat16.
+A device's peak memory leaves out the first call, in which libraries try their kernels out.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import resource
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share the device
 
 CASE = (240, 240, 155)
 CHANNELS = 4, 3
@@ -45,6 +51,12 @@ class Options:
     """Peers: monai, monai-flash, monai-compile, monai-compile-channels-last, medicai."""
     repeats: int = 5
     """Timed turns of each contender, after one warm-up."""
+    queued: int = 1
+    """Steps of a turn that are started one after the other and waited for together, as a trainer's on a GPU."""
+    together: bool = False
+    """Warm up all contenders at once, where cores and memory suffice: torch.compile takes minutes. Turns are alone all the same."""
+    patience: float = 3600.0
+    """Seconds after which a contender that is not ready is left out."""
     out: Path | None = None
     """Also write the table as JSON here."""
 
@@ -53,56 +65,100 @@ def main(options: Options) -> None:
     unknown = set(options.against) - set(CONTENDERS)
     if unknown:
         sys.exit(f"error: unknown contender {', '.join(unknown)}; known are {', '.join(CONTENDERS)}")
-    rows = []
     rate = matmul_rate(options.dtype)
-    for work in options.work:
-        for size in options.sizes:
-            rows += measure(work, size, options)
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        races = [Race(work, size, options, cache) for work in options.work for size in options.sizes]
+        if options.together:
+            for race in races:
+                race.start()
+            for race in races:
+                race.ready()
+        for race in races:
+            rows += race.run()
             print(table(rows[-1 - len(options.against) :], rate), flush=True)
     print("\n" + table(rows, rate))
     if options.out:
         options.out.write_text(json.dumps({"machine": machine(), "matmul_flops": rate, "rows": rows}, indent=1))
 
 
-def measure(work: str, size: int, options: Options) -> list[dict[str, Any]]:
-    """One row for each contender."""
-    with tempfile.TemporaryDirectory() as cache:
-        jobs = {name: Worker(name, work, size, options, cache) for name in ("ours", *options.against)}
-        seconds: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in range(options.repeats):
-            for name, job in jobs.items():
-                if job.alive:
-                    seconds[name].append(job.turn())
+class Race:
+    """All contenders at one work and size."""
+
+    def __init__(self, work: str, size: int, options: Options, cache: str):
+        self.work, self.size, self.options, self.cache = work, size, options, cache
+        self.workers: dict[str, Worker] = {}
+
+    def start(self) -> None:
+        for name in ("ours", *self.options.against):
+            self.workers[name] = Worker(name, self.work, self.size, self.options, self.cache)
+            if not self.options.together:
+                self.workers[name].wait()
+
+    def ready(self) -> None:
+        """Waits for all, and meanwhile starts ours once more, which finds its compiled program in the cache."""
+        self.workers["ours"].wait()
+        self.again = Worker("ours", self.work, self.size, self.options, self.cache)
+        self.again.wait()
+        self.again_figures = self.again.finish()
+        for worker in self.workers.values():
+            worker.wait()
+
+    def run(self) -> list[dict[str, Any]]:
+        """The turns; a row for each contender."""
+        if not self.workers:
+            self.start()
+            self.ready()
+        seconds: dict[str, list[float]] = {name: [] for name in self.workers}
+        for _ in range(self.options.repeats):
+            for name, worker in self.workers.items():
+                if worker.alive:
+                    seconds[name].append(worker.turn())
         rows = []
-        for name, job in jobs.items():
-            row = {"work": work, "size": size, "contender": name, "features": options.feature_size, "dtype": options.dtype}
-            row |= {"first_call": job.first_call, "seconds": seconds[name], "error": job.error} | job.finish()
+        for name, worker in self.workers.items():
+            row = {"work": self.work, "size": self.size, "contender": name}
+            row |= {"features": self.options.feature_size, "dtype": self.options.dtype, "first_call": worker.first_call}
+            row |= {"seconds": seconds[name], "error": worker.error} | worker.finish()
             if seconds[name]:
                 row["median"] = statistics.median(seconds[name])
-                row["flops"] = flops(size, options.feature_size) * {"forward": 1, "train": 3, "case": windows(size)}[work]
+                passes = {"forward": 1, "train": 3, "case": windows(self.size)}[self.work]
+                row["flops"] = flops(self.size, self.options.feature_size) * passes
             rows.append(row)
         ours = rows[0]
-        if "median" in ours:
-            again = Worker("ours", work, size, options, cache)  # a second start finds the compiled program in the cache
-            ours["cached_first_call"], ours["cached_compiling"] = again.first_call, again.finish()["compiling"]
+        if "median" in ours and self.again.alive:
+            figures = self.again_figures
+            ours |= {"cached_first_call": self.again.first_call, "cached_compiling": figures["compiling"]}
+            ours["device_bytes"] = figures["device_bytes"]
             for row in rows[1:]:
                 if "median" in row:
                     row["ratio"] = row["median"] / ours["median"]
-    return rows
+        return rows
 
 
 class Worker:
     """A contender in its own process: it warms up, then works once for every line it is sent."""
 
     def __init__(self, name: str, work: str, size: int, options: Options, cache: str):
-        task = json.dumps([name, work, size, options.feature_size, options.dtype])
+        task = json.dumps([name, work, size, options.feature_size, options.dtype, options.queued])
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment["BENCHMARK_LOCK"] = f"{cache}/lock"
         command = [sys.executable, "-m", "tools.benchmark", "--worker", task]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        first = self.process.stdout.readline()
+        self.deadline = time.monotonic() + options.patience
+        self.alive, self.first_call, self.error = False, None, None
+
+    def wait(self) -> None:
+        """Until it is ready, or has failed, or patience ends."""
+        if self.alive or self.error:
+            return
+        heard = select.select([self.process.stdout], [], [], max(self.deadline - time.monotonic(), 0))[0]
+        first = self.process.stdout.readline() if heard else "not ready in time"
         self.alive = first.startswith("ready ")
-        self.first_call = float(first.split()[1]) if self.alive else None
-        self.error = None if self.alive else (first.strip() or "it died")
+        if self.alive:
+            self.first_call = float(first.split()[1])
+        else:
+            self.error = first.strip() or "it died"
+            self.process.kill()
 
     def turn(self) -> float:
         self.process.stdin.write("go\n")
@@ -110,16 +166,13 @@ class Worker:
         return float(self.process.stdout.readline())
 
     def finish(self) -> dict[str, float]:
-        if not self.alive:
-            self.process.kill()
-            return {}
-        return json.loads(self.process.communicate("")[0].strip().splitlines()[-1])
+        return json.loads(self.process.communicate("")[0].strip().splitlines()[-1]) if self.alive else {}
 
 
 # ---- in the worker's process -----------------------------------------------------------------------------------------------------
 
 
-def work_in_turns(name: str, work: str, size: int, features: int, dtype: str) -> None:
+def work_in_turns(name: str, work: str, size: int, features: int, dtype: str, queued: int) -> None:
     started = time.perf_counter()
     try:
         if name == "ours":
@@ -129,23 +182,45 @@ def work_in_turns(name: str, work: str, size: int, features: int, dtype: str) ->
         else:
             contender = monai(name, work, size, features, dtype)
         if work != "case":  # a case is minutes long: it was warmed up by one window
-            contender.run()
+            with contextlib.nullcontext() if "compile" in name else alone():
+                contender.run()
+                contender.wait()
+            contender.rest()
     except Exception as error:  # a contender that cannot run is a row of the table, not the end of it
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
         return
     print(f"ready {time.perf_counter() - started}", flush=True)
     for _ in sys.stdin:
+        if queued > 1:  # the first after a rest pays for memory and clocks
+            contender.run()
+            contender.wait()
         started = time.perf_counter()
-        contender.run()
-        print(time.perf_counter() - started, flush=True)
+        for _ in range(queued):
+            contender.run()
+        contender.wait()
+        print((time.perf_counter() - started) / queued, flush=True)
+        contender.rest()
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"host_bytes": host, "device_bytes": contender.device_peak(), "compiling": contender.compiling}))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While libraries choose kernels by their time, other contenders do not."""
+    with open(os.environ["BENCHMARK_LOCK"], "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass
 class Contender:
     run: Callable[[], None]
+    """Starts a step."""
     device_peak: Callable[[], int | None]
+    wait: Callable[[], None] = lambda: None
+    """For the steps that were started."""
+    rest: Callable[[], None] = lambda: None
+    """Gives memory back that it does not need until its next turn, and starts counting its peak."""
     compiling: float | None = None
     """Seconds from the function to a compiled program, where that can be had apart from the first call."""
 
@@ -185,10 +260,18 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         segment(x[:, :size, :size, :size])
         return Contender(lambda: segment(x), peak)
     x = jnp.asarray(x)
+    result: list[Any] = [None]
+
+    def wait() -> None:
+        jax.block_until_ready(result)
+
     if work == "forward":
-        started = time.perf_counter()
-        forward = forward.lower(state, x).compile()
-        return Contender(lambda: jax.block_until_ready(forward(state, x)), peak, time.perf_counter() - started)
+        forward, compiling = compile_alone(forward, state, x)
+
+        def run() -> None:
+            result[0] = forward(state, x)
+
+        return Contender(run, peak, wait, compiling=compiling)
     optimizer = optax.adamw(1e-4)
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
@@ -196,15 +279,21 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         updates, moments = optimizer.update(in_order(gradients), moments, state)
         return optax.apply_updates(state, updates), moments
 
-    held = [state, jax.jit(optimizer.init)(state)]
-    started = time.perf_counter()
-    step = compiled(step, donate_argnums=(0, 1)).lower(*held, x).compile()
-    compiling = time.perf_counter() - started
+    result[:] = state, jax.jit(optimizer.init)(state)
+    step, compiling = compile_alone(compiled(step, donate_argnums=(0, 1)), *result, x)
 
     def run() -> None:
-        held[:] = jax.block_until_ready(step(*held, x))
+        result[:] = step(*result, x)
 
-    return Contender(run, peak, compiling)
+    return Contender(run, peak, wait, compiling=compiling)
+
+
+def compile_alone(function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+    """The compiled program, and the seconds that took."""
+    with alone():
+        started = time.perf_counter()
+        program = function.lower(*args).compile()
+        return program, time.perf_counter() - started
 
 
 def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
@@ -226,8 +315,16 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
         if device == "cuda":
             torch.cuda.synchronize()
 
+    peaks: list[int] = []
+
     def peak() -> int | None:
-        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+        return max(peaks[1:], default=None) if device == "cuda" else None  # without the warm-up's
+
+    def rest() -> None:
+        if device == "cuda":
+            peaks.append(torch.cuda.max_memory_allocated())
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     if work == "train":
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -238,9 +335,8 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
                 loss = run_net(x).float().square().mean()
             loss.backward()
             optimizer.step()
-            wait()
 
-        return Contender(run, peak)
+        return Contender(run, peak, wait, rest)
     net.eval()
 
     def run(x: torch.Tensor = x) -> None:
@@ -249,11 +345,11 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
                 run_net(x)
             else:
                 sliding_window_inference(x, (size,) * 3, 1, run_net, overlap=0.5, mode="gaussian")
-        wait()
 
     if work == "case":
         run(x[..., :size, :size, :size])
-    return Contender(run, peak)
+        wait()
+    return Contender(run, peak, wait, rest)
 
 
 def medicai(work: str, size: int, features: int) -> Contender:

@@ -30,16 +30,14 @@ class ResBlock(nnx.Module):
         self.norm3 = ConvNorm(c_out, config, norm) if c_in != c_out else None
 
     def __call__(self, x: Array, train: bool = False) -> tuple[Array, Stats]:
-        return self.rest(self.conv1(x), x if self.conv3 is None else self.conv3(x), train)
+        shortcut, stats = (x, {}) if self.conv3 is None else self.norm3.behind(self.conv3, x, train)
+        return self.rest(self.conv1(x), shortcut, stats, train)
 
-    def rest(self, y: Array, shortcut: Array, train: bool = False) -> tuple[Array, Stats]:
-        """What follows the convolutions of the input: `y` is that of conv1, `shortcut` that of conv3 or the input itself."""
+    def rest(self, y: Array, shortcut: Array, stats3: Stats, train: bool = False) -> tuple[Array, Stats]:
+        """What follows conv1, whose result `y` is; `shortcut` is added in the end, `stats3` came with its norm."""
         y, stats1 = self.norm1(y, train)
         y, stats2 = self.norm2(self.conv2(leaky_relu(y)), train)
-        stats = named("norm1", stats1) | named("norm2", stats2)
-        if self.norm3 is not None:
-            shortcut, stats3 = self.norm3(shortcut, train)
-            stats |= named("norm3", stats3)
+        stats = named("norm1", stats1) | named("norm2", stats2) | named("norm3", stats3)
         return leaky_relu(y + shortcut.astype(y.dtype)), stats
 
 
@@ -54,7 +52,7 @@ class UpBlock(nnx.Module):
     def __call__(self, x: Array, skip: Array, train: bool = False) -> tuple[Array, Stats]:
         kernels = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, self.block.conv3))
         y, shortcut = up_conv(x.astype(self.dtype), skip.astype(self.dtype), *kernels)
-        y, stats = self.block.rest(y, shortcut, train)
+        y, stats = self.block.rest(y, *self.block.norm3(shortcut, train), train)
         return y, named("block", stats)
 
 

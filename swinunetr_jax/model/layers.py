@@ -16,7 +16,9 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.ops.bias import add_bias
 from swinunetr_jax.ops.conv import conv, patch_conv
+from swinunetr_jax.ops.conv_norm import conv_instance_norm
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
 
@@ -78,7 +80,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class Conv(nnx.Module):
@@ -93,7 +95,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class PatchConv(nnx.Module):
@@ -108,7 +110,7 @@ class PatchConv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = patch_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
+        return add_bias(y, self.bias[...])
 
 
 class UpConv(nnx.Module):
@@ -167,3 +169,10 @@ class ConvNorm(nnx.Module):
             "count": self.count[...] + 1,
         }
         return batch_norm(x, mean, var, self.scale[...], self.bias[...]), running
+
+    def behind(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
+        """The norm of conv(x), for a convolution of kernel 1 without bias."""
+        if self.kind != "instance":
+            return self(conv(x), train)
+        kernel = conv.kernel[...].astype(conv.dtype)
+        return conv_instance_norm(x.astype(conv.dtype), kernel.reshape(kernel.shape[-2:])), {}

@@ -1,15 +1,14 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
 The formulation of the 3³ kernel is chosen by the platform a program is compiled for: the compiler's own, on a CPU those of `conv_cpu`,
-on a TPU for large grids that of `conv_tpu`. The 1³ kernel is a matrix product, but on an NVIDIA GPU with few channels (`conv_cuda`).
+on a TPU for large grids that of `conv_tpu`. The 1³ kernel is a matrix product.
 """
 
 from einops import rearrange
 from jax import Array, lax
 
 from swinunetr_jax import parallel
-from swinunetr_jax.ops import conv_cpu, conv_cuda, conv_tpu, dense_cpu
-from swinunetr_jax.ops import dense as dense_op
+from swinunetr_jax.ops import conv_cpu, conv_tpu
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.platforms import Form, by_platform
 
@@ -27,8 +26,7 @@ def conv(x: Array, kernel: Array) -> Array:
         [b, *grid, c_out] in the dtype of `x`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
-        matrix = kernel.reshape(kernel.shape[-2:])
-        return _few_channels(x, matrix) if len(matrix) <= conv_cuda.FEW_CHANNELS else dense(x, matrix)
+        return dense(x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
     return parallel.by_slabs(_cube_conv, plane_conv, (x,), (kernel,))[0]
@@ -74,7 +72,6 @@ def plain(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=_LAYOUT[x.ndim - 2])
 
 
-_few_channels = by_platform(Form(dense_op.plain), cpu=Form(dense_op.plain, dense_cpu.gradient), cuda=Form(conv_cuda.by_channels))
 _conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
 _conv_large = by_platform(Form(plain), cpu=Form(conv_cpu.conv), tpu=Form(conv_tpu.by_planes))
 _patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels), tpu=Form(conv_tpu.patches))

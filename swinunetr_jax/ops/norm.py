@@ -52,13 +52,20 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         x = x.astype(wide)
         mean = x.mean(axes, keepdims=True)
         return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-    # Taken from `x` as it is: of a float32 copy the compiler would first make all. The first axis goes in full, since on a TPU it
-    # lies on the lanes, where steps are expensive.
-    sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
-    sample = lax.stop_gradient(sparse.astype(wide).mean(axes, keepdims=True))  # any constant gives the same result
+    sample = sparse_mean(x, axes)
     forms = {"cpu": functools.partial(_means, axes, True), "default": functools.partial(_means, axes, False)}
     rest, squares = choose(forms, x, sample)
     return sample + rest, squares - jnp.square(rest)
+
+
+def sparse_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Of a sparse sample of the grid, kept as axes of size 1, in float32 at least, without a gradient: what is near the mean of `x`.
+
+    Taken from `x` as it is: of a float32 copy the compiler would first make all. The first axis goes in full, since on a TPU it
+    lies on the lanes, where steps are expensive.
+    """
+    sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
+    return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
 
 
 def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
