@@ -141,21 +141,23 @@ class Worker:
     def __init__(self, name: str, work: str, size: int, options: Options, cache: str):
         task = json.dumps([name, work, size, options.feature_size, options.dtype, options.queued])
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        environment["BENCHMARK_LOCK"] = f"{cache}/lock"
+        environment.setdefault("BENCHMARK_LOCK", f"{cache}/lock")
         command = [sys.executable, "-m", "tools.benchmark", "--worker", task]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        self.deadline = time.monotonic() + options.patience
+        self.label, self.started, self.patience = f"{work} {size}³ {name}", time.monotonic(), options.patience
         self.alive, self.first_call, self.error = False, None, None
 
     def wait(self) -> None:
         """Until it is ready, or has failed, or patience ends."""
         if self.alive or self.error:
             return
-        heard = select.select([self.process.stdout], [], [], max(self.deadline - time.monotonic(), 0))[0]
+        left = self.started + self.patience - time.monotonic()
+        heard = select.select([self.process.stdout], [], [], max(left, 0))[0]
         first = self.process.stdout.readline() if heard else "not ready in time"
         self.alive = first.startswith("ready ")
         if self.alive:
             self.first_call = float(first.split()[1])
+            print(f"{self.label}: first result after {self.first_call:.0f} s", file=sys.stderr, flush=True)
         else:
             self.error = first.strip() or "it died"
             self.process.kill()
@@ -442,7 +444,7 @@ def table(rows: list[dict[str, Any]], rate: float) -> str:
         if row["error"]:
             lines.append(f"| {row['work']} | {row['size']} | {row['contender']} | {row['error']} |" + " |" * 6)
             continue
-        cells = [row["work"], f"{row['size']}³", row["contender"], number(row["median"], digits=3)]
+        cells = [row["work"], f"{row['size']}³", row["contender"], f"{row['median']:.4g}"]
         cells.append(number(row.get("ratio")))
         for kind in ("compiling", "first_call"):
             both = (number(row.get(name), digits=1) for name in (kind, f"cached_{kind}"))
