@@ -7,7 +7,7 @@ import pytest
 
 from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
-from swinunetr_jax.ops import attention, attention_cuda, conv_cuda, dense, up_conv, up_conv_cuda
+from swinunetr_jax.ops import attention, attention_cuda, up_conv, up_conv_cuda
 from swinunetr_jax.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
@@ -165,25 +165,6 @@ def test_folded_kernels_in_bfloat16(shape, c, u, o):
     for got, expected in zip(up_conv_cuda.folded(*short), exact):
         assert got.dtype == jnp.bfloat16
         assert error(got.astype(jnp.float32), expected) < 1e-2
-
-
-@pytest.mark.parametrize("c", [1, 4])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_few_channels(c, dtype, tolerance):
-    x, kernel, weight = normal(2, 3, 5, 7, c), normal(c, 6), normal(2, 3, 5, 7, 6)
-
-    def results(form, dtype):
-        def loss(x, kernel):
-            y = form(x, kernel)
-            return (y.astype(jnp.float32) * weight).sum(), y
-
-        inputs = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
-        (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(*inputs)
-        return y, *gradients
-
-    for got, expected in zip(results(conv_cuda.by_channels, dtype), results(dense.plain, "float32")):
-        assert got.dtype == dtype
-        assert error(got.astype(jnp.float32), expected) < tolerance
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):

@@ -35,8 +35,8 @@ class ResBlock(nnx.Module):
 
     def rest(self, y: Array, shortcut: Array, stats3: Stats, train: bool = False) -> tuple[Array, Stats]:
         """What follows conv1, whose result `y` is; `shortcut` is added in the end, `stats3` came with its norm."""
-        y, stats1 = self.norm1(y, train)
-        y, stats2 = self.norm2(self.conv2(leaky_relu(y)), train)
+        y, stats1 = self.norm1.in_front_of(self.conv2, y, train)
+        y, stats2 = self.norm2(y, train)
         stats = named("norm1", stats1) | named("norm2", stats2) | named("norm3", stats3)
         return leaky_relu(y + shortcut.astype(y.dtype)), stats
 

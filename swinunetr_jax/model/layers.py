@@ -16,11 +16,13 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.ops.activation import leaky_relu
 from swinunetr_jax.ops.bias import add_bias
 from swinunetr_jax.ops.conv import conv, patch_conv
 from swinunetr_jax.ops.conv_norm import conv_instance_norm
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
+from swinunetr_jax.ops.norm_conv import norm_act_conv
 
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -176,3 +178,10 @@ class ConvNorm(nnx.Module):
             return self(conv(x), train)
         kernel = conv.kernel[...].astype(conv.dtype)
         return conv_instance_norm(x.astype(conv.dtype), kernel.reshape(kernel.shape[-2:])), {}
+
+    def in_front_of(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
+        """conv(leaky_relu(norm of x)), for a convolution without bias."""
+        if self.kind == "instance":
+            return norm_act_conv(x, conv.kernel[...].astype(x.dtype)), {}
+        y, stats = self(x, train)
+        return conv(leaky_relu(y)), stats

@@ -15,8 +15,12 @@ def leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, NEGATIVE_SLOPE * x)
 
 
-# The output has the sign of the input, and the next layer keeps it anyway.
-leaky_relu.defvjp(lambda x: (leaky_relu(x),) * 2, lambda y, dy: (jnp.where(y >= 0, dy, NEGATIVE_SLOPE * dy),))
+def leaky_relu_gradient(y: Array, dy: Array) -> Array:
+    """From the output, which has the sign of the input, and which the next layer keeps anyway."""
+    return jnp.where(y >= 0, dy, NEGATIVE_SLOPE * dy)
+
+
+leaky_relu.defvjp(lambda x: (leaky_relu(x),) * 2, lambda y, dy: (leaky_relu_gradient(y, dy),))
 
 
 @jax.custom_vjp

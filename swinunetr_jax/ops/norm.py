@@ -26,7 +26,12 @@ def layer_norm(x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | N
 
 def instance_norm(x: jax.Array) -> jax.Array:
     """Over the grid of each sample and channel of [b, *grid, c], without scale and bias."""
-    return _own_statistics(x, None, None, tuple(range(1, x.ndim - 1)))
+    return _own_statistics(x, None, None, grid_axes(x))
+
+
+def grid_axes(x: jax.Array) -> tuple[int, ...]:
+    """Of [b, *grid, c]."""
+    return tuple(range(1, x.ndim - 1))
 
 
 def group_norm(x: jax.Array, num_groups: int, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -38,7 +43,7 @@ def group_norm(x: jax.Array, num_groups: int, scale: jax.Array, bias: jax.Array)
 
 def batch_norm(x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """With statistics [c] that are given: the batch's own in training, the running ones in evaluation."""
-    return _normalize(x, mean, var, scale, bias)
+    return normalize(x, mean, var, scale, bias)
 
 
 def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -77,36 +82,44 @@ def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _own_statistics(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    return _normalize(x, *moments(x, axes), scale, bias)
+    return normalize(x, *moments(x, axes), scale, bias)
 
 
 def _forward(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes: tuple[int, ...]):
     mean, var = moments(x, axes)
-    return _normalize(x, mean, var, scale, bias), (x, mean, lax.rsqrt(var + EPSILON), scale, bias)
+    return normalize(x, mean, var, scale, bias), (x, mean, var, scale, bias)
 
 
 def _backward(axes: tuple[int, ...], saved: tuple[jax.Array | None, ...], dy: jax.Array):
-    x, mean, inverse, scale, bias = saved
-    dtype, kept = x.dtype, tuple(range(x.ndim - (0 if scale is None else scale.ndim)))
-    x, dy, dscale, dbias = x.astype(mean.dtype), dy.astype(mean.dtype), None, None
-    if scale is not None:
-        dbias = dy.sum(kept).astype(bias.dtype)
-        dscale = (dy * ((x - mean) * inverse)).sum(kept).astype(scale.dtype)
-        dy = dy * scale.astype(dy.dtype)
+    x, mean, var, scale, bias = saved
+    if scale is None:
+        return gradient(x, mean, var, dy, axes), None, None
+    kept = tuple(range(x.ndim - scale.ndim))
+    wide, dy = x.astype(mean.dtype), dy.astype(mean.dtype)
+    dbias = dy.sum(kept).astype(bias.dtype)
+    dscale = (dy * ((wide - mean) * lax.rsqrt(var + EPSILON))).sum(kept).astype(scale.dtype)
+    return gradient(x, mean, var, dy * scale.astype(dy.dtype), axes), dscale, dbias
+
+
+def gradient(x: jax.Array, mean: jax.Array, var: jax.Array, dy: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Of x, from that of `normalize(x, mean, var)`, where mean and var are its own `moments` over `axes`."""
+    dtype, inverse = x.dtype, lax.rsqrt(var + EPSILON)
+    x, dy = x.astype(mean.dtype), dy.astype(mean.dtype)
     # inverse * (dy - mean(dy) - y * mean(y * dy)), with sums and a last pass that share no array of the input's size: one would live
     # from the forward pass on
     along = dy.mean(axes, keepdims=True)
     slope = jnp.square(inverse) * ((dy * x).mean(axes, keepdims=True) - mean * along)
     dx = inverse * dy - (inverse * slope) * x - inverse * (along - mean * slope)
-    return dx.astype(dtype), dscale, dbias
+    return dx.astype(dtype)
 
 
 _own_statistics.defvjp(_forward, _backward)
 
 
-def _normalize(
+def normalize(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None
 ) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon), times scale plus bias, in the dtype of `x`."""
     wide = jnp.promote_types(x.dtype, mean.dtype)  # running statistics are float32 even where x is float64
     y = (x.astype(wide) - mean) * lax.rsqrt(var.astype(wide) + EPSILON)
     if scale is not None:

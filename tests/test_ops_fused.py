@@ -1,0 +1,119 @@
+"""Operations that are done together, against the same one after the other: values, gradients, odd sizes, all types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swinunetr_jax import SwinUNETRConfig
+from swinunetr_jax.model.layers import Conv, Linear, PatchConv
+from swinunetr_jax.ops import conv, conv_norm, norm, norm_conv
+from swinunetr_jax.ops.activation import leaky_relu
+from swinunetr_jax.ops.bias import add_bias
+
+rng = np.random.default_rng(0)
+TYPES = [("float64", 1e-12), ("float32", 5e-6), ("bfloat16", 2e-2)]
+
+
+def error(got, expected):
+    """Relative, in the norm."""
+    got, expected = (np.asarray(a, np.float64) for a in (got, expected))
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def values_and_gradients(form, inputs, weight, dtype):
+    def loss(*inputs):
+        y = form(*inputs)
+        return (y.astype(weight.dtype) * weight).sum(), y
+
+    inputs = [jnp.asarray(a, dtype) for a in inputs]
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(len(inputs))), has_aux=True))(*inputs)
+    return y, *gradients
+
+
+def compare(form, plain, inputs, weight, dtype, tolerance):
+    """Of `dtype` with the plain form in float64."""
+    with jax.enable_x64(True):
+        inputs = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in inputs]
+        exact = values_and_gradients(plain, inputs, weight, "float64")
+        for got, expected in zip(values_and_gradients(form, inputs, weight, dtype), exact):
+            assert got.dtype == dtype
+            assert error(got, expected) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("c", [2, 4])
+@pytest.mark.parametrize("grid", [(5, 6, 7), (9, 4)])
+def test_the_norm_of_a_convolution_of_few_channels(grid, c, dtype, tolerance):
+    x, kernel = rng.normal(size=(2, *grid, c)) + 3, rng.normal(size=(c, 6))
+    weight = rng.normal(size=(2, *grid, 6))
+    compare(conv_norm.conv_instance_norm, conv_norm.plain, (x, kernel), weight, dtype, tolerance)
+
+
+def test_few_channels_with_a_large_mean():
+    """As of a scan that is not normalised: what is left of its 1000 must not drown in rounding."""
+    x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + 1000, rng.normal(size=(4, 6))
+    with jax.enable_x64(True):
+        exact = conv_norm.plain(jnp.asarray(x), jnp.asarray(kernel))
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in (x, kernel))
+    by_covariance = error(conv_norm.by_covariance(x, kernel), exact)
+    assert by_covariance < 2e-3
+    assert by_covariance < 2 * error(conv_norm.plain(x, kernel), exact)
+
+
+@pytest.mark.parametrize("value", [0, 0.1, 1000.1])
+def test_few_channels_of_a_constant_volume(value):
+    y = conv_norm.by_covariance(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
+    assert np.isfinite(y).all()
+    assert np.abs(y).max() < 0.2  # rounding of the mean, over the square root of epsilon
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("grid", [(5, 6, 7), (9, 4)])
+def test_a_norm_in_front_of_a_convolution(grid, again, dtype, tolerance, monkeypatch):
+    """Also where, as on a GPU, the convolution's input is made again for its gradient."""
+    if again:
+        monkeypatch.setattr(norm_conv, "choose", lambda forms, *inputs: forms["cuda"](*inputs))
+    x, kernel = rng.normal(size=(2, *grid, 3)) + 3, rng.normal(size=(*(3,) * len(grid), 3, 4))
+    weight = rng.normal(size=(2, *grid, 4))
+
+    def plain(x, kernel):
+        return conv.plain(leaky_relu(norm.instance_norm(x)), kernel)
+
+    compare(lambda x, kernel: norm_conv.norm_act_conv(x, kernel), plain, (x, kernel), weight, dtype, tolerance)
+
+
+def test_what_a_gpu_makes_again_it_does_not_keep():
+    """Between the two passes of its program lives the norm's input, not its output."""
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 16, 16, 16, 8), (3, 3, 3, 8, 8)))
+    gradient = jax.grad(lambda x, kernel: jnp.square(norm_conv.norm_act_conv(x, kernel).astype(jnp.float32)).sum(), (0, 1))
+    text = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("optimization_barrier") == 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+def test_a_bias_sums_its_gradient_in_float32(dtype, tolerance):
+    x, bias, dy = rng.normal(size=(64, 64, 64, 3)), np.float32([0.3, -1, 2]), np.ones((64, 64, 64, 3))
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(add_bias, jnp.asarray(x, dtype), jnp.asarray(bias, jnp.float32))
+        dx, dbias = pull(jnp.asarray(dy, dtype))
+    assert y.dtype == dx.dtype == dtype
+    assert dbias.dtype == jnp.float32
+    assert error(y, x + bias) < tolerance
+    assert error(dbias, np.full(3, 64**3)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "patches"])
+def test_layers_in_bfloat16_have_gradients_of_their_biases(kind):
+    """By autodiff that of a sum over many voxels would be lost to rounding."""
+    config, rngs = SwinUNETRConfig(in_channels=1, out_channels=1, dtype="bfloat16"), nnx.Rngs(0)
+    layer = {
+        "linear": lambda: Linear(2, 3, config, rngs=rngs),
+        "conv": lambda: Conv(2, 3, 1, config, bias=True, rngs=rngs),
+        "patches": lambda: PatchConv(2, 3, config, rngs=rngs),
+    }[kind]()
+    x = jnp.ones((1, 64, 64, 64, 2))
+    gradient = jax.grad(lambda layer: layer(x).astype(jnp.float32).sum())(layer).bias[...]
+    assert error(gradient, np.full(3, 32**3 if kind == "patches" else 64**3)) < 1e-6
