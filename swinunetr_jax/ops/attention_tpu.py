@@ -3,7 +3,8 @@
 All windows at once, XLA writes the weights to memory several times over in float32: half a gigabyte for a 96³ volume's first stage.
 
 Heads stay side by side on the lanes. A head's logits are the product of all channels of a group with those of other heads set to zero,
-which costs the matrix unit nothing, since it multiplies 128 at a time anyway, and spares a transposition to 16 channels.
+which costs the matrix unit nothing, since it multiplies 128 at a time anyway, and spares a transposition to 16 channels. Likewise the sum
+of a row's weights is the product with one more channel, of ones: a sum along lanes takes longer than all products together.
 """
 
 import jax.numpy as jnp
@@ -24,9 +25,10 @@ def by_chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) 
 
     def step(index: Array) -> Array:
         q, k, v, regions = of_chunk(index)
-        powers, total = _powers(_logits(q, k, bias, regions, own))
-        y = jnp.einsum("nghts,nsgc->nghtc", powers.astype(v.dtype), v, preferred_element_type=powers.dtype)
-        y = jnp.sum(y / total * own[:, None], 2).astype(v.dtype)  # each channel from its own head
+        powers = _powers(_logits(q, k, bias, regions, own))
+        values = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
+        y = jnp.einsum("nghts,nsgc->nghtc", powers.astype(v.dtype), values, preferred_element_type=powers.dtype)
+        y = jnp.sum(y[..., :-1] / y[..., -1:] * own[:, None], 2).astype(v.dtype)  # each channel from its own head
         return rearrange(y, "n g t c -> n t g c")
 
     return _joined(lax.map(step, jnp.arange(chunks))).reshape(q.shape)
@@ -40,9 +42,10 @@ def gradient(inputs: tuple[Array | None, ...], y: Array, dy: Array) -> tuple[Arr
 
     def step(dbias: Array, index: Array) -> tuple[Array, tuple[Array, ...]]:
         q, k, v, y, dy, regions = of_chunk(index)
-        powers, total = _powers(_logits(q, k, bias, regions, own))
-        weights = powers / total
-        wide, low = weights.dtype, q.dtype
+        powers = _powers(_logits(q, k, bias, regions, own))
+        wide, low = powers.dtype, q.dtype
+        ones = jnp.ones((powers.shape[-1], 8), low)  # of a single column the compiler makes a sum again
+        weights = powers / jnp.einsum("nghts,so->nghto", powers.astype(low), ones, preferred_element_type=wide)[..., :1]
         dy_own = _by_head(dy, own)
         dweights = jnp.einsum("nghtc,nsgc->nghts", dy_own, v, preferred_element_type=wide)
         inner = jnp.einsum("nghtc,ntgc->nght", dy_own, y, preferred_element_type=wide)  # sum of weights * dweights
@@ -68,10 +71,9 @@ def _logits(q: Array, k: Array, bias: Array, regions: Array | None, own: Array) 
     return logits + jnp.where(regions[:, :, None] == regions[:, None, :], 0, MASKED).astype(wide)[:, None, None]
 
 
-def _powers(logits: Array) -> tuple[Array, Array]:
-    """exp(logits) up to a factor per row, and their sum: weights before they are divided."""
-    powers = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return powers, powers.sum(-1, keepdims=True)
+def _powers(logits: Array) -> Array:
+    """exp(logits) up to a factor per row: weights before they are divided by their sum."""
+    return jnp.exp(logits - logits.max(-1, keepdims=True))
 
 
 def _by_head(x: Array, own: Array) -> Array:
@@ -80,8 +82,9 @@ def _by_head(x: Array, own: Array) -> Array:
 
 
 def _groups(heads: int, channels: int) -> tuple[int, Array]:
-    """Into how many groups of up to 128 lanes heads go, and which channels of a group are those of each of its heads, [h, c]."""
-    fitting = max(h for h in range(1, heads + 1) if heads % h == 0 and (h == 1 or h * channels <= LANES))
+    """Into how many groups heads go, each with room for one channel more on 128 lanes, and which channels of a group are those of each
+    of its heads, [h, c]."""
+    fitting = max(h for h in range(1, heads + 1) if heads % h == 0 and (h == 1 or h * channels < LANES))
     return heads // fitting, jnp.asarray(np.repeat(np.eye(fitting, dtype=np.float32), channels, axis=1))
 
 
