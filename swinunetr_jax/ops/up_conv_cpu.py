@@ -24,6 +24,8 @@ from swinunetr_jax.ops.upsample import upsample
 _MEET = np.zeros((2, 2, 3, 2), np.float32)
 for _p, _s, _t, _r in ((0, 0, 0, 1), (0, 1, 1, 0), (0, 1, 2, 1), (1, 0, 0, 0), (1, 0, 1, 1), (1, 1, 2, 0)):
     _MEET[_p, _s, _t, _r] = 1
+# the same for three axes: rows are neighbours and then parities, columns taps of the upsampling and then of the 3-kernel
+_MEET_ALL = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", _MEET, _MEET, _MEET).reshape(64, 216)
 
 
 def pays(x: tuple[int, ...], up: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -47,13 +49,15 @@ def folded(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> 
 
 
 def fold(up: Array, kernel: Array) -> Array:
-    """[neighbours s: 2, 2, 2, c_in, parities p: 2, 2, 2, c_out] from the two kernels."""
-    meet = jnp.asarray(_MEET, kernel.dtype)
-    pairs = jnp.einsum("rqsim,tuvmo->rqstuvio", up, kernel)
-    for axis in "xyz":  # each step turns one axis' (r, t) into (s, p); the new axes go to the end
-        pairs = jnp.einsum({"x": "rqstuvio,xatr->qsuvioax", "y": "qsuvioax,ybuq->svioaxby", "z": "svioaxby,zcvs->ioaxbycz"}[axis],
-                           pairs, meet)  # fmt: skip
-    return pairs.transpose(2, 4, 6, 0, 3, 5, 7, 1)
+    """[neighbours s: 2, 2, 2, c_in, parities p: 2, 2, 2, c_out] from the two kernels.
+
+    In arrays of few axes: of the same in eight XLA's newer versions think for ten seconds.
+    """
+    (c, u), o = up.shape[-2:], kernel.shape[-1]
+    pairs = up.reshape(8 * c, u) @ kernel.reshape(27, u, o).swapaxes(0, 1).reshape(u, 27 * o)
+    pairs = pairs.reshape(8, c, 27, o).swapaxes(1, 2).reshape(216, c * o)
+    folded = (jnp.asarray(_MEET_ALL, kernel.dtype) @ pairs).reshape(8, 8, c, o)
+    return folded.swapaxes(1, 2).reshape(2, 2, 2, c, 2, 2, 2, o)
 
 
 @jax.custom_vjp
