@@ -1,0 +1,188 @@
+"""The contenders of `tools.benchmark`: this project's network, MONAI's and medicai's, each ready to run a step.
+
+A contender lives in a process of its own and imports there what it needs.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CASE = (240, 240, 155)
+CHANNELS = 4, 3
+NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While libraries choose kernels by their time, other contenders do not."""
+    with open(os.environ["BENCHMARK_LOCK"], "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass
+class Contender:
+    run: Callable[[], None]
+    """Starts a step."""
+    device_peak: Callable[[], int | None]
+    wait: Callable[[], None] = lambda: None
+    """For the steps that were started."""
+    rest: Callable[[], None] = lambda: None
+    """Gives memory back that it does not need until its next turn, and starts counting its peak."""
+    compiling: float | None = None
+    """Seconds from the function to a compiled program, where that can be had apart from the first call."""
+
+
+def build(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
+    """By its name."""
+    if name == "ours":
+        return ours(work, size, features, dtype)
+    if name == "medicai":
+        return medicai(work, size, features)
+    return monai(name, work, size, features, dtype)
+
+
+def volume(work: str, size: int) -> np.ndarray:
+    shape = CASE if work == "case" else (size,) * 3
+    return np.random.default_rng(0).normal(size=(1, *shape, CHANNELS[0])).astype(np.float32)
+
+
+def ours(work: str, size: int, features: int, dtype: str) -> Contender:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference, traced_for
+    from swinunetr_jax.compiler import in_order, trim_after_compiling
+
+    config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
+    structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
+    x = volume(work, size)
+
+    def peak() -> int | None:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """For this device, as the trainer compiles its step."""
+        return jax.jit(traced_for(jax.devices()[0], function), compiler_options=compiler_options(), **options)
+
+    trim_after_compiling()
+    forward = compiled(lambda state, x: nnx.merge(structure, state)(x))
+    if work == "case":
+
+        def segment(x: np.ndarray) -> None:
+            sliding_window_inference(x, (size,) * 3, 1, lambda p: forward(state, p), 0.5, "gaussian")
+
+        segment(x[:, :size, :size, :size])
+        return Contender(lambda: segment(x), peak)
+    x = jnp.asarray(x)
+    result: list[Any] = [None]
+
+    def wait() -> None:
+        jax.block_until_ready(result)
+
+    if work == "forward":
+        forward, compiling = compile_alone(forward, state, x)
+
+        def run() -> None:
+            result[0] = forward(state, x)
+
+        return Contender(run, peak, wait, compiling=compiling)
+    optimizer = optax.adamw(1e-4)
+
+    def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
+        gradients = jax.grad(lambda state: jnp.square(nnx.merge(structure, state)(x).astype(jnp.float32)).mean())(state)
+        updates, moments = optimizer.update(in_order(gradients), moments, state)
+        return optax.apply_updates(state, updates), moments
+
+    result[:] = state, jax.jit(optimizer.init)(state)
+    step, compiling = compile_alone(compiled(step, donate_argnums=(0, 1)), *result, x)
+
+    def run() -> None:
+        result[:] = step(*result, x)
+
+    return Contender(run, peak, wait, compiling=compiling)
+
+
+def compile_alone(function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+    """The compiled program, and the seconds that took."""
+    with alone():
+        started = time.perf_counter()
+        program = function.lower(*args).compile()
+        return program, time.perf_counter() - started
+
+
+def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
+    import torch
+    from monai.inferers import sliding_window_inference
+    from monai.networks.nets import SwinUNETR
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    flash = {"use_flash_attention": True} if name == "monai-flash" else {}
+    net = SwinUNETR(*CHANNELS, feature_size=features, **flash).to(device)
+    x = torch.tensor(np.moveaxis(volume(work, size), -1, 1).copy(), device=device)
+    if name.endswith("channels-last"):
+        net, x = net.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
+    run_net = torch.compile(net) if "compile" in name else net
+    low = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    peaks: list[int] = []
+
+    def peak() -> int | None:
+        return max(peaks[1:], default=None) if device == "cuda" else None  # without the warm-up's
+
+    def rest() -> None:
+        if device == "cuda":
+            peaks.append(torch.cuda.max_memory_allocated())
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    if work == "train":
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+        def run() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with low:
+                loss = run_net(x).float().square().mean()
+            loss.backward()
+            optimizer.step()
+
+        return Contender(run, peak, wait, rest)
+    net.eval()
+
+    def run(x: torch.Tensor = x) -> None:
+        with torch.no_grad(), low:
+            if work == "forward":
+                run_net(x)
+            else:
+                sliding_window_inference(x, (size,) * 3, 1, run_net, overlap=0.5, mode="gaussian")
+
+    if work == "case":
+        run(x[..., :size, :size, :size])
+        wait()
+    return Contender(run, peak, wait, rest)
+
+
+def medicai(work: str, size: int, features: int) -> Contender:
+    os.environ["KERAS_BACKEND"] = "jax"
+    import jax
+    from medicai.models import SwinUNETR
+
+    if work != "forward":
+        raise ValueError("medicai takes part in the forward pass alone")
+    net = SwinUNETR(input_shape=(size, size, size, CHANNELS[0]), num_classes=CHANNELS[1], feature_size=features)
+    forward = jax.jit(lambda x: net(x, training=False))
+    x = volume(work, size)
+    return Contender(lambda: jax.block_until_ready(forward(x)), lambda: None)
