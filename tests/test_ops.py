@@ -334,7 +334,7 @@ VMAPPED = {
     "conv by planes": (conv.conv, ((2, 8, 8, 8, 3), (3, 3, 3, 3, 4))),
     "conv by Winograd": (conv.conv, ((1, 2, 32, 32, 16), (3, 3, 3, 16, 16))),
     "conv by patches": (conv.conv, ((1, 3, 4, 5, 3), (3, 3, 3, 3, 4))),
-    "conv of few channels": (conv.conv, ((1, 3, 4, 5, 2), (1, 1, 1, 2, 4))),
+    "conv of kernel 1": (conv.conv, ((1, 3, 4, 5, 2), (1, 1, 1, 2, 4))),
     "patch_conv": (conv.patch_conv, ((1, 4, 6, 2, 3), (2, 2, 2, 3, 5))),
     "upsample": (upsample.upsample, ((1, 3, 2, 4, 6), (2, 2, 2, 6, 4))),
     "up_conv": (up_conv.up_conv, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),

@@ -51,22 +51,19 @@ def test_the_norm_of_a_convolution_of_few_channels(grid, c, dtype, tolerance):
     compare(conv_norm.conv_instance_norm, conv_norm.plain, (x, kernel), weight, dtype, tolerance)
 
 
-def test_few_channels_with_a_large_mean():
-    """As of a scan that is not normalised: what is left of its 1000 must not drown in rounding."""
-    x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + 1000, rng.normal(size=(4, 6))
-    with jax.enable_x64(True):
-        exact = conv_norm.plain(jnp.asarray(x), jnp.asarray(kernel))
-    x, kernel = (jnp.asarray(a, jnp.float32) for a in (x, kernel))
-    by_covariance = error(conv_norm.by_covariance(x, kernel), exact)
-    assert by_covariance < 2e-3
-    assert by_covariance < 2 * error(conv_norm.plain(x, kernel), exact)
+@pytest.mark.parametrize("mean", [3, 1000])
+def test_few_channels_with_a_mean(mean):
+    """As of a scan that is not normalised: what is left of its mean must not drown in rounding."""
+    x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + mean, rng.normal(size=(4, 6))
+    weight = rng.normal(size=(1, 20, 20, 20, 6)) + 0.5
+    compare(conv_norm.by_covariance, conv_norm.plain, (x, kernel), weight, "float32", 1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 0.1, 1000.1])
 def test_few_channels_of_a_constant_volume(value):
     y = conv_norm.by_covariance(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
     assert np.isfinite(y).all()
-    assert np.abs(y).max() < 0.2  # rounding of the mean, over the square root of epsilon
+    assert np.abs(y).max() < 1e-3
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
@@ -85,8 +82,8 @@ def test_a_norm_in_front_of_a_convolution(grid, again, dtype, tolerance, monkeyp
     compare(lambda x, kernel: norm_conv.norm_act_conv(x, kernel), plain, (x, kernel), weight, dtype, tolerance)
 
 
-def test_what_a_gpu_makes_again_it_does_not_keep():
-    """Between the two passes of its program lives the norm's input, not its output."""
+def test_what_a_gpu_makes_again_it_makes_behind_a_barrier():
+    """Else the compiler would see that it has it already, and keep it."""
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 16, 16, 16, 8), (3, 3, 3, 8, 8)))
     gradient = jax.grad(lambda x, kernel: jnp.square(norm_conv.norm_act_conv(x, kernel).astype(jnp.float32)).sum(), (0, 1))
     text = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()

@@ -10,7 +10,6 @@ gradient); under torch.compile, in both memory layouts; medicai, where it is ins
 A device's peak memory leaves out the first call, in which libraries try their kernels out.
 """
 
-import contextlib
 import json
 import os
 import resource
@@ -27,7 +26,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from tools.contenders import CASE, CHANNELS, NAMES, alone, build
+from tools import contenders
+from tools.contenders import CASE, CHANNELS, NAMES
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share the device
 
@@ -51,7 +51,8 @@ class Options:
     queued: int = 1
     """Steps of a turn that are started one after the other and waited for together, as a trainer's on a GPU."""
     together: bool = False
-    """Warm up all contenders at once, where cores and memory suffice: torch.compile takes minutes. Turns are alone all the same."""
+    """Warm up all contenders at once, where cores and memory suffice: torch.compile takes minutes. Kernels are chosen and turns taken
+    alone all the same; times of compiling are those of a busy machine."""
     patience: float = 3600.0
     """Seconds after which a contender that is not ready is left out."""
     out: Path | None = None
@@ -85,6 +86,7 @@ class Race:
     def __init__(self, work: str, size: int, options: Options, cache: str):
         self.work, self.size, self.options, self.cache = work, size, options, cache
         self.workers: dict[str, Worker] = {}
+        self.again: Worker | None = None
 
     def start(self) -> None:
         for name in ("ours", *self.options.against):
@@ -97,7 +99,7 @@ class Race:
         self.workers["ours"].wait()
         self.again = Worker("ours", self.work, self.size, self.options, self.cache)
         self.again.wait()
-        self.again_figures = self.again.finish()
+        self.again.finish()
         for worker in self.workers.values():
             worker.wait()
 
@@ -106,29 +108,28 @@ class Race:
         if not self.workers:
             self.start()
             self.ready()
-        seconds: dict[str, list[float]] = {name: [] for name in self.workers}
         for _ in range(self.options.repeats):
-            for name, worker in self.workers.items():
-                if worker.alive:
-                    seconds[name].append(worker.turn())
+            for worker in self.workers.values():
+                worker.turn()
         rows = []
         for name, worker in self.workers.items():
             row = {"work": self.work, "size": self.size, "contender": name}
             row |= {"features": self.options.feature_size, "dtype": self.options.dtype, "first_call": worker.first_call}
-            row |= {"seconds": seconds[name], "error": worker.error} | worker.finish()
-            if seconds[name]:
-                row["median"] = statistics.median(seconds[name])
+            worker.finish()
+            row |= {"seconds": worker.seconds, "error": worker.error} | worker.figures
+            if not worker.error:
+                row["median"] = statistics.median(worker.seconds)
                 passes = {"forward": 1, "train": 3, "case": windows(self.size)}[self.work]
                 row["flops"] = flops(self.size, self.options.feature_size) * passes
             rows.append(row)
         ours = rows[0]
-        if "median" in ours and self.again.alive:
-            figures = self.again_figures
-            ours |= {"cached_first_call": self.again.first_call, "cached_compiling": figures["compiling"]}
-            ours["device_bytes"] = figures["device_bytes"]
-            for row in rows[1:]:
-                if "median" in row:
-                    row["ratio"] = row["median"] / ours["median"]
+        if not self.again.error:
+            ours |= {"cached_first_call": self.again.first_call, "cached_compiling": self.again.figures["compiling"]}
+            if self.work != "case":  # that start did a step, but not a case, and tried no kernels out
+                ours["device_bytes"] = self.again.figures["device_bytes"]
+        for row in rows[1:]:
+            if "median" in row and "median" in ours:
+                row["ratio"] = row["median"] / ours["median"]
         return rows
 
 
@@ -136,66 +137,84 @@ class Worker:
     """A contender in its own process: it warms up, then works once for every line it is sent."""
 
     def __init__(self, name: str, work: str, size: int, options: Options, cache: str):
-        task = json.dumps([name, work, size, options.feature_size, options.dtype, options.queued])
+        task = json.dumps([name, work, size, options.feature_size, options.dtype, options.queued, f"{cache}/lock"])
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        environment.setdefault("BENCHMARK_LOCK", f"{cache}/lock")
         command = [sys.executable, "-m", "tools.benchmark", "--worker", task]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        self.label, self.started, self.patience = f"{work} {size}³ {name}", time.monotonic(), options.patience
-        self.alive, self.first_call, self.error = False, None, None
+        self.label, self.deadline = f"{work} {size}³ {name}", time.monotonic() + options.patience
+        self.first_call: float | None = None
+        self.error: str | None = None
+        self.seconds: list[float] = []
+        self.figures: dict[str, Any] = {}
 
     def wait(self) -> None:
         """Until it is ready, or has failed, or patience ends."""
-        if self.alive or self.error:
+        if self.first_call is not None or self.error:
             return
-        left = self.started + self.patience - time.monotonic()
-        heard = select.select([self.process.stdout], [], [], max(left, 0))[0]
+        heard = select.select([self.process.stdout], [], [], max(self.deadline - time.monotonic(), 0))[0]
         first = self.process.stdout.readline() if heard else "not ready in time"
-        self.alive = first.startswith("ready ")
-        if self.alive:
+        if first.startswith("ready "):
             self.first_call = float(first.split()[1])
             print(f"{self.label}: first result after {self.first_call:.0f} s", file=sys.stderr, flush=True)
         else:
-            self.error = first.strip() or "it died"
-            self.process.kill()
+            self._fail(first.strip() or "it died")
 
-    def turn(self) -> float:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+    def turn(self) -> None:
+        if not self.error:
+            try:
+                self.process.stdin.write("go\n")
+                self.process.stdin.flush()
+                self.seconds.append(float(self.process.stdout.readline()))
+            except (OSError, ValueError):  # a pipe that broke, or nothing in it
+                self._fail("it died in a turn")
 
-    def finish(self) -> dict[str, float]:
-        return json.loads(self.process.communicate("")[0].strip().splitlines()[-1]) if self.alive else {}
+    def finish(self) -> None:
+        if not self.error:
+            lines = self.process.communicate("")[0].strip().splitlines()
+            if lines:
+                self.figures = json.loads(lines[-1])
+            else:
+                self._fail("it died")
+
+    def _fail(self, why: str) -> None:
+        self.error = why
+        self.process.kill()
 
 
 # ---- in the worker's process -----------------------------------------------------------------------------------------------------
 
 
-def work_in_turns(name: str, work: str, size: int, features: int, dtype: str, queued: int) -> None:
+def work_in_turns(name: str, work: str, size: int, features: int, dtype: str, queued: int, lock: str) -> None:
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print does not come between
     started = time.perf_counter()
     try:
-        contender = build(name, work, size, features, dtype)
-        if work != "case":  # a case is minutes long: it was warmed up by one window
-            with contextlib.nullcontext() if "compile" in name else alone():
-                contender.run()
-                contender.wait()
-            contender.rest()
+        contender = contenders.build(name, work, size, features, dtype, lock)
+        warm = contender.warm or contender.run
+        if "compile" in name:  # minutes, in which others need not wait
+            warm()
+        with contenders.alone(lock):
+            contender.tune()
+            warm()
+            contender.wait()
+        contender.rest()
     except Exception as error:  # a contender that cannot run is a row of the table, not the end of it
-        print(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
+        print(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}", file=told)
         return
-    print(f"ready {time.perf_counter() - started}", flush=True)
+    print(f"ready {time.perf_counter() - started - contenders.waited}", file=told)
     for _ in sys.stdin:
-        if queued > 1:  # the first after a rest pays for memory and clocks
+        if contender.on_device and work != "case":  # the first step after a rest pays for memory and clocks
             contender.run()
             contender.wait()
         started = time.perf_counter()
         for _ in range(queued):
             contender.run()
         contender.wait()
-        print((time.perf_counter() - started) / queued, flush=True)
+        print((time.perf_counter() - started) / queued, file=told)
         contender.rest()
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"host_bytes": host, "device_bytes": contender.device_peak(), "compiling": contender.compiling}))
+    figures = {"host_bytes": host, "device_bytes": contender.device_peak(), "compiling": contender.compiling}
+    print(json.dumps(figures), file=told)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------------------

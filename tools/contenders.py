@@ -18,11 +18,17 @@ CHANNELS = 4, 3
 NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
 
+waited = 0.0  # seconds, of this process for others
+
+
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone(lock: str) -> Iterator[None]:
     """While libraries choose kernels by their time, other contenders do not."""
-    with open(os.environ["BENCHMARK_LOCK"], "w") as file:
+    global waited
+    started = time.perf_counter()
+    with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        waited += time.perf_counter() - started
         yield
 
 
@@ -33,16 +39,22 @@ class Contender:
     device_peak: Callable[[], int | None]
     wait: Callable[[], None] = lambda: None
     """For the steps that were started."""
+    warm: Callable[[], None] | None = None
+    """What comes before the first turn, if it is not a step."""
+    tune: Callable[[], None] = lambda: None
+    """From now on kernels may be chosen by their time."""
     rest: Callable[[], None] = lambda: None
     """Gives memory back that it does not need until its next turn, and starts counting its peak."""
+    on_device: bool = False
+    """Not on this machine's CPU."""
     compiling: float | None = None
     """Seconds from the function to a compiled program, where that can be had apart from the first call."""
 
 
-def build(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
-    """By its name."""
+def build(name: str, work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
+    """By its name; `lock` is the file of `alone`."""
     if name == "ours":
-        return ours(work, size, features, dtype)
+        return ours(work, size, features, dtype, lock)
     if name == "medicai":
         return medicai(work, size, features)
     return monai(name, work, size, features, dtype)
@@ -53,7 +65,7 @@ def volume(work: str, size: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, *shape, CHANNELS[0])).astype(np.float32)
 
 
-def ours(work: str, size: int, features: int, dtype: str) -> Contender:
+def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
     import jax
     import jax.numpy as jnp
     import optax
@@ -65,6 +77,8 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
     config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
     x = volume(work, size)
+
+    on_device = jax.default_backend() != "cpu"
 
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -80,8 +94,7 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         def segment(x: np.ndarray) -> None:
             sliding_window_inference(x, (size,) * 3, 1, lambda p: forward(state, p), 0.5, "gaussian")
 
-        segment(x[:, :size, :size, :size])
-        return Contender(lambda: segment(x), peak)
+        return Contender(lambda: segment(x), peak, warm=lambda: segment(x[:, :size, :size, :size]), on_device=on_device)
     x = jnp.asarray(x)
     result: list[Any] = [None]
 
@@ -89,12 +102,12 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         jax.block_until_ready(result)
 
     if work == "forward":
-        forward, compiling = compile_alone(forward, state, x)
+        forward, compiling = compile_alone(lock, forward, state, x)
 
         def run() -> None:
             result[0] = forward(state, x)
 
-        return Contender(run, peak, wait, compiling=compiling)
+        return Contender(run, peak, wait, on_device=on_device, compiling=compiling)
     optimizer = optax.adamw(1e-4)
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
@@ -103,17 +116,17 @@ def ours(work: str, size: int, features: int, dtype: str) -> Contender:
         return optax.apply_updates(state, updates), moments
 
     result[:] = state, jax.jit(optimizer.init)(state)
-    step, compiling = compile_alone(compiled(step, donate_argnums=(0, 1)), *result, x)
+    step, compiling = compile_alone(lock, compiled(step, donate_argnums=(0, 1)), *result, x)
 
     def run() -> None:
         result[:] = step(*result, x)
 
-    return Contender(run, peak, wait, compiling=compiling)
+    return Contender(run, peak, wait, on_device=on_device, compiling=compiling)
 
 
-def compile_alone(function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+def compile_alone(lock: str, function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
     """The compiled program, and the seconds that took."""
-    with alone():
+    with alone(lock):
         started = time.perf_counter()
         program = function.lower(*args).compile()
         return program, time.perf_counter() - started
@@ -125,7 +138,6 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
     from monai.networks.nets import SwinUNETR
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True
     flash = {"use_flash_attention": True} if name == "monai-flash" else {}
     net = SwinUNETR(*CHANNELS, feature_size=features, **flash).to(device)
     x = torch.tensor(np.moveaxis(volume(work, size), -1, 1).copy(), device=device)
@@ -149,6 +161,9 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+    def tune() -> None:
+        torch.backends.cudnn.benchmark = True
+
     if work == "train":
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
@@ -159,7 +174,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
             loss.backward()
             optimizer.step()
 
-        return Contender(run, peak, wait, rest)
+        return Contender(run, peak, wait, tune=tune, rest=rest, on_device=device == "cuda")
     net.eval()
 
     def run(x: torch.Tensor = x) -> None:
@@ -169,10 +184,8 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
             else:
                 sliding_window_inference(x, (size,) * 3, 1, run_net, overlap=0.5, mode="gaussian")
 
-    if work == "case":
-        run(x[..., :size, :size, :size])
-        wait()
-    return Contender(run, peak, wait, rest)
+    warm = (lambda: run(x[..., :size, :size, :size])) if work == "case" else None
+    return Contender(run, peak, wait, warm, tune, rest, device == "cuda")
 
 
 def medicai(work: str, size: int, features: int) -> Contender:

@@ -182,6 +182,6 @@ class ConvNorm(nnx.Module):
     def in_front_of(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """conv(leaky_relu(norm of x)), for a convolution without bias."""
         if self.kind == "instance":
-            return norm_act_conv(x, conv.kernel[...].astype(x.dtype)), {}
+            return norm_act_conv(x.astype(conv.dtype), conv.kernel[...].astype(conv.dtype)), {}
         y, stats = self(x, train)
         return conv(leaky_relu(y)), stats

@@ -82,8 +82,8 @@ def _by_head(x: Array, own: Array) -> Array:
 
 
 def _groups(heads: int, channels: int) -> tuple[int, Array]:
-    """Into how many groups heads go, each with room for one channel more on 128 lanes, and which channels of a group are those of each
-    of its heads, [h, c]."""
+    """Into how many groups heads go, with room for one channel more on 128 lanes where a group has several, and which channels of a
+    group are those of each of its heads, [h, c]."""
     fitting = max(h for h in range(1, heads + 1) if heads % h == 0 and (h == 1 or h * channels < LANES))
     return heads // fitting, jnp.asarray(np.repeat(np.eye(fitting, dtype=np.float32), channels, axis=1))
 

@@ -1,15 +1,15 @@
 """A 1³ convolution of few channels and the instance norm behind it, without the tensor in between.
 
-Mean and variance of y = x W follow from the mean and the covariance of the input's few channels: W' mean(x) and the diagonal of
+Mean and variance of y = x W follow from the mean and the covariance of the input's few channels: mean(x) W and the diagonal of
 Wᵀ cov(x) W. So no statistics are taken of the many channels of the result, which is one more 1³ convolution of the input, with a bias.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.ops.norm import EPSILON, instance_norm, sparse_mean
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.ops.norm import EPSILON, grid_axes, instance_norm, sparse_mean
 
 FEW_CHANNELS = 4  # the modalities of a scan
 
@@ -33,7 +33,10 @@ def plain(x: Array, kernel: Array) -> Array:
 
 
 def by_covariance(x: Array, kernel: Array) -> Array:
-    """With the norm in the kernel, in float32 at least; gradients follow the same way."""
+    """With the norm in the kernel, computed in float32 at least."""
+    if x.dtype.itemsize >= 4:
+        # changes nothing but rounding: the kernel's gradient is a sum over x itself. In 16 bits this would round x once more.
+        x = x - sparse_mean(x, grid_axes(x))
     mean, covariance = channel_moments(x)
     wide = kernel.astype(mean.dtype)
     # a sum of squares but for rounding, which must not turn a constant volume's variance negative
@@ -44,7 +47,7 @@ def by_covariance(x: Array, kernel: Array) -> Array:
 
 def channel_moments(x: Array) -> tuple[Array, Array]:
     """Mean [b, c] and biased covariance [b, c, c] of the channels over the grid of [b, *grid, c], in float32 at least."""
-    axes = tuple(range(1, x.ndim - 1))
+    axes = grid_axes(x)
     sample = sparse_mean(x, axes)  # so that nothing cancels: see `norm.moments`
     centred = x.astype(sample.dtype) - sample
     rest = centred.mean(axes)
@@ -55,7 +58,8 @@ def channel_moments(x: Array) -> tuple[Array, Array]:
     return sample.reshape(rest.shape) + rest, squares - rest[:, :, None] * rest[:, None, :]
 
 
-def _by_channels(x: Array, kernel: Array, bias: Array) -> Array:
+@jax.custom_vjp
+def _affine(x: Array, kernel: Array, bias: Array) -> Array:
     """[b, *grid, i], [b, i, o], [b, o] -> [b, *grid, o] as multiplications and additions, which go into whatever reads the result."""
     per_sample = (len(x), *(1,) * (x.ndim - 2), -1)
     y = bias.reshape(per_sample)
@@ -64,7 +68,7 @@ def _by_channels(x: Array, kernel: Array, bias: Array) -> Array:
     return y.astype(x.dtype)
 
 
-def _by_channels_gradient(inputs: tuple[Array, Array, Array], _: Array, dy: Array) -> tuple[Array, Array, Array]:
+def _affine_gradient(inputs: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array, Array]:
     """By matrix products over the voxels, one for the kernel and the bias."""
     x, kernel, bias = inputs
     ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
@@ -72,4 +76,4 @@ def _by_channels_gradient(inputs: tuple[Array, Array, Array], _: Array, dy: Arra
     return jnp.einsum("b...o,bio->b...i", dy, kernel.astype(dy.dtype)).astype(x.dtype), sums[:, :-1], sums[:, -1]
 
 
-_affine = by_platform(Form(_by_channels, _by_channels_gradient))
+_affine.defvjp(lambda *inputs: (_affine(*inputs), inputs), _affine_gradient)

@@ -38,7 +38,7 @@ def group_norm(x: jax.Array, num_groups: int, scale: jax.Array, bias: jax.Array)
     """Over the grid and the channels of a group, for each sample of [b, *grid, c]."""
     groups = x.reshape(*x.shape[:-1], num_groups, x.shape[-1] // num_groups)
     shape = groups.shape[-2:]
-    return _own_statistics(groups, scale.reshape(shape), bias.reshape(shape), (*range(1, x.ndim - 1), x.ndim)).reshape(x.shape)
+    return _own_statistics(groups, scale.reshape(shape), bias.reshape(shape), (*grid_axes(x), x.ndim)).reshape(x.shape)
 
 
 def batch_norm(x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:

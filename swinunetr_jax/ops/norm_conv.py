@@ -1,7 +1,7 @@
 """An instance norm, a leaky ReLU and the 3³ convolution behind them.
 
 The convolution's gradient needs what the convolution read. On an NVIDIA GPU that is made again from the norm's input, which is kept
-anyway: one pass, for an eighth of a training step's memory. Elsewhere it is kept.
+anyway: one pass, for a tenth of the memory between a training step's passes. Elsewhere it is kept.
 """
 
 import jax
