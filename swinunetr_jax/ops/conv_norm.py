@@ -39,10 +39,11 @@ def by_covariance(x: Array, kernel: Array) -> Array:
         x = x - sparse_mean(x, grid_axes(x))
     mean, covariance = channel_moments(x)
     wide = kernel.astype(mean.dtype)
-    # a sum of squares but for rounding, which must not turn a constant volume's variance negative
-    var = jnp.maximum(jnp.einsum("io,bij,jo->bo", wide, covariance, wide, precision="highest"), 0)
+    # in sums, as no product may round the few numbers on which all depends; the variance is one of squares but for rounding, which must
+    # not turn that of a constant volume negative
+    var = jnp.maximum((wide[:, None] * covariance[..., None] * wide).sum((1, 2)), 0)
     scaled = wide * lax.rsqrt(var + EPSILON)[:, None]
-    return _affine(x, scaled, -jnp.einsum("bi,bio->bo", mean, scaled, precision="highest"))
+    return _affine(x, scaled, -(mean[..., None] * scaled).sum(1))
 
 
 def channel_moments(x: Array) -> tuple[Array, Array]:
