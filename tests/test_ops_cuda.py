@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from relative import error
 
 from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
@@ -16,12 +17,6 @@ on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or J
 
 def normal(*shape, dtype=np.float32):
     return rng.normal(size=shape).astype(dtype)
-
-
-def error(got, expected):
-    """Relative, in the norm."""
-    got, expected = (np.asarray(a, np.float64) for a in (got, expected))
-    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
 def values_and_gradients(form, q, k, v, bias, weight):

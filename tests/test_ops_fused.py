@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from relative import error
 
 from swinunetr_jax import SwinUNETRConfig
 from swinunetr_jax.model.layers import Conv, Linear, PatchConv
@@ -14,12 +15,6 @@ from swinunetr_jax.ops.bias import add_bias
 
 rng = np.random.default_rng(0)
 TYPES = [("float64", 1e-12), ("float32", 5e-6), ("bfloat16", 2e-2)]
-
-
-def error(got, expected):
-    """Relative, in the norm."""
-    got, expected = (np.asarray(a, np.float64) for a in (got, expected))
-    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
 def values_and_gradients(form, inputs, weight, dtype):

@@ -17,7 +17,6 @@ CASE = (240, 240, 155)
 CHANNELS = 4, 3
 NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
-
 waited = 0.0  # seconds, of this process for others
 
 
@@ -77,14 +76,13 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
     x = volume(work, size)
-
     on_device = jax.default_backend() != "cpu"
 
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """For this device, as the trainer compiles its step."""
+        """For this device alone, as the README has it for programs whose device is known."""
         return jax.jit(traced_for(jax.devices()[0], function), compiler_options=compiler_options(), **options)
 
     trim_after_compiling()

@@ -16,7 +16,7 @@ from swinunetr_jax.platforms import choose
 @jax.custom_vjp
 def norm_act_conv(x: Array, kernel: Array) -> Array:
     """conv(leaky_relu(instance_norm(x)), kernel) of [b, *grid, c_in] and [*sizes, c_in, c_out]: [b, *grid, c_out]."""
-    return conv(leaky_relu(norm.instance_norm(x)), kernel)
+    return _forward(x, kernel)[0]
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:

@@ -20,12 +20,12 @@ from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.loops_cpu import unwritten
 from swinunetr_jax.ops.upsample import upsample
 
-# [p, s, t, r]: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling from neighbour s of the window
-_MEET = np.zeros((2, 2, 3, 2), np.float32)
+# [p, s, t, r], along one axis: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling from neighbour s of the window
+_ALONG = np.zeros((2, 2, 3, 2), np.float32)
 for _p, _s, _t, _r in ((0, 0, 0, 1), (0, 1, 1, 0), (0, 1, 2, 1), (1, 0, 0, 0), (1, 0, 1, 1), (1, 1, 2, 0)):
-    _MEET[_p, _s, _t, _r] = 1
-# the same for three axes: rows are neighbours and then parities, columns taps of the upsampling and then of the 3-kernel
-_MEET_ALL = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", _MEET, _MEET, _MEET).reshape(64, 216)
+    _ALONG[_p, _s, _t, _r] = 1
+# along all three: rows are neighbours and then parities, columns taps of the upsampling and then of the 3-kernel
+_MEET = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", _ALONG, _ALONG, _ALONG).reshape(64, 216)
 
 
 def pays(x: tuple[int, ...], up: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -56,7 +56,7 @@ def fold(up: Array, kernel: Array) -> Array:
     (c, u), o = up.shape[-2:], kernel.shape[-1]
     pairs = up.reshape(8 * c, u) @ kernel.reshape(27, u, o).swapaxes(0, 1).reshape(u, 27 * o)
     pairs = pairs.reshape(8, c, 27, o).swapaxes(1, 2).reshape(216, c * o)
-    folded = (jnp.asarray(_MEET_ALL, kernel.dtype) @ pairs).reshape(8, 8, c, o)
+    folded = (jnp.asarray(_MEET, kernel.dtype) @ pairs).reshape(8, 8, c, o)
     return folded.swapaxes(1, 2).reshape(2, 2, 2, c, 2, 2, 2, o)
 
 
