@@ -1,10 +1,12 @@
 """Windows on a grid, against literal arrays and against MONAI's tables."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from swinunetr_jax.model import windows
+from swinunetr_jax.ops.position_bias import position_bias
 
 
 def test_clip_window_axis_by_axis():
@@ -66,3 +68,17 @@ def test_index_equals_monais(window):
     nets = pytest.importorskip("monai.networks.nets.swin_unetr")
     theirs = nets.WindowAttention(12, 3, window).relative_position_index.numpy()
     np.testing.assert_array_equal(windows.relative_index(window), theirs)
+
+
+@pytest.mark.parametrize("window", [(7, 7), (4, 4, 4), (7, 7, 7), (3, 5, 2), (1, 2)])
+def test_position_bias_is_the_tables_rows(window):
+    """Values to the bit, and the gradient, which sums the entries of a row."""
+    rng, index = np.random.default_rng(0), windows.relative_index(window)
+    table, weight = rng.normal(size=(index.max() + 1, 3)), rng.normal(size=(3, *index.shape))
+    with jax.enable_x64(True):
+        bias, pullback = jax.vjp(lambda table: position_bias(table, window), jnp.asarray(table))
+        (gradient,) = pullback(jnp.asarray(weight))
+    np.testing.assert_array_equal(bias, np.moveaxis(table[index], -1, 0))
+    expected = np.zeros_like(table)
+    np.add.at(expected, index, np.moveaxis(weight, 0, -1))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)

@@ -6,7 +6,8 @@
     python -m tools.aot_report --target h200 --sizes 96 128
 
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two of time. "schedule" is the sum
-of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`); "roofline" is `optimal_seconds`, which takes
+of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`), but for the instructions "left out", which it
+gives none; "roofline" is `optimal_seconds`, which takes
 each instruction at the chip's peak rates and a loop's body once. For the H200 there is no estimate of time: the compiled program is
 read instead (`gpu_program`), for transposes beside convolutions, attention weights that reach memory, temporaries (without cuDNN's work
 space) and bytes moved.
@@ -139,7 +140,7 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
         "compile_seconds": time.perf_counter() - started,
         "schedule_ms": spent.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
         "roofline_ms": roofline(cost["optimal_seconds"]) * 1e3 if target in TPU else None,
-        "opaque_kernels": spent.custom_calls,
+        "left_out": spent.left_out,
         "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in spent.top(options.top)]
         if target in TPU
         else [],
@@ -176,11 +177,11 @@ def read_program(text: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ["target", "work", "size", "schedule ms", "roofline ms", "TFLOP", "temporaries GB", "arguments GB", "of chip memory"]
-    head += ["largest result", "transposes or copies of volumes", "t × t tensors"]
+    head = ["target", "work", "size", "schedule ms", "left out", "roofline ms", "TFLOP", "temporaries GB", "arguments GB"]
+    head += ["of chip memory", "largest result", "transposes or copies of volumes", "t × t tensors"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in rows:
-        times = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("schedule_ms", "roofline_ms")]
+        times = [f"{row['schedule_ms']:.2f}", str(row["left_out"]), f"{row['roofline_ms']:.2f}"]
         cells = [row["target"], row["work"], f"{row['size']}³", *times, f"{row['tflop']:.2f}", f"{row['temporaries_gb']:.2f}"]
         cells += [
             f"{row['held_gb']:.2f}",

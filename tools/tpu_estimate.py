@@ -6,8 +6,8 @@ channels to 128 lanes and a matrix unit that is only partly filled for what they
 not: that is a roofline, per instruction the larger of operations and bytes at the chip's peaks. Copies that run beside other work
 (`copy-start`, `copy-done`) carry no cycles and cost nothing in either.
 
-Kernels written by hand (custom calls) carry no cycles: they are counted in `custom_calls`, so that an estimate that leaves something
-out can be told from one that does not. `optimal_seconds` holds -1 for each.
+Kernels written by hand (custom calls), gathers and scatters carry no cycles: they are counted in `left_out`, so that an estimate that
+leaves something out can be told from one that does not. `optimal_seconds` holds -1 for each kernel.
 """
 
 import re
@@ -27,7 +27,8 @@ class Estimate:
     """Cycles of a program and where they go."""
 
     cycles: int = 0
-    custom_calls: int = 0
+    left_out: int = 0
+    """Instructions that do work and carry no cycles."""
     costs: Counter = field(default_factory=Counter)
     """Cycles by instruction: (name, opcode, shape with layout, source operation)."""
 
@@ -57,8 +58,9 @@ def _add(result: Estimate, computations: dict[str, list[str]], name: str, times:
         if opcode in ("call", "conditional", "async-start"):
             for part in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):
                 _add(result, computations, part, times)
-        result.custom_calls += times * ('custom_call_target="tpu_custom_call"' in line)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+        silent = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
+        result.left_out += times * (silent and not cycles)
         if cycles:
             source = re.search(r'op_name="([^"]*)"', line)
             key = instruction, opcode, shape, source[1] if source else ""

@@ -17,6 +17,7 @@ from swinunetr_jax.model.blocks import ResBlock, named, run
 from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
 from swinunetr_jax.ops.activation import gelu
 from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.position_bias import position_bias
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging puts side by side, in the order of its input channels.
 # "legacy" takes 101 and 010 and 001 twice or so and never 110 and 011: every published checkpoint was trained with it.
@@ -48,8 +49,7 @@ class WindowAttention(nnx.Module):
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)  # each [n, t, m, c / m]
         # Where the window was clipped to fewer tokens, the reference takes the corner of the full window's table, although most of
         # its entries then belong to other distances: weights are trained with it.
-        index = windows.relative_index(self.window)[:t, :t]
-        bias = jnp.moveaxis(self.relative_position_bias[...][index], -1, 0)  # [m, t, t]
+        bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]
         y = window_attention(q * (c // self.heads) ** -0.5, k, v, bias, regions, drop_rate=self.attn_drop_rate, key=attn_key)
         return dropout(self.proj(y.reshape(n, t, c)), self.drop_rate, proj_key)
 

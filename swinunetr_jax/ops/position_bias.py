@@ -1,0 +1,32 @@
+"""The bias of window attention for each pair of tokens, out of the table of relative positions, without a gather.
+
+A row of the bias, what one token adds to its logits, is a box of `window` entries cut out of the mirrored table. So the whole is slices
+put side by side, axis by axis, each of one piece in memory, and its gradient is sums of slices in a fixed order. A gather of 117,649 rows
+of a few numbers goes row by row on a TPU, and its gradient is a scatter.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def position_bias(table: Array, window: tuple[int, ...]) -> Array:
+    """table[relative_index(window)] with the heads in front.
+
+    Args:
+        table: [rows, heads], a row per difference of two positions in the window, prod(2 * window - 1) of them, first axis slowest.
+        window: tokens along each axis.
+
+    Returns:
+        [heads, t, t] with t = prod(window), in the dtype of the table.
+    """
+    heads = table.shape[-1]
+    table = table.T.reshape(heads, *(2 * size - 1 for size in window))
+    # [heads, rows that are done, axes still to come, columns that are done]
+    bias = jnp.flip(table, range(1, table.ndim))[:, None, ..., None]
+    for size in reversed(window):
+        step = bias.shape[-1]
+        lines = bias.reshape(*bias.shape[:-2], -1)
+        starts = [(size - 1 - row) * step for row in range(size)]
+        bias = jnp.stack([lines[..., start : start + size * step] for start in starts], axis=1)
+        bias = bias.reshape(heads, -1, *bias.shape[3:])
+    return bias
