@@ -249,6 +249,12 @@ def by_slabs(
     return jax.shard_map(slab, in_specs=specs, out_specs=spec, check_vma=False)(*grids, *shared)
 
 
+def divides_volumes() -> bool:
+    """Whether devices share each volume of the program being traced."""
+    mesh = _dividing_mesh()
+    return mesh is not None and mesh.shape[DEPTH] > 1
+
+
 def _dividing_mesh() -> Any:
     """The mesh that divides the program being traced, None where there is but one device or a program of each."""
     mesh = jax.sharding.get_abstract_mesh()

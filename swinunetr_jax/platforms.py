@@ -77,3 +77,11 @@ def choose(forms: dict[str, Callable[..., Any]], *inputs: Any) -> Any:
     if platform == ANY:
         return lax.platform_dependent(*inputs, **forms)
     return forms.get(platform, forms["default"])(*inputs)
+
+
+def known(platform: str) -> bool:
+    """Whether the program that is traced will run there for all one knows: `traced_for` tells, otherwise the default device does.
+
+    For choices that change shapes, which `choose` cannot make. What is chosen has to be right everywhere.
+    """
+    return platform == (jax.default_backend() if _platform.value == ANY else _platform.value)

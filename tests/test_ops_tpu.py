@@ -1,13 +1,18 @@
 """The TPU's formulations against the plain ones, on whatever machine the tests run: values, gradients, odd sizes, both types."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from relative import error
 
-from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, up_conv, up_conv_tpu
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, traced_for
+from swinunetr_jax.model.blocks import ResBlock
+from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, pieces, up_conv, up_conv_tpu
 from swinunetr_jax.platforms import Form, by_platform
 
 rng = np.random.default_rng(0)
@@ -45,9 +50,27 @@ def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolera
         close(one.astype(jnp.float32), other, tolerance)
 
 
-@pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3)])
+def conv_in_pieces(x, kernel):
+    return pieces.join(conv.conv(pieces.cut(x), kernel))
+
+
+def up_conv_in_pieces(x, skip, *kernels):
+    skip = pieces.cut(skip)
+    return tuple(map(pieces.join, up_conv.up_conv(pieces.beside(x, skip), skip, *kernels)))
+
+
+CONVS = [
+    (conv_tpu.by_planes, (1, 5, 6, 7, 3), 4),
+    (conv_tpu.by_planes, (2, 4, 3, 5, 5), 2),
+    (conv_tpu.by_planes, (1, 1, 2, 2, 3), 3),
+    (conv_in_pieces, (1, 4, 4, 8, 2), 3),
+    (conv_in_pieces, (2, 8, 12, 24, 3), 4),
+]
+
+
+@pytest.mark.parametrize(("form", "shape", "o"), CONVS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_conv_and_its_gradients(shape, o, dtype, tolerance):
+def test_conv_and_its_gradients(form, shape, o, dtype, tolerance):
     x, kernel, dy = normal(*shape, dtype=dtype), normal(3, 3, 3, shape[-1], o, dtype=dtype), normal(*shape[:-1], o, dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -55,7 +78,7 @@ def test_conv_and_its_gradients(shape, o, dtype, tolerance):
         y, pullback = jax.vjp(form, x, kernel)
         return y, *pullback(dy)
 
-    got = results(conv_tpu.by_planes, x, kernel, dy)
+    got = results(form, x, kernel, dy)
     exact = results(conv.plain, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
     assert [a.dtype for a in got] == [dtype] * 3
     for one, other in zip(got, exact):
@@ -76,9 +99,17 @@ def test_patches_and_their_gradients(dtype, tolerance):
         close(one.astype(jnp.float32), other, tolerance)
 
 
-@pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
+UP_CONVS = [
+    (up_conv_tpu.folded, (1, 3, 4, 5), 6, 4, 3),
+    (up_conv_tpu.folded, (2, 1, 2, 3), 5, 2, 4),
+    (up_conv_in_pieces, (1, 4, 4, 8), 6, 4, 3),
+    (up_conv_in_pieces, (2, 8, 4, 16), 3, 2, 4),
+]
+
+
+@pytest.mark.parametrize(("form", "shape", "c", "u", "o"), UP_CONVS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)])
-def test_up_conv_and_its_gradients(shape, c, u, o, dtype, tolerance):
+def test_up_conv_and_its_gradients(form, shape, c, u, o, dtype, tolerance):
     fine = (shape[0], *(2 * size for size in shape[1:]))
     shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
     inputs, dy = [normal(*s, dtype=dtype) for s in shapes], tuple(normal(*fine, o, dtype=dtype) for _ in range(2))
@@ -88,9 +119,49 @@ def test_up_conv_and_its_gradients(shape, c, u, o, dtype, tolerance):
         y, pullback = jax.vjp(form, *inputs)
         return *y, *pullback(dy)
 
-    got = results(up_conv_tpu.folded, dy, *inputs)
+    got = results(form, dy, *inputs)
     wide = [a.astype(jnp.float32) for a in (*dy, *inputs)]
     exact = results(up_conv.plain, tuple(wide[:2]), *wide[2:])
     assert {a.dtype for a in got} == {jnp.dtype(dtype)}
     for one, other in zip(got, exact):
         close(one.astype(jnp.float32), other, tolerance)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
+def test_a_block_of_a_grid_in_pieces(norm):
+    """Norms see all pieces of a volume."""
+    config = SwinUNETRConfig(
+        in_channels=2, out_channels=3, feature_size=12, norm_name=norm, num_groups=2 if norm == "group" else None
+    )
+    block, x = ResBlock(2, 4, config, rngs=nnx.Rngs(0)), normal(2, 8, 8, 16, 2)
+    (got, stats), (expected, exact) = block(pieces.cut(x), train=True), block(x, train=True)
+    close(pieces.join(got), expected, 1e-5)
+    assert stats.keys() == exact.keys()
+    for name, value in exact.items():
+        close(stats[name], value, 1e-5)
+
+
+def test_a_network_that_is_traced_for_a_tpu(monkeypatch):
+    """Every intermediate and every gradient, with its finest grids in pieces, against the network that is traced for this machine."""
+    monkeypatch.setattr(pieces, "LEAST", 16)
+    structure, params = nnx.split(SwinUNETR(SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12), rngs=nnx.Rngs(0)))
+    x, weight = normal(2, 32, 32, 64, 2), normal(2, 32, 32, 64, 3)
+    cuts = []
+    monkeypatch.setattr(pieces, "cut", lambda x, cut=pieces.cut: cuts.append(x.shape) or cut(x))
+
+    def loss(params):
+        logits, seen = nnx.merge(structure, params).forward(x)
+        return (logits * weight).sum(), seen
+
+    results = []
+    for platform in ("tpu", jax.default_backend()):
+        traced = traced_for(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
+        results.append(jax.jit(traced, compiler_options={"xla_backend_optimization_level": 0})(params))
+        assert len(cuts) == 3  # the inputs of encoder1, encoder2 and decoder2, in the first trace
+    ((_, seen), gradients), ((_, expected), exact) = results
+    for name, value in expected.items():
+        assert seen[name].shape == value.shape
+        assert error(seen[name], value) < 1e-5, name
+    gradients = dict(nnx.to_flat_state(gradients))
+    for path, value in nnx.to_flat_state(exact):
+        assert error(gradients[path][...], value[...]) < 2e-3, path

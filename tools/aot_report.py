@@ -33,7 +33,7 @@ import tyro
 from flax import nnx
 from jax.experimental import topologies
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, traced_for
 from swinunetr_jax.compiler import GPU_OPTIONS, in_order
 from tools import gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
@@ -96,14 +96,16 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
-    where = jax.sharding.SingleDeviceSharding(device(target))
+    described = device(target)
+    where = jax.sharding.SingleDeviceSharding(described)
 
     def put(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
 
     x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
     if work == "forward":
-        return jax.jit(lambda state, x: nnx.merge(structure, state)(x)).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
+        forward = traced_for(described, lambda state, x: nnx.merge(structure, state)(x))
+        return jax.jit(forward).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
     optimizer = optax.adamw(1e-4)
     labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
 
@@ -119,7 +121,8 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)
-    return jax.jit(step, donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels).compile(COMPILER_OPTIONS.get(target))
+    lowered = jax.jit(traced_for(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
+    return lowered.compile(COMPILER_OPTIONS.get(target))
 
 
 def describe(target: str, work: str, size: int, options: Options) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, named, run
 from swinunetr_jax.model.layers import Conv
 from swinunetr_jax.model.swin import SwinTransformer
+from swinunetr_jax.ops import pieces
 from swinunetr_jax.ops.norm import layer_norm
 
 
@@ -76,21 +77,26 @@ class SwinUNETR(nnx.Module):
         seen = named("swin", inside) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
 
         def block(name: str, *inputs: Array) -> Array:
-            seen[name], stats = run(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
+            y, stats = run(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
+            seen[name] = pieces.join(y)
             seen.update(named(f"batch_stats.{name}", stats))
-            return seen[name]
+            return y
 
-        skip0 = block("encoder1", x)
-        skip1 = block("encoder2", hidden[0])
+        def up_block(name: str, y: Array, skip: Array) -> Array:
+            return block(name, pieces.beside(y, skip), skip)
+
+        # on a TPU the finest grids are in pieces from here on
+        skip0 = block("encoder1", pieces.split(x))
+        skip1 = block("encoder2", pieces.split(hidden[0]))
         skip2 = block("encoder3", hidden[1])
         skip3 = block("encoder4", hidden[2])
         y = block("encoder10", hidden[4])
-        y = block("decoder5", y, hidden[3])
-        y = block("decoder4", y, skip3)
-        y = block("decoder3", y, skip2)
-        y = block("decoder2", y, skip1)
-        y = block("decoder1", y, skip0)
-        seen["logits"] = self.out(y)
+        y = up_block("decoder5", y, hidden[3])
+        y = up_block("decoder4", y, skip3)
+        y = up_block("decoder3", y, skip2)
+        y = up_block("decoder2", y, skip1)
+        y = up_block("decoder1", y, skip0)
+        seen["logits"] = pieces.join(self.out(y))
         return seen["logits"], seen
 
     def update_batch_stats(self, seen: dict[str, Array]) -> None:

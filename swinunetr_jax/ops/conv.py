@@ -1,14 +1,14 @@
 """Convolution, stride 1, same size out, channels last: 3³ and 1³ kernels in 3-D, 3² and 1² in 2-D.
 
 The formulation of the 3³ kernel is chosen by the platform a program is compiled for: the compiler's own, on a CPU those of `conv_cpu`,
-on a TPU for large grids that of `conv_tpu`. The 1³ kernel is a matrix product.
+on a TPU for large grids those of `pieces` and `conv_tpu`. The 1³ kernel is a matrix product.
 """
 
 from einops import rearrange
 from jax import Array, lax
 
 from swinunetr_jax import parallel
-from swinunetr_jax.ops import conv_cpu, conv_tpu
+from swinunetr_jax.ops import conv_cpu, conv_tpu, pieces
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.platforms import Form, by_platform
 
@@ -19,7 +19,7 @@ def conv(x: Array, kernel: Array) -> Array:
     """Convolves with zero padding that keeps the size.
 
     Args:
-        x: [b, *grid, c_in].
+        x: [b, *grid, c_in], or a grid in `pieces`.
         kernel: [*odd sizes, c_in, c_out].
 
     Returns:
@@ -29,6 +29,8 @@ def conv(x: Array, kernel: Array) -> Array:
         return dense(x, kernel.reshape(kernel.shape[-2:]))
     if kernel.shape[:-2] != (3, 3, 3):
         return plain(x, kernel)
+    if pieces.in_pieces(x):
+        return pieces.conv(x, kernel)
     return parallel.by_slabs(_cube_conv, plane_conv, (x,), (kernel,))[0]
 
 

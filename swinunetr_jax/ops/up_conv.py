@@ -1,7 +1,7 @@
 """The first convolutions of a decoder block, on an upsampled grid and a skip side by side.
 
 The formulation is chosen by the platform a program is compiled for: as it reads, but without concatenating, or on large grids with the
-two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`, `up_conv_tpu`).
+two kernels folded into one (`up_conv_cpu`, `up_conv_cuda`, `up_conv_tpu`, `pieces`).
 """
 
 import functools
@@ -11,7 +11,7 @@ from jax import Array
 
 from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv as conv_op
-from swinunetr_jax.ops import up_conv_cpu, up_conv_cuda, up_conv_tpu
+from swinunetr_jax.ops import pieces, up_conv_cpu, up_conv_cuda, up_conv_tpu
 from swinunetr_jax.ops.upsample import upsample
 from swinunetr_jax.platforms import Form, by_platform
 
@@ -21,7 +21,7 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
 
     Args:
         x: [b, *grid, c_in].
-        skip: [b, *(2 * grid), u].
+        skip: [b, *(2 * grid), u]; both as they are or both in `pieces`.
         up: transposed convolution, [2, 2, (2,) c_in, u].
         kernel: [3, 3, (3,) 2 u, c_out].
         shortcut: [1, 1, (1,) 2 u, c_out].
@@ -29,6 +29,8 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
     Returns:
         The results of `kernel` and of `shortcut`, each [b, *(2 * grid), c_out].
     """
+    if pieces.in_pieces(skip):
+        return pieces.up_conv(x, skip, up, kernel, shortcut)
     if x.ndim != 5:
         return plain(x, skip, up, kernel, shortcut)
     return parallel.by_slabs(_of_grids, _of_planes, (x, skip), (up, kernel, shortcut))

@@ -1,0 +1,115 @@
+"""Large grids as 128 small ones, side by side on the lanes of a TPU: [b, d, h, w, c] <-> [b, 128, d/4, h/4, w/8, c].
+
+A TPU computes on 8 × 128 numbers at a time. With 48 channels, or 96 planes, on the 128 lanes a good part of them is idle, and a
+convolution has to move data across lanes. Pieces fill the lanes, and the grid's axes are free of them: a tap of a kernel is another
+address. Only faces cross lanes, as each piece takes a border of one voxel from its neighbours before a convolution.
+
+To all else a grid in pieces is a grid with one more axis: norms, activations and matrix products over channels take it as it is. `conv`
+and `up_conv` know it by that axis.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax import Array, lax
+
+from swinunetr_jax import parallel, platforms
+from swinunetr_jax.ops.dense import dense
+from swinunetr_jax.ops.up_conv_tpu import fold
+
+COUNTS = (4, 4, 8)  # pieces along each axis
+STRIDES = (32, 8, 1)  # from a piece to the next one along each axis
+LEAST = 48  # edge of the smallest grid whose pieces are not mostly border
+
+
+def split(x: Array) -> Array:
+    """A volume [b, d, h, w, c] in pieces, where the program is for a TPU and that pays; all else as it is."""
+    large = x.ndim == 5 and min(x.shape[1:-1]) >= LEAST and not any(size % n for size, n in zip(x.shape[1:-1], COUNTS))
+    return cut(x) if large and platforms.known("tpu") and not parallel.divides_volumes() else x
+
+
+def beside(x: Array, skip: Array) -> Array:
+    """`x` in pieces if `skip`, on a grid twice as fine, is."""
+    return cut(x) if in_pieces(skip) and not in_pieces(x) else x
+
+
+def join(x: Array) -> Array:
+    """The volume [b, d, h, w, c], of whatever `split` returned."""
+    if not in_pieces(x):
+        return x
+    x = lax.optimization_barrier(x)  # or the compiler would rather rearrange what a last product of few outputs reads
+    return rearrange(x, "b (i j k) d h w c -> b (i d) (j h) (k w) c", **dict(zip("ijk", COUNTS)))
+
+
+def cut(x: Array) -> Array:
+    """[b, d, h, w, c] -> [b, pieces, d/4, h/4, w/8, c]."""
+    return rearrange(x, "b (i d) (j h) (k w) c -> b (i j k) d h w c", **dict(zip("ijk", COUNTS)))
+
+
+def in_pieces(x: Array) -> bool:
+    return x.ndim == 6
+
+
+@jax.custom_vjp
+def conv(x: Array, kernel: Array) -> Array:
+    """The convolution of the volume: [b, n, d, h, w, c_in] and [3, 3, 3, c_in, c_out]. Autodiff would send borders back and forth."""
+    return _alone(with_border(x), kernel)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
+    (dkernel,) = jax.vjp(lambda kernel: _alone(with_border(x), kernel), kernel)[1](dy)
+    return conv(dy, mirrored), dkernel
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
+    """`ops.up_conv.up_conv` of pieces: what is upsampled goes through the kernels multiplied beforehand (see `up_conv_tpu`)."""
+    u = up.shape[-1]
+    fine = jax.checkpoint(_transposed)(x, fold(up, kernel[..., :u, :]))
+    beside = shortcut.reshape(shortcut.shape[-2:])
+    coarse = jnp.flip(up @ beside[:u], (0, 1, 2))  # as the taps of a transposed convolution lie
+    return fine + conv(skip, kernel[..., u:, :]), _alone(x, coarse, spread=2, padding=1) + dense(skip, beside[u:])
+
+
+def _transposed(x: Array, kernel: Array) -> Array:
+    """Transposed convolution of kernel 4 and stride 2."""
+    return _alone(with_border(x), kernel, spread=2)
+
+
+def _alone(x: Array, kernel: Array, spread: int = 1, padding: int = 0) -> Array:
+    """Each piece convolved by itself, its voxels spread apart by zeros, which are not multiplied, and padded by zeros."""
+    y = lax.conv_general_dilated(
+        rearrange(x, "b n d h w c -> (b n) d h w c"),
+        kernel,
+        (1, 1, 1),
+        [(padding, padding)] * 3,
+        lhs_dilation=(spread,) * 3,
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    return rearrange(y, "(b n) d h w c -> b n d h w c", b=len(x))
+
+
+def with_border(x: Array) -> Array:
+    """[b, n, d, h, w, c] -> [b, n, d + 2, h + 2, w + 2, c]: one voxel of the neighbours on each side, zeros where there is none."""
+    for axis in range(3):
+        first, last = (lax.slice_in_dim(x, at, at + 1, axis=2 + axis) for at in (0, x.shape[2 + axis] - 1))
+        x = jnp.concatenate([_neighbours(last, axis, -1), x, _neighbours(first, axis, 1)], axis=2 + axis)
+    return x
+
+
+def _neighbours(face: Array, axis: int, step: int) -> Array:
+    """What the piece one step further along an axis holds, zeros beyond the volume."""
+    shift = step * STRIDES[axis]
+    moved = lax.pad(face, jnp.zeros((), face.dtype), [(-shift, shift, 0) if dim == 1 else (0, 0, 0) for dim in range(face.ndim)])
+    there = np.arange(face.shape[1]) // STRIDES[axis] % COUNTS[axis] + step  # its place along the axis
+    exists = (there >= 0) & (there < COUNTS[axis])
+    return jnp.where(exists.reshape(-1, *[1] * (face.ndim - 2)), moved, jnp.zeros((), face.dtype))
