@@ -84,4 +84,7 @@ def known(platform: str) -> bool:
 
     For choices that change shapes, which `choose` cannot make. What is chosen has to be right everywhere.
     """
-    return platform == (jax.default_backend() if _platform.value == ANY else _platform.value)
+    if _platform.value != ANY:
+        return platform == _platform.value
+    device = jax.config.jax_default_device
+    return platform == (getattr(device, "platform", device) or jax.default_backend())

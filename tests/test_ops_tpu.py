@@ -127,6 +127,13 @@ def test_up_conv_and_its_gradients(form, shape, c, u, o, dtype, tolerance):
         close(one.astype(jnp.float32), other, tolerance)
 
 
+@pytest.mark.parametrize("shifts", [(-1, 1, -2), (2, 0, 1), (0, -1, 4), (0, 0, 0)])
+def test_rolling_pieces(shifts):
+    x, counts = np.asarray(normal(2, 6, 8, 15, 2)), (2, 4, 3)
+    rolled = pieces.join(pieces.roll(pieces.cut(jnp.asarray(x), counts), shifts, counts), counts)
+    np.testing.assert_array_equal(rolled, np.roll(x, shifts, (1, 2, 3)))
+
+
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_a_block_of_a_grid_in_pieces(norm):
     """Norms see all pieces of a volume."""
@@ -142,26 +149,29 @@ def test_a_block_of_a_grid_in_pieces(norm):
 
 
 def test_a_network_that_is_traced_for_a_tpu(monkeypatch):
-    """Every intermediate and every gradient, with its finest grids in pieces, against the network that is traced for this machine."""
+    """Every intermediate and every gradient, finest grids and windows in pieces, against the network that is traced for a CPU."""
     monkeypatch.setattr(pieces, "LEAST", 16)
-    structure, params = nnx.split(SwinUNETR(SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12), rngs=nnx.Rngs(0)))
-    x, weight = normal(2, 32, 32, 64, 2), normal(2, 32, 32, 64, 3)
+    monkeypatch.setattr(pieces, "LANES", 16)
     cuts = []
-    monkeypatch.setattr(pieces, "cut", lambda x, cut=pieces.cut: cuts.append(x.shape) or cut(x))
+    config = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12, dtype="float64", param_dtype="float64")
+    monkeypatch.setattr(pieces, "cut", lambda x, *a, cut=pieces.cut: cuts.append(x.shape) or cut(x, *a))
 
-    def loss(params):
+    def loss(params, x, weight):
         logits, seen = nnx.merge(structure, params).forward(x)
         return (logits * weight).sum(), seen
 
     results = []
-    for platform in ("tpu", jax.default_backend()):
-        traced = traced_for(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
-        results.append(jax.jit(traced, compiler_options={"xla_backend_optimization_level": 0})(params))
-        assert len(cuts) == 3  # the inputs of encoder1, encoder2 and decoder2, in the first trace
+    with jax.enable_x64(True):
+        structure, params = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
+        inputs = params, *(normal(1, 32, 32, 64, c, dtype="float64") for c in (2, 3))
+        for platform in ("tpu", "cpu"):
+            traced = traced_for(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
+            results.append(jax.jit(traced, compiler_options={"xla_backend_optimization_level": 0})(*inputs))
+            assert len(cuts) == 4  # the inputs of stage 0, encoder1, encoder2 and decoder2, in the first trace
     ((_, seen), gradients), ((_, expected), exact) = results
     for name, value in expected.items():
         assert seen[name].shape == value.shape
-        assert error(seen[name], value) < 1e-5, name
+        assert error(seen[name], value) < 1e-12, name
     gradients = dict(nnx.to_flat_state(gradients))
     for path, value in nnx.to_flat_state(exact):
-        assert error(gradients[path][...], value[...]) < 2e-3, path
+        assert error(gradients[path][...], value[...]) < 1e-10, path

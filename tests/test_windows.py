@@ -34,6 +34,11 @@ def test_reverse_undoes_partition(grid, window):
     np.testing.assert_array_equal(windows.reverse(windows.partition(x, window), window, grid), x)
 
 
+def test_inside_by_hand():
+    np.testing.assert_array_equal(windows.inside((3, 2), (2, 2))[..., 0], [[[1, 1], [1, 1]], [[1, 1], [0, 0]]])
+    assert windows.inside((4, 2), (2, 2)) is None
+
+
 def test_region_ids_by_hand():
     ids = windows.region_ids((4, 4), (2, 2), (1, 1))
     np.testing.assert_array_equal(ids, [[0, 0, 0, 0], [1, 2, 1, 2], [3, 3, 6, 6], [4, 5, 7, 8]])

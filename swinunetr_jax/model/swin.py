@@ -4,6 +4,7 @@ Grids are [b, *grid, c], channels last.
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.model import windows
 from swinunetr_jax.model.blocks import ResBlock, named, run
 from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
+from swinunetr_jax.ops import pieces
 from swinunetr_jax.ops.activation import gelu
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.position_bias import position_bias
@@ -79,10 +81,24 @@ class SwinBlock(nnx.Module):
         self.norm2 = LayerNorm(width, config)
         self.mlp = MLP(width, config, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, key: Array | None = None, grid: tuple[int, ...] | None = None) -> Array:
+        """x: [b, *grid, c], or with `grid` given the grid's full windows as pieces, [b, windows, *window, c]."""
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
-        x = x + drop_path(self._attend(self.norm1(x), attn_key), self.drop_path_rate, path_key1)
+        y = self.norm1(x)
+        y = self._attend(y, attn_key) if grid is None else self._attend_in_pieces(y, attn_key, grid)
+        x = x + drop_path(y, self.drop_path_rate, path_key1)
         return x + drop_path(self.mlp(self.norm2(x), mlp_key), self.drop_path_rate, path_key2)
+
+    def _attend_in_pieces(self, x: Array, key: Array | None, grid: tuple[int, ...]) -> Array:
+        """As `_attend`, but nothing is taken apart and put together."""
+        counts = windows.counts(grid, self.window)
+        padded = tuple(count * win for count, win in zip(counts, self.window))
+        inside = windows.inside(grid, self.window)
+        x = x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
+        x = pieces.roll(x, tuple(-sh for sh in self.shift), counts)
+        tokens = x.reshape(-1, int(np.prod(self.window)), x.shape[-1])
+        y = self.attn(tokens, windows.region_ids(padded, self.window, self.shift), key)
+        return pieces.roll(y.reshape(x.shape), self.shift, counts)
 
     def _attend(self, x: Array, key: Array | None) -> Array:
         grid = x.shape[1:-1]
@@ -121,6 +137,7 @@ class Stage(nnx.Module):
         rates = np.linspace(0, config.dropout_path_rate, sum(config.depths))  # one ramp over all blocks of all stages
         first = sum(config.depths[:stage])
         self.remat = config.use_checkpoint
+        self.window = config.window_size
         self.blocks = nnx.List(
             SwinBlock(width, config.num_heads[stage], index % 2 == 1, float(rates[first + index]), config, rngs=rngs)
             for index in range(config.depths[stage])
@@ -129,12 +146,18 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """The merged grid [b, *(grid / 2), 2c], and every block's output by name."""
-        seen = {}
-        run = jax.checkpoint(SwinBlock.__call__) if self.remat else SwinBlock.__call__
+        seen, grid = {}, x.shape[1:-1]
+        counts = windows.counts(grid, self.window)
+        # on a TPU, tokens stay in the windows of the blocks without shift, padding among them, where windows are many and whole
+        if len(grid) == 3 and min(counts) > 1 and pieces.pay(math.prod(counts)):
+            x = pieces.cut(windows.pad_to_windows(x, self.window), counts)
+        form = grid if pieces.in_pieces(x) else None
+        within = tuple(slice(size) for size in (len(x), *grid))
+        run = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            x = run(block, x, block_key)
-            seen[f"block{index}"] = x
-        return self.merge(x), seen
+            x = run(block, x, block_key, form)
+            seen[f"block{index}"] = pieces.join(x, counts)[within]
+        return self.merge(pieces.join(x, counts)[within]), seen
 
 
 class PatchEmbed(nnx.Module):

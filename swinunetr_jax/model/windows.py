@@ -33,6 +33,11 @@ def pad_to_windows(x: jax.Array, window: Size) -> jax.Array:
     return jnp.pad(x, [(0, 0), *pads, (0, 0)]) if any(high for _, high in pads) else x
 
 
+def counts(grid: Size, window: Size) -> Size:
+    """Windows along each axis of the padded grid."""
+    return tuple(-(-size // win) for size, win in zip(grid, window))
+
+
 def partition(x: jax.Array, window: Size) -> jax.Array:
     """[b, *grid, c] -> [b * windows, tokens, c]; windows and tokens in row-major order."""
     return rearrange(x, _PARTITION[len(window)], **_axes(window))
@@ -40,8 +45,18 @@ def partition(x: jax.Array, window: Size) -> jax.Array:
 
 def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
     """The inverse of `partition`: [b * windows, tokens, c] -> [b, *grid, c]."""
-    counts = dict(zip("dhw"[-len(grid) :], (size // win for size, win in zip(grid, window))))
-    return rearrange(windows, _REVERSE[len(window)], **_axes(window), **counts)
+    along = dict(zip("dhw"[-len(grid) :], counts(grid, window)))
+    return rearrange(windows, _REVERSE[len(window)], **_axes(window), **along)
+
+
+@lru_cache(maxsize=32)
+def inside(grid: Size, window: Size) -> np.ndarray | None:
+    """Which tokens are of the grid and not of its padding: bool [windows, *window, 1], None where there is no padding."""
+    padded = tuple(count * win for count, win in zip(counts(grid, window), window))
+    if padded == grid:
+        return None
+    tokens = np.pad(np.ones(grid, bool), [(0, high - size) for size, high in zip(grid, padded)])
+    return rearrange(tokens[None, ..., None], _PARTITION[len(window)], **_axes(window)).reshape(-1, *window, 1)
 
 
 @lru_cache(maxsize=128)

@@ -1,11 +1,11 @@
-"""Large grids as 128 small ones, side by side on the lanes of a TPU: [b, d, h, w, c] <-> [b, 128, d/4, h/4, w/8, c].
+"""A grid as many small ones, on the lanes of a TPU: [b, d, h, w, c] <-> [b, n, d/i, h/j, w/k, c] for n = i * j * k pieces.
 
 A TPU computes on 8 × 128 numbers at a time. With 48 channels, or 96 planes, on the 128 lanes a good part of them is idle, and a
 convolution has to move data across lanes. Pieces fill the lanes, and the grid's axes are free of them: a tap of a kernel is another
-address. Only faces cross lanes, as each piece takes a border of one voxel from its neighbours before a convolution.
+address. Only faces cross lanes: before a convolution each piece takes a border of one voxel from its neighbours.
 
 To all else a grid in pieces is a grid with one more axis: norms, activations and matrix products over channels take it as it is. `conv`
-and `up_conv` know it by that axis.
+and `up_conv` know it by that axis. Windows of attention are pieces, too.
 """
 
 import jax
@@ -18,15 +18,22 @@ from swinunetr_jax import parallel, platforms
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.up_conv_tpu import fold
 
-COUNTS = (4, 4, 8)  # pieces along each axis
-STRIDES = (32, 8, 1)  # from a piece to the next one along each axis
-LEAST = 48  # edge of the smallest grid whose pieces are not mostly border
+Counts = tuple[int, int, int]  # pieces along each axis, numbered with the last axis fastest
+
+LANES = 128
+COUNTS = (4, 4, 8)
+LEAST = 48  # edge of the smallest grid of which COUNTS pieces are not mostly border
+
+
+def pay(count: int) -> bool:
+    """Whether a program that has so many pieces of a volume should keep them apart."""
+    return count >= LANES and platforms.known("tpu") and not parallel.divides_volumes()
 
 
 def split(x: Array) -> Array:
-    """A volume [b, d, h, w, c] in pieces, where the program is for a TPU and that pays; all else as it is."""
+    """A volume [b, d, h, w, c] in COUNTS pieces, where that pays; all else as it is."""
     large = x.ndim == 5 and min(x.shape[1:-1]) >= LEAST and not any(size % n for size, n in zip(x.shape[1:-1], COUNTS))
-    return cut(x) if large and platforms.known("tpu") and not parallel.divides_volumes() else x
+    return cut(x) if large and pay(LANES) else x
 
 
 def beside(x: Array, skip: Array) -> Array:
@@ -34,17 +41,17 @@ def beside(x: Array, skip: Array) -> Array:
     return cut(x) if in_pieces(skip) and not in_pieces(x) else x
 
 
-def join(x: Array) -> Array:
-    """The volume [b, d, h, w, c], of whatever `split` returned."""
+def cut(x: Array, counts: Counts = COUNTS) -> Array:
+    """[b, d, h, w, c] -> [b, i * j * k, d/i, h/j, w/k, c]."""
+    pieces = rearrange(x, "b (i d) (j h) (k w) c -> b (i j k) d h w c", **dict(zip("ijk", counts)))
+    return lax.optimization_barrier(pieces)  # or the compiler rearranges later what it could have computed in pieces
+
+
+def join(x: Array, counts: Counts = COUNTS) -> Array:
+    """The volume [b, d, h, w, c], of pieces or of a volume."""
     if not in_pieces(x):
         return x
-    x = lax.optimization_barrier(x)  # or the compiler would rather rearrange what a last product of few outputs reads
-    return rearrange(x, "b (i j k) d h w c -> b (i d) (j h) (k w) c", **dict(zip("ijk", COUNTS)))
-
-
-def cut(x: Array) -> Array:
-    """[b, d, h, w, c] -> [b, pieces, d/4, h/4, w/8, c]."""
-    return rearrange(x, "b (i d) (j h) (k w) c -> b (i j k) d h w c", **dict(zip("ijk", COUNTS)))
+    return rearrange(lax.optimization_barrier(x), "b (i j k) d h w c -> b (i d) (j h) (k w) c", **dict(zip("ijk", counts)))
 
 
 def in_pieces(x: Array) -> bool:
@@ -102,14 +109,33 @@ def with_border(x: Array) -> Array:
     """[b, n, d, h, w, c] -> [b, n, d + 2, h + 2, w + 2, c]: one voxel of the neighbours on each side, zeros where there is none."""
     for axis in range(3):
         first, last = (lax.slice_in_dim(x, at, at + 1, axis=2 + axis) for at in (0, x.shape[2 + axis] - 1))
-        x = jnp.concatenate([_neighbours(last, axis, -1), x, _neighbours(first, axis, 1)], axis=2 + axis)
+        before, behind = (_neighbours(face, COUNTS, axis, step, around=False) for face, step in ((last, -1), (first, 1)))
+        x = jnp.concatenate([before, x, behind], axis=2 + axis)
     return x
 
 
-def _neighbours(face: Array, axis: int, step: int) -> Array:
-    """What the piece one step further along an axis holds, zeros beyond the volume."""
-    shift = step * STRIDES[axis]
-    moved = lax.pad(face, jnp.zeros((), face.dtype), [(-shift, shift, 0) if dim == 1 else (0, 0, 0) for dim in range(face.ndim)])
-    there = np.arange(face.shape[1]) // STRIDES[axis] % COUNTS[axis] + step  # its place along the axis
-    exists = (there >= 0) & (there < COUNTS[axis])
-    return jnp.where(exists.reshape(-1, *[1] * (face.ndim - 2)), moved, jnp.zeros((), face.dtype))
+def roll(x: Array, shifts: tuple[int, int, int], counts: Counts) -> Array:
+    """`jnp.roll` of the grid by less than a piece along each axis."""
+    for axis, shift in enumerate(shifts):
+        low, high = jnp.split(x, [-shift % x.shape[2 + axis]], axis=2 + axis)
+        if shift > 0:
+            high = _neighbours(high, counts, axis, -1, around=True)
+        elif shift < 0:
+            low = _neighbours(low, counts, axis, 1, around=True)
+        x = jnp.concatenate([high, low], axis=2 + axis)
+    return x
+
+
+def _neighbours(part: Array, counts: Counts, axis: int, step: int, around: bool) -> Array:
+    """Of each piece what the piece a step further along an axis has; beyond the grid zeros, or `around` it goes on at its other end."""
+    stride, count = int(np.prod(counts[axis + 1 :])), counts[axis]
+    place = np.arange(part.shape[1]) // stride % count + step
+    exists = ((place >= 0) & (place < count)).reshape(-1, *[1] * (part.ndim - 2))
+
+    def further(pieces: int) -> Array:
+        return lax.pad(
+            part, jnp.zeros((), part.dtype), [(-pieces, pieces, 0) if dim == 1 else (0, 0, 0) for dim in range(part.ndim)]
+        )
+
+    beyond = further((step - np.sign(step) * count) * stride) if around else jnp.zeros((), part.dtype)
+    return jnp.where(exists, further(step * stride), beyond)
