@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, parallel
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, parallel, platforms
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.model.blocks import ResBlock
+from swinunetr_jax.ops import pieces
 from swinunetr_jax.weights.params import build, flatten
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,46 @@ def divided() -> dict:
     return found
 
 
+# ---- what a TPU makes of it
+
+
+@pytest.mark.slow
+def test_a_grid_in_pieces_is_shared_by_its_samples_alone():
+    """As on a TPU: devices that share a batch keep each grid in pieces, those that share a volume do not."""
+    found = elsewhere("in_pieces")
+    assert found["4x1"]["pieces"] and not found["2x2"]["pieces"]
+    assert all(one["error"] < 1e-12 and one["divided"] for one in found.values())
+
+
+def in_pieces() -> dict:
+    """A block's results and gradients in float64 on several devices: the difference from those of one without pieces."""
+    jax.config.update("jax_enable_x64", True)
+    config = CONFIG.replace(dtype="float64", param_dtype="float64")
+    structure, weights = nnx.split(ResBlock(2, 4, config, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 16, 2))
+
+    def loss(weights: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = pieces.join(nnx.merge(structure, weights)(pieces.split(x))[0])
+        return (jax.numpy.square(y) * jax.numpy.sin(x[..., :1])).mean(), y
+
+    run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    one = jax.tree.leaves(jax.jit(run)(weights, x))
+    pieces.LEAST, platforms.known = 8, lambda platform: platform == "tpu"
+    found = {}
+    for data, depth in ((4, 1), (2, 2)):
+        layout = parallel.Jitted(parallel.device_mesh(4, depth, jax.devices()[:4]))
+        function = jax.jit(parallel.within(layout.mesh, run))
+        inputs = layout.replicate(weights), layout.divide({"x": x})["x"]
+        results = jax.tree.leaves(function(*inputs))
+        y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
+        found[f"{data}x{depth}"] = {
+            "pieces": "x128x2x2x2x" in function.lower(*inputs).as_text(),
+            "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, one)),
+            "divided": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
+        }
+    return found
+
+
 # ---- which devices
 
 
@@ -183,4 +225,4 @@ def test_devices_that_cannot_share(batch, depth, processes, each, said):
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({"losses": losses, "divided": divided}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"losses": losses, "divided": divided, "in_pieces": in_pieces}[sys.argv[1]](*sys.argv[2:])))
