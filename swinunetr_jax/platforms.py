@@ -60,7 +60,8 @@ def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
 def traced_for(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, traced for that device's platform alone: the other platforms' formulations take a third of the time.
 
-    For programs whose devices are known. Without it a program is traced for all platforms, and the compiler takes its own.
+    For programs whose devices are known. Without it a program is traced for all platforms, and the compiler takes its own, but for
+    choices of shapes: see `known`.
     """
 
     @functools.wraps(function)

@@ -7,10 +7,9 @@
 
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two of time. "schedule" is the sum
 of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`), but for the instructions "left out", which it
-gives none; "roofline" is `optimal_seconds`, which takes
-each instruction at the chip's peak rates and a loop's body once. For the H200 there is no estimate of time: the compiled program is
-read instead (`gpu_program`), for transposes beside convolutions, attention weights that reach memory, temporaries (without cuDNN's work
-space) and bytes moved.
+gives none. "roofline" is `optimal_seconds`, which takes each instruction at the chip's peak rates and a loop's body once. For the H200
+there is no estimate of time: the compiled program is read instead (`gpu_program`), for transposes beside convolutions, attention weights
+that reach memory, temporaries (without cuDNN's work space) and bytes moved.
 """
 
 import json
@@ -143,7 +142,7 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
         "compile_seconds": time.perf_counter() - started,
         "schedule_ms": spent.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
         "roofline_ms": roofline(cost["optimal_seconds"]) * 1e3 if target in TPU else None,
-        "left_out": spent.left_out,
+        "left_out": spent.left_out if target in TPU else None,
         "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in spent.top(options.top)]
         if target in TPU
         else [],

@@ -6,8 +6,8 @@ channels to 128 lanes and a matrix unit that is only partly filled for what they
 not: that is a roofline, per instruction the larger of operations and bytes at the chip's peaks. Copies that run beside other work
 (`copy-start`, `copy-done`) carry no cycles and cost nothing in either.
 
-Kernels written by hand (custom calls), gathers and scatters carry no cycles: they are counted in `left_out`, so that an estimate that
-leaves something out can be told from one that does not. `optimal_seconds` holds -1 for each kernel.
+Kernels written by hand (custom calls) and fusions of gathers and scatters carry no cycles: they are counted in `left_out`, so that an
+estimate that leaves something out can be told from one that does not. `optimal_seconds` holds -1 for each kernel.
 """
 
 import re

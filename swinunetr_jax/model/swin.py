@@ -82,7 +82,10 @@ class SwinBlock(nnx.Module):
         self.mlp = MLP(width, config, rngs=rngs)
 
     def __call__(self, x: Array, key: Array | None = None, grid: tuple[int, ...] | None = None) -> Array:
-        """x: [b, *grid, c], or with `grid` given the grid's full windows as pieces, [b, windows, *window, c]."""
+        """x: [b, *grid, c], or with `grid` given the grid's full windows as pieces, [b, windows, *window, c].
+
+        In pieces a key drops other elements of the MLP's, as their order is another.
+        """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
         y = self.norm1(x)
         y = self._attend(y, attn_key) if grid is None else self._attend_in_pieces(y, attn_key, grid)
@@ -94,7 +97,9 @@ class SwinBlock(nnx.Module):
         counts = windows.counts(grid, self.window)
         padded = tuple(count * win for count, win in zip(counts, self.window))
         inside = windows.inside(grid, self.window)
-        x = x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
+        x = (
+            x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
+        )  # padding, which the MLP and the norm have filled
         x = pieces.roll(x, tuple(-sh for sh in self.shift), counts)
         tokens = x.reshape(-1, int(np.prod(self.window)), x.shape[-1])
         y = self.attn(tokens, windows.region_ids(padded, self.window, self.shift), key)
@@ -146,18 +151,17 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """The merged grid [b, *(grid / 2), 2c], and every block's output by name."""
-        seen, grid = {}, x.shape[1:-1]
+        seen, grid, cut_from = {}, x.shape[1:-1], None
         counts = windows.counts(grid, self.window)
-        # on a TPU, tokens stay in the windows of the blocks without shift, padding among them, where windows are many and whole
-        if len(grid) == 3 and min(counts) > 1 and pieces.pay(math.prod(counts)):
-            x = pieces.cut(windows.pad_to_windows(x, self.window), counts)
-        form = grid if pieces.in_pieces(x) else None
-        within = tuple(slice(size) for size in (len(x), *grid))
+        # on a TPU, tokens stay in the windows of the blocks without shift, padding among them, where these are many and none is clipped
+        if len(grid) == 3 and min(counts) > 1 and pieces.pays(math.prod(counts)):
+            x, cut_from = pieces.cut(windows.pad_to_windows(x, self.window), counts), grid
+        within = (slice(None), *map(slice, grid))
         run = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            x = run(block, x, block_key, form)
-            seen[f"block{index}"] = pieces.join(x, counts)[within]
-        return self.merge(pieces.join(x, counts)[within]), seen
+            x = run(block, x, block_key, cut_from)
+            y = seen[f"block{index}"] = pieces.join(x, counts)[within]
+        return self.merge(y), seen
 
 
 class PatchEmbed(nnx.Module):

@@ -82,20 +82,17 @@ class SwinUNETR(nnx.Module):
             seen.update(named(f"batch_stats.{name}", stats))
             return y
 
-        def up_block(name: str, y: Array, skip: Array) -> Array:
-            return block(name, pieces.beside(y, skip), skip)
-
         # on a TPU the finest grids are in pieces from here on
         skip0 = block("encoder1", pieces.split(x))
         skip1 = block("encoder2", pieces.split(hidden[0]))
         skip2 = block("encoder3", hidden[1])
         skip3 = block("encoder4", hidden[2])
         y = block("encoder10", hidden[4])
-        y = up_block("decoder5", y, hidden[3])
-        y = up_block("decoder4", y, skip3)
-        y = up_block("decoder3", y, skip2)
-        y = up_block("decoder2", y, skip1)
-        y = up_block("decoder1", y, skip0)
+        y = block("decoder5", y, hidden[3])
+        y = block("decoder4", y, skip3)
+        y = block("decoder3", y, skip2)
+        y = block("decoder2", y, skip1)
+        y = block("decoder1", y, skip0)
         seen["logits"] = pieces.join(self.out(y))
         return seen["logits"], seen
 

@@ -70,7 +70,9 @@ def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None):
     A chunk takes one window in so many, not neighbours, so that windows which are spread over devices stay where they are.
     """
     windows = len(arrays[0])
-    count = min(c for c in range(1, windows + 1) if windows % c == 0 and (windows // c * bias.size * 4 <= limit or c == windows))
+    # the fewest of equal size; a number of windows with few divisors gives chunks far below the limit
+    fits = (c for c in range(1, windows) if windows % c == 0 and windows // c * bias.size * 4 <= limit)
+    count = next(fits, windows)
     split = [rearrange(a, "(n i) t m c -> n i m c t", i=count) for a in arrays]
     if regions is not None:
         split.append(jnp.tile(regions, (windows // len(regions), 1)).reshape(-1, count, regions.shape[-1]))

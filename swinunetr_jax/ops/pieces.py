@@ -8,6 +8,8 @@ To all else a grid in pieces is a grid with one more axis: norms, activations an
 and `up_conv` know it by that axis. Windows of attention are pieces, too.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,20 +27,15 @@ COUNTS = (4, 4, 8)
 LEAST = 48  # edge of the smallest grid of which COUNTS pieces are not mostly border
 
 
-def pay(count: int) -> bool:
-    """Whether a program that has so many pieces of a volume should keep them apart."""
+def pays(count: int) -> bool:
+    """Whether to keep so many pieces of a volume apart."""
     return count >= LANES and platforms.known("tpu") and not parallel.divides_volumes()
 
 
 def split(x: Array) -> Array:
     """A volume [b, d, h, w, c] in COUNTS pieces, where that pays; all else as it is."""
     large = x.ndim == 5 and min(x.shape[1:-1]) >= LEAST and not any(size % n for size, n in zip(x.shape[1:-1], COUNTS))
-    return cut(x) if large and pay(LANES) else x
-
-
-def beside(x: Array, skip: Array) -> Array:
-    """`x` in pieces if `skip`, on a grid twice as fine, is."""
-    return cut(x) if in_pieces(skip) and not in_pieces(x) else x
+    return cut(x) if large and pays(math.prod(COUNTS)) else x
 
 
 def cut(x: Array, counts: Counts = COUNTS) -> Array:
@@ -55,13 +52,17 @@ def join(x: Array, counts: Counts = COUNTS) -> Array:
 
 
 def in_pieces(x: Array) -> bool:
+    """Whether x is [b, n, d, h, w, c]: no other array of the network has six axes."""
     return x.ndim == 6
 
 
 @jax.custom_vjp
 def conv(x: Array, kernel: Array) -> Array:
-    """The convolution of the volume: [b, n, d, h, w, c_in] and [3, 3, 3, c_in, c_out]. Autodiff would send borders back and forth."""
-    return _alone(with_border(x), kernel)
+    """The convolution of the volume, [b, n, d, h, w, c_in] and [3, 3, 3, c_in, c_out].
+
+    Autodiff would convolve to a gradient with a border, and add each border to the neighbours.
+    """
+    return _alone(_with_border(x), kernel)
 
 
 def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -71,7 +72,7 @@ def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
-    (dkernel,) = jax.vjp(lambda kernel: _alone(with_border(x), kernel), kernel)[1](dy)
+    (dkernel,) = jax.vjp(lambda kernel: _alone(_with_border(x), kernel), kernel)[1](dy)
     return conv(dy, mirrored), dkernel
 
 
@@ -79,21 +80,24 @@ conv.defvjp(_conv_forward, _conv_backward)
 
 
 def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
-    """`ops.up_conv.up_conv` of pieces: what is upsampled goes through the kernels multiplied beforehand (see `up_conv_tpu`)."""
-    u = up.shape[-1]
+    """`ops.up_conv.up_conv` of a skip in pieces: what is upsampled goes through the kernels multiplied beforehand (see `up_conv_tpu`)."""
+    x, u = x if in_pieces(x) else cut(x), up.shape[-1]
     fine = jax.checkpoint(_transposed)(x, fold(up, kernel[..., :u, :]))
-    beside = shortcut.reshape(shortcut.shape[-2:])
-    coarse = jnp.flip(up @ beside[:u], (0, 1, 2))  # as the taps of a transposed convolution lie
-    return fine + conv(skip, kernel[..., u:, :]), _alone(x, coarse, spread=2, padding=1) + dense(skip, beside[u:])
+    shortcut = shortcut.reshape(shortcut.shape[-2:])
+    coarse = jnp.flip(up @ shortcut[:u], (0, 1, 2))  # as the taps of a transposed convolution lie
+    return fine + conv(skip, kernel[..., u:, :]), _alone(x, coarse, spread=2, padding=1) + dense(skip, shortcut[u:])
 
 
 def _transposed(x: Array, kernel: Array) -> Array:
-    """Transposed convolution of kernel 4 and stride 2."""
-    return _alone(with_border(x), kernel, spread=2)
+    """Transposed convolution of kernel 4 and stride 2. Its gradient is autodiff's: its borders are coarse."""
+    return _alone(_with_border(x), kernel, spread=2)
 
 
 def _alone(x: Array, kernel: Array, spread: int = 1, padding: int = 0) -> Array:
-    """Each piece convolved by itself, its voxels spread apart by zeros, which are not multiplied, and padded by zeros."""
+    """Each piece convolved by itself, which takes a kernel's reach off its sizes: [b, n, d, h, w, c_in] -> [b, n, d', h', w', c_out].
+
+    Before, its voxels are spread apart by zeros, which are not multiplied, and padded.
+    """
     y = lax.conv_general_dilated(
         rearrange(x, "b n d h w c -> (b n) d h w c"),
         kernel,
@@ -105,7 +109,7 @@ def _alone(x: Array, kernel: Array, spread: int = 1, padding: int = 0) -> Array:
     return rearrange(y, "(b n) d h w c -> b n d h w c", b=len(x))
 
 
-def with_border(x: Array) -> Array:
+def _with_border(x: Array) -> Array:
     """[b, n, d, h, w, c] -> [b, n, d + 2, h + 2, w + 2, c]: one voxel of the neighbours on each side, zeros where there is none."""
     for axis in range(3):
         first, last = (lax.slice_in_dim(x, at, at + 1, axis=2 + axis) for at in (0, x.shape[2 + axis] - 1))
@@ -115,20 +119,25 @@ def with_border(x: Array) -> Array:
 
 
 def roll(x: Array, shifts: tuple[int, int, int], counts: Counts) -> Array:
-    """`jnp.roll` of the grid by less than a piece along each axis."""
+    """`jnp.roll` of the grid of [b, n, d, h, w, c] by less than a piece along each axis."""
     for axis, shift in enumerate(shifts):
+        if shift == 0:
+            continue
         low, high = jnp.split(x, [-shift % x.shape[2 + axis]], axis=2 + axis)
         if shift > 0:
             high = _neighbours(high, counts, axis, -1, around=True)
-        elif shift < 0:
+        else:
             low = _neighbours(low, counts, axis, 1, around=True)
         x = jnp.concatenate([high, low], axis=2 + axis)
     return x
 
 
 def _neighbours(part: Array, counts: Counts, axis: int, step: int, around: bool) -> Array:
-    """Of each piece what the piece a step further along an axis has; beyond the grid zeros, or `around` it goes on at its other end."""
-    stride, count = int(np.prod(counts[axis + 1 :])), counts[axis]
+    """Of each piece what the next one along an axis has, or with step -1 the one before.
+
+    Beyond the grid zeros, or `around` the grid it goes on at its other end.
+    """
+    stride, count = math.prod(counts[axis + 1 :]), counts[axis]
     place = np.arange(part.shape[1]) // stride % count + step
     exists = ((place >= 0) & (place < count)).reshape(-1, *[1] * (part.ndim - 2))
 
@@ -137,5 +146,5 @@ def _neighbours(part: Array, counts: Counts, axis: int, step: int, around: bool)
             part, jnp.zeros((), part.dtype), [(-pieces, pieces, 0) if dim == 1 else (0, 0, 0) for dim in range(part.ndim)]
         )
 
-    beyond = further((step - np.sign(step) * count) * stride) if around else jnp.zeros((), part.dtype)
+    beyond = further(step * (1 - count) * stride) if around else jnp.zeros((), part.dtype)
     return jnp.where(exists, further(step * stride), beyond)

@@ -21,7 +21,7 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
 
     Args:
         x: [b, *grid, c_in].
-        skip: [b, *(2 * grid), u]; both as they are or both in `pieces`.
+        skip: [b, *(2 * grid), u], or in `pieces`, then `x` may be so, too.
         up: transposed convolution, [2, 2, (2,) c_in, u].
         kernel: [3, 3, (3,) 2 u, c_out].
         shortcut: [1, 1, (1,) 2 u, c_out].
