@@ -1,11 +1,14 @@
 """On a GPU or TPU, where there is one: the same results as on the CPU. Run as `JAX_PLATFORMS=cuda,cpu python -m pytest -m accelerator`."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from relative import error
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference, traced_for
+from swinunetr_jax.weights.params import flatten
 
 pytestmark = [
     pytest.mark.accelerator,
@@ -14,17 +17,61 @@ pytestmark = [
 CONFIG = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12)
 
 
-def forward(model, x, device):
-    """The pass on one device; which formulations run is decided by its platform."""
+rng = np.random.default_rng(0)
+
+
+def network(**fields):
+    return SwinUNETR(CONFIG.replace(**fields), rngs=nnx.Rngs(0))
+
+
+def on(device, function, model, *inputs):
+    """What `function` gives on one device; which formulations run is decided by its platform."""
     with jax.default_device(device):
-        return np.asarray(jax.jit(lambda model, x: model(x))(jax.device_put(model, device), x), np.float32)
+        results = jax.jit(function)(*jax.device_put((model, *inputs), device))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), results)
+
+
+def here_and_on_the_cpu(function, dtype, *inputs):
+    """On the accelerator in `dtype`, on the CPU in float32."""
+    here = on(jax.devices()[0], function, network(dtype=dtype), *inputs)
+    return here, on(jax.local_devices(backend="cpu")[0], function, network(), *inputs)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
-def test_the_accelerator_equals_the_cpu(dtype, tolerance):
-    model = SwinUNETR(CONFIG.replace(dtype=dtype), rngs=nnx.Rngs(0))
-    exact = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
-    x = np.random.default_rng(0).normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
-    here = forward(model, x, jax.devices()[0])
-    expected = forward(exact, x, jax.local_devices(backend="cpu")[0])
-    assert np.linalg.norm(here - expected) <= tolerance * np.linalg.norm(expected)
+def test_logits_equal_the_cpus(dtype, tolerance):
+    x = rng.normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
+    here, expected = here_and_on_the_cpu(lambda model, x: model(x), dtype, x)
+    assert error(here, expected) <= tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_gradients_equal_the_cpus(dtype, tolerance):
+    """All of them as one vector, of the logits' mean square, and each in float32."""
+    x = rng.normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
+
+    def gradients(model, x):
+        return jax.grad(lambda model: jnp.square(model(x).astype(jnp.float32)).mean())(model)
+
+    here, expected = (flatten(found) for found in here_and_on_the_cpu(gradients, dtype, x))
+    assert here.keys() == expected.keys()
+    every = [np.concatenate([found[name].ravel() for name in expected]) for found in (here, expected)]
+    assert error(*every) <= tolerance
+    if dtype == "float32":
+        largest = max(np.linalg.norm(value) for value in expected.values())
+        for name, value in expected.items():
+            assert np.linalg.norm(here[name] - value) <= tolerance * max(np.linalg.norm(value), 1e-3 * largest), name
+
+
+def test_a_volume_by_windows_equals_the_cpus():
+    """Odd sizes, a last window moved back inside; compiled for the device alone, as `predict` does."""
+    x = rng.normal(size=(1, 75, 70, 91, 4)).astype(np.float32)
+
+    def segmented(device):
+        options = compiler_options() if device.platform != "cpu" else None
+        with jax.default_device(device):
+            model = jax.device_put(network(), device)
+            forward = jax.jit(traced_for(device, lambda model, x: model(x)), compiler_options=options)
+            return sliding_window_inference(x, (64, 64, 64), 2, lambda x: forward(model, x), 0.5, "gaussian")
+
+    here, expected = (segmented(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))
+    assert error(here, expected) <= 1e-4
