@@ -6,7 +6,7 @@ of a few numbers goes row by row on a TPU, and its gradient is a scatter.
 """
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 
 def position_bias(table: Array, window: tuple[int, ...]) -> Array:
@@ -27,6 +27,6 @@ def position_bias(table: Array, window: tuple[int, ...]) -> Array:
         step = bias.shape[-1]
         lines = bias.reshape(*bias.shape[:-2], -1)
         starts = [(size - 1 - row) * step for row in range(size)]
-        bias = jnp.stack([lines[..., start : start + size * step] for start in starts], axis=1)
+        bias = jnp.stack([lax.slice_in_dim(lines, start, start + size * step, axis=-1) for start in starts], axis=1)
         bias = bias.reshape(heads, -1, *bias.shape[3:])
     return bias
