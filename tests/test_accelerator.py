@@ -15,8 +15,6 @@ pytestmark = [
     pytest.mark.skipif(jax.default_backend() == "cpu", reason="no accelerator, or JAX_PLATFORMS does not name it"),
 ]
 CONFIG = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12)
-
-
 rng = np.random.default_rng(0)
 
 

@@ -28,7 +28,7 @@ def conv(x: Array, kernel: Array) -> Array:
 def by_patches(x: Array, kernel: Array) -> Array:
     """Each voxel's 27 neighbours side by side, and one matrix product, for 3³ kernels."""
     *_, c = x.shape
-    for axis in (3, 2, 1):  # so that the first axis of the kernel comes first: 9 slices in all, not 27
+    for axis in (3, 2, 1):  # each slice is a kernel to be compiled, and so they are 9, not 27; the last axis done is the slowest
         x = _neighbours(x, axis)
     return x @ kernel.reshape(27 * c, -1)
 
