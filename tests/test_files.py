@@ -1,0 +1,102 @@
+"""`files`: a file appears whole or not at all, JSON has the shape that is asked for, locks exclude, stale temporary files go."""
+
+import os
+import subprocess
+import sys
+from typing import TypedDict
+
+import pytest
+
+from swinunetr_jax import files
+from swinunetr_jax.errors import InputError
+
+
+class Entry(TypedDict):
+    name: str
+    scores: dict[str, float]
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == '{\n "a": 1\n}\n' and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    with pytest.raises(OSError) as caught:
+        files.write_text(tmp_path / "none" / "a.txt", "a")
+    assert caught.value.filename == str(tmp_path / "none" / "a.txt")
+
+
+def test_nan_is_not_written_as_json(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+DAMAGED = (
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"name": "a"}',
+    '{"name": 1, "scores": {}}',
+    '{"name": "a", "scores": {"b": "c"}}',
+    "[" * 100_000,
+    '{"name": "a", "scores": {"b": NaN}}',
+    '{"name": "a", "scores": {"b": 1e999}}',
+    '{"name": "\\ud800", "scores": 3}',
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_json_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "entry.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"entry\.json .*: delete it\."):
+        files.read_json(path, Entry, "delete it")
+
+
+def test_json_of_the_right_shape_comes_back(tmp_path):
+    files.write_json(tmp_path / "a.json", {"name": "a", "scores": {"b": 0.5}})
+    assert files.read_json(tmp_path / "a.json", Entry, "delete it") == {"name": "a", "scores": {"b": 0.5}}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "b.json", Entry, "delete it")
+
+
+def test_temporary_files_of_ended_processes_go_and_others_stay(tmp_path):
+    code = "import sys; from swinunetr_jax import files; print(files._temporary_name(sys.argv[1], '.nii.gz'))"
+    ended = subprocess.run([sys.executable, "-c", code, "case.nii.gz"], capture_output=True, text=True, check=True).stdout.strip()
+    mine = files._temporary_name("case.nii.gz", ".nii.gz")
+    for name in (ended, mine, ".other.tmp", "case.nii.gz"):
+        (tmp_path / name).write_text("")
+    files.remove_stale_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([mine, ".other.tmp", "case.nii.gz"])
+
+
+def test_names_of_the_greatest_length_can_be_written(tmp_path):
+    for name in ("é" * 127, "a" * 255):
+        files.write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+    assert not files.exists(tmp_path / ("a" * 300)) and not files.exists(tmp_path / "a\0b") and files.exists(tmp_path)
+
+
+def test_a_lock_keeps_two_processes_apart(tmp_path):
+    code = """if True:
+        import sys, time
+        from swinunetr_jax import files
+        for _ in range(20):
+            with files.locked(sys.argv[1]):
+                path = sys.argv[1] + "/n"
+                number = int(open(path).read())
+                time.sleep(0.001)
+                open(path, "w").write(str(number + 1))
+    """
+    (tmp_path / "n").write_text("0")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "n").read_text() == "60"
+    assert os.listdir(tmp_path) == ["n"]
