@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import itertools
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from swinunetr_jax import files
 from swinunetr_jax.data.nifti_file import check_affine, packed_name, read_layout, read_voxels
 from swinunetr_jax.errors import InputError
 
@@ -158,25 +158,21 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
         raise InputError(f"{path}: the array has shape {array.shape}, but the grid of {like.path} is {like.array.shape[:3]}.")
     voxels = _fitting(path, array, dtype)
 
-    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(6)}.tmp.nii{'.gz' if packed else ''}")
     try:
         if path.exists() and like.path.exists() and path.samefile(like.path):
             raise InputError(f"{path}: this would overwrite the image the result comes from; choose another folder or name.")
         # No file name and no time in the gzip header: they would make equal results differ.
         with (
+            files.atomic_path(path, ".nii.gz" if packed else ".nii") as temporary,
             open(temporary, "xb") as file,
             gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if packed else contextlib.nullcontext(file) as stream,
         ):
             _result_header(like, array.shape, dtype).write_to(stream)  # with the four bytes that say "no extensions"
             for k in range(array.shape[-1]):
                 stream.write(voxels[..., k].tobytes("F"))
-        os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written ({reason}); give an existing folder with write access and space.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 
