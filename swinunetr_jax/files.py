@@ -8,10 +8,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,24 +89,34 @@ def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise InputError(f"{path} has {size} bytes, far more than such a file can have: {remedy}.")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise InputError(f"{path} is not a file: {remedy}.")
+        if status.st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path} has {status.st_size} bytes, far more than such a file can have: {remedy}.")
         data = path.read_bytes()
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}): {remedy}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(f"{path} cannot be read ({reason(error)}): {remedy}.") from error
     return decode_json(data, kind, str(path), remedy)
 
 
 def decode_json(data: bytes, kind: type[T], where: str, remedy: str) -> T:
     """As `read_json`, for text that was read already, such as a line of a log; `where` names it."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            if b"\\ud" not in data.lower():
+                raise
+            # A file name that is no UTF-8 is written with lone surrogates, which json reads and msgspec does not.
+            return msgspec.convert(json.loads(data, parse_constant=_no_number, parse_float=_finite), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{where} does not hold what it should ({_lower(str(error))}): {remedy}.") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise InputError(f"{where} is damaged ({_lower(str(error))}): {remedy}.") from error
 
 
@@ -144,16 +156,43 @@ def is_temporary(name: str) -> bool:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """As `Path.exists`, and False for a name that no file can have (too long, or with a null character)."""
+    """As `Path.exists`, and False for a name that no file can have: too long, with a null character, a link to itself.
+
+    Raises:
+        InputError: the path cannot be looked at, such as in a folder without the right to enter it.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """As `Path.is_file`, with the exceptions of `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """As `Path.is_dir`, with the exceptions of `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Makes a folder and those above it where they do not exist.
+
+    Raises:
+        InputError: it cannot be made: no write access, a file where a folder is expected, a name that no folder can have.
+    """
+    path = Path(path)
     try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            return False
-        raise
-    return True
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be made ({reason(error)}); give a folder with write access.") from error
+    return path
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, such as "No space left on device"."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def digest_of_json(value: Any) -> str:
@@ -165,6 +204,29 @@ def digest_of_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Raises OSError if it cannot be read."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _mode(path: str | os.PathLike) -> int | None:
+    """The kind of file and its permissions, or None where there is no such file."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise InputError(f"{path}: cannot be looked at ({reason(error)}); give a path that can be read.") from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is out of range")
+    return number
 
 
 def _temporary_name(name: str, suffix: str) -> str:

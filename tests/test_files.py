@@ -100,3 +100,49 @@ def test_a_lock_keeps_two_processes_apart(tmp_path):
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert (tmp_path / "n").read_text() == "60"
     assert os.listdir(tmp_path) == ["n"]
+
+
+NAMES_OF_NO_FILE = ("a" * 300, "a/" * 3000, "a\0b", "loop", "file/below", "\ud800")
+
+
+@pytest.mark.fault("3.5")
+@pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
+def test_a_name_that_no_file_can_have_is_a_file_that_does_not_exist(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("")
+    path = tmp_path / name
+    assert not files.exists(path) and not files.is_file(path) and not files.is_folder(path)
+    with pytest.raises(InputError, match=r"cannot be made \("):
+        files.make_folder(path)
+
+
+@pytest.mark.fault("3.5")
+def test_what_may_not_be_looked_at_is_a_sentence(tmp_path, monkeypatch):
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    assert files.is_file(__file__) and files.is_folder(tmp_path) and not files.is_file(tmp_path)
+    monkeypatch.setattr(files.os, "stat", denied)
+    for ask in (files.exists, files.is_file, files.is_folder):
+        with pytest.raises(InputError, match=r"a: cannot be looked at \(Permission denied\)"):
+            ask(tmp_path / "a")
+
+
+@pytest.mark.fault("3.3")
+def test_json_with_a_file_name_that_is_no_utf8_comes_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    files.write_json(tmp_path / "a.json", {"name": name, "scores": {name: 1.0}})
+    assert files.read_json(tmp_path / "a.json", Entry, "delete it") == {"name": name, "scores": {name: 1.0}}
+    for scores in ("NaN", "1e999", "-Infinity", "[]", "{" * 100_000):
+        (tmp_path / "b.json").write_text(f'{{"name": "\\udce9", "scores": {{"a": {scores}}}}}')
+        with pytest.raises(InputError, match=r"b\.json .*: delete it\."):
+            files.read_json(tmp_path / "b.json", Entry, "delete it")
+
+
+@pytest.mark.fault("3.3")
+def test_a_pipe_or_a_folder_in_the_place_of_a_json_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "folder.json"):
+        with pytest.raises(InputError, match="is not a file: delete it"):
+            files.read_json(tmp_path / name, Entry, "delete it")
