@@ -44,6 +44,7 @@ def atomic_path(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
         OSError: the file cannot be written; `filename` is `path`, not the temporary name.
     """
     path = Path(path)
+    _check_encodable(path)
     temporary = path.with_name(_temporary_name(path.name, suffix))
     try:
         yield temporary
@@ -216,6 +217,16 @@ def _mode(path: str | os.PathLike) -> int | None:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return None
         raise InputError(f"{path}: cannot be looked at ({reason(error)}); give a path that can be read.") from error
+
+
+def _check_encodable(path: Path) -> None:
+    """Raises OSError, and not ValueError as Python's functions do, for a name with a null character or half a surrogate pair."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise OSError(errno.EINVAL, "no file can have such a name", str(path))
 
 
 def _no_number(text: str) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data import nifti
+from swinunetr_jax.data import nifti, nifti_file
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_geometry, read_labels, read_volume, reorient, write_volume
+from swinunetr_jax.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LPS = np.array([[-1.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 2, -30], [0, 0, 0, 1]])
@@ -227,12 +228,13 @@ def test_claims_are_refused_before_allocation(tmp_path, name, kind):
         assert tracemalloc.get_traced_memory()[1] < 2e6
         tracemalloc.stop()
     patch(path, dim=[3, 2, 3, 4, 1, 1, 1, 1])
-    for offset in (16, -400, 10**9) + ((np.nan, np.inf) if kind is nib.Nifti1Image else ()):
+    for offset in (0, 16, -400, 10**9) + ((np.nan, np.inf, -np.inf) if kind is nib.Nifti1Image else ()):
         with refused(path):
             read_volume(patch(path, vox_offset=offset))
+    patch(path, vox_offset=544 if kind is nib.Nifti2Image else 352)
     for dims in ([1, 24, 1, 1, 1, 1, 1, 1], [2, 6, 4, 1, 1, 1, 1, 1], [5, 2, 1, 2, 2, 3, 1, 1], [5, 2, 3, 2, 1, 2, 1, 1]):
         with refused(path, "dimensions"):
-            read_volume(patch(path, vox_offset=0, dim=dims))
+            read_volume(patch(path, dim=dims))
 
 
 def test_gzip_bomb_stops_at_the_limit(tmp_path):
@@ -242,12 +244,117 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
         read_volume(path, max_bytes=3_999_999)
     assert read_volume(path, max_bytes=4_000_000).array.shape == (100, 100, 100)
     assert read_geometry(path)[0] == (100, 100, 100)
-    # A small claim before endless data reads no more than the claim.
+    # A small claim before much more data: that is read for the checksum, and not kept.
     path.write_bytes(gzip.compress(gzip.decompress(save(path, COUNT.astype(np.uint8)).read_bytes()) + bytes(50_000_000), 1))
     tracemalloc.start()
     np.testing.assert_array_equal(read_volume(path).array, COUNT)
     assert tracemalloc.get_traced_memory()[1] < 2e6
     tracemalloc.stop()
+
+
+@pytest.mark.fault("2.5")
+@pytest.mark.parametrize("excess", [0, 1, 2, 500, 3 << 20])
+def test_damage_of_a_gzip_file_is_noticed_whatever_follows_the_last_voxel(tmp_path, excess):
+    noise = np.random.default_rng(0).integers(0, 255, (9, 9, 9), np.uint8)
+    path = save(tmp_path / "a.nii", noise)
+    sound = gzip.compress(path.read_bytes() + bytes(excess), mtime=0)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(sound)
+    np.testing.assert_array_equal(read_volume(path).array, noise)
+    for position in (-1, -4, -5, -8):  # length and checksum
+        damaged = bytearray(sound)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with refused(path, "damaged"):
+            read_volume(path)
+        with refused(path, "damaged"):
+            read_labels(path)
+    path.write_bytes(sound[:-3])
+    with refused(path, "truncated"):
+        read_volume(path)
+
+
+@pytest.mark.fault("2.5")
+def test_a_gzip_file_of_several_members_is_verified_to_the_last(tmp_path, monkeypatch):
+    raw = save(tmp_path / "a.nii", COUNT.astype(np.uint8)).read_bytes()
+    parts = [raw[:100], raw[100:370], raw[370:], bytes(50)]
+    path = tmp_path / "a.nii.gz"
+    members = [gzip.compress(part, mtime=0) for part in parts]
+    path.write_bytes(b"".join(members))
+    np.testing.assert_array_equal(read_volume(path).array, COUNT)
+    for index in range(4):
+        damaged = [bytearray(member) for member in members]
+        damaged[index][-6] ^= 1
+        path.write_bytes(b"".join(damaged))
+        with refused(path, "damaged"):
+            read_volume(path)
+    monkeypatch.setattr(nifti_file, "MAX_EXCESS", 49)
+    path.write_bytes(b"".join(members))
+    with refused(path, "more than 49 bytes follow the last"):
+        read_volume(path)
+
+
+EXTREMES = {
+    "f": (0.0, -1.0, 1e-30, -1e30, np.nan, np.inf, -np.inf),
+    "i": (0, -1, 3, -32768, 2**31 - 1, 2**63 - 1, -(2**63)),
+    "S": (b"", b"ni1", b"\xff\xfe\xff"),
+    "u": (0, 255),
+}
+
+
+@pytest.mark.fault("3.4")
+@pytest.mark.parametrize("kind, codes", [(nib.Nifti1Image, (1, 0)), (nib.Nifti2Image, (0, 1))])
+def test_any_value_of_any_header_field_is_read_as_nibabel_does_or_refused(tmp_path, kind, codes):
+    path, accepted = tmp_path / "a.nii", 0
+    save(path, COUNT.astype(np.int16), kind=kind, qform_code=codes[0], sform_code=codes[1], scl_slope=1, scl_inter=0)
+    whole = path.read_bytes()
+    for name, (dtype, _) in kind.header_class.template_dtype.fields.items():
+        for value, place in itertools.product(EXTREMES[dtype.base.kind], range(dtype.shape[0]) if dtype.shape else [()]):
+            if dtype.base.kind in "iu" and not np.iinfo(dtype.base).min <= value <= np.iinfo(dtype.base).max:
+                continue
+            header = kind.header_class(whole[: kind.header_class.sizeof_hdr], check=False)
+            header[name][place] = value
+            path.write_bytes(header.binaryblock + whole[len(header.binaryblock) :])
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    volume = read_volume(path)
+                except InputError as error:
+                    assert str(path) in str(error) and "\n" not in str(error)
+                    continue
+                assert len(volume.orientation) == 3 and min(volume.spacing) > 0
+            accepted += 1
+            with nib.imageglobals.LoggingOutputSuppressor():
+                theirs = nib.load(path, mmap=False)
+                stored = np.asanyarray(theirs.dataobj).reshape(volume.array.shape)
+            np.testing.assert_array_equal(volume.array, stored.astype(np.float32))
+            np.testing.assert_array_equal(volume.affine, theirs.affine)
+    assert accepted > 100
+
+
+@pytest.mark.fault("3.5")
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800", "loop", "file/a"], ids=ascii)
+def test_names_that_no_file_can_have_are_refused_in_a_sentence(tmp_path, name):
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "file").write_text("")
+    path = tmp_path / f"{name}.nii.gz"
+    for read in (read_volume, read_labels, read_geometry):
+        with pytest.raises(InputError, match="cannot be read"):
+            read(path)
+    if name != "loop":
+        with pytest.raises(InputError, match="cannot be written"):
+            write_volume(path, COUNT, volume_of())
+
+
+def test_an_image_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8))
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(nifti_file.np, "empty", full)
+    with refused(path, "(2, 3, 4)", "do not fit into the memory"):
+        read_volume(path)
 
 
 def test_types_without_a_number_per_voxel(tmp_path):

@@ -159,7 +159,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
     voxels = _fitting(path, array, dtype)
 
     try:
-        if path.exists() and like.path.exists() and path.samefile(like.path):
+        if files.exists(path) and files.exists(like.path) and os.path.samefile(path, like.path):
             raise InputError(f"{path}: this would overwrite the image the result comes from; choose another folder or name.")
         # No file name and no time in the gzip header: they would make equal results differ.
         with (
@@ -171,8 +171,9 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
             for k in range(array.shape[-1]):
                 stream.write(voxels[..., k].tobytes("F"))
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: cannot be written ({reason}); give an existing folder with write access and space.") from error
+        raise InputError(
+            f"{path}: cannot be written ({files.reason(error)}); give an existing folder with write access and space."
+        ) from error
     return path
 
 

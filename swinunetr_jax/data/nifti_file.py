@@ -17,12 +17,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import reason
 
 GZIP_RATIO = 1032  # deflate's limit: 258 bytes from 2 bits
+MAX_EXCESS = 1 << 30  # bytes after the last voxel that are decompressed to reach the checksum; more make a bomb
+VOXEL_SIZES = (1e-6, 1e6)  # in mm, or in the header's unit: from less than a light wave to more than any table
+MAX_SHIFT = 1e9  # of the first voxel, in the same unit: beyond it float32 loses whole metres
 _SILENT = logging.Logger("nibabel, unheard", level=logging.CRITICAL + 1)
 
 
@@ -70,10 +75,12 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
         )
 
     voxels = math.prod(stored)
-    offset, least = float(header["vox_offset"]), header.single_vox_offset
-    offset = least if offset == 0 else int(offset) if np.isfinite(offset) else -1
+    offset, least = header["vox_offset"].item(), header.single_vox_offset
+    if not math.isfinite(offset) or offset < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
+        raise InputError(f"{path}: vox_offset is {offset}, expected at least {least}, the end of the header; correct the header.")
+    offset = int(offset)
     claimed = voxels * dtype.itemsize + offset
-    if offset < least or claimed > (size * GZIP_RATIO if packed else size):
+    if claimed > (size * GZIP_RATIO if packed else size):
         raise InputError(
             f"{path}: the file has {_size(size)}{' compressed' * packed}, but its header claims {stored} voxels of {dtype.name} "
             f"from byte {offset} on; it is truncated or damaged, get it again."
@@ -89,7 +96,8 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
     if slope == 0 or (slope, inter) == (1, 0):  # 0 means "not scaled" in the NIfTI standard
         slope = inter = None
     try:
-        affine = np.array(header.get_best_affine(), np.float64)
+        with np.errstate(all="ignore"):
+            affine = np.array(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"{path}: the qform is not a rotation ({error}); correct the header's orientation.") from error
     check_affine(str(path), affine)
@@ -105,8 +113,8 @@ def _sniff(path: Path) -> tuple[int, bool]:
             raise InputError(f"{path}: not a file, expected a NIfTI image; give the path of one .nii or .nii.gz file.")
         with open(path, "rb") as file:
             start = file.read(64)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing .nii or .nii.gz file.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(f"{path}: cannot be read ({reason(error)}); give an existing .nii or .nii.gz file.") from error
     if not start:
         raise InputError(f"{path}: the file is empty, expected a NIfTI image; get it again.")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
@@ -137,33 +145,50 @@ def _header(path: Path, block: bytes):
             break
         header = kind(block[:length], endianness, check=False)
         offset = header["vox_offset"].copy()
-        header.check_fix(_SILENT, error_level=100)  # repairs as in nibabel.load: a missing qfac, negative voxel sizes
-        header["vox_offset"] = offset  # refused, not repaired, if it is too low
+        header["vox_offset"] = 0  # refused by `read_layout`, not repaired, if it is too low; nibabel cannot look at -inf
+        with np.errstate(all="ignore"):
+            header.check_fix(_SILENT, error_level=100)  # repairs as in nibabel.load: a missing qfac, negative voxel sizes
+        header["vox_offset"] = offset
         return header
     raise InputError(f"{path}: the content is not NIfTI (no n+1 or n+2 in it); convert the image, a new name is not enough.")
 
 
 def read_voxels(path: Path, layout: Layout, dtype) -> np.ndarray:
     """The voxels of a checked file, scaled, as `dtype`; None, the type of the file, only where it has no scale factor."""
+    try:
+        array = _stored_voxels(path, layout)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as Inf
+            if layout.slope is None:
+                return array.astype(dtype or layout.dtype.newbyteorder("="), copy=False)
+            scaled = np.empty(layout.stored, dtype, order="F")
+            for k in range(layout.stored[-1]):  # slice by slice: nibabel's scaling makes float64
+                scaled[..., k] = apply_read_scaling(array[..., k], layout.slope, layout.inter)
+        return scaled
+    except MemoryError as error:
+        raise InputError(f"{path}: {layout.stored} voxels do not fit into the memory; crop the image.") from error
+
+
+def _stored_voxels(path: Path, layout: Layout) -> np.ndarray:
+    """The voxels as the file has them, in the shape and type of `layout`; a gzip file is read to its end, and so verified."""
     raw = np.empty(math.prod(layout.stored) * layout.dtype.itemsize, np.uint8)
     view, done, packed = memoryview(raw), 0, packed_name(path)
     with _stream(path, packed) as stream:
         ahead = layout.offset
-        while ahead and (skipped := len(stream.read(min(ahead, 1 << 20)))):
+        while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):
             ahead -= skipped
         while not ahead and done < len(raw) and (count := stream.readinto(view[done : done + (4 << 20)])):
             done += count
         if done < len(raw):
             raise EOFError
-        stream.read(1)  # at the end of the stream gzip compares its checksum
-    array = raw.view(layout.dtype).reshape(layout.stored, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as Inf
-        if layout.slope is None:
-            return array.astype(dtype or layout.dtype.newbyteorder("="), copy=False)
-        scaled = np.empty(layout.stored, dtype, order="F")
-        for k in range(layout.stored[-1]):  # slice by slice: nibabel's scaling makes float64
-            scaled[..., k] = apply_read_scaling(array[..., k], layout.slope, layout.inter)
-    return scaled
+        excess = 0
+        while packed and (count := len(stream.read(1 << 18))):  # gzip compares checksum and length only at the end
+            excess += count
+            if excess > MAX_EXCESS:
+                raise InputError(
+                    f"{path}: more than {_size(MAX_EXCESS)} follow the last of {layout.stored} voxels, expected the end of the file; "
+                    "its header is damaged, get it again."
+                )
+    return raw.view(layout.dtype).reshape(layout.stored, order="F")
 
 
 @contextmanager
@@ -176,7 +201,7 @@ def _stream(path: Path, packed: bool) -> Iterator[Any]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the compressed data are damaged ({error}); get the file again.") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the disk and the permissions.") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)}); check the disk and the permissions.") from error
 
 
 def packed_name(path: Path) -> bool:
@@ -188,13 +213,22 @@ def packed_name(path: Path) -> bool:
 
 
 def check_affine(name: str, affine: np.ndarray) -> None:
-    """InputError naming `name` unless `affine` [4, 4] gives every voxel a place of its own."""
+    """InputError naming `name` unless `affine` [4, 4] gives every voxel a place of its own and a size that a scan can have."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+        # An axis may have no direction of its own, although no two are parallel.
+        sound = sound and np.isfinite(io_orientation(affine)).all()
     if not sound:
         rows = np.array2string(np.asarray(affine)[:3], precision=4).replace("\n", "")
         raise InputError(f"{name}: the affine {rows} is singular or not finite, so voxels have no place; correct qform or sform.")
+    low, high = VOXEL_SIZES
+    if lengths.min() < low or lengths.max() > high or np.abs(affine[:3, 3]).max() > MAX_SHIFT:
+        sizes, place = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
+        raise InputError(
+            f"{name}: voxels of {sizes} mm, the first at {place} mm, are none of a scan, expected {low:g} to {high:g} mm within "
+            f"{MAX_SHIFT:g} mm; correct qform or sform."
+        )
 
 
 def _size(count: int) -> str:
