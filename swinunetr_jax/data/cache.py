@@ -29,7 +29,7 @@ from swinunetr_jax.data.read_case import read_case, read_case_label
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
-VERSION = 1  # of what is stored; another one makes everything stale
+VERSION = 2  # of what is stored; another one makes everything stale
 DTYPES = ("float32", "float16")
 THREADS = 4  # decompression runs beside other threads; each holds a whole case in memory
 Progress = Callable[[int, int], None]
@@ -40,13 +40,15 @@ _FIELDS = {"key", "files", "sources", "box", "shape", "affine", "above", "foregr
 class PreparedCase:
     """A case in the cache.
 
-    `path` is its JSON; `image` and `label` are opened anew each time, so that the case is cheap to send to another process.
+    `path` is its JSON; `sources` are the files that it was made from, the images and then the label map.
+    `image` and `label` are opened anew each time, so that the case is cheap to send to another process.
     `shape` and `affine` are those of the whole grid in the task's orientation and voxel size, `box` the part of it that is kept.
     `foreground` is the box, in the kept part, of voxels above `above`; `statistics` are `nonzero_statistics` of the image.
     """
 
     name: str
     path: Path
+    sources: tuple[Path, ...]
     image_path: Path
     label_path: Path
     box: Box
@@ -217,6 +219,7 @@ def _from_entry(name: str, path: Path, entry: dict[str, Any]) -> PreparedCase:
     return PreparedCase(
         name=name,
         path=path,
+        sources=tuple(Path(source["path"]) for source in entry["sources"]),
         image_path=image,
         label_path=label,
         box=tuple(tuple(side) for side in entry["box"]),
