@@ -13,6 +13,7 @@ from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 
 INTENSITIES = ("zscore", "window", "none")
+IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that nobody annotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ class Task:
         if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
             want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for classes"
             raise InputError(f"`paint` must {want}, got {self.paint!r}.")
+        if self.kind == "regions":
+            self._check_region_values()
         if self.intensity not in INTENSITIES:
             raise InputError(f"`intensity` must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}.")
         if (self.intensity == "window") != (self.window is not None):
@@ -105,9 +108,48 @@ class Task:
         if self.roi is not None:
             config.check_spatial(self.roi)
 
+    def _check_region_values(self) -> None:
+        """A label map must say which region a voxel is in, so each region needs a value of its own among its members."""
+        taken: dict[int, str] = {}
+        for output in self.outputs:
+            first = taken.setdefault(output.value, output.name)
+            if output.value == 0 or first != output.name:
+                other = "the background" if output.value == 0 else first
+                raise InputError(
+                    f"`value` of {output.name} is {output.value}, that of {other}: give each region a value of its own."
+                )
+            if output.members and output.value not in output.members:
+                raise InputError(
+                    f"`value` of {output.name} is {output.value}, which is not among its `members` {output.members}: a region is "
+                    "written as one of the labels that it is made of."
+                )
+
+    def labels_of(self, output: Output) -> tuple[int, ...]:
+        """The label values that count as an output in a label map: a region's members, else its value alone."""
+        return output.members if self.kind == "regions" and output.members else (output.value,)
+
+    @property
+    def et_label(self) -> int | None:
+        """The label of the output ET where BraTS data of another year may use the other number for it: 4 up to 2022, 3 from 2023.
+
+        None where the two numbers cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
+        this task, each with a meaning of its own (BraTS 2024: enhancing tumour 3, resection cavity 4).
+        """
+        used = {3, 4} & {value for output in self.outputs for value in (output.value, *output.members)}
+        value = next((output.value for output in self.outputs if output.name == "ET"), None)
+        return value if used == {value} else None
+
     def with_et_label(self, label: int) -> "Task":
-        """The same regions with the enhancing tumour under another label: 4 up to BraTS 2022, 3 from 2023. Others stay as they are."""
-        old = next((output.value for output in self.outputs if output.name == "ET" and output.value in (3, 4)), label)
+        """The same outputs with the enhancing tumour as label 3 or 4; this task itself where `et_label` is None.
+
+        Raises:
+            InputError: `label` is neither 3 nor 4.
+        """
+        if label not in (3, 4):
+            raise InputError(f"the enhancing tumour's label is {label!r}, expected 4 (BraTS up to 2022) or 3 (since 2023).")
+        old = self.et_label
+        if old is None:
+            return self
 
         def swap(value: int) -> int:
             return label if value == old else value
@@ -125,7 +167,9 @@ class Task:
         try:
             outputs = tuple(Output(**output) for output in values["outputs"])
             return cls(**{**values, "outputs": outputs})
-        except (KeyError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"the description of the task cannot be read ({error}): expected what `Task.to_dict` gives."
             ) from error
@@ -156,9 +200,13 @@ class Task:
     ) -> "Task | None":
         """What a dataset.json describes, None where it names no label: regions where a label is a list of values, else classes.
 
-        `order` is nnU-Net's regions_class_order, the values that regions are written as. A label `ignore` is left out.
+        `order` is nnU-Net's regions_class_order, the values that regions are written as and the order in which they are painted;
+        without it, larger regions are painted first, each as a label that no later one has. A label `ignore` is no output.
+
+        Raises:
+            InputError: a region would be written as a label that is not its own.
         """
-        values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != "ignore"}
+        values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != IGNORE}
         if not values:
             return None
         if not any(isinstance(value, list) for value in values.values()):
@@ -166,9 +214,18 @@ class Task:
             outputs = [Output(name="background", value=0), *(Output(name=name, value=value) for name, value in ordered)]
             return cls(**{"kind": "classes", "outputs": tuple(outputs), **changes})
         members = [tuple(value) if isinstance(value, list) else (value,) for value in values.values()]
-        written = order if order is not None and len(order) == len(members) else [values[-1] for values in members]
+        paint = tuple(range(len(members)))
+        if order is not None and len(order) == len(members):
+            written = list(order)
+        else:
+            paint = tuple(sorted(paint, key=lambda region: -len(members[region])))
+            written = [value for value, *_ in members]
+            later: set[int] = set()
+            for region in reversed(paint):
+                written[region] = next((value for value in members[region] if value not in later), written[region])
+                later |= set(members[region])
         outputs = [Output(name=name, value=value, members=inside) for name, value, inside in zip(values, written, members)]
-        return cls(**{"kind": "regions", "outputs": tuple(outputs), "paint": tuple(range(len(outputs))), **changes})
+        return cls(**{"kind": "regions", "outputs": tuple(outputs), "paint": paint, **changes})
 
     @classmethod
     def default(cls, config: SwinUNETRConfig) -> "Task":

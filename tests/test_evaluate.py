@@ -113,6 +113,157 @@ def test_the_label_of_the_enhancing_tumour_is_told_by_names_and_by_values(tmp_pa
     assert "labels 3 and 4" in capsys.readouterr().err
 
 
+def brats_2024(seed=0):
+    """Labels 1 to 4, where 4 is the resection cavity beside the enhancing tumour, 3."""
+    labels = brats(seed, et=3)
+    labels[-3:, -4:, :3] = 4
+    return labels
+
+
+def nnunet(folder, labels, **names):
+    """A data set in nnU-Net's layout with one case `c`, whose dataset.json names the labels."""
+    save(folder / "imagesTr/c_0000.nii.gz", np.ones(SHAPE, np.float32))
+    save(folder / "labelsTr/c.nii.gz", labels)
+    order = names.pop("order", None)
+    info = {"channel_names": {"0": "T1"}, "file_ending": ".nii.gz", "numTraining": 1, "labels": {"background": 0, **names}}
+    (folder / "dataset.json").write_text(json.dumps(info | ({"regions_class_order": order} if order else {})))
+    return folder
+
+
+CLASSES_2024 = {"NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}
+REGIONS_2024 = {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4], "order": [2, 1, 3, 4]}
+
+
+@pytest.mark.fault("1.4")
+@pytest.mark.parametrize("names", [CLASSES_2024, REGIONS_2024], ids=["classes", "regions"])
+def test_labels_3_and_4_that_the_data_set_names_are_scored_as_they_stand(tmp_path, names):
+    data = nnunet(tmp_path / "data", brats_2024(), **names)
+    save(tmp_path / "out/c.nii.gz", brats_2024())
+    assert run(tmp_path / "out", data) == 0
+    assert scores(tmp_path / "out")["means"]["dice_brats"]["mean"]["value"] == 1
+
+    swapped = brats_2024()
+    swapped[brats_2024() == 3], swapped[brats_2024() == 4] = 4, 3
+    save(tmp_path / "out/c.nii.gz", swapped)
+    assert run(tmp_path / "out", data) == 0
+    found = scores(tmp_path / "out")["cases"]["c"]
+    assert found["ET"]["dice_brats"] == found["RC"]["dice_brats"] == 0
+    assert found["ET"]["volume_ml"] == pytest.approx((brats_2024() == 4).sum() * 0.002)
+
+    # A case without a cavity, in which the prediction calls all of the enhancing tumour one.
+    nnunet(tmp_path / "data", brats(et=3), **names)
+    save(tmp_path / "out/c.nii.gz", brats(et=4))
+    record(tmp_path / "out", Task.from_labels({k: v for k, v in names.items() if k != "order"}, names.get("order")))
+    assert run(tmp_path / "out", data, "--out", tmp_path / "scores") == 0
+    found = scores(tmp_path / "scores")["cases"]["c"]
+    assert found["ET"]["dice_brats"] == found["RC"]["dice_brats"] == 0
+
+
+@pytest.mark.fault("1.4")
+def test_what_the_data_set_says_of_label_3_goes_before_any_guess(tmp_path, capsys):
+    """The task knows one of the two labels only; the data set's dataset.json names the other as something else."""
+    data = nnunet(tmp_path / "data", brats(et=3), **CLASSES_2024)
+    save(tmp_path / "out/c.nii.gz", brats(et=4))
+    assert run(tmp_path / "out", data, "--task", "brats") == 0
+    assert scores(tmp_path / "out")["cases"]["c"]["ET"]["dice_brats"] == 0
+    assert "label 4 of the prediction belongs to no output" in capsys.readouterr().out
+    # predict itself recorded that it wrote the enhancing tumour as 4
+    record(tmp_path / "out", Task.brats(), c={"inputs": [], "outputs": {}, "et_label": 4})
+    assert run(tmp_path / "out", data) == 0
+    assert scores(tmp_path / "out")["means"]["dice_brats"]["mean"]["value"] == 1
+    assert "label 4 in the prediction and 3 in the reference" in capsys.readouterr().out
+
+
+@pytest.mark.fault("1.4")
+def test_labels_3_and_4_without_names_are_not_guessed_where_the_cases_disagree(tmp_path, capsys):
+    save(tmp_path / "refs/a.nii.gz", brats_2024())
+    save(tmp_path / "refs/b.nii.gz", np.where(brats_2024() == 3, 1, brats_2024()).astype(np.uint8))  # a cavity and no tumour
+    save(tmp_path / "refs/c.nii.gz", np.zeros(SHAPE, np.uint8))
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"out/{name}.nii.gz", brats(et=4))
+    assert run(tmp_path / "out", tmp_path / "refs", "--task", "brats") == 1
+    report = scores(tmp_path / "out")
+    assert list(report["cases"]) == ["c"] and sorted(report["failed"]) == ["a", "b"]
+    assert "nothing says which is enhancing tumour; put a dataset.json" in capsys.readouterr().err
+
+
+@pytest.mark.fault("1.4")
+def test_a_guess_is_said(tmp_path, capsys):
+    for name in ("a", "b"):
+        save(tmp_path / f"refs/{name}.nii.gz", brats(et=4))
+        save(tmp_path / f"out/{name}.nii.gz", brats(et=4))
+    assert run(tmp_path / "out", tmp_path / "refs", "--task", "brats") == 0
+    assert "a, b: note: nothing says whether 3 or 4 is enhancing tumour; taken as 4" in capsys.readouterr().out
+
+
+def partly_annotated(ignore):
+    """Two slabs of the label map, one inside the tumour, are not annotated."""
+    labels = brats(et=3)
+    labels[4:6], labels[-2:] = ignore, ignore
+    return labels
+
+
+@pytest.mark.fault("1.17")
+@pytest.mark.parametrize("names", [{"a": 1, "b": 2, "c": 3}, {"all": [1, 2, 3], "core": [1, 3], "c": 3, "order": [2, 1, 3]}])
+def test_voxels_to_ignore_take_part_in_no_score(tmp_path, capsys, names):
+    data = nnunet(tmp_path / "data", partly_annotated(4), **names, ignore=4)
+    elsewhere = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
+    for wrong in (0, 3, 4, elsewhere):  # whatever was predicted there
+        save(tmp_path / "out/c.nii.gz", np.where(partly_annotated(4) == 4, wrong, brats(et=3)).astype(np.uint8))
+        for references in (data, data / "labelsTr"):
+            assert run(tmp_path / "out", references, "--lesion-wise") == 0
+            report = scores(tmp_path / "out")
+            assert report["ignore"] == 4
+            for metrics in report["cases"]["c"].values():
+                assert metrics["dice_brats"] == metrics["dice_nnunet"] == metrics["surface_dice"] == metrics["lesion_dice"] == 1
+                assert metrics["hd95_brats"] == metrics["hd95_monai"] == metrics["lesion_hd95"] == 0
+                assert metrics["volume_ml"] == metrics["reference_ml"] > 0
+                assert metrics["false_positives"] == metrics["missed"] == 0
+    volume = (partly_annotated(4) == 4).sum() * 0.002
+    assert report["notes"]["c"] == [f"{volume:.3g} ml of the reference has the label 4 (ignore) and takes part in no score"]
+    assert "voxels that the references label 4 (ignore) take part in no score" in capsys.readouterr().out
+    outside = np.where(partly_annotated(4) == 4, 0, brats(et=3))
+    outside[0, 0, 0] = 4
+    save(tmp_path / "out/c.nii.gz", outside.astype(np.uint8))
+    assert run(tmp_path / "out", data) == 0
+    assert "label 4 of the prediction belongs to no output" in scores(tmp_path / "out")["notes"]["c"][0]
+
+
+@pytest.mark.fault("1.17")
+def test_the_label_to_ignore_is_no_class_and_no_tumour(tmp_path, capsys):
+    data = nnunet(tmp_path / "data", partly_annotated(4), a=1, b=2, c=3, ignore=4)
+    save(tmp_path / "out/c.nii.gz", brats(et=3))
+    for task in ("classes", "brats"):
+        assert run(tmp_path / "out", data, "--task", task) == 0
+        assert scores(tmp_path / "out")["means"]["dice_brats"]["mean"]["value"] == 1
+    record(tmp_path / "out", Task.classes(5))
+    assert run(tmp_path / "out", data) == 2
+    assert "label 4 means `ignore` in the data set and class 4 in the task" in capsys.readouterr().err
+    nnunet(data, np.full(SHAPE, 4, np.uint8), a=1, b=2, c=3, ignore=4)
+    (tmp_path / "out/predict.json").unlink()
+    assert run(tmp_path / "out", data) == 1
+    assert "nothing can be scored" in scores(tmp_path / "out")["failed"]["c"]
+
+
+@pytest.mark.fault("3.10")
+def test_names_from_data_are_neither_formulas_nor_commands_to_a_terminal(tmp_path, capsys):
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    data = nnunet(tmp_path / "data", labels, **{'=HYPERLINK("http://a")': 1, "b\x1b[2J\nc": 2})
+    for name in ("@SUM(A1)", "d\x1b]0;title\x07", "lost\nline"):
+        save(data / f"labelsTr/{name}.nii.gz", labels)
+        save(tmp_path / f"out/{name}.nii.gz", labels)
+    (tmp_path / "out/lost\nline.nii.gz").unlink()
+    (data / "labelsTr/c.nii.gz").unlink()
+    assert run(tmp_path / "out", data / "labelsTr") == 1
+    rows = list(csv.reader((tmp_path / "out/scores.csv").open()))
+    assert len(rows) == 1 + 2 * 2 + 2 * 3
+    assert not any(cell.startswith(("=", "+", "-", "@")) or "\x1b" in cell or "\n" in cell for row in rows for cell in row)
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err and "\x07" not in printed.out + printed.err
+    assert "1 without a prediction: lost\\nline" in printed.err
+    assert "@SUM(A1)" in scores(tmp_path / "out")["cases"]  # JSON keeps names as they are
+
+
 def test_empty_references_are_counted_by_convention(tmp_path, capsys):
     """Case a has no enhancing tumour and none is predicted; in b one is predicted where there is none."""
     none = brats()

@@ -52,6 +52,47 @@ def test_another_et_label():
     assert Task.classes(5).with_et_label(3) == Task.classes(5)
 
 
+NAMED = {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}  # BraTS 2024, glioma after treatment
+BRATS_2024 = (
+    Task.from_labels(NAMED),
+    Task.from_labels({"background": 0, "TC": [1, 3], "WT": [1, 2, 3], "ET": [3], "RC": [4]}, (1, 2, 3, 4)),
+    Task.from_labels({"background": 0, "WT": [1, 2, 4], "TC": [1, 4], "ET": [4], "cyst": 3}, (2, 1, 4, 3)),
+)
+
+
+@pytest.mark.fault("1.4")
+@pytest.mark.parametrize("task", BRATS_2024, ids=["classes", "regions", "et-4-and-a-3"])
+def test_a_task_with_both_labels_3_and_4_is_never_renamed(task):
+    assert task.et_label is None
+    assert task.with_et_label(3) == task and task.with_et_label(4) == task
+
+
+def test_the_label_of_the_enhancing_tumour():
+    assert (Task.brats().et_label, Task.brats(et_label=3).et_label, Task.classes(5).et_label) == (4, 3, None)
+    with pytest.raises(InputError, match="enhancing tumour's label is 1, expected 4"):
+        Task.brats().with_et_label(1)
+
+
+def test_regions_without_an_order_are_written_as_labels_that_tell_them_apart():
+    task = Task.from_labels({"background": 0, "core": [1, 3], "all": [1, 2, 3], "rim": [3]})
+    assert [(output.name, output.value) for output in task.outputs] == [("core", 1), ("all", 2), ("rim", 3)]
+    assert task.paint == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "message"),
+    [
+        ({"a": [1, 2], "b": [2]}, (2, 2), "`value` of b is 2, that of a"),
+        ({"a": [1, 2], "b": [2]}, (0, 2), "`value` of a is 0, that of the background"),
+        ({"a": [1, 2], "b": [2]}, (2, 1), "`value` of b is 1, which is not among its `members`"),
+        ({"a": [1], "b": [1]}, None, "`value` of b is 1, that of a"),
+    ],
+)
+def test_regions_that_a_label_map_cannot_tell_apart(labels, order, message):
+    with pytest.raises(InputError, match=message):
+        Task.from_labels(labels, order)
+
+
 def test_classes():
     task = Task.classes(3)
     assert [(output.name, output.value) for output in task.outputs] == [("background", 0), ("class 1", 1), ("class 2", 2)]

@@ -3,17 +3,21 @@
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from swinunetr_jax import console
+from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS, Evaluation, evaluate, write_scores
 from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
+MOST_NAMES = 20  # cases that one note lists
 # What is printed of a case; the files have all of it.
 COLUMNS = {
     "dice_brats": "Dice (BraTS)",
@@ -58,11 +62,13 @@ class Evaluate:
         out = self.out or (self.predictions if self.predictions.is_dir() else self.predictions.parent)
         if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
             raise InputError(f"{out}: cannot be written; give a folder with write access by --out.")
-        meanings = (f"{o.name} = {'|'.join(map(str, o.members or (o.value,)))}" for o in task.outputs)
-        print(f"{task.kind}: {', '.join(meanings)}")
+        meanings = (f"{literal(o.name)} = {'|'.join(map(str, task.labels_of(o)))}" for o in task.outputs)
+        console.say(f"{task.kind}: {', '.join(meanings)}")
+        if references.ignore is not None:
+            console.say(f"voxels that the references label {references.ignore} (ignore) take part in no score")
 
         def progress(done: int, total: int, name: str) -> None:
-            print(f"[{done + 1}/{total}] {name}", file=sys.stderr, flush=True)
+            console.say(f"[{done + 1}/{total}] {literal(name)}", sys.stderr)
 
         try:
             found = evaluate(
@@ -75,20 +81,34 @@ class Evaluate:
                 progress=progress,
             )
         except KeyboardInterrupt:
-            print("interrupted, no scores were written", file=sys.stderr)
+            console.say("interrupted, no scores were written", sys.stderr)
             return EXIT_INTERRUPTED
         paths = write_scores(found, out, predictions=str(self.predictions), references=str(self.references))
-        print("\n".join(cases_table(found)))
-        print("\n".join(means_table(found)))
-        for name, notes in found.notes.items():
-            print(f"{name}: note: {'; '.join(notes)}")
-        print(f"→ {', '.join(map(str, paths))}")
+        console.say("\n".join(cases_table(found)))
+        console.say("\n".join(means_table(found)))
+        for note, names in _by_text(found.notes).items():
+            console.say(f"{_some(names)}: note: {literal(note)}")
+        console.say(literal(f"→ {', '.join(map(str, paths))}"))
         for name, error in found.failed.items():
-            print(f"{name}: FAILED: {error}", file=sys.stderr)
+            console.say(f"{literal(name)}: FAILED: {literal(error)}", sys.stderr)
         for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
             if names:
-                print(f"{len(names)} without a {what}: {', '.join(names)}", file=sys.stderr)
+                console.say(f"{len(names)} without a {what}: {', '.join(map(literal, names))}", sys.stderr)
         return 0 if found.complete else EXIT_INCOMPLETE
+
+
+def _by_text(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Sentence → cases that it is about, so that a sentence about 200 cases is printed once."""
+    found: dict[str, list[str]] = {}
+    for name, sentences in notes.items():
+        for sentence in sentences:
+            found.setdefault(sentence, []).append(name)
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(literal, names[:MOST_NAMES]))
+    return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
 
 
 def cases_table(found: Evaluation) -> list[str]:
@@ -97,7 +117,7 @@ def cases_table(found: Evaluation) -> list[str]:
     columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS).items() if m in metrics}
     head = ["case", "output", *(f"{t} ({found.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items())]
     rows = [
-        [name, output, *(_number(m, values[m]) for m in columns)]
+        [literal(name), literal(output), *(_number(m, values[m]) for m in columns)]
         for name, case in found.scores.items()
         for output, values in case.items()
     ]
@@ -110,11 +130,15 @@ def means_table(found: Evaluation) -> list[str]:
     outputs = list(next(iter(means.values()), {}))
     rows = []
     for metric, row in means.items():
-        left = ", ".join(f"{mean.left_out} {name}" for name, mean in row.items() if mean.left_out and name != "mean")
+        left = ", ".join(f"{mean.left_out} {literal(name)}" for name, mean in row.items() if mean.left_out and name != "mean")
         last = f"{CONVENTIONS[metric]}{f' [left out: {left}]' * bool(left)}"
         rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
     count = len(found.scores)
-    return ["", f"means over {count} case{'s' * (count != 1)}", *_aligned([["", *outputs, ""], *rows], text_last=True)]
+    return [
+        "",
+        f"means over {count} case{'s' * (count != 1)}",
+        *_aligned([["", *map(literal, outputs), ""], *rows], text_last=True),
+    ]
 
 
 def _number(metric: str, value: float) -> str:

@@ -5,10 +5,8 @@ Cases without a counterpart, cases that cannot be scored and scores that do not 
 
 import csv
 import io
-import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from swinunetr_jax.data.cases import Case, brats_era
-from swinunetr_jax.data.nifti import check_same_grid, read_labels
+from swinunetr_jax import console, files
+from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.evaluation.et_labels import EtLabels
 from swinunetr_jax.evaluation.pairs import References, label_values
 from swinunetr_jax.metrics import score_case
 from swinunetr_jax.task import Task
@@ -58,6 +57,7 @@ class Evaluation:
 
     task: Task
     tolerance_mm: float
+    ignore: int | None = None  # the label of voxels that take part in no score
     scores: dict[str, Scores] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def evaluate(
         progress: called before each case with the number done, the number of all, and the name.
 
     Raises:
-        InputError: no prediction has a reference.
+        InputError: no prediction has a reference, or a label of the task means `ignore` in the data set.
     """
     record = record or {}
     cases = dict(references.cases)
@@ -110,21 +110,29 @@ def evaluate(
         raise InputError(
             f"no prediction has a reference of its name: predictions are {_some(predictions)}, references {_some(cases)}; rename."
         )
+    if references.ignore is not None and task.et_label == references.ignore:
+        task = task.with_et_label(7 - references.ignore)  # of 3 and 4, the data set says which one it is not
+    _check_ignore(task, references.ignore)
     found = Evaluation(
         task,
         tolerance_mm,
+        references.ignore,
         missing_predictions=tuple(name for name in cases if name not in predictions),
         missing_references=tuple(name for name in predictions if name not in cases),
     )
+    entries = {name: record.get("cases", {}).get(name, {}) for name in both}
+    labels = EtLabels(task, references, [(predictions[name], cases[name], entries[name]) for name in both])
     for number, name in enumerate(both):
         progress(number, len(both), name)
-        entry = record.get("cases", {}).get(name, {})
         try:
-            if "error" in entry:
+            if "error" in entries[name]:
                 raise InputError(f"{predictions[name]}: is from an older run, the last one failed; run predict again.")
-            inputs = tuple(Path(file["path"]) for file in entry.get("inputs", ()))
-            era = brats_era(Case(name, cases[name].images or inputs))
-            scores, notes = _score(predictions[name], cases[name].path, task, era, tolerance_mm, lesion_wise)
+            pred, ref = read_labels(predictions[name]), read_labels(cases[name].path)
+            check_same_grid([ref, pred])
+            pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
+            notes += _unused_labels(pred.array, ref, case_task, references.ignore)
+            options = {"tolerance_mm": tolerance_mm, "lesion_wise": lesion_wise, "ignore": references.ignore}
+            scores = score_case(pred.array, ref.array, ref.spacing, case_task, **options)
         except InputError as error:
             found.failed[name] = str(error)
             continue
@@ -134,37 +142,29 @@ def evaluate(
     return found
 
 
-def _score(
-    prediction: Path, reference: Path, task: Task, era: int | None, tolerance_mm: float, lesion_wise: bool
-) -> tuple[Scores, list[str]]:
-    pred, ref = read_labels(prediction), read_labels(reference)
-    check_same_grid([ref, pred])
-    notes, labels = [], pred.array
-    values = {"prediction": label_values(pred.array), "reference": label_values(ref.array)}
-    if any(output.name == "ET" and output.value in (3, 4) for output in task.outputs):
-        ours, theirs = (_et_label(v, era, path) for v, path in zip(values.values(), (prediction, reference)))
-        if era is not None and 7 - era in values["prediction"] - values["reference"] and era not in values["prediction"]:
+def _check_ignore(task: Task, ignore: int | None) -> None:
+    for output in task.outputs:
+        if output.value and ignore in task.labels_of(output):
             raise InputError(
-                f"{prediction}: has label {7 - era} and no {era}, but in this data set enhancing tumour is {era}; relabel."
+                f"label {ignore} means `ignore` in the data set and {output.name} in the task, expected one meaning: renumber one of "
+                "them, or choose another --task."
             )
-        if ours and theirs and ours != theirs:
-            labels = np.where(labels == ours, np.array(theirs, labels.dtype), labels)
-            values["prediction"] = values["prediction"] - {ours} | {theirs}
-            notes.append(f"the enhancing tumour is label {ours} in the prediction and {theirs} in the reference")
-        task = task.with_et_label(theirs or ours or 4)
-    known = {0}.union(*(output.members or (output.value,) for output in task.outputs))
-    for which, present in values.items():
-        if strange := sorted(present - known):
-            notes.append(f"label {', '.join(map(str, strange))} of the {which} belongs to no output and counts as background")
-    return score_case(labels, ref.array, ref.spacing, task, tolerance_mm=tolerance_mm, lesion_wise=lesion_wise), notes
 
 
-def _et_label(values: set[int], era: int | None, path: Path) -> int | None:
-    """The label of the enhancing tumour, by the era of BraTS or else by what occurs; None where there is none."""
-    present = {3, 4} & values
-    if era is None and len(present) == 2:
-        raise InputError(f"{path}: has labels 3 and 4, and file names do not tell which is enhancing tumour; keep one of them.")
-    return era or (present.pop() if present else None)
+def _unused_labels(labels: np.ndarray, ref: Volume, task: Task, ignore: int | None) -> list[str]:
+    """Sentences about voxels that are ignored, and about labels that belong to no output."""
+    notes = []
+    known = {0}.union(*map(task.labels_of, task.outputs))
+    scored = labels if ignore is None else labels[ref.array != ignore]
+    strange = {"prediction": label_values(scored) - known, "reference": label_values(ref.array) - known - {ignore}}
+    for which, values in strange.items():
+        if values:
+            named = ", ".join(map(str, sorted(values)))
+            notes.append(f"label {named} of the {which} belongs to no output and counts as background")
+    if ignore is not None and (count := int(np.count_nonzero(ref.array == ignore))):
+        milliliters = count * math.prod(ref.spacing) / 1000
+        notes.append(f"{milliliters:.3g} ml of the reference has the label {ignore} (ignore) and takes part in no score")
+    return notes
 
 
 # Results
@@ -174,20 +174,23 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
     """Writes OUT/scores.csv and OUT/scores.json, cases first, then means; each appears whole. InputError if it cannot."""
     out = Path(out)
     means = evaluation.means()
+    cell = console.csv_cell
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["case", "output", *means])
     for name, case in evaluation.scores.items():
-        writer.writerows([name, output, *(_number(values[m]) for m in means)] for output, values in case.items())
+        rows = ([cell(name), cell(output), *(_number(values[m]) for m in means)] for output, values in case.items())
+        writer.writerows(rows)
     for output in next(iter(means.values()), {}):
-        writer.writerow(["(mean)", output, *(_number(means[m][output].value) for m in means)])
+        writer.writerow(["(mean)", cell(output), *(_number(means[m][output].value) for m in means)])
     for output in next(iter(means.values()), {}):
-        writer.writerow(["(left out)", output, *(means[m][output].left_out for m in means)])
+        writer.writerow(["(left out)", cell(output), *(means[m][output].left_out for m in means)])
     report = {
         "swinunetr_jax": __version__,
         **head,
         "task": evaluation.task.to_dict(),
         "tolerance_mm": evaluation.tolerance_mm,
+        "ignore": evaluation.ignore,
         "conventions": {metric: CONVENTIONS[metric] for metric in means},
         "cases": {
             name: {output: {m: _plain(v) for m, v in values.items()} for output, values in case.items()}
@@ -200,22 +203,16 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         "missing_references": evaluation.missing_references,
     }
     paths = out / "scores.csv", out / "scores.json"
-    for path, text in zip(paths, (table.getvalue(), json.dumps(report, indent=1, allow_nan=False))):
-        _write(path, text)
-    return paths
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        files.remove_stale_temporaries(out)
+        with files.locked(out):  # two evaluations at once must not leave the table of one beside the report of the other
+            files.write_text(paths[0], table.getvalue())
+            files.write_json(paths[1], report)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); give a folder with write access.") from error
+        where = error.filename or out
+        raise InputError(f"{where}: cannot be written ({error.strerror or error}); give a folder with write access.") from error
+    return paths
 
 
 def _mean(values: list[float]) -> Mean:

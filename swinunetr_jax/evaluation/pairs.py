@@ -15,7 +15,7 @@ from swinunetr_jax.data.channels import split_name, stem
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.task import IGNORE, Output, Task
 
 RECORD = "predict.json"  # what `predict` leaves beside its label maps
 
@@ -30,10 +30,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class References:
-    """References by case name, and what their data set says of the labels."""
+    """References by case name, and what their data set says of the labels.
+
+    `task` is what a dataset.json states, or BraTS's regions where file names alone say so (`stated` is False then); voxels with
+    the label `ignore` take no part in any score.
+    """
 
     cases: dict[str, Reference]
     task: Task | None = None
+    stated: bool = False
+    ignore: int | None = None
 
 
 def find_predictions(path: str | os.PathLike) -> dict[str, Path]:
@@ -57,14 +63,16 @@ def find_references(path: str | os.PathLike) -> References:
     files = _images(path)
     roles = {split_name(stem(file.name))[1] for file in files}
     if roles == {"label"}:
-        return References({_label_name(file): Reference(file) for file in files}, _task_beside(path))
+        return References({_label_name(file): Reference(file) for file in files}, **_meaning_beside(path))
     dataset = find_cases(path)
     cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
     if cases:
-        told = Task.from_labels(dataset.labels, dataset.regions_class_order)
-        return References(cases, told or (Task.brats() if dataset.layout == "brats" else None))
+        meaning = _meaning(dataset.labels, dataset.regions_class_order)
+        if not meaning["stated"] and dataset.layout == "brats":
+            meaning["task"] = Task.brats()
+        return References(cases, **meaning)
     if roles == {None}:
-        return References({stem(file.name): Reference(file) for file in files}, _task_beside(path))
+        return References({stem(file.name): Reference(file) for file in files}, **_meaning_beside(path))
     raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
 
 
@@ -120,21 +128,31 @@ def _label_name(file: Path) -> str:
     return split_name(stem(file.name))[0] or file.absolute().parent.name
 
 
-def _task_beside(path: Path) -> Task | None:
-    """From the dataset.json beside a folder such as labelsTr."""
+def _meaning_beside(path: Path) -> dict[str, Any]:
+    """The fields `task`, `stated` and `ignore` of References, from the dataset.json beside a folder such as labelsTr."""
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     beside = folder.parent / "dataset.json"
     if not folder.name.startswith("labels") or not beside.is_file():
-        return None
+        return {}
     info = dataset_json.load(beside)
-    return Task.from_labels(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+    return _meaning(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+
+
+def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None) -> dict[str, Any]:
+    """The fields `task`, `stated` and `ignore` of References, from the labels of a dataset.json."""
+    task, ignore = Task.from_labels(labels, order), (labels or {}).get(IGNORE)
+    if isinstance(ignore, list):
+        if len(ignore) > 1:
+            raise InputError(f"the label {IGNORE} of the data set's dataset.json is {ignore}, expected one value; merge them.")
+        ignore = ignore[0]
+    return {"task": task, "stated": task is not None, "ignore": ignore}
 
 
 def _occurring(references: References) -> Task:
     values: set[int] = set()
     for case in references.cases.values():
         with contextlib.suppress(InputError):  # it is told when the case comes to be scored
-            values |= label_values(read_labels(case.path).array)
+            values |= label_values(read_labels(case.path).array) - {references.ignore}
     if not values - {0}:
         raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
     named = (Output(name=f"class {value}", value=value) for value in sorted(values - {0}))

@@ -66,7 +66,7 @@ def masks(labels: np.ndarray, task: Task) -> dict[str, np.ndarray]:
     found = {}
     for output in task.outputs:
         if output.value:
-            members = output.members or (output.value,)
+            members = task.labels_of(output)
             mask = labels == members[0]
             for value in members[1:]:
                 mask |= labels == value
@@ -82,8 +82,9 @@ def score_case(
     *,
     tolerance_mm: float = 1.0,
     lesion_wise: bool = False,
+    ignore: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """All scores of a case, under every convention.
+    """All scores of a case, under every convention. Labels that belong to no output count as background.
 
     Args:
         pred, ref: label maps [x, y, z] on one grid, in the label values of `task`.
@@ -91,17 +92,27 @@ def score_case(
         task: tells which labels make up an output; the background is left out.
         tolerance_mm: of the surface Dice.
         lesion_wise: add the scores of BraTS since 2023 with the parameters for glioma, see `lesions`.
+        ignore: the label of voxels in `ref` that nobody annotated. They belong to no mask of either side, as in nnU-Net, so that
+            they take part in no score.
 
     Returns:
         output name → {"dice_brats", "dice_monai", "dice_nnunet", "hd95_brats", "hd95_monai", "surface_dice", "volume_ml",
         "reference_ml"} → value, and {"lesion_dice", "lesion_hd95", "lesions", "missed", "false_positives"}.
+
+    Raises:
+        InputError: shapes, spacing or tolerance are out of range, or every voxel is to be ignored.
     """
     _check(pred, ref, spacing)
     _tolerance(tolerance_mm)
+    ignored = None if ignore is None else ref == ignore
+    if ignored is not None and ignored.all():
+        raise InputError(f"every voxel of the reference has the label {ignore}, which is to be ignored: nothing can be scored.")
     scores: dict[str, dict[str, float]] = {}
     references = masks(ref, task)
     for name, p in masks(pred, task).items():
         r = references[name]
+        if ignored is not None:
+            p, r = p & ~ignored, r & ~ignored
         distances, some = _distances(p, r, spacing), bool(p.any() or r.any())
         found: dict[str, Any] = {f"dice_{empty}": dice(p, r, empty=empty) for empty in ("brats", "monai", "nnunet")}
         found["hd95_brats"] = _hd95_brats(distances, some)
