@@ -27,6 +27,8 @@ MAX_JSON_BYTES = 1 << 30  # a larger JSON file is none of ours
 _MAX_NAME_BYTES = 255  # of one file name, on all common file systems
 # .NAME.HOST-PROCESS-RANDOM.tmp: the host and the process tell whether a temporary file still has a writer.
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp(\.\w+)*")
+# A scheme has two letters or more: "C:/scans" is a drive.
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(//?|$)")
 
 
 @contextlib.contextmanager
@@ -189,6 +191,23 @@ def make_folder(path: str | os.PathLike) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be made ({reason(error)}); give a folder with write access.") from error
     return path
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """The path, unless it is the address of a remote store, such as "gs://bucket/run", of which a system would make a folder "gs:".
+
+    Raises:
+        InputError: it is such an address, also where `Path` has made one slash of its two.
+    """
+    found = _ADDRESS.match(os.fspath(path))
+    if found and found["scheme"].lower() == "file":
+        raise InputError(f"{path} is the address of a file, expected a path: leave out {found[0]}.")
+    if found:
+        raise InputError(
+            f"{path} is an address of a remote store ({found['scheme']}:), expected a path of this machine: copy the data here, or mount "
+            "the store and give the path of the mount."
+        )
+    return Path(path)
 
 
 def reason(error: Exception) -> str:

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from refusals import refused
 
 from swinunetr_jax import files
 from swinunetr_jax.errors import InputError
@@ -149,3 +151,19 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_json_file_is_refused(tmp_path):
     for name in ("pipe.json", "folder.json"):
         with pytest.raises(InputError, match="is not a file: delete it"):
             files.read_json(tmp_path / name, Entry, "delete it")
+
+
+@pytest.mark.fault("5.16")
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/run", "s3:/bucket", "S3://bucket", "https://host/scan.nii.gz", "gs:", "hf+x://a"]
+)
+def test_an_address_of_a_remote_store_is_no_path(address):
+    with refused(address.rstrip("/"), "remote store"):
+        files.local_path(address)
+
+
+def test_a_path_of_this_machine_stays_as_it_is():
+    for path in ("/a/b", "a:b/c", "C:/scans", "runs/gs:/x", ".", "~/x", "2024-01-01T10:00/x"):
+        assert files.local_path(path) == Path(path)
+    with refused("file:///a", "leave out file://"):
+        files.local_path("file:///a")

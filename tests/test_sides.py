@@ -1,0 +1,73 @@
+"""Which axes must not be mirrored: names of labels that tell sides, and the axes of a scan along which they do."""
+
+import numpy as np
+import pytest
+
+from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided_directions
+from swinunetr_jax.task import Task
+
+LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
+
+
+@pytest.mark.parametrize(
+    ("names", "directions"),
+    [
+        (["Anterior", "Posterior"], {AP}),  # the Decathlon's hippocampus
+        (["spleen", "right kidney", "left kidney", "inferior vena cava"], {LR}),  # BTCV
+        (["spleen", "rkid", "lkid", "gall", "eso", "liver", "IVC", "rad", "lad"], {LR}),
+        (["kidney_left", "kidney_right", "liver"], {LR}),  # TotalSegmentator
+        (["lung_upper_lobe_left", "lung_lower_lobe_left"], {LR, SI}),
+        (["superior_vena_cava", "inferior_vena_cava"], {SI}),  # both: sides of each other
+        (["inferior_vena_cava"], set()),  # one: a name
+        (["vertebrae_L1", "vertebrae_L5", "vertebrae_T1", "vertebra L 2"], set()),
+        (["Left-Hippocampus", "ctx-rh-insula"], {LR}),  # FreeSurfer
+        (["LV", "RV", "MYO"], {LR}),  # ACDC
+        (["left atrium"], {LR}),
+        (["LeftKidney"], {LR}),
+        (["KIDNEY_RIGHT"], {LR}),
+        (["leftkidney"], {LR}),
+        (["kidney_l"], {LR}),
+        (["Kidney (R)"], {LR}),
+        (["lungL", "lungR"], {LR}),
+        (["LKidney"], {LR}),
+        (["Lt kidney"], {LR}),
+        (["L", "R"], {LR}),
+        (["front", "back"], {AP}),
+        (["back muscle", "post-operative cavity", "class a"], set()),
+        (["hippo_A", "hippo_P"], {AP}),
+        (["ventral horn", "dorsal horn"], {AP}),
+        (["upper jaw", "lower jaw"], {SI}),
+        (["cranial half", "caudal half"], {SI}),
+        (["anterosuperior part"], {AP, SI}),
+        (["TC", "WT", "ET", "edema", "non-enhancing tumor", "bright lesion", "cleft", "background"], set()),
+        (["label 1", "organ 2", "Prostate PZ", "portal vein and splenic vein", "pancreas", "cancer"], set()),
+    ],
+)
+def test_directions_that_names_of_labels_tell(names, directions):
+    assert set(sided_directions(names)) == directions
+
+
+def task(*names: str, **changes) -> Task:
+    return Task.classes(len(names) + 1, ("background", *names), **changes)
+
+
+def test_the_axes_are_those_of_the_tasks_orientation_or_of_the_scans():
+    kidneys = task("kidney_left", "kidney_right")
+    sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
+    assert set(sided_axes(kidneys, [np.eye(4)])) == {0}
+    assert set(sided_axes(kidneys, [sagittal])) == {2}
+    assert set(sided_axes(kidneys, [np.eye(4), sagittal])) == {0, 2}  # mixed scans: neither
+    turned = task("kidney_left", "kidney_right", orientation="SPL")
+    assert set(sided_axes(turned, [np.eye(4)])) == {2}  # all are brought to it
+    assert sided_axes(task("liver"), [sagittal]) == {}
+    assert describe(sided_axes(kidneys, [sagittal])) == "axis 2 (left-right: kidney_left, kidney_right)"
+
+
+def test_an_oblique_axis_counts_for_both_directions_that_it_is_near_to():
+    angle = np.deg2rad(45)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    assert [set(axis) for axis in axes_of_affine(affine)] == [{LR, AP}, {LR, AP}, {SI}]
+    angle = np.deg2rad(20)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    assert [set(axis) for axis in axes_of_affine(affine)] == [{LR}, {AP}, {SI}]
