@@ -1,36 +1,90 @@
 """The command line, `swinunetr COMMAND`: which command runs, and what a user sees when it fails."""
 
-import os
 import sys
+from collections.abc import Sequence
 
-import tyro
-
+from swinunetr_jax import arguments as command_line
+from swinunetr_jax import console
 from swinunetr_jax.commands.convert import Convert
 from swinunetr_jax.commands.evaluate import Evaluate
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.version import __version__
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
+TRAINING = (
+    "Training is `python -m train RECIPE`, which needs a clone of the repository as the current folder: "
+    "`pip install` does not install it."
+)
+ABOUT = f"""Swin UNETR in JAX: convert weights, segment scans, score the results, check data sets.
+
+{TRAINING}
+`swinunetr --version` prints the version."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `swinunetr` command: 0 all well, 1 some cases failed or are faulty, 2 bad input, 130 interrupted."""
-    commands = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
-    about = "Swin UNETR in JAX: convert weights, segment scans, score the results, check data sets."
+    """Entry point of the `swinunetr` command.
+
+    Exit codes: 0 all is well; 1 some cases failed or are faulty; 2 bad input, a file that the system refuses, or stdout that could not be
+    written (which is said on stderr; all other work was done); 130 interrupted.
+    """
+    console.configure_streams()
     try:
-        code = tyro.extras.subcommand_cli_from_dict(commands, prog="swinunetr", description=about, args=arguments).run()
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stop:  # after --help
+        code = stop.code or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_ERROR
+        code = _fail(console.literal_lines(error))
+    except OSError as error:
+        place = f"{console.literal(error.filename)}: " if error.filename else ""
+        code = _fail(f"{place}{error.strerror or error}; check the path, its permissions and the free space.")
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        console.say("interrupted; what was finished is kept, and the same command continues from there", sys.stderr)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_ERROR
+    if not console.finish():
+        code = code or EXIT_ERROR
     sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs the command that the arguments name; returns its exit code."""
+    if not arguments:
+        raise InputError(f"a command is missing: give one of {', '.join(COMMANDS)}, or --help.")
+    name, *rest = arguments
+    if name == "--version":
+        console.say(f"swinunetr_jax {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        return _overview()
+    if name in COMMANDS:
+        return command_line.parse(COMMANDS[name], rest, prog=f"swinunetr {name}").run()
+    if name == "train":
+        raise InputError(f"there is no command train. {TRAINING}")
+    if name.startswith("-"):
+        meant = command_line.closest(name, ["--help", "--version"])
+        hint = f"did you mean {meant}? Else give" if meant else "give"
+        raise InputError(
+            f"{console.literal(name)} is no option of swinunetr itself: {hint} the command first, one of {', '.join(COMMANDS)}."
+        )
+    meant = command_line.closest(name, list(COMMANDS))
+    hint = f"did you mean {meant}? The" if meant else "the"
+    raise InputError(f"there is no command {console.literal(name)}: {hint} commands are {', '.join(COMMANDS)}.")
+
+
+def _fail(text: str) -> int:
+    console.say(f"error: {text}", sys.stderr)
+    return EXIT_ERROR
+
+
+def _overview() -> int:
+    """Prints the help of `swinunetr` itself."""
+    lines = [f"  {name:<10}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, kind in COMMANDS.items()]
+    lines = ["usage: swinunetr COMMAND …", "", ABOUT, "", *lines, "", "swinunetr COMMAND --help shows the options of a command."]
+    console.say("\n".join(lines))
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from swinunetr_jax.errors import InputError
 
 # C0 and C1 control characters, line and paragraph separators, direction overrides, and lone surrogates (bytes of a name that are no UTF-8).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -21,11 +24,83 @@ LINES_PER_TASK = 4  # progress lines where there is no terminal
 
 
 def configure_streams() -> None:
-    """Makes stdout and stderr print every character: what an encoding lacks becomes a backslash escape."""
-    for stream in (sys.stdout, sys.stderr):
+    """Keeps stdout and stderr from ending a program; every entry point calls this first.
+
+    They print every character: what an encoding lacks becomes a backslash escape. A line is written as soon as it is complete. A stream
+    that fails later (a full disk, a reader that ended) is given up, which is said once on stderr, and the program continues; `finish`
+    then says so to the caller. A stream that was closed from the start, as by `>&-`, is taken as one that nobody wants.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _occupy(number)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it is open as long as the process
+            continue
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="backslashreplace", line_buffering=True)
+        if stream is getattr(sys, f"__{name}__"):  # not one that a test or a notebook put there
+            setattr(sys, name, _Tolerant(stream, name))
+
+
+def finish() -> bool:
+    """Writes what is still held back; returns whether all that was printed on stdout was written."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return not getattr(sys.stdout, "failed", False)
+
+
+class _Tolerant:
+    """A standard stream that does not raise: after the first error nothing more is written to it."""
+
+    def __init__(self, stream: TextIO, name: str):
+        self._stream, self._name, self.failed = stream, name, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._attempt(self._stream.write, text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[..., Any], *arguments: str) -> Any:
+        if self.failed:
+            return len("".join(arguments))
+        try:
+            return action(*arguments)
+        except OSError as error:
+            self.failed = True
+            _discard(self._stream)
+            if self._name == "stdout":
+                reason = "its reader ended" if isinstance(error, BrokenPipeError) else error.strerror or error
+                warn(f"stdout cannot be written ({reason}); the work continues, and what it prints is lost.")
+            return len("".join(arguments))
+
+
+def _discard(stream: TextIO) -> None:
+    """What the stream still holds, and what others write to its file descriptor, goes nowhere, also when Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _occupy(number: int) -> None:
+    """Opens the null device as a standard file descriptor that is closed, so that no other file gets its number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def literal(text: object) -> str:
@@ -44,20 +119,21 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def literal_lines(error: BaseException) -> str:
+    """The message of an error, literal, a line for each of its arguments: that is how `InputError` lists several faults."""
+    return "\n".join(map(literal, error.args)) if isinstance(error, InputError) else literal(error)
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line at once. The caller passes what comes from data through `literal`."""
-    print(text, file=stream or sys.stdout, flush=True)
+    """Prints a text at once. The caller passes what comes from data through `literal`, lest it holds line breaks of its own."""
+    stream = stream or sys.stdout
+    stream.write("\n".join(map(literal, text.split("\n"))) + "\n")  # at once: lines of several processes do not mix
+    stream.flush()
 
 
 def warn(text: str) -> None:
     """Prints a warning, on stderr."""
     say(f"warning: {text}", sys.stderr)
-
-
-def silence_stdout() -> None:
-    """After stdout failed (its reader ended, or the disk is full): nothing more is written to it, also not when Python ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:

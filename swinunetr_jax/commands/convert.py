@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
-from swinunetr_jax.weights.load import FORMATS, open_checkpoint, save_params
 
 
 @dataclass
@@ -34,6 +33,8 @@ class Convert:
     meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
+        from swinunetr_jax.weights.load import FORMATS, open_checkpoint, save_params
+
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)

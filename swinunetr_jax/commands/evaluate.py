@@ -1,20 +1,23 @@
 """`swinunetr evaluate`."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from swinunetr_jax import console
 from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.evaluation.evaluate import CONVENTIONS, Evaluation, evaluate, write_scores
-from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
+
+if TYPE_CHECKING:
+    from swinunetr_jax.evaluation.evaluate import Evaluation
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
 MOST_NAMES = 20  # cases that one note lists
@@ -54,6 +57,9 @@ class Evaluate:
     """Folder for scores.csv and scores.json; by default that of the predictions."""
 
     def run(self) -> int:
+        from swinunetr_jax.evaluation.evaluate import evaluate, write_scores
+        from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
+
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm, 0 or more.")
         predictions, references = find_predictions(self.predictions), find_references(self.references)
@@ -126,6 +132,8 @@ def cases_table(found: Evaluation) -> list[str]:
 
 def means_table(found: Evaluation) -> list[str]:
     """A line for each metric, with its convention and how many scores do not exist; the last number is the mean over outputs."""
+    from swinunetr_jax.evaluation.evaluate import CONVENTIONS
+
     means = found.means()
     outputs = list(next(iter(means.values()), {}))
     rows = []

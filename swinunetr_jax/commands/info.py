@@ -11,8 +11,6 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from swinunetr_jax.commands.options import WeightOptions
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.weights.load import open_checkpoint
-from swinunetr_jax.weights.params import is_statistic, shapes
 
 
 @dataclass
@@ -26,6 +24,8 @@ class Info:
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
 
     def run(self) -> int:
+        from swinunetr_jax.weights.load import open_checkpoint
+
         fields, unknown = self.weights.fields(), []
         try:
             checkpoint = open_checkpoint(self.checkpoint, **fields)
@@ -65,4 +65,6 @@ class Info:
 
 def count_parameters(config: SwinUNETRConfig) -> int:
     """Trained numbers of a network, running statistics left out."""
+    from swinunetr_jax.weights.params import is_statistic, shapes
+
     return sum(math.prod(v.shape) for name, v in shapes(config).items() if not is_statistic(name))

@@ -1,12 +1,16 @@
 """Options that several commands share: what a weight file does not tell, and what a network was trained for."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Output, Task
-from swinunetr_jax.weights.load import Checkpoint
+
+if TYPE_CHECKING:
+    from swinunetr_jax.weights.load import Checkpoint
 
 
 @dataclass

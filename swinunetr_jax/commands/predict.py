@@ -1,21 +1,20 @@
 """`swinunetr predict`."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import jax
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.formats import case_from_files, find_cases
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.inference.batch import predict_cases
-from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights.load import members, open_checkpoint
+
+if TYPE_CHECKING:
+    from swinunetr_jax.data.cases import Case
 
 EXIT_SOME_FAILED = 1
 
@@ -61,6 +60,12 @@ class Predict:
     meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
+        import jax
+
+        from swinunetr_jax.inference.batch import predict_cases
+        from swinunetr_jax.inference.predict import Segmenter
+        from swinunetr_jax.weights.load import members, open_checkpoint
+
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} names nothing: give at least one path.")
@@ -112,6 +117,8 @@ class Predict:
         return EXIT_SOME_FAILED if failed else 0
 
     def _cases(self, task: Task) -> tuple[Case, ...]:
+        from swinunetr_jax.data.formats import case_from_files, find_cases
+
         if len(self.input) > 1:
             return (case_from_files(self.input),)
         return find_cases(self.input[0], channels=task.channels or None).cases

@@ -1,5 +1,7 @@
 """`swinunetr validate`."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -10,14 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from swinunetr_jax.data.check import CaseReport, DatasetReport, Finding, by, check_dataset
-from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from swinunetr_jax.data.check import CaseReport, DatasetReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
 MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row
@@ -42,6 +45,9 @@ class Validate:
     """Cases that are read at the same time."""
 
     def run(self) -> int:
+        from swinunetr_jax.data.check import DatasetReport, check_dataset
+        from swinunetr_jax.data.formats import find_cases
+
         if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
         dataset = find_cases(self.dataset, channels=self.channels or None)
@@ -75,7 +81,7 @@ class _Progress:
     def __init__(self, total: int):
         self.total, self.done, self.faulty, self.told = total, 0, 0, time.monotonic()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> _Progress:
         self.bar = tqdm(total=self.total, desc="checking", unit="case", leave=False, disable=not sys.stderr.isatty())
         return self
 
@@ -97,6 +103,8 @@ class _Progress:
 
 def summary_lines(report: DatasetReport) -> Iterator[str]:
     """What the data set is, a line for each fact."""
+    from swinunetr_jax.data.check import by
+
     facts, dataset = report.summary(), report.dataset
     yield f"{dataset.root}: {dataset.layout}, {_count(facts['cases'], 'case')}"
     splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
