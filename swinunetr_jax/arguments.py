@@ -94,9 +94,8 @@ def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Optio
 def closest(word: str, known: Sequence[str]) -> str | None:
     """The known word that was probably meant; for options also one that ends as the given one does, such as --optim.lr for --lr."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    last = word.lstrip("-").rpartition(".")[2]
-    ends = [name for name in known if name.rpartition(".")[2] == last]
-    if ends and len(last) > 1:
+    ends = [name for name in known if name.rpartition(".")[2] == word.lstrip("-")]
+    if ends:
         return ends[0]
     return found[0] if found else None
 

@@ -195,17 +195,17 @@ class Loss:
     """
 
     kind: Literal["dice", "dice_ce"] = "dice"
-    """dice_ce adds a cross-entropy."""
+    """dice, or dice_ce, which adds the cross-entropy."""
     include_background: bool = True
-    """Count class 0; regions have none."""
+    """Count class 0, the background; regions have none."""
     squared: bool = False
-    """Squares in the denominator."""
+    """Square the terms of the denominator, as in V-Net."""
     batch: bool = False
-    """Dice of the batch as one volume, not of each sample."""
+    """Take the Dice of the whole batch as of one volume, not of each sample."""
     smooth_nr: float = SMOOTH
-    """Added to the numerator."""
+    """Number that is added to the numerator."""
     smooth_dr: float = SMOOTH
-    """Added to the denominator."""
+    """Number that is added to the denominator."""
     lambda_dice: float = 1.0
     """Weight of the Dice part of dice_ce."""
     lambda_ce: float = 1.0

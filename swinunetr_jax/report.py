@@ -1,24 +1,80 @@
 """Pictures that people look at."""
 
+import contextlib
 import os
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
+from swinunetr_jax import console
 from swinunetr_jax.data.nifti import Volume, reorient
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import atomic_path
 from swinunetr_jax.task import Task
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; beyond them the order repeats.
 COLOURS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
 _VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+FONT = "DejaVu Sans"  # comes with matplotlib
+LONGEST_TEXT = 60  # characters of a name in a picture
+LONGEST_LEGEND = 30
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Pictures that are made and saved in this block draw text as it is: "$" begins no formula, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False, "font.family": FONT}):
+        yield
+
+
+def drawable(text: str) -> str:
+    """Text from data for a picture: literal, shortened, and with escapes such as \\u5e74 for what the font does not have."""
+    text = console.literal(text)
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT - 1]}…"
+    known = _characters()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
+    """A legend of an axes or a figure with labels from data; matplotlib itself leaves out those that begin with an underscore."""
+    more = len(handles) - LONGEST_LEGEND
+    if more > 0:
+        handles, labels = (
+            [*handles[: LONGEST_LEGEND - 1], Patch(alpha=0)],
+            [*labels[: LONGEST_LEGEND - 1], f"and {more + 1} more"],
+        )
+    legend = owner.legend(handles, list(map(str, range(len(handles)))), **options)
+    for text, label in zip(legend.get_texts(), labels):
+        text.set_text(drawable(label))
+    return legend
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a picture as PNG, whole or not at all. Raises InputError if the file cannot be written."""
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
 
 
 def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, scan: Volume, task: Task, title: str) -> None:
-    """Three slices of a scan, plain and with the labels over it, as a PNG.
+    """Writes three slices of a scan, plain and with the labels over it, as a PNG.
 
     Slices are those with the most labelled voxels, else the middle ones, seen as radiologists do: axial from below, so that the
     patient's right is on the left, and anterior or superior on top.
@@ -26,6 +82,7 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     Args:
         image: [x, y, z] on the scan's grid.
         labels: uint8 [x, y, z] on the same grid.
+        title: drawn above, as it is.
 
     Raises:
         InputError: the file cannot be written.
@@ -33,7 +90,12 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     image, affine, _ = reorient(image, scan.affine, "LAS")
     labels = reorient(labels, scan.affine, "LAS")[0]
     image, labels = _cropped(image, labels)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    with plain_text():
+        save(_preview(image, labels, np.linalg.norm(affine[:3, :3], axis=0), task, title), path)
+
+
+def _preview(image: np.ndarray, labels: np.ndarray, spacing: np.ndarray, task: Task, title: str) -> Figure:
+    """The figure of `write_preview`, of arrays whose axes point to the left, anterior and superior."""
     grey = grey_levels(image)
     present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
     colours = colours_of(task)
@@ -50,25 +112,14 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
             axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
             axes[row, column].set_axis_off()
         axes[0, column].set_title(view, color="white", fontsize=10)
-    handles = [Patch(color=colours[output.value], label=f"{output.name} ({output.value})") for output in present]
+    handles = [Patch(color=colours[output.value]) for output in present]
+    names = [f"{output.name} ({output.value})" for output in present]
     if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(len(handles), 6),
-            facecolor="black",
-            labelcolor="white",
-            frameon=False,
-        )
+        look = {"facecolor": "black", "labelcolor": "white", "frameon": False}
+        add_legend(figure, handles, names, loc="outside lower center", ncols=min(len(handles), 6), **look)
+    title = drawable(title)
     figure.suptitle(title if present else f"{title}: nothing was found", color="white", fontsize=12)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return figure
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import tyro
+from tyro.conf import arg
 
 import train.recipes
-from swinunetr_jax import InputError
+from swinunetr_jax import InputError, __version__, console
+from swinunetr_jax import arguments as command_line
 from swinunetr_jax.data.pipeline import SampleError
 from train import processes
-from train.config import Recipe
+from train.config import Phantom, Recipe
 from train.folds import train_folds
 from train.loop import Stopped
 from train.loop import train as train_one
@@ -32,8 +33,15 @@ LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")  # h
 class Command:
     """A recipe with its options, and which of several processes this one is."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
+    recipe: Annotated[Recipe, arg(name="")]
+    launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
+
+
+@dataclass(frozen=True)
+class PhantomCommand(Command):
+    """The same for a recipe that makes its data."""
+
+    phantom: Phantom = field(default_factory=Phantom)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Resume:
     """Devices that share each volume."""
     pmap: bool | None = None
     """True or False: whether each device runs a program of its own."""
-    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
+    launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
 
     def recipe(self) -> Recipe:
         given = {name: value for name, value in vars(self).items() if name not in ("resume", "launch") and value is not None}
@@ -66,8 +74,12 @@ class Resume:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """0 finished; 1 a fault of the program; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130 and 143
-    stopped by SIGINT and SIGTERM with the state saved."""
+    """Entry point of `python -m train`.
+
+    Exit codes: 0 finished; 1 a fault of the program; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130
+    and 143 stopped by SIGINT and SIGTERM with the state saved. A stdout that cannot be written ends no run and changes no code.
+    """
+    console.configure_streams()
     code, recipe = 0, None
     try:
         recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
@@ -75,9 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         processes.join(launch)
         (train_folds if recipe.fold == "all" else train_one)(recipe, resume=resume)
     except (InputError, SampleError) as error:
-        code = _say(f"error: {error}", EXIT_ERROR)
+        code = _say(f"error: {console.literal_lines(error)}", EXIT_ERROR)
     except OSError as error:
-        place = error.filename or recipe.out
+        place = console.literal(error.filename or (recipe.out if recipe else "the system"))
         code = _say(f"error: {place}: {error.strerror or error}; check the folder and its free space", EXIT_ERROR)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
@@ -110,26 +122,39 @@ def _trace() -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
+    console.say(text, sys.stderr)
     return code
 
 
 def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     """(recipe, whether to go on, which process this is) from the command line. Raises InputError for a value that no run can have."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
-        resume = tyro.cli(Resume, args=arguments, prog="python -m train")
+        resume = command_line.parse(Resume, arguments, prog="python -m train")
         recipe = resume.recipe()
         recipe.check()
         return recipe, True, resume.launch
+    if "--version" in arguments:
+        console.say(f"swinunetr_jax {__version__}")
+        sys.exit(0)
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (DEFAULT, arguments)
     known = sorted(module.name for module in pkgutil.iter_modules(train.recipes.__path__))
     if name not in known:
-        raise InputError(f"there is no recipe {name!r}: take one of {', '.join(known)}, or write train/recipes/{name}.py.")
+        meant = command_line.closest(name, known)
+        hint = f"did you mean {meant}? Else " if meant else ""
+        raise InputError(
+            f"there is no recipe {console.literal(name)}: {hint}take one of {', '.join(known)}, or write train/recipes/NAME.py."
+        )
     module = importlib.import_module(f"train.recipes.{name}")
     about = f"{module.__doc__ or name}\nRecipes: {', '.join(known)}.\npython -m train --resume RUN goes on with a run that was stopped."
-    command = tyro.cli(Command, default=Command(module.RECIPE), args=rest, prog=f"python -m train {name}", description=about)
-    command.recipe.check()
-    return command.recipe, False, command.launch
+    default: Command = Command(module.RECIPE)
+    if module.RECIPE.kind == "phantom":
+        default = PhantomCommand(module.RECIPE, phantom=module.RECIPE.phantom)
+    command = command_line.parse(type(default), rest, prog=f"python -m train {name}", description=about, default=default)
+    recipe = command.recipe
+    if isinstance(command, PhantomCommand):
+        recipe = dataclasses.replace(recipe, phantom=command.phantom)
+    recipe.check()
+    return recipe, False, command.launch
 
 
 def _keep_programs() -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tyro.conf import Suppress
+
 from swinunetr_jax import InputError, SwinUNETRConfig
 from swinunetr_jax.losses import Loss
 
@@ -17,15 +19,21 @@ class Network:
     feature_size: int = 48
     """Channels at full resolution, a multiple of 12."""
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Transformer blocks of each stage."""
     num_heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    """Attention heads of each stage."""
     window_size: tuple[int, int, int] = (7, 7, 7)
+    """Size of the attention windows in tokens."""
     norm_name: Literal["instance", "batch"] = "instance"
+    """Normalisation of the convolution blocks."""
     use_v2: bool = False
     """A residual convolution block before each stage."""
     downsample: Literal["legacy", "merging", "mergingv2"] = "merging"
     """Order of patch merging; legacy goes with published weights."""
     drop_rate: float = 0.0
+    """Dropout rate of tokens, 0 to less than 1."""
     attn_drop_rate: float = 0.0
+    """Dropout rate of attention weights, 0 to less than 1."""
     dropout_path_rate: float = 0.0
     """Stochastic depth, the rate of the last block."""
     use_checkpoint: bool = False
@@ -49,11 +57,13 @@ class Optim:
     lr: float = 1e-4
     """Highest learning rate."""
     weight_decay: float = 1e-5
+    """Decoupled weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the averages of the gradient and of its square."""
     schedule: Literal["cosine", "constant", "polynomial"] = "cosine"
     """After the warm-up, to 0 at the last step; constant stays."""
     power: float = 0.9
-    """Of the polynomial schedule."""
+    """Exponent of the polynomial schedule."""
     warmup: float = 0.0
     """Steps of linear warm-up; a number below 1 is a share of all steps."""
     clip: float | None = None
@@ -83,6 +93,7 @@ class Validation:
     overlap: float = 0.5
     """Share that neighbouring windows overlap."""
     blend: Literal["gaussian", "constant"] = "gaussian"
+    """Weights within a window where windows overlap."""
     batch: int = 1
     """Windows per call of the network."""
     cases: int | None = None
@@ -120,9 +131,11 @@ class Phantom:
     """The data set that is made on the spot."""
 
     cases: int = 20
+    """How many heads to make."""
     size: tuple[int, int, int] = (96, 96, 64)
     """Voxels per axis, for a head of 240 x 240 x 155 mm."""
     seed: int = 0
+    """Seed of the heads and their tumours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +155,13 @@ class Recipe:
     batch: int = 1
     """Volumes per step."""
     seed: int = 0
-    """Of the initial weights, the order of cases, the crops and dropout."""
+    """Seed of the initial weights, the order of cases, the crops and dropout."""
     fold: Literal["all"] | int | None = 0
     """Fold to validate on; all trains one network per fold; None takes the data set's own validation list."""
     folds: int = 5
-    """How many to draw where the data set has none."""
+    """How many folds to draw where the data set has none."""
     fold_seed: int = 0
-    """Of drawing the folds, so that runs with other seeds validate on the same cases."""
+    """Seed of drawing the folds, so that runs with other seeds validate on the same cases."""
     roi: tuple[int, int, int] | None = None
     """Training crop and window, multiples of 32; by default fitted to the scans."""
     channels: tuple[str, ...] = ()
@@ -162,6 +175,7 @@ class Recipe:
     cache: Path | None = None
     """Folder for prepared cases, by default beside the run's checkpoints."""
     cache_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the prepared scans; float16 takes half the disk."""
     workers: int = 0
     """Processes that read and augment; 0 does it in threads."""
     save_every: int | None = None
@@ -175,7 +189,7 @@ class Recipe:
     validation: Validation = field(default_factory=Validation)
     init: Init = field(default_factory=Init)
     devices: Devices = field(default_factory=Devices)
-    phantom: Phantom = field(default_factory=Phantom)
+    phantom: Suppress[Phantom] = field(default_factory=Phantom)  # only the recipe `phantom` offers these as options
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have; apart from construction, since the command line tells that by itself."""

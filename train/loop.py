@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError
+from swinunetr_jax import InputError, console
 from train import checkpoints, pictures, processes
 from train.config import Recipe
 from train.data import batches
@@ -191,20 +192,22 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     if not processes.is_leader():
         return True
     checkpoints.note(run.folder, run.progress)
-    try:
-        _draw(run, scores, better)
-    except OSError as error:  # a picture is no reason to end a run
-        run.log.say(f"warning: {error.filename or run.folder}: no picture was drawn ({error.strerror or error})")
+    _draw(run, scores, better)
     run.log.resumed()
     return True
 
 
 def _draw(run: Run, scores: Scores, better: bool) -> None:
-    pictures.write_progress(run.folder / "progress.png", run.log.rows, run.total)
-    pictures.write_comparison(run.folder / "validation.png", scores.first, run.cases.task)
-    if better:
-        pictures.write_comparison(run.folder / "worst.png", scores.worst, run.cases.task)
-        pictures.write_comparison(run.folder / "best.png", scores.best, run.cases.task)
+    """Draws the pictures of a validation. One that fails, whatever the reason, ends no run: a warning says so."""
+    compared = {"validation.png": scores.first} | ({"worst.png": scores.worst, "best.png": scores.best} if better else {})
+    tasks = {"progress.png": lambda path: pictures.write_progress(path, run.log.rows, run.total)}
+    for name, cases in compared.items():
+        tasks[name] = partial(pictures.write_comparison, scores=cases, task=run.cases.task)
+    for name, draw in tasks.items():
+        try:
+            draw(run.folder / name)
+        except Exception as error:
+            run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")
 
 
 def _farewell(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Pictures of a run: its curves, and validation scans with reference and prediction side by side."""
 
-import os
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ from matplotlib.patches import Patch
 from swinunetr_jax import Task
 from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
-from swinunetr_jax.report import colours_of, grey_levels, painted
+from swinunetr_jax.report import add_legend, colours_of, drawable, grey_levels, painted, plain_text, save
 from train.validation import CaseScore, whole
 
 SMOOTHING = 0.9
+MOST_SCORES = 8  # that a picture names of a case
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
-    """Loss and learning rate over the steps so far, and Dice at each validation."""
+    """Loss and learning rate over the steps so far, and Dice at each validation. Raises InputError if the file cannot be written."""
+    with plain_text():
+        save(_progress(rows, total), path)
+
+
+def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
     steps = [row for row in rows if row["kind"] == "step"]
     looks = [row for row in rows if row["kind"] == "validation"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -34,24 +41,30 @@ def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> No
     rate.set_ylabel("learning rate (dotted)", color="0.5")
     rate.set_ylim(bottom=0)
     if looks:
-        for name, colour in zip(looks[0]["dice"], ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442") * 20):
-            right.plot([row["step"] for row in looks], [row["dice"][name] for row in looks], ".-", color=colour, label=name)
-        right.plot([row["step"] for row in looks], [row["score"] for row in looks], "k.-", linewidth=2, label="mean")
+        at, names, lines = [row["step"] for row in looks], list(looks[0]["dice"]), []
+        for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):
+            lines += right.plot(at, [row["dice"][name] for row in looks], ".-", color=colour)
+        lines += right.plot(at, [row["score"] for row in looks], "k.-", linewidth=2)
         best = max(looks, key=lambda row: row["score"] if np.isfinite(row["score"]) else -1)
         right.plot(best["step"], best["score"], "k*", markersize=14)
         right.set_title(f"best {best['score']:.4f} at step {best['step']}", fontsize=10)
-        right.legend(loc="best", frameon=False, fontsize=8, ncols=1 + len(looks[0]["dice"]) // 8)
+        add_legend(right, lines, [*names, "mean"], loc="best", frameon=False, fontsize=8, ncols=1 + len(names) // 8)
     right.set(xlabel="step", ylabel="validation Dice", xlim=(0, total), ylim=(0, 1))
     for axis in (left, right):
         axis.grid(alpha=0.25)
-    _save(figure, path)
+    return figure
 
 
 def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
     """A row per case: the axial slice with most labels as the scan shows it, with the reference, with the prediction.
 
-    Seen as radiologists do: the patient's right is on the left, anterior on top.
+    Seen as radiologists do: the patient's right is on the left, anterior on top. Raises InputError if the file cannot be written.
     """
+    with plain_text():
+        save(_comparison(scores, task), path)
+
+
+def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     figure = Figure(figsize=(9.6, 3.5 * len(scores)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(scores), 3, squeeze=False)
     colours = colours_of(task)
@@ -66,18 +79,21 @@ def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> Non
         at = int(counts.argmax()) if counts.any() else image.shape[2] // 2
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         grey = grey_levels(image)[..., at].T[::-1]
-        each = ", ".join(f"{name} {value:.2f}" for name, value in score.dice.items())
-        for axis, labels, title in zip(row, (None, reference, prediction), (case.name, "reference", f"prediction: {each}")):
+        each = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MOST_SCORES])
+        each += f" and {len(score.dice) - MOST_SCORES} more" * (len(score.dice) > MOST_SCORES)
+        for axis, labels, title in zip(
+            row, (None, reference, prediction), (drawable(case.name), "reference", f"prediction: {each}")
+        ):
             picture = np.repeat(grey[..., None], 3, -1)
             if labels is not None:
                 picture = painted(picture, labels[..., at].T[::-1], colours)
             axis.imshow(picture, aspect=spacing[1] / spacing[0], interpolation="nearest")
-            axis.set_title(title, color="white", fontsize=8.5)
+            axis.set_title("\n".join(textwrap.wrap(title, 45)), color="white", fontsize=8.5)
             axis.set_axis_off()
     named = {output.value: output.name for output in task.outputs}
-    handles = [Patch(color=colour, label=f"{named[value]} ({value})") for value, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
-    _save(figure, path)
+    handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{named[value]} ({value})" for value in colours]
+    add_legend(figure, handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
+    return figure
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -88,9 +104,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
         total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
         smooth.append(total / weight)
     return smooth
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
-    os.replace(temporary, path)

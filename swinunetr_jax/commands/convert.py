@@ -16,17 +16,17 @@ class Convert:
     source: Annotated[Positional[Path], arg(metavar="IN")]
     """A PyTorch file, a safetensors file or a checkpoint folder."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """What to write; its name tells the format (.pt, .pth: monai; .safetensors; else a folder) unless --to does."""
+    """What to write; its name says the format (.pt, .pth: monai; .safetensors; else a folder) unless --to does."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
     """Format to write."""
     encoder_only: bool = False
-    """Take the Swin encoder alone (self-supervised weights) and start the rest anew."""
+    """Take the Swin encoder alone (self-supervised weights) and initialise the rest randomly."""
     adapt_channels: bool = False
     """Allow --in-channels and --out-channels to differ from the file's."""
     in_channels: int | None = None
-    """Input channels wanted, with --adapt-channels."""
+    """Number of input channels wanted, with --adapt-channels."""
     out_channels: int | None = None
-    """Outputs wanted, with --encoder-only or --adapt-channels."""
+    """Number of outputs wanted, with --encoder-only or --adapt-channels."""
     overwrite: bool = False
     """Replace OUT where it exists."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)

@@ -50,7 +50,7 @@ class Evaluate:
     task: Literal["brats", "classes"] | None = None
     """What the labels mean, where neither predict.json nor the data set says (or instead of what they say)."""
     tolerance: float = 1.0
-    """Of the surface Dice, mm."""
+    """Tolerance of the surface Dice in mm."""
     lesion_wise: bool = False
     """Score each lesion by itself too, as BraTS does since 2023 for glioma."""
     out: Path | None = None

@@ -20,7 +20,7 @@ class Info:
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A PyTorch file, a safetensors file or a checkpoint folder."""
     json: bool = False
-    """Machine-readable."""
+    """Print JSON, for programs."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
 
     def run(self) -> int:

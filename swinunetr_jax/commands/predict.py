@@ -34,7 +34,7 @@ class Predict:
     overlap: float = 0.5
     """Share that neighbouring windows overlap, 0 to less than 1."""
     blend: Literal["gaussian", "constant"] = "gaussian"
-    """Weights within a window."""
+    """Weights within a window where windows overlap."""
     batch: int = 1
     """Windows per call of the network."""
     mirror: bool = False
@@ -48,8 +48,8 @@ class Predict:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
-    """Of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32, on a TPU three passes of bfloat16; or
-    bfloat16, on a GPU tensorfloat32, which is the default."""
+    """Precision of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32, on a TPU three passes of
+    bfloat16; or bfloat16, on a GPU tensorfloat32, which is the default."""
     probabilities: bool = False
     """Write each output's probability as a 4-D file, too."""
     preview: bool = False

@@ -1,0 +1,91 @@
+"""Text from data (names of cases, labels and files) is drawn, printed and tabulated as it is, and a picture or a stream ends no work."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from swinunetr_jax import Task, report
+from swinunetr_jax.data.nifti import Volume
+from swinunetr_jax.task import Output
+from train import loop, pictures
+
+NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved, with warnings as errors."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (figures.append(self), save(self, *args, **options)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield figures
+
+
+def nasty_task() -> Task:
+    outputs = (Output(name="background", value=0), *(Output(name=name, value=i) for i, name in enumerate(NASTY, 1)))
+    return Task(kind="classes", outputs=outputs)
+
+
+@pytest.mark.fault("3.1")
+def test_a_preview_draws_any_name_as_it_is(tmp_path, drawn):
+    labels = (np.arange(8 * 8 * 8).reshape(8, 8, 8) % (len(NASTY) + 1)).astype(np.uint8)
+    for title in NASTY:
+        report.write_preview(
+            tmp_path / "p.png", labels.astype(float), labels, Volume(labels, np.eye(4), None, tmp_path), nasty_task(), title
+        )
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    assert drawn[0].get_suptitle() == "$\\badmacro$"
+    (legend,) = drawn[0].legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[:5] == ["$\\badmacro$ (1)", "_hidden (2)", "a\\x1b[31m\\nb (3)", "\\u5e74 \\ud800 (4)", "%s {0} <b>& (5)"]
+    assert len(texts[5]) == report.LONGEST_TEXT and texts[5].endswith("…")
+
+
+@pytest.mark.fault("3.1")
+def test_pictures_of_a_run_draw_any_name_as_it_is(tmp_path, drawn):
+    dice = dict.fromkeys(NASTY, 0.5)
+    rows = [{"kind": "step", "step": 1, "loss": 1.0, "lr": 0.1}]
+    rows += [{"kind": "validation", "step": 1, "score": 0.5, "dice": dice}]
+    pictures.write_progress(tmp_path / "progress.png", rows, 2)
+    texts = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
+    assert texts[:2] == ["$\\badmacro$", "_hidden"] and texts[-1] == "mean"
+    labels = np.ones((8, 8, 8), np.uint8)
+    case = SimpleNamespace(name="$\\badmacro$_", affine=np.eye(4))
+    score = SimpleNamespace(case=case, prediction=labels, dice=dice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "whole", lambda case: (np.random.default_rng(0).random((8, 8, 8, 1)), labels))
+        pictures.write_comparison(tmp_path / "validation.png", [score], nasty_task())
+    assert drawn[1].axes[0].get_title() == "$\\badmacro$_"
+
+
+@pytest.mark.fault("3.1")
+def test_a_legend_of_many_labels_is_shortened(tmp_path, drawn):
+    outputs = tuple(Output(name=f"label {value}", value=value) for value in range(256))
+    labels = (np.arange(8 * 8 * 8).reshape(8, 8, 8) % 256).astype(np.uint8)
+    task = Task(kind="classes", outputs=outputs)
+    report.write_preview(
+        tmp_path / "p.png", labels.astype(float), labels, Volume(labels, np.eye(4), None, tmp_path), task, "many"
+    )
+    assert drawn[0].legends[0].get_texts()[-1].get_text() == "and 226 more"
+
+
+@pytest.mark.fault("3.1")
+def test_a_picture_that_fails_does_not_end_a_run(monkeypatch, tmp_path):
+    said, drawn = [], []
+
+    def fail(*arguments):
+        raise ValueError("no font\x1b")
+
+    monkeypatch.setattr(pictures, "write_progress", fail)
+    monkeypatch.setattr(pictures, "write_comparison", lambda path, scores, task: drawn.append(path.name))
+    run = SimpleNamespace(
+        log=SimpleNamespace(say=said.append, rows=[]), folder=tmp_path, total=1, cases=SimpleNamespace(task=None)
+    )
+    loop._draw(run, SimpleNamespace(first=[], worst=[], best=[]), True)
+    assert said == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
+    assert drawn == ["validation.png", "worst.png", "best.png"]
