@@ -146,10 +146,11 @@ class Progress:
         title: what is being done; literal.
         unit: what is counted.
         silent: print nothing, for processes that are not the first.
+        stream: where lines are printed; by default stdout. A bar is on stderr.
     """
 
-    def __init__(self, title: str, unit: str, *, silent: bool = False):
-        self.title, self.unit, self.silent = literal(title), unit, silent
+    def __init__(self, title: str, unit: str, *, silent: bool = False, stream: TextIO | None = None):
+        self.title, self.unit, self.silent, self.stream = literal(title), unit, silent, stream
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.share, self.started, self.first = 0.0, time.monotonic(), None
@@ -161,14 +162,15 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def __call__(self, done: int, total: int) -> None:
-        """So many of so many units are done."""
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """So many of so many units are done; `note` is shown behind that."""
         if self.silent:
             return
         if self.on_terminal:
             if self.bar is None:
                 self.bar = tqdm(desc=self.title, total=total, unit=self.unit, leave=False)
             self.bar.total = total
+            self.bar.set_postfix_str(literal(note), refresh=False)
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
@@ -179,4 +181,4 @@ class Progress:
             left = ""
             if self.first[0] < done < total:
                 left = f", {duration((total - done) * (now - self.first[1]) / (done - self.first[0]))} left"
-            say(f"{self.title}: {done} of {total} {self.unit}s{left}")
+            say(f"{self.title}: {done} of {total} {self.unit}s{left}{note and f', {note}'}", self.stream)

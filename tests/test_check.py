@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from swinunetr_jax import cli
+from swinunetr_jax import cli, console
 from swinunetr_jax.commands import validate
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.check import check_case, check_dataset
@@ -412,19 +412,21 @@ def test_progress_and_interruption(tmp_path, capsys, monkeypatch):
     for number in range(4):
         brats(tmp_path, number)
     at(tmp_path / "BraTS2021_00000", "t1").write_bytes(b"")
-    monkeypatch.setattr(validate, "EVERY_S", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert run(tmp_path, "--workers", 1) == 1
-    assert "checked 1 of 4 cases, 1 with errors\nchecked 2 of 4" in capsys.readouterr().err
+    assert [line.partition(" cases")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"checking: {done} of 4" for done in (1, 2, 3, 4)
+    ]
 
-    add = validate._Progress.add
+    advance = console.Progress.__call__
 
-    def press_ctrl_c(self, report):
-        add(self, report)
-        if self.done == 2:
+    def press_ctrl_c(self, done, total, note):
+        advance(self, done, total, note)
+        assert note == "1 with errors"
+        if done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(validate._Progress, "add", press_ctrl_c)
+    monkeypatch.setattr(console.Progress, "__call__", press_ctrl_c)
     for workers in (1, 2):
         assert run(tmp_path, "--workers", workers) == 130
         printed = capsys.readouterr()

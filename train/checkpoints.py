@@ -256,8 +256,8 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
         if name not in arrays or name not in expected or arrays[name].shape != np.shape(expected[name])
     ]
     if faults or stored.config.to_dict() != config.to_dict():
-        lines = "".join(f"\n  {fault}" for fault in faults) or " its configuration differs"
-        raise InputError(f"{folder} is the state of another network or optimizer:{lines}")
+        differs = "" if faults else " its configuration differs"
+        raise InputError(f"{folder} is the state of another network or optimizer:{differs}", *(f"  {fault}" for fault in faults))
     rest = {"step": like.step, "opt": like.opt} | ({"params": like.params} if like.average else {})
     paths, structure = jax.tree_util.tree_flatten_with_path(rest)
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]

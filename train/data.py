@@ -54,7 +54,7 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
-        raise InputError("\n".join(["no case can be used for training:", *(f"{case.name}: {case.problem}" for case in chosen)]))
+        raise InputError("no case can be used for training:", *(f"{case.name}: {case.problem}" for case in chosen))
     channels, count = _channels(recipe, dataset, chosen)
     task = _task(recipe, dataset, chosen, channels)
     cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
@@ -67,7 +67,7 @@ def gather(recipe: Recipe, run: Path) -> Cases:
         try:
             prepared = prepare_training_cases(chosen, task, cache, **form, progress=progress)
         except InputError as error:
-            raise InputError(f"{error}\nAll that is wrong with the data set: swinunetr validate {dataset.root}") from error
+            raise InputError(*error.args, f"All that is wrong with the data set: swinunetr validate {dataset.root}") from error
     if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]))

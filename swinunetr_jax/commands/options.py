@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from swinunetr_jax import console
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Output, Task
 
@@ -57,8 +58,9 @@ class TaskOptions:
             task = checkpoint.task or Task.default(config)
             if checkpoint.task is None:
                 inputs = f" from {', '.join(task.channels)}" if task.channels else ""
-                print(
-                    f"{path} does not say what it is for; taken as {task.kind} {', '.join(o.name for o in task.outputs)}{inputs} "
+                console.say(
+                    f"{console.literal(path)} does not say what it is for; taken as {task.kind} "
+                    f"{', '.join(console.literal(o.name) for o in task.outputs)}{inputs} "
                     "(--task, --channels, --labels, --orientation, --intensity change that)"
                 )
         changes: dict[str, Any] = {}

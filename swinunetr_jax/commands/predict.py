@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -101,7 +102,7 @@ class Predict:
             "precision": precision,
         }
         how = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
-        print(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'each seen whole' if self.whole else how}")
+        console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'each seen whole' if self.whole else how}")
         with jax.default_matmul_precision(precision):
             failed = predict_cases(
                 segmenter,
@@ -113,7 +114,7 @@ class Predict:
                 overwrite=self.overwrite,
             )
         if failed:
-            print(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", file=sys.stderr)
+            console.say(f"{len(failed)} of {len(cases)} cases failed: {', '.join(map(console.literal, failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
     def _cases(self, task: Task) -> tuple[Case, ...]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
+from swinunetr_jax import console, files
+from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
 MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row
 MOST_NAMES = 40
 WIDTH = 100
-EVERY_S = 10.0  # seconds between lines of progress where there is no terminal
 
 
 @dataclass
@@ -52,50 +52,30 @@ class Validate:
             raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
         dataset = find_cases(self.dataset, channels=self.channels or None)
         seen: list[CaseReport] = []
+        faulty: list[CaseReport] = []
         started = time.perf_counter()
         try:
-            with _Progress(len(dataset.cases)) as progress:
+            with console.Progress("checking", "case", stream=sys.stderr) as progress:
+
+                def add(case: CaseReport) -> None:
+                    seen.append(case)
+                    faulty.extend([case] * any(finding.severity == "error" for finding in case.findings))
+                    progress(len(seen), len(dataset.cases), f"{len(faulty)} with errors" if faulty else "")
+
                 report = check_dataset(
-                    dataset,
-                    channels=self.channels or None,
-                    labels=self.label_values or None,
-                    progress=lambda case: (seen.append(case), progress.add(case)),
-                    workers=self.workers,
+                    dataset, channels=self.channels or None, labels=self.label_values or None, progress=add, workers=self.workers
                 )
         except KeyboardInterrupt:
             if seen:
                 partial = DatasetReport(dataset, tuple(seen))
                 _print(summary_lines(partial), finding_lines(partial))
-            print(f"interrupted: {len(seen)} of {len(dataset.cases)} cases were checked, the rest is unknown", file=sys.stderr)
+            console.say(f"interrupted: {len(seen)} of {len(dataset.cases)} cases were checked, the rest is unknown", sys.stderr)
             return EXIT_INTERRUPTED
         _print(summary_lines(report), finding_lines(report))
-        print(f"{verdict(report)} ({time.perf_counter() - started:.1f} s)")
+        console.say(f"{verdict(report)} ({time.perf_counter() - started:.1f} s)")
         if self.json is not None:
             _write(self.json, report.to_dict())
         return EXIT_ERRORS if report.errors else 0
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then, so that logs of long checks show life."""
-
-    def __init__(self, total: int):
-        self.total, self.done, self.faulty, self.told = total, 0, 0, time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        self.bar = tqdm(total=self.total, desc="checking", unit="case", leave=False, disable=not sys.stderr.isatty())
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
-
-    def add(self, report: CaseReport) -> None:
-        self.done += 1
-        self.faulty += any(finding.severity == "error" for finding in report.findings)
-        self.bar.set_postfix_str(f"{self.faulty} with errors", refresh=False)
-        self.bar.update()
-        if self.bar.disable and time.monotonic() - self.told >= EVERY_S and self.done < self.total:
-            self.told = time.monotonic()
-            print(f"checked {self.done} of {self.total} cases, {self.faulty} with errors", file=sys.stderr, flush=True)
 
 
 # What is printed
@@ -106,7 +86,7 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
     from swinunetr_jax.data.check import by
 
     facts, dataset = report.summary(), report.dataset
-    yield f"{dataset.root}: {dataset.layout}, {_count(facts['cases'], 'case')}"
+    yield f"{literal(dataset.root)}: {dataset.layout}, {_count(facts['cases'], 'case')}"
     splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
     labelled = "all" if facts["with_label"] == facts["cases"] else facts["with_label"] or "none"
     yield from _fact("cases", f"{splits}; {labelled} with a readable label map")
@@ -153,6 +133,7 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
         for number, finding in enumerate(findings):
             groups.setdefault(_key(finding) if grouped else number, []).append(finding)
         heads = [_row(group, report) for group in groups.values()]
+        heads = [tuple(map(literal, head)) for head in heads]
         first = min(max(len(head[0]) for head in heads), 40)
         for group, (case, what, where) in zip(groups.values(), heads):
             yield f"  {case:<{first}}  {what:<13}  {where}".rstrip()
@@ -195,7 +176,7 @@ def _place(finding: Finding, report: DatasetReport) -> str:
 
 
 def _fact(name: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(text, _width(), initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
+    yield from textwrap.wrap(literal(text), _width(), initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
 
 
 def _facts(name: str, texts: Sequence[str]) -> Iterator[str]:
@@ -204,7 +185,7 @@ def _facts(name: str, texts: Sequence[str]) -> Iterator[str]:
 
 
 def _wrap(text: str) -> Iterator[str]:
-    yield from textwrap.wrap(text, _width(), initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    yield from textwrap.wrap(literal(text), _width(), initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def _width() -> int:
@@ -222,16 +203,12 @@ def _ml(volume: float) -> str:
 def _print(*parts: Iterator[str]) -> None:
     for lines in parts:
         for line in lines:
-            print(line)
-    print()
+            console.say(line)
+    console.say("")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1), "utf-8")
-        os.replace(temporary, path)
+        files.write_text(path, json.dumps(content, indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)

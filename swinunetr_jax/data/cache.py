@@ -123,7 +123,7 @@ def prepare_training_cases(
             pool.shutdown(cancel_futures=True)
     if faults:
         lines = [f"{cases[index].name}: {faults[index]}" for index in sorted(faults)]
-        raise InputError("\n".join([f"{len(lines)} of {len(cases)} cases cannot be used for training:", *lines]))
+        raise InputError(f"{len(lines)} of {len(cases)} cases cannot be used for training:", *lines)
     return [done[index] for index in range(len(cases))]
 
 
