@@ -253,8 +253,11 @@ def test_plain_folder_is_a_case_per_file(tmp_path):
     assert found.cases == (
         Case("a", (tmp_path / "a.nii",), None, tmp_path / "a_mask.nii", None, "training"),
         Case("b", (tmp_path / "b.nii.gz",), None, None, None, "test"),
+        Case("c", (), split="test", problem=found.cases[2].problem),
     )
-    assert [case.name for case in find_cases(tmp_path, channels=["CT"]).cases] == ["a", "b"]
+    assert f"{tmp_path / 'c.mha'}: is a MetaImage file" in found.cases[2].problem
+    assert found.ignored == "2 entries that are no scans were ignored: ._a.nii, .hidden.nii.gz."
+    assert [case.name for case in find_cases(tmp_path, channels=["CT"]).cases] == ["a", "b", "c"]
 
 
 def test_one_image_a_folder(tmp_path):
@@ -374,8 +377,9 @@ def test_paths_that_stay_inside(tmp_path):
     (tmp_path / "data" / "link").symlink_to(tmp_path / "far")
     entries = ["./a.nii.gz", "b/../a.nii.gz", str(tmp_path / "data" / "a.nii.gz"), "link/x.nii.gz"]
     found = find_cases(write_json(tmp_path / "data" / "list.json", {"test": entries}))
-    assert [case.images[0].name for case in found.cases] == ["a.nii.gz"] * 3 + ["x.nii.gz"]
-    assert len({case.name for case in found.cases}) == 4 and not any(case.problem for case in found.cases)
+    assert [(case.name, case.images[0].name) for case in found.cases] == [("a", "a.nii.gz"), ("x", "x.nii.gz")]
+    assert not any(case.problem for case in found.cases)
+    assert found.warnings == (f"{tmp_path / 'data' / 'list.json'}: a is listed more than once and taken once.",)
 
 
 @pytest.mark.parametrize(
@@ -538,19 +542,28 @@ def test_nothing_found(tmp_path):
         find_cases(tmp_path)
 
 
-@pytest.mark.parametrize("module", "cases channels dataset_json formats nifti nifti_file".split())  # noqa: SIM905
+@pytest.mark.parametrize("module", "cases channels dataset_json entries formats groups lists nifti nifti_file".split())  # noqa: SIM905
 def test_data_needs_numpy_and_nibabel_only(module):
     """So that loader processes never start an accelerator."""
     source = Path(__file__).parents[1] / "swinunetr_jax" / "data" / f"{module}.py"
     imports = [node for node in ast.walk(ast.parse(source.read_text("utf-8"))) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {
-        name for node in imports for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        name
+        for node in imports
+        for name in (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if node.module != "swinunetr_jax"
+            else [f"swinunetr_jax.{a.name}" for a in node.names]
+        )
     }
     others = {name for name in names if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "nibabel"}}
     assert others <= {
         "swinunetr_jax.errors",
+        "swinunetr_jax.files",
         "swinunetr_jax.data",
-        *(f"swinunetr_jax.data.{m}" for m in ("cases", "channels", "nifti_file")),
+        *(f"swinunetr_jax.data.{m}" for m in ("cases", "channels", "dataset_json", "entries", "groups", "lists", "nifti_file")),
     }
 
 

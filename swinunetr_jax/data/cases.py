@@ -3,7 +3,9 @@
 Nothing can detect swapped channels later, so channels go by name wherever a name is known.
 """
 
-from collections import Counter
+import os
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +35,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'; `labels` maps names to value(s)."""
+    """`layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'; `labels` maps names to value(s).
+
+    `ignored` is a sentence on entries that are no scans, and `warnings` are sentences on what was left out or taken on a guess.
+    """
 
     layout: str
     root: Path
@@ -41,6 +46,8 @@ class Dataset:
     channels: tuple[str, ...] | None = None
     labels: dict[str, int | list[int]] | None = None
     regions_class_order: tuple[int, ...] | None = None
+    ignored: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def et_label(self) -> int | None:
@@ -81,7 +88,7 @@ def choose(case: Case, names: Sequence[str] | None, channels: Sequence[str] | No
     if told and len({channel_key(name) for name in told}) < len(told):  # four times "MRI" says nothing
         told = None
     case = replace(case, channels=told)
-    if not channels or case.problem:
+    if not channels or case.problem or not case.images:
         return case
     where = f"{case.images[0].parent}: case {case.name}"
     if told is None:
@@ -106,29 +113,84 @@ def complete(case: Case, order: Sequence[str]) -> Case:
         faults = ["has no image"]
     problem = None
     if faults:
-        where = [*case.images, case.label][0].parent
+        where = next(path for path in (*case.images, case.label) if path).parent
         problem = f"{where}: case {case.name} {' and '.join(faults)}, expected one each of {', '.join(order)}; complete it."
     kept = [(c, case.images[at[c][0]]) for c in order if at[c]]
     return replace(case, images=tuple(f for _, f in kept), channels=tuple(c for c, _ in kept), problem=problem)
 
 
-def distinct(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """Results are named after cases, so where names meet, the folder's goes in front, and then a number behind."""
-    times, seen, result = Counter(case.name for case in cases), Counter(), []
-    for case in cases:
-        above = case.images[0].absolute().parents if case.images else ()
-        folder = next((parent.name for parent in above if parent.name != case.name), "")
-        name = f"{folder}_{case.name}" if times[case.name] > 1 and folder else case.name
-        seen[name] += 1
-        result.append(replace(case, name=name if seen[name] == 1 else f"{name}_{seen[name]}"))
-    return tuple(result)
+def carried_name(name: str, folder: Path, root: Path) -> str:
+    """The name of a case in `folder`: with the folders below `root` in front, unless one of them is a part of it already.
+
+    So the name depends on where the case is, and not on which other cases there are: P002/CT/image is P002_CT_image, and
+    HGG/Brats18_2013_0_1/Brats18_2013_0_1_flair is Brats18_2013_0_1.
+    """
+    parts = _parts_below(folder, root)
+    if not name:
+        return "_".join(parts) or folder.absolute().name or "case"
+    # "ct" in A/ct/ct_scan names no patient, so a word without a digit counts only where it is the outermost folder
+    stated = any(_contains(name, part) and (place == 0 or re.search(r"\d", part)) for place, part in enumerate(parts))
+    return name if stated else "_".join([*parts, name])
+
+
+def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
+    """Results are named after cases: equal names get as many of their parent folders in front as make them differ.
+
+    Raises:
+        InputError: two cases have the same name with all of their folders.
+    """
+    above = [_folders_above(case, root) for case in cases]
+    levels, names = [0] * len(cases), [case.name for case in cases]
+    while True:
+        alike: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            alike[name].append(index)
+        clashing = [index for group in alike.values() if len(group) > 1 for index in group]
+        longer = [index for index in clashing if levels[index] < len(above[index])]
+        if not longer:
+            break
+        for index in longer:
+            levels[index] += 1
+            names[index] = "_".join([*reversed(above[index][: levels[index]]), cases[index].name])
+    if clashing:
+        one, other = (_place(cases[index]) for index in clashing[:2])
+        raise InputError(
+            f"{root}: two cases would both be called {names[clashing[0]]} ({one} and {other}), and one result would replace the other; "
+            "rename one of them."
+        )
+    return tuple(replace(case, name=name) for case, name in zip(cases, names))
+
+
+def _folders_above(case: Case, root: Path) -> list[str]:
+    """Names of the folders between a case and `root`, nearest first, without those that its name has already."""
+    places = [*case.images, *([case.label] if case.label else [])]
+    if not places:
+        return []
+    return [part for part in reversed(_parts_below(places[0].parent, root)) if not _contains(case.name, part)]
+
+
+def _parts_below(folder: Path, root: Path) -> tuple[str, ...]:
+    folder, root = Path(os.path.abspath(folder)), Path(os.path.abspath(root))
+    return folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts[1:]
+
+
+def _contains(name: str, part: str) -> bool:
+    """Whether `part` is one or several whole words of a name."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name) is not None
+
+
+def _place(case: Case) -> str:
+    return str(next((path for path in (*case.images, case.label) if path), case.name))
 
 
 def label_beside(image: Path, name: str) -> Path | None:
-    """labelsTr/NAME.nii.gz, if it is there, for an image in imagesTr."""
+    """labelsTr/NAME.nii.gz or labelsTr/NAME.nii, if it is there, for an image in imagesTr; also a link that leads nowhere."""
     folder, ending = image.parent, image.name[len(stem(image.name)) :]
-    label = folder.with_name(folder.name.replace("images", "labels", 1)) / f"{name}{ending}"
-    return label if folder.name.startswith("images") and label.is_file() else None
+    if not folder.name.startswith("images"):
+        return None
+    labels = folder.with_name(folder.name.replace("images", "labels", 1))
+    endings = dict.fromkeys((ending, ".nii.gz", ".nii"))
+    return next((labels / f"{name}{end}" for end in endings if os.path.lexists(labels / f"{name}{end}")), None)
 
 
 def split_by_label(case: Case) -> Case:

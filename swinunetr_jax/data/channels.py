@@ -1,7 +1,7 @@
 """Names of MRI sequences, and what a file's name says of its content.
 
 Data sets call the same sequence T1ce, t1gd, T1POST or t1c. Here each has one canonical name, and names are compared without
-regard to case and punctuation.
+regard to case and punctuation. A name that mentions a contrast agent never means the sequence without one.
 """
 
 import re
@@ -9,13 +9,30 @@ from collections.abc import Mapping, Sequence
 
 from swinunetr_jax.errors import InputError
 
-_ALIASES = {
-    "FLAIR": "flair t2flair t2wflair flairt2 t2f",
-    "T1": "t1 t1w t1n t1native t1pre t1weighted",
-    "T1ce": "t1ce t1c t1gd t1wgd t1post t1wpost t1wce t1contrast t1wcontrast t1ca t1km cet1 cet1w gdt1 gdt1w cegdt1w",
-    "T2": "t2 t2w t2weighted",
+# A name is read as MODIFIERS SEQUENCE MODIFIERS after case and punctuation are dropped. Longer words come first, since the first
+# alternative that fits is taken.
+_AGENT = "gadolinium|gadobutrol|gadovist|gadoterate|gadoteridol|dotarem|magnevist|prohance|omniscan|gado|gad|gd"
+_AGENT = f"(?:{_AGENT}|contrastagent|contrast|kontrast)"
+_NATIVE = rf"(?:pre|non|no|without|wo|un)(?:{_AGENT}|enhanced|ce)(?:enhanced|enhancement)?"
+_NATIVE += "|nonenhanced|unenhanced|noncontrasted|native|nativ|plain"
+_WITH_AGENT = rf"(?:post|with|w)?{_AGENT}(?:enhanced|enhancement|ed|agent)?"
+_CONTRAST = rf"{_WITH_AGENT}|{_AGENT}?(?:enhanced|enhancement)|postinjection|post|ce|km"
+_NO_TIME = rf"{_NATIVE}|{_WITH_AGENT}|ce"  # "post" may be after a treatment, too
+_SEQUENCES = {
+    "T1": (rf"{_NATIVE}|{_CONTRAST}", r"t1(?:weighted|wi|w)?", rf"{_NATIVE}|{_CONTRAST}|pre|ca|cm|c|n"),
+    "FLAIR": (_NO_TIME, r"(?:t2(?:weighted|wi|w)?)?flair(?:t2(?:weighted|wi|w)?)?|t2f", _NO_TIME),
+    "T2": (_NO_TIME, r"t2(?:weighted|wi|w)?", _NO_TIME),
 }
-_KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+_NOISE = r"(?:mri|mr|image|scan)?"
+_NAMES = {
+    name: re.compile(rf"{_NOISE}(?P<before>(?:{before})*)(?:{core})(?P<after>(?:{after})*){_NOISE}")
+    for name, (before, core, after) in _SEQUENCES.items()
+}
+_MODIFIER = re.compile(rf"(?P<native>{_NATIVE}|pre)|(?P<contrast>{_CONTRAST}|ca|cm|c)|(?P<plain>n)")
+_STRONG = re.compile(rf"{_WITH_AGENT}|postinjection|enhanced|ce|post")
+_AFTER_TREATMENT = re.compile(
+    r"op|operative|operation|surg.*|rt|radi.*|treat.*|therap.*|chemo.*|resect.*|biops.*|mortem|natal|ictal|\d+"
+)
 # The likeliest first.
 _LABELS = (
     "seg",
@@ -32,12 +49,37 @@ _LABELS = (
     "mask",
 )
 _NEITHER = {"brainmask"}
-_MOST_WORDS = 3  # ce-gd_T1w
+_MOST_WORDS = 5  # contrast_enhanced_T1_weighted, T1_without_contrast_agent
+# BIDS says who and when by two entities, and how an image was made by all others: sub-01_ses-2_acq-3d_ce-gadolinium_T1w.
+_BIDS_CASE = ("sub", "ses")
+_BIDS_HOW = (
+    "ce",
+    "acq",
+    "rec",
+    "desc",
+    "mod",
+    "label",
+    "space",
+    "res",
+    "run",
+    "dir",
+    "echo",
+    "part",
+    "inv",
+    "flip",
+    "hemi",
+    "den",
+)
+_BIDS = re.compile(r"(?:.*_)?sub-[a-zA-Z0-9]+(?:_.*)?|(?:ce|acq|rec|desc|run|space)-[a-zA-Z0-9]+_.*")
 
 
 def canonical_channel(name: str) -> str:
-    """'FLAIR', 'T1', 'T1ce' or 'T2' for any of their usual names, otherwise the name itself, stripped."""
-    return _KNOWN.get(_plain(name), name.strip())
+    """'FLAIR', 'T1', 'T1ce' or 'T2' for any of their usual names, otherwise the name itself, stripped.
+
+    T2 and FLAIR that are called contrast-enhanced are 'T2ce' and 'FLAIRce', which no network takes for T2 and FLAIR.
+    """
+    found = _sequence(_plain(name))
+    return found[0] if found else name.strip()
 
 
 def channel_key(name: str) -> str:
@@ -68,20 +110,29 @@ def stem(name: str) -> str:
 def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str, str | None, str]:
     """(prefix, role, word) of a file's name without ending: what its last words say it is.
 
-    The role is 'channel' (its canonical name is then the word), 'label', 'neither' (a brain mask), None if the name tells none.
-    `wanted` (channel_key → name) adds channels, and goes before labels: a network may take a mask as input.
+    The role is 'channel' (its canonical name is then the word), 'label', 'neither' (a brain mask), None if the name says none of
+    these. The prefix names the case: of a BIDS name it is the subject and the session. `wanted` (channel_key → name) adds channels, and
+    goes before labels: a network may take a mask as input.
     """
     wanted = wanted or {}
-    pieces = re.split(r"([-_. ]+)", name)  # words at even places, what separates them at odd ones
+    head, tail = _bids_parts(name)
+    pieces = re.split(r"([-_. ]+)", tail)  # words at even places, what separates them at odd ones
     for count in range(_MOST_WORDS, 0, -1):  # the most words first: T2_FLAIR is no FLAIR of a case called T2
         start = len(pieces) - 2 * count + 1
         if start < 0:
             continue
-        prefix, word = "".join(pieces[: max(start - 1, 0)]), "".join(pieces[start:])
-        if (key := channel_key(word)) in wanted:
+        before, word = "".join(pieces[: max(start - 1, 0)]), "".join(pieces[start:])
+        prefix = _case_prefix(head) if head else before
+        key, found = channel_key(word), _sequence(_plain(word))
+        if found:
+            sequence, said = found
+            if sequence == "FLAIR" and re.fullmatch(r"(.*[-_. ])?t1w?", before, re.IGNORECASE):
+                return name, None, ""  # T1_FLAIR is a T1-weighted image, and not what networks know as FLAIR
+            if not said and _contrast_before(head, before, time=sequence != "T1"):
+                sequence += "ce"
+            return prefix, "channel", wanted.get(_plain(sequence), sequence)
+        if key in wanted:
             return prefix, "channel", wanted[key]
-        if _plain(word) in _KNOWN:
-            return prefix, "channel", canonical_channel(word)
         if _plain(word) in _LABELS:
             return prefix, "label", word
         if _plain(word) in _NEITHER:
@@ -94,5 +145,77 @@ def label_rank(word: str) -> int:
     return _LABELS.index(_plain(word))
 
 
+def _sequence(plain: str) -> tuple[str, bool] | None:
+    """(canonical name, whether the name says something of contrast), for a name without case and punctuation.
+
+    None for what is none of the known sequences, and for contradictions.
+    """
+    for name, pattern in _NAMES.items():
+        if found := pattern.fullmatch(plain):
+            kinds = {m.lastgroup for part in ("before", "after") for m in _MODIFIER.finditer(found[part])}
+            if {"native", "contrast"} <= kinds:
+                return None
+            return f"{name}ce" if "contrast" in kinds else name, bool(kinds)
+    return None
+
+
+def _bids_parts(name: str) -> tuple[str, str]:
+    """(entities, suffix) of a BIDS name: sub-01_ce-gd_T1w is ('sub-01_ce-gd', 'T1w'). ('', name) of any other."""
+    if not _BIDS.fullmatch(name):
+        return "", name
+    parts = name.split("_")
+    last = max(place for place, part in enumerate(parts) if part.partition("-")[0] in _BIDS_CASE + _BIDS_HOW and "-" in part)
+    return "_".join(parts[: last + 1]), "_".join(parts[last + 1 :])
+
+
+def _case_prefix(head: str) -> str:
+    """What names the case in the entities of a BIDS name: the subject, the session, and what stands before them."""
+    parts = head.split("_")
+    subject = next((place for place, part in enumerate(parts) if part.startswith("sub-")), None)
+    if subject is None:
+        return ""
+    return "_".join([*parts[: subject + 1], *(part for part in parts[subject + 1 :] if part.startswith("ses-"))])
+
+
+def _contrast_before(head: str, before: str, *, time: bool) -> bool:
+    """Whether words before the sequence say contrast: sub-01_ce-gd_run-1_T1w, P1_gad_axial_T1, but not P1_no_gad_T1.
+
+    With `time` a bare "post" is a point in time; before a T1 it is taken for contrast.
+    """
+    said: set[str] = set()
+    for entity in head.split("_"):
+        key, _, value = entity.partition("-")
+        if key == "ce":
+            none = value.casefold() in ("", "none", "no", "without", "pre", "0", "false") or re.fullmatch(_NATIVE, _plain(value))
+            said.add("native" if none else "contrast")
+        elif key in _BIDS_HOW:
+            said |= {_said(word) for word in _bids_words(value)}
+    words = [word for word in re.split(r"[^a-z0-9]+", before.casefold()) if word]
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if not _STRONG.fullmatch(word) or (place == 0 and not head and re.search(r"\d", following)):
+            continue  # gad_001_T1 is of a patient of a study called gad
+        if word == "post" and (time or _AFTER_TREATMENT.fullmatch(following)):
+            continue
+        said.add("native" if place and words[place - 1] in ("pre", "non", "no", "without", "wo") else "contrast")
+    return "contrast" in said and "native" not in said
+
+
+def _bids_words(value: str) -> list[str]:
+    """The words of a BIDS value, which has no separators: postContrast, 3DGd, T1post, and the whole of it."""
+    return [_plain(value), *(_plain(word) for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", value))]
+
+
+def _said(word: str) -> str:
+    """'contrast', 'native', or nothing."""
+    for pattern, kind in ((_NATIVE, "native"), (_CONTRAST, "contrast")):
+        if re.fullmatch(pattern, word):
+            return kind
+    if not re.search(_AGENT, word) or len(word) < 4:
+        return ""
+    return "native" if re.search(rf"(?:pre|non|no|without){_AGENT}", word) else "contrast"
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
+    """Without case and punctuation; the star of T2* is a letter, for T2* is another sequence than T2."""
+    return re.sub(r"[\W_]+", "", name.casefold().replace("*", "star"))

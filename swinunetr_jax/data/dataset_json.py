@@ -9,6 +9,7 @@ from swinunetr_jax.data.channels import canonical_channel
 from swinunetr_jax.errors import InputError
 
 MAX_BYTES = 64 << 20
+MAX_LABEL = 255  # label maps are learned and written as uint8
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def channel_names(info: dict[str, Any], path: Path) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
         raise InputError(f'{path}: {key} is {names!r}, expected {{"0": name, "1": name, …}}; correct it.')
-    return tuple(canonical_channel(str(names[str(i)])) for i in range(len(names)))
+    return tuple(canonical_channel(_text(names[str(i)], key, path)) for i in range(len(names)))
 
 
 def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]] | None:
@@ -45,10 +46,17 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
     if labels is None:
         return None
     if isinstance(labels, dict):
+        for name, value in labels.items():
+            _text(name, "labels", path)
+            _text(value if isinstance(value, str) else "", "labels", path)
+        found = None
         if all(isinstance(v, str) and k.isdecimal() for k, v in labels.items()) and len(set(labels.values())) == len(labels):
-            return {name: int(value) for value, name in labels.items()}
-        if all(_is_label(v) or (isinstance(v, list) and v and all(map(_is_label, v))) for v in labels.values()):
-            return dict(labels)
+            found = {name: int(value) for value, name in labels.items()}
+        elif all(_is_label(v) or (isinstance(v, list) and v and all(map(_is_label, v))) for v in labels.values()):
+            found = dict(labels)
+        if found is not None:
+            _check_range(found, path)
+            return found
     raise InputError(f'{path}: labels is {labels!r}, expected {{"0": name}}, {{name: 1}} or {{name: [1, 2]}}; correct it.')
 
 
@@ -59,6 +67,7 @@ def regions_class_order(info: dict[str, Any], path: Path) -> tuple[int, ...] | N
         return None
     if not isinstance(order, list) or not all(map(_is_label, order)):
         raise InputError(f"{path}: regions_class_order is {order!r}, expected a list of label values; correct it.")
+    _check_range({"regions_class_order": order}, path)
     return tuple(order)
 
 
@@ -68,13 +77,36 @@ def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
     for text in entry if isinstance(entry, list) else [entry]:
         if not isinstance(text, str) or not text.strip() or "\0" in text:
             raise InputError(f"{where}: {text!r} is not a path, expected the path of an image below {root}; correct it.")
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: {text!r} has a character that no file name has; correct the path.") from error
         full = os.path.normpath(os.path.join(top, text))
         if full == top or os.path.commonpath([top, full]) != top:
             raise InputError(
-                f"{where}: the path {text!r} leads out of {root} and is refused; move the file or give another base folder."
+                f"{where}: the path {text!r} leads out of {root} and is refused; move the file or give another base folder (--base)."
             )
         found.append(root / os.path.relpath(full, top))
     return tuple(found)
+
+
+def _check_range(labels: dict[str, int | list[int]], path: Path) -> None:
+    for name, value in labels.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one > MAX_LABEL:
+                raise InputError(
+                    f"{path}: the label {name} is {one}, above {MAX_LABEL}, the largest that is learned; renumber it."
+                )
+
+
+def _text(value: Any, key: str, path: Path) -> str:
+    """`value` as text. Raises InputError for half of a character pair (a lone surrogate), which no file can hold."""
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: {key} has the name {text!r}, which is no text; correct it.") from error
+    return text
 
 
 def _is_label(value: Any) -> bool:
