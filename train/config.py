@@ -144,6 +144,8 @@ class Recipe:
 
     data: Path | None = None
     """The data set, in any layout that `swinunetr predict` reads."""
+    base: Path | None = None
+    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
     out: Path = Path("runs/latest")
     """Folder of the run."""
     kind: Literal["phantom", "brats", "labels"]
@@ -162,6 +164,11 @@ class Recipe:
     """How many folds to draw where the data set has none."""
     fold_seed: int = 0
     """Seed of drawing the folds, so that runs with other seeds validate on the same cases."""
+    splits: Path | None = None
+    """nnU-Net's splits_final.json with the folds, by default the one that belongs to the data set, if there is one."""
+    patient: str | None = None
+    """Regular expression that finds the patient in a case's name, by its first group or the whole match: '(P[0-9]+)_'. Cases of one patient
+    stay in one fold; by default BIDS, BraTS and the usual PATIENT_VISIT names are known."""
     roi: tuple[int, int, int] | None = None
     """Training crop and window, multiples of 32; by default fitted to the scans."""
     channels: tuple[str, ...] = ()
@@ -245,7 +252,9 @@ class Recipe:
 
     def absolute(self) -> "Recipe":
         """The same with whole paths, so that a run can be gone on with from anywhere."""
-        paths = {name: getattr(self, name) and getattr(self, name).absolute() for name in ("data", "cache", "out")}
+        paths = {
+            name: getattr(self, name) and getattr(self, name).absolute() for name in ("data", "base", "splits", "cache", "out")
+        }
         checkpoint = self.init.checkpoint and self.init.checkpoint.absolute()
         return dataclasses.replace(self, **paths, init=dataclasses.replace(self.init, checkpoint=checkpoint))
 
@@ -278,7 +287,7 @@ def _plain(value: Any) -> Any:
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
     parts = {"network": Network, "optim": Optim, "loss": Loss, "augment": Augment, "validation": Validation, "init": Init}
     parts |= {"devices": Devices, "phantom": Phantom}
-    paths = {"data", "out", "cache", "checkpoint"}
+    paths = {"data", "base", "splits", "out", "cache", "checkpoint"}
     fields = {}
     for name, value in values.items():
         if kind is Recipe and name in parts:

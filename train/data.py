@@ -14,13 +14,17 @@ from tqdm import tqdm
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.console import literal, say
 from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.cases import Case, Dataset
-from swinunetr_jax.data.folds import fold_split, with_folds
+from swinunetr_jax.data.dataset_json import MAX_LABEL
+from swinunetr_jax.data.entries import some
+from swinunetr_jax.data.folds import find_splits, fold_split, unlabelled, with_folds
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
+from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
 from train import processes
 from train.config import Recipe
@@ -53,8 +57,10 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     train, validation = fold_split(folded(recipe, dataset), recipe.fold)
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
+    _say_unused(dataset)
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
-        raise InputError("no case can be used for training:", *(f"{case.name}: {case.problem}" for case in chosen))
+        lines = problem_lines([(case.name, case.problem) for case in chosen])
+        raise InputError("no case can be used for training:", *lines)
     channels, count = _channels(recipe, dataset, chosen)
     task = _task(recipe, dataset, chosen, channels)
     cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
@@ -78,7 +84,7 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
     if recipe.kind != "phantom":
         if recipe.data is None:
             raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
-        return find_cases(recipe.data, channels=recipe.channels or None)
+        return find_cases(recipe.data, channels=recipe.channels or None, base=recipe.base)
     folder = recipe.data or run / "data"
     if processes.is_leader():  # the others would look while it is being made
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantom.json").exists():
@@ -93,8 +99,34 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
 
 
 def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
-    """The cases with their folds; as they are where the data set's own validation list is asked for."""
-    return dataset.cases if recipe.fold is None else with_folds(dataset.cases, folds=recipe.folds, seed=recipe.fold_seed)
+    """The cases with their folds; as they are where the data set's own validation list is asked for. Says where folds come from."""
+    if recipe.fold is None:
+        return dataset.cases
+    splits = recipe.splits or find_splits(dataset.root, _tell)
+    if splits is not recipe.splits and any(case.fold is not None for case in dataset.cases):
+        _tell(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
+        splits = None
+    options = {"folds": recipe.folds, "seed": recipe.fold_seed, "patient": recipe.patient, "splits": splits}
+    return with_folds(dataset.cases, **options, tell=_tell)
+
+
+def _say_unused(dataset: Dataset) -> None:
+    """Says which entries of the data set are not trained on, and why."""
+    for text in (dataset.ignored, *dataset.warnings):
+        if text:
+            _tell(text)
+    unused = [case for case in dataset.cases if case.problem and case.split == "test" and not case.images]
+    for text in problem_lines([(case.name, case.problem) for case in unused]):
+        _tell(f"warning: not trained on: {text}")
+    if without := unlabelled(dataset):
+        names = some(case.name for case in without)
+        of = len([case for case in dataset.cases if case.images])
+        _tell(f"warning: {len(without)} of {of} scans have no label map and are not trained on: {names}")
+
+
+def _tell(text: str) -> None:
+    if processes.is_leader():
+        say(literal(text))
 
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
@@ -167,9 +199,11 @@ def _values(cases: Sequence[Case]) -> list[int]:
     values: set[int] = set()
     for case in cases:
         try:
-            values.update(np.unique(read_labels(case.label).array).tolist())
+            found = np.unique(read_labels(case.label).array)
         except InputError:
-            continue  # told with all other faults when the cases are prepared
+            continue  # it is named with all other faults when the cases are prepared
+        if found[-1] <= MAX_LABEL:  # else it is named then, too
+            values.update(found.tolist())
     if not values - {0}:
         raise InputError(
             "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from swinunetr_jax import InputError
+from swinunetr_jax.data.folds import fold_numbers
 from train import processes
 from train.config import Recipe
 from train.data import find_dataset, folded
@@ -30,7 +31,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     processes.barrier("the folder was looked at")
     if processes.is_leader():
         write_description(out, {"recipe": recipe.to_dict()})
-    names = sorted({case.fold for case in cases} - {None})
+    names = fold_numbers(cases)
     for fold in names:
         run = out / f"fold{fold}"
         if processes.is_leader():

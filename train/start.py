@@ -24,7 +24,7 @@ from train.validation import CONVENTION
 
 DESCRIPTION = "run.json"
 # What may change when a run goes on: it changes no number, or, as devices do, none beyond rounding.
-FREE = ("data", "cache", "out", "workers", "keep", "save_every", "devices")
+FREE = ("data", "base", "splits", "cache", "out", "workers", "keep", "save_every", "devices")
 
 
 @dataclass
@@ -66,7 +66,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     if before is not None and before.get("cases", cases.names) != cases.names:
         raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     steps = recipe.total_steps(len(cases.train))
-    told = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "cache", "out")}
+    told = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "base", "splits", "cache", "out")}
     processes.check_same([told, cases.names, cases.task.to_dict(), steps], "cases or options")
     weights = None
     if taken_up:

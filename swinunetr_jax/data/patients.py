@@ -22,11 +22,14 @@ _STATED = (
     re.compile(r"(.*BraTS20\d*(?:_(?:Training|Validation|Testing))?_\d+)", re.IGNORECASE),
     re.compile(r"(.*UPENN-GBM-\d+)_\d+", re.IGNORECASE),
 )
-_LONG = "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
+_LONG = (
+    "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
+)
 _LONG += "|crop|copy|date"
 # P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101; the patient's part has a digit, since CT_scan_1 is of none.
 _VISIT = re.compile(
-    rf"(?P<patient>.*\d.*?)[-_. ](?:(?:{_LONG})[-_. ]?\d+|[vtwmdy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)(?:[-_. ].*)?", re.IGNORECASE
+    rf"(?P<patient>.*\d.*?)[-_. ](?:(?:{_LONG})[-_. ]?\d+|[vtwmdy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)(?:[-_. ].*)?",
+    re.IGNORECASE,
 )
 _NAMED_VISIT = re.compile(r"(?P<patient>.+?)[-_. ](?:session|ses|visit|timepoint|tp)[-_. ]?\w+", re.IGNORECASE)
 _STATE = re.compile(
@@ -131,8 +134,11 @@ def _counted_visits(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if match := _DIGITS.fullmatch(name):
             series[match["text"], len(match["digits"])].append((name, match["digits"]))
+    widths = Counter(match["text"] for name in names if (match := re.fullmatch(r"(?P<text>.*?)\d+", name)))
     of: dict[str, str] = {}
     for (text, width), members in series.items():
+        if widths[text] > len(members):  # liver_9, liver_10, liver_100: counted without zeros in front
+            continue
         for last in (2, 1):
             if last >= width:
                 continue
