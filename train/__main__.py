@@ -150,7 +150,7 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     if module.RECIPE.kind == "phantom":
         default = PhantomCommand(module.RECIPE, phantom=module.RECIPE.phantom)
     command = command_line.parse(type(default), rest, prog=f"python -m train {name}", description=about, default=default)
-    recipe = command.recipe
+    recipe = dataclasses.replace(command.recipe, name=name)
     if isinstance(command, PhantomCommand):
         recipe = dataclasses.replace(recipe, phantom=command.phantom)
     recipe.check()

@@ -142,6 +142,8 @@ class Phantom:
 class Recipe:
     """One training run."""
 
+    name: Suppress[str] = ""
+    """Name of the recipe, which the command line fills in, for the report."""
     data: Path | None = None
     """The data set, in any layout that `swinunetr predict` reads."""
     base: Path | None = None

@@ -58,7 +58,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> float:
         finally:
             run.log.close()
         if leads:
-            write_report(run.folder, run.log.rows)
+            _report(run)
             _farewell(run)
         return run.progress.best_score or 0.0
 
@@ -208,6 +208,14 @@ def _draw(run: Run, scores: Scores, better: bool) -> None:
             draw(run.folder / name)
         except Exception as error:
             run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")
+
+
+def _report(run: Run) -> None:
+    """Writes the report, which ends no run that it cannot describe."""
+    try:
+        write_report(run.folder, run.log.rows)
+    except Exception as error:
+        console.warn(f"report.html was not written ({console.literal(error) or type(error).__name__}); the network is complete.")
 
 
 def _farewell(run: Run) -> None:

@@ -43,11 +43,11 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
     if looks:
         at, names, lines = [row["step"] for row in looks], list(looks[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):
-            lines += right.plot(at, [row["dice"][name] for row in looks], ".-", color=colour)
-        lines += right.plot(at, [row["score"] for row in looks], "k.-", linewidth=2)
-        best = max(looks, key=lambda row: row["score"] if np.isfinite(row["score"]) else -1)
-        right.plot(best["step"], best["score"], "k*", markersize=14)
-        right.set_title(f"best {best['score']:.4f} at step {best['step']}", fontsize=10)
+            lines += right.plot(at, [_number(row["dice"][name]) for row in looks], ".-", color=colour)
+        lines += right.plot(at, [_number(row["score"]) for row in looks], "k.-", linewidth=2)
+        best = max(looks, key=lambda row: _number(row["score"]) if np.isfinite(_number(row["score"])) else -1)
+        right.plot(best["step"], _number(best["score"]), "k*", markersize=14)
+        right.set_title(f"best {_number(best['score']):.4f} at step {best['step']}", fontsize=10)
         add_legend(right, lines, [*names, "mean"], loc="best", frameon=False, fontsize=8, ncols=1 + len(names) // 8)
     right.set(xlabel="step", ylabel="validation Dice", xlim=(0, total), ylim=(0, 1))
     for axis in (left, right):
@@ -94,6 +94,11 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{named[value]} ({value})" for value in colours]
     add_legend(figure, handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
     return figure
+
+
+def _number(value: float | None) -> float:
+    """A score of the log, which holds null where there is none."""
+    return np.nan if value is None else value
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -3,28 +3,46 @@
 import base64
 import html
 import json
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinunetr_jax import console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
+from train.start import read_description
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; } td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd; }
+h1 { font-size: 1.5em; overflow-wrap: anywhere; } h2 { font-size: 1.15em; margin-top: 2em; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; }
+td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; } tr.mean td { font-weight: bold; }
 img { max-width: 100%; } pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 12.5px; } .note { color: #666; }
 """
+SYNTHETIC = (
+    "The patients of this run are synthetic: a program made the heads and their tumours. Its scores show that training works, and say "
+    "nothing about scans of patients."
+)
 
 
 def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Writes the report from the log's rows and the pictures in the run's folder."""
-    about = json.loads((run / "run.json").read_text())
+    """Writes the report from the log's rows and the pictures in the run's folder.
+
+    Raises:
+        InputError: the description of the run cannot be read.
+        OSError: the report cannot be written.
+    """
+    about = read_description(run)
     looks = [row for row in rows if row["kind"] == "validation"]
-    best = max(looks, key=lambda row: row["score"] if row["score"] == row["score"] else -1.0) if looks else None
+    best = max(looks, key=lambda row: _rank(row["score"])) if looks else None
     steps = [row for row in rows if row["kind"] == "step"]
-    parts = [f"<h1>{html.escape(run.resolve().name)}</h1>", _summary(about, steps, best)]
+    recipe = about["recipe"]
+    title = f"{run.resolve().name}: recipe {recipe.get('name') or recipe['kind']}, Swin UNETR"
+    parts = [f"<h1>{_text(title)}</h1>", _summary(about, steps, best)]
+    if recipe["kind"] == "phantom":
+        parts.append(f"<p><b>{SYNTHETIC}</b></p>")
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:
         parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, about["convention"])]
@@ -32,43 +50,62 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     parts.append("<h2>Configuration</h2>")
     for part in about["parts"]:
         versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
-        parts.append(f"<p>From step {part['after_step']}: {html.escape(versions)}; {html.escape(part['device'])}</p>")
+        parts.append(f"<p>From step {part['after_step']}: {_text(versions)}; {_text(part['device'])}</p>")
     for name in ("recipe", "network", "task"):
         parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(about[name], indent=1))}</pre></details>")
-    text = "\n".join(
-        ["<!doctype html>", '<meta charset="utf-8">', f"<style>{STYLE}</style>", "<title>Swin UNETR</title>", *parts]
-    )
+    head = [
+        "<!doctype html>",
+        '<html lang="en">',
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(title)}</title>",
+        f"<style>{STYLE}</style>",
+    ]
     path = run / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, "\n".join([*head, *parts, "</html>", ""]))
     return path
 
 
 def _summary(about: dict[str, Any], steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
-    score = f"best validation Dice <b>{best['score']:.4f}</b> at step {best['step']}" if best else "no validation"
+    score = f"Best validation Dice <b>{_score(best['score'], 4)}</b> at step {best['step']}" if best else "No validation"
     after = [row["seconds"] for row in steps[1:]] or [0.0]
     count = {name: len(cases) for name, cases in about["cases"].items()}
     return (
         f"<p>{score}; {len(steps)} of {about['steps']} steps, {sorted(after)[len(after) // 2]:.2f} s each (median), "
-        f"{count['train']} training and {count['validation']} validation cases.</p>"
+        f"{count['train']} training and {count['validation']} validation cases. "
+        f"Written on {time.strftime('%Y-%m-%d at %H:%M %Z')}.</p>"
     )
 
 
 def _table(best: dict[str, Any], convention: str) -> str:
     names = list(best["dice"])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("case", *names, "mean"))
+    head = "".join(f"<th>{_text(name)}</th>" for name in ("case", *names, "mean"))
     rows = []
     for case, dice in sorted(best["cases"].items()):
-        cells = "".join(f"<td>{dice[name]:.3f}</td>" for name in names)
-        rows.append(f"<tr><td>{html.escape(case)}</td>{cells}<td>{sum(dice.values()) / len(dice):.3f}</td></tr>")
-    means = "".join(f"<td>{best['dice'][name]:.3f}</td>" for name in names)
-    rows.append(f'<tr class="mean"><td>mean</td>{means}<td>{best["score"]:.3f}</td></tr>')
-    note = f'<p class="note">Dice, convention {html.escape(CONVENTIONS[f"dice_{convention}"])}.</p>'
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>{note}"
+        values = [dice[name] for name in names]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        values.append(sum(finite) / len(finite) if finite else None)
+        rows.append(f"<tr><td>{_text(case)}</td>{''.join(f'<td>{_score(value)}</td>' for value in values)}</tr>")
+    means = "".join(f"<td>{_score(value)}</td>" for value in (*(best["dice"][name] for name in names), best["score"]))
+    rows.append(f'<tr class="mean"><td>mean</td>{means}</tr>')
+    note = f'<p class="note">Dice, convention {_text(CONVENTIONS[f"dice_{convention}"])}.</p>'
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
+
+
+def _rank(score: float | None) -> float:
+    return score if score is not None and math.isfinite(score) else -1.0
+
+
+def _score(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _text(text: object) -> str:
+    """Text from data for HTML, as it is."""
+    return html.escape(console.literal(text))
 
 
 def _image(path: Path) -> str:
-    if not path.exists():
-        return ""
+    if not files.exists(path):
+        return '<p class="note">This picture was not drawn.</p>'
     return f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
