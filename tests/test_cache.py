@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from swinunetr_jax.data import cache
+from swinunetr_jax import files
+from swinunetr_jax.data import cache, cache_entry
 from swinunetr_jax.data.cache import prepare_training_cases
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.errors import InputError
@@ -111,10 +112,12 @@ def test_finished_cases_are_skipped(tmp_path, made, monkeypatch):
     cases = [write_case(tmp_path / "data", name, seed) for seed, name in enumerate("abc")]
     first = prepare(cases[:2], tmp_path / "cache")
     assert sorted(made) == ["a", "b"]
-    monkeypatch.setattr(cache.hashlib, "file_digest", None)  # neither read nor hashed again
+    hashed = []
+    digest_of_file = files.digest_of_file
+    monkeypatch.setattr(files, "digest_of_file", lambda path: hashed.append(path) or digest_of_file(path))
     again = prepare(cases[1::-1], tmp_path / "cache")
     assert [p.name for p in again] == ["b", "a"] and again[1].path == first[0].path and sorted(made) == ["a", "b"]
-    monkeypatch.undo()
+    assert sorted(hashed) == sorted(path for p in first for path in (p.image_path, p.label_path))  # and no source
 
 
 def test_a_touched_file_is_hashed_and_a_changed_one_read(tmp_path, made):
@@ -126,9 +129,8 @@ def test_a_touched_file_is_hashed_and_a_changed_one_read(tmp_path, made):
     assert json.loads(same.path.read_text())["sources"][0]["modified_ns"] == 1
     write_case(tmp_path / "data", seed=1)
     (changed,) = prepare([case], tmp_path / "cache")
-    assert made == ["a", "a"] and changed.image_path != first.image_path
-    assert not first.image_path.exists() and not first.label_path.exists()
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert made == ["a", "a"] and changed.image_path != first.image_path and changed.path == first.path
+    assert first.image.any() and first.label.any()  # this process may still use them
 
 
 def test_other_settings_are_another_entry(tmp_path, made):
@@ -144,20 +146,173 @@ def test_other_settings_are_another_entry(tmp_path, made):
     assert len(made) == 4
 
 
-@pytest.mark.parametrize("damage", ["image", "label", "truncated", "json", "empty", "foreign"])
-def test_what_is_missing_or_cut_short_is_made_again(tmp_path, made, damage):
+@pytest.mark.fault("2.4")
+@pytest.mark.parametrize(
+    "damage", ["image", "label", "truncated", "flipped", "label flipped", "json", "empty", "foreign", "nested"]
+)
+def test_what_is_missing_or_damaged_is_said_and_made_again(tmp_path, made, damage):
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
-    content = first.image_path.read_bytes()
+    content, entry = first.image_path.read_bytes(), first.path.read_bytes()
     if damage == "truncated":
         first.image_path.write_bytes(content[:-1])
-    elif damage in ("empty", "foreign"):
-        first.path.write_text({"empty": "", "foreign": '{"key": 1}'}[damage])
+    elif damage in ("flipped", "label flipped"):
+        flip_a_bit(first.image_path if damage == "flipped" else first.label_path, -20)
+    elif damage in ("empty", "foreign", "nested"):
+        first.path.write_text({"empty": "", "foreign": '{"key": 1}', "nested": "[" * 100_000}[damage])
     else:
         {"image": first.image_path, "label": first.label_path, "json": first.path}[damage].unlink()
-    (again,) = prepare([case], tmp_path / "cache")
-    assert made == ["a", "a"] and again.image_path.read_bytes() == content
-    np.testing.assert_array_equal(again.label, first.label)
+    said = []
+    (again,) = prepare([case], tmp_path / "cache", warn=said.append)
+    assert made == ["a", "a"] and again.image_path.read_bytes() == content and again.path.read_bytes() == entry
+    if damage == "json":
+        assert said == []
+    else:
+        assert (
+            len(said) == 1
+            and said[0].startswith("a: ")
+            and said[0].endswith("the case is prepared again.")
+            and "\n" not in said[0]
+        )
+    prepare([case], tmp_path / "cache", warn=said.append)
+    assert made == ["a", "a"] and len(said) == (damage != "json")
+
+
+def flip_a_bit(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+WRONG_NUMBERS = {
+    "a mean that no image has": {"mean": [1e300, 1.0]},
+    "another mean": {"mean": [1.0, 1.0]},
+    "means of too few channels": {"mean": [1.0]},
+    "a deviation of zero": {"deviation": [0.0, 1.0]},
+    "a negative deviation": {"deviation": [-1.0, 1.0]},
+    "a box that ends before it starts": {"box": [[7, 2], [1, 6], [2, 5]]},
+    "a box outside the scan": {"box": [[2, 70], [1, 6], [2, 5]]},
+    "a box of another size than the arrays": {"box": [[2, 6], [1, 6], [2, 5]]},
+    "a shape of no voxels": {"shape": [9, 8, 0]},
+    "a shape beyond all numbers": {"shape": [9, 8, 10**30]},
+    "a foreground outside the box": {"foreground": [[0, 50], [0, 5], [0, 3]]},
+    "a label that the task does not have": {"labels": [0, 200]},
+    "an affine of three rows": {"affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
+    "an affine without a direction": {"affine": [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]},
+    "text for a mean": {"mean": "much"},
+    "nothing for a box": {"box": None},
+    "an array elsewhere": {"image": {"file": "../image.npy", "sha256": ""}},
+    "the label map for the image": {"image": "label"},
+    "numbers for notes": {"notes": [1]},
+}
+
+
+@pytest.mark.fault("2.4")
+def test_wrong_numbers_in_an_entry_are_never_used(tmp_path, made):
+    """Not even where the entry's digest is that of the wrong numbers; a mean that could be one is noticed by the digest alone."""
+    case = write_case(tmp_path / "data")
+    (first,) = prepare([case], tmp_path / "cache")
+    whole = json.loads(first.path.read_text())
+    said = []
+    for count, (what, fields) in enumerate(WRONG_NUMBERS.items(), 1):
+        fields = {key: whole["label"] if value == "label" else value for key, value in fields.items()}
+        entry = whole | fields
+        if what != "another mean":
+            entry["digest"] = files.digest_of_json({key: value for key, value in entry.items() if key != "digest"})
+        first.path.write_text(json.dumps(entry))
+        (again,) = prepare([case], tmp_path / "cache", warn=said.append)
+        assert len(made) == 1 + count and len(said) == count, what
+        assert json.loads(first.path.read_text()) == whole and (again.statistics[0] == first.statistics[0]).all(), what
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """A function that begins another training, as in a process of its own, and one that ends all that began."""
+    begun = []
+
+    def begin():
+        begun.append({})
+        monkeypatch.setattr(cache_entry, "_users", begun[-1])
+
+    def end():
+        for handle in [handle for users in begun for handle in users.values()]:
+            os.close(handle)
+        begun.clear()
+
+    yield begin, end
+    end()
+
+
+@pytest.mark.fault("2.2")
+@pytest.mark.parametrize("where", ["two", "one"])
+def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, trainings, where):
+    """Cases of equal names, in another data set or in the same one after its files changed."""
+    begin, end = trainings
+    begin()
+    (first,) = prepare([write_case(tmp_path / "one")], tmp_path / "cache")
+    for _ in range(2):
+        begin()
+        (second,) = prepare([write_case(tmp_path / where, seed=1)], tmp_path / "cache")
+    image = np.array(first.image)
+    assert second.image_path != first.image_path and (second.path == first.path) == (where == "one")
+    assert second.image.any() and first.label.any() and len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 5)
+    end()
+    begin()  # one that is alone removes the arrays that no entry names
+    (third,) = prepare([write_case(tmp_path / where, seed=1)], tmp_path / "cache")
+    assert len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 3) and (third.image == second.image).all()
+    assert where == "one" or (np.array(first.image) == image).all()
+
+
+@pytest.mark.fault("2.4")
+def test_a_cache_of_an_older_version_is_made_again_with_one_sentence(tmp_path, made):
+    cases = [write_case(tmp_path / "data", name, seed) for seed, name in enumerate("ab")]
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in "ab":
+        arrays = {f"{name}-{'0' * 16}-{kind}.npy": 3 for kind in ("image", "label")}
+        for array in arrays:
+            (folder / array).write_bytes(b"old")
+        entry = {"name": name, "key": "0" * 64, "settings": {"version": 1}, "files": arrays, "sources": []}
+        (folder / f"{name}-{'1' * 12}.json").write_text(json.dumps(entry))
+    kept = {"notes.json": "{}", "mine-0123456789abcdef.json": '{"settings": {"version": 1}}', "scan-image.npy": "mine"}
+    for name, text in kept.items():
+        (folder / name).write_text(text)
+    said = []
+    prepare(cases, folder, warn=said.append)
+    assert len(said) == 1 and "an older version of swinunetr_jax (2) cannot be used" in said[0] and sorted(made) == ["a", "b"]
+    assert len(os.listdir(folder)) == 6 + len(kept) and kept.keys() <= set(os.listdir(folder))
+
+
+@pytest.mark.fault("2.6")
+def test_what_a_killed_preparation_wrote_is_removed_by_the_next(tmp_path, monkeypatch):
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: process.pid)
+        ended = files._temporary_name("a-image.npy", "")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ended).write_bytes(b"half")
+    prepare([write_case(tmp_path / "data")], tmp_path / "cache")
+    assert not (tmp_path / "cache" / ended).exists() and len(os.listdir(tmp_path / "cache")) == 3
+
+
+@pytest.mark.fault("3.5")
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "loop"], ids=ascii)
+def test_sources_and_folders_that_no_file_can_be_are_refused(tmp_path, name):
+    case = write_case(tmp_path / "data")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="cannot be made"):
+        prepare([case], tmp_path / name)
+    with pytest.raises(InputError, match=r"a: .*cannot be read"):
+        prepare([Case("a", (tmp_path / name,), None, case.label)], tmp_path / "cache")
+
+
+def test_a_file_name_that_is_no_utf8(tmp_path, made):
+    case = write_case(tmp_path / os.fsdecode(b"caf\xe9"))
+    said = []
+    for _ in range(2):
+        prepare([case], tmp_path / "cache", warn=said.append)
+    assert made == ["a"] and said == []
 
 
 def test_every_faulty_case_is_listed(tmp_path):

@@ -1,7 +1,6 @@
 """The phantom: always the same, the same head on every grid, contrasts as in MRI, and a folder that is BraTS' in all readers' eyes."""
 
 import ast
-import json
 import sys
 from pathlib import Path
 
@@ -280,17 +279,36 @@ def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with refused(tmp_path, "notes.txt"):
         write_phantom(tmp_path, cases=1, size=TINY)
-    (tmp_path / "phantom.json").write_text("{")
+    (tmp_path / "phantom.json").symlink_to("nothing")
     with refused("phantom.json", "cannot be read"):
         write_phantom(tmp_path, cases=1, size=TINY)
-    (tmp_path / "phantom.json").write_text(json.dumps([1]))
-    with refused(tmp_path, "[1]"):
+    (tmp_path / "phantom.json").unlink()
+    for name in ("notes.txt", "notes.txt/deeper", "a" * 300, "a\0b"):
+        with refused(name, "cannot be made"):
+            write_phantom(tmp_path / name, cases=1, size=TINY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
+
+
+RECORDS = (
+    "",
+    "{",
+    "[1]",
+    "null",
+    "[" * 100_000,
+    '{"recipe": 1}',
+    '{"recipe": 1, "size": 3, "seed": 0, "et_label": 4}',
+    '{"recipe": 1, "size": [NaN], "seed": 0, "et_label": 4}',
+    '{"recipe": 1, "size": [1], "seed": "\\ud800", "et_label": 4}',
+)
+
+
+@pytest.mark.fault("3.3")
+@pytest.mark.parametrize("record", RECORDS, ids=lambda text: text[:40])
+def test_a_damaged_record_is_refused_in_a_sentence(tmp_path, record):
+    (tmp_path / "phantom.json").write_text(record)
+    with refused("phantom.json", "give another folder, or delete this one"):
         write_phantom(tmp_path, cases=1, size=TINY)
-    with refused("notes.txt", "cannot be written"):
-        write_phantom(tmp_path / "notes.txt", cases=1, size=TINY)
-    with refused("notes.txt", "cannot be written"):
-        write_phantom(tmp_path / "notes.txt" / "deeper", cases=1, size=TINY)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "phantom.json"]
+    assert (tmp_path / "phantom.json").read_text() == record
 
 
 @pytest.mark.parametrize("module", ["phantom", "phantom_anatomy", "phantom_images", "phantom_lesion", "phantom_shapes"])
@@ -299,4 +317,4 @@ def test_needs_no_jax(module):
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {n for node in imports for n in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])}
     others = {name for name in names if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "scipy", "nibabel"}}
-    assert all(name == "swinunetr_jax.errors" or name.startswith("swinunetr_jax.data") for name in others)
+    assert all(name in ("swinunetr_jax", "swinunetr_jax.errors") or name.startswith("swinunetr_jax.data") for name in others)

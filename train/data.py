@@ -71,7 +71,8 @@ def gather(recipe: Recipe, run: Path) -> Cases:
                 prepare_training_cases(own, task, cache, **form, progress=progress)
             processes.barrier("cases are prepared")
         try:
-            prepared = prepare_training_cases(chosen, task, cache, **form, progress=progress)
+            alone = not processes.several()  # else each case was verified above, by one of them
+            prepared = prepare_training_cases(chosen, task, cache, **form, verify=alone, progress=progress)
         except InputError as error:
             raise InputError(*error.args, f"All that is wrong with the data set: swinunetr validate {dataset.root}") from error
     if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together

@@ -1,27 +1,28 @@
 """Training cases, read once and kept as plain arrays that are memory-mapped ever after.
 
-FOLDER/NAME-SETTINGS.json            written last: where there is one, the case is complete
+FOLDER/NAME-SOURCES.json             written last: where there is one, the case is complete
 FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, its intensities as in the files
 FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
 
-KEY is a digest of the files' content and of the settings. A file is hashed again only where its path, size or time of change is
-not what the JSON says. Everything appears under its name in one step, and equal input gives equal bytes, so that processes that
-prepare the same case at once do no harm.
+SOURCES is a digest of the files' paths and of the settings, so cases of equal names in several data sets do not meet. KEY is a
+digest of the files' content and of the settings. A file is hashed again only where its path, size or time of change is not what
+the JSON says; the arrays are hashed at each start. Everything appears under its name in one step, equal input gives equal bytes,
+and nothing is removed while another process uses the folder, so trainings that share one do no harm.
 """
 
 import hashlib
-import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from swinunetr_jax import console, files
+from swinunetr_jax.data.cache_entry import VERSION, Array, Entry, Source, check_arrays, enter, read_entry, write_entry
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.example import Box, Example, bounding_box, foreground, slices
 from swinunetr_jax.data.intensity import nonzero_statistics
@@ -29,11 +30,9 @@ from swinunetr_jax.data.read_case import read_case, read_case_label
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
-VERSION = 2  # of what is stored; another one makes everything stale
 DTYPES = ("float32", "float16")
 THREADS = 4  # decompression runs beside other threads; each holds a whole case in memory
 Progress = Callable[[int, int], None]
-_FIELDS = {"key", "files", "sources", "box", "shape", "affine", "above", "foreground", "mean", "deviation", "notes"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +85,20 @@ def prepare_training_cases(
     *,
     in_channels: int,
     dtype: str = "float32",
+    verify: bool = True,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = console.warn,
 ) -> list[PreparedCase]:
     """Reads every case that the cache does not hold, and returns all in the order given.
 
+    The arrays of the others are read once to compare their digests; a case whose entry or array is damaged is read again.
+
     Args:
-        folder: of the cache, made if need be; several data sets and tasks may share one.
+        folder: of the cache, made if need be; several data sets, tasks and processes may share one.
         dtype: of the stored image; "float16" takes half the space and keeps three digits.
+        verify: False leaves out the comparison of digests, for a caller who has just made it.
         progress: called with cases done and cases in all.
+        warn: called with a sentence for each damaged entry, and for a cache of an older version.
 
     Raises:
         InputError: some cases are unsound, and then all of them are named, one a line; or the folder cannot be written.
@@ -104,7 +109,7 @@ def prepare_training_cases(
     names = [case.name for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several cases are called {', '.join(twice)}; give each a name of its own.")
-    store = _Store(folder, task, in_channels, dtype)
+    store = _Store(folder, task, in_channels, dtype, verify, warn)
     done: dict[int, PreparedCase] = {}
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -118,7 +123,7 @@ def prepare_training_cases(
                 if progress:
                     progress(count, len(cases))
         except OSError as error:  # reading gives InputError: the cache cannot be written, and the next case will not do better
-            raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give a folder with space.") from error
+            raise InputError(f"{folder}: cannot be written ({files.reason(error)}); give a folder with space.") from error
         finally:
             pool.shutdown(cancel_futures=True)
     if faults:
@@ -130,12 +135,12 @@ def prepare_training_cases(
 class _Store:
     """The cache of one task in a folder."""
 
-    def __init__(self, folder: Path, task: Task, in_channels: int, dtype: str):
+    def __init__(self, folder: Path, task: Task, in_channels: int, dtype: str, verify: bool, warn: Callable[[str], None]):
         self.folder, self.task, self.in_channels, self.dtype = folder, task, in_channels, np.dtype(dtype)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror or error}); give a folder with write access.") from error
+        self.verify, self.warn = verify, warn
+        files.make_folder(folder)
+        if old := enter(folder):
+            warn(old)
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
         self.above = task.window[0] if task.window else 0.0
         # what else the arrays depend on: labels are checked against the outputs, and the foreground is measured
@@ -143,31 +148,38 @@ class _Store:
         self.settings = {"version": VERSION, "task": values, "in_channels": in_channels, "dtype": dtype}
 
     def prepared(self, case: Case) -> PreparedCase:
-        """From the cache if it is there, else made now. OSError only from writing."""
+        """From the cache if it is there and sound, else made now. OSError only from writing."""
         if case.problem:
             raise InputError(case.problem)
-        files = [*case.images, *([case.label] if case.label else [])]
-        path = self.folder / f"{_file_name(case.name)}-{_digest([case.name, self.settings])[:12]}.json"
-        entry = _read_entry(path)
-        sources = [_source(file, entry) for file in files]
-        key = _digest([case.channels, self.settings, *(source["sha256"] for source in sources)])
-        if entry is None or entry["key"] != key or not self._complete(entry):
-            stale, entry = entry, self._make(case, key)
-            entry["sources"] = sources
-            _write(path, lambda file: file.write(json.dumps(entry, indent=1).encode()))
-            if stale is not None and stale["key"] != key:
-                for array in stale["files"]:
-                    (self.folder / Path(array).name).unlink(missing_ok=True)
-        elif entry["sources"] != sources:
-            entry["sources"] = sources
-            _write(path, lambda file: file.write(json.dumps(entry, indent=1).encode()))
-        return _from_entry(case.name, path, entry)
+        paths = [*case.images, *([case.label] if case.label else [])]
+        try:
+            resolved = [os.path.realpath(path) for path in paths]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{paths[0]}: cannot be read ({files.reason(error)}); give an existing file.") from error
+        identity = files.digest_of_json([case.name, case.channels, self.settings, resolved])
+        path = self.folder / f"{_file_name(case.name)}-{identity[:16]}.json"
+        entry = self._checked(case, path, read_entry, self.dtype, self.in_channels, self.known)
+        sources = [_source(file, entry) for file in paths]
+        key = files.digest_of_json([case.channels, self.settings, *(source["sha256"] for source in sources)])
+        if entry is not None and entry["key"] != key:  # a source has changed
+            entry = None
+        if entry is not None and self.verify:
+            entry = self._checked(case, path, check_arrays, entry, self.dtype, self.in_channels)
+        if entry is None or entry["sources"] != sources:
+            entry = self._make(case, key, sources) if entry is None else entry | {"sources": sources}
+            write_entry(path, entry)
+        return _from_entry(case.name, path, paths, self.above, entry)
 
-    def _complete(self, entry: dict[str, Any]) -> bool:
-        paths = {self.folder / name: size for name, size in entry["files"].items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+    def _checked(self, case: Case, path: Path, check: Callable[..., Entry | None], *values: Any) -> Entry | None:
+        """The entry in `path`; None, with a warning, where it or its arrays are damaged, and then nobody finds it again."""
+        try:
+            return check(path, *values)
+        except InputError as error:
+            self.warn(f"{console.literal(case.name)}: {console.literal(error)}")
+            path.unlink(missing_ok=True)
+            return None
 
-    def _make(self, case: Case, key: str) -> dict[str, Any]:
+    def _make(self, case: Case, key: str, sources: list[Source]) -> Entry:
         read = read_case(case, self.task, self.in_channels)
         label = read_case_label(case, read)
         foreign = sorted(set(np.unique(label).tolist()) - self.known)
@@ -181,24 +193,23 @@ class _Store:
         box = bounding_box((read.array != 0).any(-1) | (label > 0)) if self.task.intensity == "zscore" else whole
         image = self._stored(case, np.ascontiguousarray(read.array[slices(box)]))
         mean, deviation = nonzero_statistics(image)
-        files = {}
-        for kind, array in (("image", image), ("label", np.ascontiguousarray(label[slices(box)]))):
-            path = self.folder / f"{_file_name(case.name)}-{key[:16]}-{kind}.npy"
-            _write(path, lambda file, array=array: np.lib.format.write_array(file, array, allow_pickle=False))
-            files[path.name] = path.stat().st_size
+        stem = f"{_file_name(case.name)}-{key[:16]}"
         return {
             "name": case.name,
             "key": key,
             "settings": self.settings,
-            "files": files,
+            "sources": sources,
+            "image": _write_array(self.folder / f"{stem}-image.npy", image),
+            "label": _write_array(self.folder / f"{stem}-label.npy", np.ascontiguousarray(label[slices(box)])),
+            "labels": np.unique(label).tolist(),
             "box": box,
             "shape": label.shape,
             "affine": read.affine.tolist(),
-            "above": self.above,
             "foreground": foreground(image, self.above),
             "mean": mean.tolist(),
             "deviation": deviation.tolist(),
-            "notes": read.notes,
+            "notes": list(read.notes),
+            "digest": "",
         }
 
     def _stored(self, case: Case, image: np.ndarray) -> np.ndarray:
@@ -214,60 +225,53 @@ class _Store:
         return half
 
 
-def _from_entry(name: str, path: Path, entry: dict[str, Any]) -> PreparedCase:
-    image, label = (path.parent / file for file in entry["files"])
+def _from_entry(name: str, path: Path, sources: Sequence[Path], above: float, entry: Entry) -> PreparedCase:
     return PreparedCase(
         name=name,
         path=path,
-        sources=tuple(Path(source["path"]) for source in entry["sources"]),
-        image_path=image,
-        label_path=label,
+        sources=tuple(sources),
+        image_path=path.parent / entry["image"]["file"],
+        label_path=path.parent / entry["label"]["file"],
         box=tuple(tuple(side) for side in entry["box"]),
         shape=tuple(entry["shape"]),
         affine=np.array(entry["affine"]),
-        above=entry["above"],
+        above=above,
         foreground=tuple(tuple(side) for side in entry["foreground"]),
         statistics=(np.array(entry["mean"]), np.array(entry["deviation"])),
         notes=tuple(entry["notes"]),
     )
 
 
-def _read_entry(path: Path) -> dict[str, Any] | None:
-    """None where there is none, or one that was not written here."""
-    try:
-        entry = json.loads(path.read_text())
-        return entry if entry.keys() >= _FIELDS and len(entry["files"]) == 2 else None
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-
-
-def _source(file: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
+def _source(file: Path, entry: Entry | None) -> Source:
     """What identifies a file's content; the digest is taken from the cache's entry where the rest has not changed."""
     try:
         status = file.stat()
         seen = {"path": str(file.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
         for known in entry["sources"] if entry else ():
-            if known == {**seen, "sha256": known.get("sha256")}:
+            if known == {**seen, "sha256": known["sha256"]}:
                 return known
-        with open(file, "rb") as stream:
-            return {**seen, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error}); give the file, or leave the case out.") from error
+        return {**seen, "sha256": files.digest_of_file(file)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({files.reason(error)}); give the file, or leave the case out.") from error
 
 
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    """Under its name only when complete."""
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_array(path: Path, array: np.ndarray) -> Array:
+    """Writes a .npy file, and returns its name and digest. Raises OSError."""
+    with files.atomic_path(path) as temporary, open(temporary, "xb") as file:
+        hashed = _Hashed(file)
+        np.lib.format.write_array(hashed, array, allow_pickle=False)
+    return {"file": path.name, "sha256": hashed.digest.hexdigest()}
 
 
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+class _Hashed:
+    """A file to write to that hashes what is written, so that the digest is not one of bytes that a disk gave back."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
 
 
 def _file_name(name: str) -> str:

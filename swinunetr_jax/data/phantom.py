@@ -3,16 +3,15 @@
 It looks like MRI and is learned like MRI, but says nothing of how well a network does on patients.
 """
 
-import json
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import nibabel as nib
 import numpy as np
 
+from swinunetr_jax import console, files
 from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.data.phantom_images import check_parameters, is_count, phantom_case, spacing_of
 from swinunetr_jax.errors import InputError
@@ -26,6 +25,15 @@ _NAMES = {
     4: ("BraTS2021_{:05d}", {"FLAIR": "_flair", "T1": "_t1", "T1ce": "_t1ce", "T2": "_t2"}, "_seg"),
     3: ("BraTS-GLI-{:05d}-000", {"FLAIR": "-t2f", "T1": "-t1n", "T1ce": "-t1c", "T2": "-t2w"}, "-seg"),
 }
+
+
+class Record(TypedDict):
+    """The parameters of a phantom, in its folder."""
+
+    recipe: int
+    size: list[int]
+    seed: int
+    et_label: int
 
 
 def write_phantom(
@@ -51,45 +59,46 @@ def write_phantom(
         raise InputError(f"`cases` of a phantom is {cases!r}, expected a whole number from 1; correct it.")
     name, ends, label_end = _NAMES[et_label]
     try:
-        _claim(folder, {"recipe": RECIPE, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}, cases)
+        record: Record = {"recipe": RECIPE, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}
+        _claim(folder, record, cases)
         for index in range(cases):
             stem = name.format(index)
-            files = {channel: folder / stem / f"{stem}{end}.nii.gz" for channel, end in (*ends.items(), ("label", label_end))}
-            if not all(file.is_file() for file in files.values()):
-                files["label"].parent.mkdir(exist_ok=True)
+            paths = {channel: folder / stem / f"{stem}{end}.nii.gz" for channel, end in (*ends.items(), ("label", label_end))}
+            if not all(files.is_file(path) for path in paths.values()):
+                files.make_folder(folder / stem)
+                files.remove_stale_temporaries(folder / stem)
                 images, labels = phantom_case(index, size=size, seed=seed, et_label=et_label)
                 like = _place_of(labels, folder)
                 for channel, image in images.items():
-                    write_volume(files[channel], image, like, np.int16)
-                write_volume(files["label"], labels, like, np.uint8)
+                    write_volume(paths[channel], image, like, np.int16)
+                write_volume(paths["label"], labels, like, np.uint8)
             if progress is not None:
                 progress(index + 1, cases)
     except OSError as error:
-        where = error.filename or folder
-        raise InputError(f"{where}: cannot be written ({error.strerror}); give a folder with write access and space.") from error
+        raise InputError(
+            f"{error.filename or folder}: cannot be written ({files.reason(error)}); give a folder with write access and space."
+        ) from error
 
 
-def _claim(folder: Path, asked: dict[str, Any], cases: int) -> None:
+def _claim(folder: Path, asked: Record, cases: int) -> None:
     """Make the folder and write what it holds into its record; or check that the record says the same."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
+    files.remove_stale_temporaries(folder)
     record = folder / RECORD
     there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if not there:
-        temporary = folder / f".{RECORD}.{secrets.token_hex(6)}.tmp"
-        temporary.write_text(json.dumps(asked) + "\n", "utf-8")
-        os.replace(temporary, record)
+        files.write_json(record, asked)
         return
     if RECORD not in there:
-        raise InputError(f"{folder}: holds other files, such as {there[0]}, expected an empty folder or a phantom; give another.")
+        first = console.literal(there[0])
+        raise InputError(f"{folder}: holds other files, such as {first}, expected an empty folder or a phantom; give another.")
     try:
-        found = json.loads(record.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{record}: cannot be read ({error}), expected the phantom's parameters; give another folder."
-        ) from error
+        found = files.read_json(record, Record, "give another folder, or delete this one")
+    except FileNotFoundError as error:  # a link to nothing
+        raise InputError(f"{record}: cannot be read, expected the phantom's parameters; give another folder.") from error
     if found != asked:
         raise InputError(f"{folder}: holds a phantom made with {found}, but {asked} is asked for; give another folder.")
-    held = [entry for entry in there if (folder / entry).is_dir()]
+    held = [entry for entry in there if files.is_folder(folder / entry)]
     if len(held) > cases:
         raise InputError(f"{folder}: holds {len(held)} cases, but {cases} are asked for; give another folder.")
 
