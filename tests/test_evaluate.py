@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax import Task, cli
-from swinunetr_jax.evaluation import pairs
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS, Evaluation
-from swinunetr_jax.inference import batch
 from swinunetr_jax.metrics import score_case
 
 SHAPE = (14, 12, 11)
@@ -380,7 +378,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
         "give --task": (out, refs),
         "no prediction has a reference": (out, tmp_path / "others", "--task", "brats"),
         "no label map was found among 1 cases": (out, tmp_path / "unlabelled"),
-        "cannot be read": (tmp_path / "broken", refs),
+        "predict.json is damaged": (tmp_path / "broken", refs),
         "--tolerance": (out, refs, "--tolerance", -1),
         "--out": (out, refs, "--task", "brats", "--out", tmp_path / "file"),
     }
@@ -391,10 +389,6 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
         assert printed.count("\n") == 1, printed
         assert text in printed
     assert not list(tmp_path.rglob("scores.*"))
-
-
-def test_the_record_is_the_one_that_predict_writes():
-    assert pairs.RECORD == batch.REPORT
 
 
 def test_labels_that_are_no_outputs():

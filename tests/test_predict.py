@@ -24,29 +24,30 @@ BRATS = ("flair", "t1ce", "t1", "t2")
 KILLED = """
 import os, signal, sys
 from swinunetr_jax import cli
+from swinunetr_jax.data import prediction_record as record
 from swinunetr_jax.inference import batch
 
 moment, *arguments = sys.argv[1:]
-write, add = batch.write_volume, batch._Record.add
+write, add = batch.write_volume, record.Record._add
 
 def die_at(*now):
-    name = {"a case is reported": "BraTS2021_a", "a label map": "BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
-    if now == (moment, name):
+    name = {"a case is reported": "BraTS2021_a", "a label map": ".BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
+    if now[0] == moment and now[1].startswith(name):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def write_volume(path, *rest):
-    die_at("a label map", path.name)
     write(path, *rest)
+    die_at("a label map", path.name)
 
-def add_entry(self, name, entry):
+def add_entry(self, case, entry):
     done = "seconds" in entry
     if done:
-        die_at("a report", name)
-    add(self, name, entry)
+        die_at("a report", case.name)
+    add(self, case, entry)
     if done:
-        die_at("a case is reported", name)
+        die_at("a case is reported", case.name)
 
-batch.write_volume, batch._Record.add = write_volume, add_entry
+batch.write_volume, record.Record._add = write_volume, add_entry
 cli.main(arguments)
 """
 
@@ -191,6 +192,7 @@ def test_killed_midway_only_what_is_missing_is_done(model, tmp_path, capsys):
         assert run(*arguments, tmp_path / moment) == 0
         assert re.findall(r"(\S+): done already", capsys.readouterr().out) == ["BraTS2021_a"]
         assert {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")} == whole
+        assert not list((tmp_path / moment).glob(".*"))
 
 
 def test_a_bad_case_does_not_stop_the_others(model, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """What to score: predictions and references by case name, and what their labels mean."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from swinunetr_jax.data import dataset_json
+from swinunetr_jax.data import dataset_json, prediction_record
 from swinunetr_jax.data.channels import split_name, stem
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import IGNORE, Output, Task
-
-RECORD = "predict.json"  # what `predict` leaves beside its label maps
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,17 @@ def find_references(path: str | os.PathLike) -> References:
 def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
     """What `predict` recorded beside its label maps; {} without a record. InputError if it is damaged."""
     predictions = Path(predictions)
-    path = (predictions if predictions.is_dir() else predictions.parent) / RECORD
+    path = (predictions if predictions.is_dir() else predictions.parent) / prediction_record.RECORD
+    remedy = "run predict again, or move it away and give --task"
     try:
-        record = json.loads(path.read_text())
-        if isinstance(record["settings"], dict) and all(isinstance(entry, dict) for entry in record["cases"].values()):
-            return record
-        raise TypeError("settings and cases are no objects")
+        content = prediction_record.read_record(path, remedy)
+        if content["settings"].get("task"):
+            Task.from_dict(content["settings"]["task"])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run predict again, or move it away and give --task.") from error
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {str(error).rstrip('.')}; {remedy}.") from error
+    return content
 
 
 def choose_task(option: str | None, record: Mapping[str, Any], references: References) -> Task:
@@ -100,7 +98,8 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
     Raises:
         InputError: nothing tells.
     """
-    recorded = Task.from_dict(record["settings"]["task"]) if record.get("settings", {}).get("task") else None
+    stored = record.get("settings", {}).get("task")
+    recorded = Task.from_dict(stored) if stored else None
     told = recorded or references.task
     if option == "brats":
         return Task.brats()
