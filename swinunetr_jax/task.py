@@ -237,6 +237,15 @@ class Task:
         return cls.classes(config.out_channels)
 
 
+def stated_et_label(labels: Mapping[str, int | list[int]] | None) -> int | None:
+    """The enhancing tumour's label, 3 or 4, where the labels of a dataset.json say it: by the name ET, or `ignore` is the other."""
+    if (ignore := (labels or {}).get(IGNORE)) in (3, 4):
+        return 7 - ignore
+    value = (labels or {}).get("ET")
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return value if value in (3, 4) else None
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Task
+from swinunetr_jax.task import Task, stated_et_label
 
 if TYPE_CHECKING:
     from swinunetr_jax.data.cases import Case
@@ -65,18 +65,25 @@ class Predict:
 
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
-        from swinunetr_jax.weights.load import members, open_checkpoint
+        from swinunetr_jax.weights.load import members, missing_members, open_checkpoint
 
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} names nothing: give at least one path.")
+        for given in self.model:
+            if gap := missing_members(given):
+                console.warn(console.literal(gap))
         paths = [path for given in self.model for path in members(given)]
         checkpoints = [open_checkpoint(path, dtype=self.dtype, **self.weights.fields()) for path in paths]
         tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):
             if task != tasks[0]:
                 raise InputError(f"{path} was trained for something else than {paths[0]}: they are no ensemble.")
-        cases = self._cases(tasks[0])
+        if len(paths) > 1:
+            console.say(
+                f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}"
+            )
+        cases, et_label = self._cases(tasks[0])
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],
             tasks[0],
@@ -112,14 +119,17 @@ class Predict:
                 probabilities=self.probabilities,
                 preview=self.preview,
                 overwrite=self.overwrite,
+                et_label=et_label,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {', '.join(map(console.literal, failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
-    def _cases(self, task: Task) -> tuple[Case, ...]:
+    def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
+        """The cases, and the enhancing tumour's label where the data set's dataset.json names it."""
         from swinunetr_jax.data.formats import case_from_files, find_cases
 
         if len(self.input) > 1:
-            return (case_from_files(self.input),)
-        return find_cases(self.input[0], channels=task.channels or None).cases
+            return (case_from_files(self.input),), None
+        dataset = find_cases(self.input[0], channels=task.channels or None)
+        return dataset.cases, stated_et_label(dataset.labels)

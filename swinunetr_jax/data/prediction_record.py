@@ -174,8 +174,9 @@ class Record:
         return stale
 
     def _add(self, case: Case, entry: CaseEntry) -> None:
-        self.before = self.cases[case.name] = CaseEntry(**entry, key=self.key)
+        entry = self.cases[case.name] = CaseEntry(**entry, key=self.key)
         self._write()
+        self.before = entry
 
     def _read(self) -> dict[str, CaseEntry]:
         try:

@@ -121,6 +121,7 @@ def evaluate(
         missing_references=tuple(name for name in predictions if name not in cases),
     )
     entries = {name: record.get("cases", {}).get(name, {}) for name in both}
+    settings = files.digest_of_json(record.get("settings"))
     labels = EtLabels(task, references, [(predictions[name], cases[name], entries[name]) for name in both])
     for number, name in enumerate(both):
         progress(number, len(both), name)
@@ -130,6 +131,8 @@ def evaluate(
             pred, ref = read_labels(predictions[name]), read_labels(cases[name].path)
             check_same_grid([ref, pred])
             pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
+            if entries[name].get("key", settings) != settings:
+                notes.append("it was predicted under other settings than predict.json states, which says what its labels mean")
             notes += _unused_labels(pred.array, ref, case_task, references.ignore)
             options = {"tolerance_mm": tolerance_mm, "lesion_wise": lesion_wise, "ignore": references.ignore}
             scores = score_case(pred.array, ref.array, ref.spacing, case_task, **options)

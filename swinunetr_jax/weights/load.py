@@ -1,15 +1,18 @@
 """One door to all weight files: our folder, a PyTorch file, safetensors. A load is whole or an error, unless a part was asked for."""
 
+import contextlib
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from flax import nnx
 
+from swinunetr_jax import files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
@@ -43,6 +46,7 @@ RUNTIME_FIELDS = {
 CHANNEL_FIELDS = {"in_channels", "out_channels"}
 DECODER_FIELDS = {"out_channels", "norm_name", "num_groups", "normalize"}  # no part of the Swin encoder depends on them
 _METADATA_KEY = "swinunetr_jax"
+OUT_OF_FOLD = "out_of_fold.json"  # what the trainer writes when every fold is finished
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,56 @@ def open_checkpoint(
     return Checkpoint(config, task, params, report)
 
 
+class _Folds(TypedDict, total=False):
+    """What is needed here of a run.json: the folds of a cross-validation, by number."""
+
+    folds: list[int]
+
+
 def members(path: str | os.PathLike) -> tuple[Path, ...]:
-    """The checkpoints that a path stands for: the folds of a cross-validation (folders fold0, fold1, …), else the path alone."""
-    folds = sorted(run for run in Path(path).glob("fold*") if is_checkpoint(run / "best"))
-    return (Path(path),) if is_checkpoint(path) or not folds else tuple(folds)
+    """The checkpoints that a path stands for: the folds of a cross-validation (folders fold0, fold1, …), else the path alone.
+
+    `missing_members` says which folds are not among them.
+    """
+    return _folds(Path(path)) or (Path(path),)
+
+
+def missing_members(path: str | os.PathLike) -> str | None:
+    """A sentence about a cross-validation that is not finished: which folds `members` gives, and which are missing.
+
+    None where `path` is no cross-validation, or a finished one. A cross-validation is finished when its out_of_fold.json was written.
+
+    Raises:
+        InputError: the run.json of the cross-validation is damaged.
+    """
+    path = Path(path)
+    found = [run.name for run in _folds(path)]
+    if not found:
+        return None
+    finished = files.exists(path / OUT_OF_FOLD)
+    missing = [name for name in _expected_folds(path) if name not in found]
+    if finished and not missing:
+        return None
+    averaged = f"{path} is a cross-validation that is not finished: {', '.join(found)} {'are' if len(found) > 1 else 'is'} used"
+    if missing:
+        return f"{averaged}, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing."
+    return f"{averaged}, and there is no {OUT_OF_FOLD} yet, so the training of the last one may not have ended."
+
+
+def _folds(path: Path) -> tuple[Path, ...]:
+    """The runs of a cross-validation that have a network, in the order of their numbers."""
+    if is_checkpoint(path) or is_checkpoint(path / "best"):
+        return ()
+    runs = [run for run in path.glob("fold*") if is_checkpoint(run / "best")]
+    return tuple(sorted(runs, key=lambda run: (int(run.name[4:]) if run.name[4:].isdecimal() else math.inf, run.name)))
+
+
+def _expected_folds(path: Path) -> list[str]:
+    """The folds that the run's description names, and those whose folder exists."""
+    numbers = {int(run.name[4:]) for run in path.glob("fold*") if run.name[4:].isdecimal() and run.is_dir()}
+    with contextlib.suppress(FileNotFoundError):
+        numbers |= set(files.read_json(path / "run.json", _Folds, "restore it, or name the folds one by one").get("folds", ()))
+    return [f"fold{number}" for number in sorted(numbers)]
 
 
 def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
