@@ -34,15 +34,21 @@ REGIONS_2024 = Task.from_labels({"background": 0, "TC": [1, 3], "WT": [1, 2, 3],
 
 @dataclass
 class Fake:
-    """Segments every case with the values of its task, in turn; `wait` seconds for each."""
+    """Segments every case with the values of its task, in turn, once the file `until` exists; it makes the file `began`."""
 
     task: Task = BRATS
-    wait: float = 0.0
+    began: Path | None = None
+    until: Path | None = None
     fails: tuple[str, ...] = ()
     windows: int = 8
 
     def segment(self, case, *, probabilities=False, et_label=None, progress=None):
-        time.sleep(self.wait)
+        if self.began:
+            self.began.touch()
+        deadline = time.monotonic() + SECONDS
+        while self.until and not self.until.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         if case.name in self.fails:
             raise batch.InputError(f"{case.name}: cannot be segmented.")
         scan = read_volume(case.images[0])
@@ -95,7 +101,21 @@ def logged(log, folder, names, more):
                 write(path, *rest),
                 "prob" in path.name or os.kill(os.getpid(), signal.SIGKILL),
             )
+        ended = more.pop("ended", None)
         predict(folder, *names, **more)
+        if ended:
+            ended.touch()
+
+
+def overlapping(folder, first, second):
+    """Two runs on the case `a`: the first one is finished while the second one is at work."""
+    began, ended = folder / "began", folder / "ended"
+    began.unlink(missing_ok=True)
+    ended.unlink(missing_ok=True)
+    fakes = Fake(until=began), Fake(began=began, until=ended, fails=second.pop("fails", ()))
+    runs = [(("a",), {"fake": fakes[0], "ended": ended, **first}), (("a",), {"fake": fakes[1], **second})]
+    scan(folder, "a")
+    return together(folder, *runs)
 
 
 # Labels
@@ -136,7 +156,7 @@ def test_runs_into_one_folder_keep_each_others_cases(tmp_path, capsys):
     names = [f"case{number}" for number in range(12)]
     for name in names:
         scan(tmp_path, name)
-    codes, _ = together(tmp_path, *((names[part::3], {"fake": Fake(wait=0.01)}) for part in range(3)))
+    codes, _ = together(tmp_path, *((names[part::3], {}) for part in range(3)))
     assert codes == [0, 0, 0]
     assert sorted(recorded(tmp_path)["cases"]) == sorted(names)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("case*")}
@@ -150,16 +170,12 @@ def test_runs_into_one_folder_keep_each_others_cases(tmp_path, capsys):
 @pytest.mark.fault("2.2")
 def test_one_case_by_two_runs_at_the_same_time(tmp_path):
     """The later one keeps the result of the first where the settings are the same, and else says that it is taken."""
-    scan(tmp_path, "a")
-    same = [(("a",), {"fake": Fake(wait=wait), "probabilities": True}) for wait in (0.3, 1.5)]
-    codes, said = together(tmp_path, *same)
+    both = {"probabilities": True}
+    codes, said = overlapping(tmp_path, dict(both), dict(both))
     assert codes == [0, 0] and "another run has finished it in the meantime" in said
     first = recorded(tmp_path)["cases"]["a"]
 
-    other = {"settings": "two", "overwrite": True}
-    _, said = together(
-        tmp_path, (("a",), {"fake": Fake(wait=0.3), **other}), (("a",), {"fake": Fake(wait=1.5), "settings": "three"})
-    )
+    _, said = overlapping(tmp_path, {"settings": "two"}, {"settings": "three"})
     assert "another run with other settings wrote it in the meantime; choose another folder" in said
     entry = recorded(tmp_path)["cases"]["a"]
     assert entry["key"] != first["key"] and "error" not in entry
@@ -171,8 +187,7 @@ def test_one_case_by_two_runs_at_the_same_time(tmp_path):
 
 @pytest.mark.fault("2.2")
 def test_a_case_that_fails_does_not_undo_what_another_run_finished(tmp_path):
-    scan(tmp_path, "a")
-    _, said = together(tmp_path, (("a",), {"fake": Fake(wait=0.3)}), (("a",), {"fake": Fake(wait=1.5, fails=("a",))}))
+    _, said = overlapping(tmp_path, {}, {"fails": ("a",)})
     assert "FAILED" in said
     assert "error" not in recorded(tmp_path)["cases"]["a"]
 
@@ -385,7 +400,7 @@ def test_what_the_record_does_not_know_is_not_its_own(tmp_path):
 
 @pytest.mark.fault("5.12")
 def test_windows_and_cases_show_the_time_left(tmp_path, capsys):
-    predict(tmp_path, "a", "b", "c", fake=Fake(wait=0.01))
+    predict(tmp_path, "a", "b", "c", fake=Fake())
     lines = capsys.readouterr().out.splitlines()
     assert any("[1/3] a: 4 of 8 windows, 0 s left" in line for line in lines), lines
     results = [line for line in lines if "→" in line]
