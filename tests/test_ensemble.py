@@ -1,0 +1,73 @@
+"""Which networks `-m RUN` stands for, and what is said of a cross-validation that is not finished."""
+
+import json
+
+import pytest
+from refusals import refused
+
+from swinunetr_jax import cli
+from swinunetr_jax.weights import load
+from swinunetr_jax.weights.checkpoint import DESCRIPTION
+from swinunetr_jax.weights.load import members, missing_members
+
+
+def run_with(folder, *folds, without_network=(), described=None, finished=False):
+    """The folder of a cross-validation: folds with a best network, others that have begun, and what run.json says."""
+    for name in (*folds, *without_network):
+        (folder / name / "best").mkdir(parents=True)
+    for name in folds:
+        (folder / name / "best" / DESCRIPTION).write_text("{}")
+    if described is not None:
+        (folder / "run.json").write_text(json.dumps({"recipe": {}, "folds": described}))
+    if finished:
+        (folder / "out_of_fold.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.fault("1.16")
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"folds": ("fold0", "fold2"), "described": [0, 1, 2, 3, 4]},
+            "fold0, fold2 are used, and fold1, fold3, fold4 are missing.",
+        ),
+        ({"folds": ("fold0",), "described": [0, 1]}, "fold0 is used, and fold1 is missing."),
+        ({"folds": ("fold0",), "without_network": ("fold1",)}, "fold0 is used, and fold1 is missing."),
+        ({"folds": ("fold0", "fold1"), "described": [0, 1]}, "fold0, fold1 are used, and there is no out_of_fold.json yet"),
+        ({"folds": ("fold0", "fold1")}, "fold0, fold1 are used, and there is no out_of_fold.json yet"),
+        ({"folds": ("fold0", "fold2"), "described": [0, 1, 2], "finished": True}, "fold0, fold2 are used, and fold1 is missing."),
+        ({"folds": ("fold3", "fold11"), "described": [3, 11], "finished": True}, None),
+        ({"folds": ("fold0", "fold1"), "finished": True}, None),  # of an earlier version, whose run.json names no folds
+    ],
+)
+def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, monkeypatch, capsys, fields, sentence):
+    fields = dict(fields)
+    folds = fields.pop("folds")
+    folder = run_with(tmp_path / "cv", *folds, **fields)
+    assert members(folder) == tuple(folder / name for name in folds)
+    said = missing_members(folder)
+    assert said is None if sentence is None else f"{folder} is a cross-validation that is not finished: {sentence}"[:-1] in said
+
+    def stop(*_, **__):
+        raise load.InputError("the rest takes a network.")
+
+    monkeypatch.setattr(load, "open_checkpoint", stop)
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(folder)])
+    printed = capsys.readouterr().err
+    assert ("not finished" in printed) == (sentence is not None) and (sentence is None or sentence[:-1] in printed)
+
+
+def test_one_network_is_no_cross_validation(tmp_path):
+    single = run_with(tmp_path, ".")
+    assert members(single) == (single,) and missing_members(single) is None
+    assert members(tmp_path / "net.pt") == (tmp_path / "net.pt",) and missing_members(tmp_path / "net.pt") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"folds": 3}', '{"folds": ["a"]}', "[" * 100_000])
+def test_a_damaged_description_is_a_sentence(tmp_path, text):
+    folder = run_with(tmp_path, "fold0")
+    (folder / "run.json").write_text(text)
+    with refused("run.json", "restore it, or name the folds one by one"):
+        missing_members(folder)
