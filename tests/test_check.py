@@ -297,6 +297,26 @@ def test_labels_of_the_list_count(tmp_path):
     assert check_dataset(dataset, labels=(1, 2)).findings == ()
 
 
+@pytest.mark.fault("1.4")
+def test_labels_3_and_4_that_the_data_set_names_are_no_mixture_of_conventions(tmp_path):
+    named = {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}
+    dataset = decathlon(tmp_path, [image(1), image(2)], [label(1, 2, 3), label(1, 4)], labels=named)
+    assert check_dataset(dataset).findings == ()
+
+
+@pytest.mark.fault("1.4")
+@pytest.mark.parametrize(("values", "kind"), [((1, 2, 3, 4), "unknown-label"), ((1, 2, 4), "et-label")])
+def test_label_4_since_2023_may_be_the_resection_cavity(tmp_path, values, kind):
+    folder = tmp_path / "BraTS-GLI-02062-100"
+    for number, end in enumerate(("t2f", "t1c", "t1n", "t2w")):
+        save(folder / f"{folder.name}-{end}.nii.gz", image(number))
+    save(folder / f"{folder.name}-seg.nii.gz", label(*values))
+    (found,) = check_dataset(find_cases(tmp_path)).findings
+    assert found.kind == kind
+    assert found.message.endswith("give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024.")
+    assert check_dataset(find_cases(tmp_path), labels=range(5)).findings == ()
+
+
 def test_conventions_mixed_where_no_name_tells_them(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2), image(3)], [label(1, 2, 3), label(1, 4), label(2, 4)], labels=None)
     (found,) = check_dataset(dataset).findings

@@ -170,7 +170,7 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
         # these layouts have no list to say what is for training; a few cases without a label are more likely a mistake
         text = "no label map, though most cases have one, so it counts as a test case; add the label if it is for training."
         found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
-    return found + _conventions(reports)
+    return found if dataset.labels else found + _conventions(reports)  # a dataset.json says what 3 and 4 mean
 
 
 def _odd(

@@ -39,6 +39,7 @@ from swinunetr_jax.data.nifti import (
 from swinunetr_jax.errors import InputError
 
 _OTHER_ERA = {4: 3, 3: 4}
+_CAVITY = ", or give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024"
 
 
 @dataclass(frozen=True)
@@ -292,9 +293,12 @@ def _check_values(case: Case, counts: dict[int, int], labels: Collection[int] | 
     if era and unknown == [_OTHER_ERA[era]] and era not in counts:
         when = "up to 2022" if era == 4 else "since 2023"
         text = (
-            f"the enhancing tumour is label {unknown[0]}, but in files named as BraTS's {when} it is {era}; renumber it to {era}."
+            f"the enhancing tumour is label {unknown[0]}, but in files named as BraTS's {when} it is {era}; renumber it to {era}"
+            f"{_CAVITY if era == 3 else ''}."
         )
         faults.add("et-label", case.label, text)
     elif unknown:
         told = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (len(unknown) > 8)
-        faults.add("unknown-label", case.label, f"label {told} is not one of {', '.join(map(str, sorted(known)))}; renumber it.")
+        cavity = _CAVITY if era == 3 and 4 in unknown else ""
+        text = f"label {told} is not one of {', '.join(map(str, sorted(known)))}; renumber it{cavity}."
+        faults.add("unknown-label", case.label, text)
