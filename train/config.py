@@ -82,6 +82,8 @@ class Augment:
     """Axes to mirror along, each with probability one half (CT: one fifth); none where sides or ends are told apart."""
     normalize_after_crop: bool = True
     """For MRI: by the crop's statistics, as in the paper's code; otherwise by the whole scan's, as in validation."""
+    pad_foreground: bool = True
+    """For MRI: pad the foreground to multiples of the crop before cropping, as in the paper's code; otherwise crop within it."""
 
 
 @dataclass(frozen=True)

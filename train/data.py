@@ -136,18 +136,27 @@ def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     if task.intensity == "window":
         transforms = ct_recipe(task.roi, window=task.window, flip_axes=augment.flips)
     else:
-        transforms = brats_recipe(task.roi, augment.normalize_after_crop, augment.flips)
+        transforms = brats_recipe(task.roi, augment.normalize_after_crop, augment.flips, pad_foreground=augment.pad_foreground)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers, **share)
 
 
 def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """A crop that holds the median scan, as far as 96 voxels a side allow; multiples of 32, and not the one size that is too small."""
+    """A crop about as large as the median scan, as far as 96 voxels a side allow: multiples of 32, and not 32 along all axes.
+
+    An axis is rounded down where at most a quarter of its multiple is cut off, for padding costs more than it gives: on scans of
+    36×50×36 voxels crops of 32×64×32 learned faster than those of 64³ by each step, and a step took a quarter of the time.
+    """
     median = np.median(np.array([shape[:3] for shape in shapes]), axis=0)
-    sizes = [min(math.ceil(size / SIZE_MULTIPLE) * SIZE_MULTIPLE, LARGEST_FITTED_ROI) for size in median]
-    if all(size == SIZE_MULTIPLE for size in sizes):
-        sizes[-1] *= 2
+    sizes = [min(_fitted_size(size), LARGEST_FITTED_ROI) for size in median]
+    if all(size == SIZE_MULTIPLE for size in sizes):  # the one size that the network does not take
+        sizes[int(np.argmax(median))] *= 2
     return tuple(sizes)
+
+
+def _fitted_size(size: float) -> int:
+    below = math.floor(size / SIZE_MULTIPLE) * SIZE_MULTIPLE
+    return below if 0 < below and size <= 1.25 * below else below + SIZE_MULTIPLE
 
 
 def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[tuple[str, ...], int]:

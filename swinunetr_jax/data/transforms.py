@@ -50,20 +50,26 @@ class RandomRotate90(RandomTransform):
 
 
 def brats_recipe(
-    roi: tuple[int, int, int], normalize_after_crop: bool = True, flip_axes: tuple[int, ...] = (0, 1, 2)
+    roi: tuple[int, int, int],
+    normalize_after_crop: bool = True,
+    flip_axes: tuple[int, ...] = (0, 1, 2),
+    *,
+    pad_foreground: bool = True,
 ) -> tuple[Transform, ...]:
     """The paper's recipe for BraTS: a crop of the foreground, mirrored, normalised, then brighter and darker.
 
     Args:
-        roi: size of the crop, into whose multiples the foreground is grown.
+        roi: size of the crop.
         normalize_after_crop: by the crop's own statistics, as the paper's code does; otherwise by the whole case's, as validation
             does in both.
         flip_axes: mirrored along.
+        pad_foreground: pad the foreground's box to multiples of `roi` and crop anywhere in that, as the paper's code does; otherwise
+            a crop lies within the foreground, and only a foreground that is smaller than the crop is padded.
     """
     measure = () if normalize_after_crop else (MeasureNonzero(),)
     return (
         *measure,
-        RandomCrop(roi, inside=ForegroundCrop(roi)),
+        RandomCrop(roi, inside=ForegroundCrop(roi if pad_foreground else (1, 1, 1))),
         NormalizeNonzero(measured=not normalize_after_crop),
         ScaleIntensity(0.1),
         ShiftIntensity(0.1),
