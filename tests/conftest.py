@@ -22,7 +22,37 @@ from runner import Runner  # noqa: E402
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_enable_compilation_cache", False)  # a test must not pass on what another version compiled
+
+
+LONGEST = ("test_processes", "test_train", "test_faults", "test_parity", "test_goldens", "test_parallel", "test_train_step")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker has the last of them alone."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a file's tests run in one process, which makes its fixtures once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled programs, new for each session of tests and shared by its workers and the processes that they start.
+
+    What one test compiled another one need not, and no test passes on what another version compiled.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "programs"
+    folder.mkdir(exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +114,9 @@ def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+def runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator[Runner]:
     """Starts the trainer in processes of its own, in a folder of the module, and ends those that a failing test leaves."""
-    runner = Runner(tmp_path_factory.mktemp("runs"))
+    runner = Runner(tmp_path_factory.mktemp("runs"), programs)
     yield runner
     for process in runner.started:
         process.kill()

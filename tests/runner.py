@@ -51,10 +51,10 @@ def losses(run: Path) -> list[float]:
 class Runner:
     """Starts the trainer's processes; `started` are all of them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, programs: Path):
         self.folder, self.started = folder, []
         # what one of these runs compiled the others need not, as with a user's; nothing is kept from one session of tests to another
-        self.environment = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+        self.environment = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(programs)}
 
     def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
         address = f"localhost:{free_port()}"

@@ -73,7 +73,7 @@ def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["compilation", "validation"])
+@pytest.mark.parametrize("moment", [pytest.param("compilation", marks=pytest.mark.long), "validation"])
 def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
     run = runner.folder / moment
     fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if moment == "compilation" else {}
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_ends_the_run(runner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.long), "1"])
 def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
     run, cache = runner.folder / f"sample{workers}", runner.folder / f"cache{workers}"
     shutil.copytree(runner.folder / "cache", cache)

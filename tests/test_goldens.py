@@ -19,7 +19,13 @@ FILES = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
 TOLERANCE = 1e-4  # of the largest magnitude in the array
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+LONG = ("legacy_v2", "merging")  # what they have is in other files and in test_parity.py, too
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem in LONG else []) for path in FILES],
+)
 def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
     with np.load(request.param) as content:
         arrays = dict(content)

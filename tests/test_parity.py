@@ -51,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm in training": {"norm_name": "batch"},
     "window 7 × 7 × 5": {"window_size": (7, 7, 5)},
 }
+DEFAULT = ("v2, group norm, patch norm, recomputed", "batch norm in training", "2-D")  # the others take minutes: long
 
 
 def their_pass(net: Any, x: np.ndarray, cotangent: np.ndarray | None = None) -> tuple[Arrays, Arrays]:
@@ -114,7 +115,10 @@ class Results:
     their_gradients: Arrays
 
 
-@pytest.fixture(scope="module", params=[*VARIANTS, "2-D"])
+@pytest.fixture(
+    scope="module",
+    params=[name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in (*VARIANTS, "2-D")],
+)
 def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> Iterator[Results]:
     plane, train = request.param == "2-D", request.param == "batch norm in training"
     # 96² has, as 96³, 6 tokens along each axis of the last stage, clipped by the window of 7; and two samples
@@ -172,6 +176,7 @@ def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forwa
     compare(run_forward(pair.ours(), x), their_pass(pair.theirs, x)[0], FLOAT32)
 
 
+@pytest.mark.long
 def test_gradients_in_float32(monai_pair, monkeypatch):
     """As training computes them, but with a leaky ReLU of slope 1.
 
@@ -198,11 +203,13 @@ def usual(monai_pair: Callable[..., Any], run_forward: Callable[..., Arrays]) ->
     return pair, x, run_forward(pair.ours(), x, optimize=True)
 
 
+@pytest.mark.long
 def test_values_in_float32_at_the_usual_size(usual):
     pair, x, values = usual
     compare(values, their_pass(pair.theirs, x)[0], FLOAT32)
 
 
+@pytest.mark.long
 def test_bfloat16_is_close(usual, run_forward):
     pair, x, values = usual
     rounded = run_forward(pair.ours(dtype="bfloat16"), x)

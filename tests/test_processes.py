@@ -62,7 +62,7 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pmap_on_two_processes(runner, alone):
     run = runner.folder / "pmap"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE, "--devices.pmap"), run, after=2) < 6
@@ -70,7 +70,7 @@ def test_pmap_on_two_processes(runner, alone):
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     """Its own command line, with an `srun` that starts two tasks here as SLURM would."""
     tools, run = runner.folder / "bin", runner.folder / "slurm"

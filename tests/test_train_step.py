@@ -32,7 +32,7 @@ def batch(task: Task, index: int, count: int = 1) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["regions, Dice", "classes, Dice and cross-entropy"])
+@pytest.mark.parametrize("name", [pytest.param("regions, Dice", marks=pytest.mark.long), "classes, Dice and cross-entropy"])
 def test_ten_steps_agree_with_pytorch(name, tmp_path):
     """The paper's optimizer from the same initial weights, which reach PyTorch through our converter."""
     torch = pytest.importorskip("torch")
