@@ -8,7 +8,7 @@ Hardware: the default suits scans of one or two channels on a CPU or a small GPU
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Network, Optim, Recipe
+from train.config import Augment, Network, Optim, Recipe
 
 RECIPE = Recipe(
     kind="labels",
@@ -17,4 +17,5 @@ RECIPE = Recipe(
     network=Network(feature_size=24),
     loss=Loss(kind="dice_ce"),
     optim=Optim(lr=1e-3, weight_decay=1e-5, warmup=0.05),
+    augment=Augment(normalize_after_crop=False, pad_foreground=False),
 )
