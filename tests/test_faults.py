@@ -36,7 +36,6 @@ def finished(runner) -> Path:
 # ---- killed and signalled
 
 
-@pytest.mark.slow
 def test_killed_in_a_step_and_in_a_save(runner, finished):
     kill_again_and_again(runner, finished, kills=2, seed=0)
 
@@ -72,7 +71,6 @@ def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: b
     return alive and process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", [pytest.param("compilation", marks=pytest.mark.long), "validation"])
 def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
     run = runner.folder / moment
@@ -92,7 +90,6 @@ def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
 # ---- what a run reads goes away
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run(runner):
     run = runner.folder / "worker"
     (process,) = runner.begin(run, "--steps", "100000", "--workers", "1", count=1)
@@ -104,7 +101,6 @@ def test_a_worker_that_is_killed_ends_the_run(runner):
     assert "Traceback" not in runner.said(process)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.long), "1"])
 def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
     run, cache = runner.folder / f"sample{workers}", runner.folder / f"cache{workers}"
@@ -148,7 +144,6 @@ def restored(run: Path, training: Training) -> tuple[Progress, list[str]]:
     return progress, warnings
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "deleted"])
 def test_any_file_of_a_state_that_is_damaged(stopped, damage):
     run, training = stopped
@@ -173,7 +168,6 @@ def test_any_file_of_a_state_that_is_damaged(stopped, damage):
     assert restored(run, training) == (replace(restored(run, training)[0], step=int(STEPS)), [])
 
 
-@pytest.mark.slow
 def test_folders_that_are_no_states(stopped):
     run, training = stopped
     (run / "checkpoints" / "00000099").mkdir()
@@ -185,7 +179,6 @@ def test_folders_that_are_no_states(stopped):
     assert (run / "checkpoints" / "notes").is_dir()
 
 
-@pytest.mark.slow
 def test_nothing_sound_is_left(stopped):
     run, training = stopped
     for folder in (run / "checkpoints").iterdir():
@@ -194,7 +187,6 @@ def test_nothing_sound_is_left(stopped):
         restored(run, training)
 
 
-@pytest.mark.slow
 def test_the_state_of_another_network(stopped):
     run, training = stopped
     other = replace(training, config=training.config.replace(in_channels=3))
@@ -203,7 +195,6 @@ def test_the_state_of_another_network(stopped):
     assert "mu.swin.patch_embed.proj.kernel: got (2, 2, 2, 4, 12), expected (2, 2, 2, 3, 12)" in str(error.value)
 
 
-@pytest.mark.slow
 def test_a_run_whose_folder_vanishes(stopped):
     run, training = stopped
     state, progress, _ = checkpoints.restore(run, training.like(), training.config)

@@ -81,7 +81,6 @@ def test_wrong_shapes_are_explained(shape, text):
         jax.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-@pytest.mark.slow
 def test_randomness_is_the_keys():
     model = SwinUNETR(SMALL.replace(drop_rate=0.2, attn_drop_rate=0.2, dropout_path_rate=0.2), rngs=nnx.Rngs(0))
     forward = jax.jit(lambda model, x, key: model(x, key=key))

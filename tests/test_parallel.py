@@ -39,7 +39,6 @@ def elsewhere(what: str, *args: str) -> dict:
 # ---- training
 
 
-@pytest.mark.slow
 def test_five_steps_on_several_devices_are_those_of_one():
     check_losses(elsewhere("losses", "4", ONE, *SOME))
 
@@ -94,7 +93,6 @@ def losses_on(name: str, batch_size: int) -> list[float]:
 # ---- volumes divided along their depth
 
 
-@pytest.mark.slow
 def test_divided_volumes_give_the_same_logits_gradients_and_labels():
     found = elsewhere("divided")
     for name in ("1x2", "1x4", "2x2"):
@@ -145,7 +143,6 @@ def divided() -> dict:
 # ---- what a TPU makes of it
 
 
-@pytest.mark.slow
 def test_a_grid_in_pieces_is_shared_by_its_samples_alone():
     """As on a TPU: devices that share a batch keep each grid in pieces, those that share a volume do not."""
     found = elsewhere("in_pieces")

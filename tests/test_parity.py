@@ -27,7 +27,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("monai")
 from tools import reference  # noqa: E402
 
-pytestmark = pytest.mark.slow
 Arrays = dict[str, np.ndarray]
 
 FLOAT32 = 1e-4  # of the largest magnitude in an array: logits, intermediates, gradients

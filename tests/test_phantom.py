@@ -152,7 +152,6 @@ def test_fractions_add_up():
     assert all(values.min() > -1e-5 for values in tissues.values())
 
 
-@pytest.mark.slow
 def test_full_size():
     images, labels = phantom_case(0)
     assert labels.shape == (240, 240, 155) and np.unique(labels).tolist() == [0, 1, 2, 4]

@@ -52,7 +52,6 @@ def test_a_loop_is_refused():
         emulate(lambda x: lax.map(jnp.sin, x), "cuda", exact)(normal(3))
 
 
-@pytest.mark.slow
 def test_the_report_finds_more_error_where_less_is_kept():
     rows, deviation = measure(Options(size=(64, 32, 32), feature_size=12))
     errors = [row.mean_error / deviation for row in rows]
@@ -61,7 +60,6 @@ def test_the_report_finds_more_error_where_less_is_kept():
     assert rows[0].changed < 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_precision_asked_for_is_that_of_every_product(platform):
     """Forward and in the gradients; 24 features and 64 voxels are enough for every formulation to be in the program."""

@@ -174,7 +174,6 @@ def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, ca
     assert read(tmp_path / "out/BraTS2021_00001.nii.gz")[0].ndim == 3
 
 
-@pytest.mark.slow
 def test_killed_midway_only_what_is_missing_is_done(model, tmp_path, capsys):
     for name in ("a", "b", "c"):
         write_case(tmp_path / "data", f"BraTS2021_{name}")

@@ -34,7 +34,6 @@ def alone(runner) -> Path:
     return run
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, alone):
     run = runner.folder / "two"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE), run, after=2) < 6
@@ -49,7 +48,6 @@ def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, 
     assert (run / "report.html").exists() and (run / "worst.png").exists()
 
 
-@pytest.mark.slow
 def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
     run = runner.folder / "killed"
     begun = runner.begin(run, "--steps", "6", *VALIDATE, "--save-every", "1")
@@ -91,7 +89,6 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_mistake_ends_all(runner):
     begun = runner.begin(runner.folder / "odd", "--steps", "6", *VALIDATE, "--batch", "3")
     runner.finish(begun, 2)

@@ -86,7 +86,6 @@ def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM)
     monkeypatch.setattr(Log, "step", log_step)
 
 
-@pytest.mark.slow
 def test_a_run_leaves_what_people_look_at(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"run.json", "log.jsonl", "progress.png", "validation.png", "report.html", "best", "last", "checkpoints"} <= names
@@ -104,7 +103,6 @@ def test_a_run_leaves_what_people_look_at(finished):
     assert (finished / "last").resolve().name == "00000004"
 
 
-@pytest.mark.slow
 def test_a_run_serves_as_its_best_network_and_last_as_its_newest(finished):
     best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
@@ -114,7 +112,6 @@ def test_a_run_serves_as_its_best_network_and_last_as_its_newest(finished):
     assert flatten(best.model()).keys() == best.params.keys()
 
 
-@pytest.mark.slow
 def test_predict_and_evaluate_need_no_option(finished, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(finished)])
@@ -126,7 +123,6 @@ def test_predict_and_evaluate_need_no_option(finished, data, tmp_path, capsys):
     assert "TC" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("told", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
@@ -141,7 +137,6 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tm
     ]
 
 
-@pytest.mark.slow
 def test_a_signal_in_a_validation_leaves_it_to_be_done_again(finished, data, tmp_path, monkeypatch):
     original, run = Segmenter.run, tmp_path / "run"
 
@@ -158,7 +153,6 @@ def test_a_signal_in_a_validation_leaves_it_to_be_done_again(finished, data, tmp
     assert [row["score"] for row in looks_of(run)] == [row["score"] for row in looks_of(finished)]
 
 
-@pytest.mark.slow
 def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_serves(finished, data, tmp_path, monkeypatch):
     run, calls = tmp_path / "run", []
 
@@ -176,7 +170,6 @@ def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_serves(fin
     assert bytes_of(run) == bytes_of(finished)
 
 
-@pytest.mark.slow
 def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data, tmp_path, monkeypatch):
     source, run = tmp_path / "start", tmp_path / "run"
     shutil.copytree(finished / "best", source)
@@ -198,7 +191,6 @@ def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data
         train(other)
 
 
-@pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0, patience=1))) == 0.5
@@ -206,7 +198,6 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, ca
     assert "no better score in 1 validations: stopped after step 2 of 4" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_score_that_is_no_number_is_never_the_best(data, tmp_path, monkeypatch, capsys):
     scores = iter([float("nan"), 0.5, float("nan"), 0.4])
     monkeypatch.setattr(Scores, "mean", property(lambda self: next(scores)))
@@ -216,7 +207,6 @@ def test_a_score_that_is_no_number_is_never_the_best(data, tmp_path, monkeypatch
     assert read_rows(tmp_path / "run")[-1]["step"] == 4
 
 
-@pytest.mark.slow
 def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe(data, run))
@@ -230,7 +220,6 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data,
     assert bytes_of(run) == bytes_of(finished)
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_path):
     with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
         train(recipe(data, tmp_path / "run", optim=Optim(lr=1e35), validation=Validation(every=4), save_every=1))
@@ -238,7 +227,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_pa
     assert all(np.isfinite(value).all() for value in saved.params.values())
 
 
-@pytest.mark.slow
 def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
     out = tmp_path / "cv"
     train_folds(recipe(data, out, fold="all", steps=1))

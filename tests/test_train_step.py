@@ -31,7 +31,6 @@ def batch(task: Task, index: int, count: int = 1) -> tuple[np.ndarray, np.ndarra
     return image, label
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("regions, Dice", marks=pytest.mark.long), "classes, Dice and cross-entropy"])
 def test_ten_steps_agree_with_pytorch(name, tmp_path):
     """The paper's optimizer from the same initial weights, which reach PyTorch through our converter."""
@@ -84,7 +83,6 @@ def start(training: Training) -> State:
     return training.init(training.random_weights())
 
 
-@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(brats_batch):
     whole, parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
     one, numbers = whole.compile()(start(whole), *brats_batch)
@@ -96,7 +94,6 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch):
     assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
 
 
-@pytest.mark.slow
 def test_clipping_averaging_and_the_key_of_a_step(brats_batch):
     training = make(lr=1e-3, ema=0.9, clip=1e-3)
     before = jax.tree.map(np.asarray, start(training))
