@@ -6,7 +6,10 @@ Argument names, defaults and limits are those of `monai.networks.nets.SwinUNETR`
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from swinunetr_jax.errors import InputError
 
@@ -82,12 +85,15 @@ class SwinUNETRConfig:
         for name in ("in_channels", "out_channels"):
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be a positive integer, got {getattr(self, name)!r}.")
+            self._set(name, int(getattr(self, name)))
         if self.spatial_dims not in (2, 3):
             raise InputError(f"`spatial_dims` must be 2 or 3, got {self.spatial_dims!r}.")
+        self._set("spatial_dims", int(self.spatial_dims))
         if not _is_int(self.feature_size) or self.feature_size < 12 or self.feature_size % 12:
             raise InputError(
                 f"`feature_size` must be a multiple of 12, got {self.feature_size!r}; published models use 12, 24 and 48."
             )
+        self._set("feature_size", int(self.feature_size))
         if self.downsample not in DOWNSAMPLE_MODES:
             raise InputError(f"`downsample` must be one of {', '.join(DOWNSAMPLE_MODES)}, got {self.downsample!r}.")
         self._check_stages()
@@ -136,15 +142,15 @@ class SwinUNETRConfig:
         if groups is not None and (not _is_int(groups) or groups < 1 or self.feature_size % groups):
             raise InputError(f"`num_groups` must divide `feature_size` {self.feature_size}, got {groups!r}.")
         self._set("norm_name", norm)
-        self._set("num_groups", groups)
+        self._set("num_groups", None if groups is None else int(groups))
 
     def _check_rates(self) -> None:
-        if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.feature_size >= 1:
+        if not isinstance(self.mlp_ratio, Real) or not self.mlp_ratio * self.feature_size >= 1:
             raise InputError(f"`mlp_ratio` must be a positive number, got {self.mlp_ratio!r}.")
         self._set("mlp_ratio", float(self.mlp_ratio))
         for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            if not isinstance(value, Real) or not 0 <= value < 1:
                 raise InputError(f"`{name}` must be at least 0 and less than 1, got {value!r}.")
             self._set(name, float(value))
 
@@ -208,14 +214,15 @@ class SwinUNETRConfig:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Also for integers of numpy, which are kept as Python's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    values = tuple(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim == 1) else (value,)
     if not values or not all(_is_int(item) for item in values):
         raise InputError(f"`{name}` must be an integer or a sequence of integers, got {value!r}.")
-    return values
+    return tuple(map(int, values))
 
 
 def _dtype_name(name: str, value: Any) -> str:

@@ -7,7 +7,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
@@ -33,6 +36,7 @@ class Output:
                 f"`value` of {self.name} must be an integer in 0 … 255, the range of the uint8 label maps that are written, got "
                 f"{self.value!r}."
             )
+        object.__setattr__(self, "value", int(self.value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +251,12 @@ def stated_et_label(labels: Mapping[str, int | list[int]] | None) -> int | None:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Also for integers of numpy, which are kept as Python's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_label(value: Any) -> bool:
@@ -265,9 +270,18 @@ def _is_size(value: Any) -> bool:
 def _set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) -> None:
     """Keeps a field that was given as any sequence as a tuple, so that owners are equal by value."""
     values = getattr(owner, name)
-    if not isinstance(values, (tuple, list)) or not all(map(fits, values)):
+    if (
+        not isinstance(values, (tuple, list, np.ndarray))
+        or (isinstance(values, np.ndarray) and values.ndim != 1)
+        or not all(map(fits, values))
+    ):
         raise InputError(f"`{name}` must be a sequence of {want}, got {values!r}.")
-    object.__setattr__(owner, name, tuple(values))  # the dataclass is frozen once it is built
+    object.__setattr__(owner, name, tuple(map(_plain, values)))  # the dataclass is frozen once it is built
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_orientation(codes: Any) -> bool:

@@ -469,4 +469,4 @@ def test_data_are_checked_without_jax(module):
     imports = [line.split()[1].split(".")[:2] for line in source.splitlines() if line.startswith(("import ", "from "))]
     own = {name[1] for name in imports if name[0] == "swinunetr_jax"}
     others = {name[0] for name in imports if name[0] != "swinunetr_jax"}
-    assert own <= {"data", "errors", "version"} and others <= {*sys.stdlib_module_names, "numpy"}
+    assert own <= {"data", "errors", "files", "version"} and others <= {*sys.stdlib_module_names, "numpy"}

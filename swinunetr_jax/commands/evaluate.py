@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from swinunetr_jax import console
+from swinunetr_jax import console, files
 from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
@@ -53,17 +53,26 @@ class Evaluate:
     """Tolerance of the surface Dice in mm."""
     lesion_wise: bool = False
     """Score each lesion by itself too, as BraTS does since 2023 for glioma."""
+    base: Path | None = None
+    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
     out: Path | None = None
     """Folder for scores.csv and scores.json; by default that of the predictions."""
 
     def run(self) -> int:
+        from swinunetr_jax.data.problems import problem_lines
         from swinunetr_jax.evaluation.evaluate import evaluate, write_scores
+        from swinunetr_jax.evaluation.pairing import pair_cases
         from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
 
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm, 0 or more.")
-        predictions, references = find_predictions(self.predictions), find_references(self.references)
+        found_maps, references = find_predictions(self.predictions), find_references(self.references, base=self.base)
         record = read_record(self.predictions)
+        same = files.is_file(self.predictions) and files.is_file(self.references)
+        pairs = pair_cases(found_maps.cases, references, record, same=same)
+        predictions, references, refused = pairs.predictions, pairs.references, {**found_maps.refused, **pairs.refused}
+        for text in references.warnings:
+            console.say(literal(text))
         task = choose_task(self.task, record, references)
         out = self.out or (self.predictions if self.predictions.is_dir() else self.predictions.parent)
         if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
@@ -82,6 +91,7 @@ class Evaluate:
                 references,
                 task,
                 record=record,
+                refused=refused,
                 tolerance_mm=self.tolerance,
                 lesion_wise=self.lesion_wise,
                 progress=progress,
@@ -95,8 +105,8 @@ class Evaluate:
         for note, names in _by_text(found.notes).items():
             console.say(f"{_some(names)}: note: {literal(note)}")
         console.say(literal(f"→ {', '.join(map(str, paths))}"))
-        for name, error in found.failed.items():
-            console.say(f"{literal(name)}: FAILED: {literal(error)}", sys.stderr)
+        for line in problem_lines(list(found.failed.items()), "FAILED"):
+            console.say(literal(line), sys.stderr)
         for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
             if names:
                 console.say(f"{len(names)} without a {what}: {', '.join(map(literal, names))}", sys.stderr)

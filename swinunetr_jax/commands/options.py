@@ -65,6 +65,7 @@ class TaskOptions:
                 )
         changes: dict[str, Any] = {}
         if self.channels:
+            self._check_channels(task.channels if checkpoint.task is not None and self.task is None else (), path)
             changes["channels"] = self.channels
         if self.orientation:
             changes["orientation"] = self.orientation.upper()
@@ -81,3 +82,25 @@ class TaskOptions:
         task = replace(task, **changes)
         task.check(config)
         return task
+
+    def _check_channels(self, stated: tuple[str, ...], path: Path) -> None:
+        """Says that --channels replaces the checkpoint's names; refuses names that the checkpoint has in another place.
+
+        Raises:
+            InputError: images would be given to the network in another order than it was trained with.
+        """
+        from swinunetr_jax.data.channels import channel_key
+
+        have, want = [channel_key(name) for name in stated], [channel_key(name) for name in self.channels]
+        if not stated or have == want:
+            return
+        moved = [
+            name for place, name in enumerate(self.channels) if want[place] in have and have[place : place + 1] != [want[place]]
+        ]
+        if moved:
+            raise InputError(
+                f"{path} was trained with the channels {' '.join(stated)}, and --channels {' '.join(self.channels)} has {', '.join(moved)} "
+                "in another place, which would swap images; leave --channels out: files are matched by name whatever their order."
+            )
+        names = f"{console.literal(' '.join(self.channels))} replaces {console.literal(' '.join(stated))}"
+        console.say(f"{console.literal(path)}: --channels {names}, the names it was trained with, in the same order")

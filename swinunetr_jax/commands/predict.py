@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,6 +57,8 @@ class Predict:
     """Write each output's probability as a 4-D file, too."""
     preview: bool = False
     """Write a picture of each case, too."""
+    base: Path | None = None
+    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
     overwrite: bool = False
     """Do finished cases again, and replace files of unknown origin."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
@@ -128,8 +132,32 @@ class Predict:
     def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
         """The cases, and the enhancing tumour's label where the data set's dataset.json names it."""
         from swinunetr_jax.data.formats import case_from_files, find_cases
+        from swinunetr_jax.data.problems import ONE_BY_ONE, problem_groups
 
         if len(self.input) > 1:
-            return (case_from_files(self.input),), None
-        dataset = find_cases(self.input[0], channels=task.channels or None)
-        return dataset.cases, stated_et_label(dataset.labels)
+            if self.base is not None:
+                raise InputError("--base goes with a dataset.json or datalist, and single files were given; leave it out.")
+            cases, labels = (case_from_files(self.input),), None
+        else:
+            dataset = find_cases(self.input[0], channels=task.channels or None, base=self.base)
+            cases, labels = dataset.cases, dataset.labels
+            for text in (dataset.ignored, *dataset.warnings):
+                if text:
+                    console.say(console.literal(text))
+            alike = problem_groups([(case.name, case.problem or "") for case in cases])
+            if len(cases) > ONE_BY_ONE and len(alike) == 1 and cases[0].problem:
+                raise InputError(f"all {len(cases)} cases have the same fault, such as {cases[0].name}: {cases[0].problem}")
+        _check_no_input_is_replaced(cases, self.output)
+        return cases, stated_et_label(labels)
+
+
+def _check_no_input_is_replaced(cases: Sequence[Case], out: Path) -> None:
+    """Raises InputError where a result would get the name of a scan or a label, which --overwrite would replace."""
+    used = {os.path.realpath(path): path for case in cases for path in (*case.images, case.label) if path}
+    for case in cases:
+        for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):
+            if os.path.realpath(out / name) in used:
+                raise InputError(
+                    f"{out / name} is a scan or a label of the input, and the result of {case.name} would replace it; choose another "
+                    "--output."
+                )

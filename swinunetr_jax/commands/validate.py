@@ -39,6 +39,8 @@ class Validate:
     """Channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set tells."""
     label_values: Annotated[tuple[int, ...], arg(metavar="VALUE ...", help_behavior_hint="")] = ()
     """Values that may occur in label maps, such as 0 1 2 4; by default the data set's own, for BraTS those of its year, else any."""
+    base: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write everything that was found, each case's facts too, to this file."""
     workers: Annotated[int, arg(metavar="N")] = min(4, os.cpu_count() or 1)
@@ -50,7 +52,7 @@ class Validate:
 
         if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
-        dataset = find_cases(self.dataset, channels=self.channels or None)
+        dataset = find_cases(self.dataset, channels=self.channels or None, base=self.base)
         seen: list[CaseReport] = []
         faulty: list[CaseReport] = []
         started = time.perf_counter()
@@ -90,6 +92,8 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
     splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
     labelled = "all" if facts["with_label"] == facts["cases"] else facts["with_label"] or "none"
     yield from _fact("cases", f"{splits}; {labelled} with a readable label map")
+    if dataset.ignored:
+        yield from _fact("ignored", literal(dataset.ignored).rstrip("."))
     if facts["folds"]:
         yield from _fact("folds", ", ".join(f"{count} in {fold}" for fold, count in facts["folds"].items()))
     ranges = {name: f": {span['low']:g} … {span['high']:g}" for name, span in facts["intensities"].items()}

@@ -34,7 +34,8 @@ class DatasetReport:
         """All of them: case by case, then those of the data set as a whole."""
         across = _across(self.dataset, self.cases)
         own = [f for report in self.cases for f in (*report.findings, *(a for a in across if a.case == report.case.name))]
-        return (*own, *(finding for finding in across if finding.case is None))
+        whole = [Finding(None, "warning", "left-out", None, text) for text in self.dataset.warnings]
+        return (*own, *whole, *(finding for finding in across if finding.case is None))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -84,6 +85,7 @@ class DatasetReport:
             "layout": dataset.layout,
             "channels": dataset.channels and list(dataset.channels),
             "labels": dataset.labels,
+            "ignored": dataset.ignored,
             "sound": not self.errors,
             "summary": self.summary(),
             "findings": [
@@ -165,8 +167,9 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
         ),
         *_copies(reports),
     ]
-    unlabelled = [report.case for report in reports if report.case.label is None]
-    if dataset.layout in ("brats", "case-folder", "files") and 2 * len(unlabelled) < len(reports):
+    unlabelled = [report.case for report in reports if report.case.label is None and report.case.images]
+    implicit = dataset.layout in ("brats", "case-folder", "files") or dataset.root.name.startswith("imagesTr")
+    if implicit and 2 * len(unlabelled) < len(reports):
         # these layouts have no list to say what is for training; a few cases without a label are more likely a mistake
         text = "no label map, though most cases have one, so it counts as a test case; add the label if it is for training."
         found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]

@@ -10,7 +10,7 @@ duplicate       warning   two channels of a case, or two cases, with the same vo
 grid            error     images, or image and label, on different grids
 missing-label   error     a training case without its label (a warning where no list says what is for training)
 label-shape     error     a label map with channels
-label-values    error     labels that are no whole numbers from 0 on
+label-values    error     labels that are no whole numbers from 0 to 255
 unknown-label   error     a value that is not one of the data set's
 et-label        error     BraTS: the enhancing tumour under the other era's number, 3 or 4
 empty-label     warning   nothing but background
@@ -28,6 +28,7 @@ import numpy as np
 
 from swinunetr_jax.data.cases import Case, brats_era
 from swinunetr_jax.data.channels import match_channels
+from swinunetr_jax.data.dataset_json import MAX_LABEL
 from swinunetr_jax.data.nifti import (
     LABEL_TOLERANCE,
     Volume,
@@ -37,6 +38,7 @@ from swinunetr_jax.data.nifti import (
     read_volume,
 )
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import is_file
 
 _OTHER_ERA = {4: 3, 3: 4}
 _CAVITY = ", or give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024"
@@ -89,12 +91,15 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
     """
     faults = _Faults(case)
     if case.problem:
-        folder = [*case.images, case.label][0]
-        folder = folder.parent if folder else None
-        faults.add("incomplete", folder, case.problem.removeprefix(f"{folder}: "))
+        place = next((path for path in (*case.images, case.label) if path), None)
+        places = [path for path in (place, place and place.parent) if path and case.problem.startswith(f"{path}: ")]
+        place = places[0] if places else place and place.parent
+        faults.add("incomplete", place, case.problem.removeprefix(f"{place}: "))
     grids: list[Volume] = []
     found: list[Channel] = []
     for index, path in enumerate(case.images):
+        if case.problem and not is_file(path):  # the problem says so
+            continue
         try:
             volume = read_volume(path, require_finite=False)
         except InputError as error:
@@ -297,8 +302,12 @@ def _check_values(case: Case, counts: dict[int, int], labels: Collection[int] | 
             f"{_CAVITY if era == 3 else ''}."
         )
         faults.add("et-label", case.label, text)
-    elif unknown:
+    elif unknown:  # which a label above 255 may be, too
         told = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (len(unknown) > 8)
         cavity = _CAVITY if era == 3 and 4 in unknown else ""
         text = f"label {told} is not one of {', '.join(map(str, sorted(known)))}; renumber it{cavity}."
         faults.add("unknown-label", case.label, text)
+    large = [value for value in counts if value > MAX_LABEL and value not in unknown]
+    if large:
+        text = f"label {large[0]} ({counts[large[0]]} voxels) is above {MAX_LABEL}, the largest that is learned; renumber the labels."
+        faults.add("label-values", case.label, text)

@@ -24,12 +24,17 @@ def problem_groups(faults: Sequence[tuple[str, str]]) -> list[list[tuple[str, st
     return list(groups.values())
 
 
-def problem_lines(faults: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each (case, text), but for a fault that more than `ONE_BY_ONE` cases have: that is one line with their number."""
-    lines = []
+def problem_lines(faults: Sequence[tuple[str, str]], word: str = "") -> list[str]:
+    """A line for each (case, text), but for a fault that more than `ONE_BY_ONE` cases have: that is one line with their number.
+
+    Args:
+        word: stands after the case, such as "FAILED".
+    """
+    word, lines = f" {word}" if word else "", []
     for group in problem_groups(faults):
         if len(group) > ONE_BY_ONE:
-            lines.append(f"{len(group)} cases ({some(case for case, _ in group)}), such as {group[0][0]}: {group[0][1]}")
+            names = some(case for case, _ in group)
+            lines.append(f"{len(group)} cases{word} for the same reason ({names}), such as {group[0][0]}: {group[0][1]}")
         else:
-            lines += [f"{case}: {text}" for case, text in group]
+            lines += [f"{case}:{word + ':' if word else ''} {text}" for case, text in group]
     return lines

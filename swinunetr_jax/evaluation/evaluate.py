@@ -86,16 +86,18 @@ def evaluate(
     task: Task,
     *,
     record: Mapping[str, Any] | None = None,
+    refused: Mapping[str, str] | None = None,
     tolerance_mm: float = 1.0,
     lesion_wise: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Evaluation:
     """Scores every case that has both; one that cannot be scored does not stop the others.
 
-    One prediction and one reference belong together whatever their names; others go by name.
+    Predictions and references belong together by their names, which `pair_cases` makes equal.
 
     Args:
         record: of `read_record`, tells which label maps are left from an older run, and images' names.
+        refused: cases that are not scored, and why.
         progress: called before each case with the number done, the number of all, and the name.
 
     Raises:
@@ -103,10 +105,8 @@ def evaluate(
     """
     record = record or {}
     cases = dict(references.cases)
-    if len(predictions) == len(cases) == 1:
-        cases = dict(zip(predictions, cases.values()))
     both = [name for name in cases if name in predictions]
-    if not both:
+    if not both and not refused:
         raise InputError(
             f"no prediction has a reference of its name: predictions are {_some(predictions)}, references {_some(cases)}; rename."
         )
@@ -117,7 +117,8 @@ def evaluate(
         task,
         tolerance_mm,
         references.ignore,
-        missing_predictions=tuple(name for name in cases if name not in predictions),
+        failed=dict(refused or {}),
+        missing_predictions=tuple(name for name in cases if name not in predictions and name not in (refused or {})),
         missing_references=tuple(name for name in predictions if name not in cases),
     )
     entries = {name: record.get("cases", {}).get(name, {}) for name in both}

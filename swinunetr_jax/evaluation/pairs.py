@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from swinunetr_jax.data import dataset_json, prediction_record
 from swinunetr_jax.data.channels import split_name, stem
+from swinunetr_jax.data.entries import is_image
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
+from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import IGNORE, Output, Task
 
@@ -30,47 +32,87 @@ class References:
     """References by case name, and what their data set says of the labels.
 
     `task` is what a dataset.json states, or BraTS's regions where file names alone say so (`stated` is False then); voxels with
-    the label `ignore` take no part in any score.
+    the label `ignore` take no part in any score. `refused` says why a case has no usable reference, and `warnings` are sentences on
+    entries of the data set that were left out.
     """
 
     cases: dict[str, Reference]
     task: Task | None = None
     stated: bool = False
     ignore: int | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
-def find_predictions(path: str | os.PathLike) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Predictions:
+    """Label maps by case name; `refused` says why a case has none that can be scored."""
+
+    cases: dict[str, Path]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def find_predictions(path: str | os.PathLike) -> Predictions:
     """Label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, or CASE_seg.nii.gz, or one file.
 
     Probabilities beside them are left out. InputError if there are none.
     """
     path = Path(path)
-    files = _images(path)
-    if not files:
+    found = _images(path)
+    if not found:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
-    if all(split_name(stem(file.name))[1] == "label" for file in files):
-        return {_label_name(file): file for file in files}
-    found = {stem(file.name): file for file in files}
-    return {name: file for name, file in found.items() if name.removesuffix("_probabilities") not in found.keys() - {name}}
+    if all(split_name(stem(file.name))[1] == "label" for file in found):
+        return Predictions(*_by_name(found, _label_name))
+    names = {stem(file.name) for file in found}
+    maps = [file for file in found if stem(file.name).removesuffix("_probabilities") not in names - {stem(file.name)}]
+    return Predictions(*_by_name(maps, lambda file: stem(file.name)))
 
 
-def find_references(path: str | os.PathLike) -> References:
-    """Labels of a data set in any known layout, or a folder of label maps, or one. InputError if there are none."""
+def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None = None) -> References:
+    """Labels of a data set in any known layout, or a folder of label maps, or one. InputError if there are none.
+
+    Args:
+        base: the folder from which the paths of a dataset.json or datalist start.
+    """
     path = Path(path)
-    files = _images(path)
-    roles = {split_name(stem(file.name))[1] for file in files}
+    found = _images(path)
+    roles = {split_name(stem(file.name))[1] for file in found}
+    if found and path.is_dir() and (path / prediction_record.RECORD).exists():  # results of predict, as references for others
+        return _bare(find_predictions(path), path)
     if roles == {"label"}:
-        return References({_label_name(file): Reference(file) for file in files}, **_meaning_beside(path))
-    dataset = find_cases(path)
+        return _bare(Predictions(*_by_name(found, _label_name)), path)
+    dataset = find_cases(path, base=base)
     cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
     if cases:
+        faulty = {case.name: case.problem for case in dataset.cases if case.problem and case.label is None}
         meaning = _meaning(dataset.labels, dataset.regions_class_order)
         if not meaning["stated"] and dataset.layout == "brats":
             meaning["task"] = Task.brats()
-        return References(cases, **meaning)
+        texts = [*([dataset.ignored] if dataset.ignored else []), *dataset.warnings]
+        texts += [f"no reference: {line}" for line in problem_lines(list(faulty.items()))]
+        return References(cases, **meaning, refused=faulty, warnings=tuple(texts))
     if roles == {None}:
-        return References({stem(file.name): Reference(file) for file in files}, **_meaning_beside(path))
+        return _bare(Predictions(*_by_name(found, lambda file: stem(file.name))), path)
     raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
+
+
+def _bare(found: Predictions, path: Path) -> References:
+    """References that are label maps alone, in a folder or one file."""
+    cases = {name: Reference(file) for name, file in found.cases.items()}
+    return References(cases, **_meaning_beside(path), refused=found.refused)
+
+
+def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """(file of each case, why a case has none): several files for one case are refused, for it is not certain which is meant."""
+    groups: dict[str, list[Path]] = {}
+    for file in found:
+        groups.setdefault(name_of(file), []).append(file)
+    refused = {
+        name: f"{same[0].parent}: case {name} has several label maps ({', '.join(file.name for file in same)}); keep one of them."
+        for name, same in groups.items()
+        if len(same) > 1
+    }
+    return {name: same[0] for name, same in groups.items() if len(same) == 1}, refused
 
 
 def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
@@ -116,8 +158,9 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
 def _images(path: Path) -> list[Path]:
     """The .nii and .nii.gz files right in a folder, or the one that `path` is."""
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-        return [f for f in files if f.name.lower().endswith((".nii", ".nii.gz")) and f.name[0] != "." and f.is_file()]
+        found = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        # a link that leads nowhere is kept: reading it says so
+        return [f for f in found if is_image(f.name) and f.name[0] != "." and not f.is_dir()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 
@@ -150,8 +193,11 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
 def _occurring(references: References) -> Task:
     values: set[int] = set()
     for case in references.cases.values():
-        with contextlib.suppress(InputError):  # it is told when the case comes to be scored
-            values |= label_values(read_labels(case.path).array) - {references.ignore}
+        with contextlib.suppress(InputError):  # it is said when the case comes to be scored
+            found = label_values(read_labels(case.path).array) - {references.ignore}
+            if strange := sorted(value for value in found if value > dataset_json.MAX_LABEL):
+                raise InputError(f"{case.path}: label {strange[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
+            values |= found
     if not values - {0}:
         raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
     named = (Output(name=f"class {value}", value=value) for value in sorted(values - {0}))
