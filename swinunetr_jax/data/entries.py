@@ -136,7 +136,7 @@ class Survey:
                 images.append(path)
             elif kind := foreign_format(path):
                 self._foreign[folder].append((path, kind))
-            elif name != "dataset.json":
+            elif name not in ("dataset.json", "splits_final.json"):  # which are read
                 self._ignore_by_ending(path)
         return images, folders
 
