@@ -66,14 +66,14 @@ class Evaluate:
 
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm, 0 or more.")
-        found_maps, references = find_predictions(self.predictions), find_references(self.references, base=self.base)
+        found_maps, known = find_predictions(self.predictions), find_references(self.references, base=self.base)
         record = read_record(self.predictions)
         same = files.is_file(self.predictions) and files.is_file(self.references)
-        pairs = pair_cases(found_maps.cases, references, record, same=same)
+        pairs = pair_cases(found_maps.cases, known, record, same=same)
         predictions, references, refused = pairs.predictions, pairs.references, {**found_maps.refused, **pairs.refused}
         for text in references.warnings:
             console.say(literal(text))
-        task = choose_task(self.task, record, references)
+        task = choose_task(self.task, record, known)
         out = self.out or (self.predictions if self.predictions.is_dir() else self.predictions.parent)
         if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
             raise InputError(f"{out}: cannot be written; give a folder with write access by --out.")
