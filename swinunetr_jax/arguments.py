@@ -92,11 +92,12 @@ def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Optio
 
 
 def closest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that was probably meant; for options also one that ends as the given one does, such as --optim.lr for --lr."""
+    """The known word that was probably meant: one that begins with it, for options one of a group (--optim.lr for --lr), or a like one."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     ends = [name for name in known if name.rpartition(".")[2] == word.lstrip("-")]
-    if ends:
-        return ends[0]
+    begins = [name for name in known if len(word) > 2 and name.startswith(word)]
+    if ends or begins:
+        return (ends or begins)[0]
     return found[0] if found else None
 
 
@@ -105,6 +106,7 @@ def _mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | 
     named = {name: option for option in known if not option.positional for name in _spellings(option)}
     help_text = f"`{prog} --help` shows all options"
     positional, seen = [], []
+    alone = not any(option.positional for option in known)  # then all values up to the next option belong to an option
     for name, values in _groups(arguments):
         if name is None:
             positional += values
@@ -118,11 +120,11 @@ def _mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | 
         taken, rest = _taken(option.type, values)
         positional += rest
         seen.append(option)
-        if option.is_flag and values and not any(one.positional for one in known):
+        if option.is_flag and values and alone:
             off = next(spelling for spelling in _spellings(option) if "no-" in spelling)
             return f"{name} takes no value, got {_shown(values)}: give {option.names[0]} or {off}."
-        if not option.is_flag and not _fits(option.type, taken):
-            return _value_mistake(option, name, [*taken, *(rest if not any(one.positional for one in known) else [])])
+        if not option.is_flag and (not _fits(option.type, taken) or (rest and alone)):
+            return _value_mistake(option, name, values if alone else taken)
     for option in known:
         if not option.positional:
             continue
