@@ -32,7 +32,7 @@ import tyro
 from flax import nnx
 from jax.experimental import topologies
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, traced_for
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console, traced_for
 from swinunetr_jax.compiler import GPU_OPTIONS, in_order
 from tools import gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
@@ -213,4 +213,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from swinunetr_jax import console
 from tools import contenders
 from tools.contenders import CASE, CHANNELS, NAMES
 
@@ -302,6 +303,7 @@ def table(rows: list[dict[str, Any]], rate: float) -> str:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     if sys.argv[1:2] == ["--worker"]:
         work_in_turns(*json.loads(sys.argv[2]))
     else:

@@ -23,6 +23,7 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import SwinUNETR
 
+from swinunetr_jax import console
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.weights.load import save_params
 from train.config import Augment, Network, Optim, Recipe
@@ -185,5 +186,6 @@ def write(out: Path, results: list[Result], cases: Cases) -> None:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     jax.config.update("jax_compilation_cache_dir", None)
     main(tyro.cli(Options, description=__doc__))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from swinunetr_jax import InputError, open_checkpoint
+from swinunetr_jax import InputError, console, open_checkpoint
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.weights.load import save_params
 from tools import golden_weights, reference
@@ -134,4 +134,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))

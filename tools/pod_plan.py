@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, console, parallel
 from swinunetr_jax.losses import Loss
 from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
@@ -268,6 +268,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     try:
         main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
     except InputError as error:

@@ -18,7 +18,7 @@ import tyro
 from jax import Array, lax
 from jax.extend import core
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console
 from swinunetr_jax.weights.monai import entries
 from swinunetr_jax.weights.params import build, shapes
 from tools import golden_weights
@@ -174,4 +174,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    console.configure_streams()
     main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))

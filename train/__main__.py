@@ -117,8 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _trace() -> int:
     """What is not the user's to mend. Printed here, for Python's own end would wait for other processes."""
-    traceback.print_exc()
-    return EXIT_FAULT
+    return _say(traceback.format_exc().rstrip(), EXIT_FAULT)
 
 
 def _say(text: str, code: int) -> int:

@@ -156,7 +156,7 @@ def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
 
 def _fitted_size(size: float) -> int:
     below = math.floor(size / SIZE_MULTIPLE) * SIZE_MULTIPLE
-    return below if 0 < below and size <= 1.25 * below else below + SIZE_MULTIPLE
+    return below if below > 0 and size <= 1.25 * below else below + SIZE_MULTIPLE
 
 
 def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[tuple[str, ...], int]:

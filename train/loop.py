@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -243,9 +243,8 @@ class Stop:
         if self.number:  # the second time at once
             raise KeyboardInterrupt
         self.number = number
-        os.write(
-            2, b"stopping once the step is done and saved; once more to stop at once\n"
-        )  # print may be in the middle of a line
+        with suppress(OSError):  # nobody may read it; and print may be in the middle of a line
+            os.write(2, b"stopping once the step is done and saved; once more to stop at once\n")
 
 
 @contextmanager
