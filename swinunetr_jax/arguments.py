@@ -59,6 +59,8 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
     """
     printed, complained = io.StringIO(), io.StringIO()
     given = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(arguments):  # wherever it stands
+        arguments = ["--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
             return tyro.cli(kind, args=list(arguments), prog=prog, description=description, **given)

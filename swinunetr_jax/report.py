@@ -77,7 +77,8 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     """Writes three slices of a scan, plain and with the labels over it, as a PNG.
 
     Slices are those with the most labelled voxels, else the middle ones, seen as radiologists do: axial from below, so that the
-    patient's right is on the left, and anterior or superior on top.
+    patient's right is on the left, and anterior or superior on top. Where they cannot be drawn, whatever the reason, a warning says so,
+    and the picture holds that sentence: no prediction fails because of its preview.
 
     Args:
         image: [x, y, z] on the scan's grid.
@@ -87,15 +88,25 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     Raises:
         InputError: the file cannot be written.
     """
-    image, affine, _ = reorient(image, scan.affine, "LAS")
-    labels = reorient(labels, scan.affine, "LAS")[0]
-    image, labels = _cropped(image, labels)
     with plain_text():
-        save(_preview(image, labels, np.linalg.norm(affine[:3, :3], axis=0), task, title), path)
+        try:
+            save(_preview(image, labels, scan.affine, task, title), path)
+        except InputError:
+            raise
+        except Exception as error:
+            sentence = f"The preview could not be drawn ({console.literal(error) or type(error).__name__})."
+            console.warn(f"{console.literal(title)}: {sentence[0].lower()}{sentence[1:]}")
+            figure = Figure(figsize=(10.5, 1))
+            figure.text(0.02, 0.5, drawable(sentence))
+            save(figure, path)
 
 
-def _preview(image: np.ndarray, labels: np.ndarray, spacing: np.ndarray, task: Task, title: str) -> Figure:
-    """The figure of `write_preview`, of arrays whose axes point to the left, anterior and superior."""
+def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Task, title: str) -> Figure:
+    """The figure of `write_preview`."""
+    labels = reorient(labels, affine, "LAS")[0]
+    image, affine, _ = reorient(image, affine, "LAS")
+    image, labels = _cropped(image, labels)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     grey = grey_levels(image)
     present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
     colours = colours_of(task)

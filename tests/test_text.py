@@ -126,3 +126,15 @@ def test_a_report_has_a_viewport_a_date_the_recipe_and_literal_names(tmp_path):
 def test_the_report_of_the_demonstration_says_that_its_patients_are_synthetic(tmp_path):
     rows = described(tmp_path / "run")
     assert "The patients of this run are synthetic" in write_report(tmp_path / "run", rows).read_text("utf-8")
+
+
+@pytest.mark.fault("3.1")
+def test_a_preview_that_fails_does_not_end_a_prediction(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise ValueError("no font\x1b")
+
+    monkeypatch.setattr(report, "grey_levels", fail)
+    labels = np.ones((8, 8, 8), np.uint8)
+    report.write_preview(tmp_path / "p.png", labels, labels, Volume(labels, np.eye(4), None, tmp_path), nasty_task(), "a\x1b")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().err == "warning: a\\x1b: the preview could not be drawn (no font\\x1b).\n"
