@@ -67,6 +67,7 @@ class Predict:
     def run(self) -> int:
         import jax
 
+        from swinunetr_jax.data.entries import some
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.weights.load import members, missing_members, open_checkpoint
@@ -126,7 +127,7 @@ class Predict:
                 et_label=et_label,
             )
         if failed:
-            console.say(f"{len(failed)} of {len(cases)} cases failed: {', '.join(map(console.literal, failed))}", sys.stderr)
+            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(some(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
     def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:

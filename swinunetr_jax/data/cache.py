@@ -26,6 +26,7 @@ from swinunetr_jax.data.cache_entry import VERSION, Array, Entry, Source, check_
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.example import Box, Example, bounding_box, foreground, slices
 from swinunetr_jax.data.intensity import nonzero_statistics
+from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.data.read_case import read_case, read_case_label
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -127,8 +128,8 @@ def prepare_training_cases(
         finally:
             pool.shutdown(cancel_futures=True)
     if faults:
-        lines = [f"{cases[index].name}: {faults[index]}" for index in sorted(faults)]
-        raise InputError(f"{len(lines)} of {len(cases)} cases cannot be used for training:", *lines)
+        lines = problem_lines([(cases[index].name, faults[index]) for index in sorted(faults)])
+        raise InputError(f"{len(faults)} of {len(cases)} cases cannot be used for training:", *lines)
     return [done[index] for index in range(len(cases))]
 
 

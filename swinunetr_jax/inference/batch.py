@@ -22,8 +22,10 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.console import literal
 from swinunetr_jax.data.cases import Case, brats_era
+from swinunetr_jax.data.entries import some
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.data.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
+from swinunetr_jax.data.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
 from swinunetr_jax.report import write_preview
@@ -66,6 +68,7 @@ def predict_cases(
     }
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
     failed: list[str] = []
+    alike: dict[str, list[str]] = {}  # cases by what failed, for a fault of hundreds is said once
     seconds: list[float] = []  # of the cases that were segmented
     owners: dict[Path, str] = {}
     for case in cases:
@@ -94,7 +97,10 @@ def predict_cases(
         except InputError as error:
             stale = record.fail(case, str(error))
             stays = f" (an older result stays: {', '.join(o['path'] for o in stale.values())})" if stale else ""
-            console.say(f"{title}: FAILED: {literal(error)}{literal(stays)}", sys.stderr)
+            same = alike.setdefault(problem_key(case.name, str(error)), [])
+            same.append(case.name)
+            if len(same) <= ONE_BY_ONE or stays:
+                console.say(f"{title}: FAILED: {literal(error)}{literal(stays)}", sys.stderr)
             failed.append(case.name)
             continue
         seconds.append(entry["seconds"])
@@ -104,6 +110,9 @@ def predict_cases(
         console.say(f"{title}: {entry['windows']} windows, {entry['seconds']:.1f} s, {volumes} → {path}{left}")
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
             console.say(f"{title}: note: {literal(', '.join(older))} of an earlier run stays, and does not belong to this result")
+    for same in alike.values():
+        if len(same) > ONE_BY_ONE:
+            console.say(f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(some(same))}", sys.stderr)
     return failed
 
 
