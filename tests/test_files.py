@@ -167,3 +167,26 @@ def test_a_path_of_this_machine_stays_as_it_is():
         assert files.local_path(path) == Path(path)
     with refused("file:///a", "leave out file://"):
         files.local_path("file:///a")
+
+
+@pytest.mark.fault("3.5")
+@pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
+def test_every_path_that_a_user_gives_may_be_one_that_no_file_can_have(tmp_path, name):
+    from swinunetr_jax.commands.evaluate import Evaluate
+    from swinunetr_jax.commands.validate import Validate
+    from swinunetr_jax.data.formats import find_cases
+
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a.nii.gz").write_text("")
+    path, sound = tmp_path / name, tmp_path / "a.nii.gz"
+    for run in (
+        lambda: find_cases(path),
+        lambda: find_cases(path / "a.json"),
+        lambda: Evaluate(path, sound).run(),
+        lambda: Evaluate(sound, path).run(),
+        lambda: Evaluate(path / "a.nii.gz", sound).run(),
+        lambda: Validate(sound, json=path / "report.json").run(),
+    ):
+        with pytest.raises(InputError):
+            run()

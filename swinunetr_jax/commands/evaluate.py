@@ -74,8 +74,8 @@ class Evaluate:
         for text in references.warnings:
             console.say(literal(text))
         task = choose_task(self.task, record, known)
-        out = self.out or (self.predictions if self.predictions.is_dir() else self.predictions.parent)
-        if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
+        out = self.out or (self.predictions if files.is_folder(self.predictions) else self.predictions.parent)
+        if files.exists(out) and not (files.is_folder(out) and os.access(out, os.W_OK)):
             raise InputError(f"{out}: cannot be written; give a folder with write access by --out.")
         meanings = (f"{literal(o.name)} = {'|'.join(map(str, task.labels_of(o)))}" for o in task.outputs)
         console.say(f"{task.kind}: {', '.join(meanings)}")

@@ -50,7 +50,7 @@ class Validate:
         from swinunetr_jax.data.check import DatasetReport, check_dataset
         from swinunetr_jax.data.formats import find_cases
 
-        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+        if self.json is not None and (files.is_folder(self.json) or not files.is_folder(self.json.absolute().parent)):
             raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
         dataset = find_cases(self.dataset, channels=self.channels or None, base=self.base)
         seen: list[CaseReport] = []

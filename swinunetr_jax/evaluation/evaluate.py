@@ -208,7 +208,7 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
     }
     paths = out / "scores.csv", out / "scores.json"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        files.make_folder(out)
         files.remove_stale_temporaries(out)
         with files.locked(out):  # two evaluations at once must not leave the table of one beside the report of the other
             files.write_text(paths[0], table.getvalue())

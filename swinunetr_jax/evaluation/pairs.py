@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from swinunetr_jax import files
 from swinunetr_jax.data import dataset_json, prediction_record
 from swinunetr_jax.data.channels import split_name, stem
 from swinunetr_jax.data.entries import is_image
@@ -77,7 +78,9 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
     path = Path(path)
     found = _images(path)
     roles = {split_name(stem(file.name))[1] for file in found}
-    if found and path.is_dir() and (path / prediction_record.RECORD).exists():  # results of predict, as references for others
+    if (
+        found and files.is_folder(path) and files.exists(path / prediction_record.RECORD)
+    ):  # results of predict, as references for others
         return _bare(find_predictions(path), path)
     if roles == {"label"}:
         return _bare(Predictions(*_by_name(found, _label_name)), path)
@@ -118,7 +121,7 @@ def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dic
 def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
     """What `predict` recorded beside its label maps; {} without a record. InputError if it is damaged."""
     predictions = Path(predictions)
-    path = (predictions if predictions.is_dir() else predictions.parent) / prediction_record.RECORD
+    path = (predictions if files.is_folder(predictions) else predictions.parent) / prediction_record.RECORD
     remedy = "run predict again, or move it away and give --task"
     try:
         content = prediction_record.read_record(path, remedy)
@@ -158,9 +161,9 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
 def _images(path: Path) -> list[Path]:
     """The .nii and .nii.gz files right in a folder, or the one that `path` is."""
     try:
-        found = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        found = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
         # a link that leads nowhere is kept: reading it says so
-        return [f for f in found if is_image(f.name) and f.name[0] != "." and not f.is_dir()]
+        return [f for f in found if is_image(f.name) and f.name[0] != "." and not files.is_folder(f)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 
@@ -172,9 +175,9 @@ def _label_name(file: Path) -> str:
 
 def _meaning_beside(path: Path) -> dict[str, Any]:
     """The fields `task`, `stated` and `ignore` of References, from the dataset.json beside a folder such as labelsTr."""
-    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    folder = path.absolute() if files.is_folder(path) else path.absolute().parent
     beside = folder.parent / "dataset.json"
-    if not folder.name.startswith("labels") or not beside.is_file():
+    if not folder.name.startswith("labels") or not files.is_file(beside):
         return {}
     info = dataset_json.load(beside)
     return _meaning(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
