@@ -68,6 +68,10 @@ def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
         InputError: it is damaged, or names outputs that are not in its folder.
     """
     content = files.read_json(path, RecordFile, remedy)
+    try:
+        files.digest_of_json(content["settings"])
+    except RecursionError as error:
+        raise InputError(f"{path} is damaged (its settings are nested too deeply): {remedy}.") from error
     for name, entry in content["cases"].items():
         for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values()):
             if not _is_file_name(output["path"]):
