@@ -344,6 +344,8 @@ def test_evaluate_reads_an_edited_record_or_says_a_sentence(tmp_path, capsys):
     assert predict(tmp_path, "a") == []
     content = recorded(tmp_path)
     deep = "[" * 900 + "]" * 900
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs/a.nii.gz").write_bytes((tmp_path / "out/a.nii.gz").read_bytes())
     texts = [text for _, text, words in edits(content) if words == "predict.json"]
     for task in (
         {"kind": "x"},
@@ -362,7 +364,7 @@ def test_evaluate_reads_an_edited_record_or_says_a_sentence(tmp_path, capsys):
     for text in texts:
         (tmp_path / "out/predict.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["evaluate", str(tmp_path / "out"), str(tmp_path / "out"), "--out", str(tmp_path / "scores")])
+            cli.main(["evaluate", str(tmp_path / "out"), str(tmp_path / "refs"), "--out", str(tmp_path / "scores")])
         printed = capsys.readouterr().err
         assert stopped.value.code == 2 and "Traceback" not in printed, text[:100]
         assert printed.startswith("error: ") and "predict.json" in printed and printed.count("\n") == 1, printed[:300]

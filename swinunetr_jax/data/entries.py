@@ -3,7 +3,6 @@
 Nothing is filtered out silently: what is not an image or a folder is either a problem, which is named, or it is counted.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -12,9 +11,8 @@ from pathlib import Path
 from swinunetr_jax import files
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.channels import stem
-from swinunetr_jax.errors import InputError
+from swinunetr_jax.data.prediction_record import RECORD, read_record
 
-RESULTS = "predict.json"  # the record that `swinunetr predict` leaves in a folder of results
 MOST_NAMES = 5  # names in one sentence; of more the number is given
 
 _FORMATS = {
@@ -117,7 +115,7 @@ class Survey:
     def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
         with os.scandir(folder) as found:
             names = sorted(entry.name for entry in found)
-        results = _recorded_results(folder) if RESULTS in names else frozenset()
+        results = _recorded_results(folder) if RECORD in names else frozenset()
         images, folders, self._foreign[folder] = [], [], []
         for name in names:
             path = folder / name
@@ -128,7 +126,7 @@ class Survey:
             elif name in results:
                 self.ignore("results of predict", path)
             elif files.is_folder(path):
-                if files.is_file(path / RESULTS):
+                if files.is_file(path / RECORD):
                     self.ignore("folders with results of predict", path)
                 else:
                     folders.append(path)
@@ -226,16 +224,16 @@ class Survey:
 
 def _recorded_results(folder: Path) -> frozenset[str]:
     """Names of the files that `predict` wrote into a folder, by its record there."""
-    path = folder / RESULTS
+    remedy = "without it, results of predict cannot be told from scans, so move it away or the scans to a folder of their own"
     try:
-        cases = json.loads(path.read_text("utf-8"))["cases"]
-        outputs = [output for entry in cases.values() for output in entry.get("outputs", {}).values()]
-        return frozenset(output["path"] for output in outputs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}), so results of predict and scans cannot be told from one another; move the scans to a "
-            "folder of their own."
-        ) from error
+        cases = read_record(folder / RECORD, remedy)["cases"]
+    except FileNotFoundError:  # it was removed in the meantime
+        return frozenset()
+    return frozenset(
+        output["path"]
+        for entry in cases.values()
+        for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values())
+    )
 
 
 def _is_dicom(path: Path) -> bool:
