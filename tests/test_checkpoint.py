@@ -125,6 +125,41 @@ def test_a_run_serves_as_its_best(copy, tmp_path):
         open_checkpoint(tmp_path / "run")
 
 
+def unfinished_run(run: Path, whole: Path, *steps: int) -> Path:
+    """A run with saved states and no validation yet."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"recipe": {}, "steps": 240}))
+    for step in steps:
+        shutil.copytree(whole, run / "checkpoints" / f"{step:08d}")
+    return run
+
+
+@pytest.mark.fault("5.4")
+def test_a_run_before_its_first_validation_serves_as_its_newest_state_with_a_sentence(whole, tmp_path, capsys):
+    run = unfinished_run(tmp_path / "run", whole, 20, 40)
+    write_checkpoint(run / "checkpoints" / "00000040", CONFIG, random_params(seed=1), TASK, overwrite=True)
+    (run / "checkpoints" / ".00000060.tmp").mkdir()
+    same(open_checkpoint(run).params, random_params(seed=1))
+    said = capsys.readouterr().err
+    assert (
+        f"warning: {run} is a training run that no validation has looked at yet" in said and "of step 40 of 240, is used" in said
+    )
+    assert said.count("\n") == 1
+    shutil.copytree(whole, run / "best")
+    same(open_checkpoint(run).params, random_params())
+    assert not capsys.readouterr().err  # the usual case
+
+
+@pytest.mark.fault("5.4")
+def test_a_run_without_any_network_says_what_it_is(whole, tmp_path):
+    run = unfinished_run(tmp_path / "run", whole)
+    assert "is a training run that has not saved a network yet: continue it with" in refused(run)
+    (run / "run.json").write_text("[]")
+    assert "run.json" in refused(run)
+    (run / "run.json").unlink()
+    assert "is not a checkpoint" in refused(run)
+
+
 def test_a_moved_or_linked_checkpoint_is_the_same(copy, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     copy.rename(tmp_path / "elsewhere" / "x")

@@ -1,9 +1,13 @@
 """Which axes must not be mirrored: names of labels that tell sides, and the axes of a scan along which they do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided_directions
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task
 
 LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
@@ -71,3 +75,19 @@ def test_an_oblique_axis_counts_for_both_directions_that_it_is_near_to():
     angle = np.deg2rad(20)
     affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     assert [set(axis) for axis in axes_of_affine(affine)] == [{LR}, {AP}, {SI}]
+
+
+@pytest.mark.fault("1.0")
+def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch):
+    """`--mirror`, for networks that take scans as they are stored: the axes are those of each scan."""
+    segmenter, seen = object.__new__(Segmenter), []
+    segmenter.task, segmenter.mirror, segmenter._flips = task("kidney_left", "kidney_right"), True, None
+    monkeypatch.setattr(Segmenter, "run", lambda self, array, **_: seen.append(self._flips) or (array[..., 0], None, 1))
+    sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
+    for affine in (np.eye(4), sagittal):
+        scan, back = SimpleNamespace(affine=affine), SimpleNamespace(apply=lambda part: part)
+        found = segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ("a note",)))
+        assert found.notes[0] == "a note" and "are not mirrored along axis" in found.notes[1] and "kidney_left" in found.notes[1]
+    assert seen == [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # axes of [n, x, y, z, c]
+    segmenter.task = task("liver")
+    assert segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ())).notes == () and len(seen[-1]) == 8

@@ -6,13 +6,15 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from runner import bytes_of
 
-from swinunetr_jax import InputError, cli, open_checkpoint
+from swinunetr_jax import InputError, Task, cli, open_checkpoint
+from swinunetr_jax.data.transforms import RandomFlip
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.weights.arrays import write_arrays
@@ -20,13 +22,14 @@ from swinunetr_jax.weights.params import flatten
 from train import __main__ as command
 from train import checkpoints, start, step
 from train.config import Augment, Init, Network, Optim, Phantom, Recipe, Validation
-from train.data import batches, gather
+from train.data import Cases, batches, gather, grid_notes
 from train.folds import train_folds
 from train.log import Log, read_rows
 from train.loop import Stopped, train
 from train.validation import Scores, can_crop, whole
 
 STEPS = 4
+CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +299,74 @@ def test_a_wrong_base_folder_names_every_case(tmp_path):
     assert all(f"image{number}.nii.gz does not exist" in str(refused.value) for number in range(6))
 
 
+def two_kidneys(tmp_path: Path) -> Path:
+    listed = dataset(tmp_path, (0, 1, 2), "MRI")
+    values = json.loads(listed.read_text()) | {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}}
+    listed.write_text(json.dumps(values))
+    return listed
+
+
+def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
+    """The axes along which samples of these cases are mirrored."""
+    taken = []
+    monkeypatch.setattr("train.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
+    batches(asked, cases)
+    return next(transform.axes for transform in taken if isinstance(transform, RandomFlip))
+
+
+@pytest.mark.fault("1.0")
+def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path, capsys, monkeypatch):
+    asked = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
+    cases = gather(asked, tmp_path / "run")
+    assert cases.flips == (1, 2)
+    said = capsys.readouterr().out
+    assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in said and "--augment.flips" in said
+    turned = gather(replace(asked, orientation="SAL"), tmp_path / "run")
+    assert turned.flips == (0, 1)
+    chosen = gather(replace(asked, augment=Augment(flips=(0,))), tmp_path / "run")
+    assert chosen.flips == (0,)
+    warned = capsys.readouterr().err
+    assert "mirrored along axis 0 (left-right: kidney_left, kidney_right), as --augment.flips asks" in warned
+    for mirrored in (cases, chosen):
+        assert drawn_axes(asked, mirrored, monkeypatch) == mirrored.flips
+
+
+@pytest.mark.fault("5.17")
+def test_mixed_orientations_and_voxel_sizes_are_said():
+    ras, lps, thick = np.eye(4), np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 5, 1])
+    task = Task.classes(2)
+    assert grid_notes(task, [ras, ras]) == []
+    (turned,) = grid_notes(task, [ras, ras, lps])
+    assert "2 orientations, RAS (2), LPS (1)" in turned and "--orientation RAS" in turned and turned.endswith(".")
+    (sized,) = grid_notes(task, [ras, thick, thick])
+    assert "superior-inferior 1 to 5 mm" in sized and "left-right" not in sized and "--spacing 1 1 5" in sized
+    sagittal = np.array([[0, 0, -1.0, 0], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])  # the same voxels in another order
+    assert len(grid_notes(task, [sagittal, np.diag([1.0, 2, 3, 1])])) == 1
+    assert grid_notes(Task.classes(2, spacing=(1.0, 1.0, 1.0), orientation="RAS"), [ras, ras]) == []
+
+
+@pytest.mark.fault("3.7")
+@pytest.mark.parametrize("home", ["none", "not writable", "a folder"])
+def test_programs_are_kept_where_there_is_a_home(home, tmp_path, monkeypatch, capsys):
+    """A container may have no HOME and no user of that number, or a home that is not there."""
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "file").write_text("")
+    places = {"none": nobody, "not writable": lambda: tmp_path / "file", "a folder": lambda: tmp_path}
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", places[home])
+    updates = {}
+    monkeypatch.setattr(command.jax, "config", SimpleNamespace(update=updates.__setitem__, **CACHE))
+    command._keep_programs()
+    said = capsys.readouterr().out
+    if home == "a folder":
+        assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not said
+    else:
+        assert not updates and "compiled programs are not kept for the next run" in said and said.count("\n") == 1
+
+
 # ---- what is refused
 
 
@@ -313,8 +384,7 @@ def test_two_processes_cannot_have_one_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["msd"], "no data set was given"),
-        (["nothing"], "there is no recipe 'nothing': take one of brats21, btcv, msd, phantom"),
+        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom"),
         (["--resume", "nowhere"], "nowhere holds no run"),
         (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
         (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),

@@ -1,5 +1,7 @@
 """The training step against PyTorch: the same losses, step by step; and what a step promises about parts, averages and randomness."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,9 @@ from swinunetr_jax import Task
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.weights.load import save_params
+from swinunetr_jax.weights.params import shapes
+from train import checkpoints
+from train.checkpoints import Progress
 from train.config import Optim
 from train.optim import learning_rate
 from train.step import State, Training
@@ -106,6 +111,45 @@ def test_clipping_averaging_and_the_key_of_a_step(brats_batch):
     assert int(state.step) == 1
     moment = next(leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == state.params["out.kernel"].shape)
     assert np.isfinite(moment).all()
+
+
+@pytest.mark.fault("1.15")
+def test_the_average_of_the_weights_has_statistics_of_its_own(monkeypatch):
+    """The network that is validated and kept: averaged weights and the average of the running statistics, by the same decay."""
+    training = make(lr=1e-3, ema=0.9)
+    weights = {"kernel": np.ones(3, np.float32), "norm.mean": np.zeros(2, np.float32), "norm.count": np.int32(0)}
+    state, want = training.init(weights), dict(weights)
+    for index, mean in enumerate((1.0, 4.0, 2.0)):
+        stats = {"norm.mean": jnp.full(2, mean), "norm.count": jnp.int32(index + 1)}
+        gradients = {"kernel": jnp.ones(3)}
+        monkeypatch.setattr(Training, "_gradients", lambda *_, found=((jnp.float32(0), stats), gradients): found)
+        state, _ = training.step(state, None, None)
+        decay = min(0.9, (1 + index) / (10 + index))
+        for name, new in (("kernel", state.params["kernel"]), ("norm.mean", stats["norm.mean"])):
+            want[name] = decay * want[name] + (1 - decay) * np.asarray(new)
+    for name in ("kernel", "norm.mean"):
+        np.testing.assert_allclose(state.network[name], want[name], rtol=1e-6)
+    assert state.network["norm.count"] == 3
+    np.testing.assert_array_equal(state.stats["norm.mean"], [2, 2])  # those of the raw weights, which train on
+    plain = make(lr=1e-3).init(weights)
+    assert plain.average_stats == {} and set(plain.network) == set(weights)
+
+
+@pytest.mark.fault("1.15")
+def test_both_kinds_of_statistics_are_restored(tmp_path):
+    config = SMALL.replace(depths=(1, 1, 1, 1), norm_name="batch")
+    training = dataclasses.replace(make(ema=0.9), config=config)
+    rng = np.random.default_rng(0)
+    state = training.init({n: np.asarray(rng.uniform(0.5, 1.5, v.shape), v.dtype) for n, v in shapes(config).items()})
+    state = dataclasses.replace(state, stats={name: np.asarray(value) * 2 for name, value in state.stats.items()})
+    checkpoints.save(tmp_path, checkpoints.snapshot(state), Progress(step=3), config, training.task, keep=1)
+    again, progress = checkpoints.read(tmp_path, 3, training.like(), config)
+    assert progress == Progress(step=3)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    mean = "encoder1.norm1.mean"
+    network = checkpoints.read_checkpoint(tmp_path / "last").params
+    np.testing.assert_array_equal(network[mean], state.average_stats[mean])
+    assert not np.array_equal(network[mean], state.stats[mean])
 
 
 def test_the_schedules():

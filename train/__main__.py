@@ -1,7 +1,9 @@
 """`python -m train RECIPE [--field value …]`, `python -m train --resume RUN [--field value …]`."""
 
 import dataclasses
+import errno
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
@@ -13,15 +15,17 @@ import jax
 from tyro.conf import arg
 
 import train.recipes
-from swinunetr_jax import InputError, __version__, console
+from swinunetr_jax import InputError, __version__, console, files
 from swinunetr_jax import arguments as command_line
 from swinunetr_jax.data.pipeline import SampleError
+from swinunetr_jax.files import local_path
 from train import processes
 from train.config import Phantom, Recipe
 from train.folds import train_folds
 from train.loop import Stopped
 from train.loop import train as train_one
 from train.processes import Launch
+from train.rerun import earlier_run, finished_note
 from train.start import read_recipe
 
 DEFAULT = "phantom"
@@ -46,10 +50,14 @@ class PhantomCommand(Command):
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run where it stopped; what is given beside it changes where things lie, and no number."""
+    """Continue a run where it stopped. --steps or --epochs move its end; the other options change where files are, and no number."""
 
     resume: Path
     """The run's folder."""
+    steps: int | None = None
+    """Train to so many steps in all: from here on the learning rate follows the schedule of a run of that length."""
+    epochs: int | None = None
+    """Train to so many passes over the training cases in all, likewise."""
     data: Path | None = None
     """Where the data set is now."""
     cache: Path | None = None
@@ -67,25 +75,39 @@ class Resume:
     launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
 
     def recipe(self) -> Recipe:
+        """The run's recipe with these changes. Raises InputError if there is no run, or for two lengths."""
         given = {name: value for name, value in vars(self).items() if name not in ("resume", "launch") and value is not None}
+        if "steps" in given and "epochs" in given:
+            raise InputError("--steps and --epochs both say how long the run is: give one of them.")
+        if "epochs" in given:
+            given["steps"] = None
         devices = {name: given.pop(name) for name in ("depth", "pmap") if name in given}
-        recipe = read_recipe(self.resume)
+        recipe = read_recipe(local_path(self.resume))
         return dataclasses.replace(recipe, **given, devices=dataclasses.replace(recipe.devices, **devices))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `python -m train`.
 
-    Exit codes: 0 finished; 1 a fault of the program; 2 bad input, a sample or loss that cannot be used; 3 another process was lost; 130
-    and 143 stopped by SIGINT and SIGTERM with the state saved. A stdout that cannot be written ends no run and changes no code.
+    Exit codes: 0 the run is finished (or was before); 1 a fault of the program; 2 bad input, a sample or loss that cannot be used; 3
+    another process was lost; 130 and 143 stopped by SIGINT and SIGTERM with the state saved. A stdout that cannot be written ends no run
+    and changes no code.
     """
-    console.configure_streams()
     code, recipe = 0, None
+    console.configure_streams()
     try:
         recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
         _keep_programs()
         processes.join(launch)
-        (train_folds if recipe.fold == "all" else train_one)(recipe, resume=resume)
+        found = "unfinished" if resume else earlier_run(recipe)
+        processes.barrier("the folder was looked at")  # before the leader writes into it
+        if found == "finished":
+            if processes.is_leader():
+                console.say(finished_note(recipe.out))
+        else:
+            if found == "unfinished" and not resume and processes.is_leader():
+                console.say(f"{recipe.out} holds an unfinished run of the same options: it continues")
+            (train_folds if recipe.fold == "all" else train_one)(recipe, resume=found == "unfinished")
     except (InputError, SampleError) as error:
         code = _say(f"error: {console.literal_lines(error)}", EXIT_ERROR)
     except OSError as error:
@@ -112,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _say("interrupted; what was saved is kept", EXIT_INTERRUPTED)
     except Exception:
         code = _trace()
+    console.finish()
     processes.leave(code)
 
 
@@ -128,6 +151,7 @@ def _say(text: str, code: int) -> int:
 def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     """(recipe, whether to go on, which process this is) from the command line. Raises InputError for a value that no run can have."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
+        _check_resume_options(arguments)
         resume = command_line.parse(Resume, arguments, prog="python -m train")
         recipe = resume.recipe()
         recipe.check()
@@ -153,13 +177,44 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     if isinstance(command, PhantomCommand):
         recipe = dataclasses.replace(recipe, phantom=command.phantom)
     recipe.check()
+    if recipe.kind != "phantom" and recipe.data is None:
+        raise InputError(f"the recipe {name} needs a data set: name its folder or list with --data.")
     return recipe, False, command.launch
 
 
+def _check_resume_options(arguments: list[str]) -> None:
+    """Raises InputError for an option that no run that continues may have; it says which ones it may."""
+    recipe = [option.names[0] for option in command_line.options(Command, Command(Recipe(kind="labels")))]
+    known = [option.names[0] for option in command_line.options(Resume)]
+    changing = [name for name in known if name not in ("--resume", "--distributed", "--processes", "--process")]
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        if name in recipe and name not in known:
+            raise InputError(
+                f"{name} cannot change in a run that continues, only {', '.join(changing[:-1])} and {changing[-1]} can: leave it out, or "
+                "start a new run with another --out."
+            )
+    if arguments and not arguments[0].startswith("-"):
+        raise InputError(f"--resume takes the recipe from the run's folder: leave out {console.literal(arguments[0])}.")
+
+
 def _keep_programs() -> None:
-    """Compiled programs are kept between runs, so that going on does not compile again."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "swinunetr_jax"))
+    """Keeps compiled programs between runs, so that a run that continues does not compile again; says where that is not possible.
+
+    In a container there may be no home: HOME unset and no such user, or a folder that cannot be made.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (RuntimeError, OSError) as error:  # RuntimeError: there is no home
+        why = files.reason(error).rstrip(".")
+        console.say(f"compiled programs are not kept for the next run ({why}): JAX_COMPILATION_CACHE_DIR names a folder for them")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a run leaves on disk so that it can go on, be stopped at any moment, and be used.
 
     RUN/checkpoints/00000100/checkpoint.json, params/   a checkpoint like any other: the network at step 100
-    RUN/checkpoints/00000100/state/                     the rest of the training state: moments, raw weights beside an average
+    RUN/checkpoints/00000100/state/                     the rest of the training state: moments; with an average also the raw weights
+                                                        and their statistics
     RUN/checkpoints/00000100/training.json              step, best score; digests of the files in state/, of checkpoint.json and of itself
     RUN/last -> checkpoints/00000100                    the newest
     RUN/best/                                           the network with the best validation score
@@ -13,25 +14,26 @@ every byte, and walks back to the newest step that is sound; what is not is set 
 
 import contextlib
 import fcntl
-import hashlib
-import json
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, files
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
 from train.step import State, Weights
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
+# What a killed process of a run can have been writing, beside the files of `files.atomic_path`; other hidden names are the user's.
+_UNFINISHED = re.compile(r"\.(last|\d{8}(\.old)?|best\.[0-9a-f]{8})\.tmp")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, t
         write_arrays(temporary / STATE, {name: np.asarray(value) for name, value in _rest(state).items()})
         values = {
             "files": file_digests(temporary, STATE),
-            "network": hashlib.sha256((temporary / DESCRIPTION).read_bytes()).hexdigest(),
+            "network": files.digest_of_file(temporary / DESCRIPTION),
         }
         _write_training(temporary, progress, values)
         if target.exists():  # a run that went back to an older step comes by again
@@ -127,17 +129,25 @@ def note(run: Path, progress: Progress) -> None:
     """Writes what a validation changed into the step that was saved before it. Raises InputError where it cannot be written."""
     folder = run / FOLDER / f"{progress.step:08d}"
     try:
-        values = json.loads((folder / TRAINING).read_text())
-        _write_training(folder, progress, {name: values[name] for name in ("files", "network")})
-    except (OSError, ValueError, KeyError) as error:
+        values = files.read_json(folder / TRAINING, _Training, "it was written by this run and has changed since")
+        _write_training(folder, progress, {"files": values["files"], "network": values["network"]})
+    except (OSError, InputError) as error:
         raise InputError(
             f"{folder / TRAINING} cannot be written ({reason(error)}): check the folder, then --resume {run}."
         ) from error
 
 
+def newest_progress(run: Path) -> Progress | None:
+    """How far the newest saved step is, by its own description alone; None where there is none, or a damaged one."""
+    for folder in _steps(run)[:1]:
+        with contextlib.suppress(OSError, InputError):
+            return files.read_json(folder / TRAINING, _Training, "take an older step")["progress"]
+    return None
+
+
 def has_steps(run: Path) -> bool:
     """Whether a run left anything to go on from, or a network."""
-    return bool(_steps(run)) or (run / "best").exists()
+    return bool(_steps(run)) or files.exists(run / "best")
 
 
 def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress, list[str]] | None:
@@ -194,9 +204,27 @@ def locked(run: Path) -> Iterator[None]:
             raise InputError(
                 f"{run} cannot be locked ({reason(error)}): choose --out on a file system that has locks."
             ) from error
-        for left in (*run.glob(".*.tmp"), *(run / FOLDER).glob(".*.tmp")):
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        _remove_unfinished(run)
         yield
+
+
+def _remove_unfinished(run: Path) -> None:
+    """Removes what killed processes of this run left; this one holds the run's lock, so nobody is writing."""
+    for left in (*run.glob(".*.tmp*"), *(run / FOLDER).glob(".*.tmp*")):
+        if _UNFINISHED.fullmatch(left.name) or files.is_temporary(left.name):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+class _Training(TypedDict):
+    """TRAINING of a saved step; `digest` is that of all the rest."""
+
+    progress: Progress
+    files: dict[str, str]
+    network: str
+    digest: str
 
 
 class _Damaged(InputError):
@@ -206,14 +234,18 @@ class _Damaged(InputError):
 def _steps(run: Path) -> list[Path]:
     """Folders of saved steps, newest first."""
     folder = run / FOLDER
-    return sorted((p for p in folder.iterdir() if p.name.isdecimal()), reverse=True) if folder.is_dir() else []
+    return sorted((p for p in folder.iterdir() if p.name.isdecimal()), reverse=True) if files.is_folder(folder) else []
 
 
 def _rest(state: State) -> dict[str, Any]:
     """What a state holds beyond `state.network`, under dotted names."""
-    rest = {"step": state.step, "opt": state.opt} | ({"params": state.params} if state.average else {})
-    leaves = jax.tree_util.tree_flatten_with_path(rest)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(_rest_tree(state))[0]
     return {_name(path): leaf for path, leaf in leaves}
+
+
+def _rest_tree(state: State) -> dict[str, Any]:
+    raw = {"params": state.params, "stats": state.stats} if state.average else {}
+    return {"step": state.step, "opt": state.opt, **raw}
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -222,16 +254,18 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress]:
     try:
-        values = json.loads((folder / TRAINING).read_text(errors="replace"))
-        stated = values.pop("digest")
-        progress = Progress(**values["progress"])
-        same = stated == _digest(values)
-        same = same and values["network"] == hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        values = files.read_json(folder / TRAINING, _Training, "an older step is taken")
+        network = files.digest_of_file(folder / DESCRIPTION)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _Damaged(f"{folder} is not a whole saved step ({reason(error)}).") from error
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({reason(error)}): check the disk and the permissions.") from error
-    if not same:
+    except InputError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, NotADirectoryError):
+            raise
+        raise _Damaged(f"{folder} is not a whole saved step ({str(error).rstrip('.')}).") from error
+    progress = values["progress"]
+    if values["digest"] != _digest(progress, values) or values["network"] != network:
         raise _Damaged(f"{folder} is damaged, its descriptions differ from their digests.")
     try:
         found = file_digests(folder, STATE)
@@ -258,28 +292,20 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
     if faults or stored.config.to_dict() != config.to_dict():
         differs = "" if faults else " its configuration differs"
         raise InputError(f"{folder} is the state of another network or optimizer:{differs}", *(f"  {fault}" for fault in faults))
-    rest = {"step": like.step, "opt": like.opt} | ({"params": like.params} if like.average else {})
-    paths, structure = jax.tree_util.tree_flatten_with_path(rest)
+    paths, structure = jax.tree_util.tree_flatten_with_path(_rest_tree(like))
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
     rest = jax.tree_util.tree_unflatten(structure, leaves)
     network = {name: jnp.asarray(value) for name, value in stored.params.items()}
-    trained = {name: network[name] for name in like.params}
-    state = State(
-        step=rest["step"],
-        params=rest.get("params", trained),
-        stats={name: network[name] for name in like.stats},
-        opt=rest["opt"],
-        average=trained if like.average else {},
-    )
-    return state, progress
+    kept, kept_stats = ({name: network[name] for name in names} for names in (like.params, like.stats))
+    if like.average:
+        return State(rest["step"], rest["params"], rest["stats"], rest["opt"], kept, kept_stats), progress
+    return State(rest["step"], kept, kept_stats, rest["opt"], {}, {}), progress
 
 
 def _write_training(folder: Path, progress: Progress, values: dict[str, Any]) -> None:
-    values = {"progress": vars(progress), **values}
-    temporary = folder / f".{TRAINING}.tmp"
-    temporary.write_text(json.dumps(values | {"digest": _digest(values)}, indent=1))
-    temporary.replace(folder / TRAINING)
+    described = {"progress": vars(progress), "files": values["files"], "network": values["network"]}
+    files.write_json(folder / TRAINING, described | {"digest": _digest(progress, values)})
 
 
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _digest(progress: Progress, values: Mapping[str, Any]) -> str:
+    return files.digest_of_json({"progress": vars(progress), "files": values["files"], "network": values["network"]})

@@ -1,14 +1,17 @@
 """What a run is: typed fields, each an option of the command line. A recipe is one value of `Recipe`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+import msgspec
 from tyro.conf import Suppress
 
 from swinunetr_jax import InputError, SwinUNETRConfig
+from swinunetr_jax.files import local_path
 from swinunetr_jax.losses import Loss
 
 
@@ -78,8 +81,9 @@ class Optim:
 class Augment:
     """Random changes of training samples."""
 
-    flips: tuple[int, ...] = (0, 1, 2)
-    """Axes to mirror along, each with probability one half (CT: one fifth); none where sides or ends are told apart."""
+    flips: tuple[int, ...] | None = None
+    """Axes to mirror along, each with probability one half (CT: one fifth); by default all three but those along which names of labels
+    tell sides, such as "left kidney"."""
     normalize_after_crop: bool = True
     """For MRI: by the crop's statistics, as in the paper's code; otherwise by the whole scan's, as in validation."""
     pad_foreground: bool = True
@@ -229,13 +233,19 @@ class Recipe:
             ("optim.ema", self.optim.ema, self.optim.ema is None or 0 < self.optim.ema < 1, "lie between 0 and 1"),
             ("validation.overlap", self.validation.overlap, 0 <= self.validation.overlap < 1, "be at least 0 and below 1"),
             ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
-            ("augment.flips", self.augment.flips, set(self.augment.flips) <= {0, 1, 2}, "name axes 0, 1 and 2"),
+            ("augment.flips", self.augment.flips, set(self.augment.flips or ()) <= {0, 1, 2}, "name axes 0, 1 and 2"),
             ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
             ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),
         ):
             if not fits:
                 raise InputError(f"`{name}` must {want}, got {value}.")
+        for name, value in flat(self.to_dict()).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"`{name}` must be a finite number, got {value}.")
         init = self.init
+        for path in (self.data, self.out, self.cache, init.checkpoint):
+            if path is not None:
+                local_path(path)
         if init.checkpoint is None and (init.encoder_only or init.adapt_channels or init.downsample):
             raise InputError(
                 "options of --init say how to take up a checkpoint, and none was given: name it with --init.checkpoint."
@@ -271,13 +281,18 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The reverse of `to_dict`. Raises InputError for unknown or missing fields."""
+        """The reverse of `to_dict`, of an earlier version too: a field that it lacks has its default.
+
+        Raises:
+            InputError: a field is unknown, or has a value of another type.
+        """
+        unknown = [name for name in flat(values) if not _is_field(cls, name)]
+        if unknown:
+            raise InputError(f"the options of the run hold {', '.join(unknown[:4])}, which this version does not know.")
         try:
-            return _build(cls, values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"the description of the run cannot be read ({error}): expected what this version writes."
-            ) from error
+            return msgspec.convert(values, cls, dec_hook=_decode)
+        except msgspec.ValidationError as error:
+            raise InputError(f"the options of the run are not what this version writes ({error}).") from error
 
 
 def _plain(value: Any) -> Any:
@@ -288,17 +303,23 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _build(kind: type, values: Mapping[str, Any]) -> Any:
-    parts = {"network": Network, "optim": Optim, "loss": Loss, "augment": Augment, "validation": Validation, "init": Init}
-    parts |= {"devices": Devices, "phantom": Phantom}
-    paths = {"data", "base", "splits", "out", "cache", "checkpoint"}
-    fields = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by dotted name, such as optim.lr, out of nested ones."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        if kind is Recipe and name in parts:
-            value = _build(parts[name], value)
-        elif name in paths and value is not None:
-            value = Path(value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        fields[name] = value
-    return kind(**fields)
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found
+
+
+def _is_field(kind: type, name: str) -> bool:
+    """Whether a dotted name is a field of a dataclass, or of one of its fields."""
+    first, _, rest = name.partition(".")
+    hint = get_type_hints(kind).get(first)
+    return hint is not None and (not rest or (dataclasses.is_dataclass(hint) and _is_field(hint, rest)))
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """A path from its text, for msgspec, which knows none."""
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError(f"expected `{kind.__name__}`, got {type(value).__name__}")
+    return Path(value)

@@ -2,19 +2,20 @@
 
 import contextlib
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SIZE_MULTIPLE
-from swinunetr_jax.console import literal, say
+from swinunetr_jax.console import Progress, literal, say, warn
+from swinunetr_jax.data import sides
 from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.cases import Case, Dataset
 from swinunetr_jax.data.dataset_json import MAX_LABEL
@@ -30,6 +31,7 @@ from train import processes
 from train.config import Recipe
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
+MIXED_SPACING = 1.05  # scans whose voxel sizes differ by more than this factor are said to be mixed
 LARGEST_FITTED_ROI = 96  # what a network of 48 features trains on in 16 GB
 
 
@@ -41,6 +43,7 @@ class Cases:
     in_channels: int
     train: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
+    flips: tuple[int, ...] = ()  # axes along which training samples are mirrored
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -64,7 +67,7 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     channels, count = _channels(recipe, dataset, chosen)
     task = _task(recipe, dataset, chosen, channels)
     cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
-    with _Told("preparing cases") as progress:
+    with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
         if processes.several():  # each its share; what is wrong with it comes to light below, where all look at all
             with contextlib.suppress(InputError):
                 own = chosen[jax.process_index() :: jax.process_count()]
@@ -77,7 +80,69 @@ def gather(recipe: Recipe, run: Path) -> Cases:
             raise InputError(*error.args, f"All that is wrong with the data set: swinunetr validate {dataset.root}") from error
     if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
-    return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]))
+    if processes.is_leader():
+        for note in grid_notes(task, [case.affine for case in prepared]):
+            warn(note)
+    flips = mirrored_axes(recipe.augment.flips, task, [case.affine for case in prepared])
+    return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
+
+
+def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Axes along which training samples are mirrored; it says what names of labels have to do with it.
+
+    Args:
+        asked: the axes that a user chose, which are taken; None takes all but those along which names of labels tell sides.
+        task, affines: the labels and the grids of the prepared scans, [4, 4] each.
+    """
+    sided = sides.sided_axes(task, affines)
+    chosen = tuple(axis for axis in range(3) if axis not in sided) if asked is None else asked
+    wrong = {axis: sided[axis] for axis in chosen if axis in sided}
+    if processes.is_leader() and wrong:
+        warn(
+            f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels name sides along it, "
+            "which the network then cannot tell from each other."
+        )
+    elif processes.is_leader() and asked is None and sided:
+        say(
+            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels name sides along it; --augment.flips chooses "
+            "other axes"
+        )
+    return chosen
+
+
+def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
+    """Sentences that say where the scans' orientations or voxel sizes are mixed, as the network gets them.
+
+    Args:
+        task: scans are brought to its orientation and spacing, where it has them.
+        affines: of the prepared scans, [4, 4] each, in mm.
+    """
+    codes = Counter("".join(nib.aff2axcodes(affine)) for affine in affines)
+    sizes = np.array([_size_by_direction(affine) for affine in affines])
+    notes = []
+    if len(codes) > 1:
+        each = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
+        notes.append(
+            f"the scans are stored in {len(codes)} orientations, {each}, and the network sees them as stored: --orientation RAS brings all "
+            "of them to one."
+        )
+    low, high = sizes.min(axis=0), sizes.max(axis=0)
+    if task.spacing is None and (high > MIXED_SPACING * low).any():
+        each = ", ".join(
+            f"{name} {a:.3g} to {b:.3g} mm" for name, a, b in zip(sides.DIRECTIONS, low, high) if b > MIXED_SPACING * a
+        )
+        median = " ".join(f"{size:.3g}" for size in np.median(sizes, axis=0))
+        notes.append(
+            f"the scans' voxel sizes differ ({each}), and the network sees voxels, not mm: --orientation RAS --spacing {median} brings all "
+            "of them to the median."
+        )
+    return notes
+
+
+def _size_by_direction(affine: np.ndarray) -> np.ndarray:
+    """Voxel sizes in mm, left-right, anterior-posterior and superior-inferior, of the axes nearest to these directions."""
+    order = nib.io_orientation(affine)[:, 0]  # array axis -> direction
+    return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(order)]
 
 
 def find_dataset(recipe: Recipe, run: Path) -> Dataset:
@@ -92,7 +157,7 @@ def find_dataset(recipe: Recipe, run: Path) -> Dataset:
             raise InputError(
                 f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
             )
-        with _Told("making phantom cases") as progress:
+        with Progress("making phantom cases", "case") as progress:
             phantom = recipe.phantom
             write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
     processes.barrier("the phantom is made")
@@ -132,11 +197,12 @@ def _tell(text: str) -> None:
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     """Endless training batches, this process's share, from the start; `set_state` takes up another place."""
-    task, augment = cases.task, recipe.augment
+    task = cases.task
     if task.intensity == "window":
-        transforms = ct_recipe(task.roi, window=task.window, flip_axes=augment.flips)
+        transforms = ct_recipe(task.roi, window=task.window, flip_axes=cases.flips)
     else:
-        transforms = brats_recipe(task.roi, augment.normalize_after_crop, augment.flips, pad_foreground=augment.pad_foreground)
+        augment = recipe.augment
+        transforms = brats_recipe(task.roi, augment.normalize_after_crop, cases.flips, pad_foreground=augment.pad_foreground)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers, **share)
 
@@ -181,7 +247,7 @@ def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tup
     if window is None and channels and all(name.upper() == "CT" for name in channels):
         window = ABDOMINAL_WINDOW
         if processes.is_leader():
-            print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
+            say(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
     if window is not None:
         fields |= {"intensity": "window", "window": window}
     if recipe.kind in ("brats", "phantom"):
@@ -219,28 +285,3 @@ def _values(cases: Sequence[Case]) -> list[int]:
             "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."
         )
     return sorted(values - {0})
-
-
-class _Told:
-    """A bar on a terminal, a few lines elsewhere: `with _Told("preparing cases") as progress: progress(done, total)`."""
-
-    def __init__(self, what: str):
-        self.what, self.bar, self.share = what, None, 0.0
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._progress
-
-    def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def _progress(self, done: int, total: int) -> None:
-        if not processes.is_leader():
-            return
-        if sys.stderr.isatty():
-            if self.bar is None:
-                self.bar = tqdm(desc=self.what, total=total, unit="case", leave=False)
-            self.bar.update(done - self.bar.n)
-        elif done == total or done / total >= self.share + 0.25:
-            self.share = done / total
-            print(f"{self.what}: {done} of {total}", flush=True)

@@ -1,65 +1,95 @@
 """Cross-validation: one network per fold, and the table of what each said of the cases it had not seen."""
 
 import csv
-import json
+import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from swinunetr_jax import InputError
+from swinunetr_jax import InputError, files
+from swinunetr_jax.console import csv_cell, literal, say
 from swinunetr_jax.data.folds import fold_numbers
 from train import processes
 from train.config import Recipe
 from train.data import find_dataset, folded
-from train.log import read_rows
+from train.log import LOG, read_rows, without_nan
 from train.loop import train
-from train.start import DESCRIPTION, write_description
+from train.start import DESCRIPTION, FREE, LENGTH, Head, changed_options, read_description, write_description
 
 TABLE = "out_of_fold"
 
 
 def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
-    """Trains every fold into OUT/foldK, those that are finished left as they are; writes OUT/out_of_fold.csv and .json."""
+    """Trains every fold into OUT/foldK, leaves finished ones as they are, and writes OUT/out_of_fold.csv and .json.
+
+    OUT/run.json lists the folds from the start, so that `predict -m OUT` knows which ones are missing.
+
+    Raises:
+        InputError: as `train`; or OUT holds a run that is not to be continued, or one with other options or folds.
+    """
     recipe.check()
     recipe = recipe.absolute()
-    out = recipe.out
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume and (out / DESCRIPTION).exists():
+    out = files.make_folder(recipe.out)
+    if not resume and files.exists(out / DESCRIPTION):
         raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
+    before = read_description(out, Head) if resume else None
+    changes = {} if before is None else changed_options(out, before, recipe, free=(*FREE, *LENGTH))
     cases = folded(recipe, find_dataset(recipe, out))
+    numbers = fold_numbers(cases)
+    if before is not None and before.get("folds", numbers) != numbers:
+        raise InputError(
+            f"{out} has the folds {before['folds']}, and the data set gives {numbers} now: restore it, or start a new run."
+        )
     processes.barrier("the folder was looked at")
     if processes.is_leader():
-        write_description(out, {"recipe": recipe.to_dict()})
-    names = fold_numbers(cases)
-    for fold in names:
+        files.remove_stale_temporaries(out)
+        if changes.keys() & set(LENGTH):  # the table, by which a cross-validation counts as finished, is made again
+            for ending in ("csv", "json"):
+                (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
+        write_description(out, {"recipe": recipe.to_dict(), "folds": numbers})
+    for fold in numbers:
         run = out / f"fold{fold}"
         if processes.is_leader():
-            print(f"== fold {fold} of {', '.join(map(str, names))} → {run}", flush=True)
+            say(f"== fold {fold} of {', '.join(map(str, numbers))} → {run}")
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
-        begun = (run / DESCRIPTION).exists()
+        begun = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} begins")  # before the leader describes it
         train(one, resume=begun)
-    return write_table(out, [out / f"fold{fold}" for fold in names]) if processes.is_leader() else 0.0
+    return write_table(out, [out / f"fold{fold}" for fold in numbers]) if processes.is_leader() else 0.0
 
 
 def write_table(out: Path, runs: list[Path]) -> float:
-    """Each case's scores from the best network of the fold that held it out; returns the mean of all."""
+    """Writes each case's scores from the best network of the fold that held it out; returns the mean of all.
+
+    Raises:
+        InputError: the log of a fold holds no validation, or other outputs than that of another fold.
+    """
     cases: dict[str, dict[str, float]] = {}
+    fold_of: dict[str, str] = {}
+    outputs: list[str] = []
     for run in runs:
         looks = [row for row in read_rows(run) if row["kind"] == "validation"]
-        best = max(looks, key=lambda row: row["score"])
-        cases |= {name: {**dice, "fold": run.name} for name, dice in best["cases"].items()}
-    outputs = [name for name in next(iter(cases.values())) if name != "fold"]
+        if not looks or (outputs and set(looks[0]["dice"]) != set(outputs)):
+            what = "other outputs than the folds before it" if looks else "no validation"
+            raise InputError(
+                f"{run / LOG} holds {what}, so there is no table of all folds: restore it, or train that fold again."
+            )
+        outputs = outputs or list(looks[0]["dice"])
+        best = max(looks, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
+        cases |= best["cases"]
+        fold_of |= dict.fromkeys(best["cases"], run.name)
     means = {name: float(np.mean([case[name] for case in cases.values()])) for name in outputs}
-    temporary = out / f".{TABLE}.tmp"
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "fold", *outputs])
-        writer.writerows([name, case["fold"], *(f"{case[o]:.6f}" for o in outputs)] for name, case in sorted(cases.items()))
-        writer.writerow(["mean", "", *(f"{means[o]:.6f}" for o in outputs)])
-    temporary.replace(out / f"{TABLE}.csv")
-    (out / f"{TABLE}.json").write_text(json.dumps({"mean": means, "cases": cases}, indent=1))
-    each = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    print(f"out of fold, {len(cases)} cases: {each} → {out / TABLE}.csv\nas an ensemble: swinunetr predict -i … -o … -m {out}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "fold", *map(csv_cell, outputs)])
+    for name, case in sorted(cases.items()):
+        writer.writerow([csv_cell(name), fold_of[name], *(f"{case[output]:.6f}" for output in outputs)])
+    writer.writerow(["mean", "", *(f"{means[output]:.6f}" for output in outputs)])
+    files.write_text(out / f"{TABLE}.csv", text.getvalue())
+    table = {"mean": means, "cases": {name: {**case, "fold": fold_of[name]} for name, case in cases.items()}}
+    files.write_json(out / f"{TABLE}.json", without_nan(table))
+    each = ", ".join(f"{literal(name)} {value:.4f}" for name, value in means.items())
+    say(f"out of fold, {len(cases)} cases: {each} → {out / TABLE}.csv\nas an ensemble: swinunetr predict -i … -o … -m {out}")
     return float(np.mean(list(means.values())))

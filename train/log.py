@@ -1,18 +1,50 @@
 """What a run says while it goes: a bar or plain lines, RUN/log.jsonl, and TensorBoard where tensorboardX is installed."""
 
-import contextlib
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from tqdm import tqdm
 
+from swinunetr_jax import InputError, files
+from swinunetr_jax.console import duration, warn
+
 LOG = "log.jsonl"
 PLAIN_SECONDS = 20.0
+
+
+class Row(TypedDict):
+    """What every row of the log has."""
+
+    kind: Literal["step", "validation"]
+    step: int
+
+
+class StepRow(Row):
+    """A finished step; `wait` and `seconds` are times."""
+
+    loss: float
+    grad_norm: NotRequired[float]
+    lr: NotRequired[float]
+    wait: float
+    seconds: float
+
+
+class ValidationRow(Row):
+    """A finished validation: the mean Dice (null where it is no number), that of each output, and those of each case."""
+
+    score: float | None
+    dice: dict[str, float | None]
+    cases: dict[str, dict[str, float | None]]
+    took: NotRequired[float]
+
+
+ROWS = {"step": StepRow, "validation": ValidationRow}
 
 
 class Log:
@@ -27,10 +59,7 @@ class Log:
         last = {"step": step, "validation": step if validated == step else step - 1}
         self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
         if not silent:
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(text)
-            temporary.replace(self.path)
+            files.write_text(self.path, "".join(map(_line, self.rows)))
         self._file = open(os.devnull if silent else self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
         hidden = silent or not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
@@ -47,7 +76,7 @@ class Log:
         self._bar.update(step - self._bar.n)
         if self._bar.disable and not self.silent and (now - self._told >= PLAIN_SECONDS or step == self.total or step == 1):
             pace = (now - self._told) / max(step - self._told_step, 1)
-            left = "" if step < 3 else f", {_clock((self.total - step) * pace)} left"
+            left = "" if step < 3 else f", {duration((self.total - step) * pace)} left"
             print(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}", flush=True)
             self._told, self._told_step = now, step
 
@@ -80,7 +109,7 @@ class Log:
 
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, float):
@@ -90,13 +119,60 @@ class Log:
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log; a last line that a kill cut off is left out."""
-    rows = []
-    with contextlib.suppress(FileNotFoundError), open(run / LOG, errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+    """The rows of a run's log. Damaged lines are left out, with a warning; so is a last line that a kill cut off, without one.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path, rows, damaged = run / LOG, [], []
+    try:
+        if files.exists(path) and not files.is_file(path):
+            raise InputError(f"{path} is not a file: move it away, or choose another --out.")
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({files.reason(error)}): check the disk and the permissions.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(_row(line, f"line {number} of {path}"))
+        except InputError:
+            if number < len(lines):  # the last line ends with a line feed, unless a kill cut it off
+                damaged.append(number)
+    if damaged:
+        some = ", ".join(map(str, damaged[:8])) + (f" and {len(damaged) - 8} more" if len(damaged) > 8 else "")
+        warn(f"{path}: damaged lines are left out of curves and tables: {some}.")
     return rows
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    """A line of the log, its null scores as NaN. Raises InputError for any other than `StepRow` and `ValidationRow`."""
+    remedy = "it is left out"
+    kind = files.decode_json(line, Row, where, remedy)["kind"]
+    row = files.decode_json(line, ROWS[kind], where, remedy)
+    if kind == "validation":
+        row["score"] = _number(row["score"])
+        row["dice"] = {name: _number(value) for name, value in row["dice"].items()}
+        row["cases"] = {case: {name: _number(value) for name, value in dice.items()} for case, dice in row["cases"].items()}
+        if not row["dice"] or any(dice.keys() != row["dice"].keys() for dice in row["cases"].values()):
+            raise InputError(f"{where} has other outputs in its cases than in their mean: {remedy}.")
+    return row
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(without_nan(row)) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinities: null stands for them."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tensorboard(run: Path) -> Any:
@@ -105,7 +181,3 @@ def _tensorboard(run: Path) -> Any:
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(run / "tensorboard"))
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

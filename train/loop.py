@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, console
+from swinunetr_jax.alarm import quiet_compilation
 from train import checkpoints, pictures, processes
 from train.config import Recipe
 from train.data import batches
@@ -90,7 +91,7 @@ class Saver:
 
 def _advance(run: Run, stop: "Stop") -> None:
     recipe, total, layout = run.recipe, run.total, run.layout
-    step_of = run.training.compile(layout)
+    step_of = quiet_compilation(run.training.compile(layout))
     every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
@@ -177,7 +178,7 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
-    each = ", ".join(f"{name} {value:.3f}" for name, value in scores.by_output.items())
+    each = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in scores.by_output.items())
     before = "none so far" if progress.best_score is None else f"{progress.best_score:.4f} at step {progress.best_step}"
     mark = "best so far" if better else f"best {before}"
     if processes.is_leader():
@@ -222,7 +223,7 @@ def _farewell(run: Run) -> None:
     steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
     data = run.recipe.data or run.folder / "data"
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
-    print(
+    console.say(
         f"best validation Dice {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
         f"{100 * share:.1f} % of the steps' time went into waiting for data\n"
         f"curves and cases:  {run.folder / 'report.html'}\n"

@@ -1,30 +1,63 @@
 """What a run is while it goes, how it begins or is taken up again, and what its folder says of it (RUN/run.json)."""
 
 import dataclasses
-import json
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, __version__, open_checkpoint, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, __version__, files, open_checkpoint, parallel
 from swinunetr_jax.data.channels import channel_key
 from swinunetr_jax.parallel import Layout
 from train import checkpoints, processes
 from train.checkpoints import Progress
-from train.config import Recipe
+from train.config import Recipe, flat
 from train.data import Cases, gather
 from train.log import Log
 from train.step import State, Training
 from train.validation import CONVENTION
 
 DESCRIPTION = "run.json"
-# What may change when a run goes on: it changes no number, or, as devices do, none beyond rounding.
-FREE = ("data", "base", "splits", "cache", "out", "workers", "keep", "save_every", "devices")
+REMEDY = "restore it, or start a new run with another --out"
+# What may differ when a run continues: it changes no number, or, as devices do, none beyond rounding.
+FREE = ("data", "base", "splits", "cache", "out", "workers", "keep", "save_every", "devices.depth", "devices.pmap")
+LENGTH = ("steps", "epochs")  # what may differ too, and changes the end of the run
+
+
+class Part(TypedDict):
+    """One start of the program in a run: what it ran with, to which end, and what differed from the part before."""
+
+    after_step: int
+    versions: dict[str, str]
+    device: str
+    steps: NotRequired[int]
+    changes: NotRequired[dict[str, Any]]  # dotted option: [before, now]
+
+
+class Head(TypedDict):
+    """What every RUN/run.json has, that of a cross-validation too; `folds` is a cross-validation's."""
+
+    recipe: dict[str, Any]
+    folds: NotRequired[list[int]]
+
+
+class Description(Head):
+    """RUN/run.json of one network."""
+
+    cases: dict[str, list[str]]
+    task: dict[str, Any]
+    network: dict[str, Any]
+    steps: int
+    convention: str
+    parts: list[Part]
+
+
+D = TypeVar("D", bound=Head)
 
 
 @dataclass
@@ -56,21 +89,20 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     layout = _layout(recipe)
     if not resume and checkpoints.has_steps(folder):
         raise InputError(f"{folder} holds a run already: go on with `--resume {folder}`, or choose another --out.")
-    before = read_description(folder) if resume else None
-    if before is not None:
-        _check_same(folder, before["recipe"], recipe)
+    before = read_description(folder, Description) if resume else None
+    changes = {} if before is None else changed_options(folder, before, recipe, free=(*FREE, *LENGTH))
     taken_up, source = before is not None and checkpoints.has_steps(folder), recipe.init.checkpoint
-    if source is not None and not taken_up and not source.exists():
+    if source is not None and not taken_up and not files.exists(source):
         raise InputError(f"{source} does not exist: name a checkpoint that is there with --init.checkpoint.")
     cases = gather(recipe, folder)
-    if before is not None and before.get("cases", cases.names) != cases.names:
+    if before is not None and before["cases"] != cases.names:
         raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     steps = recipe.total_steps(len(cases.train))
     told = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "base", "splits", "cache", "out")}
     processes.check_same([told, cases.names, cases.task.to_dict(), steps], "cases or options")
     weights = None
     if taken_up:
-        config = SwinUNETRConfig.from_dict(before["network"])  # the checkpoint that the run started from may be gone
+        config = _stored_network(folder, before)  # the checkpoint that the run started from may be gone
     else:
         config, weights = _network(recipe, cases)
     config.check_spatial(cases.task.roi)
@@ -83,12 +115,27 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed)
     found = _restore(folder, training) if resume else None
     state, progress, warnings = found or (training.init(weights or training.random_weights()), Progress(), [])
+    if progress.step > steps:
+        raise InputError(
+            f"{folder} has finished {progress.step} steps, and {steps} were asked for: give --steps {progress.step} or more, or choose "
+            "another --out."
+        )
     leads = processes.is_leader()
+    extended = before is not None and before["steps"] != steps
+    if extended and progress.since_best:  # a run that patience ended would end at once
+        progress = dataclasses.replace(progress, since_best=0)
+        if leads and checkpoints.has_steps(folder):
+            checkpoints.note(folder, progress)
     if leads:
-        _describe(folder, recipe, cases, training, before, progress.step)
+        _describe(folder, recipe, cases, training, before, progress.step, changes)
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
     for warning in warnings:
         log.say(f"warning: {warning}")
+    if extended:
+        log.say(
+            f"the run ends after {steps} steps instead of {before['steps']}: from here on the learning rate follows the schedule of a run "
+            f"of {steps} steps"
+        )
     where = f"going on after step {progress.step}" if found else "from the start"
     device = f"{layout.size} × {jax.devices()[0].device_kind}" if layout.size > 1 else jax.devices()[0].device_kind
     if processes.several():
@@ -130,34 +177,54 @@ def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[st
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of the run in a folder, which may have been moved. Raises InputError if there is none."""
-    return dataclasses.replace(Recipe.from_dict(read_description(folder)["recipe"]), out=folder)
+    description = read_description(folder, Head)
+    return dataclasses.replace(_stored_recipe(folder, description), out=folder)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """RUN/run.json. Raises InputError if it is not there or cannot be read."""
+def read_description(folder: Path, kind: type[D] = Description) -> D:
+    """RUN/run.json, with the fields of `kind`. Raises InputError if it does not exist or does not hold them."""
     path = folder / DESCRIPTION
+    if not files.exists(path):
+        raise InputError(f"{folder} holds no run, it has no {DESCRIPTION}: give the --out folder of a run.")
+    return files.read_json(path, kind, REMEDY)
+
+
+def write_description(folder: Path, values: Head) -> None:
+    """Writes RUN/run.json in one step. Raises OSError, which names it."""
+    files.write_json(folder / DESCRIPTION, values)
+
+
+def changed_options(folder: Path, description: Head, recipe: Recipe, *, free: Collection[str]) -> dict[str, list[Any]]:
+    """The options that differ from those of the run in a folder: dotted name -> [before, now].
+
+    Raises:
+        InputError: one of them is not in `free`; it says what may change.
+    """
+    stored, now = flat(_stored_recipe(folder, description).to_dict()), flat(recipe.to_dict())
+    changes = {name: [stored[name], now[name]] for name in now if stored[name] != now[name] and name != "out"}
+    refused = [f"{name} was {before} and is {new}" for name, (before, new) in changes.items() if name not in free]
+    if refused:
+        some = "; ".join(refused[:4]) + (f"; and {len(refused) - 4} more" if len(refused) > 4 else "")
+        raise InputError(
+            f"{folder} holds a run with other options ({some}): give the same, or choose another --out; --resume {folder} continues it "
+            "with its own options, of which --steps, --epochs, --data, --cache, --workers, --keep, --save-every, --depth and --pmap may "
+            "change."
+        )
+    return changes
+
+
+def _stored_recipe(folder: Path, description: Head) -> Recipe:
     try:
-        values = json.loads(path.read_text())
-        values["recipe"].keys()
-        return values
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} holds no run, it has no {DESCRIPTION}: give the --out folder of a run.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: restore it, or start a new run.") from error
+        return Recipe.from_dict(description["recipe"])
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {str(error).rstrip('.')}: {REMEDY}.") from error
 
 
-def write_description(folder: Path, values: dict[str, Any]) -> None:
-    temporary = folder / f".{DESCRIPTION}.tmp"
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(folder / DESCRIPTION)
-
-
-def _check_same(folder: Path, stored: dict[str, Any], recipe: Recipe) -> None:
-    before, now = Recipe.from_dict(stored).to_dict(), recipe.to_dict()
-    changed = [name for name in now if name not in FREE and now[name] != before[name]]
-    if changed:
-        each = "; ".join(f"{name} was {before[name]} and is {now[name]}" for name in changed)
-        raise InputError(f"{folder} was begun with other options ({each}): give the same, or choose another --out.")
+def _stored_network(folder: Path, description: Description) -> SwinUNETRConfig:
+    try:
+        return SwinUNETRConfig.from_dict(description["network"])
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / DESCRIPTION} describes no network ({str(error).rstrip('.')}): {REMEDY}.") from error
 
 
 def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, np.ndarray] | None]:
@@ -189,18 +256,28 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, n
     return found.config, found.params
 
 
-def _describe(folder: Path, recipe: Recipe, cases: Cases, training: Training, before: dict[str, Any] | None, step: int) -> None:
-    """All that is needed to go on, and to know later what was done."""
+def _describe(
+    folder: Path,
+    recipe: Recipe,
+    cases: Cases,
+    training: Training,
+    before: Description | None,
+    step: int,
+    changes: dict[str, list[Any]],
+) -> None:
+    """Writes all that is needed to continue, and to know later what was done."""
     versions = {"swinunetr_jax": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
-    part = {"after_step": step, "versions": versions, "device": jax.devices()[0].device_kind}
-    values = {
+    part: Part = {"after_step": step, "versions": versions, "device": jax.devices()[0].device_kind, "steps": training.steps}
+    if changes:
+        part["changes"] = changes
+    values: Description = {
         "recipe": recipe.to_dict(),
         "cases": cases.names,
         "task": cases.task.to_dict(),
         "network": training.config.to_dict(),
         "steps": training.steps,
         "convention": CONVENTION,
-        "parts": [*(before or {}).get("parts", []), part],
+        "parts": [*(before["parts"] if before else []), part],
     }
     write_description(folder, values)

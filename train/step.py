@@ -23,21 +23,36 @@ from train.optim import ema_decay, learning_rate, optimizer
 Weights = dict[str, Array]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "opt", "average"], meta_fields=[])
+STATE_FIELDS = ["step", "params", "stats", "opt", "average", "average_stats"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=STATE_FIELDS, meta_fields=[])
 @dataclass(frozen=True)
 class State:
-    """Everything that a step changes: weights by dotted path, a batch norm's running statistics, moments, and the average (or {})."""
+    """Everything that a step changes.
+
+    Attributes:
+        step: number of finished steps, int32 [].
+        params: weights by dotted path.
+        stats: running statistics of the batch norms that see these weights, {} without batch norms.
+        opt: the optimizer's state.
+        average: the moving average of the weights, or {} where none is kept.
+        average_stats: the moving average of `stats`, by the same decay, or {}. The raw weights' statistics do not fit the average,
+            whose activations have other means and variances. Averaged statistics are those of the average to first order in how far
+            the weights move within the average's memory; timm and TensorFlow average them in the same way. Counts are not averaged.
+    """
 
     step: Array
     params: Weights
     stats: Weights
     opt: Any
     average: Weights
+    average_stats: Weights
 
     @property
     def network(self) -> Weights:
-        """What is validated and kept: the average where one is kept, else the weights."""
-        return {**(self.average or self.params), **self.stats}
+        """The network that is validated and kept: the average and its statistics where one is kept, else the weights and theirs."""
+        return {**self.average, **self.average_stats} if self.average else {**self.params, **self.stats}
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,8 @@ class Training:
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
         opt = optimizer(self.optim, self.steps).init(params)
         # an own copy: the state is donated, and no buffer may be in it twice
-        average = {} if self.optim.ema is None else jax.tree.map(jnp.copy, params)
-        return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
+        average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
+        return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats)
 
     def compile(self, layout: Layout | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
@@ -96,11 +111,11 @@ class Training:
         gradients = in_order(gradients)
         updates, opt = optimizer(self.optim, self.steps).update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        kept = state.average
-        if kept:
+        kept = state.average, state.average_stats
+        if state.average:
             decay = ema_decay(self.optim.ema, state.step)
-            kept = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), kept, params)
-        new = State(state.step + 1, params, stats, opt, kept)
+            kept = jax.tree.map(functools.partial(_moving_average, decay), kept, (params, stats))
+        new = State(state.step + 1, params, stats, opt, *kept)
         rate = jnp.asarray(learning_rate(self.optim, self.steps)(state.step), jnp.float32)
         return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": rate}
 
@@ -128,6 +143,11 @@ class Training:
         start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
         (loss, stats, gradients), _ = jax.lax.scan(body, start, (*split, jax.random.split(key, parts)))
         return (loss, stats), gradients
+
+
+def _moving_average(decay: Array, old: Array, new: Array) -> Array:
+    """The average with a new value in it; an integer, which counts batches, is replaced."""
+    return old + (1 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 @functools.lru_cache(maxsize=8)

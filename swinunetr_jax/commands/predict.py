@@ -41,7 +41,7 @@ class Predict:
     batch: int = 1
     """Windows per call of the network."""
     mirror: bool = False
-    """Average over mirrored windows too, 8 times the work."""
+    """Average over mirrored windows too, up to 8 times the work; not along axes along which names of labels tell sides."""
     crop: bool = False
     """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
     whole: bool = False
@@ -109,7 +109,7 @@ class Predict:
             "roi": "whole" if self.whole else segmenter.roi,
             "overlap": self.overlap,
             "blend": self.blend,
-            "mirror": self.mirror,
+            "mirror": "without sided axes" if self.mirror else False,
             "crop": self.crop,
             "precision": precision,
         }

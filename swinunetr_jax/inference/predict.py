@@ -3,8 +3,8 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from swinunetr_jax import parallel
+from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.compiler import compiler_options, trim_after_compiling
 from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.data import sides
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.example import bounding_box, slices
 from swinunetr_jax.data.nifti import Volume
@@ -48,7 +50,8 @@ class Segmenter:
         overlap: of neighbouring windows, 0 to less than 1.
         blend: "gaussian" or "constant" weights within a window.
         batch: windows per call of the network.
-        mirror: also run every window mirrored along all combinations of axes, and average the logits (8 times the work).
+        mirror: also run every window mirrored along all combinations of axes, and average the logits (8 times the work). An axis along
+            which names of labels tell sides, such as "left kidney", is left out, and a note says so.
         crop: look only inside the box of voxels that are not background, zero in every prepared channel; all around it is background.
             Fewer windows, at other places than without.
         whole: the network sees the whole scan at once, filled up with zeros to the sizes it takes, instead of windows.
@@ -101,11 +104,9 @@ class Segmenter:
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
         self.whole, self.depth = whole, depth
         self.in_channels = models[0].config.in_channels
-        axes = (1, 2, 3)
-        flips = [c for n in range(4) for c in itertools.combinations(axes, n)] if mirror else [()]
         mesh = parallel.device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
         self._networks = [_network(model, mesh) for model in models]
-        self._flips = flips
+        self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """Where the windows lie on a volume of this shape."""
@@ -157,6 +158,11 @@ class Segmenter:
         progress: Progress | None = None,
     ) -> Segmentation:
         """As `segment`, for a case that was prepared already."""
+        if self.mirror:
+            sided = sides.sided_axes(self.task, [prepared.scan.affine])
+            self._flips = _flips(sided)
+            note = f"windows are not mirrored along {sides.describe(sided)}: these labels name sides along it"
+            prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
         *parts, windows = self.run(prepared.array, task=task, probabilities=probabilities, progress=progress)
         labels, likely = (None if part is None else prepared.back.apply(part) for part in parts)
@@ -216,10 +222,16 @@ def _background(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((), np.uint8), np.array(certain, np.float32)
 
 
+def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
+    """The combinations of axes of [n, x, y, z, c] that windows are mirrored along, without array axes along which there are sides."""
+    axes = [axis + 1 for axis in range(3) if axis not in sided]
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+
 def _network(model: SwinUNETR, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
     structure, state = nnx.split(model)
     state = state if mesh is None else parallel.everywhere(state, mesh)
-    run = _compiled(structure, mesh)
+    run = quiet_compilation(_compiled(structure, mesh))
     return lambda patches: run(state, patches)
 
 

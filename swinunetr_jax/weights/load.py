@@ -14,6 +14,7 @@ from flax import nnx
 
 from swinunetr_jax import files
 from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.console import literal, warn
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
@@ -29,6 +30,7 @@ from swinunetr_jax.weights.checkpoint import (
 from swinunetr_jax.weights.infer import infer_config
 from swinunetr_jax.weights.monai import Source, entries, from_monai, to_monai, unwrap
 from swinunetr_jax.weights.report import LoadReport
+from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
 from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind
@@ -84,10 +86,10 @@ def open_checkpoint(
     Raises:
         InputError: the file cannot be read, does not tell all it must, or does not match, listing every name and both shapes.
     """
-    path = Path(path)
     _check_names(fields)
-    if not is_checkpoint(path) and is_checkpoint(path / "best"):
-        path = path / "best"  # a training run serves as its best checkpoint
+    path, note = network_of_run(path)
+    if note is not None:
+        warn(literal(note))
     source, stored, task = _read(path)
     if stored is None:
         config = infer_config(source.tensors, str(path), **fields)

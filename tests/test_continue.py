@@ -1,0 +1,361 @@
+"""What a command does where a run is already there: continue it, extend it, say that it is finished, or refuse; and cross-validations.
+
+The step of the trainer is a plain function here and the scores are made up: what is tested is everything around them.
+"""
+
+import csv
+import dataclasses
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refused
+
+from swinunetr_jax import InputError, files
+from swinunetr_jax.data.phantom import write_phantom
+from train import __main__ as command
+from train import checkpoints, folds, loop, start
+from train.config import Network, Optim, Phantom, Recipe, Validation
+from train.log import LOG, Log, read_rows
+from train.loop import Stopped, train
+from train.optim import learning_rate
+from train.rerun import earlier_run, is_finished
+from train.step import Training
+from train.validation import CaseScore, Scores
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, cases=4, size=(48, 48, 32), seed=0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def plain_steps(monkeypatch):
+    """A step only counts, and a validation's score is a hundredth of its step."""
+
+    def compiled(self, layout=None):
+        def step(state, image, label, flags):
+            rate = learning_rate(self.optim, self.steps)(state.step)
+            numbers = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "lr": jnp.float32(rate), "flag": jnp.asarray(False)}
+            return dataclasses.replace(state, step=state.step + 1), numbers
+
+        return step
+
+    scored = []
+
+    def validate(config, network, cases, task, *_, **__):
+        scored.append(len(scored))
+        return Scores(tuple(CaseScore(case, {"TC": 0.5, "WT": 0.25 + len(scored) / 100, "ET": 0.5}) for case in cases))
+
+    monkeypatch.setattr(Training, "compile", compiled)
+    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)
+    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+
+
+def recipe(data: Path, out: Path, **changes) -> Recipe:
+    fields = {
+        "kind": "phantom",
+        "data": data,
+        "cache": data.with_name(data.name + "-cache"),
+        "out": out,
+        "steps": 4,
+        "folds": 2,
+        "roi": (32, 32, 64),
+        "channels": ("FLAIR", "T1ce", "T1", "T2"),
+        "orientation": "LPS",
+        "phantom": Phantom(cases=4, size=(48, 48, 32)),
+        "network": Network(feature_size=12, depths=(1, 1, 1, 1)),
+        "optim": Optim(lr=1e-3),
+        "validation": Validation(every=2, overlap=0.0),
+    }
+    return Recipe(**fields | changes)
+
+
+def stop_after(monkeypatch, number: int) -> None:
+    original = Log.step
+
+    def log_step(self, at, values):
+        original(self, at, values)
+        if at == number:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Log, "step", log_step)
+
+
+def exit_code(monkeypatch, asked: Recipe, resume: bool = False) -> int:
+    """That of `python -m train` with these options."""
+    monkeypatch.setattr(command, "parse", lambda _: (asked, resume, command.Launch()))
+    with pytest.raises(SystemExit) as done:
+        command.main([])
+    return done.value.code
+
+
+def rates(run: Path) -> list[float]:
+    return [row["lr"] for row in read_rows(run) if row["kind"] == "step"]
+
+
+@pytest.mark.fault("5.5")
+@pytest.mark.fault("5.11")
+def test_a_run_is_given_again_refused_with_other_options_and_extended(data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    asked = recipe(data, run)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 1)
+        train(asked)
+    assert earlier_run(asked) == "unfinished"
+    assert exit_code(monkeypatch, asked) == 0  # the same command continues it
+    assert "holds an unfinished run of the same options: it continues" in capsys.readouterr().out
+    assert is_finished(run) and len(rates(run)) == 4
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert exit_code(monkeypatch, replace(asked, workers=3)) == 0  # which changes no number
+    said = capsys.readouterr().out
+    assert "holds a finished run of the same options" in said and str(run / "report.html") in said and "--steps N" in said
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for other in (replace(asked, optim=Optim(lr=1e-4)), replace(asked, steps=8), replace(asked, data=tmp_path)):
+        assert exit_code(monkeypatch, other) == 2
+        error = capsys.readouterr().err
+        assert "other options" in error and "--steps, --epochs" in error and error.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+    assert exit_code(monkeypatch, command.Resume(resume=run, steps=8).recipe(), resume=True) == 0
+    said = capsys.readouterr().out
+    assert (
+        "the run ends after 8 steps instead of 4: from here on the learning rate follows the schedule of a run of 8 steps" in said
+    )
+    schedules = [learning_rate(Optim(lr=1e-3), steps) for steps in (4, 8)]
+    np.testing.assert_allclose(rates(run), [schedules[step >= 4](step) for step in range(8)], rtol=1e-6)
+    about = json.loads((run / "run.json").read_text())
+    assert about["steps"] == 8 and about["recipe"]["steps"] == 8
+    assert [part["after_step"] for part in about["parts"]] == [0, 2, 4]
+    assert about["parts"][-1]["changes"] == {"steps": [4, 8]} and about["parts"][-1]["steps"] == 8
+    with refused("has finished 8 steps, and 6 were asked for"):
+        train(recipe(data, run, steps=6), resume=True)
+
+
+def test_epochs_extend_a_run_and_patience_starts_again(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
+    train(recipe(data, run, steps=None, epochs=4, validation=Validation(every=1, overlap=0.0, patience=2)))
+    assert len(rates(run)) == 3 and is_finished(run)  # two training cases; no better score at steps 2 and 3
+    longer = command.Resume(resume=run, epochs=6).recipe()
+    assert (longer.steps, longer.epochs) == (None, 6)
+    train(longer, resume=True)
+    assert len(rates(run)) == 5
+    assert json.loads((run / "run.json").read_text())["parts"][-1]["changes"] == {"epochs": [4, 6]}
+    with refused("--steps and --epochs both say how long"):
+        command.Resume(resume=run, epochs=6, steps=12).recipe()
+
+
+@pytest.mark.fault("1.16")
+@pytest.mark.fault("2.6")
+@pytest.mark.fault("5.11")
+def test_a_cross_validation_lists_its_folds_and_its_table_is_whole_or_not_there(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "cv"
+    asked = recipe(data, out, fold="all", steps=2)
+    original = folds.train
+
+    def only_one(one, *, resume):
+        if one.fold == 1:
+            raise InputError("stopped here.")
+        return original(one, resume=resume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folds, "train", only_one)
+        with refused("stopped here"):
+            folds.train_folds(asked)
+    assert json.loads((out / "run.json").read_text())["folds"] == [0, 1]
+    assert earlier_run(asked) == "unfinished"
+
+    write_text = files.write_text
+
+    def full(path, text):
+        if "out_of_fold" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        write_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_text", full)
+        assert exit_code(monkeypatch, asked) == 2
+    assert "out_of_fold.csv: No space left on device" in capsys.readouterr().err and not list(out.glob("out_of_fold*"))
+    assert exit_code(monkeypatch, asked) == 0 and earlier_run(asked) == "finished"
+    with open(out / "out_of_fold.csv") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [*(f"BraTS2021_{n:05d}" for n in range(4)), "mean"]
+    assert json.loads((out / "out_of_fold.json").read_text())["mean"].keys() == {"TC", "WT", "ET"}
+    (out / "fold0" / LOG).write_text("")
+    with refused("fold0", "holds no validation"):
+        folds.write_table(out, [out / "fold0", out / "fold1"])
+
+
+@pytest.mark.fault("2.6")
+def test_the_table_of_all_folds_holds_no_formula_and_no_half_file(tmp_path):
+    (tmp_path / "fold0").mkdir()
+    row = {"kind": "validation", "step": 1, "score": 0.5, "dice": {"=A1": 0.5}, "cases": {"=HYPERLINK(1)": {"=A1": 0.5}}}
+    (tmp_path / "fold0" / LOG).write_text(json.dumps(row) + "\n")
+    folds.write_table(tmp_path, [tmp_path / "fold0"])
+    assert (tmp_path / "out_of_fold.csv").read_text() == "case,fold,'=A1\n'=HYPERLINK(1),fold0,0.500000\nmean,,0.500000\n"
+
+
+# ---- descriptions that were edited or damaged
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory, data) -> Path:
+    """A folder with the run.json of a run."""
+    folder = tmp_path_factory.mktemp("described")
+    values = {
+        "recipe": recipe(data, folder).to_dict(),
+        "cases": {"train": ["a"], "validation": ["b"]},
+        "task": {},
+        "network": {"in_channels": 4, "out_channels": 3},
+        "steps": 4,
+        "convention": "brats",
+        "parts": [{"after_step": 0, "versions": {"jax": "0"}, "device": "cpu"}],
+    }
+    start.write_description(folder, values)
+    return folder
+
+
+def without(values: dict, *path: str) -> dict:
+    return {k: without(v, *path[1:]) if k == path[0] and len(path) > 1 else v for k, v in values.items() if [k] != list(path)}
+
+
+EDITS = {
+    "no JSON": lambda v: "{",
+    "nothing": lambda v: "",
+    "a list": lambda v: "[1]",
+    "deep": lambda v: "[" * 100_000,
+    "a number": lambda v: "3",
+    "NaN": lambda v: json.dumps(v | {"steps": float("nan")}),
+    "no recipe": lambda v: without(v, "recipe"),
+    "recipe null": lambda v: v | {"recipe": None},
+    "recipe a list": lambda v: v | {"recipe": []},
+    "recipe without kind": lambda v: without(v, "recipe", "kind"),
+    "another option": lambda v: v | {"recipe": v["recipe"] | {"lr": 3}},
+    "an option of a group": lambda v: v | {"recipe": v["recipe"] | {"optim": {"rate": 3}}},
+    "a group that is a number": lambda v: v | {"recipe": v["recipe"] | {"optim": 3}},
+    "steps a text": lambda v: v | {"recipe": v["recipe"] | {"steps": "many"}},
+    "lr a text": lambda v: v | {"recipe": v["recipe"] | {"optim": {"lr": "high"}}},
+    "roi of two": lambda v: v | {"recipe": v["recipe"] | {"roi": [32, 32]}},
+    "data a number": lambda v: v | {"recipe": v["recipe"] | {"data": 3}},
+    "fold a word": lambda v: v | {"recipe": v["recipe"] | {"fold": "every"}},
+    "no cases": lambda v: without(v, "cases"),
+    "cases a list": lambda v: v | {"cases": ["a"]},
+    "no parts": lambda v: without(v, "parts"),
+    "parts of another kind": lambda v: v | {"parts": [{"after_step": "0"}]},
+    "parts without versions": lambda v: v | {"parts": [{"after_step": 0, "device": "cpu"}]},
+    "no steps": lambda v: without(v, "steps"),
+    "network null": lambda v: v | {"network": None},
+    "network of texts": lambda v: v | {"network": {"in_channels": "4", "out_channels": 3}},
+    "network empty": lambda v: v | {"network": {}},
+}
+
+
+@pytest.mark.fault("3.3")
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_run_json_is_refused_in_one_sentence_that_names_it(described, tmp_path, edit):
+    values = EDITS[edit](json.loads((described / "run.json").read_text()))
+    (tmp_path / "run.json").write_text(values if isinstance(values, str) else json.dumps(values))
+    with refused(tmp_path / "run.json", "restore it, or start a new run with another --out"):
+        start.read_recipe(tmp_path)
+        start._stored_network(tmp_path, start.read_description(tmp_path, start.Description))
+
+
+def test_a_run_json_of_an_earlier_version_loads(described, tmp_path):
+    values = json.loads((described / "run.json").read_text())
+    values["recipe"]["augment"] = {"flips": [0, 1, 2], "normalize_after_crop": True}
+    del values["recipe"]["devices"]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    loaded = start.read_recipe(tmp_path)
+    assert loaded.augment.flips == (0, 1, 2) and loaded.devices.depth == 1 and loaded.out == tmp_path
+
+
+@pytest.mark.fault("3.3")
+def test_damaged_lines_of_a_log_are_left_out_with_a_sentence(tmp_path, capsys):
+    good = [
+        {"kind": "step", "step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1, "wait": 0.0, "seconds": 1.0},
+        {"kind": "validation", "step": 1, "score": None, "dice": {"TC": 0.5}, "cases": {"a": {"TC": 0.5}}, "took": 1.0},
+    ]
+    bad = [
+        "{}", "[]", "3", "null", "{", "\x00", "[" * 100_000, '{"kind": "step"}', '{"kind": "step", "step": "1"}',
+        '{"kind": ["step"], "step": 1}', '{"kind": "other", "step": 1}', json.dumps(good[0] | {"loss": "low"}),
+        json.dumps(good[1] | {"dice": []}), json.dumps(good[1] | {"cases": {"a": 3}}), json.dumps(good[1] | {"cases": {"a": {"WT": 1.0}}}),
+        json.dumps(good[1] | {"dice": {}}), json.dumps(good[1] | {"cases": {"a": {"TC": "x"}}}), '{"step": 1, "kind": null}',
+    ]  # fmt: skip
+    lines = [json.dumps(good[0]), *bad, json.dumps(good[1])]
+    (tmp_path / LOG).write_text("\n".join(lines) + '\n{"kind": "st')  # the last line was cut off by a kill
+    rows = read_rows(tmp_path)
+    assert [row["kind"] for row in rows] == ["step", "validation"] and np.isnan(rows[1]["score"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / LOG) in said and "2, 3, 4" in said and f"and {len(bad) - 8} more" in said
+    log = Log(tmp_path, step=1, total=2, batch=1, validated=1)
+    log.close()
+    assert len((tmp_path / LOG).read_text().splitlines()) == 2  # what cannot be read is not kept
+    (tmp_path / LOG).unlink()
+    (tmp_path / LOG).mkdir()
+    with refused(tmp_path / LOG, "is not a file"):
+        read_rows(tmp_path)
+
+
+@pytest.mark.fault("3.3")
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"progress": 3}', '{"progress": {"step": "x"}}', "[" * 100_000, '{"progress": {}}']
+)
+def test_a_damaged_description_of_a_saved_step_is_one_warning(tmp_path, text):
+    folder = tmp_path / "checkpoints" / "00000004"
+    folder.mkdir(parents=True)
+    (folder / "training.json").write_text(text)
+    (folder / "checkpoint.json").write_text("{}")
+    assert checkpoints.newest_progress(tmp_path) is None
+    with pytest.raises(InputError, match="holds no sound state to go on from") as error:
+        checkpoints.restore(tmp_path, None, None)
+    assert "00000004 is" in str(error.value) and "damaged-00000004" in str(error.value)
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+    ours = [".last.tmp", ".best.0123abcd.tmp", files._temporary_name("run.json", "")]
+    others = [".thesis.tmp", ".cache.tmp.old", "notes.tmp"]
+    for name in (*ours, *others):
+        (tmp_path / name).write_text("")
+    (tmp_path / "checkpoints" / ".00000004.tmp").mkdir(parents=True)
+    with checkpoints.locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {*others, "checkpoints", "lock"}
+        assert not list((tmp_path / "checkpoints").iterdir())
+
+
+# ---- mistakes of a command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(
+            ["msd"], "the recipe msd needs a data set: name its folder or list with --data", marks=pytest.mark.fault("5.11")
+        ),
+        pytest.param(["--resume", "gs://b/run"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["msd", "--data", "s3://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--out", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--cache", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--resume", "."], "holds no run, it has no run.json", marks=pytest.mark.fault("5.16")),
+        pytest.param(
+            ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change in a run that", marks=pytest.mark.fault("5.5")
+        ),
+        (["msd", "--resume", "."], "leave out msd"),
+        (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_makes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,69 @@
+"""What a command without --resume does where its --out folder holds a run already: the command was given a second time.
+
+The same options continue an unfinished run, and of a finished one they say where its result is. Other options are refused.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from swinunetr_jax import InputError, files
+from train import checkpoints
+from train.config import Recipe
+from train.folds import TABLE
+from train.start import DESCRIPTION, FREE, Description, Head, changed_options, read_description, read_recipe
+
+# Beside a command the data set is named, not moved: another one is another run.
+FREE_AGAIN = tuple(name for name in FREE if name not in ("data", "base", "splits"))
+
+
+def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
+    """What the recipe's --out folder holds of a run with the same options.
+
+    Raises:
+        InputError: it holds a run with other options, or one whose description is lost or damaged.
+    """
+    recipe = recipe.absolute()
+    folder = recipe.out
+    if not files.exists(folder / DESCRIPTION):
+        if checkpoints.has_steps(folder):
+            raise InputError(
+                f"{folder} holds a run already, but not its {DESCRIPTION}: restore that and go on with `--resume {folder}`, or choose "
+                "another --out."
+            )
+        return "none"
+    changed_options(folder, read_description(folder, Head), recipe, free=FREE_AGAIN)
+    return "finished" if is_finished(folder) else "unfinished"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder, or each fold of a cross-validation, has come to its end and has written its report.
+
+    Raises:
+        InputError: a description is damaged.
+    """
+    head = read_description(folder, Head)
+    if "folds" in head:
+        folds = [folder / f"fold{number}" for number in head["folds"]]
+        return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
+    if read_recipe(folder).fold == "all":  # a cross-validation of an earlier version: it continues, and lists its folds
+        return False
+    progress = checkpoints.newest_progress(folder)
+    if progress is None or progress.validated != progress.step or not files.exists(folder / "report.html"):
+        return False
+    patience = read_recipe(folder).validation.patience
+    steps = read_description(folder, Description)["steps"]
+    return progress.step >= steps or (patience is not None and progress.since_best >= patience)
+
+
+def finished_note(folder: Path) -> str:
+    """Where the result of a finished run is, and how to train on."""
+    if "folds" in read_description(folder, Head):
+        result = f"the scores of all cases are in {folder / TABLE}.csv, and `swinunetr predict -m {folder}` uses all folds"
+    else:
+        progress = checkpoints.newest_progress(folder)
+        score = "" if progress is None or progress.best_score is None else f" with a validation Dice of {progress.best_score:.4f}"
+        result = f"it ended{score}; {folder / 'report.html'} shows it, and `swinunetr predict -m {folder}` uses it"
+    return (
+        f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N trains it to more steps, another --out "
+        "trains anew."
+    )
