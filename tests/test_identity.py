@@ -24,6 +24,8 @@ from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.evaluation.pairing import pair_cases
 from swinunetr_jax.evaluation.pairs import Reference, References, find_predictions, find_references
 from swinunetr_jax.task import Output, Task
+from train.config import Recipe
+from train.data import gather
 
 SHAPE = (6, 5, 4)
 
@@ -430,3 +432,25 @@ def test_a_fault_of_200_cases_is_said_once(tmp_path):
     assert line.startswith("200 cases for the same reason (P000, P001, P002, P003, P004 and 195 more), such as P000: ")
     with refused("all 200 cases have the same fault", "has no FLAIR image"):
         Predict(input=(tmp_path,), output=tmp_path / "out", model=(Path("m"),))._cases(Task.classes(2, channels=("FLAIR", "T1")))
+
+
+@pytest.mark.fault("4.6")
+def test_training_names_the_file_of_a_label_above_255(tmp_path):
+    for name in "ab":
+        save(tmp_path / f"{name}.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE))
+        save(tmp_path / f"{name}_seg.nii.gz", ball(1).astype(np.int16) * 300)
+    with refused(tmp_path / "a_seg.nii.gz", "300", "above 255"):
+        gather(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
+
+
+@pytest.mark.fault("2.1")
+def test_training_says_what_it_leaves_out(tmp_path, capsys):
+    nnunet(tmp_path, ())
+    for number in range(4):
+        save(tmp_path / f"imagesTr/c{number}_0000.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE) + number)
+    for number in range(2):
+        save(tmp_path / f"labelsTr/c{number}.nii", ball(number))
+    found = gather(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
+    assert len(found.train) == len(found.validation) == 1
+    said = capsys.readouterr().out
+    assert "2 of 4 scans have no label map and are not trained on: c2, c3" in said and "2 cases are taken as 2 patients" in said

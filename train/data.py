@@ -273,13 +273,16 @@ def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tup
 def _values(cases: Sequence[Case]) -> list[int]:
     """All labels that occur, where no dataset.json names them. Raises InputError if there is none but the background."""
     values: set[int] = set()
+    large: list[str] = []
     for case in cases:
         try:
             found = np.unique(read_labels(case.label).array)
         except InputError:
             continue  # it is named with all other faults when the cases are prepared
-        if found[-1] <= MAX_LABEL:  # else it is named then, too
-            values.update(found.tolist())
+        values.update(found[found <= MAX_LABEL].tolist())  # a larger one is named then, too
+        large += [f"{case.label} ({found[-1]})"] * bool(found[-1] > MAX_LABEL)
+    if not values - {0} and large:
+        raise InputError(f"{some(large)}: the labels are above {MAX_LABEL}, the largest that is learned; renumber them.")
     if not values - {0}:
         raise InputError(
             "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."
