@@ -27,6 +27,8 @@ _VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 FONT = "DejaVu Sans"  # comes with matplotlib
 LONGEST_TEXT = 60  # characters of a name in a picture
 LONGEST_LEGEND = 30
+MOST_ROWS = 8  # of a legend
+FIGURE_CHARACTERS = 130  # side by side, in a figure of 10 inches
 
 
 @contextlib.contextmanager
@@ -50,17 +52,21 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
-def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
-    """A legend of an axes or a figure with labels from data; matplotlib itself leaves out those that begin with an underscore."""
-    more = len(handles) - LONGEST_LEGEND
-    if more > 0:
-        handles, labels = (
-            [*handles[: LONGEST_LEGEND - 1], Patch(alpha=0)],
-            [*labels[: LONGEST_LEGEND - 1], f"and {more + 1} more"],
-        )
-    legend = owner.legend(handles, list(map(str, range(len(handles)))), **options)
+def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, ncols: int, **options: Any) -> Legend:
+    """A legend of an axes or a figure with labels from data, in at most `ncols` columns and as many as fit side by side.
+
+    Labels that begin with an underscore are drawn too, which matplotlib itself leaves out. Of many labels the last ones are counted.
+    """
+    labels = list(map(drawable, labels))
+    room = FIGURE_CHARACTERS if isinstance(owner, Figure) else FIGURE_CHARACTERS // 2
+    ncols = max(1, min(ncols, room // (max(map(len, labels), default=0) + 8)))
+    most = min(LONGEST_LEGEND, MOST_ROWS * ncols)
+    if len(labels) > most:
+        labels = [*labels[: most - 1], f"and {len(labels) - most + 1} more"]
+        handles = [*handles[: most - 1], Patch(alpha=0)]
+    legend = owner.legend(handles, list(map(str, range(len(handles)))), ncols=ncols, **options)
     for text, label in zip(legend.get_texts(), labels):
-        text.set_text(drawable(label))
+        text.set_text(label)
     return legend
 
 
