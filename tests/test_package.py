@@ -1,6 +1,7 @@
 """The wheel: it holds the library alone, and what is installed from it imports and runs without torch and without this folder."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -33,3 +34,16 @@ def test_the_wheel_ships_the_library_alone_and_works(tmp_path):
         [sys.executable, "-m", "swinunetr_jax.cli", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert "predict" in done.stdout
+
+
+def test_every_fault_of_the_list_has_its_test():
+    """tests/faults.md and the marks `fault("NUMBER")` name the same numbers, but for those that the list calls open."""
+    listed = dict(re.findall(r"^\| (\d\.\d+) \| (.*) \|$", (ROOT / "tests" / "faults.md").read_text(), re.MULTILINE))
+    marked = {
+        number
+        for path in (ROOT / "tests").glob("test_*.py")
+        for mark in re.findall(r"mark\.fault\(([^)]*)\)", path.read_text())
+        for number in re.findall(r'"(\d\.\d+)"', mark)
+    }
+    assert len(listed) == 58
+    assert {number for number, text in listed.items() if not text.startswith("(open)")} == marked
