@@ -1,11 +1,15 @@
 """The wheel: it holds the library alone, and what is installed from it imports and runs without torch and without this folder."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,3 +51,13 @@ def test_every_fault_of_the_list_has_its_test():
     }
     assert len(listed) == 58
     assert {number for number, text in listed.items() if not text.startswith("(open)")} == marked
+
+
+@pytest.mark.fault("4.5")
+def test_our_lowest_scipy_is_not_below_the_one_that_jax_needs():
+    def lowest(requirements: list[str]) -> tuple[int, ...]:
+        (found,) = [match for text in requirements if (match := re.match(r"scipy>=(\d+)\.(\d+)", text))]
+        return tuple(map(int, found.groups()))
+
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert lowest(ours) >= lowest(importlib.metadata.requires("jax"))
