@@ -9,6 +9,8 @@ from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task
+from train.data import fitted_roi, mirrored_axes
+from train.recipes import brats21, msd
 
 LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
 
@@ -91,3 +93,23 @@ def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch
     assert seen == [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # axes of [n, x, y, z, c]
     segmenter.task = task("liver")
     assert segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ())).notes == () and len(seen[-1]) == 8
+
+
+@pytest.mark.fault("1.0")
+def test_short_runs_and_sided_axes_are_not_mirrored_by_default(capsys):
+    hippocampus = task("Anterior", "Posterior")
+    assert mirrored_axes(None, hippocampus, [np.eye(4)], passes=100) == (0, 2)
+    assert "samples are not mirrored along axis 1" in capsys.readouterr().out
+    assert mirrored_axes(None, hippocampus, [np.eye(4)], passes=5) == ()
+    assert "sees each case 5 times" in capsys.readouterr().out
+    assert mirrored_axes((0,), hippocampus, [np.eye(4)], passes=5) == (0,)
+    assert capsys.readouterr() == ("", "")
+    assert msd.RECIPE.augment.flips is None and brats21.RECIPE.augment.flips == (0, 1, 2)
+
+
+@pytest.mark.fault("1.0")
+def test_crops_are_about_as_large_as_the_scans_and_not_padded_to_many_times_their_volume():
+    assert fitted_roi([(35, 50, 36), (36, 50, 35)]) == (32, 64, 32)
+    assert fitted_roi([(20, 40, 24)]) == (32, 64, 32)  # 32³ is the one size that the network does not take
+    assert fitted_roi([(240, 240, 155)]) == (96, 96, 96)
+    assert fitted_roi([(41, 81, 10)]) == (64, 96, 32)

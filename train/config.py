@@ -83,7 +83,7 @@ class Augment:
 
     flips: tuple[int, ...] | None = None
     """Axes to mirror along, each with probability one half (CT: one fifth); by default all three but those along which names of labels
-    tell sides, such as "left kidney"."""
+    tell sides, such as "left kidney", and none in a run that sees each case fewer than 25 times."""
     normalize_after_crop: bool = True
     """For MRI: by the crop's statistics, as in the paper's code; otherwise by the whole scan's, as in validation."""
     pad_foreground: bool = True

@@ -32,6 +32,7 @@ from train.config import Recipe
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
 MIXED_SPACING = 1.05  # scans whose voxel sizes differ by more than this factor are said to be mixed
+MIRRORING_PASSES = 25  # passes over the cases from which on samples are mirrored; after 5 passes it costs Dice, see the README
 LARGEST_FITTED_ROI = 96  # what a network of 48 features trains on in 16 GB
 
 
@@ -83,24 +84,35 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     if processes.is_leader():
         for note in grid_notes(task, [case.affine for case in prepared]):
             warn(note)
-    flips = mirrored_axes(recipe.augment.flips, task, [case.affine for case in prepared])
+    passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
+    flips = mirrored_axes(recipe.augment.flips, task, [case.affine for case in prepared], passes)
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
 
 
-def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Axes along which training samples are mirrored; it says what names of labels have to do with it.
+def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float) -> tuple[int, ...]:
+    """Axes along which training samples are mirrored; it says what names of labels and the length of the run have to do with it.
 
     Args:
-        asked: the axes that a user chose, which are taken; None takes all but those along which names of labels tell sides.
+        asked: the axes that a user chose, which are taken; None takes all but those along which names of labels tell sides, and none
+            in a run that is too short for mirroring to be of use.
         task, affines: the labels and the grids of the prepared scans, [4, 4] each.
+        passes: how often the run sees each training case.
     """
     sided = sides.sided_axes(task, affines)
-    chosen = tuple(axis for axis in range(3) if axis not in sided) if asked is None else asked
+    free = tuple(axis for axis in range(3) if axis not in sided)
+    short = asked is None and bool(free) and passes < MIRRORING_PASSES
+    chosen = asked if asked is not None else () if short else free
     wrong = {axis: sided[axis] for axis in chosen if axis in sided}
     if processes.is_leader() and wrong:
         warn(
             f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels name sides along it, "
             "which the network then cannot tell from each other."
+        )
+    elif processes.is_leader() and short:
+        axes = " ".join(map(str, free))
+        say(
+            f"samples are not mirrored: the run sees each case {passes:.3g} times, and below {MIRRORING_PASSES} times mirroring costs more "
+            f"than it gives; --augment.flips {axes} mirrors all the same"
         )
     elif processes.is_leader() and asked is None and sided:
         say(

@@ -8,7 +8,7 @@ Optimizer: AdamW 1e-4, weight decay 1e-5, 300 epochs of which 50 warm up, cosine
 Hardware: a GPU or TPU with 16 GB for bfloat16 with --network.use-checkpoint.
 """
 
-from train.config import Network, Optim, Recipe, Validation
+from train.config import Augment, Network, Optim, Recipe, Validation
 
 RECIPE = Recipe(
     kind="brats",
@@ -21,4 +21,5 @@ RECIPE = Recipe(
     network=Network(feature_size=48),
     optim=Optim(lr=1e-4, weight_decay=1e-5, warmup=50 / 300),
     validation=Validation(overlap=0.5),
+    augment=Augment(flips=(0, 1, 2)),
 )

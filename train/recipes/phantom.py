@@ -7,7 +7,7 @@ Makes the heads, prepares them, trains a small Swin UNETR on TC, WT and ET, and 
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Network, Optim, Phantom, Recipe, Validation
+from train.config import Augment, Network, Optim, Phantom, Recipe, Validation
 
 RECIPE = Recipe(
     kind="phantom",
@@ -20,4 +20,5 @@ RECIPE = Recipe(
     loss=Loss(kind="dice_ce"),
     optim=Optim(lr=4e-3, warmup=20),
     validation=Validation(every=80, overlap=0.25),
+    augment=Augment(flips=(0, 1, 2)),
 )
