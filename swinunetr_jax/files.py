@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -60,6 +61,38 @@ def atomic_path(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or never made
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`, which becomes `path` when the block ends without an error; otherwise nothing remains.
+
+    Folders above it are made. All its files, and the new name, are on the disk (fsync) when this returns.
+
+    Args:
+        path: the folder to make; nothing must be there, but for an empty folder.
+
+    Raises:
+        OSError: the folder cannot be written; `filename` is `path`, not the temporary name.
+    """
+    path = Path(path)
+    _check_encodable(path)
+    temporary = path.with_name(_temporary_name(path.name, ""))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for root, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(root, name))
+            _sync(Path(root))
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -144,13 +177,16 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def remove_stale_temporaries(folder: str | os.PathLike) -> None:
-    """Removes what writers that were killed left in a folder: temporary files of processes of this machine that have ended."""
+    """Removes temporary files and folders in a folder whose writers were killed: those of this machine's processes that have ended."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             found = _TEMPORARY.fullmatch(entry.name)
             if found and found["host"] == _host() and not _runs(int(found["process"])):
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
 
 
 def is_temporary(name: str) -> bool:

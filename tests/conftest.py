@@ -92,7 +92,7 @@ class Pair:
             told["num_groups"] = self.config.num_groups
         checkpoint = open_checkpoint(self.path, **told)
         assert checkpoint.config == self.config.replace(**changes)  # all the rest was read off the tensors
-        assert not checkpoint.report.made and not checkpoint.report.left and not checkpoint.report.adapted
+        assert not checkpoint.report.initialized and not checkpoint.report.ignored and not checkpoint.report.adapted
         return checkpoint.model()
 
 

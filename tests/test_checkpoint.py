@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from flax import nnx
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import digest_of_json
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights import checkpoint as checkpoint_module
+from swinunetr_jax.weights import arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS, is_checkpoint, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint, save_params
 from swinunetr_jax.weights.params import build, digest, digest_all, flatten, shapes
@@ -78,7 +80,7 @@ def test_round_trip(whole):
     same(opened.params, random_params())
     assert opened.digest == digest_all({name: digest(array) for name, array in random_params().items()})
     assert list(opened.params) == list(shapes(CONFIG)) and sorted(opened.report.read) == sorted(opened.params)
-    assert not opened.report.made and not opened.report.adapted and not opened.report.left
+    assert not opened.report.initialized and not opened.report.adapted and not opened.report.ignored
 
 
 def test_a_model_comes_back(tmp_path):
@@ -255,16 +257,16 @@ def test_a_save_that_fails_leaves_nothing(target, monkeypatch, error, reason):
     assert message.endswith("): check the folder and its free space.")
 
 
-@pytest.mark.parametrize("step", ["rename", "replace", "write_text"])
+@pytest.mark.parametrize("step", ["rename", "replace", "fsync"])
 def test_a_file_system_that_fails_leaves_nothing(target, monkeypatch, step):
-    real = getattr(Path, step)
+    real = getattr(os, step)
 
-    def fail(self, *args, **options):
-        if self.name == DESCRIPTION or (step == "rename" and target.name in str(args[0])):
+    def fail(first, *args, **options):
+        if step == "fsync" or str(args[0]).endswith((target.name, DESCRIPTION)) or PARAMS in Path(args[0]).name:
             raise OSError(errno.EIO, "Input/output error")
-        return real(self, *args, **options)
+        return real(first, *args, **options)
 
-    monkeypatch.setattr(Path, step, fail)
+    monkeypatch.setattr(os, step, fail)
     if step == "replace" and not target.exists():
         return  # nothing is replaced there
     with pytest.raises(InputError, match=r"cannot be written \(Input/output error\)"):
@@ -287,11 +289,15 @@ def test_a_kill_before_the_last_step_leaves_the_old_one(copy, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def kill(self, *args):
-        raise Killed
+    real = os.replace
+
+    def kill(source, target, *args, **options):
+        if Path(target).name == DESCRIPTION:
+            raise Killed
+        real(source, target, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", kill)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(Killed):
             write_checkpoint(copy, CONFIG, random_params(seed=1), overwrite=True)
     same(read_checkpoint(copy).params, random_params())
@@ -417,7 +423,7 @@ def rewritten(path: Path, **changes) -> None:
     values = json.loads((path / DESCRIPTION).read_text()) | changes
     del values["digest"]
     values = {name: value for name, value in values.items() if value != "deleted"}
-    values["digest"] = checkpoint_module._self_digest(values)
+    values["digest"] = digest_of_json(values)
     (path / DESCRIPTION).write_text(json.dumps(values))
 
 
@@ -430,15 +436,19 @@ def test_a_newer_format(copy):
     ("changes", "message"),
     [
         ({"config": CONFIG.to_dict() | {"colour": 3}}, "unknown configuration field 'colour'"),
-        ({"config": "deleted"}, "cannot be read"),
-        ({"config": None}, "describes no network ('NoneType' object is not iterable): "),
+        ({"config": "deleted"}, "does not hold what it should (object missing required field `config`)"),
+        ({"config": None}, "does not hold what it should (expected `object`, got `null` - at `$.config`)"),
+        ({"config": CONFIG.to_dict() | {"depths": [10**9, 1, 1, 1]}}, "needs more tensors than"),
+        ({"config": CONFIG.to_dict() | {"mlp_ratio": 1e100}}, "far more than the params beside it can hold"),
+        ({"config": CONFIG.to_dict() | {"in_channels": [1]}}, "`in_channels` must be a positive integer"),
         ({"task": {"kind": "magic", "outputs": []}}, "`kind` must be"),
-        ({"digests": []}, "is damaged"),
-        ({"digests": {}}, "these differ from their digests or are missing: "),
+        ({"digests": []}, "does not hold what it should"),
+        ({"digests": {}}, "needs more tensors than the 0 that have digests"),
+        ({"digests": dict.fromkeys("abcd", "0")}, "these differ from their digests or are missing: "),
         ({"params": "../elsewhere"}, "does not name the weights beside it"),
         ({"params": "params_backup"}, "does not name the weights beside it"),
         ({"params": "params/../.."}, "does not name the weights beside it"),
-        ({"params": 3}, "does not name the weights beside it"),
+        ({"params": 3}, "does not hold what it should (expected `str`, got `int` - at `$.params`)"),
         ({"files": "deleted"}, "does not name the weights beside it"),
         ({"files": {"../secret": "0"}}, "are missing: ../secret;"),
     ],
@@ -456,6 +466,36 @@ def test_a_configuration_of_other_weights(copy):
         f"{copy} does not hold the weights of its own configuration:\n  out.bias: got (2,), expected (3,)\n"
         "  out.kernel: got (1, 1, 12, 2), expected (1, 1, 12, 3)"
     )
+
+
+@pytest.mark.fault("3.6")
+def test_shapes_are_compared_before_any_array_is_read(copy, monkeypatch):
+    """A few kilobytes on the disk can stand for gigabytes of equal numbers."""
+
+    def restore(self, path):
+        raise AssertionError("arrays were read")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+    rewritten(copy, config=CONFIG.replace(out_channels=3).to_dict())
+    with pytest.raises(InputError, match=r"out.bias: got \(2,\), expected \(3,\)"):
+        read_checkpoint(copy)
+    shutil.rmtree(copy)
+    zeros = {name: np.zeros_like(array) for name, array in random_params().items()}
+    write_checkpoint(copy, CONFIG, zeros)
+    on_disk = sum(file.stat().st_size for file in (copy / PARAMS).rglob("*") if file.is_file())
+    assert on_disk < sum(array.nbytes for array in zeros.values()) / 64
+    monkeypatch.setattr("swinunetr_jax.weights.checkpoint._MAX_SMALL", 0)
+    assert "far more than the params beside it can hold" in refused(copy)
+
+
+@pytest.mark.fault("3.6")
+def test_leaves_that_are_too_many_are_not_read(tmp_path):
+    arrays.write_arrays(tmp_path / "a", {"a.b": np.zeros((3, 4)), "c": np.int32(1)})
+    assert arrays.array_shapes(tmp_path / "a") == {"a.b": (3, 4), "c": ()}
+    assert list(arrays.read_arrays(tmp_path / "a", {"a.b": (3, 4), "c": ()})) == ["a.b", "c"]
+    for shapes_wanted in ({"a.b": (3, 4)}, {"a.b": (3, 4), "c": (), "d": (1,)}, {"a.b": (4, 3), "c": ()}):
+        with pytest.raises(ValueError, match=r"has the shape .*, expected"):
+            arrays.read_arrays(tmp_path / "a", shapes_wanted)
 
 
 def test_fields_that_contradict(whole):

@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig
-from swinunetr_jax.commands.info import count_parameters
-from swinunetr_jax.weights.params import flatten
+from swinunetr_jax.weights.params import count_parameters, flatten, shapes
 
 ROOT = Path(__file__).parents[1] / "swinunetr_jax"
 SMALL = SwinUNETRConfig(in_channels=2, out_channels=2, feature_size=12)
@@ -31,7 +30,7 @@ SMALL = SwinUNETRConfig(in_channels=2, out_channels=2, feature_size=12)
     ],
 )
 def test_parameter_counts(fields, count):
-    assert count_parameters(SwinUNETRConfig(**fields)) == count
+    assert count_parameters(shapes(SwinUNETRConfig(**fields))) == count
 
 
 def test_the_start_is_pytorchs():

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -35,11 +36,12 @@ DTYPES = [
     "complex64",
     "complex128",
 ]
-YOUNG_DTYPES = ["uint16", "uint32", "uint64"]  # torch has no named storage for these
+FLOAT8 = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
+YOUNG_DTYPES = ["uint16", "uint32", "uint64", *FLOAT8]  # torch has no named storage for these
 
 
 def array_of(dtype: str) -> np.ndarray:
-    return np.array([[0, 1, 2], [3, 100, 1]]).astype(np.dtype(dtype))
+    return np.array([[0, 1, 2], [3, 100, 1]]).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
 
 
 def as_bytes(tensor) -> bytes:
@@ -125,7 +127,7 @@ def archive(path: Path, value: bytes | None = None, *, root: str = "archive/", e
 @pytest.mark.parametrize("dtype", DTYPES + YOUNG_DTYPES)
 def test_reads_every_dtype(saved, dtype):
     torch = pytest.importorskip("torch")
-    value = torch.tensor([[0, 1, 2], [3, 100, 1]]).to(getattr(torch, dtype))
+    value = torch.tensor([[0.0, 1, 2], [3, 100, 1]]).to(getattr(torch, dtype))
     same(read_torch_file(saved({"w": value}))["w"], value)
 
 
@@ -340,8 +342,6 @@ class Runs:
         ("eval", lambda s: Runs(eval, f"open({str(s)!r}, 'w')")),
         ("open", lambda s: Runs(open, str(s), "w")),
         ("getattr", lambda s: Runs(getattr, Runs(__import__, "os"), "system")),
-        ("_reconstruct", lambda s: np.ones(3)),
-        ("Path", lambda s: s),
         ("Runs", lambda s: Runs),
     ],
 )
@@ -358,7 +358,6 @@ def test_calls_through_torch_are_refused_by_name(saved, tmp_path):
     path = saved({"w": Runs(os.system, f"touch {tmp_path / 'sentinel'}")})
     assert "`posix.system`" in refusal(path) or "`nt.system`" in refusal(path)
     assert "`torch.nn.modules.linear.Linear`" in refusal(saved({"model": torch.nn.Linear(1, 1)}))
-    assert "`torch.device`" in refusal(saved({"on": torch.device("cpu")}))
     assert not (tmp_path / "sentinel").exists()
 
 
@@ -388,7 +387,6 @@ def test_calls_through_torch_are_refused_by_name(saved, tmp_path):
             "calls `numpy._core.multiarray.scalar`",
         ),
         (b"c_codecs\nencode\n(" + text("a") + text("rot13") + b"tR", "calls `_codecs.encode`"),
-        (b"c_codecs\nencode\n(" + text("a" * 17) + text("latin1") + b"tR", "calls `_codecs.encode`"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n}b", "sets attributes"),
         (b"ccollections\nOrderedDict\n}b", "sets attributes"),
         (tensor() + b"}b", "sets attributes"),
@@ -462,6 +460,52 @@ def test_small_files_take_little_memory(tmp_path, value):
         tracemalloc.stop()
 
 
+@pytest.mark.fault("3.6")
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"N",
+        b"(",
+        b"}",
+        b")\x85",
+        b"h\x00",
+        b"\x80\x02",
+        b"]a",
+        b"\x8c\x01a",
+        b"}b",
+        b"h\x01)R",
+        b"N0",
+        b"K\x01K\x02\x86r\1\0\0\0",
+    ],
+)
+def test_a_pickle_of_eight_megabytes_is_refused_soon(tmp_path, unit):
+    start = b"\x80\x02}q\x00ctorch\ndevice\nq\x01"
+    path = archive(tmp_path / "a.pt", start + unit * ((7 << 20) // len(unit)) + b".")
+    begun = time.process_time()
+    refusal(path)
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.fault("3.6")
+def test_keys_that_collide_are_refused_soon(tmp_path):
+    """Python hashes integers modulo 2**61 - 1: a dict of multiples of that takes quadratic time."""
+    keys = b"".join(number(n * ((1 << 61) - 1)) + b"N" for n in range(1, 50_000))
+    begun = time.process_time()
+    assert "too large a number" in refusal(archive(tmp_path / "a.pt", b"}(" + keys + b"u"))
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.fault("3.6")
+def test_a_checkpoint_of_many_tensors_is_read(tmp_path):
+    """Instructions and bytes grow with the number of tensors, and so do the limits."""
+    tensors = {f"{n}.{'layer.' * 170}weight": np.full((1,), n, np.float32) for n in range(8_000)}
+    write_torch_file(tmp_path / "a.pt", {"state_dict": tensors, "epochs": {str(n): n for n in range(30_000)}})
+    with zipfile.ZipFile(tmp_path / "a.pt") as z:
+        assert z.getinfo("archive/data.pkl").file_size > 8 << 20
+    read = read_torch_file(tmp_path / "a.pt")["state_dict"]
+    assert all(read[name][0] == tensor[0] for name, tensor in tensors.items())
+
+
 def test_a_top_that_is_no_dict(saved):
     torch = pytest.importorskip("torch")
     assert "ndarray" in refusal(saved(torch.ones(2)))
@@ -473,7 +517,6 @@ def test_tensors_that_need_the_user(saved):
     assert "contiguous()" in refusal(saved({"w": torch.ones(1).expand(1000)}))
     assert "resolve_conj()" in refusal(saved({"w": torch.ones(2, dtype=torch.complex64).conj()}))
     assert "_rebuild_sparse_tensor" in refusal(saved({"w": torch.eye(2).to_sparse()}))
-    assert "float8" in refusal(saved({"w": torch.ones(2).to(torch.float8_e4m3fn)}))
     assert "meta" in refusal(saved({"w": torch.ones(2, device="meta")}))
 
 
@@ -677,8 +720,8 @@ def test_safetensors_round_trip(tmp_path):
     read = read_safetensors(path)
     assert set(read) == set(state)
     for name, array in state.items():
-        assert read[name].shape == array.shape and np.array_equal(read[name], array)
-        assert read[name].dtype == array.dtype.newbyteorder("=")
+        native = array.astype(array.dtype.newbyteorder("="))
+        assert read[name].shape == array.shape and read[name].dtype == native.dtype and read[name].tobytes() == native.tobytes()
     assert read["bfloat16"].dtype == ml_dtypes.bfloat16
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert "a safetensors file" in refusal(path)
@@ -687,7 +730,8 @@ def test_safetensors_round_trip(tmp_path):
 def test_safetensors_and_torch(tmp_path):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    state = {name: torch.tensor([[0, 1], [3, 100]]).to(getattr(torch, name)) for name in DTYPES if name != "complex128"}
+    names = [name for name in (*DTYPES, *FLOAT8) if name != "complex128"]
+    state = {name: torch.tensor([[0.0, 1], [3, 100]]).to(getattr(torch, name)) for name in names}
     safetensors.save_file(state, tmp_path / "a.safetensors")
     read = read_safetensors(tmp_path / "a.safetensors")
     for name, value in state.items():
@@ -695,6 +739,19 @@ def test_safetensors_and_torch(tmp_path):
     write_safetensors(tmp_path / "b.safetensors", read)
     for name, value in safetensors.load_file(tmp_path / "b.safetensors").items():
         same(read[name], value)
+
+
+@pytest.mark.fault("4.6")
+def test_float8_is_read_and_types_that_nothing_reads_are_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    header = b'{"w":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[0,4]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes([0x38, 0x40, 0xB8, 0x01]))
+    assert read_safetensors(path)["w"].astype(float).tolist() == [[1, 2], [-1, 2**-9]]
+    for dtype in ("F4", "F6_E2M3", "I4", "Q8_0"):
+        changed = header.replace(b"F8_E4M3", dtype.encode())
+        path.write_bytes(struct.pack("<Q", len(changed)) + changed + bytes(4))
+        message = refusal(path, read_safetensors)
+        assert f"the type {dtype} in w" in message and "damaged" not in message
 
 
 def test_safetensors_refusals(tmp_path, good):
@@ -705,7 +762,8 @@ def test_safetensors_refusals(tmp_path, good):
         path.write_bytes(content[:length])
         refusal(path, read_safetensors)
     path.write_bytes(content.replace(b'"F64"', b'"XYZ"', 1))
-    assert "damaged" in refusal(path, read_safetensors)
+    message = refusal(path, read_safetensors)
+    assert "the type XYZ in b" in message and "damaged" not in message
     assert "PyTorch" in refusal(good, read_safetensors)
     for value in (np.array([None]), np.array(["a"]), np.ones(2, np.complex128)):
         with pytest.raises(InputError, match="cannot be written"):

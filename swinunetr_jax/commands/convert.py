@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 
 
@@ -14,9 +15,9 @@ class Convert:
     """Convert weights: MONAI's PyTorch files, safetensors and our checkpoint folders, in any direction."""
 
     source: Annotated[Positional[Path], arg(metavar="IN")]
-    """A PyTorch file, a safetensors file or a checkpoint folder."""
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """What to write; its name says the format (.pt, .pth: monai; .safetensors; else a folder) unless --to does."""
+    """What to write; its ending says the format (.pt, .pth: monai; .safetensors; none: a folder) unless --to does."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
     """Format to write."""
     encoder_only: bool = False
@@ -33,15 +34,14 @@ class Convert:
     meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
-        from swinunetr_jax.weights.load import FORMATS, open_checkpoint, save_params
+        from swinunetr_jax.weights.load import format_of, open_checkpoint, save_params
 
+        to = self.to or format_of(self.target)  # first: a large file is not read for a name that cannot be used
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)
         task = self.meaning.apply(checkpoint, self.source)
-        by_suffix = {".pt": "monai", ".pth": "monai", ".safetensors": "safetensors"}
-        to = self.to or by_suffix.get(self.target.suffix.lower(), FORMATS[0])
         save_params(self.target, checkpoint.config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
-        print(checkpoint.report)
-        print(f"{self.source} → {self.target} ({to}), weights {checkpoint.digest[:16]}")
+        console.say(str(checkpoint.report))
+        console.say(f"{self.source} → {self.target} ({to}), weights {checkpoint.digest[:16]}")
         return 0

@@ -1,16 +1,24 @@
 """`swinunetr info`."""
 
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from swinunetr_jax import console
 from swinunetr_jax.commands.options import WeightOptions
-from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from swinunetr_jax.weights.load import Checkpoint
+
+# What a file may leave open, and options with which it can be read all the same; none of them is shown.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "downsample": {"downsample": "legacy"},
+    "num_groups": {"num_groups": 1},
+    "out_channels": {"out_channels": 1, "encoder_only": True},
+}
 
 
 @dataclass
@@ -18,53 +26,63 @@ class Info:
     """Show what a checkpoint holds."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A PyTorch file, a safetensors file or a checkpoint folder."""
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     json: bool = False
     """Print JSON, for programs."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
 
     def run(self) -> int:
-        from swinunetr_jax.weights.load import open_checkpoint
-
-        fields, unknown = self.weights.fields(), []
-        try:
-            checkpoint = open_checkpoint(self.checkpoint, **fields)
-        except InputError as error:
-            if "`downsample`" not in str(error) or "downsample" in fields:
-                raise
-            checkpoint = open_checkpoint(self.checkpoint, downsample="legacy", **fields)
-            unknown = ["downsample"]
-        config = checkpoint.config.to_dict()
-        config |= dict.fromkeys(unknown)
-        facts = {
-            "path": str(self.checkpoint),
-            "parameters": count_parameters(checkpoint.config),
-            "weights": checkpoint.digest,
-            "config": config,
-            "task": None if checkpoint.task is None else checkpoint.task.to_dict(),
-        }
+        checkpoint, unknown = _open(self.checkpoint, self.weights.fields())
+        facts = _facts(self.checkpoint, checkpoint, unknown)
         if self.json:
-            print(json.dumps(facts, indent=1))
+            console.say(json.dumps(facts, indent=1))
             return 0
-        print(f"{self.checkpoint}: Swin UNETR, {facts['parameters']:,} parameters, weights {checkpoint.digest[:16]}")
-        for name, value in config.items():
-            print(f"  {name:<20} {'not told by the file' if name in unknown else value}")
+        kind = "Swin UNETR" if facts["weights"] else "part of a Swin UNETR"
+        weights = f", weights {facts['weights'][:16]}" if facts["weights"] else ""
+        console.say(f"{self.checkpoint}: {kind}, {facts['parameters']:,} parameters{weights}")
+        for name, value in facts["config"].items():
+            console.say(f"  {name:<20} {'not told by the file' if name in unknown else value}")
         task = checkpoint.task
         if task is None:
-            print("  what it was trained for is not told by the file")
+            console.say("  what it was trained for is not told by the file")
         else:
-            print(f"  {'channels':<20} {', '.join(task.channels) or 'unnamed'}")
-            print(f"  {task.kind:<20} {', '.join(f'{o.name} = {o.value}' for o in task.outputs)}")
-            print(f"  {'orientation':<20} {task.orientation or 'as stored'}")
-            print(f"  {'spacing':<20} {'as stored' if task.spacing is None else f'{task.spacing} mm'}")
-            print(f"  {'roi':<20} {task.roi or 'not told'}")
-            print(f"  {'intensity':<20} {task.intensity}{'' if task.window is None else f' {task.window}'}")
-        print(checkpoint.report)
+            console.say(f"  {'channels':<20} {', '.join(map(console.literal, task.channels)) or 'unnamed'}")
+            outputs = ", ".join(f"{console.literal(output.name)} = {output.value}" for output in task.outputs)
+            console.say(f"  {task.kind:<20} {outputs}")
+            console.say(f"  {'orientation':<20} {task.orientation or 'as stored'}")
+            console.say(f"  {'spacing':<20} {'as stored' if task.spacing is None else f'{task.spacing} mm'}")
+            console.say(f"  {'roi':<20} {task.roi or 'not told'}")
+            console.say(f"  {'intensity':<20} {task.intensity}{'' if task.window is None else f' {task.window}'}")
+        console.say(str(replace(checkpoint.report, initialized=[], notes=[])))
         return 0
 
 
-def count_parameters(config: SwinUNETRConfig) -> int:
-    """Trained numbers of a network, running statistics left out."""
-    from swinunetr_jax.weights.params import is_statistic, shapes
+def _open(path: Path, options: dict[str, Any]) -> tuple["Checkpoint", set[str]]:
+    """The checkpoint, and the configuration fields that the file does not tell."""
+    from swinunetr_jax.weights.infer import NotInferable
+    from swinunetr_jax.weights.load import DECODER_FIELDS, open_checkpoint
 
-    return sum(math.prod(v.shape) for name, v in shapes(config).items() if not is_statistic(name))
+    unknown: set[str] = set()
+    while True:
+        try:
+            checkpoint = open_checkpoint(path, **options)
+        except NotInferable as error:
+            if error.field not in _STAND_INS or error.field in unknown:
+                raise
+            unknown.add(error.field)
+            options = options | _STAND_INS[error.field]
+        else:
+            return checkpoint, unknown | (DECODER_FIELDS if "out_channels" in unknown else set())
+
+
+def _facts(path: Path, checkpoint: "Checkpoint", unknown: set[str]) -> dict[str, Any]:
+    """What the file holds; nothing that was initialised in its stead."""
+    from swinunetr_jax.weights.params import count_parameters
+
+    return {
+        "path": str(path),
+        "parameters": count_parameters({name: checkpoint.params[name] for name in checkpoint.report.read}),
+        "weights": None if checkpoint.report.initialized else checkpoint.digest,
+        "config": checkpoint.config.to_dict() | dict.fromkeys(unknown),
+        "task": None if checkpoint.task is None else checkpoint.task.to_dict(),
+    }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class WeightOptions:
     """What a PyTorch or safetensors file does not tell of itself."""
 
+    key: str | None = None
+    """Entry of the file that holds the network, such as model_ema or checkpoint.state_dict, where it holds several networks."""
     downsample: Literal["legacy", "merging", "mergingv2"] | None = None
     """Order of patch merging: legacy for published weights and MONAI <= 1.4, merging for MONAI >= 1.5."""
     window_size: tuple[int, ...] | None = None

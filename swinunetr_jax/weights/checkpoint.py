@@ -7,7 +7,6 @@ Orbax does not notice a flipped bit in the numbers, and answers one elsewhere wi
 its digest before Orbax sees it, and every leaf after. The same description, without files, lies in safetensors files of ours.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,19 +15,25 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
-from swinunetr_jax.weights.params import Params, check, digest, mismatches
+from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, read_arrays, reason, write_arrays
+from swinunetr_jax.weights.params import Params, check, count_bytes, digest, mismatches, shapes
+from swinunetr_jax.weights.weight_file import shown
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
 PARAMS = "params"
+_REMEDY = "restore it or take another checkpoint"
+_MAX_DESCRIPTION_BYTES = 64 << 20
+# Weights hardly compress. A network that takes this many times its bytes on the disk, and is not small, was made to fill the memory.
+_MAX_RATIO, _MAX_SMALL = 64, 512 << 20
 _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
 
 
@@ -63,25 +68,29 @@ def write_checkpoint(
     if not replacing and os.path.lexists(path):
         raise InputError(f"{path} exists already and is not a checkpoint, expected a free name: choose another or remove it.")
     check(params, config)
-    unique = uuid.uuid4().hex[:8]
-    temporary = path.with_name(f".{path.name}.{unique}.tmp")
-    folder = f"{PARAMS}-{unique}" if replacing else PARAMS
+    files.remove_stale_temporaries(path.parent)
+    # a folder cannot take another's place in one step, a file can: the description is the checkpoint
+    folder = f"{PARAMS}-{uuid.uuid4().hex[:8]}" if replacing else PARAMS
     try:
-        temporary.mkdir(parents=True)
-        write_arrays(temporary / folder, params)
-        text = describe(config, task, params, params=folder, files=file_digests(temporary))
-        (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-        if replacing:  # a folder cannot take another's place in one step, a file can: the description is the checkpoint
-            (temporary / folder).rename(path / folder)
-            (temporary / DESCRIPTION).replace(path / DESCRIPTION)
+        if replacing:
+            files.remove_stale_temporaries(path)
+            with files.atomic_folder(path / folder) as temporary:
+                written = temporary / PARAMS  # Orbax makes its folder itself, from a temporary one beside it
+                write_arrays(written, params)
+                for entry in list(written.iterdir()):
+                    entry.rename(temporary / entry.name)
+                written.rmdir()
+            text = describe(config, task, params, params=folder, files=file_digests(path, folder))
+            files.write_text(path / DESCRIPTION, text)
         else:
-            temporary.rename(path)
+            with files.atomic_folder(path) as temporary:
+                write_arrays(temporary / folder, params)
+                text = describe(config, task, params, params=folder, files=file_digests(temporary))
+                (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
     except Exception as error:  # the system's and Orbax's, which raises many kinds
         if replacing:
             shutil.rmtree(path / folder, ignore_errors=True)
         raise InputError(f"{path} cannot be written ({reason(error)}): check the folder and its free space.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for other in path.iterdir():  # the replaced weights, and those of a save that was killed
         if _PARAMS_NAME.fullmatch(other.name) and other.name != folder:
             shutil.rmtree(other, ignore_errors=True)
@@ -94,30 +103,39 @@ def read_checkpoint(path: str | os.PathLike) -> Stored:
         InputError: it is not a checkpoint, is damaged (naming the files or leaves), or is of a newer format.
     """
     path = Path(path).absolute()
+    where = path / DESCRIPTION
     try:
-        text = (path / DESCRIPTION).read_text(encoding="utf-8", errors="replace")  # what is replaced changes the digest
+        if where.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise InputError(f"{where} is larger than a description can be, it was not written by swinunetr_jax: {_REMEDY}.")
+        content = where.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path} is not a checkpoint, it has no {DESCRIPTION}: check which folder was given.") from error
-    except OSError as error:
-        raise InputError(
-            f"{path / DESCRIPTION} cannot be read ({reason(error)}): restore it or take another checkpoint."
-        ) from error
-    config, task, values = parse_description(text, path / DESCRIPTION)
-    folder, files = values.get("params"), values.get("files")
-    if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and isinstance(files, Mapping)):
-        raise InputError(f"{path / DESCRIPTION} does not name the weights beside it: it was not written by swinunetr_jax.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be read ({reason(error)}): {_REMEDY}.") from error
+    config, task, values = parse_description(content, where)
+    folder, stated = values.get("params"), values.get("files")
+    if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stated is not None):
+        raise InputError(f"{where} does not name the weights beside it: it was not written by swinunetr_jax.")
     try:
         found = file_digests(path, folder)
-        _refuse_damaged(path, [name for name in files if files[name] != found.get(name)])
+        _refuse_damaged(path, [name for name in stated if stated[name] != found.get(name)])
+        room = max(_MAX_RATIO * count_file_bytes(path / folder), _MAX_SMALL)
+        if count_bytes(config) > room:
+            raise InputError(
+                f"{where} describes a network of {count_bytes(config):.1e} bytes, far more than the {folder} beside it can hold, "
+                f"expected at most {room:.1e}: take another checkpoint."
+            )
+        got = array_shapes(path / folder)  # before any array is read: a few bytes on the disk can stand for gigabytes
+        wrong = mismatches(got, config)
+        if wrong:
+            lines = (f"  {console.literal(line)}" for line in wrong)
+            raise InputError(f"{path} does not hold the weights of its own configuration:", *lines)
         params = read_arrays(path / folder)
     except InputError:
         raise
     except Exception as error:  # Orbax raises many kinds, with texts of many lines
-        raise InputError(f"{path} cannot be read ({reason(error)}): restore it or take another checkpoint.") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}): {_REMEDY}.") from error
     check_digests(path, params, values)
-    wrong = mismatches(params, config)
-    if wrong:
-        raise InputError(f"{path} does not hold the weights of its own configuration:\n  " + "\n  ".join(wrong))
     return Stored(config, task, params)
 
 
@@ -133,35 +151,47 @@ def describe(config: SwinUNETRConfig, task: Task | None, arrays: Mapping[str, np
         "digests": {name: digest(array) for name, array in arrays.items()},
         **more,
     }
-    return json.dumps(values | {"digest": _self_digest(values)}, indent=1)
+    return json.dumps(values | {"digest": files.digest_of_json(values)}, indent=1)
 
 
-def parse_description(text: str, where: Path) -> tuple[SwinUNETRConfig, Task | None, dict[str, Any]]:
+class Description(TypedDict):
+    """The JSON of a checkpoint; `params` and `files` are those of a folder."""
+
+    format: int
+    config: dict[str, Any]
+    task: dict[str, Any] | None
+    digests: dict[str, str]
+    params: NotRequired[str]
+    files: NotRequired[dict[str, str]]
+
+
+def parse_description(content: bytes, where: Path) -> tuple[SwinUNETRConfig, Task | None, Description]:
     """The reverse of `describe`: configuration, task, and all values as they stand there.
 
     Raises:
         InputError: the text is damaged, or of a newer version.
     """
-    try:
-        values = json.loads(text)
-        stated = values.pop("digest")
-        intact = stated == _self_digest(values) and isinstance(values["digests"], Mapping)
-        version, config, task = values["format"], values["config"], values["task"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where} is damaged, its description cannot be read: restore it or take another checkpoint.") from error
-    if not intact:
-        raise InputError(f"{where} is damaged, it differs from its own digest: restore it or take another checkpoint.")
-    if version != FORMAT:
+    everything = files.decode_json(content, dict[str, Any], str(where), _REMEDY)
+    stated = everything.pop("digest", None)
+    if stated != files.digest_of_json(everything):
+        raise InputError(f"{where} is damaged, it differs from its own digest: {_REMEDY}.")
+    version = everything.get("format")
+    if isinstance(version, int) and version != FORMAT:
         raise InputError(f"{where} has format {version}, this version reads format {FORMAT}: use a newer swinunetr_jax.")
+    values = files.decode_json(content, Description, str(where), _REMEDY)
     try:
-        return SwinUNETRConfig.from_dict(config), None if task is None else Task.from_dict(task), values
+        config = SwinUNETRConfig.from_dict(values["config"])
+        if sum(config.depths) > len(values["digests"]):  # before a network of millions of blocks is traced
+            raise InputError(f"`depths` {config.depths} needs more tensors than the {len(values['digests'])} that have digests.")
+        shapes(config)
+        return config, None if values["task"] is None else Task.from_dict(values["task"]), values
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {console.literal(error)}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{where} describes no network ({reason(error)}): it was not written by swinunetr_jax.") from error
 
 
-def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Description) -> None:
     """Raises InputError unless these are the described arrays, all of them and no other."""
     digests = values["digests"]
     names = sorted(digests.keys() | arrays.keys())
@@ -170,11 +200,7 @@ def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Mapping[
 
 def _refuse_damaged(path: Path, names: list[str]) -> None:
     if names:
-        some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        some = ", ".join(shown(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise InputError(
             f"{path} is damaged, these differ from their digests or are missing: {some}; restore it or take another checkpoint."
         )
-
-
-def _self_digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,6 @@ What tensors cannot tell is asked for: the neighbour order of patch merging (the
 come out are not) and the number of groups of a group norm. `normalize` leaves no trace either and is taken as True.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,14 @@ _HIDDEN = "swinViT.layers{}.0.blocks.0.mlp.linear1.weight"
 _OUT = "out.conv.conv.bias"
 
 
+class NotInferable(InputError):
+    """A configuration field that tensors do not tell and that was not given; `field` is its name."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+
+
 def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> SwinUNETRConfig:
     """The configuration of the network that these tensors belong to.
 
@@ -32,7 +39,8 @@ def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> 
             tensor with both shapes.
 
     Raises:
-        InputError: where something that tensors cannot tell was not given.
+        NotInferable: a field that tensors cannot tell was not given.
+        InputError: the tensors are not a Swin UNETR's.
     """
     fields: dict[str, Any] = {}
     embed = _tensor(tensors, "swinViT.patch_embed.proj.weight", path, 4, 5)  # [width, in_channels, 2, 2(, 2)]
@@ -77,13 +85,15 @@ def _out_channels(tensors: Mapping[str, np.ndarray], path: str) -> int:
     if _OUT in tensors:
         return len(_tensor(tensors, _OUT, path, 1))
     if any(name.startswith("decoder") for name in tensors):
-        raise InputError(
-            f"{path} has no output layer: to start that layer anew, ask for it with `adapt_channels` (--adapt-channels) and give "
-            "`out_channels` (--out-channels), the number of outputs wanted."
+        raise NotInferable(
+            "out_channels",
+            f"{path} has no output layer: to initialise that layer randomly, ask for it with `adapt_channels` (--adapt-channels) and give "
+            "`out_channels` (--out-channels), the number of outputs wanted.",
         )
-    raise InputError(
-        f"{path} holds a Swin encoder alone: to start all the rest anew, ask for it with `encoder_only` (--encoder-only) and give "
-        "`out_channels` (--out-channels), the number of outputs wanted."
+    raise NotInferable(
+        "out_channels",
+        f"{path} holds a Swin encoder alone: to initialise all the rest randomly, ask for it with `encoder_only` (--encoder-only) and give "
+        "`out_channels` (--out-channels), the number of outputs wanted.",
     )
 
 
@@ -112,18 +122,26 @@ def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> 
     """The window whose index table is the file's; without that buffer, the one cube that fits the bias table."""
     rows = len(_tensor(tensors, _TABLE.format(1), path, 2))
     index = tensors.get(_INDEX)
-    sides = [side for side in range(1, (rows + 1) // 2 + 1) if rows % (2 * side - 1) == 0]
-    fitting = [w for w in itertools.product(sides, repeat=spatial_dims) if math.prod(2 * side - 1 for side in w) == rows]
+    fitting = _windows(rows, spatial_dims)
     if index is not None:
         fitting = [w for w in fitting if is_index(index, w)]
     cubes = [w for w in fitting if len(set(w)) == 1]
     if len(fitting) == 1 or (index is None and cubes):
         return (cubes or fitting)[0]
     some = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
-    raise InputError(
+    raise NotInferable(
+        "window_size",
         f"{path}: its tensors do not tell the attention window, {some} would fit: give `window_size` (--window-size), which the "
-        "training script has."
+        "training script has.",
     )
+
+
+def _windows(rows: int, axes: int) -> list[tuple[int, ...]]:
+    """Every window whose bias table has so many rows, the product of 2 * side - 1 over its axes."""
+    if axes == 0:
+        return [()] if rows == 1 else []
+    sides = [side for side in range(1, (rows + 1) // 2 + 1) if rows % (2 * side - 1) == 0] if axes > 1 else [(rows + 1) // 2]
+    return [(side, *rest) for side in sides for rest in _windows(rows // (2 * side - 1), axes - 1)]
 
 
 def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
@@ -132,18 +150,20 @@ def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
         return "instance"
     if f"{prefix}running_mean" in tensors:
         return "batch"
-    raise InputError(
+    raise NotInferable(
+        "num_groups",
         f"{path} has a group norm, and its tensors do not tell the number of groups: give `num_groups` (--num-groups), which the "
-        "training script has."
+        "training script has.",
     )
 
 
 def _downsample(spatial_dims: int, path: str) -> str:
     if spatial_dims == 2:
         return "merging"  # in 2-D all modes are the same
-    raise InputError(
+    raise NotInferable(
+        "downsample",
         f"{path} does not say in which order its patch merging takes neighbours, and the wrong one gives wrong segmentations without "
-        "any other sign: give `downsample`. Choose 'legacy' for every published Swin UNETR (BraTS21, BTCV, the self-supervised "
+        "any other sign: give `downsample` (--downsample): 'legacy' for every published Swin UNETR (BraTS21, BTCV, the self-supervised "
         "encoder) and for anything trained with MONAI <= 1.4 and its default; 'merging' for MONAI >= 1.5 and its default; 'mergingv2' "
-        "where the training script says so."
+        "where the training script says so.",
     )

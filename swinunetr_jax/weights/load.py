@@ -9,12 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
-from flax import nnx
-
-from swinunetr_jax import files
+from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.console import literal, warn
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
@@ -27,15 +23,19 @@ from swinunetr_jax.weights.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from swinunetr_jax.weights.find_network import Source, find_network
+from swinunetr_jax.weights.fit import fit
 from swinunetr_jax.weights.infer import infer_config
-from swinunetr_jax.weights.monai import Source, entries, from_monai, to_monai, unwrap
-from swinunetr_jax.weights.report import LoadReport
+from swinunetr_jax.weights.monai import to_monai
+from swinunetr_jax.weights.report import LoadReport, summary
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
-from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind
+from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, shown
+from swinunetr_jax.weights.weight_folder import INDEX, read_shards, weight_file_in
 
 FORMATS = ("orbax", "monai", "safetensors")
+_FORMAT_OF_ENDING = {".pt": "monai", ".pth": "monai", ".safetensors": "safetensors"}
 RUNTIME_FIELDS = {
     "dtype",
     "param_dtype",
@@ -71,34 +71,47 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | os.PathLike, *, encoder_only: bool = False, adapt_channels: bool = False, seed: int = 0, **fields: Any
+    path: str | os.PathLike,
+    *,
+    key: str | None = None,
+    encoder_only: bool = False,
+    adapt_channels: bool = False,
+    seed: int = 0,
+    **fields: Any,
 ) -> Checkpoint:
-    """Reads the weights of a Swin UNETR from any kind of file.
+    """Reads the weights of a Swin UNETR from any kind of file. A warning names tensors that were ignored.
 
     Args:
-        path: our checkpoint folder, a PyTorch file in any of the known layouts, or a safetensors file.
-        encoder_only: take the Swin encoder alone and start the rest anew.
+        path: our checkpoint folder or training run, a PyTorch or safetensors file of any trainer, a MONAI bundle's folder, or the index
+            file of several shards.
+        key: the entry of a file that holds the network, as a dotted path, such as "model_ema"; needed where there are several networks.
+        encoder_only: take the Swin encoder alone and initialise the rest randomly.
         adapt_channels: `in_channels` and `out_channels` may differ from the file's: input weights are averaged over the file's
-            channels, the output layer starts anew.
-        seed: of what starts anew.
+            channels, the output layer is initialised randomly.
+        seed: of the random initialisation.
         fields: configuration fields, such as `downsample`, which a PyTorch file does not tell, or `dtype`.
 
     Raises:
-        InputError: the file cannot be read, does not tell all it must, or does not match, listing every name and both shapes.
+        InputError: the file cannot be read, does not tell all it must, holds several networks, or does not match, listing every name
+            and both shapes.
     """
     _check_names(fields)
     path, note = network_of_run(path)
     if note is not None:
-        warn(literal(note))
-    source, stored, task = _read(path)
+        console.warn(console.literal(note))
+    source, stored, task = _read(path, key, encoder_only)
     if stored is None:
-        config = infer_config(source.tensors, str(path), **fields)
+        config = infer_config(source.tensors, source.path, **fields)
     else:
         free = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
         config = _with_given(stored, fields, free, path)
         if (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
             task = None  # what the new channels mean is for the caller to say
-    params, report = _fit(source, config, encoder_only, adapt_channels, seed)
+    params, report = fit(source, config, encoder_only=encoder_only, adapt_channels=adapt_channels, seed=seed)
+    if source.doubtful:
+        console.warn(
+            f"{source.path} holds tensors that are not part of the network, which were ignored: {summary(source.doubtful)}."
+        )
     return Checkpoint(config, task, params, report)
 
 
@@ -160,12 +173,19 @@ def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
 
 
 def save_checkpoint(
-    path: str | os.PathLike, model: SwinUNETR, *, task: Task | None = None, to: str = "orbax", overwrite: bool = False
+    path: str | os.PathLike, model: SwinUNETR, *, task: Task | None = None, to: str | None = None, overwrite: bool = False
 ) -> None:
-    """Writes a network: `to` is "orbax" (our folder), "monai" (a PyTorch state dict) or "safetensors" (MONAI's names).
+    """Writes a network.
+
+    Args:
+        path: the file or folder to write.
+        model: the network.
+        task: what it is for.
+        to: "orbax" (our folder), "monai" (a PyTorch state dict) or "safetensors" (MONAI's names); by default, `format_of(path)`.
+        overwrite: replace what is there.
 
     Raises:
-        InputError: `path` is taken and not to be overwritten, or cannot be written.
+        InputError: `path` is taken and not to be overwritten, or cannot be written, or its ending is that of another format.
     """
     save_params(path, model.config, flat.flatten(model), task=task, to=to, overwrite=overwrite)
 
@@ -176,10 +196,11 @@ def save_params(
     params: flat.Params,
     *,
     task: Task | None = None,
-    to: str = "orbax",
+    to: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """As `save_checkpoint`, from flat parameters."""
+    to = format_of(path) if to is None else to
     if to not in FORMATS:
         raise InputError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
     if task is not None:
@@ -199,8 +220,25 @@ def save_params(
         write_safetensors(path, tensors, {_METADATA_KEY: describe(config, task, tensors)})
 
 
+def format_of(path: str | os.PathLike) -> str:
+    """The format that a name asks for: .pt and .pth are "monai", .safetensors is "safetensors", a name without an ending is "orbax".
+
+    Raises:
+        InputError: the name has another ending, such as .onnx, which is none of the formats that can be written.
+    """
+    ending = Path(path).suffix
+    if ending.lower() in _FORMAT_OF_ENDING:
+        return _FORMAT_OF_ENDING[ending.lower()]
+    if not ending[1:].isdigit() and ending and not is_checkpoint(path):  # digits are a part of a version, as in "model_1.5"
+        raise InputError(
+            f"{path} has the ending {ending}, which is none of the formats that can be written, expected .pt, .pth, .safetensors or, for "
+            'a checkpoint folder, no ending: change the name, or say `to` (--to), which is "orbax" for a folder.'
+        )
+    return "orbax"
+
+
 def _check_names(given: dict[str, Any]) -> None:
-    """A misspelt name is told at once, not after a large file was read."""
+    """Raises InputError for a misspelt name, before a large file is read."""
     known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size", "use_hyena"}
     unknown = sorted(given.keys() - known)
     if unknown:
@@ -209,20 +247,28 @@ def _check_names(given: dict[str, Any]) -> None:
         )
 
 
-def _read(path: Path) -> tuple[Source, SwinUNETRConfig | None, Task | None]:
-    """A file's tensors under MONAI's names, and what the file says of them (a foreign one: nothing)."""
-    if os.path.isdir(path):
-        stored = read_checkpoint(path)
-        return Source(str(path), to_monai(stored.params, stored.config), ()), stored.config, stored.task
-    if file_kind(path) != SAFETENSORS:
-        return unwrap(read_torch_file(path), str(path)), None, None
-    tensors = read_safetensors(path)
-    text = read_safetensors_metadata(path).get(_METADATA_KEY)
+def _read(path: Path, key: str | None, encoder_only: bool) -> tuple[Source, SwinUNETRConfig | None, Task | None]:
+    """A file's tensors, and what the file says of them (a foreign one: nothing)."""
+    if files.is_folder(path):
+        inside = None if is_checkpoint(path) else weight_file_in(path)
+        if inside is None:
+            if key is not None:
+                raise InputError(f"{path} is a checkpoint folder, which holds one network: leave out `key` (--key) {shown(key)}.")
+            stored = read_checkpoint(path)
+            return Source(str(path), stored.params, is_ours=True), stored.config, stored.task
+        path = inside
     config = task = None
-    if text is not None:
-        config, task, values = parse_description(text, path)
-        check_digests(path, tensors, values)
-    return unwrap(tensors, str(path)), config, task
+    if path.name.endswith(INDEX):
+        content: dict[str, Any] = read_shards(path)
+    elif file_kind(path) == SAFETENSORS:
+        content = read_safetensors(path)
+        text = read_safetensors_metadata(path).get(_METADATA_KEY)
+        if text is not None:
+            config, task, values = parse_description(text.encode(), path)
+            check_digests(path, content, values)
+    else:
+        content = read_torch_file(path)
+    return find_network(content, str(path), key=key, encoder_only=encoder_only), config, task
 
 
 def _with_given(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], path: Path) -> SwinUNETRConfig:
@@ -233,90 +279,3 @@ def _with_given(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], 
             hint = " or ask for `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
             raise InputError(f"{path} was made with `{name}` {stored[name]!r}, and {value!r} was given: leave it out{hint}.")
     return changed
-
-
-# ---- into the network's places ---------------------------------------------------------------------------------------------------
-
-_INPUTS = {
-    "swinViT.patch_embed.proj.weight": "swin.patch_embed.proj.kernel",
-    "encoder1.layer.conv1.conv.weight": "encoder1.conv1.kernel",
-    "encoder1.layer.conv3.conv.weight": "encoder1.conv3.kernel",
-}
-_OUTPUTS = {"out.conv.conv.weight": "out.kernel", "out.conv.conv.bias": "out.bias"}
-_ENCODER = "swinViT."
-
-
-def _fit(
-    source: Source, config: SwinUNETRConfig, encoder_only: bool, adapt_channels: bool, seed: int
-) -> tuple[flat.Params, LoadReport]:
-    """Brings a file's tensors into the network's places; what is made up or adapted is what was asked for."""
-    expected = flat.shapes(config)
-    if encoder_only:
-        kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith(_ENCODER)}
-        source = Source(source.path, kept, source.left + tuple(sorted(set(source.tensors) - set(kept))))
-    found, faults = from_monai(source, config, {name: leaf.shape for name, leaf in expected.items()})
-    report = LoadReport(left=list(source.left))
-    if encoder_only:
-        faults = {name: fault for name, fault in faults.items() if name.startswith(_ENCODER)}
-    if adapt_channels:
-        found |= _adapt_inputs(source, expected, faults, report)
-        _drop_outputs(source, config, faults, report)
-    if faults:
-        raise InputError(_mismatch(source, faults, encoder_only, adapt_channels))
-
-    with np.errstate(over="ignore"):  # what a smaller type cannot hold is found below
-        params = {name: array.astype(expected[name].dtype, order="C") for name, array in found.items()}
-    bad = set(flat.not_finite(params))
-    if bad:
-        names = ", ".join(entry.name for entry in entries(config) if entry.path in bad)
-        raise InputError(
-            f"{source.path} holds NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
-            "take an earlier checkpoint."
-        )
-    report.read = [name for name in expected if name in params and name not in report.adapted]
-    report.made = [name for name in expected if name not in params]
-    if report.made:
-        fresh = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
-        params |= {name: fresh[name] for name in report.made}
-    return {name: params[name] for name in expected}, report
-
-
-def _adapt_inputs(source: Source, expected: dict[str, Any], faults: dict[str, str], report: LoadReport) -> flat.Params:
-    """The weights that see the input, for another number of channels; what else is wrong with them stays a fault."""
-    adapted = {}
-    for name, path in _INPUTS.items():
-        tensor = source.tensors.get(name)
-        if name not in faults or tensor is None or path not in expected or tensor.dtype.kind not in "fV":
-            continue
-        *kernel, new, width = expected[path].shape
-        if tensor.shape == (width, *tensor.shape[1:2], *kernel) and tensor.shape[1] not in (0, new):
-            # the mean over the old channels, scaled so that like inputs give like outputs: [out, in, *k] -> [*k, new in, out]
-            mean = tensor.astype(np.float32).mean(axis=1) * (tensor.shape[1] / new)
-            adapted[path] = np.broadcast_to(np.moveaxis(mean, 0, -1)[..., None, :], expected[path].shape)
-            report.adapted[path] = f"averaged over {tensor.shape[1]} input channels for {new}"
-            del faults[name]
-    return adapted
-
-
-def _drop_outputs(source: Source, config: SwinUNETRConfig, faults: dict[str, str], report: LoadReport) -> None:
-    """Another number of outputs, or no output layer at all, is no fault: the layer starts anew."""
-    tensors = [source.tensors.get(name) for name in _OUTPUTS if name in faults]
-    rest = (config.feature_size, *[1] * config.spatial_dims), ()
-    absent = all(tensor is None for tensor in tensors)
-    others = all(tensor is not None and tensor.shape[1:] == shape for tensor, shape in zip(tensors, rest))
-    if len(tensors) == len(_OUTPUTS) and (absent or others):
-        had = "none" if absent else len(tensors[0])
-        report.notes.append(f"out starts anew: {config.out_channels} outputs wanted, the file has {had}")
-        for name in _OUTPUTS:
-            del faults[name]
-
-
-def _mismatch(source: Source, faults: dict[str, str], encoder_only: bool, adapt_channels: bool) -> str:
-    hint = ""
-    if not adapt_channels and faults.keys() <= _INPUTS.keys() | _OUTPUTS.keys():
-        hint = " (for another number of input or output channels, ask for `adapt_channels`, --adapt-channels)"
-    elif not encoder_only and all(name.startswith(_ENCODER) for name in source.tensors):
-        hint = " (to take the encoder alone and start the rest anew, ask for `encoder_only`, --encoder-only)"
-    count = f"{len(faults)} names differ" if len(faults) > 1 else "one name differs"
-    lines = "".join(f"\n  {name}: {faults[name]}" for name in sorted(faults))
-    return f"{source.path} does not match the network, {count}{hint}:{lines}"

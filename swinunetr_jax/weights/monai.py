@@ -2,21 +2,20 @@
 
 `entries(config)` lists every tensor of a network with MONAI's name, our path and how the two layouts relate. Nothing is guessed: a
 name that is not in the list is unexpected, a name of the list that is absent is missing, and either is an error unless a partial
-load was asked for. Files in other wrappings are brought to MONAI's names first, by the fixed rules of `LAYOUTS`.
+load was asked for. Files of other trainers are brought to MONAI's names first (find_network.py, foreign_names.py).
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.windows import relative_index
-
-Tensors = dict[str, np.ndarray]
+from swinunetr_jax.weights.find_network import Source, Tensors
 
 # ---- the table -------------------------------------------------------------------------------------------------------------------
 
@@ -123,114 +122,49 @@ def _res_block(theirs: str, ours: str, norm: str, *, shortcut: bool) -> list[Ent
     return table
 
 
+def own_entries(config: SwinUNETRConfig, expected: Mapping[str, jax.ShapeDtypeStruct]) -> list[Entry]:
+    """Every variable of the network as an entry of our own checkpoint, which has our names and axes."""
+    return [Entry(path, path, COUNT if leaf.dtype.kind in "iu" else SAME) for path, leaf in expected.items()]
+
+
 def to_monai(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> Tensors:
-    """Our flat parameters as a state dict that MONAI loads with strict=True (buffers included)."""
-    index = relative_index(config.window_size).astype(np.int64)
-    return {e.name: index if e.path is None else e.layout.write(np.asarray(params[e.path])) for e in entries(config)}
-
-
-# ---- files in other wrappings ----------------------------------------------------------------------------------------------------
-
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network")
-_ROOTS = re.compile(r"(swinViT|encoder(1|2|3|4|10)|decoder[1-5]|out)\.")
-_OWN_PREFIXES = ("swinViT", "swin_vit", "encoder")  # a file of the encoder alone may share these among all its names
-
-# Names in files of self-supervised training, none of which is a name of MONAI's network. An empty replacement: not a part of it.
-LAYOUTS = (
-    (r"^(rotation_head|contrastive_head|convTrans3d|conv|norm|mask_token)(\..*)?$", ""),
-    (r"^encoder\.(mask_token|norm\.(weight|bias))$", ""),
-    (r"^encoder\.(layers[1-4])\.0\.0\.", r"swinViT.\1.0."),
-    (r"^encoder\.patch_embed\.", "swinViT.patch_embed."),
-    (r"^swin_vit\.", "swinViT."),
-    (r"^(patch_embed|layers[1-4]c?)\.", r"swinViT.\1."),
-    (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
-)
-_RECONSTRUCTION = re.compile(r"encoder\.layers1\.0\.0\.")  # such a file's output layer reconstructs images, it does not segment
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file's tensors under MONAI's names, and the names of those that are not part of the network."""
-
-    path: str
-    tensors: Tensors
-    left: tuple[str, ...]
-
-
-def unwrap(content: object, path: str) -> Source:
-    """Finds the state dict in a file's content and brings its names to MONAI's.
+    """Our flat parameters as a state dict that MONAI loads with strict=True (buffers included).
 
     Raises:
-        InputError: where there is no state dict, none of its names is a Swin UNETR's, or two names become the same.
+        InputError: a parameter has no place in MONAI's network.
     """
-    for _ in range(3):
-        inner = [key for key in _CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
-        content = content[inner[0]] if inner else content
-    pairs = content.items() if isinstance(content, Mapping) else ()
-    state = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, np.ndarray)}
-    if not state:
+    table = entries(config)
+    homeless = sorted(params.keys() - {entry.path for entry in table})
+    if homeless:
         raise InputError(
-            f"{path} holds no state dict, expected tensors by name or a dict of them under {', '.join(_CONTAINERS)}: check which "
-            "file was given."
+            f"MONAI's network has no place for {', '.join(homeless)}, nothing was written: save as our own checkpoint."
         )
-    odd = [name for name in state if not (name.isascii() and name.isprintable()) or len(name) > 200]
-    if odd:  # names are shown in messages and reports
-        raise InputError(
-            f"{path} holds a tensor named {ascii(odd[0])[:80]}, expected short names of plain letters: do not trust it."
-        )
-    names = sorted(state)
-    state = _strip_common_prefix(state)
-    reconstruction = any(_RECONSTRUCTION.match(name) for name in state)
-    tensors, left = {}, []
-    for name, tensor in state.items():
-        new = "" if reconstruction and name.startswith("out.") else name
-        for pattern, replacement in LAYOUTS:
-            new = re.sub(pattern, replacement, new)
-        if not new:
-            left.append(name)
-        elif new in tensors:
-            raise InputError(f"{path} holds {new!r} twice, under names of two layouts, expected it once: save one of them alone.")
-        else:
-            tensors[new] = tensor
-    if not any(_ROOTS.match(name) for name in tensors):
-        some = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        raise InputError(
-            f"{path} is not a Swin UNETR checkpoint, none of its {len(names)} names fits: expected names such as "
-            f"swinViT.patch_embed.proj.weight, got {some}; check which file was given."
-        )
-    return Source(path, tensors, tuple(left))
-
-
-def _strip_common_prefix(state: Tensors) -> Tensors:
-    """Drops leading name parts that all names share (module., net., model., …), but none of the network's own."""
-    while True:
-        first = {name.split(".", 1)[0] for name in state}
-        own = first & set(_OWN_PREFIXES) or any(map(_ROOTS.match, state))
-        if own or len(first) > 1 or not all("." in name for name in state):
-            return state
-        state = {name.split(".", 1)[1]: tensor for name, tensor in state.items()}
+    index = relative_index(config.window_size).astype(np.int64)
+    return {e.name: index if e.path is None else e.layout.write(np.asarray(params[e.path])) for e in table}
 
 
 # ---- from tensors to parameters --------------------------------------------------------------------------------------------------
 
 
-def from_monai(
-    source: Source, config: SwinUNETRConfig, expected: Mapping[str, tuple[int, ...]]
+def from_tensors(
+    source: Source, table: list[Entry], config: SwinUNETRConfig, expected: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[Tensors, dict[str, str]]:
-    """Our flat parameters, as far as the file has them and they fit, and by MONAI's name what is wrong with all others.
+    """Our flat parameters, as far as the file has them and they fit, and by the file's name what is wrong with all others.
 
     Args:
-        expected: shape of each of our parameters.
+        source: the file's tensors.
+        table: the network's entries, under the names that the file has.
+        config: the network.
+        expected: shape and type of each of our parameters.
     """
     params, faults = {}, {}
-    table = entries(config)
     for entry in table:
         tensor = source.tensors.get(entry.name)
         if entry.path is None:
             if tensor is not None and not is_index(tensor, config.window_size):
                 faults[entry.name] = f"{tensor.shape} in the file is not the index table of window {config.window_size}"
             continue
-        shape = entry.layout.shape(expected[entry.path])
+        shape = entry.layout.shape(expected[entry.path].shape)
         if tensor is None:
             faults[entry.name] = f"missing in the file, {shape} in the network"
         elif tensor.shape != shape:

@@ -1,6 +1,7 @@
 """A network's variables as a flat dict: dotted path -> numpy array. The common form of all weight files."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -35,19 +36,29 @@ def build(config: SwinUNETRConfig, params: Mapping[str, np.ndarray]) -> SwinUNET
 
 def check(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> None:
     """Raises InputError unless these are the network's variables, all of them finite: what is written must be readable again."""
-    wrong, bad = mismatches(params, config), not_finite(params)
+    wrong = mismatches({name: np.shape(array) for name, array in params.items()}, config)
     if wrong:
-        raise InputError("the weights are not those of the configuration, nothing was written:\n  " + "\n  ".join(wrong))
+        raise InputError("the weights are not those of the configuration, nothing was written:", *(f"  {line}" for line in wrong))
+    bad = not_finite(params)
     if bad:
         raise InputError(f"the weights hold NaN or infinite values, nothing was written: {', '.join(bad)}.")
 
 
-def mismatches(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> list[str]:
+def mismatches(got: Mapping[str, tuple[int, ...]], config: SwinUNETRConfig) -> list[str]:
     """A line for each name that is not in both or has another shape in the network."""
     want = {name: leaf.shape for name, leaf in shapes(config).items()}
-    got = {name: np.shape(array) for name, array in params.items()}
     names = [name for name in sorted(want.keys() | got.keys()) if want.get(name) != got.get(name)]
     return [f"{name}: got {got.get(name, 'nothing')}, expected {want.get(name, 'nothing')}" for name in names]
+
+
+def count_bytes(config: SwinUNETRConfig) -> int:
+    """Memory that a network's variables take."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes(config).values())
+
+
+def count_parameters(variables: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]) -> int:
+    """How many trained numbers a network has, running statistics left out."""
+    return sum(math.prod(variable.shape) for name, variable in variables.items() if not is_statistic(name))
 
 
 def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:

@@ -13,13 +13,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.weights.torch_pickle import Global, Refused, Storage, interpret, pickled, shown
-from swinunetr_jax.weights.weight_file import PYTORCH, file_kind, replaced_in_one_step
+from swinunetr_jax.weights.torch_globals import Global, Opaque, Refused, Storage
+from swinunetr_jax.weights.torch_pickle import interpret
+from swinunetr_jax.weights.torch_pickle_writer import pickled
+from swinunetr_jax.weights.weight_file import PYTORCH, atomic_file, file_kind, shown
 
-# Far above any real checkpoint, low enough that a hostile one ends soon.
-_MAX_PICKLE_BYTES = 8 << 20  # 10,000 tensors take 2 MB
+# Far above any real checkpoint, low enough that a hostile one is refused soon. torch.save writes some 40 instructions and 200 bytes
+# for a tensor, and a member of the archive for each storage; the constant parts are for all that is not a tensor.
+_MAX_PICKLE_BYTES, _PICKLE_BYTES_PER_MEMBER = 8 << 20, 512
+_MAX_INSTRUCTIONS, _INSTRUCTIONS_PER_MEMBER = 600_000, 48
 _MAX_DEPTH = 64
-_MAX_VALUES = 4  # per byte of the pickle: a value takes a byte or more where it stands, less only in a list that stands twice
+_MAX_VALUES = 2_000_000  # in the result, each counted as often as it is referred to
 _MAX_REUSE = 64  # tensors may share a storage (tied weights): how many times the file's size they may claim together
 
 _ALIGNMENT = 64  # of a storage in the file, as torch does it: one mapped into memory can be used in place
@@ -31,8 +35,9 @@ _DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, OSError, LookupError, Val
 def read_torch_file(path: str | os.PathLike) -> dict:
     """Read a file written by `torch.save`, as it was saved: nested dicts, lists, tuples, text, numbers, None and arrays.
 
-    Tensors and parameters become read-only NumPy arrays (bfloat16 through ml_dtypes) with their own shape and strides; those that
-    shared a storage still do. OrderedDicts become dicts without attributes, NumPy scalars Python numbers, torch dtypes NumPy's.
+    Tensors and parameters become read-only NumPy arrays (bfloat16 and float8 through ml_dtypes) with their own shape and strides;
+    those that shared a storage still do. OrderedDicts become dicts without attributes, NumPy scalars Python numbers, torch dtypes
+    NumPy's. Values of no use in weights, such as a path, a date or a set, become `Opaque`.
 
     Raises:
         InputError: the file is missing, of another kind, truncated or damaged, or asks for anything that weights do not need.
@@ -46,9 +51,9 @@ def read_torch_file(path: str | os.PathLike) -> dict:
     try:
         with open(path, "rb") as file:
             archive = _Archive(file)
-            program = archive.read("data.pkl")
-            tree = interpret(program, archive.storage)
-            _check_tree(tree, max_values=_MAX_VALUES * len(program), max_bytes=_MAX_REUSE * archive.size)
+            instructions = _MAX_INSTRUCTIONS + _INSTRUCTIONS_PER_MEMBER * archive.count
+            tree = interpret(archive.read("data.pkl"), archive.storage, instructions)
+            _check_tree(tree, max_values=max(_MAX_VALUES, instructions), max_bytes=_MAX_REUSE * archive.size)
     except Refused as why:
         raise InputError(f"{path} {why}.") from None
     except _DAMAGE as error:
@@ -76,7 +81,7 @@ def write_torch_file(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
     members |= {f"data/{key}": array.reshape(-1).view(np.uint8) for key, array in enumerate(arrays)}
     members["version"] = b"3\n"
 
-    with replaced_in_one_step(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
             member = zipfile.ZipInfo(f"archive/{name}")  # its date is fixed: equal states give equal files
             member.file_size = len(content)
@@ -95,12 +100,14 @@ class _Archive:
         self._zip = zipfile.ZipFile(file)
         self._storages: dict[str, bytes] = {}
         self._members = {member.filename: member for member in self._zip.infolist()}
+        self.count = len(self._members)
         self._root = self._find_root()  # first: names tell what a foreign archive is, compressed or not
         self._check_members()
 
         program = self._members[self._root + "data.pkl"]
-        if program.file_size > _MAX_PICKLE_BYTES:
-            raise Refused(f"has a pickle of {program.file_size} bytes, expected {_MAX_PICKLE_BYTES} at most: save a state_dict")
+        most = _MAX_PICKLE_BYTES + _PICKLE_BYTES_PER_MEMBER * self.count
+        if program.file_size > most:
+            raise Refused(f"has a pickle of {program.file_size} bytes, expected {most} at most: save a state_dict")
         if program.CRC == 0:
             raise Refused(
                 "was saved without checksums, expected them as damage cannot be seen otherwise: "
@@ -144,24 +151,48 @@ class _Archive:
         return self._storages[key]
 
 
+_LEAVES = {str, int, float, bool, bytes, type(None), Opaque}
+
+
 def _check_tree(tree: Any, max_values: int, max_bytes: int) -> None:
-    """Refuse what would surprise whoever walks the result: bare storages, cycles, a small file that unfolds to a huge one."""
+    """Refuses what would surprise whoever walks the result: bare storages, cycles, a small file that unfolds to a huge one."""
     if type(tree) is not dict:
         raise Refused(f"holds a {type(tree).__name__}, expected a dict of weights: save a state_dict")
-    values, claimed, todo = 0, 0, [(tree, 0)]
-    while todo:
-        value, depth = todo.pop()
-        children: Any = ()
-        if type(value) is dict:
-            children = value.values()
-        elif type(value) in (list, tuple):
-            children = value
-        elif isinstance(value, np.ndarray):
-            claimed += value.nbytes
-        elif isinstance(value, Global | Storage):
-            what = value.name if isinstance(value, Global) else "storage"
-            raise Refused(f"holds a bare {what}, expected tensors, numbers and text: save a state_dict")
-        values += len(children)
-        if depth > _MAX_DEPTH or values > max_values or claimed > max_bytes:
-            raise Refused("unfolds to far more than its size, expected plain weights: get the file from a source you trust")
-        todo.extend((child, depth + 1) for child in children)
+    values, claimed, height = _measure(tree, 0, {})
+    if values > max_values or claimed > max_bytes or height > _MAX_DEPTH:
+        raise _unfolding()
+
+
+def _unfolding() -> Refused:
+    return Refused("unfolds to far more than its size, expected plain weights: get the file from a source you trust")
+
+
+def _measure(value: Any, depth: int, known: dict[int, tuple[int, int, int] | None]) -> tuple[int, int, int]:
+    """Values, bytes of arrays and height of a tree; what is referred to twice counts twice, and is visited once.
+
+    `known` has the results for containers by their id, None while one is being measured.
+    """
+    if isinstance(value, np.ndarray):
+        return 1, value.nbytes, 0
+    if isinstance(value, Global | Storage):
+        what = value.name if isinstance(value, Global) else "storage"
+        raise Refused(f"holds a bare {what}, expected tensors, numbers and text: save a state_dict")
+    if type(value) not in (dict, list, tuple):
+        return 1, 0, 0
+    if id(value) in known:
+        measured = known[id(value)]
+    elif depth > _MAX_DEPTH:
+        measured = None
+    else:
+        known[id(value)] = None
+        values, claimed, height = 1, 0, 0
+        for child in value.values() if type(value) is dict else value:
+            if type(child) in _LEAVES:
+                values += 1
+            else:
+                more, nbytes, below = _measure(child, depth + 1, known)
+                values, claimed, height = values + more, claimed + nbytes, max(height, below)
+        measured = known[id(value)] = values, claimed, height + 1
+    if measured is None:  # it holds itself, or is too deep
+        raise _unfolding()
+    return measured

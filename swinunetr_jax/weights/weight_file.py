@@ -1,4 +1,4 @@
-"""A weight file as a whole: what kind of file lies at a path, and how a file is replaced in one step."""
+"""A weight file as a whole: what kind of file is at a path, how one is written in one step, how text from one is shown."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from swinunetr_jax import console, files
 from swinunetr_jax.errors import InputError
 
 PYTORCH, SAFETENSORS = "a PyTorch zip archive", "a safetensors file"
@@ -22,7 +23,7 @@ _BY_FIRST_BYTES = {
 
 
 def file_kind(path: str | os.PathLike) -> str:
-    """Tell from its first bytes, never from its name, what a weight file is.
+    """Tells from its first bytes, never from its name, what a weight file is.
 
     Returns `PYTORCH` for any zip archive (`read_torch_file` looks closer), `SAFETENSORS`, or a phrase such as "a gzip file".
 
@@ -30,7 +31,7 @@ def file_kind(path: str | os.PathLike) -> str:
         InputError: nothing is there, or it is no file, empty, unreadable, a git-lfs pointer or a web page.
     """
     path = Path(path)
-    if not path.exists():
+    if not files.exists(path):
         raise InputError(f"{path} does not exist, expected a weight file: check the path.")
     if not path.is_file():  # opening a pipe would wait for ever, reading a device might never end
         what = "a folder" if path.is_dir() else "a device or a pipe"
@@ -59,22 +60,20 @@ def file_kind(path: str | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def replaced_in_one_step(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Give a binary file to write; `path` becomes that file when the block ends well and stays as it was when it does not.
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Gives a binary file to write; `path` becomes that file when the block ends without an error, else it stays as it was.
 
     Raises:
         InputError: the operating system refuses (no such folder, read-only, disk full).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: a rename cannot cross file systems
     try:
-        with open(temporary, "wb") as file:
+        with files.atomic_path(path) as temporary, open(temporary, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
-        os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}), expected a folder with room: check it.") from error
-    finally:
-        with contextlib.suppress(OSError):  # already renamed, or never made
-            os.unlink(temporary)
+
+
+def shown(text: object) -> str:
+    """Text from a file as part of a message: on one line, without control characters, and not too long."""
+    text = console.literal(text)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,136 @@
+"""From a file's tensors to a network's parameters. All of them come from the file, unless a partial load was asked for."""
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.unetr import SwinUNETR
+from swinunetr_jax.weights import params as flat
+from swinunetr_jax.weights.find_network import Source
+from swinunetr_jax.weights.monai import Entry, entries, from_tensors, own_entries
+from swinunetr_jax.weights.report import LoadReport
+from swinunetr_jax.weights.weight_file import shown
+
+_INPUTS = ("swin.patch_embed.proj.kernel", "encoder1.conv1.kernel", "encoder1.conv3.kernel")
+_OUTPUTS = ("out.kernel", "out.bias")
+_ENCODER = "swin."
+
+
+def fit(
+    source: Source, config: SwinUNETRConfig, *, encoder_only: bool, adapt_channels: bool, seed: int
+) -> tuple[flat.Params, LoadReport]:
+    """The network's parameters from a file's tensors, and what was done.
+
+    Only what `encoder_only` and `adapt_channels` name is initialised randomly or adapted.
+
+    Args:
+        source: the file's tensors.
+        config: the network.
+        encoder_only: take the Swin encoder alone.
+        adapt_channels: the file's network may have another number of input or output channels.
+        seed: of the random initialisation.
+
+    Raises:
+        InputError: the tensors are not the network's; the message has every name with both shapes.
+    """
+    expected = flat.shapes(config)
+    table = own_entries(config, expected) if source.is_ours else entries(config)
+    ignored = source.ignored
+    if encoder_only:
+        table = [entry for entry in table if entry.path is None or entry.path.startswith(_ENCODER)]
+        prefix = _ENCODER if source.is_ours else "swinViT."
+        kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
+        ignored += tuple(sorted(source.tensors.keys() - kept.keys()))
+        source = Source(source.path, kept, is_ours=source.is_ours)
+    found, faults = from_tensors(source, table, config, expected)
+    report = LoadReport(ignored=list(ignored))
+    dropped: set[str] = set()
+    if adapt_channels:
+        found |= _adapt_inputs(source, table, expected, faults, report)
+        dropped = _drop_outputs(source, table, expected, faults, report)
+    if faults:
+        raise _mismatch(source, table, faults, encoder_only, adapt_channels)
+
+    report.initialized = [name for name in expected if name not in found]
+    free = dropped | ({name for name in expected if not name.startswith(_ENCODER)} if encoder_only else set())
+    lacking = [name for name in report.initialized if name not in free]
+    if lacking:  # a gap in the table of names must not become random numbers
+        raise InputError(f"{source.path} has no tensors for {', '.join(lacking)} of the network: save it as our own checkpoint.")
+
+    with np.errstate(over="ignore"):  # what a smaller type cannot hold is found below
+        params = {name: array.astype(expected[name].dtype, order="C") for name, array in found.items()}
+    bad = set(flat.not_finite(params))
+    if bad:
+        names = ", ".join(entry.name for entry in table if entry.path in bad)
+        raise InputError(
+            f"{source.path} holds NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
+            "take an earlier checkpoint."
+        )
+    report.read = [name for name in expected if name in params and name not in report.adapted]
+    if report.initialized:
+        fresh = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
+        params |= {name: fresh[name] for name in report.initialized}
+    return {name: params[name] for name in expected}, report
+
+
+def _adapt_inputs(
+    source: Source, table: list[Entry], expected: dict[str, Any], faults: dict[str, str], report: LoadReport
+) -> flat.Params:
+    """The weights that see the input, for another number of channels; what else is wrong with them stays a fault."""
+    adapted = {}
+    for entry in table:
+        tensor = source.tensors.get(entry.name)
+        if entry.path not in _INPUTS or entry.name not in faults or tensor is None or tensor.dtype.kind not in "fV":
+            continue
+        shape = expected[entry.path].shape
+        if tensor.ndim != len(shape):
+            continue
+        ours = entry.layout.read(tensor)  # [*k, channels, width]
+        *kernel, new, width = shape
+        old = ours.shape[-2]
+        if ours.shape == (*kernel, old, width) and old not in (0, new):
+            # the mean over the old channels, scaled so that like inputs give like outputs
+            mean = ours.astype(np.float32).mean(axis=-2, keepdims=True) * (old / new)
+            adapted[entry.path] = np.broadcast_to(mean, shape)
+            report.adapted[entry.path] = f"averaged over {old} input channels for {new}"
+            del faults[entry.name]
+    return adapted
+
+
+def _drop_outputs(
+    source: Source, table: list[Entry], expected: dict[str, Any], faults: dict[str, str], report: LoadReport
+) -> set[str]:
+    """Another number of outputs, or no output layer at all, is no fault: the layer is initialised randomly. Returns its paths."""
+    layer = [entry for entry in table if entry.path in _OUTPUTS and entry.name in faults]
+    tensors = [source.tensors.get(entry.name) for entry in layer]
+    absent = all(tensor is None for tensor in tensors)
+    others = all(
+        tensor is not None
+        and tensor.ndim == len(expected[entry.path].shape)
+        and entry.layout.read(tensor).shape[:-1] == expected[entry.path].shape[:-1]
+        for entry, tensor in zip(layer, tensors)
+    )
+    if len(layer) < len(_OUTPUTS) or not (absent or others):
+        return set()
+    had = "none" if absent else tensors[-1].shape[0]
+    outputs = expected[_OUTPUTS[-1]].shape[0]
+    report.notes.append(f"out is initialised randomly: {outputs} outputs wanted, the file has {had}")
+    for entry in layer:
+        del faults[entry.name]
+    return set(_OUTPUTS)
+
+
+def _mismatch(source: Source, table: list[Entry], faults: dict[str, str], encoder_only: bool, adapt_channels: bool) -> InputError:
+    hint = ""
+    ends = {entry.name for entry in table if entry.path in (*_INPUTS, *_OUTPUTS)}
+    encoder = {entry.name for entry in table if entry.path is None or entry.path.startswith(_ENCODER)}
+    if not adapt_channels and faults.keys() <= ends:
+        hint = " (for another number of input or output channels, ask for `adapt_channels`, --adapt-channels)"
+    elif not encoder_only and source.tensors.keys() <= encoder:
+        hint = " (to take the encoder alone and initialise the rest randomly, ask for `encoder_only`, --encoder-only)"
+    count = f"{len(faults)} names differ" if len(faults) > 1 else "one name differs"
+    lines = (f"  {shown(name)}: {faults[name]}" for name in sorted(faults))
+    return InputError(f"{source.path} does not match the network, {count}{hint}:", *lines)
