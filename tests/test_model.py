@@ -101,6 +101,7 @@ LAYERS = {  # what each part of the library may import from the others
     "files": {"errors"},
     "console": {"errors"},
     "arguments": {"errors"},
+    "alarm": set(),
     "compiler": set(),
     "config": {"errors"},
     "task": {"config", "errors"},
@@ -114,7 +115,7 @@ LAYERS = {  # what each part of the library may import from the others
     "model": {"config", "errors", "ops"},
     "weights": {"config", "errors", "task", "model"},
     "report": {"errors", "task", "data"},
-    "inference": {"compiler", "config", "errors", "parallel", "task", "version", "data", "model", "report"},
+    "inference": {"alarm", "compiler", "config", "errors", "parallel", "task", "version", "data", "model", "report"},
     "commands": {"config", "errors", "task", "data", "inference", "evaluation", "weights", "version"},
     "cli": {"arguments", "commands", "errors", "version"},
 }
