@@ -20,7 +20,7 @@ from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 from train import __main__ as command
-from train import checkpoints, start, step
+from train import checkpoints, loop, start, step
 from train.config import Augment, Init, Network, Optim, Phantom, Recipe, Validation
 from train.data import Cases, batches, gather, grid_notes
 from train.folds import train_folds
@@ -37,6 +37,7 @@ def quick(monkeypatch):
     """Compiling takes longer than these runs: XLA is to try less hard."""
     for module in (step, __import__("swinunetr_jax.inference.predict", fromlist=["predict"])):
         monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # nobody looks at pictures but those of `finished`
 
 
 @pytest.fixture(scope="module")
@@ -223,16 +224,29 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data,
     assert bytes_of(run) == bytes_of(finished)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_path, monkeypatch):
+    original, steps = step.Training.compile, []
+
+    def with_a_broken_second_step(self, layout):
+        run = original(self, layout)
+
+        def one(state, *batch):
+            steps.append(len(steps) + 1)
+            broken = replace(state, params={name: value * np.nan for name, value in state.params.items()})
+            return run(broken if steps[-1] == 2 else state, *batch)
+
+        return one
+
+    monkeypatch.setattr(step.Training, "compile", with_a_broken_second_step)
     with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
-        train(recipe(data, tmp_path / "run", optim=Optim(lr=1e35), validation=Validation(every=4), save_every=1))
+        train(recipe(data, tmp_path / "run", validation=Validation(every=4), save_every=1))
     saved = checkpoints.read_checkpoint(tmp_path / "run" / "last")  # which refuses what is not finite
     assert all(np.isfinite(value).all() for value in saved.params.values())
 
 
 def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
     out = tmp_path / "cv"
-    train_folds(recipe(data, out, fold="all", steps=1))
+    train_folds(recipe(data, out, fold="all", validation=Validation(every=STEPS, overlap=0.0)))
     with open(out / "out_of_fold.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [*(f"BraTS2021_{n:05d}" for n in range(4)), "mean"]
