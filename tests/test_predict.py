@@ -328,7 +328,7 @@ def test_the_precision_of_products_holds_while_cases_are_run(model, tmp_path, mo
         seen.append((identity["precision"], jax.config.jax_default_matmul_precision))
         return []
 
-    monkeypatch.setattr("swinunetr_jax.commands.predict.predict_cases", cases_are_run)
+    monkeypatch.setattr("swinunetr_jax.inference.batch.predict_cases", cases_are_run)
     command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", model)
     assert run(*command, "--precision", "tensorfloat32") == 0
     assert run(*command) == 0
