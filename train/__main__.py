@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
                 console.say(finished_note(recipe.out))
         else:
             if found == "unfinished" and not resume and processes.is_leader():
-                console.say(f"{recipe.out} holds an unfinished run of the same options: it continues")
+                console.say(f"{console.literal(recipe.out)} holds an unfinished run of the same options: it continues")
             (train_folds if recipe.fold == "all" else train_one)(recipe, resume=found == "unfinished")
     except (InputError, SampleError) as error:
         code = _say(f"error: {console.literal_lines(error)}", EXIT_ERROR)
@@ -129,7 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             code = _trace()
     except Stopped as stopped:
-        code = _say(f"stopped by {stopped}; go on with: python -m train --resume {recipe.out}", 128 + stopped.number)
+        code = _say(
+            f"stopped by {stopped}; go on with: python -m train --resume {console.literal(recipe.out)}", 128 + stopped.number
+        )
     except KeyboardInterrupt:
         code = _say("interrupted; what was saved is kept", EXIT_INTERRUPTED)
     except Exception:

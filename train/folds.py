@@ -52,7 +52,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     for fold in numbers:
         run = out / f"fold{fold}"
         if processes.is_leader():
-            say(f"== fold {fold} of {', '.join(map(str, numbers))} → {run}")
+            say(f"== fold {fold} of {', '.join(map(str, numbers))} → {literal(run)}")
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
         begun = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} begins")  # before the leader describes it
@@ -91,5 +91,6 @@ def write_table(out: Path, runs: list[Path]) -> float:
     table = {"mean": means, "cases": {name: {**case, "fold": fold_of[name]} for name, case in cases.items()}}
     files.write_json(out / f"{TABLE}.json", without_nan(table))
     each = ", ".join(f"{literal(name)} {value:.4f}" for name, value in means.items())
-    say(f"out of fold, {len(cases)} cases: {each} → {out / TABLE}.csv\nas an ensemble: swinunetr predict -i … -o … -m {out}")
+    say(f"out of fold, {len(cases)} cases: {each} → {literal(out / TABLE)}.csv")
+    say(f"as an ensemble: swinunetr predict -i … -o … -m {literal(out)}")
     return float(np.mean(list(means.values())))

@@ -6,13 +6,14 @@ import math
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from tqdm import tqdm
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.console import duration, warn
+from swinunetr_jax.console import duration, literal, say, warn
 
 LOG = "log.jsonl"
 PLAIN_SECONDS = 20.0
@@ -77,7 +78,7 @@ class Log:
         if self._bar.disable and not self.silent and (now - self._told >= PLAIN_SECONDS or step == self.total or step == 1):
             pace = (now - self._told) / max(step - self._told_step, 1)
             left = "" if step < 3 else f", {duration((self.total - step) * pace)} left"
-            print(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}", flush=True)
+            say(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}")
             self._told, self._told_step = now, step
 
     def validation(self, step: int, values: dict[str, Any], text: str) -> None:
@@ -93,7 +94,8 @@ class Log:
     def say(self, text: str) -> None:
         """A line that does not tear the bar."""
         if not self.silent:
-            self._bar.write(text) if not self._bar.disable else print(text, flush=True)
+            with nullcontext() if self._bar.disable else tqdm.external_write_mode():
+                say(text)
 
     def close(self) -> None:
         self._bar.close()
@@ -115,7 +117,7 @@ class Log:
                 if isinstance(value, float):
                     self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
             for name, value in row.get("dice", {}).items():
-                self._board.add_scalar(f"dice/{name}", value, row["step"])
+                self._board.add_scalar(f"dice/{literal(name)}", value, row["step"])
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

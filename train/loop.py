@@ -221,14 +221,14 @@ def _report(run: Run) -> None:
 
 def _farewell(run: Run) -> None:
     steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
-    data = run.recipe.data or run.folder / "data"
+    data, folder = console.literal(run.recipe.data or run.folder / "data"), console.literal(run.folder)
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
     console.say(
         f"best validation Dice {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
         f"{100 * share:.1f} % of the steps' time went into waiting for data\n"
-        f"curves and cases:  {run.folder / 'report.html'}\n"
-        f"segment with it:   swinunetr predict -i {data} -o {run.folder / 'predictions'} -m {run.folder}\n"
-        f"score the result:  swinunetr evaluate {run.folder / 'predictions'} {data}"
+        f"curves and cases:  {folder}/report.html\n"
+        f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}\n"
+        f"score the result:  swinunetr evaluate {folder}/predictions {data}"
     )
 
 

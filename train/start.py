@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, __version__, files, open_checkpoint, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint, parallel
 from swinunetr_jax.data.channels import channel_key
 from swinunetr_jax.parallel import Layout
 from train import checkpoints, processes
@@ -241,8 +241,8 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, n
         init.checkpoint, encoder_only=init.encoder_only, adapt_channels=init.adapt_channels, seed=recipe.seed, **fields
     )
     if processes.is_leader():
-        print(found.report)
-        print(f"the network is that of {init.checkpoint}, {found.config.feature_size} features")
+        console.say(str(found.report))
+        console.say(f"the network is that of {console.literal(init.checkpoint)}, {found.config.feature_size} features")
     if (found.config.in_channels, found.config.out_channels) != (cases.in_channels, outputs):
         raise InputError(
             f"{init.checkpoint} takes {found.config.in_channels} channels and has {found.config.out_channels} outputs, the data have "
