@@ -335,11 +335,11 @@ def test_labels_with_another_ending_are_found_and_missing_ones_are_said(tmp_path
 @pytest.mark.fault("2.3")
 def test_results_below_the_scans_are_no_scans(tmp_path):
     touch(tmp_path, "a.nii.gz", "b.nii.gz", "results/a.nii.gz", "P3.nii.gz")
-    record = {"settings": {}, "cases": {"a": {"outputs": {"labels": {"path": "a.nii.gz"}}}}}
+    record = {"settings": {}, "cases": {"a": {"outputs": {"labels": {"path": "a.nii.gz", "bytes": 1}}}}}
     write_list(tmp_path / "results" / "predict.json", **record)
     found = find_cases(tmp_path)
     assert names_of(found) == ["P3", "a", "b"] and "results" in found.ignored
-    write_list(tmp_path / "predict.json", settings={}, cases={"P3": {"outputs": {"labels": {"path": "P3.nii.gz"}}}})
+    write_list(tmp_path / "predict.json", settings={}, cases={"P3": {"outputs": {"labels": {"path": "P3.nii.gz", "bytes": 1}}}})
     assert names_of(find_cases(tmp_path)) == ["a", "b"]
 
 

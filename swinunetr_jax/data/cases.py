@@ -171,7 +171,8 @@ def _folders_above(case: Case, root: Path) -> list[str]:
 
 def _parts_below(folder: Path, root: Path) -> tuple[str, ...]:
     folder, root = Path(os.path.abspath(folder)), Path(os.path.abspath(root))
-    return folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts[1:]
+    parts = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts[1:]
+    return tuple(map(stem, parts))  # some programs unpack a.nii.gz into a folder a.nii
 
 
 def _contains(name: str, part: str) -> bool:

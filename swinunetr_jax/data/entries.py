@@ -82,10 +82,13 @@ def link_fault(path: Path) -> str | None:
 
 
 class Survey:
-    """Looks into folders once each, and keeps count of every entry that does not become part of a case."""
+    """Looks into folders once each, and keeps count of every entry that does not become part of a case.
 
-    def __init__(self, root: Path):
-        self.root = root
+    `read` are files that are no scans and are used, such as the list of cases.
+    """
+
+    def __init__(self, root: Path, read: Iterable[Path] = ()):
+        self.root, self.read = root, set(read)
         self.problems: list[Case] = []
         self.warnings: list[str] = []
         self.unread: list[Path] = []  # folders with images that are not searched, since scans are beside them
@@ -134,7 +137,7 @@ class Survey:
                 images.append(path)
             elif kind := foreign_format(path):
                 self._foreign[folder].append((path, kind))
-            elif name not in ("dataset.json", "splits_final.json"):  # which are read
+            elif path not in self.read and name not in ("dataset.json", "splits_final.json"):
                 self._ignore_by_ending(path)
         return images, folders
 
@@ -190,7 +193,9 @@ class Survey:
         texts = list(self.warnings)
         if unread := list(dict.fromkeys(self.unread)):
             names = some(os.path.relpath(folder, self.root) for folder in unread)
-            texts.append(f"{self.root}: images in {names} are not used, since scans are beside that folder; give it by itself.")
+            texts.append(
+                f"{self.root}: images in {names} are not used, since scans are beside them or they are too deep; give the folder itself."
+            )
         if self.nameless:
             names = some(os.path.relpath(path, self.root) for path in self.nameless)
             texts.append(

@@ -60,7 +60,7 @@ def find_cases(
             raise InputError(f"{base}: is not a folder, expected the base folder of a list's paths; correct --base.")
         if not is_list and not files.is_file(path / "dataset.json"):
             raise InputError(f"{path}: is no list of cases, and only a list's paths have a base folder; leave --base out.")
-    survey = Survey(path.parent if is_list else path)
+    survey = Survey(path.parent if is_list else path, read=(path,))
     try:
         if files.is_folder(path):
             dataset = _folder(path, channels, base, survey)
@@ -158,7 +158,7 @@ def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tup
         level = deeper
     survey.unread += [folder for folder in level if survey.holds_images(folder)]
     for folder in top:
-        if not any(place.is_relative_to(folder) for place, _ in found):
+        if not any(place.is_relative_to(folder) for place in (*(place for place, _ in found), *survey.unread)):
             _add_empty(folder, survey)
     survey.add_foreign(path)
     return sorted(found)

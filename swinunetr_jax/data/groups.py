@@ -9,6 +9,8 @@ from swinunetr_jax.data.channels import label_rank, split_name, stem
 from swinunetr_jax.data.entries import Survey
 from swinunetr_jax.data.lists import by_stem, twice
 
+_OTHER_NAME = 100  # more than any rank of a label's word
+
 
 def group_files(root: Path, folder: Path, images: Sequence[Path], told: Mapping[str, str], survey: Survey) -> list[Case]:
     """The cases of one folder, by what stands before the channel in the files' names, with all the channels there are.
@@ -90,8 +92,11 @@ def _by_case(
     """Labels by the case they belong to; those of no case stay under their own prefix."""
     if len(names) == 1:
         # A folder with one case may call its label anything: BraTS20_Training_355 has W39_1998.09.19_Segm.
-        own = labels.get(names[0])
-        return {names[0]: own or [entry for ranked in labels.values() for entry in ranked]} if labels else {}
+        # What is named as the case goes before all others, such as P1_lesion before P1_T1_seg.
+        ranked = [
+            (rank + _OTHER_NAME * (prefix != names[0]), path) for prefix, entries in labels.items() for rank, path in entries
+        ]
+        return {names[0]: ranked} if labels else {}
     found: dict[str, list[tuple[int, Path]]] = {}
     for prefix, ranked in labels.items():
         before, role, _ = split_name(prefix, told)  # P1_T1_seg is drawn on P1_T1, and belongs to P1
