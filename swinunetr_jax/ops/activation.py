@@ -11,13 +11,13 @@ NEGATIVE_SLOPE = 0.01
 
 @jax.custom_vjp
 def leaky_relu(x: Array) -> Array:
-    """x where it is positive, else 0.01 x."""
+    """x where it is positive, else 0.01 x; the derivative at 0 is 0.01, as in PyTorch."""
     return jnp.where(x >= 0, x, NEGATIVE_SLOPE * x)
 
 
 def leaky_relu_gradient(y: Array, dy: Array) -> Array:
     """From the output, which has the sign of the input, and which the next layer keeps anyway."""
-    return jnp.where(y >= 0, dy, NEGATIVE_SLOPE * dy)
+    return jnp.where(y > 0, dy, NEGATIVE_SLOPE * dy)
 
 
 leaky_relu.defvjp(lambda x: (leaky_relu(x),) * 2, lambda y, dy: (leaky_relu_gradient(y, dy),))
