@@ -15,8 +15,8 @@ from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.cases import Case
+from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
-from swinunetr_jax.inference.sliding_window import Plan
 from swinunetr_jax.task import Output
 
 ROI = ("64", "32", "32")
@@ -358,6 +358,24 @@ def test_bad_input_is_one_sentence(model, tmp_path, capsys):
         assert text in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("5.6")
+@pytest.mark.parametrize("name", ["out.nii.gz", "out.NII", "labels.nrrd", "report.json"])
+def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
+    assert run("predict", "-i", tmp_path, "-o", tmp_path / name, "-m", tmp_path / "model") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and f"{name} is the name of a file" in printed
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.fault("5.8")
+def test_a_window_size_is_one_number_or_three():
+    network = SwinUNETR(SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1)), rngs=nnx.Rngs(0))
+    assert Segmenter([network], Task.classes(2), roi=64).roi == (64, 64, 64)
+    for roi, got in ((90, "90 90 90"), ((96, 96), "96 96"), ((), "none"), ((64, 64, -32), "64 64 -32")):
+        with pytest.raises(InputError, match=f"three multiples of 32, such as 96 96 96, got {got}"):
+            Segmenter([network], Task.classes(2), roi=roi)
 
 
 def test_info(model, tmp_path, capsys):

@@ -1,12 +1,16 @@
 """Sliding windows: positions, blending and averaging as MONAI has them; one slab at a time."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.inference.sliding_window import Plan, importance_map, predict_slabs, sliding_window_inference
+from swinunetr_jax.inference.plan import Plan, importance_map
+from swinunetr_jax.inference.slab_sum import _averages, _move_up
+from swinunetr_jax.inference.sliding_window import predict_slabs, sliding_window_inference
 
 CASES = [
     ((30, 20, 17), (16, 16, 16), 0.5),
@@ -63,30 +67,10 @@ def test_importance():
     assert np.all(importance_map((3, 4), "constant") == 1)
 
 
-def test_the_device_holds_one_slab():
-    seen = []
-
-    def finish(logits):
-        seen.append(logits.shape)
-        return (jnp.argmax(logits, -1).astype(jnp.uint8),)
-
-    volume = np.random.default_rng(0).normal(size=(40, 12, 9, 2)).astype(np.float32)
-    plan = Plan.of(volume.shape[:3], (8, 8, 8), 0.5)
-    slabs = [slab for (slab,) in predict_slabs(volume, plan, 2, lambda p: p, mode="gaussian", finish=finish)]
-    assert set(seen) == {(8, 12, 9, 2)}
-    labels = np.concatenate(slabs)
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, volume.argmax(-1))
-
-
 def test_progress_counts_every_window():
     told = []
     plan = Plan.of((20, 20, 20), (16, 16, 16), 0.5)
-    list(
-        predict_slabs(
-            np.zeros((20, 20, 20, 1), np.float32), plan, 3, lambda p: p, mode="constant", progress=lambda *a: told.append(a)
-        )
-    )
+    list(predict_slabs(np.zeros((20, 20, 20, 1), np.float32), plan, 3, lambda p: (p,), progress=lambda *a: told.append(a)))
     assert told[-1] == (8, 8)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
@@ -105,3 +89,216 @@ def test_bad_arguments(change, text):
     arguments = {"roi_size": (8, 8, 8), "sw_batch_size": 1, "overlap": 0.5, "mode": "constant"} | change
     with pytest.raises(InputError, match=text):
         sliding_window_inference(np.zeros((1, 9, 9, 9, 1), np.float32), predictor=lambda p: p, **arguments)
+
+
+# ---- MONAI's argument forms, several outputs, outputs of another scale
+
+
+def channels_first(x):
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+
+def channels_last(x):
+    return np.moveaxis(x.numpy(), 1, -1)
+
+
+FORMS = {
+    "one size for all axes": {"roi_size": 8},
+    "the volume's size by -1": {"roi_size": (8, -1, 6)},
+    "the volume's size by None and 0": {"roi_size": (None, 8, 0)},
+    "a list of sizes": {"roi_size": [8, 12, 10]},
+    "a list of overlaps": {"roi_size": 8, "overlap": [0.25, 0.5, 0.0]},
+    "a sigma for each axis": {"roi_size": 8, "mode": "gaussian", "sigma_scale": (0.1, 0.2, 0.3), "overlap": 0.5},
+    "a list of sigmas": {"roi_size": 8, "mode": "gaussian", "sigma_scale": [0.125, 0.125, 0.5]},
+    "constant padding of another value": {"roi_size": (16, 8, 16), "padding_mode": "constant", "cval": -3.0},
+    "reflect": {"roi_size": (17, 16, 8), "padding_mode": "reflect"},
+    "replicate": {"roi_size": (20, 16, 16), "padding_mode": "replicate", "mode": "gaussian"},
+    "circular": {"roi_size": (16, 16, 12), "padding_mode": "circular", "overlap": 0.5},
+    "a weight map": {"roi_size": 8, "overlap": 0.5, "roi_weight_map": np.random.default_rng(3).uniform(0.1, 1, (8, 8, 8))},
+}
+
+
+@pytest.mark.fault("4.1")
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_every_form_of_an_argument_that_monai_takes(form):
+    torch = pytest.importorskip("torch")
+    inferers = pytest.importorskip("monai.inferers")
+    x = np.random.default_rng(0).normal(size=(2, 14, 11, 9, 2)).astype(np.float32)
+
+    def ours(patch):  # it knows where in the window it is
+        return np.asarray(patch) * np.linspace(1, 2, patch.shape[1], dtype=np.float32)[:, None, None, None] ** 2
+
+    def theirs(patch):
+        return patch * torch.linspace(1, 2, patch.shape[2])[:, None, None] ** 2
+
+    given = dict(form)
+    weights = given.pop("roi_weight_map", None)
+    more = {} if weights is None else {"roi_weight_map": torch.tensor(weights[None, None], dtype=torch.float32)}
+    want = inferers.sliding_window_inference(torch.tensor(channels_first(x)), sw_batch_size=2, predictor=theirs, **given, **more)
+    got = sliding_window_inference(x, sw_batch_size=2, predictor=ours, **form)
+    np.testing.assert_allclose(got, channels_last(want), atol=1e-5)
+
+
+def pooled(patch, factor):
+    """The mean of each block of voxels, channels last; and each voxel repeated where the factor is below 1."""
+    patch = np.asarray(patch)
+    if factor < 1:
+        for axis in (1, 2, 3):
+            patch = patch.repeat(round(1 / factor), axis)
+        return patch
+    n, x, y, z, c = patch.shape
+    return patch.reshape(n, x // factor, factor, y // factor, factor, z // factor, factor, c).mean((2, 4, 6))
+
+
+OUTPUTS = {
+    "a tuple": lambda p: (p, p[..., :1] * 2),
+    "a list of one": lambda p: [p + 1],
+    "a dict": lambda p: {"z": p, "a": p[..., :1] ** 2},
+    "half as fine": lambda p: pooled(p, 2),
+    "twice as fine": lambda p: pooled(p, 0.5),
+    "a tuple of scales": lambda p: (p, pooled(p, 2), pooled(p, 4)),
+    "a dict of scales": lambda p: {"fine": pooled(p, 0.5), "deep": pooled(p, 2)},
+}
+
+
+@pytest.mark.fault("4.1")
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS.keys())
+def test_several_outputs_and_outputs_of_another_scale_equal_monais(outputs, mode):
+    torch = pytest.importorskip("torch")
+    inferers = pytest.importorskip("monai.inferers")
+    x = np.random.default_rng(0).normal(size=(2, 21, 16, 6, 2)).astype(np.float32)  # a last window at 13; an axis below a window
+    ramp = np.linspace(1, 3, 8, dtype=np.float32)[:, None, None, None]
+
+    def theirs(patch):
+        found = outputs(channels_last(patch) * ramp)
+        if isinstance(found, dict):
+            return {key: torch.tensor(channels_first(value)) for key, value in found.items()}
+        if isinstance(found, (tuple, list)):
+            return tuple(torch.tensor(channels_first(value)) for value in found)
+        return torch.tensor(channels_first(found))
+
+    def call(function, x, predictor):
+        return function(x, (8, 8, 8), 3, predictor, overlap=0.5, mode=mode)
+
+    got = call(sliding_window_inference, x, lambda p: outputs(np.asarray(p) * ramp))
+    want = call(inferers.sliding_window_inference, torch.tensor(channels_first(x)), theirs)
+    assert isinstance(got, (type(want), np.ndarray))
+    keys = want.keys() if isinstance(want, dict) else range(len(want)) if isinstance(want, tuple) else [...]
+    for key in keys:
+        np.testing.assert_allclose(got[key], channels_last(want[key]), atol=1e-5)
+
+
+def test_an_output_of_the_windows_scale_may_follow_one_of_another():
+    x = np.random.default_rng(0).normal(size=(1, 20, 16, 9, 2)).astype(np.float32)
+    both = sliding_window_inference(x, 8, 2, lambda p: (pooled(p, 2), p), mode="gaussian")
+    np.testing.assert_allclose(both[1], x, atol=1e-6)
+
+
+# ---- wrong shapes
+
+
+WRONG = {
+    "one of four windows": (lambda p: p[:1], r"\(1, 8, 8, 8, 2\).*\(4, 8, 8, 8, channels\)"),
+    "labels without a channel axis": (lambda p: jnp.argmax(p, -1), r"\(4, 8, 8, 8\).*\(4, 8, 8, 8, channels\)"),
+    "channels first": (lambda p: jnp.moveaxis(p, -1, 1), r"\(4, 2, 8, 8, 8\).*channels first"),
+    "no array": (lambda p: "text", "str, expected an array"),
+    "nothing in a tuple": (lambda p: (p, None), "output 1 of the predictor is a NoneType"),
+    "voxels cut off": (lambda p: p[:, :, :, :7], r"\(4, 8, 8, 7, 2\).*\(4, 8, 8, 8, channels\).*7 voxels for 8 along axis 2"),
+    "without channels": (lambda p: p[..., :0], r"\(4, 8, 8, 8, 0\)"),
+}
+
+
+@pytest.mark.fault("1.10")
+@pytest.mark.parametrize(("predictor", "text"), WRONG.values(), ids=WRONG.keys())
+def test_outputs_of_a_wrong_shape_are_refused_with_both_shapes(predictor, text):
+    with pytest.raises(InputError, match=text):
+        sliding_window_inference(np.zeros((1, 10, 10, 10, 2), np.float32), 8, 4, predictor, overlap=0.25)
+
+
+@pytest.mark.fault("1.10")
+def test_outputs_whose_shape_changes_between_windows_are_refused():
+    calls = []
+
+    def predictor(patch):
+        calls.append(1)
+        return patch if len(calls) < 3 else patch[..., :1]
+
+    with pytest.raises(InputError, match=r"\(1, 8, 8, 8, 1\).*\(1, 8, 8, 8, 2\)"):
+        sliding_window_inference(np.zeros((1, 10, 10, 10, 2), np.float32), 8, 1, predictor)
+
+
+@pytest.mark.fault("1.10")
+@pytest.mark.parametrize(
+    ("inputs", "change", "text"),
+    [
+        ((9, 9, 9, 1), {}, r"\(9, 9, 9, 1\) and `roi_size` 3 sizes"),
+        ((5, 3), {"roi_size": 8}, r"\(5, 3\)"),
+        ((0, 9, 9, 9, 1), {}, "at least one volume"),
+        ((1, 9, 9, 9, 1), {"roi_size": (8, 8, 2.5)}, "integers"),
+        ((1, 9, 9, 9, 1), {"overlap": [0.5, 0.5]}, "3, one per axis"),
+        ((1, 9, 9, 9, 1), {"mode": "gaussian", "sigma_scale": 0.0}, "sigma_scale"),
+        ((1, 9, 9, 9, 1), {"padding_mode": "edge"}, "constant, reflect, replicate, circular"),
+        ((1, 9, 9, 9, 1), {"roi_weight_map": np.ones((4, 4, 4))}, r"\(4, 4, 4\).*\(8, 8, 8\)"),
+        ((1, 9, 9, 9, 1), {"reduce": lambda p: p.sum((1, 2))}, "spatial axes"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(inputs, change, text):
+    arguments = {"roi_size": (8, 8, 8), "sw_batch_size": 1, "predictor": lambda p: p} | change
+    with pytest.raises(InputError, match=text):
+        sliding_window_inference(np.zeros(inputs, np.float32), **arguments)
+
+
+# ---- memory
+
+
+@pytest.mark.fault("4.2")
+def test_a_reduction_of_finished_planes_is_what_is_returned(monkeypatch):
+    monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 12 * 9 * 2 * 4 * 3)  # three planes
+    seen = []
+
+    def labels(planes):
+        seen.append(planes.shape)
+        return jnp.argmax(planes, -1).astype(jnp.uint8)
+
+    volume = np.random.default_rng(0).normal(size=(2, 41, 12, 9, 2)).astype(np.float32)
+    found = sliding_window_inference(volume, 8, 2, lambda p: p, overlap=0.5, mode="gaussian", reduce=labels)
+    assert found.dtype == np.uint8 and set(seen) == {(3, 12, 9, 2)}
+    np.testing.assert_array_equal(found, volume.argmax(-1))
+    small = sliding_window_inference(volume[:, :5], (8, 16, 8), 2, lambda p: p, reduce=labels)
+    np.testing.assert_array_equal(small, volume[:, :5].argmax(-1))
+
+
+@pytest.mark.fault("4.2")
+@pytest.mark.parametrize("reduced", [False, True])
+def test_the_host_holds_one_result_and_the_device_one_slab_of_sums(reduced, monkeypatch):
+    """Measured: numpy's allocations on the host, JAX's live arrays and the compiled programs' temporary memory on the device."""
+    monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 1 << 18)
+    volume = np.zeros((1, 160, 64, 64, 1), np.float32)
+    classes, megabyte, held = 8, 1 << 20, [0]
+    slab, result = 16 * 64 * 64 * classes * 4, 160 * 64 * 64 * (1 if reduced else classes * 4)
+
+    def predictor(patch):
+        held[0] = max(held[0], sum(array.nbytes for array in jax.live_arrays()))
+        return jnp.broadcast_to(patch, (*patch.shape[:-1], classes))
+
+    def labels(planes):
+        held[0] = max(held[0], sum(array.nbytes for array in jax.live_arrays()))
+        return jnp.argmax(planes, -1).astype(jnp.uint8)
+
+    before = sum(array.nbytes for array in jax.live_arrays())
+    tracemalloc.start()
+    try:
+        sliding_window_inference(volume, 16, 1, predictor, overlap=0.5, reduce=labels if reduced else None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result < peak < result + 2 * megabyte
+    window, weights, inputs = 16**3 * classes * 4, slab // classes, slab // classes
+    assert held[0] - before < slab + weights + inputs + 3 * window + 2 * (1 << 18) < 2 * slab
+    total = jax.ShapeDtypeStruct((16, 64, 64, classes), jnp.float32)
+    weight = jax.ShapeDtypeStruct((16, 64, 64), jnp.float32)
+    move, average = _move_up.lower(total, 8), _averages.lower(total, weight, 0, count=2)
+    for program, most in ((move, slab // 8), (average, slab // 4)):
+        memory = program.compile().memory_analysis()
+        assert memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes <= most

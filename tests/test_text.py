@@ -98,8 +98,8 @@ def described(run, **recipe):
     """A run's folder with what its report is made of, and the rows of its log."""
     about = {
         "recipe": {"kind": "phantom", **recipe},
-        "network": {},
-        "task": {},
+        "network": {"dtype": "float32"},
+        "task": Task.brats().to_dict(),
         "steps": 2,
         "convention": "brats",
         "cases": {"train": ["a"], "validation": ["b"]},
@@ -120,6 +120,7 @@ def test_a_report_has_a_viewport_a_date_the_recipe_and_literal_names(tmp_path):
     assert f"Written on {time.strftime('%Y-')}" in text
     assert "&lt;b&gt;$\\badmacro$" in text and "_x\\x1b" in text and "=1\\udcff&lt;i&gt;" in text and "<td>none</td>" in text
     assert "synthetic" not in text
+    assert "as by swinunetr predict --crop and swinunetr evaluate" in text
 
 
 @pytest.mark.fault("5.10")

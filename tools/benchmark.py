@@ -241,7 +241,7 @@ def flops(size: int, features: int) -> float:
 
 
 def windows(size: int) -> int:
-    from swinunetr_jax.inference.sliding_window import Plan
+    from swinunetr_jax.inference.plan import Plan
 
     return Plan.of(CASE, (size,) * 3, 0.5).windows
 

@@ -16,6 +16,7 @@ from train.config import Recipe
 from train.data import find_dataset, folded
 from train.log import LOG, read_rows, without_nan
 from train.loop import train
+from train.report import how_scored
 from train.start import DESCRIPTION, FREE, LENGTH, Head, changed_options, read_description, write_description
 
 TABLE = "out_of_fold"
@@ -57,7 +58,11 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         begun = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} begins")  # before the leader describes it
         train(one, resume=begun)
-    return write_table(out, [out / f"fold{fold}" for fold in numbers]) if processes.is_leader() else 0.0
+    if not processes.is_leader():
+        return 0.0
+    score = write_table(out, [out / f"fold{fold}" for fold in numbers])
+    say(f"each case was scored {how_scored(read_description(out / f'fold{numbers[0]}'))}, by the network of its fold")
+    return score
 
 
 def write_table(out: Path, runs: list[Path]) -> float:

@@ -28,7 +28,7 @@ from train.config import Recipe
 from train.data import batches
 from train.report import write_report
 from train.start import Run, start
-from train.validation import Interrupted, Scores, validate
+from train.validation import Interrupted, Scores, predict_options, validate
 
 SAVE_SECONDS = 20 * 60.0
 
@@ -222,12 +222,13 @@ def _report(run: Run) -> None:
 def _farewell(run: Run) -> None:
     steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
     data, folder = console.literal(run.recipe.data or run.folder / "data"), console.literal(run.folder)
+    options = predict_options(run.recipe.validation, run.cases.task, run.training.config.dtype)
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
     console.say(
         f"best validation Dice {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
         f"{100 * share:.1f} % of the steps' time went into waiting for data\n"
         f"curves and cases:  {folder}/report.html\n"
-        f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}\n"
+        f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}{options}\n"
         f"score the result:  swinunetr evaluate {folder}/predictions {data}"
     )
 

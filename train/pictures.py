@@ -14,7 +14,7 @@ from swinunetr_jax import Task
 from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.report import add_legend, colours_of, drawable, grey_levels, painted, plain_text, save
-from train.validation import CaseScore, whole
+from train.validation import CaseScore, ScanGrid
 
 SMOOTHING = 0.9
 MOST_SCORES = 8  # that a picture names of a case
@@ -70,11 +70,11 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     colours = colours_of(task)
     for row, score in zip(axes, scores):
         case = score.case
-        image, reference = whole(case)
-        image = image[..., 0] if task.window is None else scale_window(image[..., 0], *task.window)
-        image, affine, _ = reorient(image, case.affine, "LAS")
-        reference = reorient(reference, case.affine, "LAS")[0]
-        prediction = reorient(score.prediction, case.affine, "LAS")[0]
+        grid = ScanGrid.of(case, task)
+        image = grid.image(case) if task.window is None else scale_window(grid.image(case), *task.window)
+        image, affine, _ = reorient(image, grid.affine, "LAS")
+        reference = reorient(grid.reference(case), grid.affine, "LAS")[0]
+        prediction = reorient(score.prediction, grid.affine, "LAS")[0]
         counts = ((reference > 0) | (prediction > 0)).sum((0, 1))
         at = int(counts.argmax()) if counts.any() else image.shape[2] // 2
         spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swinunetr_jax import console, files
+from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
+from train.config import Recipe
 from train.start import read_description
+from train.validation import predict_options
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -45,7 +47,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
         parts.append(f"<p><b>{SYNTHETIC}</b></p>")
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:
-        parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, about["convention"])]
+        parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, about)]
         parts += ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
     parts.append("<h2>Configuration</h2>")
     for part in about["parts"]:
@@ -77,7 +79,7 @@ def _summary(about: dict[str, Any], steps: Sequence[dict[str, Any]], best: dict[
     )
 
 
-def _table(best: dict[str, Any], convention: str) -> str:
+def _table(best: dict[str, Any], about: dict[str, Any]) -> str:
     names = list(best["dice"])
     head = "".join(f"<th>{_text(name)}</th>" for name in ("case", *names, "mean"))
     rows = []
@@ -88,7 +90,8 @@ def _table(best: dict[str, Any], convention: str) -> str:
         rows.append(f"<tr><td>{_text(case)}</td>{''.join(f'<td>{_score(value)}</td>' for value in values)}</tr>")
     means = "".join(f"<td>{_score(value)}</td>" for value in (*(best["dice"][name] for name in names), best["score"]))
     rows.append(f'<tr class="mean"><td>mean</td>{means}</tr>')
-    note = f'<p class="note">Dice, convention {_text(CONVENTIONS[f"dice_{convention}"])}.</p>'
+    convention = CONVENTIONS[f"dice_{about['convention']}"]
+    note = f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(how_scored(about))}.</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
 
 
@@ -103,6 +106,14 @@ def _score(value: float | None, digits: int = 3) -> str:
 def _text(text: object) -> str:
     """Text from data for HTML, as it is."""
     return html.escape(console.literal(text))
+
+
+def how_scored(about: dict[str, Any]) -> str:
+    """By which commands the scores of a run, as its run.json describes it, are found again."""
+    recipe = Recipe.from_dict(about["recipe"])
+    options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"]["dtype"])
+    rounded = ", but from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
+    return f"as by swinunetr predict{options} and swinunetr evaluate{rounded}"
 
 
 def _image(path: Path) -> str:

@@ -1,4 +1,8 @@
-"""Whole validation scans through the library's sliding window, and their Dice: what `predict --crop` and `evaluate` give."""
+"""Whole validation scans through the library's sliding window, and their Dice on the scans' own grids.
+
+The numbers are those of `swinunetr predict` with the options that `predict_options` names, and `swinunetr evaluate`, for the same network:
+logits come back onto the scan's grid on the same road, and are compared with the label map as it is in its file.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +10,11 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from swinunetr_jax import SwinUNETRConfig, Task
+from swinunetr_jax import InputError, SwinUNETRConfig, Task
 from swinunetr_jax.data.cache import PreparedCase
+from swinunetr_jax.data.nifti import Back, read_geometry, read_labels
+from swinunetr_jax.data.read_case import network_grid
+from swinunetr_jax.data.resample import ResampledBack, interpolated
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.metrics import dice, masks
@@ -28,7 +35,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class CaseScore:
-    """Dice of each output of one case; of those that are drawn, also the prediction uint8 [x, y, z] on the task's whole grid."""
+    """Dice of each output of one case; of those that are drawn, also the prediction uint8 [x, y, z] on the grid of `ScanGrid`."""
 
     case: PreparedCase
     dice: dict[str, float]
@@ -109,9 +116,9 @@ def validate(
     process, count = jax.process_index(), jax.process_count()
     try:
         for index in range(process, len(cases), count):
-            image, reference = whole(cases[index])
-            labels, _, _ = segmenter.run(normalized(image, task), progress=progress)
-            found = case_dice(labels, reference, task)
+            image, grid = whole(cases[index])[0], ScanGrid.of(cases[index], task)
+            labels, _, _ = segmenter.run(normalized(image, task), back=grid.back, progress=progress)
+            found = case_dice(labels, grid.reference(cases[index]), task)
             dice[index] = [found[name] for name in names]
             predictions[index] = labels
             drawn = _drawn({done: dice[done].mean() for done in range(process, index + 1, count)})
@@ -126,7 +133,9 @@ def validate(
     for index, case in enumerate(cases):
         labels = None
         if index in drawn:
-            labels = processes.from_process(predictions.get(index, np.zeros(case.shape, np.uint8)), index % count)
+            own = predictions.get(index)
+            own = np.zeros(ScanGrid.of(case, task).shape, np.uint8) if own is None else own
+            labels = processes.from_process(own, index % count)
         scores.append(CaseScore(case, dict(zip(names, dice[index].tolist())), labels))
     return Scores(tuple(scores))
 
@@ -134,6 +143,56 @@ def validate(
 def can_crop(task: Task) -> bool:
     """Whether zeros around a scan may be left out: not where intensities are windowed, nor where nothing stands for background."""
     return task.intensity == "zscore" and (task.kind == "regions" or any(output.value == 0 for output in task.outputs))
+
+
+def predict_options(options: Validation, task: Task, dtype: str) -> str:
+    """The options, each after a space, with which `swinunetr predict` does what a validation does; empty where its defaults do."""
+    given = {
+        " --crop": can_crop(task),
+        f" --overlap {options.overlap:g}": options.overlap != 0.5,
+        f" --blend {options.blend}": options.blend != "gaussian",
+        f" --dtype {dtype}": dtype != "float32",
+    }
+    return "".join(text for text, differs in given.items() if differs)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanGrid:
+    """The grid on which a case is scored and drawn: the scan's own one, at most turned.
+
+    `back` says how the grid of the cached arrays lies on it; None where they are on it already, since nothing was resampled.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    back: Back | ResampledBack | None = None
+
+    @classmethod
+    def of(cls, case: PreparedCase, task: Task) -> "ScanGrid":
+        """Reads the header of the scan, if the task resamples. Raises InputError if it cannot be read."""
+        if task.spacing is None:
+            return cls(case.shape, case.affine)
+        shape, affine, _ = read_geometry(case.sources[0])
+        return cls(shape[:3], affine, network_grid(shape[:3], affine, task)[1])
+
+    def reference(self, case: PreparedCase) -> np.ndarray:
+        """The label map [x, y, z], never resampled: read from its file if the cached one is. Raises InputError if it cannot be read."""
+        if self.back is None:
+            return whole(case)[1]
+        labels = read_labels(case.sources[-1]).array
+        if labels.shape != self.shape:
+            raise InputError(
+                f"{case.sources[-1]}: the label map has shape {labels.shape}, its scan {self.shape}, and they had the same when the run "
+                "started; restore the file."
+            )
+        return labels
+
+    def image(self, case: PreparedCase) -> np.ndarray:
+        """The first channel [x, y, z], for pictures."""
+        image = whole(case)[0][..., 0]
+        if isinstance(self.back, ResampledBack):
+            return self.back.back.apply(interpolated(image, self.back.matrix, self.back.back.shape))
+        return image if self.back is None else self.back.apply(image)
 
 
 def whole(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,14 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import is_folder
 from swinunetr_jax.task import Task, stated_et_label
 
 if TYPE_CHECKING:
     from swinunetr_jax.data.cases import Case
 
 EXIT_SOME_FAILED = 1
+FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", ".npy", ".npz", ".png", ".json", ".csv", ".zip")
 
 
 @dataclass
@@ -75,6 +77,10 @@ class Predict:
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} names nothing: give at least one path.")
+        if self.output.name.lower().endswith(FILE_ENDINGS) and not is_folder(self.output):
+            raise InputError(
+                f"--output {console.literal(self.output)} is the name of a file, and results go into a folder, as CASE.nii.gz: give a folder."
+            )
         for given in self.model:
             if gap := missing_members(given):
                 console.warn(console.literal(gap))

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.channels import match_channels
 from swinunetr_jax.data.nifti import Back, Volume, check_same_grid, read_labels, read_volume, reorient
-from swinunetr_jax.data.resample import ResampledBack, resample, spacing_grid
+from swinunetr_jax.data.resample import ResampledBack, is_same_grid, resample, resample_labels, spacing_grid
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
@@ -17,8 +18,8 @@ from swinunetr_jax.task import Task
 class ReadCase:
     """A case as a network sees it, but for its intensities, which are the files' own.
 
-    `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm; `back` brings
-    such a grid to the scan's own, which `scan` describes; `notes` are things a user should know, such as channels taken on trust.
+    `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm; `back` says how that
+    grid lies on the scan's own, which `scan` describes; `notes` are things a user should know, such as channels taken on trust.
     """
 
     array: np.ndarray
@@ -51,12 +52,25 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
             )
     scan = volumes[0]
     orientation = task.orientation or scan.orientation
-    array, affine, back = reorient(array, scan.affine, orientation)
-    if task.spacing is not None:
-        source, (shape, affine) = affine, spacing_grid(array.shape[:3], affine, task.spacing)
-        array = resample(array, source, shape, affine)
-        back = ResampledBack(shape, affine, source, back)
+    array, source, _ = reorient(array, scan.affine, orientation)
+    affine, back = network_grid(scan.array.shape[:3], scan.affine, task)
+    array = resample(array, source, back.shape, affine)
     return ReadCase(array, affine, back, scan, notes, orientation)
+
+
+def network_grid(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> tuple[np.ndarray, Back | ResampledBack]:
+    """(affine, way back) of the grid on which the task's networks see a scan of this shape and affine.
+
+    The way back is a `Back` where the scan is only turned, and holds the grid's shape.
+    """
+    codes = task.orientation or "".join(nib.aff2axcodes(affine))
+    _, source, back = reorient(np.broadcast_to(np.uint8(0), shape), affine, codes)
+    if task.spacing is None:
+        return source, back
+    shape, affine = spacing_grid(back.shape, source, task.spacing)
+    if is_same_grid(back.shape, source, shape, affine):
+        return affine, back
+    return affine, ResampledBack(shape, affine, source, back)
 
 
 def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
@@ -75,7 +89,7 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
         )
     # by the scan's affine: the label's own may differ by rounding, which decides what an axis at 45° is called
     array, affine, _ = reorient(labels.array, read.scan.affine, read.orientation)
-    return resample(array, affine, read.array.shape[:3], read.affine, nearest=True)
+    return resample_labels(array, affine, read.array.shape[:3], read.affine)
 
 
 def _order(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,10 +20,13 @@ from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data import sides
 from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.example import bounding_box, slices
-from swinunetr_jax.data.nifti import Volume
+from swinunetr_jax.data.nifti import Back, Volume
+from swinunetr_jax.data.resample import ResampledBack
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
-from swinunetr_jax.inference.sliding_window import BLENDS, Plan, Progress, predict_slabs
+from swinunetr_jax.inference.scan_grid import Seen, on_scan_grid
+from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
 
@@ -46,7 +50,7 @@ class Segmenter:
     Args:
         models: one network, or several as an ensemble whose logits are averaged; 3-D, all with the task's channels and outputs.
         task: what they were trained for.
-        roi: window size, multiples of 32; by default the task's, else 96³.
+        roi: window size, multiples of 32, one number for all axes or three; by default the task's, else 96³.
         overlap: of neighbouring windows, 0 to less than 1.
         blend: "gaussian" or "constant" weights within a window.
         batch: windows per call of the network.
@@ -66,7 +70,7 @@ class Segmenter:
         models: Sequence[SwinUNETR],
         task: Task,
         *,
-        roi: tuple[int, ...] | None = None,
+        roi: int | tuple[int, ...] | None = None,
         overlap: float = 0.5,
         blend: str = "gaussian",
         batch: int = 1,
@@ -82,9 +86,7 @@ class Segmenter:
             if model.config.in_channels != models[0].config.in_channels:
                 raise InputError("the networks of an ensemble must take the same input channels.")
         self.task = task
-        self.roi = tuple(roi or task.roi or DEFAULT_ROI)
-        if len(self.roi) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.roi):
-            raise InputError(f"the roi must be three multiples of {SIZE_MULTIPLE}, got {self.roi}.")
+        self.roi = _roi(roi if roi is not None else task.roi or DEFAULT_ROI)
         models[0].config.check_spatial(self.roi)
         if blend not in BLENDS:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
@@ -164,27 +166,50 @@ class Segmenter:
             note = f"windows are not mirrored along {sides.describe(sided)}: these labels name sides along it"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
-        *parts, windows = self.run(prepared.array, task=task, probabilities=probabilities, progress=progress)
-        labels, likely = (None if part is None else prepared.back.apply(part) for part in parts)
+        labels, likely, windows = self.run(
+            prepared.array, back=prepared.back, task=task, probabilities=probabilities, progress=progress
+        )
         return Segmentation(labels, likely, prepared.scan, windows, prepared.notes)
 
     def run(
-        self, array: np.ndarray, *, task: Task | None = None, probabilities: bool = False, progress: Progress | None = None
+        self,
+        array: np.ndarray,
+        *,
+        back: Back | ResampledBack | None = None,
+        task: Task | None = None,
+        probabilities: bool = False,
+        progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Labels uint8 [x, y, z], probabilities [x, y, z, c] if asked for, and the number of windows of a normalised scan [x, y, z, c].
 
-        `task` may write the same outputs as other values than the networks' own.
+        Args:
+            back: how the grid of `array` lies on the scan's; results are then on the scan's grid, otherwise on that of `array`. On a
+                scan's grid of other voxels the logits are interpolated, and labels and probabilities are both computed from those.
+            task: may write the same outputs as other values than the networks' own.
+            probabilities: also return each output's probability.
+            progress: called with windows done and windows in all.
         """
         task, grid = task or self.task, array.shape[:3]
+        turn = back.back if isinstance(back, ResampledBack) else back
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
-        seen = grown(box, self.plan(array[box].shape[:3]).reach(self.overlap), grid) if self.crop else box
-        plan = self.plan(array[seen].shape[:3])
-        finish = _finish(task, probabilities)
-        slabs = predict_slabs(array[seen], plan, self.batch, self.logits, mode=self.blend, finish=finish, progress=progress)
-        own = tuple(slice(b.start - s.start, b.stop - s.start) for b, s in zip(box, seen))
-        parts = [plan.crop(np.concatenate(part))[own] for part in zip(*slabs)]
-        parts = [_around(part, box, grid, fill) for part, fill in zip(parts, _background(task))]
-        return parts[0], parts[1] if probabilities else None, plan.windows
+        part = grown(box, self.plan(array[box].shape[:3]).reach(self.overlap), grid) if self.crop else box
+        plan = self.plan(array[part].shape[:3])
+        planes = predict_slabs(array[part], plan, self.batch, lambda x: (self.logits(x),), mode=self.blend, progress=progress)
+        seen = Seen(box, part, tuple(low for low, _ in plan.pads))
+        shape = grid if turn is None else turn.shape
+        labels = np.zeros(shape, np.uint8)  # the label of background
+        likely = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
+        if likely is not None and box != tuple(slice(0, size) for size in grid):
+            likely[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
+        probabilities_of, labels_of = _finish(task)
+        for piece in on_scan_grid(planes, seen, back):
+            found = probabilities_of(piece.array)
+            piece.write(labels_of(found), labels)
+            if likely is not None:
+                piece.write(found, likely)
+        if turn is not None:
+            labels, likely = turn.apply(labels), None if likely is None else turn.apply(likely)
+        return labels, likely, plan.windows
 
 
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
@@ -207,19 +232,12 @@ def grown(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...])
     return tuple(result)
 
 
-def _around(part: np.ndarray, box: tuple[slice, ...], grid: tuple[int, ...], fill: np.ndarray) -> np.ndarray:
-    """`part` in its place on the whole grid, and `fill` everywhere else."""
-    if part.shape[: len(grid)] == grid:
-        return part
-    whole = np.broadcast_to(fill.astype(part.dtype), (*grid, *part.shape[len(grid) :])).copy()
-    whole[box] = part
-    return whole
-
-
-def _background(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """The label of background and the outputs' probabilities there."""
-    certain = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
-    return np.zeros((), np.uint8), np.array(certain, np.float32)
+def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (roi,) * 3 if isinstance(roi, numbers.Integral) else tuple(roi)
+    if len(sizes) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in sizes):
+        got = " ".join(map(str, sizes)) or "none"
+        raise InputError(f"the roi must be three multiples of {SIZE_MULTIPLE}, such as 96 96 96, got {got}.")
+    return sizes
 
 
 def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
@@ -249,18 +267,24 @@ def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State
 
 
 @functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case
-def _finish(task: Task, probabilities: bool) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
-    """From averaged logits [..., c] to labels (and probabilities), on the device."""
+def _finish(task: Task) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """(probabilities from averaged logits [..., c], labels from probabilities), both on the device.
+
+    Two programs: labels are read off the very numbers that are written, so that both agree in every voxel.
+    """
     values = np.array([output.value for output in task.outputs], np.uint8)
 
     @jax.jit
-    def finish(logits: jax.Array) -> tuple[jax.Array, ...]:
-        if task.kind == "classes":
-            labels = jnp.asarray(values)[jnp.argmax(logits, axis=-1)]
-            return (labels, jax.nn.softmax(logits, axis=-1)) if probabilities else (labels,)
-        labels = jnp.zeros(logits.shape[:-1], jnp.uint8)
-        for channel in task.paint:
-            labels = jnp.where(logits[..., channel] > 0, values[channel], labels)  # a probability above one half
-        return (labels, jax.nn.sigmoid(logits)) if probabilities else (labels,)
+    def probabilities(logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits, axis=-1) if task.kind == "classes" else jax.nn.sigmoid(logits)
 
-    return finish
+    @jax.jit
+    def labels(probabilities: jax.Array) -> jax.Array:
+        if task.kind == "classes":
+            return jnp.asarray(values)[jnp.argmax(probabilities, axis=-1)]
+        labels = jnp.zeros(probabilities.shape[:-1], jnp.uint8)
+        for channel in task.paint:
+            labels = jnp.where(probabilities[..., channel] > 0.5, values[channel], labels)
+        return labels
+
+    return probabilities, labels

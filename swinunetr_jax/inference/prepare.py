@@ -16,7 +16,7 @@ from swinunetr_jax.task import Task
 class Prepared:
     """A case ready for a network.
 
-    `array` is [x, y, z, c] in the network's orientation and voxel size; `back` brings such a grid to the scan's own, which `scan`
+    `array` is [x, y, z, c] in the network's orientation and voxel size; `back` says how that grid lies on the scan's own, which `scan`
     describes; `notes` are things a user should know, such as channels taken on trust.
     """
 

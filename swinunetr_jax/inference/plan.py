@@ -1,0 +1,144 @@
+"""Where the windows of a sliding-window inference lie, and how much each of their voxels counts; numpy only.
+
+Source: `monai.inferers.sliding_window_inference` and `monai.data.utils.compute_importance_map`, for the same arguments and numbers.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from swinunetr_jax.errors import InputError
+
+BLENDS = ("constant", "gaussian")
+PADDINGS = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch's names → numpy's
+MIN_IMPORTANCE = 1e-3
+
+PerAxis = float | Sequence[float]
+RoiSize = int | None | Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the windows lie on a volume: its size, the padding that brings it to at least one window, positions per axis."""
+
+    image: tuple[int, ...]
+    roi: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    starts: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, image: Sequence[int], roi: RoiSize, overlap: PerAxis) -> "Plan":
+        """Windows a step of `int(roi * (1 - overlap))` apart, the last one moved back inside.
+
+        Args:
+            image: the volume's size per axis.
+            roi: the window's size, one number for all axes or one per axis; None, 0 and negative numbers stand for the volume's size.
+            overlap: 0 to less than 1, one number for all axes or one per axis.
+
+        Raises:
+            InputError: a size or an overlap cannot be used, or there are too many or too few of them.
+        """
+        image = tuple(int(size) for size in image)
+        if not image or min(image) < 1:
+            raise InputError(f"the volume is empty: its shape is {image}.")
+        roi = _roi(roi, image)
+        overlaps = per_axis("overlap", overlap, len(image))
+        if not all(0 <= share < 1 for share in overlaps):
+            raise InputError(f"`overlap` must be at least 0 and less than 1, got {overlap}.")
+        lacks = [max(size - have, 0) for have, size in zip(image, roi)]
+        pads = tuple((lack // 2, lack - lack // 2) for lack in lacks)
+        starts = tuple(_starts(have + lack, size, share) for have, lack, size, share in zip(image, lacks, roi, overlaps))
+        return cls(image, roi, pads, starts)
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The volume's size with its padding."""
+        return tuple(size + low + high for size, (low, high) in zip(self.image, self.pads))
+
+    @property
+    def windows(self) -> int:
+        return math.prod(map(len, self.starts))
+
+    def reach(self, overlap: PerAxis) -> tuple[int, ...]:
+        """The size of the largest volume that takes as many windows along each axis, at the plan's own overlap."""
+        steps = (_step(size, share) for size, share in zip(self.roi, per_axis("overlap", overlap, len(self.roi))))
+        return tuple(size + (len(starts) - 1) * step for size, starts, step in zip(self.roi, self.starts, steps))
+
+    def pad(self, planes: np.ndarray, mode: str = "constant", cval: float = 0.0) -> np.ndarray:
+        """Planes [k, *rest, c] of the volume with its padding; along the first axis too, where the volume is thinner than a window."""
+        if not any(map(sum, self.pads)):
+            return planes
+        fill = {"constant_values": cval} if mode == "constant" else {}
+        return np.pad(planes, [*self.pads, (0, 0)], PADDINGS[mode], **fill)
+
+    def inside(self, scale: Sequence[Fraction]) -> tuple[slice, ...]:
+        """The volume's own part of an output's padded grid, which is `scale` times as fine as the input's."""
+        parts = []
+        for size, (low, high), whole, factor in zip(self.image, self.pads, self.padded, scale):
+            stop = round((low + size) * factor) if low + high else int(whole * factor)
+            parts.append(slice(round(low * factor), stop))
+        return tuple(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float | tuple[float, ...] = 0.125) -> np.ndarray:
+    """Weight of each voxel of a window, float32 [*roi]: ones, or a gaussian of peak 1 that is nowhere less than 0.001.
+
+    `sigma_scale` is the gaussian's standard deviation, as a share of the window, for all axes or for each.
+    """
+    if mode not in BLENDS:
+        raise InputError(f"`mode` must be one of {', '.join(BLENDS)}, got {mode!r}.")
+    if mode == "constant":
+        return np.ones(roi, np.float32)
+    sigmas = per_axis("sigma_scale", sigma_scale, len(roi))
+    if not all(0 < sigma < math.inf for sigma in sigmas):
+        raise InputError(f"`sigma_scale` must be above 0, got {sigma_scale}.")
+    importance = np.ones((), np.float32)
+    for size, sigma in zip(roi, sigmas):
+        x = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+        importance = importance[..., None] * np.exp(x**2 / np.float32(-2 * (sigma * size) ** 2))
+    return np.maximum(importance, max(float(importance.min()), MIN_IMPORTANCE)).astype(np.float32)
+
+
+def resized(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The nearest value of a weight map on a grid of another size. Source: torch's interpolation "nearest-exact"."""
+    for axis, (size, wanted) in enumerate(zip(importance.shape, shape)):
+        importance = np.take(importance, ((np.arange(wanted) + 0.5) * size / wanted).astype(int), axis)
+    return importance
+
+
+def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
+    """One number per axis of an argument that may be one number for all. Raises InputError if it is neither."""
+    try:
+        values = tuple(float(v) for v in value) if np.ndim(value) else (float(value),) * axes
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != axes:
+        raise InputError(f"`{name}` must be one number or {axes}, one per axis, got {value}.")
+    return values
+
+
+def _roi(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
+    sizes: list[Any] = [roi] * len(image) if roi is None or np.ndim(roi) == 0 else list(roi)
+    if len(sizes) != len(image):
+        raise InputError(f"`roi_size` must be one size or {len(image)}, one per axis of the volume, got {roi}.")
+    if not all(size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool)) for size in sizes):
+        raise InputError(f"`roi_size` must hold integers, or None for the volume's own size, got {roi}.")
+    return tuple(int(size) if size is not None and size > 0 else have for size, have in zip(sizes, image))
+
+
+def _step(roi: int, overlap: float) -> int:
+    return max(int(roi * (1 - overlap)), 1)
+
+
+def _starts(image: int, roi: int, overlap: float) -> tuple[int, ...]:
+    if roi == image:
+        return (0,)
+    step = _step(roi, overlap)
+    count = -(-(image - roi) // step) + 1
+    return tuple(min(n * step, image - roi) for n in range(count))

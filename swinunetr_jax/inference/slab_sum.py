@@ -1,0 +1,109 @@
+"""The weighted sum of windows over a slab of a volume, on the device: windows are added, and finished planes are taken off its top."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swinunetr_jax.inference.plan import MIN_IMPORTANCE, Plan
+
+PIECE_BYTES = 64 << 20  # averages and what is computed from them exist for so many bytes of planes at a time
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Finished planes of the average of one output, on the device.
+
+    `array[skip : skip + count]` are the planes from `first` on of the padded volume, on the output's own grid, which is `scale` times as
+    fine as the input's; what else is in `array` is not finished.
+    """
+
+    output: int
+    first: int
+    skip: int
+    count: int
+    array: jax.Array
+    scale: tuple[Fraction, ...]
+
+    def write(self, part: jax.Array, result: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Writes what was computed from `array` into `result`, which holds the `box` of the padded volume."""
+        low, high = max(self.first, box[0].start), min(self.first + self.count, box[0].stop)
+        if low < high:
+            here = slice(low - self.first + self.skip, high - self.first + self.skip)
+            result[low - box[0].start : high - box[0].start] = np.asarray(part)[(here, *box[1:])]
+
+
+class SlabSum:
+    """The weighted sum of one output over a slab as deep as a window, and the sum of the weights."""
+
+    def __init__(self, output: jax.Array, plan: Plan, importance: np.ndarray):
+        self.shape = output.shape
+        self.scale = tuple(Fraction(size, whole) for size, whole in zip(output.shape[1:-1], plan.roi))
+        self.importance = jnp.asarray(importance)
+        rest = tuple(int(size * factor) for size, factor in zip(plan.padded[1:], self.scale[1:]))
+        shape = (output.shape[1], *rest, output.shape[-1])
+        self.total = jnp.zeros(shape, jnp.promote_types(output.dtype, jnp.float32))
+        self.weight = jnp.zeros(shape[:-1], self.total.dtype)
+        fitting = max(PIECE_BYTES // (self.total.nbytes // shape[0]), 1)
+        steps = [self.row(b) - self.row(a) for a, b in zip(plan.starts[0], plan.starts[0][1:])]
+        self.planes = min(fitting, max(steps, default=shape[0]), shape[0])
+
+    def row(self, start: int) -> int:
+        return int(start * self.scale[0])
+
+    def add(self, output: jax.Array, starts: np.ndarray, live: int) -> None:
+        starts = starts.copy()
+        for axis, factor in enumerate(self.scale):
+            if factor != 1:
+                starts[:, axis] = starts[:, axis] * factor.numerator // factor.denominator
+        self.total, self.weight = _add(self.total, self.weight, output, self.importance, starts, live)
+
+    def finished(self, number: int, row: int, following: int) -> Iterator[Planes]:
+        """The averages of all planes before the next row of windows; then that row's planes are the slab's first."""
+        depth, base = self.shape[1], self.row(row)
+        step = min(self.row(following) - base, depth)
+        for first in range(0, step, self.planes):
+            count, begin = min(self.planes, step - first), min(first, depth - self.planes)
+            averages = _averages(self.total, self.weight, begin, self.planes)
+            yield Planes(number, base + first, first - begin, count, averages, self.scale)
+        if step < depth:
+            self.total, self.weight = _move_up(self.total, step), _move_up(self.weight, step)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _add(
+    total: jax.Array, weight: jax.Array, logits: jax.Array, importance: jax.Array, offsets: np.ndarray, live: int
+) -> tuple[jax.Array, jax.Array]:
+    def body(index: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total, weight = state
+        at = tuple(offsets[index])
+        window = logits[index].astype(total.dtype) * importance[..., None]
+        old = jax.lax.dynamic_slice(total, (*at, 0), window.shape)
+        total = jax.lax.dynamic_update_slice(total, old + window, (*at, 0))
+        old = jax.lax.dynamic_slice(weight, at, importance.shape)
+        return total, jax.lax.dynamic_update_slice(weight, old + importance, at)
+
+    return jax.lax.fori_loop(0, live, body, (total, weight))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _averages(total: jax.Array, weight: jax.Array, first: int, count: int) -> jax.Array:
+    total, weight = (jax.lax.dynamic_slice_in_dim(array, first, count) for array in (total, weight))
+    # planes below the finished ones are not all covered yet: no division by zero there
+    return total / jnp.maximum(weight, MIN_IMPORTANCE**2)[..., None]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _move_up(slab: jax.Array, step: int) -> jax.Array:
+    """Plane by plane in place, as a shifted copy would take the memory of a second slab."""
+    depth = len(slab)
+
+    def body(plane: int, slab: jax.Array) -> jax.Array:
+        source = jax.lax.dynamic_index_in_dim(slab, jnp.minimum(plane + step, depth - 1), keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(slab, jnp.where(plane + step < depth, source, 0), plane, 0)
+
+    return jax.lax.fori_loop(0, depth, body, slab)
