@@ -365,7 +365,7 @@ def test_bad_input_is_one_sentence(model, tmp_path, capsys):
 def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
     assert run("predict", "-i", tmp_path, "-o", tmp_path / name, "-m", tmp_path / "model") == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and printed.count("\n") == 1 and f"{name} is the name of a file" in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and f"{name} names a file" in printed
     assert not (tmp_path / name).exists()
 
 

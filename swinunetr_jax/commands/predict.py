@@ -79,7 +79,7 @@ class Predict:
                 raise InputError(f"--{name} names nothing: give at least one path.")
         if self.output.name.lower().endswith(FILE_ENDINGS) and not is_folder(self.output):
             raise InputError(
-                f"--output {console.literal(self.output)} is the name of a file, and results go into a folder, as CASE.nii.gz: give a folder."
+                f"--output {console.literal(self.output)} names a file, and results go into a folder, as CASE.nii.gz: give a folder."
             )
         for given in self.model:
             if gap := missing_members(given):
