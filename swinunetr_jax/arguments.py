@@ -21,6 +21,7 @@ from tyro.conf import Fixed, OmitArgPrefixes, Positional, Suppress
 
 from swinunetr_jax import console
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import local_path
 
 T = TypeVar("T")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
@@ -63,12 +64,26 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         arguments = ["--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
-            return tyro.cli(kind, args=list(arguments), prog=prog, description=description, **given)
+            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, **given)
+        _check_paths(value)
+        return value
     except SystemExit as stop:
         if not stop.code:
             console.say("\n".join(map(str.rstrip, printed.getvalue().rstrip().split("\n"))))
             sys.exit(0)
     raise InputError(_mistake(list(options(kind, default)), arguments, prog) or _plain(complained.getvalue(), prog))
+
+
+def _check_paths(value: Any) -> None:
+    """Raises InputError for a path among the options that is the address of a remote store."""
+    if isinstance(value, Path):
+        local_path(value)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _check_paths(getattr(value, field.name))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _check_paths(item)
 
 
 def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Option]:

@@ -9,7 +9,7 @@ from typing import TypedDict
 import pytest
 from refusals import refused
 
-from swinunetr_jax import files
+from swinunetr_jax import cli, files
 from swinunetr_jax.errors import InputError
 
 
@@ -190,3 +190,25 @@ def test_every_path_that_a_user_gives_may_be_one_that_no_file_can_have(tmp_path,
     ):
         with pytest.raises(InputError):
             run()
+
+
+@pytest.mark.fault("5.16")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict -i gs://b/scans -o out -m model",
+        "predict -i scans -o s3://b/out -m model",
+        "predict -i scans -o out -m a gs://b/model",
+        "evaluate out gs://b/x",
+        "info gs://b/model",
+        "convert gs://b/a.pt b",
+        "validate s3://b/x",
+    ],
+)
+def test_every_command_refuses_an_address_of_a_remote_store(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        cli.main(command.split())
+    error = capsys.readouterr().err
+    assert done.value.code == 2 and "is an address of a remote store" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -243,7 +243,7 @@ class Recipe:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value}.")
         init = self.init
-        for path in (self.data, self.out, self.cache, init.checkpoint):
+        for path in (self.data, self.base, self.splits, self.out, self.cache, init.checkpoint):
             if path is not None:
                 local_path(path)
         if init.checkpoint is None and (init.encoder_only or init.adapt_channels or init.downsample):
