@@ -13,6 +13,7 @@ from swinunetr_jax.losses import Loss
 from swinunetr_jax.weights.load import save_params
 from swinunetr_jax.weights.params import shapes
 from train import checkpoints
+from train import step as training_step
 from train.checkpoints import Progress
 from train.config import Optim
 from train.optim import learning_rate
@@ -21,6 +22,13 @@ from train.step import State, Training
 STEPS = 10
 SHAPE = (64, 64, 32)
 SMALL = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12)
+SMALLEST = SMALL.replace(depths=(1, 1, 1, 1))
+FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than these steps
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(training_step, "compiler_options", lambda: FAST)
 
 
 def batch(task: Task, index: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +89,7 @@ def brats_batch():
 
 
 def make(**optim) -> Training:
-    return Training(SMALL, Task.brats(channels=()), Loss(), Optim(**{"schedule": "constant", **optim}), STEPS, seed=0)
+    return Training(SMALLEST, Task.brats(channels=()), Loss(), Optim(**{"schedule": "constant", **optim}), STEPS, seed=0)
 
 
 def start(training: Training) -> State:
@@ -165,11 +173,11 @@ def test_the_schedules():
 
 
 def test_dropout_depends_on_seed_and_step():
-    config = SMALL.replace(dropout_path_rate=0.5)
+    config = SMALLEST.replace(dropout_path_rate=0.5)
     task = Task.brats(channels=())
     image, label = batch(task, 0, 1)
     training = Training(config, task, Loss(), Optim(lr=1e-30, schedule="constant"), STEPS, seed=0)
-    step = jax.jit(training.step)
+    step = jax.jit(training.step, compiler_options=FAST)
     state = start(training)
     first, again = (float(step(state, image, label)[1]["loss"]) for _ in range(2))
     later = float(step(jax.tree.map(jnp.copy, state).__class__(**{**vars(state), "step": jnp.int32(1)}), image, label)[1]["loss"])
