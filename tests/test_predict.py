@@ -1,6 +1,7 @@
 """`swinunetr predict` and `convert` as a user runs them, on small scans made here and, where present, on a real one."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.cases import Case
+from swinunetr_jax.inference import predict
 from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
 from swinunetr_jax.task import Output
@@ -25,8 +27,9 @@ KILLED = """
 import os, signal, sys
 from swinunetr_jax import cli
 from swinunetr_jax.data import prediction_record as record
-from swinunetr_jax.inference import batch
+from swinunetr_jax.inference import batch, predict
 
+predict.compiler_options = lambda: {"xla_backend_optimization_level": 0}
 moment, *arguments = sys.argv[1:]
 write, add = batch.write_volume, record.Record._add
 
@@ -52,11 +55,18 @@ cli.main(arguments)
 """
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Compiling takes longer than these networks: XLA is to try less hard."""
+    monkeypatch.setattr(predict, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A network of random weights whose outputs are balanced enough that every label occurs."""
     path = tmp_path_factory.mktemp("model") / "net"
-    network = SwinUNETR(SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12), rngs=nnx.Rngs(0))
+    config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
+    network = SwinUNETR(config, rngs=nnx.Rngs(0))
     network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
     save_checkpoint(path, network, task=Task.brats(roi=(64, 32, 32)))
     return path
@@ -174,7 +184,7 @@ def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, ca
     assert read(tmp_path / "out/BraTS2021_00001.nii.gz")[0].ndim == 3
 
 
-def test_killed_midway_only_what_is_missing_is_done(model, tmp_path, capsys):
+def test_killed_midway_only_what_is_missing_is_done(model, programs, tmp_path, capsys):
     for name in ("a", "b", "c"):
         write_case(tmp_path / "data", f"BraTS2021_{name}")
     arguments = ("predict", "-i", tmp_path / "data", "-m", model, "--precision", "float32", "--probabilities", "-o")
@@ -183,7 +193,8 @@ def test_killed_midway_only_what_is_missing_is_done(model, tmp_path, capsys):
     assert len(whole) == 6
     for moment in ("a case is reported", "a label map", "a report"):
         command = [sys.executable, "-c", KILLED, moment, *map(str, arguments), tmp_path / moment]
-        killed = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
+        killed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         there = {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")}
         assert 2 <= len(there) < 6 and there.items() <= whole.items()  # what has its final name is complete
