@@ -1,0 +1,157 @@
+"""Damages files at random and reads them: each must be refused in a sentence or give what another reader makes of it.
+
+    python -m tools.fuzz --count 2000 --seed 0 --only pt nifti1
+
+Every reader of files that a user gives or that a run left is tried: weight files against torch's and safetensors' own readers, our
+checkpoint against what was saved, NIfTI against nibabel, JSON against its schema. Prints a table and ends with 1 if any was wrong.
+"""
+
+import contextlib
+import io
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from swinunetr_jax.errors import InputError
+from tools.fuzz_targets import TARGETS, Target
+from tools.mutations import damage_bytes
+
+LIMIT_SECONDS = 60  # for one file
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is damaged, and how often."""
+
+    count: int = 200
+    """Damaged files of each kind."""
+    seed: int = 0
+    """Another seed gives other damage."""
+    only: tuple[str, ...] = ()
+    """Kinds of files; all without it."""
+    keep: Path | None = None
+    """Folder for the damaged files that were read wrongly."""
+
+
+@dataclass
+class Tally:
+    """What became of the damaged files of one kind; times in seconds, memory in MB."""
+
+    kind: str
+    tried: int = 0
+    refused: int = 0
+    accepted: int = 0
+    wrong: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    growth: float = 0.0
+
+
+def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tally:
+    """Damages one of the target's files `count` times, and reads it each time; the file is whole again afterwards."""
+    tally, rng = Tally(target.kind), random.Random(f"{target.kind} {seed}")
+    if fault := target.fault(target.read()):
+        raise RuntimeError(f"the sound files of {target.kind} are read wrongly: {fault}")
+    for number in range(count):
+        path = rng.choice(target.files)
+        sound = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile's, of a member that an archive has twice
+            damaged = rng.choice((damage_bytes, *target.mutations))(rng, sound)
+        if damaged == sound:
+            continue
+        tally.tried += 1
+        path.write_bytes(damaged)
+        fault = _try(target, tally)
+        if fault:
+            tally.wrong.append(f"{target.kind}, seed {seed}, number {number}: {fault}")
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, keep / f"{target.kind}-{seed}-{number}-{path.name}")
+        path.write_bytes(sound)
+    return tally
+
+
+def _try(target: Target, tally: Tally) -> str | None:
+    """What is wrong with how the target's damaged file is read, None where nothing is."""
+    before, start = _peak(), time.perf_counter()
+    try:
+        with _limited(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            value = target.read()
+    except InputError as error:
+        tally.refused += 1
+        return None if str(error).strip() else "refused without a sentence"
+    except Exception:
+        return traceback.format_exc(limit=-3)
+    finally:
+        tally.slowest = max(tally.slowest, time.perf_counter() - start)
+        tally.growth = max(tally.growth, _peak() - before)
+    tally.accepted += 1
+    return target.fault(value)
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    def end(*_: Any) -> None:
+        raise TimeoutError(f"more than {LIMIT_SECONDS} s")
+
+    previous = signal.signal(signal.SIGALRM, end)
+    signal.alarm(LIMIT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _peak() -> float:
+    """The most memory that this process ever had, in MB (Linux counts in kB, macOS in bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def table(tallies: Sequence[Tally]) -> str:
+    lines = ["| kind | tried | refused | accepted | wrong | slowest s | memory grew by MB |", "| --- " * 7 + "|"]
+    lines += [
+        f"| {t.kind} | {t.tried} | {t.refused} | {t.accepted} | {len(t.wrong)} | {t.slowest:.2f} | {t.growth:.0f} |"
+        for t in tallies
+    ]
+    return "\n".join(lines)
+
+
+def run(options: Options, say: Callable[[str], None] = print) -> list[Tally]:
+    """Tries every kind that is asked for. Raises InputError for a kind that does not exist."""
+    unknown = sorted(set(options.only) - TARGETS.keys())
+    if unknown:
+        raise InputError(f"--only has {', '.join(unknown)}, expected some of {', '.join(TARGETS)}.")
+    tallies = []
+    for kind in options.only or TARGETS:
+        with tempfile.TemporaryDirectory() as folder:
+            tallies.append(fuzz(TARGETS[kind](Path(folder)), options.count, options.seed, options.keep))
+        for fault in tallies[-1].wrong[:5]:
+            say(fault)
+    return tallies
+
+
+def main(options: Options) -> int:
+    tallies = run(options)
+    print(table(tallies))
+    return int(any(tally.wrong for tally in tallies))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__)))
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,307 @@
+"""What `tools.fuzz` damages: sound files of each kind, how each is read, and another reader to compare with."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nibabel as nib
+import numpy as np
+import safetensors.torch
+import torch
+
+from swinunetr_jax import SwinUNETRConfig, Task, files
+from swinunetr_jax.data import cache_entry
+from swinunetr_jax.data.cache import prepare_training_cases
+from swinunetr_jax.data.cases import Case, Dataset
+from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.nifti import read_geometry, read_labels, read_volume
+from swinunetr_jax.data.prediction_record import RecordFile, read_record
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.weights.checkpoint import Stored, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.params import shapes
+from swinunetr_jax.weights.safetensors_file import read_safetensors
+from swinunetr_jax.weights.torch_file import read_torch_file
+from tools.mutations import Mutation, edit_json, edit_log, edit_nifti, edit_safetensors, repack_gzip, repack_zip
+from train.config import Recipe
+from train.log import LOG, ROWS, read_rows
+from train.start import DESCRIPTION, Description, read_description, read_recipe
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs while it reads
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file: the sound files to damage and how, how they are read, and what is wrong with a value that was read."""
+
+    kind: str
+    files: Sequence[Path]
+    mutations: Sequence[Mutation]
+    read: Callable[[], Any]
+    fault: Callable[[Any], str | None]
+
+
+def pt(folder: Path) -> Target:
+    path = folder / "weights.pt"
+    torch.save({"epoch": 3, "state_dict": _tensors(), "names": ["a", ("b", None)]}, path)
+
+    def fault(tree: dict) -> str | None:
+        try:
+            theirs = torch.load(path, weights_only=True)
+        except Exception:
+            return None  # torch refuses what it would have to trust, and damage that is not in the numbers
+        return _differences(tree, theirs)
+
+    return Target("pt", [path], [repack_zip, repack_zip], lambda: read_torch_file(path), fault)
+
+
+def safetensors_file(folder: Path) -> Target:
+    path = folder / "weights.safetensors"
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in _tensors().items()}, path, {"format": "pt"})
+
+    def fault(tensors: Mapping[str, np.ndarray]) -> str | None:
+        try:
+            theirs = safetensors.torch.load_file(path)
+        except Exception as error:
+            return f"safetensors refuses it ({error})"
+        return _differences(dict(tensors), theirs)
+
+    return Target("safetensors", [path], [edit_safetensors], lambda: read_safetensors(path), fault)
+
+
+def checkpoint(folder: Path) -> Target:
+    path = folder / "checkpoint"
+    config = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
+    rng = np.random.default_rng(0)
+    params = {name: rng.random(leaf.shape).astype(leaf.dtype) for name, leaf in shapes(config).items()}
+    write_checkpoint(path, config, params, Task.from_labels({"background": 0, "tumour": 1}, None))
+    sound = read_checkpoint(path)
+
+    def fault(stored: Stored) -> str | None:
+        same = stored.config == sound.config and stored.task == sound.task and stored.params.keys() == sound.params.keys()
+        same = same and all(np.array_equal(stored.params[name], params[name]) for name in params)
+        return None if same else "it is not what was saved"
+
+    paths = sorted(file for file in path.rglob("*") if file.is_file())
+    return Target("checkpoint", paths, [_edit_if_json], lambda: read_checkpoint(path), fault)
+
+
+def nifti(kind: str, image: type[nib.Nifti1Image]) -> Callable[[Path], Target]:
+    def make(folder: Path) -> Target:
+        array = (np.random.default_rng(0).random((5, 6, 7)) * 4).astype(np.int16)
+        affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+        paths = [folder / "a.nii", folder / "a.nii.gz"]
+        for path in paths:
+            nib.save(image(array, affine), path)
+
+        def read() -> list[Any]:
+            """Both files, of which one is damaged; the sound one costs little."""
+            volumes, refused = [], None
+            for path in paths:
+                try:
+                    shape, _, orientation = read_geometry(path)
+                    volume = read_volume(path, require_finite=False)
+                    labels = _or_refused(read_labels, path)
+                except InputError as error:
+                    refused = error
+                    continue
+                volumes.append((path, shape, orientation, volume, labels))
+            if refused is not None:
+                raise refused
+            return volumes
+
+        def fault(volumes: list[Any]) -> str | None:
+            for path, shape, orientation, volume, labels in volumes:
+                try:
+                    theirs = nib.load(path, mmap=False)
+                    stored, affine = np.asanyarray(theirs.dataobj), theirs.affine
+                except Exception:  # nibabel refuses it
+                    continue
+                with np.errstate(all="ignore"):
+                    stored = stored.reshape(volume.array.shape).astype(np.float32)
+                if not np.array_equal(volume.array, stored, equal_nan=True):
+                    return f"{path.name}: its voxels are not nibabel's"
+                if not np.array_equal(volume.affine, affine):
+                    return f"{path.name}: its affine is not nibabel's"
+                if shape != volume.array.shape or orientation != "".join(nib.aff2axcodes(affine)):
+                    return f"{path.name}: its geometry is not nibabel's"
+                if labels is not None and np.abs(labels.array - stored).max() > 1e-3:
+                    return f"{path.name}: its labels are not nibabel's"
+            return None
+
+        return Target(kind, paths, [edit_nifti, edit_nifti, _repack_if_gzip], read, fault)
+
+    return make
+
+
+def predictions(folder: Path) -> Target:
+    path = folder / "predict.json"
+    inputs = [{"path": "/data/a.nii.gz", "bytes": 10, "modified_ns": 1}]
+    case = {
+        "key": "0" * 64,
+        "inputs": inputs,
+        "outputs": {"labels": {"path": "a.nii.gz", "bytes": 5}},
+        "et_label": 4,
+        "windows": 3,
+    }
+    case |= {"seconds": 1.5, "volumes_ml": {"WT": 3.25}, "notes": ["a note"]}
+    record = {"swinunetr_jax": "1", "devices": ["cpu"], "settings": {"overlap": 0.5}, "cases": {"a": case, "b": {"error": "no"}}}
+    files.write_json(path, record)
+    return Target("predict.json", [path], [edit_json, edit_json], lambda: read_record(path), _of_type(RecordFile))
+
+
+def cache(folder: Path) -> Target:
+    image, label = np.zeros((9, 8, 7), np.float32), np.zeros((9, 8, 7), np.uint8)
+    image[2:7, 1:6, 2:5], label[3, 3, 3] = np.random.default_rng(0).random((5, 5, 3)), 1
+    paths = [folder / "a.nii.gz", folder / "a_seg.nii.gz"]
+    for array, path in ((image, paths[0]), (label, paths[1])):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    task = Task.from_labels({"background": 0, "tumour": 1}, None)
+    case = Case("a", (paths[0],), None, paths[1])
+    (prepared,) = prepare_training_cases([case], task, folder / "cache", in_channels=1)
+    sound = json.loads(prepared.path.read_text())
+
+    def read() -> Any:
+        entry = cache_entry.read_entry(prepared.path, np.dtype(np.float32), 1, {0, 1})
+        return cache_entry.check_arrays(prepared.path, entry, np.dtype(np.float32), 1)
+
+    def fault(entry: Any) -> str | None:
+        return None if json.loads(json.dumps(entry)) == sound else "it is not what was prepared"
+
+    return Target("cache", [prepared.path, prepared.image_path, prepared.label_path], [_edit_if_json], read, fault)
+
+
+def run(folder: Path) -> Target:
+    path = folder / DESCRIPTION
+    part = {"after_step": 0, "versions": {"jax": "1"}, "device": "cpu"}
+    description = {
+        "recipe": Recipe(kind="phantom").to_dict(),
+        "cases": {"train": ["a"], "validation": ["b"]},
+        "parts": [part],
+        "steps": 10,
+    }
+    config, task = SwinUNETRConfig(in_channels=1, out_channels=2), Task.from_labels({"background": 0, "tumour": 1}, None)
+    files.write_json(path, description | {"task": task.to_dict(), "network": config.to_dict(), "convention": "nan"})
+
+    def read() -> Any:
+        if not isinstance(read_recipe(folder), Recipe):
+            raise TypeError("the recipe is none")
+        return read_description(folder, Description)
+
+    return Target("run.json", [path], [edit_json, edit_json], read, _of_type(Description))
+
+
+def log(folder: Path) -> Target:
+    path = folder / LOG
+    step = {"kind": "step", "step": 1, "loss": 0.5, "grad_norm": 1.0, "lr": 1e-4, "wait": 0.0, "seconds": 0.1}
+    validation = {"kind": "validation", "step": 1, "score": None, "dice": {"a": 0.5}, "cases": {"c": {"a": 0.5}}, "took": 1.0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (step, validation, step | {"step": 2})))
+
+    def fault(rows: list[dict[str, Any]]) -> str | None:
+        return next(filter(None, (_of_type(ROWS[row["kind"]])(row) for row in rows)), None)
+
+    return Target("log.jsonl", [path], [edit_log, edit_log], lambda: read_rows(folder), fault)
+
+
+def dataset(folder: Path) -> Target:
+    path = folder / "dataset.json"
+    pairs = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in "ab"]
+    for name, cases in (("imagesTr", "ab"), ("labelsTr", "ab"), ("imagesTs", "c")):
+        (folder / name).mkdir()
+        for case in cases:
+            nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4)), folder / name / f"{case}.nii.gz")
+    info = {
+        "name": "n",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "tumour"},
+        "numTraining": 2,
+        "training": pairs,
+    }
+    files.write_json(path, info | {"numTest": 1, "test": ["./imagesTs/c.nii.gz"]})
+
+    def fault(found: Dataset) -> str | None:
+        for case in found.cases:
+            inside = all(image.resolve().is_relative_to(folder.resolve()) for image in (*case.images, case.label or folder))
+            if not inside or not (case.name or case.problem):
+                return f"case {case.name!r} has files outside the data set, or no name"
+        return _of_type(dict[str, int | list[int]] | None)(found.labels)
+
+    return Target("dataset.json", [path], [edit_json, edit_json], lambda: find_cases(folder), fault)
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "pt": pt,
+    "safetensors": safetensors_file,
+    "checkpoint": checkpoint,
+    "nifti1": nifti("nifti1", nib.Nifti1Image),
+    "nifti2": nifti("nifti2", nib.Nifti2Image),
+    "predict.json": predictions,
+    "cache": cache,
+    "run.json": run,
+    "log.jsonl": log,
+    "dataset.json": dataset,
+}
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand((6, 8), generator=generator)
+    whole = {"count": torch.tensor(3), "empty": torch.zeros((0, 2)), "flags": torch.tensor([True, False])}
+    return whole | {"a": base, "b": base.t(), "half": base.half(), "short": base.bfloat16(), "long": (base * 9).long()}
+
+
+def _differences(ours: Any, theirs: Any, where: str = "") -> str | None:
+    """Where a tree of arrays differs from a tree of tensors."""
+    if isinstance(theirs, torch.Tensor):
+        same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
+        return None if same else f"tensor {where} is not the other reader's"
+    if isinstance(theirs, Mapping):
+        if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
+            return f"{where} has other keys than the other reader's"
+        return next(filter(None, (_differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
+    if isinstance(theirs, list | tuple):
+        if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
+            return f"{where} is another sequence than the other reader's"
+        return next(filter(None, (_differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
+    both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
+    return (
+        None
+        if both_nan or ours == theirs or not isinstance(theirs, int | float | str)
+        else f"{where} is {ours!r}, not {theirs!r}"
+    )
+
+
+def _bytes(array: np.ndarray | torch.Tensor) -> bytes:
+    if isinstance(array, torch.Tensor):
+        return array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b""
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _of_type(kind: Any) -> Callable[[Any], str | None]:
+    def fault(value: Any) -> str | None:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            return f"what was read is no {kind} ({error})"
+        return None
+
+    return fault
+
+
+def _or_refused(read: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return read(path)
+    except InputError:
+        return None
+
+
+def _edit_if_json(rng: Any, data: bytes) -> bytes:
+    return edit_json(rng, data) if data.lstrip().startswith(b"{") else data[: rng.randrange(len(data) + 1)]
+
+
+def _repack_if_gzip(rng: Any, data: bytes) -> bytes:
+    return repack_gzip(rng, data) if data.startswith(b"\x1f\x8b") else edit_nifti(rng, data)
