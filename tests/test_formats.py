@@ -563,7 +563,10 @@ def test_data_needs_numpy_and_nibabel_only(module):
         "swinunetr_jax.errors",
         "swinunetr_jax.files",
         "swinunetr_jax.data",
-        *(f"swinunetr_jax.data.{m}" for m in ("cases", "channels", "dataset_json", "entries", "groups", "lists", "nifti_file")),
+        *(
+            f"swinunetr_jax.data.{m}"
+            for m in ("cases", "channels", "dataset_json", "entries", "groups", "lists", "nifti_file", "prediction_record")
+        ),
     }
 
 
