@@ -128,9 +128,8 @@ def cross_entropy(
     if activation == "sigmoid":
         if label_smoothing:
             raise InputError(f"`label_smoothing` is for a softmax, got {label_smoothing} with a sigmoid.")
-        # softplus(-x) is -log sigmoid(x); of -log(1 - sigmoid(x)) it differs by x.
-        factor = 1 if weights is None else 1 + (weights - 1) * t
-        loss = factor * jax.nn.softplus(-x) + (1 - t) * x
+        # -log sigmoid(x) and -log(1 - sigmoid(x)), not one from the other, as their difference x may be much larger than both
+        loss = (t if weights is None else weights * t) * jax.nn.softplus(-x) + (1 - t) * jax.nn.softplus(x)
         return loss.mean() if reduction == "mean" else loss.sum()
     if channels == 1:
         raise InputError("`logits` has one channel, expected two or more for a softmax.")
@@ -139,7 +138,9 @@ def cross_entropy(
         count = jnp.sum(t * weights)
     t = t * (1 - label_smoothing) + label_smoothing / channels if label_smoothing else t
     t = t if weights is None else t * weights
-    # Written out, so that no array of log-probabilities is kept for the backward pass.
+    # Written out, so that no array of log-probabilities is kept for the backward pass; without the largest logit, which may be so large
+    # that the difference of two logits is lost to rounding.
+    x = x - jax.lax.stop_gradient(x.max(-1, keepdims=True))
     loss = jnp.sum(t * (jax.nn.logsumexp(x, -1, keepdims=True) - x))
     return loss / count if reduction == "mean" else loss
 

@@ -194,6 +194,26 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     return traced_for(mesh.devices.flat[0], traced)
 
 
+def divided_by_the_compiler(function: Callable[..., Any], x: Array, *rest: Any, specs: Callable[[PartitionSpec], Any]) -> Any:
+    """`function(x, *rest)`, inside which the compiler divides the work, also over a mesh whose axes are explicit.
+
+    Explicit axes, those of `jax.make_mesh` by default, are part of an array's type, and each operation has to say how its result is
+    divided. Inside the function they are automatic.
+
+    Args:
+        x: an array, whose type tells how it is divided.
+        rest: pytrees of arrays.
+        specs: how `x` is divided -> how the results are, a pytree prefix of them. It is used over explicit axes alone.
+    """
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((x, rest)))
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return function(x, *rest)
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit)
+    results = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(jax.typeof(x).sharding.spec))
+    return jax.sharding.auto_axes(function, axes=axes, out_sharding=results)(x, *rest)
+
+
 def by_rows(function: Callable[..., Array], rows: Sequence[Array | None], shared: Sequence[Array]) -> Array:
     """`function(*rows, *shared)`, where rows are independent of one another: every device does its share of them.
 

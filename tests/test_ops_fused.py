@@ -51,12 +51,12 @@ def test_few_channels_with_a_mean(mean):
     """As of a scan that is not normalised: what is left of its mean must not drown in rounding."""
     x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + mean, rng.normal(size=(4, 6))
     weight = rng.normal(size=(1, 20, 20, 20, 6)) + 0.5
-    compare(conv_norm.by_covariance, conv_norm.plain, (x, kernel), weight, "float32", 1e-5)
+    compare(conv_norm.by_channels, conv_norm.plain, (x, kernel), weight, "float32", 1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 0.1, 1000.1])
 def test_few_channels_of_a_constant_volume(value):
-    y = conv_norm.by_covariance(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
+    y = conv_norm.by_channels(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
     assert np.isfinite(y).all()
     assert np.abs(y).max() < 1e-3
 

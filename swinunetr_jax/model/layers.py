@@ -21,7 +21,7 @@ from swinunetr_jax.ops.bias import add_bias
 from swinunetr_jax.ops.conv import conv, patch_conv
 from swinunetr_jax.ops.conv_norm import conv_instance_norm
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments
+from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize
 from swinunetr_jax.ops.norm_conv import norm_act_conv
 
 BATCH_NORM_MOMENTUM = 0.1
@@ -163,14 +163,14 @@ class ConvNorm(nnx.Module):
         size = math.prod(x.shape[:-1])
         if size == 1:
             raise InputError("a batch norm in training needs more than one voxel per channel: use a larger volume or batch.")
-        mean, var = (stat.reshape(-1) for stat in moments(x, tuple(range(x.ndim - 1))))
-        step = BATCH_NORM_MOMENTUM
+        statistics, step = moments(x, tuple(range(x.ndim - 1))), BATCH_NORM_MOMENTUM
+        mean, var = (stat.reshape(-1) for stat in (statistics.mean, statistics.var))
         running = {
             "mean": (1 - step) * self.mean[...] + step * mean,
             "var": (1 - step) * self.var[...] + step * var * (size / (size - 1)),  # PyTorch keeps the unbiased variance
             "count": self.count[...] + 1,
         }
-        return batch_norm(x, mean, var, self.scale[...], self.bias[...]), running
+        return normalize(x, statistics, self.scale[...], self.bias[...]), running
 
     def behind(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         """The norm of conv(x), for a convolution of kernel 1 without bias."""

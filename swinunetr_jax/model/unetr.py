@@ -13,7 +13,9 @@ Names are MONAI's. Unlike the paper's figure, stage 2's features enter decoder5 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
+from swinunetr_jax import parallel
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, named, run
@@ -71,15 +73,30 @@ class SwinUNETR(nnx.Module):
         is updated in place: see `update_batch_stats`.
         """
         self._check(x)
+        structure, weights = nnx.split(self)
+
+        def run(x: Array, weights: nnx.State, key: Array | None) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            return nnx.merge(structure, weights)._forward(x, key, train)
+
+        def specs(spec: PartitionSpec) -> tuple[PartitionSpec, ...]:
+            """Logits are divided as the input is; intermediates, whose grids the mesh need not divide evenly, by their samples alone."""
+            return PartitionSpec(*spec[:-1]), PartitionSpec(*spec[:1]), PartitionSpec()
+
+        logits, grids, stats = parallel.divided_by_the_compiler(run, x, weights, key, specs=specs)
+        return logits, grids | stats | {"logits": logits}
+
+    def _forward(self, x: Array, key: Array | None, train: bool) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """The logits, every intermediate grid by name, and new running statistics by name."""
         x = jnp.asarray(x, self.config.dtype)
         features, inside = self.swin(x, key)
         hidden = [layer_norm(feature) for feature in features] if self.config.normalize else features
+        statistics: dict[str, Array] = {}
         seen = named("swin", inside) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
 
         def block(name: str, *inputs: Array) -> Array:
             y, stats = run(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
             seen[name] = pieces.join(y)
-            seen.update(named(f"batch_stats.{name}", stats))
+            statistics.update(named(f"batch_stats.{name}", stats))
             return y
 
         # on a TPU the finest grids are in pieces from here on
@@ -93,8 +110,7 @@ class SwinUNETR(nnx.Module):
         y = block("decoder3", y, skip2)
         y = block("decoder2", y, skip1)
         y = block("decoder1", y, skip0)
-        seen["logits"] = pieces.join(self.out(y))
-        return seen["logits"], seen
+        return pieces.join(self.out(y)), seen, statistics
 
     def update_batch_stats(self, seen: dict[str, Array]) -> None:
         """Takes over the running statistics that a training pass of `forward` returned (outside of jit)."""

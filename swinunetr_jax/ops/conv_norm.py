@@ -1,15 +1,20 @@
 """A 1³ convolution of few channels and the instance norm behind it, without the tensor in between.
 
-Mean and variance of y = x W follow from the mean and the covariance of the input's few channels: mean(x) W and the diagonal of
-Wᵀ cov(x) W. So no statistics are taken of the many channels of the result, which is one more 1³ convolution of the input, with a bias.
+The convolution's result y = x W is a handful of multiplications per number, so each pass that needs it, for its statistics, for the norm
+and for the gradient, computes it again from the few channels of x and writes it nowhere.
+
+Its statistics are those of y itself, with the mean of x taken off first. They do follow from the mean and the covariance of x, as the
+diagonal of Wᵀ cov(x) W, but where channels are nearly equal (two contrasts of one scan) and W takes their difference, that diagonal is
+a small difference of large numbers.
 """
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from swinunetr_jax.ops import norm
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.ops.norm import EPSILON, grid_axes, instance_norm, sparse_mean
+from swinunetr_jax.platforms import choose
 
 FEW_CHANNELS = 4  # the modalities of a scan
 
@@ -24,57 +29,55 @@ def conv_instance_norm(x: Array, kernel: Array) -> Array:
     Returns:
         [b, *grid, c_out] in the dtype of `x`.
     """
-    return by_covariance(x, kernel) if len(kernel) <= FEW_CHANNELS else plain(x, kernel)
+    return by_channels(x, kernel) if len(kernel) <= FEW_CHANNELS else plain(x, kernel)
 
 
 def plain(x: Array, kernel: Array) -> Array:
     """One after the other."""
-    return instance_norm(dense(x, kernel))
-
-
-def by_covariance(x: Array, kernel: Array) -> Array:
-    """With the norm in the kernel, computed in float32 at least."""
-    if x.dtype.itemsize >= 4:
-        # changes nothing but rounding: the kernel's gradient is a sum over x itself. In 16 bits this would round x once more.
-        x = x - sparse_mean(x, grid_axes(x))
-    mean, covariance = channel_moments(x)
-    wide = kernel.astype(mean.dtype)
-    # in sums, as no product may round the few numbers on which all depends; the variance is one of squares but for rounding, which must
-    # not turn that of a constant volume negative
-    var = jnp.maximum((wide[:, None] * covariance[..., None] * wide).sum((1, 2)), 0)
-    scaled = wide * lax.rsqrt(var + EPSILON)[:, None]
-    return _affine(x, scaled, -(mean[..., None] * scaled).sum(1))
-
-
-def channel_moments(x: Array) -> tuple[Array, Array]:
-    """Mean [b, c] and biased covariance [b, c, c] of the channels over the grid of [b, *grid, c], in float32 at least."""
-    axes = grid_axes(x)
-    sample = sparse_mean(x, axes)  # so that nothing cancels: see `norm.moments`
-    centred = x.astype(sample.dtype) - sample
-    rest = centred.mean(axes)
-    channels = range(x.shape[-1])
-    # as sums over products of two channels: of a matrix product a GPU would round the factors
-    products = {(i, j): (centred[..., i] * centred[..., j]).mean(axes) for i in channels for j in range(i + 1)}
-    squares = jnp.stack([jnp.stack([products[max(i, j), min(i, j)] for j in channels], -1) for i in channels], -2)
-    return sample.reshape(rest.shape) + rest, squares - rest[:, :, None] * rest[:, None, :]
+    return norm.instance_norm(dense(x, kernel))
 
 
 @jax.custom_vjp
-def _affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """[b, *grid, i], [b, i, o], [b, o] -> [b, *grid, o] as multiplications and additions, which go into whatever reads the result."""
-    per_sample = (len(x), *(1,) * (x.ndim - 2), -1)
-    y = bias.reshape(per_sample)
-    for i in range(x.shape[-1]):
-        y = y + x[..., i, None].astype(y.dtype) * kernel[:, i].reshape(per_sample)
-    return y.astype(x.dtype)
+def by_channels(x: Array, kernel: Array) -> Array:
+    """As `conv_instance_norm`, with the product computed in float32 at least, wherever it is used."""
+    return _forward(x, kernel)[0]
 
 
-def _affine_gradient(inputs: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array, Array]:
-    """By matrix products over the voxels, one for the kernel and the bias."""
-    x, kernel, bias = inputs
-    ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
-    sums = jnp.einsum("b...i,b...o->bio", jnp.concatenate([x, ones], -1), dy, preferred_element_type=bias.dtype)
-    return jnp.einsum("b...o,bio->b...i", dy, kernel.astype(dy.dtype)).astype(x.dtype), sums[:, :-1], sums[:, -1]
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, norm.Moments]]:
+    axes = norm.grid_axes(x)
+    near = norm.sparse_mean(x, axes)
+    y = _product(x, near, kernel)
+    rest = norm.mean(y, axes)  # without another sample, as the mean of y is of the size of its deviation
+    statistics = norm.Moments(jnp.zeros_like(rest), rest, norm.mean(jnp.square(y), axes) - jnp.square(rest))
+    return norm.normalize(y, statistics).astype(x.dtype), (x, kernel, near, statistics)
 
 
-_affine.defvjp(lambda *inputs: (_affine(*inputs), inputs), _affine_gradient)
+def _backward(saved: tuple[Array, Array, Array, norm.Moments], dz: Array) -> tuple[Array, Array]:
+    x, kernel, near, statistics = saved
+    dy = norm.gradient(_product(x, near, kernel), statistics, dz, norm.grid_axes(x)).astype(x.dtype)
+    # the mean of dy is 0, so that of x does not matter, but for rounding
+    centred = (x - near).astype(x.dtype) if x.dtype.itemsize >= 4 else x
+    dkernel = choose({"cpu": _products_by_plane, "default": _products}, centred, dy)
+    return dense(dy, kernel.T), dkernel.astype(kernel.dtype)
+
+
+def _products(x: Array, dy: Array) -> Array:
+    """Sums of x[..., i] * dy[..., o] over all voxels, [i, o]."""
+    return jnp.einsum("b...i,b...o->io", x, dy, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _products_by_plane(x: Array, dy: Array) -> Array:
+    """As `_products`. A CPU adds up all voxels in a row, in which small numbers are lost: those of a plane are few enough."""
+    return jnp.einsum("bd...i,bd...o->bdio", x, dy, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).sum((0, 1))
+
+
+by_channels.defvjp(_forward, _backward)
+
+
+def _product(x: Array, near: Array, kernel: Array) -> Array:
+    """(x - near) @ kernel as multiplications and additions, which go into whatever reads the result.
+
+    Of a matrix product the compiler would write the result to memory, and a GPU round its factors.
+    """
+    x, kernel = x.astype(near.dtype) - near, kernel.astype(near.dtype)
+    return sum(x[..., i, None] * kernel[i] for i in range(len(kernel)))

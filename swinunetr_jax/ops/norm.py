@@ -1,13 +1,15 @@
 """Normalisation with PyTorch's numbers: epsilon 1e-5, biased variance, statistics in float32 at least.
 
-The plain one-pass variance E[x²] - E[x]² loses everything on data with a large mean (error 952 at mean 1000 and deviation 1): `moments`
-takes a mean off first.
+The plain one-pass variance E[x²] - E[x]² loses everything on data with a large mean (error 952 at mean 1000 and deviation 1), and a mean
+of 1000 that is rounded to float32 is itself wrong by a thousandth of a deviation of 0.01. So a mean is kept as two numbers (`Moments`),
+and every sum, here and in the gradient, is taken over numbers of the size of the deviation.
 
-Where the statistics are the input's own, the gradient is written out: it needs the input and two numbers per mean, where autodiff
+Where the statistics are the input's own, the gradient is written out: it needs the input and three numbers per mean, where autodiff
 would keep three arrays of the input's size.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,25 +44,45 @@ def group_norm(x: jax.Array, num_groups: int, scale: jax.Array, bias: jax.Array)
 
 
 def batch_norm(x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """With statistics [c] that are given: the batch's own in training, the running ones in evaluation."""
-    return normalize(x, mean, var, scale, bias)
+    """With statistics [c] that are given: the running ones, in evaluation. In training, `normalize` takes those of the batch."""
+    return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
 
 
-def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance over `axes`, kept as axes of size 1, in float32 at least.
+class Moments(NamedTuple):
+    """A mean and a biased variance over some axes, which are kept as axes of size 1, in float32 at least.
 
-    Over channels, in two passes, which cost nothing. Over a grid, in one: sums of x - s and of its square, where s is the mean of a
-    sparse sample of the grid. What is left of the mean is then of the size of the deviation, so that nothing cancels.
+    The mean is `near + rest`: a number near it, without a gradient, and what that number lacks. x - near - rest is then exact to
+    rounding of the deviations, where x - mean carries the rounding of the mean.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    near: jax.Array
+    rest: jax.Array
+    var: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        return self.near + self.rest
+
+    def centre(self, x: jax.Array) -> jax.Array:
+        """x minus the mean."""
+        return (x - self.near) - self.rest
+
+
+def moments(x: jax.Array, axes: tuple[int, ...]) -> Moments:
+    """Mean and biased variance of `x` over `axes`.
+
+    The mean over channels is computed twice, which costs nothing: of x, and of what is left without it. Over a grid all sums are taken
+    in one pass, over x - s and its square, where s is the mean of a sparse sample of the grid. What is left of the mean is then of the
+    size of the deviation, so that nothing cancels.
+    """
     if axes == (x.ndim - 1,):
-        x = x.astype(wide)
-        mean = x.mean(axes, keepdims=True)
-        return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-    sample = sparse_mean(x, axes)
-    forms = {"cpu": functools.partial(_means, axes, True), "default": functools.partial(_means, axes, False)}
-    rest, squares = choose(forms, x, sample)
-    return sample + rest, squares - jnp.square(rest)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        near = lax.stop_gradient(wide.mean(axes, keepdims=True))
+    else:
+        near = sparse_mean(x, axes)
+    forms = {"cpu": functools.partial(_means, axes, axes != (x.ndim - 1,)), "default": functools.partial(_means, axes, False)}
+    rest, squares = choose(forms, x, near)
+    return Moments(near, rest, squares - jnp.square(rest))
 
 
 def sparse_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -73,55 +95,71 @@ def sparse_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
 
 
-def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, sample: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of x - sample and its square. In one pass, or `apart`: a CPU reads x twice, but would else write x - sample out in between."""
-    again = lax.optimization_barrier(x) if apart else x
-    centred, centred_again = (a.astype(sample.dtype) - sample for a in (x, again))
-    return centred.mean(axes, keepdims=True), jnp.square(centred_again).mean(axes, keepdims=True)
+def _means(axes: tuple[int, ...], apart: bool, x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of x - near and its square. In one pass, or `apart`: a CPU reads x twice, but would else write x - near out in between."""
+    # two barriers, or what `normalize` and the gradient compute of x as well would be written out here and kept for them
+    once, again = (lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)) if apart else (x, x)
+    return mean(once.astype(near.dtype) - near, axes), mean(jnp.square(again.astype(near.dtype) - near), axes)
+
+
+def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean over `axes`, kept as axes of size 1.
+
+    The last axis, if it is one of several, comes after the others: a CPU adds up a row of voxels beside one another in many
+    sums, and voxel after voxel of interleaved channels in a single one, in which small numbers are lost.
+    """
+    last = x.ndim - 1
+    if len(axes) == 1 or last not in axes:
+        return x.mean(axes, keepdims=True)
+    return x.mean(tuple(axis for axis in axes if axis != last), keepdims=True).mean(last, keepdims=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _own_statistics(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    return normalize(x, *moments(x, axes), scale, bias)
+    return normalize(x, moments(x, axes), scale, bias)
 
 
 def _forward(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes: tuple[int, ...]):
-    mean, var = moments(x, axes)
-    return normalize(x, mean, var, scale, bias), (x, mean, var, scale, bias)
+    statistics = moments(x, axes)
+    return normalize(x, statistics, scale, bias), (x, statistics, scale, bias)
 
 
-def _backward(axes: tuple[int, ...], saved: tuple[jax.Array | None, ...], dy: jax.Array):
-    x, mean, var, scale, bias = saved
+def _backward(axes: tuple[int, ...], saved: tuple[jax.Array | Moments | None, ...], dy: jax.Array):
+    x, statistics, scale, bias = saved
     if scale is None:
-        return gradient(x, mean, var, dy, axes), None, None
+        return gradient(x, statistics, dy, axes), None, None
     kept = tuple(range(x.ndim - scale.ndim))
-    wide, dy = x.astype(mean.dtype), dy.astype(mean.dtype)
+    wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
     dbias = dy.sum(kept).astype(bias.dtype)
-    dscale = (dy * ((wide - mean) * lax.rsqrt(var + EPSILON))).sum(kept).astype(scale.dtype)
-    return gradient(x, mean, var, dy * scale.astype(dy.dtype), axes), dscale, dbias
+    dscale = (dy * (statistics.centre(wide) * lax.rsqrt(statistics.var + EPSILON))).sum(kept).astype(scale.dtype)
+    return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
 
 
-def gradient(x: jax.Array, mean: jax.Array, var: jax.Array, dy: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Of x, from that of `normalize(x, mean, var)`, where mean and var are its own `moments` over `axes`."""
-    dtype, inverse = x.dtype, lax.rsqrt(var + EPSILON)
-    x, dy = x.astype(mean.dtype), dy.astype(mean.dtype)
-    # inverse * (dy - mean(dy) - y * mean(y * dy)), with sums and a last pass that share no array of the input's size: one would live
-    # from the forward pass on
-    along = dy.mean(axes, keepdims=True)
-    slope = jnp.square(inverse) * ((dy * x).mean(axes, keepdims=True) - mean * along)
-    dx = inverse * dy - (inverse * slope) * x - inverse * (along - mean * slope)
+def gradient(
+    x: jax.Array, statistics: Moments, dy: jax.Array, axes: tuple[int, ...], along_y: jax.Array | None = None
+) -> jax.Array:
+    """Of x, from that of y = `normalize(x, statistics)`, where these are its own `moments` over `axes`.
+
+    `along_y` is the mean of y * dy where the caller has it.
+    """
+    dtype, inverse = x.dtype, lax.rsqrt(statistics.var + EPSILON)
+    x, dy = x.astype(inverse.dtype), dy.astype(inverse.dtype)
+    along = mean(dy, axes)
+    if along_y is None:  # a sum over x - near, as x itself may be a thousand times larger than its deviations
+        along_y = inverse * (mean(dy * (x - statistics.near), axes) - statistics.rest * along)
+    slope = inverse * along_y
+    # inverse * (dy - along - y * along_y), with no array of the input's size that the forward pass computes as well: it would be kept
+    dx = inverse * dy - (inverse * slope) * (x - statistics.near) - inverse * (along - statistics.rest * slope)
     return dx.astype(dtype)
 
 
 _own_statistics.defvjp(_forward, _backward)
 
 
-def normalize(
-    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None
-) -> jax.Array:
+def normalize(x: jax.Array, statistics: Moments, scale: jax.Array | None = None, bias: jax.Array | None = None) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon), times scale plus bias, in the dtype of `x`."""
-    wide = jnp.promote_types(x.dtype, mean.dtype)  # running statistics are float32 even where x is float64
-    y = (x.astype(wide) - mean) * lax.rsqrt(var.astype(wide) + EPSILON)
+    wide = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 even where x is float64
+    y = statistics.centre(x.astype(wide)) * lax.rsqrt(statistics.var.astype(wide) + EPSILON)
     if scale is not None:
         y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
     return y.astype(x.dtype)

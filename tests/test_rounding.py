@@ -1,0 +1,276 @@
+"""The rounding errors of every operation in float32 beside PyTorch's, on inputs that are hard for float32: values and gradients.
+
+An error is the largest one over the largest true value, which PyTorch computes in float64 from the same numbers. Each may be four times
+PyTorch's, or 1e-6 where PyTorch's is smaller.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swinunetr_jax import SwinUNETRConfig, losses
+from swinunetr_jax.model.layers import ConvNorm
+from swinunetr_jax.ops import activation, attention, bias, conv, conv_norm, dense, norm, norm_conv, up_conv, upsample
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+FACTOR, FLOOR = 4, 1e-6
+GRID = (12, 13, 14)
+DRAWS = 2  # of which the worst counts, as the ratio of two small errors is a matter of luck
+
+
+def hard_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Scans as they come ("raw": a mean of 1000, a deviation of 300) and z-scored, [b, *grid, c]."""
+    base, noise = rng.normal(size=(*shape[:-1], 1)), rng.normal(size=shape)
+    bright, constant, raw_constant = noise.copy(), noise.copy(), 1000 + 300 * noise
+    bright[(0, *(size // 2 for size in shape[1:-1]), 0)] = 1e4
+    constant[..., 0], raw_constant[..., 0] = 0.1, 1000.1
+    found = {
+        "ordinary": noise,
+        "nearly equal channels": base + 1e-2 * noise,
+        "even more nearly equal channels": base + 1e-3 * noise,
+        "raw, nearly equal channels": 1000 + 300 * base + noise,
+        "copies of one channel": np.repeat(base, shape[-1], -1),
+        "raw, copies of one channel": 1000 + 300 * np.repeat(base, shape[-1], -1),
+        "raw": 1000 + 300 * noise,
+        "a mean of 1000 deviations": 1000 + noise,
+        "a mean of 100,000 deviations": 1000 + 0.01 * noise,
+        "one bright voxel": bright,
+        "a constant channel": constant,
+        "raw, a constant channel": raw_constant,
+        "zeros": np.zeros(shape),
+    }
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+class Case(NamedTuple):
+    """An operation of hard inputs `shape` and of ordinary ones: ours, channels last, and PyTorch's, on the same arrays.
+
+    `change` is what is done with the ordinary inputs first.
+    """
+
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    shape: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...] = ()
+    change: Callable[[np.ndarray], np.ndarray] = lambda a: a
+
+
+def first(x: Any) -> Any:
+    return x.movedim(-1, 1).contiguous()
+
+
+def last(x: Any) -> Any:
+    # instance_norm has wrong gradients of gradients whose channels lie last
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient.contiguous())
+    return x.movedim(1, -1).contiguous()
+
+
+def kernel(k: Any) -> Any:
+    """[*sizes, c_in, c_out] -> [c_out, c_in, *sizes]."""
+    return k.movedim((-1, -2), (0, 1))
+
+
+def transposed(k: Any) -> Any:
+    return k.movedim((-2, -1), (0, 1))
+
+
+def torch_instance_norm(x: Any) -> Any:
+    return last(F.instance_norm(first(x)))
+
+
+def torch_up_conv(x: Any, skip: Any, up: Any, k: Any, shortcut: Any) -> tuple[Any, Any]:
+    both = torch.cat([F.conv_transpose3d(first(x), transposed(up), stride=2), first(skip)], 1)
+    return last(F.conv3d(both, kernel(k), padding=1)), last(F.conv3d(both, kernel(shortcut)))
+
+
+def torch_attention(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    return torch.einsum("nmts,nsmc->ntmc", torch.softmax(torch.einsum("ntmc,nsmc->nmts", q, k) + bias, -1), v)
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    layer = ConvNorm(4, SwinUNETRConfig(in_channels=1, out_channels=1, norm_name="batch"))
+    layer.scale, layer.bias = nnx.Param(scale), nnx.Param(bias)
+    return layer(x, train=True)[0]
+
+
+def windows(x: Any) -> Any:
+    return x.reshape(-1, 14, 2, x.shape[-1] // 2)
+
+
+HEADS = ((156, 14, 2, 4), (156, 14, 2, 4), (2, 14, 14))
+CUBE = (3, 3, 3)
+LABELS = np.random.default_rng(0).integers(0, 4, (1, *GRID))
+HOT = np.eye(4, dtype=np.float32)[LABELS]
+
+
+def torch_dice(x: Any, probabilities: Callable[[Any], Any]) -> Any:
+    p, t, axes = probabilities(x), torch.tensor(HOT).to(x.dtype), (1, 2, 3)
+    return (1 - (2 * (p * t).sum(axes) + 1e-5) / (p.sum(axes) + t.sum(axes) + 1e-5)).mean()
+
+
+SCAN = (1, *GRID, 4)
+CASES = {
+    "conv_norm": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), SCAN, ((4, 12),)),
+    "conv_norm of differences": Case(
+        conv_norm.conv_instance_norm,
+        lambda x, k: torch_instance_norm(x @ k),
+        SCAN,
+        ((4, 12),),
+        lambda k: k - k.mean(0),
+    ),
+    "conv_norm of one channel": Case(
+        conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, *GRID, 1), ((1, 12),)
+    ),
+    "conv_norm in 2-D": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
+    "norm_conv": Case(
+        norm_conv.norm_act_conv,
+        lambda x, k: last(F.conv3d(F.leaky_relu(F.instance_norm(first(x))), kernel(k), padding=1)),
+        SCAN,
+        ((*CUBE, 4, 5),),
+    ),
+    "instance norm": Case(norm.instance_norm, torch_instance_norm, SCAN),
+    "instance norm in 2-D": Case(norm.instance_norm, torch_instance_norm, (2, 30, 33, 4)),
+    "layer norm": Case(norm.layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
+    "plain layer norm": Case(norm.layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
+    "group norm": Case(
+        lambda x, s, b: norm.group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
+    ),
+    "batch norm in training": Case(
+        batch_norm,
+        lambda x, s, b: last(F.batch_norm(first(x), None, None, s, b, training=True)),
+        (2, *GRID, 4),
+        ((4,), (4,)),
+    ),
+    "conv of kernel 1 with bias": Case(
+        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: last(F.conv3d(first(x), kernel(k), b)),
+        SCAN,
+        ((1, 1, 1, 4, 5), (5,)),
+    ),
+    "conv of kernel 3 with bias": Case(
+        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: last(F.conv3d(first(x), kernel(k), b, padding=1)),
+        SCAN,
+        ((*CUBE, 4, 5), (5,)),
+    ),
+    "conv of few voxels": Case(
+        conv.conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
+    ),
+    "patch_conv": Case(
+        conv.patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
+    ),
+    "upsample": Case(
+        upsample.upsample,
+        lambda x, k: last(F.conv_transpose3d(first(x), transposed(k), stride=2)),
+        (1, 6, 7, 5, 4),
+        ((2, 2, 2, 4, 5),),
+    ),
+    "up_conv": Case(
+        up_conv.up_conv,
+        torch_up_conv,
+        (1, 3, 4, 5, 6),
+        ((1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (*CUBE, 8, 3), (1, 1, 1, 8, 3)),
+    ),
+    "folded up_conv": Case(
+        up_conv.up_conv,
+        torch_up_conv,
+        (1, 8, 8, 8, 8),
+        ((1, 16, 16, 16, 8), (2, 2, 2, 8, 8), (*CUBE, 16, 8), (1, 1, 1, 16, 8)),
+    ),
+    "dense with bias": Case(
+        lambda x, k, b: bias.add_bias(dense.dense(x, k), b), lambda x, k, b: x @ k + b, (1, *GRID, 24), ((24, 30), (30,))
+    ),
+    "gelu": Case(activation.gelu, F.gelu, SCAN),
+    "leaky_relu": Case(activation.leaky_relu, F.leaky_relu, SCAN),
+    "attention, queries": Case(
+        lambda x, *rest: attention.window_attention(windows(x), *rest),
+        lambda x, *rest: torch_attention(windows(x), *rest),
+        (1, *GRID, 8),
+        HEADS,
+    ),
+    "attention, keys": Case(
+        lambda x, q, v, b: attention.window_attention(q, windows(x), v, b),
+        lambda x, q, v, b: torch_attention(q, windows(x), v, b),
+        (1, *GRID, 8),
+        HEADS,
+    ),
+    "attention, values": Case(
+        lambda x, q, k, b: attention.window_attention(q, k, windows(x), b),
+        lambda x, q, k, b: torch_attention(q, k, windows(x), b),
+        (1, *GRID, 8),
+        HEADS,
+    ),
+    "Dice of a softmax": Case(
+        lambda x: losses.dice_loss(x, HOT, activation="softmax"), lambda x: torch_dice(x, lambda x: torch.softmax(x, -1)), SCAN
+    ),
+    "Dice of sigmoids": Case(
+        lambda x: losses.dice_loss(x, HOT, activation="sigmoid"), lambda x: torch_dice(x, torch.sigmoid), SCAN
+    ),
+    "cross-entropy": Case(
+        lambda x: losses.cross_entropy(x, LABELS, activation="softmax"),
+        lambda x: F.cross_entropy(first(x), torch.tensor(LABELS)),
+        SCAN,
+    ),
+    "binary cross-entropy": Case(
+        lambda x: losses.cross_entropy(x, HOT, activation="sigmoid"),
+        lambda x: F.binary_cross_entropy_with_logits(x, torch.tensor(HOT).to(x.dtype)),
+        SCAN,
+    ),
+}
+
+
+@pytest.mark.fault("1.7")
+@pytest.mark.fault("1.8")
+@pytest.mark.fault("1.9")
+@pytest.mark.parametrize("name", CASES)
+def test_an_operation_rounds_at_most_four_times_as_much_as_torch(name):
+    case, worst = CASES[name], {}
+    values_and_gradients = jax.jit(our_results, static_argnums=0)
+    for draw in range(DRAWS):
+        rng = np.random.default_rng(draw)
+        others = [rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[:-1]))) for shape in case.others]
+        others = [case.change(a).astype(np.float32) for a in others]
+        for kind, x in hard_inputs(case.shape, rng).items():
+            true = torch_results(case.theirs, [x, *others], torch.float64)
+            their = torch_results(case.theirs, [x, *others], torch.float32)
+            ours = values_and_gradients(case.ours, [x, *others])
+            for place, (got, other, expected) in enumerate(zip(ours, their, true, strict=True)):
+                errors = worst.setdefault((kind, place), [0.0, 0.0])
+                errors[:] = np.maximum(errors, [error(got, expected), error(other, expected)])
+    bad = {at: errors for at, errors in worst.items() if not errors[0] <= max(FACTOR * errors[1], FLOOR)}
+    assert not bad  # by kind of input and number of the result: our error and PyTorch's
+
+
+def error(got: Any, expected: np.ndarray) -> float:
+    """The largest error over the largest true value; where all is 0, over 1."""
+    return float(np.abs(np.asarray(got, np.float64) - expected).max() / (np.abs(expected).max() or 1))
+
+
+def weights_of(shape: tuple[int, ...]) -> np.ndarray:
+    """What the results are summed with: positive on the whole, as the gradients of a loss often are."""
+    return (np.random.default_rng(7).normal(size=shape) + 0.5).astype(np.float32)
+
+
+def our_results(function: Callable[..., Any], inputs: list[np.ndarray]) -> list[jax.Array]:
+    def loss(*inputs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        results = jax.tree.leaves(function(*inputs))
+        return sum(jnp.sum(y * weights_of(y.shape)) for y in results), results
+
+    (_, results), gradients = jax.value_and_grad(loss, tuple(range(len(inputs))), has_aux=True)(*inputs)
+    return [*results, *gradients]
+
+
+def torch_results(function: Callable[..., Any], inputs: list[np.ndarray], dtype: Any) -> list[np.ndarray]:
+    tensors = [torch.tensor(a, dtype=dtype, requires_grad=True) for a in inputs]
+    results = function(*tensors)
+    results = results if isinstance(results, tuple) else (results,)
+    sum((y * torch.tensor(weights_of(tuple(y.shape)), dtype=dtype)).sum() for y in results).backward()
+    return [y.detach().numpy() for y in results] + [a.grad.numpy() for a in tensors]
