@@ -119,6 +119,7 @@ def test_a_bad_value_is_answered_with_what_is_wanted_and_an_example(given, wante
 
 
 @pytest.mark.fault("5.8")
+@pytest.mark.fault("5.1")
 @pytest.mark.parametrize(
     ("command", "words"),
     [
