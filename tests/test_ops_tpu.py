@@ -147,6 +147,7 @@ def test_a_block_of_a_grid_in_pieces(norm):
         close(stats[name], value, 1e-5)
 
 
+@pytest.mark.long
 def test_a_network_that_is_traced_for_a_tpu(monkeypatch):
     """Every intermediate and every gradient, finest grids and windows in pieces, against the network that is traced for a CPU."""
     monkeypatch.setattr(pieces, "LEAST", 16)

@@ -52,6 +52,7 @@ def test_a_loop_is_refused():
         emulate(lambda x: lax.map(jnp.sin, x), "cuda", exact)(normal(3))
 
 
+@pytest.mark.long
 def test_the_report_finds_more_error_where_less_is_kept():
     rows, deviation = measure(Options(size=(64, 32, 32), feature_size=12))
     errors = [row.mean_error / deviation for row in rows]
