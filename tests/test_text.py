@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from swinunetr_jax import Task, report
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.task import Output
-from train import loop, pictures
+from train import loop, pictures, validation
 from train.report import write_report
 
 NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
@@ -58,10 +58,10 @@ def test_pictures_of_a_run_draw_any_name_as_it_is(tmp_path, drawn):
     texts = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
     assert texts[:2] == ["$\\badmacro$", "_hidden"] and texts[-1] == "mean"
     labels = np.ones((8, 8, 8), np.uint8)
-    case = SimpleNamespace(name="$\\badmacro$_", affine=np.eye(4))
+    case = SimpleNamespace(name="$\\badmacro$_", affine=np.eye(4), shape=labels.shape)
     score = SimpleNamespace(case=case, prediction=labels, dice=dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "whole", lambda case: (np.random.default_rng(0).random((8, 8, 8, 1)), labels))
+        patch.setattr(validation, "whole", lambda case: (np.random.default_rng(0).random((8, 8, 8, 1)), labels))
         pictures.write_comparison(tmp_path / "validation.png", [score], nasty_task())
     assert drawn[1].axes[0].get_title() == "$\\badmacro$_"
 
