@@ -113,7 +113,7 @@ LAYERS = {  # what each part of the library may import from the others
     "metrics": {"errors", "task", "data"},
     "evaluation": {"errors", "task", "version", "data", "metrics"},
     "losses": {"errors", "task"},
-    "model": {"config", "errors", "ops"},
+    "model": {"config", "errors", "ops", "parallel"},
     "weights": {"config", "errors", "task", "model"},
     "report": {"errors", "task", "data"},
     "inference": {"alarm", "compiler", "config", "errors", "parallel", "task", "version", "data", "model", "report"},
