@@ -54,7 +54,11 @@ class Runner:
     def __init__(self, folder: Path, programs: Path):
         self.folder, self.started = folder, []
         # what one of these runs compiled the others need not, as with a user's; nothing is kept from one session of tests to another
-        self.environment = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(programs)}
+        self.environment = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(programs),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
 
     def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
         address = f"localhost:{free_port()}"

@@ -45,7 +45,19 @@ def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, 
     for our, their in zip(ours, theirs):
         assert our["cases"].keys() == their["cases"].keys()
         assert our["score"] == pytest.approx(their["score"], abs=1e-3)
-    assert (run / "report.html").exists() and (run / "worst.png").exists()
+    assert (run / "report.html").exists()
+
+
+@pytest.mark.long
+def test_swin_unetr_on_two_processes(runner):
+    """The network of the options instead of a small one, with the pictures of its validations."""
+    whole = {"SWINUNETR_TEST_WHOLE": "1"}
+    alone, run = runner.folder / "whole alone", runner.folder / "whole"
+    runner.finish(runner.begin(alone, "--steps", "4", *VALIDATE, count=1, environment=whole), 0)
+    assert runner.stop(runner.begin(run, "--steps", "4", *VALIDATE, environment=whole), run, after=2) < 4
+    runner.finish(runner.start("--resume", str(run), environment=whole), 0)
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+    assert (run / "worst.png").exists()
 
 
 def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from runner import bytes_of
+from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, Task, cli, open_checkpoint
 from swinunetr_jax.data.transforms import RandomFlip
@@ -33,11 +34,21 @@ CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, request):
+    """A small network instead of Swin UNETR, but in the tests of `whole_run`; compiled with less effort, and without pictures."""
+    compile_quickly(monkeypatch)
+    if "whole_run" not in request.fixturenames:
+        put_in_place(monkeypatch)
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # nobody looks at pictures but those of `whole_run`
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def compile_quickly(patch: pytest.MonkeyPatch) -> None:
     """Compiling takes longer than these runs: XLA is to try less hard."""
     for module in (step, __import__("swinunetr_jax.inference.predict", fromlist=["predict"])):
-        monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
-    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # nobody looks at pictures but those of `finished`
+        patch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +77,24 @@ def recipe(data: Path, out: Path, **changes) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """A whole run."""
+    """A run of the small network to its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+        compile_quickly(patch)
+        put_in_place(patch)
+        patch.setattr(loop, "_draw", lambda *_: None)
         out = tmp_path_factory.mktemp("runs") / "finished"
+        train(recipe(data, out))
+    forget()
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory) -> Path:
+    """A run of Swin UNETR to its end, with pictures."""
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        compile_quickly(patch)
+        out = tmp_path_factory.mktemp("runs") / "whole"
         train(recipe(data, out))
     return out
 
@@ -90,41 +115,49 @@ def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM)
     monkeypatch.setattr(Log, "step", log_step)
 
 
-def test_a_run_leaves_what_people_look_at(finished):
-    names = {path.name for path in finished.iterdir()}
+def test_a_run_leaves_what_people_look_at(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
     assert {"run.json", "log.jsonl", "progress.png", "validation.png", "report.html", "best", "last", "checkpoints"} <= names
-    rows = read_rows(finished)
+    rows = read_rows(whole_run)
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
     looks = [row for row in rows if row["kind"] == "validation"]
     assert [row["step"] for row in looks] == [2, 4] and set(looks[0]["dice"]) == {"TC", "WT", "ET"}
     for name in ("progress.png", "validation.png", "best.png", "worst.png"):
-        assert (finished / name).read_bytes().startswith(b"\x89PNG")
-    report = (finished / "report.html").read_text()
+        assert (whole_run / name).read_bytes().startswith(b"\x89PNG")
+    report = (whole_run / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
     assert all(case in report for case in looks[0]["cases"])
-    about = json.loads((finished / "run.json").read_text())
+    about = json.loads((whole_run / "run.json").read_text())
     assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
-    assert (finished / "last").resolve().name == "00000004"
+    assert (whole_run / "last").resolve().name == "00000004"
 
 
-def test_a_run_serves_as_its_best_network_and_last_as_its_newest(finished):
-    best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
+def test_a_run_serves_as_its_best_network_and_last_as_its_newest(whole_run):
+    best, last = open_checkpoint(whole_run), open_checkpoint(whole_run / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
-    state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)
+    state = checkpoints.read_arrays(whole_run / "last" / checkpoints.STATE)
     name = "out.kernel"
     assert not np.array_equal(state[f"params.{name}"], last.params[name])  # it is the average that is published
     assert flatten(best.model()).keys() == best.params.keys()
 
 
-def test_predict_and_evaluate_need_no_option(finished, data, tmp_path, capsys):
+def test_predict_and_evaluate_need_no_option(whole_run, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
-        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(finished)])
+        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(whole_run)])
     assert done.value.code == 0
     with pytest.raises(SystemExit) as done:
         reference = data / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz"
         cli.main(["evaluate", str(tmp_path / "BraTS2021_00000.nii.gz"), str(reference)])
     assert done.value.code == 0
     assert "TC" in capsys.readouterr().out
+
+
+def test_a_stopped_run_of_swin_unetr_goes_on_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
+        stop_after(patch, 1)
+        train(recipe(data, tmp_path / "run"))
+    train(recipe(data, tmp_path / "run"), resume=True)
+    assert bytes_of(tmp_path / "run") == bytes_of(whole_run)
 
 
 @pytest.mark.parametrize(("told", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])

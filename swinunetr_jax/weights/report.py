@@ -43,4 +43,4 @@ def _group(path: str) -> str:
 
 def _order(group: str) -> tuple[int, str]:
     kinds = ("swin", "encoder", "decoder", "out")
-    return next(i for i, kind in enumerate(kinds) if group.startswith(kind)), group
+    return next((i for i, kind in enumerate(kinds) if group.startswith(kind)), len(kinds)), group

@@ -1,0 +1,49 @@
+"""A network of three layers in the place of Swin UNETR, for tests of what the trainer does around a network.
+
+Such a test asks whether the same bytes come out of a run that was stopped, killed or shared by processes, which does not depend on the
+network. Compiling Swin UNETR takes half a minute and a step of it seconds; of this one both take a moment. It takes the place of the
+class, so that all else is the trainer's and the library's own: configurations, checkpoints, steps, validations.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import Array
+
+from swinunetr_jax import SwinUNETRConfig
+from swinunetr_jax.weights import fit, params
+from train import step
+
+
+class SmallNetwork(nnx.Module):
+    """Features at half the resolution, beside the input: [b, d, h, w, in_channels] -> [b, d, h, w, out_channels]."""
+
+    def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.coarse = nnx.Conv(config.in_channels, config.feature_size, (2, 2, 2), (2, 2, 2), rngs=rngs)
+        self.fine = nnx.Linear(config.in_channels, config.feature_size, rngs=rngs)
+        self.out = nnx.Linear(config.feature_size, config.out_channels, rngs=rngs)
+
+    def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
+        return self.forward(x)[0]
+
+    def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
+        coarse = self.coarse(jnp.asarray(x, self.config.dtype))
+        for axis in range(1, x.ndim - 1):
+            coarse = jnp.repeat(coarse, 2, axis=axis)
+        return self.out(nnx.relu(coarse + self.fine(x))), {}
+
+
+def put_in_place(patch: pytest.MonkeyPatch) -> None:
+    """From now on this is the network that configurations describe; `forget` after the patch is undone."""
+    for module in (params, fit, step):
+        patch.setattr(module, "SwinUNETR", SmallNetwork)
+    forget()
+
+
+def forget() -> None:
+    """Forgets what was made of configurations before."""
+    params._described.cache_clear()
+    step._compiled.cache_clear()
