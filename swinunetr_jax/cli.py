@@ -15,13 +15,10 @@ from swinunetr_jax.version import __version__
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
-TRAINING = (
-    "Training is `python -m train RECIPE`, which needs a clone of the repository as the current folder: "
-    "`pip install` does not install it."
-)
-ABOUT = f"""Swin UNETR in JAX: convert weights, segment scans, score the results, check data sets.
+TRAIN = "train"  # it has options of its own, by recipe, and its own exit codes
+ABOUT_TRAIN = "Train a network by a recipe: one of ours, or a Python file of yours."
+ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, score the results, check data sets.
 
-{TRAINING}
 `swinunetr --version` prints the version."""
 
 
@@ -52,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> int:
     """Runs the command that the arguments name; returns its exit code."""
     if not arguments:
-        raise InputError(f"a command is missing: give one of {', '.join(COMMANDS)}, or --help.")
+        raise InputError(f"a command is missing: give one of {', '.join(_names())}, or --help.")
     name, *rest = arguments
     if name == "--version":
         console.say(f"swinunetr_jax {__version__}")
@@ -61,17 +58,23 @@ def _run(arguments: Sequence[str]) -> int:
         return _overview()
     if name in COMMANDS:
         return command_line.parse(COMMANDS[name], rest, prog=f"swinunetr {name}").run()
-    if name == "train":
-        raise InputError(f"there is no command train. {TRAINING}")
+    if name == TRAIN:
+        from swinunetr_jax.training.command import main as train
+
+        train(rest)
     if name.startswith("-"):
         meant = command_line.closest(name, ["--help", "--version"])
         hint = f"did you mean {meant}? Else give" if meant else "give"
         raise InputError(
-            f"{console.literal(name)} is no option of swinunetr itself: {hint} the command first, one of {', '.join(COMMANDS)}."
+            f"{console.literal(name)} is no option of swinunetr itself: {hint} the command first, one of {', '.join(_names())}."
         )
-    meant = command_line.closest(name, list(COMMANDS))
+    meant = command_line.closest(name, _names())
     hint = f"did you mean {meant}? The" if meant else "the"
-    raise InputError(f"there is no command {console.literal(name)}: {hint} commands are {', '.join(COMMANDS)}.")
+    raise InputError(f"there is no command {console.literal(name)}: {hint} commands are {', '.join(_names())}.")
+
+
+def _names() -> list[str]:
+    return [TRAIN, *COMMANDS]
 
 
 def _fail(text: str) -> int:
@@ -81,7 +84,8 @@ def _fail(text: str) -> int:
 
 def _overview() -> int:
     """Prints the help of `swinunetr` itself."""
-    lines = [f"  {name:<10}{(kind.__doc__ or '').partition(chr(10))[0]}" for name, kind in COMMANDS.items()]
+    about = {TRAIN: ABOUT_TRAIN} | {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in COMMANDS.items()}
+    lines = [f"  {name:<10}{text}" for name, text in about.items()]
     lines = ["usage: swinunetr COMMAND …", "", ABOUT, "", *lines, "", "swinunetr COMMAND --help shows the options of a command."]
     console.say("\n".join(lines))
     return 0

@@ -34,7 +34,7 @@ class Layout(Protocol):
         """Devices in use."""
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        """The step as (state, image, label, flags) -> (state, metrics) for states and batches that lie so; the state is donated.
+        """The step as (state, batch, flags) -> (state, metrics) for states and batches that lie so; the state is donated.
 
         The metric "flag" tells whether any process raised its flag. It is in the step's program, since collective operations of
         two programs may meet in another order in another process.
@@ -94,15 +94,14 @@ class Jitted:
         return self.mesh.size
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        def flagged(state: Any, image: Array, label: Array, flags: Array) -> tuple[Any, dict[str, Array]]:
-            state, metrics = step(state, image, label)
+        def flagged(state: Any, batch: dict[str, Array], flags: Array) -> tuple[Any, dict[str, Array]]:
+            state, metrics = step(state, batch)
             return state, metrics | {"flag": flags.sum() > 0}
 
-        specs = PartitionSpec(), PartitionSpec(DATA, DEPTH), PartitionSpec((DATA, DEPTH))
-        whole, shared, each = (NamedSharding(self.mesh, spec) for spec in specs)
+        whole, each = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec((DATA, DEPTH))))
         return jax.jit(
             within(self.mesh, flagged),
-            in_shardings=(whole, shared, shared, each),
+            in_shardings=(whole, None, each),  # a batch is divided already
             out_shardings=(whole, whole),
             donate_argnums=0,
             compiler_options=dict(options),
@@ -119,8 +118,12 @@ class Jitted:
         return jax.tree.map(lambda leaf: jax.make_array_from_callback(np.shape(leaf), whole, np.asarray(leaf).__getitem__), tree)
 
     def divide(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        shared = NamedSharding(self.mesh, PartitionSpec(DATA, DEPTH))
-        return {name: jax.make_array_from_process_local_data(shared, array) for name, array in batch.items()}
+        def put(array: np.ndarray) -> Array:
+            """Along the first axis by samples, along the second, where there is one, by depth."""
+            shared = NamedSharding(self.mesh, PartitionSpec(*(DATA, DEPTH)[: array.ndim]))
+            return jax.make_array_from_process_local_data(shared, array)
+
+        return {name: put(array) for name, array in batch.items()}
 
     def one(self, tree: T) -> T:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, Array) else leaf, tree)
@@ -145,8 +148,8 @@ class Mapped:
         return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
-        def own(state: Any, image: Array, label: Array, flag: Array) -> tuple[Any, dict[str, Array]]:
-            new, metrics = step(state, image, label, average=lambda tree: lax.pmean(tree, DATA), share=lax.axis_index(DATA))
+        def own(state: Any, batch: dict[str, Array], flag: Array) -> tuple[Any, dict[str, Array]]:
+            new, metrics = step(state, batch, average=lambda tree: lax.pmean(tree, DATA), share=lax.axis_index(DATA))
             return new, metrics | {"flag": lax.psum(flag, DATA) > 0}
 
         return jax.pmap(traced_for(self.devices[0], own), axis_name=DATA, devices=self.devices, donate_argnums=0)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,15 @@ from swinunetr_jax.errors import InputError
 
 INTENSITIES = ("zscore", "window", "none")
 IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that nobody annotated
+
+
+class NetworkShape(Protocol):
+    """What a task needs to know of a network's configuration."""
+
+    in_channels: int
+    out_channels: int
+
+    def check_spatial(self, spatial_shape: tuple[int, ...]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +110,7 @@ class Task:
         if self.orientation is not None and not _is_orientation(self.orientation):
             raise InputError(f"`orientation` must name one direction per axis, such as 'RAS' or 'LPS', got {self.orientation!r}.")
 
-    def check(self, config: SwinUNETRConfig) -> None:
+    def check(self, config: NetworkShape) -> None:
         """Raises InputError unless the channels and outputs are as many as the network's."""
         for name, got, want in (
             ("channels", len(self.channels) or config.in_channels, config.in_channels),

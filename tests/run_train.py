@@ -14,8 +14,7 @@ import pytest
 from small_network import put_in_place
 
 from swinunetr_jax.inference import predict
-from train import __main__ as command
-from train import loop, step
+from swinunetr_jax.training import command, loop, step
 
 for module in (predict, step):
     module.compiler_options = lambda: {"xla_backend_optimization_level": 0}

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from train import checkpoints
-from train.log import read_rows
+from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training.log import read_rows
 
 ROOT = Path(__file__).parents[1]
 # fmt: off

@@ -13,8 +13,8 @@ from flax import nnx
 from jax import Array
 
 from swinunetr_jax import SwinUNETRConfig
+from swinunetr_jax.training import step
 from swinunetr_jax.weights import fit, params
-from train import step
 
 
 class SmallNetwork(nnx.Module):
@@ -38,7 +38,7 @@ class SmallNetwork(nnx.Module):
 
 def put_in_place(patch: pytest.MonkeyPatch) -> None:
     """From now on this is the network that configurations describe; `forget` after the patch is undone."""
-    for module in (params, fit, step):
+    for module in (params, fit):
         patch.setattr(module, "SwinUNETR", SmallNetwork)
     forget()
 
@@ -46,4 +46,5 @@ def put_in_place(patch: pytest.MonkeyPatch) -> None:
 def forget() -> None:
     """Forgets what was made of configurations before."""
     params._described.cache_clear()
+    params.statistics.cache_clear()
     step._compiled.cache_clear()

@@ -16,8 +16,8 @@ from swinunetr_jax.data.cases import Case
 from swinunetr_jax.data.check import check_case, check_dataset
 from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.errors import InputError
-from train.config import Recipe
-from train.data import gather
+from swinunetr_jax.training import Recipe
+from swinunetr_jax.training.data import gather
 
 SHAPE = (7, 6, 5)
 LPS = np.diag([-1.0, -1, 1, 1])

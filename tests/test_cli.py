@@ -12,7 +12,7 @@ import pytest
 
 from swinunetr_jax import InputError, __version__, arguments, cli
 from swinunetr_jax.commands.info import Info
-from train import __main__ as trainer
+from swinunetr_jax.training import __main__ as trainer
 
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "matplotlib", "scipy", "optax", "grain"}
 RECIPES = ("brats21", "btcv", "msd", "phantom")

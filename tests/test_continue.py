@@ -17,15 +17,13 @@ from refusals import refused
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.data.phantom import write_phantom
-from train import __main__ as command
-from train import checkpoints, folds, loop, start
-from train.config import Network, Optim, Phantom, Recipe, Validation
-from train.log import LOG, Log, read_rows
-from train.loop import Stopped, train
-from train.optim import learning_rate
-from train.rerun import earlier_run, is_finished
-from train.step import Training
-from train.validation import CaseScore, Scores
+from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation, checkpoints, command, folds, loop, start
+from swinunetr_jax.training.log import LOG, Log, read_rows
+from swinunetr_jax.training.loop import Stopped, train
+from swinunetr_jax.training.optim import learning_rate
+from swinunetr_jax.training.rerun import earlier_run, is_finished
+from swinunetr_jax.training.step import Training
+from swinunetr_jax.training.validation import CaseScore, Scores
 
 
 @pytest.fixture(scope="module")

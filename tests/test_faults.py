@@ -16,11 +16,11 @@ from runner import Runner, bytes_of
 from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError
-from train import checkpoints
-from train.checkpoints import Progress
-from train.log import read_rows
-from train.start import read_description
-from train.step import Training
+from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training.checkpoints import Progress
+from swinunetr_jax.training.log import read_rows
+from swinunetr_jax.training.start import read_description
+from swinunetr_jax.training.step import Training
 
 STEPS = "12"
 OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
@@ -142,7 +142,7 @@ def stopped(finished, tmp_path) -> tuple[Path, Training]:
     shutil.copytree(finished, run, symlinks=True)
     about = read_description(run)
     from swinunetr_jax import SwinUNETRConfig, Task
-    from train.config import Recipe
+    from swinunetr_jax.training import Recipe
 
     recipe = Recipe.from_dict(about["recipe"])
     config, task = SwinUNETRConfig.from_dict(about["network"]), Task.from_dict(about["task"])

@@ -24,8 +24,8 @@ from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.evaluation.pairing import pair_cases
 from swinunetr_jax.evaluation.pairs import Reference, References, find_predictions, find_references
 from swinunetr_jax.task import Output, Task
-from train.config import Recipe
-from train.data import gather
+from swinunetr_jax.training import Recipe
+from swinunetr_jax.training.data import gather
 
 SHAPE = (6, 5, 4)
 

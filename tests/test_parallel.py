@@ -60,8 +60,8 @@ def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
 
 def losses_on(name: str, batch_size: int) -> list[float]:
     """Five steps with an average of the weights, on a layout such as "jit 2x4" (data x depth)."""
-    from train import step
-    from train.config import Optim
+    from swinunetr_jax.training import step
+    from swinunetr_jax.training.config import Optim
 
     step.compiler_options = lambda: FAST
     training = step.Training(

@@ -11,9 +11,9 @@ import pytest
 from runner import OPTIONS, ROOT, SECONDS, free_port, losses
 
 from swinunetr_jax import InputError
-from train import processes
-from train.log import read_rows
-from train.processes import Launch, join
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.log import read_rows
+from swinunetr_jax.training.processes import Launch, join
 
 VALIDATE = ("--validation.every", "2")
 SRUN = """#!/bin/bash

@@ -25,9 +25,9 @@ from swinunetr_jax.inference import scan_grid, slab_sum
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.metrics import dice
 from swinunetr_jax.task import Output
-from train import pictures
-from train.config import Validation
-from train.validation import ScanGrid, predict_options, validate
+from swinunetr_jax.training import pictures
+from swinunetr_jax.training.config import Validation
+from swinunetr_jax.training.validation import ScanGrid, predict_options, validate
 
 ROI = (32, 32, 64)
 ANISOTROPIC = np.diag([-0.8, -0.8, 3.0, 1.0])
@@ -249,7 +249,7 @@ def test_a_validation_gives_the_dice_of_predict_and_evaluate(segmenter, tmp_path
     predict = segmenter(task, network, in_channels=1, crop=intensity == "zscore", overlap=0.25)
     model = predict._networks and SimpleNamespace(config=SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12))
     model.function = network
-    monkeypatch.setattr("train.validation.build", lambda config, weights: model)
+    monkeypatch.setattr("swinunetr_jax.training.validation.build", lambda config, weights: model)
     prepared = prepare_training_cases(cases, task, tmp_path / "cache", in_channels=1)
     scores = validate(model.config, {}, prepared, task, options, lambda done, total: None)
     paths = {}

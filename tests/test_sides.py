@@ -9,8 +9,8 @@ from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task
-from train.data import fitted_roi, mirrored_axes
-from train.recipes import brats21, msd
+from swinunetr_jax.training.data import fitted_roi, mirrored_axes
+from swinunetr_jax.training.recipes import brats21, msd
 
 LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
 

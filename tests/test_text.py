@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from swinunetr_jax import Task, report
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.task import Output
-from train import loop, pictures, validation
-from train.report import write_report
+from swinunetr_jax.training import loop, pictures, validation
+from swinunetr_jax.training.report import write_report
 
 NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
 

@@ -18,16 +18,27 @@ from swinunetr_jax import InputError, Task, cli, open_checkpoint
 from swinunetr_jax.data.transforms import RandomFlip
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
+from swinunetr_jax.training import (
+    Augment,
+    Init,
+    Network,
+    Optim,
+    Phantom,
+    Recipe,
+    Validation,
+    checkpoints,
+    command,
+    loop,
+    start,
+    step,
+)
+from swinunetr_jax.training.data import Cases, batches, gather, grid_notes
+from swinunetr_jax.training.folds import train_folds
+from swinunetr_jax.training.log import Log, read_rows
+from swinunetr_jax.training.loop import Stopped, train
+from swinunetr_jax.training.validation import Scores, can_crop, whole
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
-from train import __main__ as command
-from train import checkpoints, loop, start, step
-from train.config import Augment, Init, Network, Optim, Phantom, Recipe, Validation
-from train.data import Cases, batches, gather, grid_notes
-from train.folds import train_folds
-from train.log import Log, read_rows
-from train.loop import Stopped, train
-from train.validation import Scores, can_crop, whole
 
 STEPS = 4
 CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
@@ -357,7 +368,7 @@ def two_kidneys(tmp_path: Path) -> Path:
 def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
     """The axes along which samples of these cases are mirrored."""
     taken = []
-    monkeypatch.setattr("train.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
+    monkeypatch.setattr("swinunetr_jax.training.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
     batches(asked, cases)
     return next(transform.axes for transform in taken if isinstance(transform, RandomFlip))
 
@@ -456,7 +467,7 @@ def test_every_recipe_builds_and_survives_json(name):
     config = shipped.network.config(4, 3)
     if shipped.roi:
         config.check_spatial(shipped.roi)
-    assert "python -m train" in __import__(f"train.recipes.{name}", fromlist=["RECIPE"]).__doc__
+    assert "python -m train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
 
 
 def test_a_run_is_found_again_by_its_folder(tmp_path):

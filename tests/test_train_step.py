@@ -10,14 +10,14 @@ import pytest
 from swinunetr_jax import Task
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import step as training_step
+from swinunetr_jax.training.checkpoints import Progress
+from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.optim import learning_rate
+from swinunetr_jax.training.step import State, Training
 from swinunetr_jax.weights.load import save_params
 from swinunetr_jax.weights.params import shapes
-from train import checkpoints
-from train import step as training_step
-from train.checkpoints import Progress
-from train.config import Optim
-from train.optim import learning_rate
-from train.step import State, Training
 
 STEPS = 10
 SHAPE = (64, 64, 32)

@@ -25,13 +25,13 @@ from monai.networks.nets import SwinUNETR
 
 from swinunetr_jax import console
 from swinunetr_jax.inference.prepare import normalized
+from swinunetr_jax.training import Augment, Network, Optim, Recipe
+from swinunetr_jax.training.data import Cases, batches, gather
+from swinunetr_jax.training.optim import learning_rate
+from swinunetr_jax.training.recipes import msd
+from swinunetr_jax.training.step import Training
+from swinunetr_jax.training.validation import case_dice, validate
 from swinunetr_jax.weights.load import save_params
-from train.config import Augment, Network, Optim, Recipe
-from train.data import Cases, batches, gather
-from train.optim import learning_rate
-from train.recipes import msd
-from train.step import Training
-from train.validation import case_dice, validate
 
 
 @dataclass

@@ -22,14 +22,14 @@ from swinunetr_jax.data.formats import find_cases
 from swinunetr_jax.data.nifti import read_geometry, read_labels, read_volume
 from swinunetr_jax.data.prediction_record import RecordFile, read_record
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.training import Recipe
+from swinunetr_jax.training.log import LOG, ROWS, read_rows
+from swinunetr_jax.training.start import DESCRIPTION, Description, read_description, read_recipe
 from swinunetr_jax.weights.checkpoint import Stored, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import shapes
 from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file
 from tools.mutations import Mutation, edit_json, edit_log, edit_nifti, edit_safetensors, repack_gzip, repack_zip
-from train.config import Recipe
-from train.log import LOG, ROWS, read_rows
-from train.start import DESCRIPTION, Description, read_description, read_recipe
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs while it reads
 

@@ -33,11 +33,11 @@ from jax.experimental import topologies
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, console, parallel
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.step import Training
 from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
-from train.config import Optim
-from train.step import Training
 
 # All links of a chip in one direction: 1600 and 3584 Gbit/s both ways, as Google states them.
 LINK_BYTES = {"v5e": 100e9, "v6e": 224e9}

@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task, files
+from swinunetr_jax import InputError, Task, files
+from swinunetr_jax.training.step import State
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
-from train.step import State, Weights
+from swinunetr_jax.weights.params import NetworkConfig, Weights
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
 # What a killed process of a run can have been writing, beside the files of `files.atomic_path`; other hidden names are the user's.
@@ -50,7 +51,7 @@ class Progress:
     since_best: int = 0
 
 
-def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, task: Task, *, keep: int) -> Path:
+def save(run: Path, state: State, progress: Progress, config: NetworkConfig, task: Task, *, keep: int) -> Path:
     """Writes the state of a step, and removes all but the newest `keep`. Raises InputError where it cannot be written."""
     folder = run / FOLDER
     target = folder / f"{progress.step:08d}"
@@ -87,7 +88,7 @@ def save(run: Path, state: State, progress: Progress, config: SwinUNETRConfig, t
     return target
 
 
-def read(run: Path, step: int, like: State, config: SwinUNETRConfig) -> tuple[State, Progress]:
+def read(run: Path, step: int, like: State, config: NetworkConfig) -> tuple[State, Progress]:
     """The state of a step that `restore` found. Raises InputError where it is not there or not sound."""
     return _read(run / FOLDER / f"{step:08d}", like, config)
 
@@ -150,7 +151,7 @@ def has_steps(run: Path) -> bool:
     return bool(_steps(run)) or files.exists(run / "best")
 
 
-def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress, list[str]] | None:
+def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progress, list[str]] | None:
     """The newest sound state under `run`, and what was wrong with newer ones; None where nothing was saved.
 
     Args:
@@ -178,7 +179,7 @@ def restore(run: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pro
     return None
 
 
-def save_best(run: Path, network: Weights, config: SwinUNETRConfig, task: Task) -> None:
+def save_best(run: Path, network: Weights, config: NetworkConfig, task: Task) -> None:
     """The network becomes the run's best, and so what `predict -m RUN` uses."""
     write_checkpoint(run / "best", config, {name: np.asarray(value) for name, value in network.items()}, task, overwrite=True)
 
@@ -245,14 +246,15 @@ def _rest(state: State) -> dict[str, Any]:
 
 def _rest_tree(state: State) -> dict[str, Any]:
     raw = {"params": state.params, "stats": state.stats} if state.average else {}
-    return {"step": state.step, "opt": state.opt, **raw}
+    own = {"own": state.own} if state.own else {}
+    return {"step": state.step, "opt": state.opt, **raw, **own}
 
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Progress]:
+def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Progress]:
     try:
         values = files.read_json(folder / TRAINING, _Training, "an older step is taken")
         network = files.digest_of_file(folder / DESCRIPTION)
@@ -275,7 +277,7 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
     if wrong:
         raise _Damaged(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
     try:
-        stored = read_checkpoint(folder)
+        stored = read_checkpoint(folder, getattr(config, "factory", None))
     except InputError as error:
         raise _Damaged(str(error)) from error
     try:
@@ -298,8 +300,8 @@ def _read(folder: Path, like: State, config: SwinUNETRConfig) -> tuple[State, Pr
     network = {name: jnp.asarray(value) for name, value in stored.params.items()}
     kept, kept_stats = ({name: network[name] for name in names} for names in (like.params, like.stats))
     if like.average:
-        return State(rest["step"], rest["params"], rest["stats"], rest["opt"], kept, kept_stats), progress
-    return State(rest["step"], kept, kept_stats, rest["opt"], {}, {}), progress
+        return State(rest["step"], rest["params"], rest["stats"], rest["opt"], kept, kept_stats, rest.get("own", {})), progress
+    return State(rest["step"], kept, kept_stats, rest["opt"], {}, {}, rest.get("own", {})), progress
 
 
 def _write_training(folder: Path, progress: Progress, values: dict[str, Any]) -> None:

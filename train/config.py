@@ -1,11 +1,12 @@
-"""What a run is: typed fields, each an option of the command line. A recipe is one value of `Recipe`."""
+"""The options of a run: typed fields, each an option of the command line, which are stored in RUN/run.json. See also `recipe`."""
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import msgspec
 from tyro.conf import Suppress
@@ -145,8 +146,8 @@ class Phantom:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training run."""
+class Options:
+    """All options of a training run."""
 
     name: Suppress[str] = ""
     """Name of the recipe, which the command line fills in, for the report."""
@@ -264,8 +265,8 @@ class Recipe:
         if self.roi is not None:
             network.check_spatial(self.roi)
 
-    def absolute(self) -> "Recipe":
-        """The same with whole paths, so that a run can be gone on with from anywhere."""
+    def absolute(self) -> Self:
+        """The same with absolute paths, so that a run can be continued from any folder."""
         paths = {
             name: getattr(self, name) and getattr(self, name).absolute() for name in ("data", "base", "splits", "cache", "out")
         }
@@ -280,17 +281,17 @@ class Recipe:
         return _plain(dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The reverse of `to_dict`, of an earlier version too: a field that it lacks has its default.
 
         Raises:
             InputError: a field is unknown, or has a value of another type.
         """
-        unknown = [name for name in flat(values) if not _is_field(cls, name)]
+        unknown = [name for name in flat(values) if not _is_field(Options, name)]
         if unknown:
             raise InputError(f"the options of the run hold {', '.join(unknown[:4])}, which this version does not know.")
         try:
-            return msgspec.convert(values, cls, dec_hook=_decode)
+            return cls(**vars(msgspec.convert(values, Options, dec_hook=_decode)))
         except msgspec.ValidationError as error:
             raise InputError(f"the options of the run are not what this version writes ({error}).") from error
 
@@ -323,3 +324,13 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is not Path or not isinstance(value, str):
         raise ValueError(f"expected `{kind.__name__}`, got {type(value).__name__}")
     return Path(value)
+
+
+def __getattr__(name: str) -> Any:
+    """`Recipe` has a module of its own; scripts that import it from here still work."""
+    if name == "Recipe":
+        from swinunetr_jax.training.recipe import Recipe
+
+        warnings.warn("import Recipe from swinunetr_jax.training; the old name goes with the next version", DeprecationWarning, 2)
+        return Recipe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,8 +27,8 @@ from swinunetr_jax.data.phantom import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
-from train import processes
-from train.config import Recipe
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.recipe import Recipe
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
 MIXED_SPACING = 1.05  # scans whose voxel sizes differ by more than this factor are said to be mixed
@@ -85,7 +85,7 @@ def gather(recipe: Recipe, run: Path) -> Cases:
         for note in grid_notes(task, [case.affine for case in prepared]):
             warn(note)
     passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
-    flips = mirrored_axes(recipe.augment.flips, task, [case.affine for case in prepared], passes)
+    flips = mirrored_axes(recipe.host_augment.flips, task, [case.affine for case in prepared], passes)
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
 
 
@@ -209,11 +209,12 @@ def _tell(text: str) -> None:
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     """Endless training batches, this process's share, from the start; `set_state` takes up another place."""
-    task = cases.task
-    if task.intensity == "window":
+    task, augment = cases.task, recipe.host_augment
+    if recipe.transforms is not None:
+        transforms = tuple(recipe.transforms(task))
+    elif task.intensity == "window":
         transforms = ct_recipe(task.roi, window=task.window, flip_axes=cases.flips)
     else:
-        augment = recipe.augment
         transforms = brats_recipe(task.roi, augment.normalize_after_crop, cases.flips, pad_foreground=augment.pad_foreground)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers, **share)

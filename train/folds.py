@@ -9,15 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.console import csv_cell, literal, say
+from swinunetr_jax.console import csv_cell, literal, say, warn
 from swinunetr_jax.data.folds import fold_numbers
-from train import processes
-from train.config import Recipe
-from train.data import find_dataset, folded
-from train.log import LOG, read_rows, without_nan
-from train.loop import train
-from train.report import how_scored
-from train.start import DESCRIPTION, FREE, LENGTH, Head, changed_options, read_description, write_description
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.data import find_dataset, folded
+from swinunetr_jax.training.log import LOG, read_rows, without_nan
+from swinunetr_jax.training.loop import train
+from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.report import how_scored
+from swinunetr_jax.training.start import (
+    DESCRIPTION,
+    FREE,
+    LENGTH,
+    Head,
+    changed_options,
+    changed_recipe_file,
+    read_description,
+    write_description,
+)
 
 TABLE = "out_of_fold"
 
@@ -37,6 +46,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
     before = read_description(out, Head) if resume else None
     changes = {} if before is None else changed_options(out, before, recipe, free=(*FREE, *LENGTH))
+    notes = [] if before is None else changed_recipe_file(out, before, recipe)
     cases = folded(recipe, find_dataset(recipe, out))
     numbers = fold_numbers(cases)
     if before is not None and before.get("folds", numbers) != numbers:
@@ -45,11 +55,13 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         )
     processes.barrier("the folder was looked at")
     if processes.is_leader():
+        for note in notes:
+            warn(note)
         files.remove_stale_temporaries(out)
         if changes.keys() & set(LENGTH):  # the table, by which a cross-validation counts as finished, is made again
             for ending in ("csv", "json"):
                 (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
-        write_description(out, {"recipe": recipe.to_dict(), "folds": numbers})
+        write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe)
     for fold in numbers:
         run = out / f"fold{fold}"
         if processes.is_leader():

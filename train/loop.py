@@ -23,12 +23,15 @@ import numpy as np
 
 from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
-from train import checkpoints, pictures, processes
-from train.config import Recipe
-from train.data import batches
-from train.report import write_report
-from train.start import Run, start
-from train.validation import Interrupted, Scores, predict_options, validate
+from swinunetr_jax.training import checkpoints, pictures, processes
+from swinunetr_jax.training.augment import device_augmentation
+from swinunetr_jax.training.data import batches
+from swinunetr_jax.training.objective import Objective
+from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.report import write_report
+from swinunetr_jax.training.start import Run, start
+from swinunetr_jax.training.step import make_objective
+from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
 
 SAVE_SECONDS = 20 * 60.0
 
@@ -92,6 +95,7 @@ class Saver:
 def _advance(run: Run, stop: "Stop") -> None:
     recipe, total, layout = run.recipe, run.total, run.layout
     step_of = quiet_compilation(run.training.compile(layout))
+    augment = device_augmentation(recipe)
     every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
@@ -125,8 +129,10 @@ def _advance(run: Run, stop: "Stop") -> None:
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            shared = layout.divide({name: batch[name] for name in ("image", "label")})
-            run.state, metrics = step_of(run.state, shared["image"], shared["label"], layout.flags(bool(stop)))
+            shared = layout.divide(
+                {"image": batch["image"], "label": batch["label"], "sample": _sample_numbers(recipe.batch, step)}
+            )
+            run.state, metrics = step_of(run.state, augment(shared), layout.flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")
             if processes.several():  # read one step late like all numbers: all of them stop after the same step
@@ -137,6 +143,13 @@ def _advance(run: Run, stop: "Stop") -> None:
     finally:
         data.close()
         saver.writer.close()
+
+
+def _sample_numbers(batch: int, step: int) -> np.ndarray:
+    """The numbers of this process's samples of a step, int32 [samples], counted from the start of the run."""
+    share = batch // jax.process_count()
+    first = step * batch + jax.process_index() * share
+    return np.arange(first, first + share).astype(np.int32)
 
 
 def _read(run: Run, pending: dict[str, Any] | None) -> None:
@@ -161,8 +174,9 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
             raise Interrupted
 
     progress, network, started = run.progress, run.layout.one(run.state.network), time.perf_counter()
+    objective = make_objective(run.training)
     try:
-        scores = validate(
+        scores = objective.validate(
             run.training.config,
             network,
             run.cases.validation,
@@ -174,7 +188,7 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     except Interrupted:
         return False
     seconds, score = time.perf_counter() - started, scores.mean
-    better = bool(np.isfinite(score)) and (progress.best_score is None or score > progress.best_score)
+    better = bool(np.isfinite(score)) and _is_better(score, progress.best_score, objective)
     run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
@@ -188,7 +202,7 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     run.log.validation(
         progress.step,
         {"score": score, "dice": scores.by_output, "cases": {one.case.name: one.dice for one in scores.cases}, "took": seconds},
-        f"step {progress.step}/{run.total}  validation Dice {score:.4f} ({each}), {mark}; {seconds:.0f} s",
+        f"step {progress.step}/{run.total}  validation {objective.metric} {score:.4f} ({each}), {mark}; {seconds:.0f} s",
     )
     if not processes.is_leader():
         return True
@@ -196,6 +210,11 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     _draw(run, scores, better)
     run.log.resumed()
     return True
+
+
+def _is_better(score: float, best: float | None, objective: Objective) -> bool:
+    """Whether a score is the best so far, in the direction that the objective names."""
+    return best is None or (score > best if objective.higher_is_better else score < best)
 
 
 def _draw(run: Run, scores: Scores, better: bool) -> None:
@@ -225,7 +244,7 @@ def _farewell(run: Run) -> None:
     options = predict_options(run.recipe.validation, run.cases.task, run.training.config.dtype)
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
     console.say(
-        f"best validation Dice {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
+        f"best validation {make_objective(run.training).metric} {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
         f"{100 * share:.1f} % of the steps' time went into waiting for data\n"
         f"curves and cases:  {folder}/report.html\n"
         f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}{options}\n"

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from train.config import Optim
+from swinunetr_jax.training.config import Optim
 
 
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:

@@ -14,7 +14,7 @@ from swinunetr_jax import Task
 from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.report import add_legend, colours_of, drawable, grey_levels, painted, plain_text, save
-from train.validation import CaseScore, ScanGrid
+from swinunetr_jax.training.validation import CaseScore, ScanGrid
 
 SMOOTHING = 0.9
 MOST_SCORES = 8  # that a picture names of a case
@@ -36,10 +36,12 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
     left.plot(at, _smooth(loss), color="#0072B2", label="smoothed")
     left.set(xlabel="step", ylabel="training loss", xlim=(0, total))
     left.legend(loc="upper right", frameon=False)
-    rate = left.twinx()
-    rate.plot(at, [row["lr"] for row in steps], color="0.6", linestyle=":", linewidth=1)
-    rate.set_ylabel("learning rate (dotted)", color="0.5")
-    rate.set_ylim(bottom=0)
+    rates = [(row["step"], row["lr"]) for row in steps if "lr" in row]
+    if rates:
+        rate = left.twinx()
+        rate.plot(*zip(*rates), color="0.6", linestyle=":", linewidth=1)
+        rate.set_ylabel("learning rate (dotted)", color="0.5")
+        rate.set_ylim(bottom=0)
     if looks:
         at, names, lines = [row["step"] for row in looks], list(looks[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):

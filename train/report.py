@@ -11,9 +11,9 @@ from typing import Any
 
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
-from train.config import Recipe
-from train.start import read_description
-from train.validation import predict_options
+from swinunetr_jax.training.config import Options
+from swinunetr_jax.training.start import read_description
+from swinunetr_jax.training.validation import predict_options
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -110,7 +110,7 @@ def _text(text: object) -> str:
 
 def how_scored(about: dict[str, Any]) -> str:
     """By which commands the scores of a run, as its run.json describes it, are found again."""
-    recipe = Recipe.from_dict(about["recipe"])
+    recipe = Options.from_dict(about["recipe"])
     options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"]["dtype"])
     rounded = ", but from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
     return f"as by swinunetr predict{options} and swinunetr evaluate{rounded}"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from swinunetr_jax import InputError, files
-from train import checkpoints
-from train.config import Recipe
-from train.folds import TABLE
-from train.start import DESCRIPTION, FREE, Description, Head, changed_options, read_description, read_recipe
+from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training.folds import TABLE
+from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.start import DESCRIPTION, FREE, Description, Head, changed_options, read_description, read_options
 
 # Beside a command the data set is named, not moved: another one is another run.
 FREE_AGAIN = tuple(name for name in FREE if name not in ("data", "base", "splits"))
@@ -45,12 +45,12 @@ def is_finished(folder: Path) -> bool:
     if "folds" in head:
         folds = [folder / f"fold{number}" for number in head["folds"]]
         return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
-    if read_recipe(folder).fold == "all":  # a cross-validation of an earlier version: it continues, and lists its folds
+    if read_options(folder).fold == "all":  # a cross-validation of an earlier version: it continues, and lists its folds
         return False
     progress = checkpoints.newest_progress(folder)
     if progress is None or progress.validated != progress.step or not files.exists(folder / "report.html"):
         return False
-    patience = read_recipe(folder).validation.patience
+    patience = read_options(folder).validation.patience
     steps = read_description(folder, Description)["steps"]
     return progress.step >= steps or (patience is not None and progress.since_best >= patience)
 

@@ -14,15 +14,18 @@ import numpy as np
 from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint, parallel
 from swinunetr_jax.data.channels import channel_key
 from swinunetr_jax.parallel import Layout
-from train import checkpoints, processes
-from train.checkpoints import Progress
-from train.config import Recipe, flat
-from train.data import Cases, gather
-from train.log import Log
-from train.step import State, Training
-from train.validation import CONVENTION
+from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training.checkpoints import Progress
+from swinunetr_jax.training.config import Network, Options, flat
+from swinunetr_jax.training.data import Cases, gather
+from swinunetr_jax.training.log import Log
+from swinunetr_jax.training.recipe import Recipe, load_recipe
+from swinunetr_jax.training.step import State, Training
+from swinunetr_jax.training.validation import CONVENTION
+from swinunetr_jax.weights.params import NetworkConfig, read_config
 
 DESCRIPTION = "run.json"
+RECIPE_TEXT = "recipe.py"  # the text of the recipe's file when the run started: compared, never executed
 REMEDY = "restore it, or start a new run with another --out"
 # What may differ when a run continues: it changes no number, or, as devices do, none beyond rounding.
 FREE = ("data", "base", "splits", "cache", "out", "workers", "keep", "save_every", "devices.depth", "devices.pmap")
@@ -40,10 +43,14 @@ class Part(TypedDict):
 
 
 class Head(TypedDict):
-    """What every RUN/run.json has, that of a cross-validation too; `folds` is a cross-validation's."""
+    """What every RUN/run.json has, that of a cross-validation too.
+
+    `folds` is a cross-validation's; `recipe_file` is the path of the recipe where that is no recipe of the trainer's own.
+    """
 
     recipe: dict[str, Any]
     folds: NotRequired[list[int]]
+    recipe_file: NotRequired[str]
 
 
 class Description(Head):
@@ -91,6 +98,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         raise InputError(f"{folder} holds a run already: go on with `--resume {folder}`, or choose another --out.")
     before = read_description(folder, Description) if resume else None
     changes = {} if before is None else changed_options(folder, before, recipe, free=(*FREE, *LENGTH))
+    file_notes = [] if before is None else changed_recipe_file(folder, before, recipe)
     taken_up, source = before is not None and checkpoints.has_steps(folder), recipe.init.checkpoint
     if source is not None and not taken_up and not files.exists(source):
         raise InputError(f"{source} does not exist: name a checkpoint that is there with --init.checkpoint.")
@@ -99,10 +107,11 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         raise InputError(f"{folder} was trained on other cases than the data set gives now: restore them, or start a new run.")
     steps = recipe.total_steps(len(cases.train))
     told = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "base", "splits", "cache", "out")}
-    processes.check_same([told, cases.names, cases.task.to_dict(), steps], "cases or options")
+    text = recipe.file and recipe.file.text
+    processes.check_same([told, cases.names, cases.task.to_dict(), steps, text], "cases, options or recipe")
     weights = None
     if taken_up:
-        config = _stored_network(folder, before)  # the checkpoint that the run started from may be gone
+        config = _stored_network(folder, before, recipe)  # the checkpoint that the run started from may be gone
     else:
         config, weights = _network(recipe, cases)
     config.check_spatial(cases.task.roi)
@@ -112,7 +121,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
             "choose another depth or roi."
         )
     cases.task.check(config)
-    training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed)
+    functions = {name: function for name, function in recipe.functions().items() if name in ("objective", "optimizer")}
+    training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed, **functions)
     found = _restore(folder, training) if resume else None
     state, progress, warnings = found or (training.init(weights or training.random_weights()), Progress(), [])
     if progress.step > steps:
@@ -129,7 +139,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     if leads:
         _describe(folder, recipe, cases, training, before, progress.step, changes)
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
-    for warning in warnings:
+    for warning in (*file_notes, *warnings):
         log.say(f"warning: {warning}")
     if extended:
         log.say(
@@ -175,10 +185,63 @@ def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[st
     return *checkpoints.read(folder, step, like, config), []
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of the run in a folder, which may have been moved. Raises InputError if there is none."""
-    description = read_description(folder, Head)
-    return dataclasses.replace(_stored_recipe(folder, description), out=folder)
+def read_options(folder: Path) -> Options:
+    """The options of the run in a folder, which may have been moved. Raises InputError if there is none."""
+    return dataclasses.replace(_stored_options(folder, read_description(folder, Head)), out=folder)
+
+
+def read_recipe(folder: Path, file: Path | None = None) -> Recipe:
+    """The recipe of the run in a folder: its options, with the functions of the recipe's file where it came from one.
+
+    Args:
+        folder: the run's.
+        file: the recipe's file, by default where it was when the run started.
+
+    Raises:
+        InputError: there is no run, or the file is no longer there or cannot be used.
+    """
+    options, stored = read_options(folder), read_description(folder, Head).get("recipe_file")
+    if stored is None:
+        if file is not None:
+            raise InputError(
+                f"{folder} holds a run of the recipe {options.name or options.kind}, which has no file: leave out --recipe."
+            )
+        return Recipe(**vars(options))
+    path = Path(stored) if file is None else file
+    if not files.exists(path):
+        raise InputError(
+            f"{folder} was started with the recipe {path}, which is not there any more: name the file with --recipe. Its text when the run "
+            f"started is {folder / RECIPE_TEXT}, which is kept to compare with and is not executed from there."
+        )
+    return load_recipe(path).with_options(options)
+
+
+def changed_recipe_file(folder: Path, description: Head, recipe: Recipe) -> list[str]:
+    """Sentences that say how the recipe's file differs from that of the run in a folder.
+
+    Raises:
+        InputError: only one of them has a file.
+    """
+    stored = description.get("recipe_file")
+    if (stored is None) != (recipe.file is None):
+        had, has = ("none", str(recipe.file.path)) if recipe.file else (stored, "none")
+        raise InputError(
+            f"{folder} holds a run with another recipe file ({had}, now {has}): give the same, or choose another --out."
+        )
+    if recipe.file is None:
+        return []
+    try:
+        kept = (folder / RECIPE_TEXT).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return [
+            f"{folder / RECIPE_TEXT} cannot be read, so it is not known whether {recipe.file.path} has changed since the run started."
+        ]
+    if kept == recipe.file.text:
+        return []
+    return [
+        f"{recipe.file.path} has changed since the run started; the run continues with the file as it is now, and its text of then is in "
+        f"{folder / RECIPE_TEXT}."
+    ]
 
 
 def read_description(folder: Path, kind: type[D] = Description) -> D:
@@ -189,8 +252,12 @@ def read_description(folder: Path, kind: type[D] = Description) -> D:
     return files.read_json(path, kind, REMEDY)
 
 
-def write_description(folder: Path, values: Head) -> None:
-    """Writes RUN/run.json in one step. Raises OSError, which names it."""
+def write_description(folder: Path, values: Head, recipe: Recipe) -> None:
+    """Writes RUN/run.json in one step, and when the run starts also the text of the recipe's file. Raises OSError, which names it."""
+    if recipe.file is not None:
+        values["recipe_file"] = str(recipe.file.path)
+        if not files.exists(folder / RECIPE_TEXT):
+            files.write_text(folder / RECIPE_TEXT, recipe.file.text)
     files.write_json(folder / DESCRIPTION, values)
 
 
@@ -200,7 +267,7 @@ def changed_options(folder: Path, description: Head, recipe: Recipe, *, free: Co
     Raises:
         InputError: one of them is not in `free`; it says what may change.
     """
-    stored, now = flat(_stored_recipe(folder, description).to_dict()), flat(recipe.to_dict())
+    stored, now = flat(_stored_options(folder, description).to_dict()), flat(recipe.to_dict())
     changes = {name: [stored[name], now[name]] for name in now if stored[name] != now[name] and name != "out"}
     refused = [f"{name} was {before} and is {new}" for name, (before, new) in changes.items() if name not in free]
     if refused:
@@ -213,36 +280,41 @@ def changed_options(folder: Path, description: Head, recipe: Recipe, *, free: Co
     return changes
 
 
-def _stored_recipe(folder: Path, description: Head) -> Recipe:
+def _stored_options(folder: Path, description: Head) -> Options:
     try:
-        return Recipe.from_dict(description["recipe"])
+        return Options.from_dict(description["recipe"])
     except InputError as error:
         raise InputError(f"{folder / DESCRIPTION}: {str(error).rstrip('.')}: {REMEDY}.") from error
 
 
-def _stored_network(folder: Path, description: Description) -> SwinUNETRConfig:
+def _stored_network(folder: Path, description: Description, recipe: Recipe) -> NetworkConfig:
     try:
-        return SwinUNETRConfig.from_dict(description["network"])
+        return read_config(description["network"], recipe.network_factory)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder / DESCRIPTION} describes no network ({str(error).rstrip('.')}): {REMEDY}.") from error
 
 
-def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, np.ndarray] | None]:
+def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.ndarray] | None]:
     """The configuration, and weights to start from if any were given."""
     init, outputs = recipe.init, len(cases.task.outputs)
     if init.checkpoint is None:
-        return recipe.network.config(cases.in_channels, outputs), None
-    fields: dict[str, Any] = recipe.network.in_use()
+        return recipe.network_config(cases.in_channels, outputs), None
+    fields: dict[str, Any] = recipe.network.in_use() if isinstance(recipe.network, Network) else {}
     if init.downsample:
         fields["downsample"] = init.downsample
     if init.encoder_only or init.adapt_channels:
         fields |= {"out_channels": outputs} | ({"in_channels": cases.in_channels} if init.adapt_channels else {})
     found = open_checkpoint(
-        init.checkpoint, encoder_only=init.encoder_only, adapt_channels=init.adapt_channels, seed=recipe.seed, **fields
+        init.checkpoint,
+        network=recipe.network_factory,
+        encoder_only=init.encoder_only,
+        adapt_channels=init.adapt_channels,
+        seed=recipe.seed,
+        **fields,
     )
     if processes.is_leader():
         console.say(str(found.report))
-        console.say(f"the network is that of {console.literal(init.checkpoint)}, {found.config.feature_size} features")
+        console.say(f"the network is that of {console.literal(init.checkpoint)}, {_size(found.config)}")
     if (found.config.in_channels, found.config.out_channels) != (cases.in_channels, outputs):
         raise InputError(
             f"{init.checkpoint} takes {found.config.in_channels} channels and has {found.config.out_channels} outputs, the data have "
@@ -254,6 +326,10 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[SwinUNETRConfig, dict[str, n
             f"{init.checkpoint} takes {', '.join(theirs)}, the data come as {', '.join(ours)}: give --channels {' '.join(theirs)}."
         )
     return found.config, found.params
+
+
+def _size(config: NetworkConfig) -> str:
+    return f"{config.feature_size} features" if isinstance(config, SwinUNETRConfig) else config.name
 
 
 def _describe(
@@ -280,4 +356,4 @@ def _describe(
         "convention": CONVENTION,
         "parts": [*(before["parts"] if before else []), part],
     }
-    write_description(folder, values)
+    write_description(folder, values, recipe)

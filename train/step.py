@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,18 +12,25 @@ import optax
 from flax import nnx
 from jax import Array
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
+from swinunetr_jax import Task, compiler_options
 from swinunetr_jax.compiler import in_order, trim_after_compiling
-from swinunetr_jax.losses import Loss
 from swinunetr_jax.parallel import Layout
-from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
-from train.config import Optim
-from train.optim import ema_decay, learning_rate, optimizer
+from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.objective import (
+    Batch,
+    FromFunction,
+    LossFunction,
+    Objective,
+    ObjectiveFactory,
+    Supervised,
+    merge_objective,
+    split_objective,
+)
+from swinunetr_jax.training.optim import ema_decay, learning_rate, optimizer
+from swinunetr_jax.weights.params import NetworkConfig, Weights, build, flatten, make_network, read_statistics, shapes, statistics
 
-Weights = dict[str, Array]
-
-
-STATE_FIELDS = ["step", "params", "stats", "opt", "average", "average_stats"]
+OWN = "objective."  # what the names of an objective's own parameters begin with
+STATE_FIELDS = ["step", "params", "stats", "opt", "average", "average_stats", "own"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=STATE_FIELDS, meta_fields=[])
@@ -40,6 +47,7 @@ class State:
         average_stats: the moving average of `stats`, by the same decay, or {}. The raw weights' statistics do not fit the average,
             whose activations have other means and variances. Averaged statistics are those of the average to first order in how far
             the weights move within the average's memory; timm and TensorFlow average them in the same way. Counts are not averaged.
+        own: the objective's own parameters, {} where it has none; they are no part of the network.
     """
 
     step: Array
@@ -48,6 +56,7 @@ class State:
     opt: Any
     average: Weights
     average_stats: Weights
+    own: Weights = field(default_factory=dict)
 
     @property
     def network(self) -> Weights:
@@ -57,18 +66,31 @@ class State:
 
 @dataclass(frozen=True)
 class Training:
-    """What a step needs beside state and batch; fixed for a run."""
+    """What a step needs beside state and batch; fixed for a run.
 
-    config: SwinUNETRConfig
+    Attributes:
+        config: the network's configuration.
+        task: what is learned.
+        loss: the loss of the supervised objective.
+        optim: options of the optimizer.
+        steps: number of steps of the run.
+        seed: seed of the initial weights and of all that is random in a step.
+        objective: makes another objective than the supervised one; see `recipe.Recipe`.
+        optimizer: makes another optimizer than AdamW; see `recipe.Recipe`.
+    """
+
+    config: NetworkConfig
     task: Task
-    loss: Loss
+    loss: LossFunction
     optim: Optim
     steps: int
     seed: int
+    objective: ObjectiveFactory | None = None
+    optimizer: Callable[[int], Any] | None = None
 
     def random_weights(self) -> dict[str, np.ndarray]:
-        """Weights to start from, drawn by the seed."""
-        return flatten(SwinUNETR(self.config, rngs=nnx.Rngs(self.seed)))
+        """Initial weights, drawn by the seed."""
+        return flatten(make_network(self.config, nnx.Rngs(self.seed)))
 
     def like(self) -> State:
         """Shapes and types of the state."""
@@ -76,15 +98,25 @@ class Training:
 
     def init(self, weights: Mapping[str, np.ndarray]) -> State:
         """The state before the first step, from these weights."""
-        stats = {name: jnp.asarray(value) for name, value in weights.items() if is_statistic(name)}
+        fixed = statistics(self.config)
+        stats = {name: jnp.asarray(value) for name, value in weights.items() if name in fixed}
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
-        opt = optimizer(self.optim, self.steps).init(params)
+        own = {f"{OWN}{name}": jnp.asarray(value) for name, value in split_objective(make_objective(self))[1].items()}
+        opt = self.transformation()[0].init({**params, **own})
         # an own copy: the state is donated, and no buffer may be in it twice
         average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
-        return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats)
+        return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats, own)
+
+    def transformation(self) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
+        """The optimizer, and its schedule of learning rates where that is known."""
+        if self.optimizer is None:
+            return optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
+        made = self.optimizer(self.steps)
+        # an optax transformation is a named tuple itself
+        return (made, None) if hasattr(made, "update") else made
 
     def compile(self, layout: Layout | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
-        """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
+        """The step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
 
         With a layout states, batches and metrics lie on devices as it says, and the function is that of `Layout.compile`, with the
         processes' flags beside the batch. Runs that differ in nothing but their data, as folds do, share one program.
@@ -94,55 +126,73 @@ class Training:
     def step(
         self,
         state: State,
-        image: Array,
-        label: Array,
+        batch: Batch,
         *,
         average: Callable[[Any], Any] = lambda tree: tree,
         share: Array | None = None,
     ) -> tuple[State, dict[str, Array]]:
-        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate.
+        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate where that is known.
 
         Args:
+            state: what the step changes.
+            batch: the samples.
             average, share: where each device runs the step on its own samples, the mean over devices and the number of this one.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         key = key if share is None else jax.random.fold_in(key, share)
-        (loss, stats), gradients = average(self._gradients(state.params, state.stats, image, label, key))
+        trained = {**state.params, **state.own}
+        (loss, (stats, metrics)), gradients = average(self._gradients(trained, state.stats, batch, key))
         gradients = in_order(gradients)
-        updates, opt = optimizer(self.optim, self.steps).update(gradients, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        transformation, schedule = self.transformation()
+        updates, opt = transformation.update(gradients, state.opt, trained)
+        new = optax.apply_updates(trained, updates)
+        params, own = {name: new[name] for name in state.params}, {name: new[name] for name in state.own}
         kept = state.average, state.average_stats
         if state.average:
             decay = ema_decay(self.optim.ema, state.step)
             kept = jax.tree.map(functools.partial(_moving_average, decay), kept, (params, stats))
-        new = State(state.step + 1, params, stats, opt, *kept)
-        rate = jnp.asarray(learning_rate(self.optim, self.steps)(state.step), jnp.float32)
-        return new, {"loss": loss, "grad_norm": optax.tree.norm(gradients), "lr": rate}
+        numbers = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradients)}
+        if schedule is not None:
+            numbers["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
+        return State(state.step + 1, params, stats, opt, *kept, own), numbers
 
-    def _gradients(self, params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> Any:
-        """((loss, statistics), gradients) of a batch, in as many parts as asked for, one after the other."""
+    def _gradients(self, trained: Weights, stats: Weights, batch: Batch, key: Array) -> Any:
+        """((loss, (statistics, metrics)), gradients) of a batch, in as many parts as asked for, one after the other."""
+        objective, own_names = make_objective(self), [name for name in trained if name.startswith(OWN)]
+        structure = split_objective(objective)[0]
 
-        def loss_of(params: Weights, stats: Weights, image: Array, label: Array, key: Array) -> tuple[Array, Weights]:
-            logits, seen = build(self.config, {**params, **stats}).forward(image, key=key, train=True)
-            prefix = "batch_stats."
-            new = {name.removeprefix(prefix): value for name, value in seen.items() if name.startswith(prefix)}
-            return self.loss(logits, label, self.task), {**stats, **new}
+        def loss_of(trained: Weights, stats: Weights, batch: Batch, key: Array) -> tuple[Array, tuple[Weights, dict[str, Array]]]:
+            model = build(self.config, {**trained, **stats})
+            own = {name.removeprefix(OWN): trained[name] for name in own_names}
+            current = merge_objective(structure, own) if own else objective
+            loss, metrics = current(model, batch, key)
+            return loss, (read_statistics(model), metrics)
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         parts = self.optim.accumulate
         if parts == 1:
-            return gradient(params, stats, image, label, key)
+            return gradient(trained, stats, batch, key)
 
         def body(carry: Any, part: Any) -> Any:
             loss, stats, total = carry
-            (one, stats), gradients = gradient(params, stats, *part)
-            return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), None
+            (one, (stats, metrics)), gradients = gradient(trained, stats, *part)
+            return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), metrics
 
         # every parts-th sample, so that what devices share stays evenly shared within a part
-        split = [jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for x in (image, label)]
-        start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
-        (loss, stats, gradients), _ = jax.lax.scan(body, start, (*split, jax.random.split(key, parts)))
-        return (loss, stats), gradients
+        split = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}
+        start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, trained))
+        (loss, stats, gradients), metrics = jax.lax.scan(body, start, (split, jax.random.split(key, parts)))
+        return (loss, (stats, jax.tree.map(lambda values: values.mean(0), metrics))), gradients
+
+
+@functools.lru_cache(maxsize=8)
+def make_objective(training: Training) -> Objective:
+    """The objective of a run, with the initial values of its own parameters."""
+    if training.objective is None:
+        return Supervised(training.loss, training.task)
+    with jax.ensure_compile_time_eval():  # it may be asked for while a step is traced
+        made = training.objective(training.task, training.config, nnx.Rngs(training.seed))
+    return made if isinstance(made, Objective) else FromFunction(made)
 
 
 def _moving_average(decay: Array, old: Array, new: Array) -> Array:

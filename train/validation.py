@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task
+from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.cache import PreparedCase
 from swinunetr_jax.data.nifti import Back, read_geometry, read_labels
 from swinunetr_jax.data.read_case import network_grid
@@ -18,10 +18,9 @@ from swinunetr_jax.data.resample import ResampledBack, interpolated
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.metrics import dice, masks
-from swinunetr_jax.weights.params import build
-from train import processes
-from train.config import Validation
-from train.step import Weights
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.config import Validation
+from swinunetr_jax.weights.params import NetworkConfig, Weights, build
 
 CONVENTION = "brats"  # an empty reference counts 1 where the prediction is empty too, else 0
 
@@ -87,7 +86,7 @@ def _drawn(means: Mapping[int, float]) -> set[int]:
 
 
 def validate(
-    config: SwinUNETRConfig,
+    config: NetworkConfig,
     network: Weights,
     cases: Sequence[PreparedCase],
     task: Task,
@@ -105,6 +104,7 @@ def validate(
     segmenter = Segmenter(
         [build(config, network)],
         task,
+        configs=[config],
         overlap=options.overlap,
         blend=options.blend,
         batch=options.batch,

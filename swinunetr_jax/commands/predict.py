@@ -59,6 +59,8 @@ class Predict:
     """Write each output's probability as a 4-D file, too."""
     preview: bool = False
     """Write a picture of each case, too."""
+    recipe: Path | None = None
+    """The recipe's file, for a run whose network is no Swin UNETR; it is executed."""
     base: Path | None = None
     """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
     overwrite: bool = False
@@ -85,7 +87,12 @@ class Predict:
             if gap := missing_members(given):
                 console.warn(console.literal(gap))
         paths = [path for given in self.model for path in members(given)]
-        checkpoints = [open_checkpoint(path, dtype=self.dtype, **self.weights.fields()) for path in paths]
+        network = None
+        if self.recipe is not None:
+            from swinunetr_jax.training import load_recipe
+
+            network = load_recipe(self.recipe).network_factory
+        checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **self.weights.fields()) for path in paths]
         tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):
             if task != tasks[0]:
@@ -98,6 +105,7 @@ class Predict:
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],
             tasks[0],
+            configs=[checkpoint.config for checkpoint in checkpoints],
             roi=self.roi,
             overlap=self.overlap,
             blend=self.blend,

@@ -27,8 +27,8 @@ from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.scan_grid import Seen, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
-from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
+from swinunetr_jax.weights.params import NetworkConfig
 
 DEFAULT_ROI = (96, 96, 96)
 
@@ -49,6 +49,7 @@ class Segmenter:
 
     Args:
         models: one network, or several as an ensemble whose logits are averaged; 3-D, all with the task's channels and outputs.
+        configs: their configurations, by default their attribute `config`, which a Swin UNETR has.
         task: what they were trained for.
         roi: window size, multiples of 32, one number for all axes or three; by default the task's, else 96³.
         overlap: of neighbouring windows, 0 to less than 1.
@@ -67,9 +68,10 @@ class Segmenter:
 
     def __init__(
         self,
-        models: Sequence[SwinUNETR],
+        models: Sequence[nnx.Module],
         task: Task,
         *,
+        configs: Sequence[NetworkConfig] | None = None,
         roi: int | tuple[int, ...] | None = None,
         overlap: float = 0.5,
         blend: str = "gaussian",
@@ -79,15 +81,16 @@ class Segmenter:
         whole: bool = False,
         depth: int = 1,
     ):
-        for model in models:
-            if model.config.spatial_dims != 3:
+        configs = [model.config for model in models] if configs is None else configs
+        for config in configs:
+            if config.spatial_dims != 3:
                 raise InputError("a 2-D network cannot segment volumes; predict takes 3-D networks.")
-            task.check(model.config)
-            if model.config.in_channels != models[0].config.in_channels:
+            task.check(config)
+            if config.in_channels != configs[0].in_channels:
                 raise InputError("the networks of an ensemble must take the same input channels.")
         self.task = task
         self.roi = _roi(roi if roi is not None else task.roi or DEFAULT_ROI)
-        models[0].config.check_spatial(self.roi)
+        configs[0].check_spatial(self.roi)
         if blend not in BLENDS:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
         if depth < 1 or (self.roi[0] % depth and not whole):
@@ -105,7 +108,7 @@ class Segmenter:
             raise InputError(f"a crop leaves background around it, and none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
         self.whole, self.depth = whole, depth
-        self.in_channels = models[0].config.in_channels
+        self.in_channels = configs[0].in_channels
         mesh = parallel.device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
         self._networks = [_network(model, mesh) for model in models]
         self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
@@ -246,7 +249,7 @@ def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
-def _network(model: SwinUNETR, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+def _network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
     structure, state = nnx.split(model)
     state = state if mesh is None else parallel.everywhere(state, mesh)
     run = quiet_compilation(_compiled(structure, mesh))

@@ -22,9 +22,10 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.custom import NetworkFactory
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, read_arrays, reason, write_arrays
-from swinunetr_jax.weights.params import Params, check, count_bytes, digest, mismatches, shapes
+from swinunetr_jax.weights.params import NetworkConfig, Params, check, count_bytes, digest, mismatches, read_config, shapes
 from swinunetr_jax.weights.weight_file import shown
 
 FORMAT = 1
@@ -41,7 +42,7 @@ _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
 class Stored:
     """A checkpoint as it was read."""
 
-    config: SwinUNETRConfig
+    config: NetworkConfig
     task: Task | None
     params: Params
 
@@ -51,7 +52,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def write_checkpoint(
-    path: str | os.PathLike, config: SwinUNETRConfig, params: Params, task: Task | None = None, *, overwrite: bool = False
+    path: str | os.PathLike, config: NetworkConfig, params: Params, task: Task | None = None, *, overwrite: bool = False
 ) -> None:
     """Writes a checkpoint folder in one step: at any moment there is under its name a whole checkpoint or what was there before.
 
@@ -96,8 +97,8 @@ def write_checkpoint(
             shutil.rmtree(other, ignore_errors=True)
 
 
-def read_checkpoint(path: str | os.PathLike) -> Stored:
-    """Reads a checkpoint folder and verifies every byte of it.
+def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = None) -> Stored:
+    """Reads a checkpoint folder and verifies every byte of it; of a network that is no Swin UNETR with the factory that makes it.
 
     Raises:
         InputError: it is not a checkpoint, is damaged (naming the files or leaves), or is of a newer format.
@@ -112,7 +113,7 @@ def read_checkpoint(path: str | os.PathLike) -> Stored:
         raise InputError(f"{path} is not a checkpoint, it has no {DESCRIPTION}: check which folder was given.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({reason(error)}): {_REMEDY}.") from error
-    config, task, values = parse_description(content, where)
+    config, task, values = parse_description(content, where, network)
     folder, stated = values.get("params"), values.get("files")
     if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stated is not None):
         raise InputError(f"{where} does not name the weights beside it: it was not written by swinunetr_jax.")
@@ -142,7 +143,7 @@ def read_checkpoint(path: str | os.PathLike) -> Stored:
 # ---- the description -------------------------------------------------------------------------------------------------------------
 
 
-def describe(config: SwinUNETRConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **more: Any) -> str:
+def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **more: Any) -> str:
     """JSON that tells what weights are for and how they are recognised, with a digest of itself."""
     values = {
         "format": FORMAT,
@@ -165,7 +166,9 @@ class Description(TypedDict):
     files: NotRequired[dict[str, str]]
 
 
-def parse_description(content: bytes, where: Path) -> tuple[SwinUNETRConfig, Task | None, Description]:
+def parse_description(
+    content: bytes, where: Path, network: NetworkFactory | None = None
+) -> tuple[NetworkConfig, Task | None, Description]:
     """The reverse of `describe`: configuration, task, and all values as they stand there.
 
     Raises:
@@ -180,8 +183,9 @@ def parse_description(content: bytes, where: Path) -> tuple[SwinUNETRConfig, Tas
         raise InputError(f"{where} has format {version}, this version reads format {FORMAT}: use a newer swinunetr_jax.")
     values = files.decode_json(content, Description, str(where), _REMEDY)
     try:
-        config = SwinUNETRConfig.from_dict(values["config"])
-        if sum(config.depths) > len(values["digests"]):  # before a network of millions of blocks is traced
+        config = read_config(values["config"], network)
+        blocks = sum(config.depths) if isinstance(config, SwinUNETRConfig) else 0
+        if blocks > len(values["digests"]):  # before a network of millions of blocks is traced
             raise InputError(f"`depths` {config.depths} needs more tensors than the {len(values['digests'])} that have digests.")
         shapes(config)
         return config, None if values["task"] is None else Task.from_dict(values["task"]), values

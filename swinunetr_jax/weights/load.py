@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights import params as flat
@@ -27,6 +28,7 @@ from swinunetr_jax.weights.find_network import Source, find_network
 from swinunetr_jax.weights.fit import fit
 from swinunetr_jax.weights.infer import infer_config
 from swinunetr_jax.weights.monai import to_monai
+from swinunetr_jax.weights.params import NetworkConfig
 from swinunetr_jax.weights.report import LoadReport, summary
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
@@ -55,12 +57,12 @@ OUT_OF_FOLD = "out_of_fold.json"  # what the trainer writes when every fold is f
 class Checkpoint:
     """A network's weights, its configuration, what it is for (None where the file does not say), and what loading did."""
 
-    config: SwinUNETRConfig
+    config: NetworkConfig
     task: Task | None
     params: flat.Params
     report: LoadReport
 
-    def model(self) -> SwinUNETR:
+    def model(self) -> Any:
         """The network itself."""
         return flat.build(self.config, self.params)
 
@@ -77,6 +79,7 @@ def open_checkpoint(
     encoder_only: bool = False,
     adapt_channels: bool = False,
     seed: int = 0,
+    network: NetworkFactory | None = None,
     **fields: Any,
 ) -> Checkpoint:
     """Reads the weights of a Swin UNETR from any kind of file. A warning names tensors that were ignored.
@@ -89,6 +92,7 @@ def open_checkpoint(
         adapt_channels: `in_channels` and `out_channels` may differ from the file's: input weights are averaged over the file's
             channels, the output layer is initialised randomly.
         seed: of the random initialisation.
+        network: what makes the network where that is no Swin UNETR: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
         fields: configuration fields, such as `downsample`, which a PyTorch file does not tell, or `dtype`.
 
     Raises:
@@ -99,7 +103,9 @@ def open_checkpoint(
     path, note = network_of_run(path)
     if note is not None:
         console.warn(console.literal(note))
-    source, stored, task = _read(path, key, encoder_only)
+    source, stored, task = _read(path, key, encoder_only, network)
+    if isinstance(stored, CustomConfig):
+        return _custom(source, stored, task, encoder_only or adapt_channels, fields)
     if stored is None:
         config = infer_config(source.tensors, source.path, **fields)
     else:
@@ -113,6 +119,19 @@ def open_checkpoint(
             f"{source.path} holds tensors that are not part of the network, which were ignored: {summary(source.doubtful)}."
         )
     return Checkpoint(config, task, params, report)
+
+
+def _custom(source: Source, config: CustomConfig, task: Task | None, partly: bool, fields: dict[str, Any]) -> Checkpoint:
+    """The checkpoint of a network that is no Swin UNETR, which is taken as it is.
+
+    Raises:
+        InputError: a part of it was asked for, or a field of a Swin UNETR.
+    """
+    given = [name for name, value in fields.items() if (name, value) != ("dtype", config.dtype)]
+    if partly or given:
+        what = ", ".join(given) or "encoder_only and adapt_channels"
+        raise InputError(f"{source.path} holds the network {config.name}, and {what} are for a Swin UNETR: leave them out.")
+    return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
 
 
 class _Folds(TypedDict, total=False):
@@ -247,14 +266,16 @@ def _check_names(given: dict[str, Any]) -> None:
         )
 
 
-def _read(path: Path, key: str | None, encoder_only: bool) -> tuple[Source, SwinUNETRConfig | None, Task | None]:
+def _read(
+    path: Path, key: str | None, encoder_only: bool, network: NetworkFactory | None
+) -> tuple[Source, NetworkConfig | None, Task | None]:
     """A file's tensors, and what the file says of them (a foreign one: nothing)."""
     if files.is_folder(path):
         inside = None if is_checkpoint(path) else weight_file_in(path)
         if inside is None:
             if key is not None:
                 raise InputError(f"{path} is a checkpoint folder, which holds one network: leave out `key` (--key) {shown(key)}.")
-            stored = read_checkpoint(path)
+            stored = read_checkpoint(path, network)
             return Source(str(path), stored.params, is_ours=True), stored.config, stored.task
         path = inside
     config = task = None

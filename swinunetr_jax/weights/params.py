@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +13,48 @@ from flax import nnx
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.model.unetr import SwinUNETR
 
 Params = dict[str, np.ndarray]
+Weights = dict[str, jax.Array]  # the same on a device
 Path = tuple[str | int, ...]
+NetworkConfig = SwinUNETRConfig | CustomConfig
 
 
-def shapes(config: SwinUNETRConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def make_network(config: NetworkConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """The network of a configuration with random weights."""
+    return config.make(rngs) if isinstance(config, CustomConfig) else SwinUNETR(config, rngs=rngs)
+
+
+def read_config(values: Mapping[str, Any], factory: NetworkFactory | None = None) -> NetworkConfig:
+    """The configuration that `to_dict` gave, of a Swin UNETR or, with its factory, of another network.
+
+    Raises:
+        InputError: the values describe no network, or one of another factory.
+    """
+    if "network" in values:
+        return CustomConfig.from_dict(dict(values), factory)
+    return SwinUNETRConfig.from_dict(values)
+
+
+def shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every variable of a network, without making it."""
     return {_name(path): variable for path, variable in _described(config, jax.config.jax_enable_x64)[1]}
 
 
-def flatten(model: SwinUNETR) -> Params:
+def flatten(model: nnx.Module) -> Params:
     """The variables of a network, copied to the host."""
     return {_name(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def build(config: SwinUNETRConfig, params: Mapping[str, np.ndarray]) -> SwinUNETR:
+def build(config: NetworkConfig, params: Mapping[str, np.ndarray]) -> Any:
     """A network with these variables, whose names and shapes must be those of `shapes(config)`."""
     graph, variables = _described(config, jax.config.jax_enable_x64)
     return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[_name(path)], v.dtype)) for path, v in variables]))
 
 
-def check(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> None:
+def check(params: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
     """Raises InputError unless these are the network's variables, all of them finite: what is written must be readable again."""
     wrong = mismatches({name: np.shape(array) for name, array in params.items()}, config)
     if wrong:
@@ -44,14 +64,14 @@ def check(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> None:
         raise InputError(f"the weights hold NaN or infinite values, nothing was written: {', '.join(bad)}.")
 
 
-def mismatches(got: Mapping[str, tuple[int, ...]], config: SwinUNETRConfig) -> list[str]:
+def mismatches(got: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> list[str]:
     """A line for each name that is not in both or has another shape in the network."""
     want = {name: leaf.shape for name, leaf in shapes(config).items()}
     names = [name for name in sorted(want.keys() | got.keys()) if want.get(name) != got.get(name)]
     return [f"{name}: got {got.get(name, 'nothing')}, expected {want.get(name, 'nothing')}" for name in names]
 
 
-def count_bytes(config: SwinUNETRConfig) -> int:
+def count_bytes(config: NetworkConfig) -> int:
     """Memory that a network's variables take."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes(config).values())
 
@@ -84,10 +104,34 @@ def digest_all(digests: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=32)  # tracing the constructor takes up to a second
-def _described(config: SwinUNETRConfig, x64: bool) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...]]:
+def _described(config: NetworkConfig, x64: bool) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...]]:
     """What a network is made of, and its variables' places, shapes and types."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
-    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in nnx.to_flat_state(state))
+    graph, variables = _split(config)
+    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in variables)
+
+
+def _split(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
+    graph, state = nnx.split(nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0))))
+    variables = nnx.to_flat_state(state)
+    random = [_name(path) for path, variable in variables if isinstance(variable, nnx.RngState)]
+    if random:
+        raise InputError(
+            f"the network keeps random state ({', '.join(random[:4])}), which is not saved: let its dropout take the `key` of the call, as "
+            "in `nnx.Dropout(rate)(x, rngs=nnx.Rngs(key))`."
+        )
+    return graph, variables
+
+
+@lru_cache(maxsize=32)
+def statistics(config: NetworkConfig) -> frozenset[str]:
+    """Names of the variables that no gradient changes, such as a batch norm's running statistics."""
+    return frozenset(_name(path) for path, variable in _split(config)[1] if not isinstance(variable, nnx.Param))
+
+
+def read_statistics(model: nnx.Module) -> dict[str, jax.Array]:
+    """The values of the variables that no gradient changes, by name."""
+    variables = nnx.to_flat_state(nnx.state(model))
+    return {_name(path): variable[...] for path, variable in variables if not isinstance(variable, nnx.Param)}
 
 
 def _name(path: Path) -> str:

@@ -8,7 +8,7 @@ Optimizer: AdamW 1e-4, weight decay 1e-5, 300 epochs of which 50 warm up, cosine
 Hardware: a GPU or TPU with 16 GB for bfloat16 with --network.use-checkpoint.
 """
 
-from train.config import Augment, Network, Optim, Recipe, Validation
+from swinunetr_jax.training import Augment, Network, Optim, Recipe, Validation
 
 RECIPE = Recipe(
     kind="brats",

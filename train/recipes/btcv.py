@@ -9,7 +9,7 @@ Hardware: a GPU with 24 GB.
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Network, Optim, Recipe
+from swinunetr_jax.training import Network, Optim, Recipe
 
 RECIPE = Recipe(
     kind="labels",

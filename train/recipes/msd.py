@@ -8,7 +8,7 @@ Hardware: the default suits scans of one or two channels on a CPU or a small GPU
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Augment, Network, Optim, Recipe
+from swinunetr_jax.training import Augment, Network, Optim, Recipe
 
 RECIPE = Recipe(
     kind="labels",

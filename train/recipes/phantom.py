@@ -7,7 +7,7 @@ Makes the heads, prepares them, trains a small Swin UNETR on TC, WT and ET, and 
 """
 
 from swinunetr_jax.losses import Loss
-from train.config import Augment, Network, Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training import Augment, Network, Optim, Phantom, Recipe, Validation
 
 RECIPE = Recipe(
     kind="phantom",
