@@ -31,9 +31,14 @@ class SmallNetwork(nnx.Module):
 
     def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
         coarse = self.coarse(jnp.asarray(x, self.config.dtype))
+        # intermediates that Swin UNETR has too, of the same sizes
+        grids = {"decoder2": coarse, "decoder3": jnp.concatenate([coarse, -coarse], axis=-1)[:, ::2, ::2, ::2]}
         for axis in range(1, x.ndim - 1):
             coarse = jnp.repeat(coarse, 2, axis=axis)
-        return self.out(nnx.relu(coarse + self.fine(x))), {}
+        return self.out(nnx.relu(coarse + self.fine(x))), grids
+
+    def update_batch_stats(self, seen: dict[str, Array]) -> None:
+        """It has none."""
 
 
 def put_in_place(patch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ FILES = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
 TOLERANCE = 1e-4  # of the largest magnitude in the array
 
 
-LONG = ("legacy_v2", "merging")  # what they have is in other files and in test_parity.py, too
+LONG = ("legacy_v2", "merging", "mergingv2", "options")  # what they have is in other files and in test_parity.py, too
 
 
 @pytest.fixture(

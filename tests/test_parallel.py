@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DEVICES, STEPS = 8, 5
 FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
-ONE, SOME = "jit 1x1", ("jit 2x2", "pmap 2")
+ONE = "jit 1x1"
 ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
 
 
@@ -39,8 +39,8 @@ def elsewhere(what: str, *args: str) -> dict:
 # ---- training
 
 
-def test_five_steps_on_several_devices_are_those_of_one():
-    check_losses(elsewhere("losses", "4", ONE, *SOME))
+def test_five_steps_of_a_small_network_on_any_number_of_devices_are_those_of_one():
+    check_losses(elsewhere("losses_of_a_small_network", "8", ONE, *ALL))
 
 
 @pytest.mark.long
@@ -52,6 +52,13 @@ def check_losses(losses: dict[str, list[float]]) -> None:
     assert len(set(losses[ONE])) == STEPS
     for name, values in losses.items():
         np.testing.assert_allclose(values, losses[ONE], rtol=1e-5, err_msg=name)
+
+
+def losses_of_a_small_network(batch: str, *layouts: str) -> dict[str, list[float]]:
+    from small_network import put_in_place
+
+    put_in_place(pytest.MonkeyPatch())
+    return losses(batch, *layouts)
 
 
 def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
@@ -80,9 +87,10 @@ def losses_on(name: str, batch_size: int) -> list[float]:
         rng = np.random.default_rng(index)
         label = (rng.random((batch_size, 64, 32, 32)) < 0.3).astype(np.uint8)
         image = (rng.normal(size=(*label.shape, 1)) + label[..., None]).astype(np.float32)
-        batch = layout.divide({"image": image, "label": label})
+        samples = np.arange(index * batch_size, (index + 1) * batch_size, dtype=np.int32)
+        batch = layout.divide({"image": image, "label": label, "sample": samples})
         assert len(batch["image"].sharding.device_set) == layout.size
-        state, metrics = run(state, batch["image"], batch["label"], layout.flags(index == 3))
+        state, metrics = run(state, batch, layout.flags(index == 3))
         metrics = layout.one(metrics)
         assert bool(metrics["flag"]) == (index == 3)
         result.append(float(metrics["loss"]))
@@ -94,13 +102,22 @@ def losses_on(name: str, batch_size: int) -> list[float]:
 
 
 def test_divided_volumes_give_the_same_logits_gradients_and_labels():
-    found = elsewhere("divided")
-    for name in ("1x2", "1x4", "2x2"):
+    check_divided("2x2")
+
+
+@pytest.mark.long
+def test_volumes_divided_in_any_way_give_the_same_logits_gradients_and_labels():
+    check_divided("1x2", "1x4", "2x2")
+
+
+def check_divided(*names: str) -> None:
+    found = elsewhere("divided", *names)
+    for name in names:
         assert found[name]["logits"] < 1e-12 and found[name]["gradient"] < 1e-9, found[name]
     assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
 
 
-def divided() -> dict:
+def divided(*names: str) -> dict:
     """Differences from one device: of logits and gradients in float64, relative to each tensor's largest; of a whole prediction."""
     found = {"probabilities": 0.0, "labels that differ": 0}
     volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
@@ -108,7 +125,8 @@ def divided() -> dict:
     task = Task.classes(2)
     expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
     found["labels"] = np.unique(expected[0]).tolist()
-    for depth in (2, 4):
+    sizes = [tuple(map(int, name.split("x"))) for name in names]
+    for depth in sorted({depth for _, depth in sizes}):
         labels, likely, windows = Segmenter([model], task, whole=True, depth=depth).run(volume, probabilities=True)
         assert windows == 1
         found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
@@ -125,7 +143,7 @@ def divided() -> dict:
         return (jax.numpy.square(logits) * factors).mean(), logits
 
     results = {}
-    for data, depth in ((1, 1), (1, 2), (1, 4), (2, 2)):
+    for data, depth in ((1, 1), *sizes):
         layout = parallel.Jitted(parallel.device_mesh(2, depth, jax.devices()[: data * depth]))
         function = parallel.within(layout.mesh, jax.value_and_grad(loss, has_aux=True))
         batch = layout.divide({"x": x, "factors": factors})
@@ -222,4 +240,5 @@ def test_devices_that_cannot_share(batch, depth, processes, each, said):
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({"losses": losses, "divided": divided, "in_pieces": in_pieces}[sys.argv[1]](*sys.argv[2:])))
+    work = {f.__name__: f for f in (losses, losses_of_a_small_network, divided, in_pieces)}
+    print(json.dumps(work[sys.argv[1]](*sys.argv[2:])))

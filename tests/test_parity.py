@@ -168,6 +168,7 @@ def test_running_statistics_after_a_step_and_in_evaluation(results):
 # ---- float32, at the sizes of use ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forward):
     """96³ has 6³ tokens in the last stage and so uses the corner of the bias table; 128³ never does."""
     pair = monai_pair(**SMALL)
@@ -217,6 +218,7 @@ def test_bfloat16_is_close(usual, run_forward):
     assert np.linalg.norm(difference) <= BFLOAT16 * np.linalg.norm(values["logits"])
 
 
+@pytest.mark.long
 def test_gradients_in_bfloat16_are_finite(monai_pair):
     pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
     x, cotangent = golden_weights.volume((1, 64, 32, 1), seed=1), golden_weights.volume((1, 64, 32, 2), seed=2)

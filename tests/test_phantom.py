@@ -152,6 +152,7 @@ def test_fractions_add_up():
     assert all(values.min() > -1e-5 for values in tissues.values())
 
 
+@pytest.mark.long
 def test_full_size():
     images, labels = phantom_case(0)
     assert labels.shape == (240, 240, 155) and np.unique(labels).tolist() == [0, 1, 2, 4]

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from flax import nnx
+from small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.cases import Case
@@ -23,8 +25,15 @@ from swinunetr_jax.task import Output
 
 ROI = ("64", "32", "32")
 BRATS = ("flair", "t1ce", "t1", "t2")
-KILLED = """
+KILLED = (
+    f"""
 import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import pytest
+from small_network import put_in_place
+put_in_place(pytest.MonkeyPatch())
+"""
+    + """
 from swinunetr_jax import cli
 from swinunetr_jax.data import prediction_record as record
 from swinunetr_jax.inference import batch, predict
@@ -53,6 +62,7 @@ def add_entry(self, case, entry):
 batch.write_volume, record.Record._add = write_volume, add_entry
 cli.main(arguments)
 """
+)
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +194,11 @@ def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, ca
     assert read(tmp_path / "out/BraTS2021_00001.nii.gz")[0].ndim == 3
 
 
-def test_killed_midway_only_what_is_missing_is_done(model, programs, tmp_path, capsys):
+def test_killed_midway_only_what_is_missing_is_done(programs, tmp_path, capsys, monkeypatch):
+    put_in_place(monkeypatch)
+    config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
+    model = tmp_path / "net"
+    save_checkpoint(model, SmallNetwork(config, rngs=nnx.Rngs(0)), task=Task.brats(roi=(64, 32, 32)))
     for name in ("a", "b", "c"):
         write_case(tmp_path / "data", f"BraTS2021_{name}")
     arguments = ("predict", "-i", tmp_path / "data", "-m", model, "--precision", "float32", "--probabilities", "-o")
@@ -203,6 +217,8 @@ def test_killed_midway_only_what_is_missing_is_done(model, programs, tmp_path, c
         assert re.findall(r"(\S+): done already", capsys.readouterr().out) == ["BraTS2021_a"]
         assert {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")} == whole
         assert not list((tmp_path / moment).glob(".*"))
+    monkeypatch.undo()
+    forget()
 
 
 def test_a_bad_case_does_not_stop_the_others(model, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """The training step against PyTorch: the same losses, step by step; and what a step promises about parts, averages and randomness."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_network import forget, put_in_place
 
 from swinunetr_jax import Task
 from swinunetr_jax.config import SwinUNETRConfig
@@ -29,23 +31,41 @@ FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than thes
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(training_step, "compiler_options", lambda: FAST)
+    yield
+    monkeypatch.undo()
+    forget()
 
 
-def batch(task: Task, index: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture
+def small_network(monkeypatch):
+    """For what a step does with any network."""
+    put_in_place(monkeypatch)
+
+
+def batch(task: Task, index: int, count: int = 1, shape: tuple[int, ...] = SHAPE) -> dict[str, np.ndarray]:
     """Noise around a labelled ball, different at each index."""
     rng = np.random.default_rng(index)
-    image = rng.normal(size=(count, *SHAPE, 2)).astype(np.float32)
-    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
-    centre = rng.uniform(0.3, 0.7, (count, 3)) * SHAPE
+    image = rng.normal(size=(count, *shape, 2)).astype(np.float32)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    centre = rng.uniform(0.3, 0.7, (count, 3)) * shape
     distance = np.linalg.norm(grid[None] - centre[:, None, None, None], axis=-1)
     values = [1, 2, 4] if task.kind == "regions" else [1, 1, 2]
     label = np.select([distance < 5, distance < 12, distance < 8 + 0.2 * grid[..., 0]], values, 0).astype(np.uint8)
     image[..., 0] += label
-    return image, label
+    return {"image": image, "label": label, "sample": np.arange(index, index + count, dtype=np.int32)}
 
 
-@pytest.mark.parametrize("name", [pytest.param("regions, Dice", marks=pytest.mark.long), "classes, Dice and cross-entropy"])
+def test_four_steps_agree_with_pytorch(tmp_path):
+    agrees_with_pytorch("classes, Dice and cross-entropy", SMALLEST, (64, 32, 32), 4, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["regions, Dice", "classes, Dice and cross-entropy"])
 def test_ten_steps_agree_with_pytorch(name, tmp_path):
+    agrees_with_pytorch(name, SMALL, SHAPE, STEPS, tmp_path)
+
+
+def agrees_with_pytorch(name: str, config: SwinUNETRConfig, shape: tuple[int, ...], steps: int, tmp_path: Path) -> None:
     """The paper's optimizer from the same initial weights, which reach PyTorch through our converter."""
     torch = pytest.importorskip("torch")
     from monai.losses import DiceCELoss, DiceLoss
@@ -55,18 +75,19 @@ def test_ten_steps_agree_with_pytorch(name, tmp_path):
         task, loss, theirs = Task.brats(channels=()), Loss(kind="dice"), DiceLoss(sigmoid=True)
     else:
         task, loss, theirs = Task.classes(3), Loss(kind="dice_ce"), DiceCELoss(softmax=True, to_onehot_y=True)
-    training = Training(SMALL, task, loss, Optim(lr=1e-4, weight_decay=1e-5, schedule="constant"), STEPS, seed=0)
+    training = Training(config, task, loss, Optim(lr=1e-4, weight_decay=1e-5, schedule="constant"), steps, seed=0)
     weights = training.random_weights()
     state, step = training.init(weights), training.compile()
 
-    save_params(tmp_path / "start.pt", SMALL, weights, to="monai")
-    network = SwinUNETR(in_channels=2, out_channels=3, feature_size=12)
+    save_params(tmp_path / "start.pt", config, weights, to="monai")
+    network = SwinUNETR(in_channels=2, out_channels=3, feature_size=12, depths=config.depths)
     network.load_state_dict(torch.load(tmp_path / "start.pt"), strict=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-5)
     ours, reference = [], []
-    for index in range(STEPS):
-        image, label = batch(task, index)
-        state, metrics = step(state, image, label)
+    for index in range(steps):
+        samples = batch(task, index, shape=shape)
+        image, label = samples["image"], samples["label"]
+        state, metrics = step(state, samples)
         ours.append(float(metrics["loss"]))
 
         logits = network(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
@@ -96,10 +117,10 @@ def start(training: Training) -> State:
     return training.init(training.random_weights())
 
 
-def test_a_batch_in_parts_is_the_same_step(brats_batch):
+def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
     whole, parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
-    one, numbers = whole.compile()(start(whole), *brats_batch)
-    two, others = parts.compile()(start(parts), *brats_batch)
+    one, numbers = whole.compile()(start(whole), brats_batch)
+    two, others = parts.compile()(start(parts), brats_batch)
     np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
     np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
     # Adam's first step is the gradient's sign: where that is rounding alone, the two may differ by two learning rates
@@ -107,10 +128,10 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch):
     assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
 
 
-def test_clipping_averaging_and_the_key_of_a_step(brats_batch):
+def test_clipping_and_averaging(brats_batch, small_network):
     training = make(lr=1e-3, ema=0.9, clip=1e-3)
     before = jax.tree.map(np.asarray, start(training))
-    state, metrics = training.compile()(start(training), *brats_batch)
+    state, metrics = training.compile()(start(training), brats_batch)
     assert metrics["grad_norm"] > 1e-3  # told as it was before clipping
     decay = 1 / 10  # of the first step
     for name, weights in state.params.items():
@@ -130,8 +151,9 @@ def test_the_average_of_the_weights_has_statistics_of_its_own(monkeypatch):
     for index, mean in enumerate((1.0, 4.0, 2.0)):
         stats = {"norm.mean": jnp.full(2, mean), "norm.count": jnp.int32(index + 1)}
         gradients = {"kernel": jnp.ones(3)}
-        monkeypatch.setattr(Training, "_gradients", lambda *_, found=((jnp.float32(0), stats), gradients): found)
-        state, _ = training.step(state, None, None)
+        found = ((jnp.float32(0), (stats, {})), gradients)
+        monkeypatch.setattr(Training, "_gradients", lambda *_, found=found: found)
+        state, _ = training.step(state, {})
         decay = min(0.9, (1 + index) / (10 + index))
         for name, new in (("kernel", state.params["kernel"]), ("norm.mean", stats["norm.mean"])):
             want[name] = decay * want[name] + (1 - decay) * np.asarray(new)
@@ -172,14 +194,26 @@ def test_the_schedules():
     assert float(learning_rate(Optim(lr=0.1, schedule="constant"), 5)(4)) == pytest.approx(0.1)
 
 
-def test_dropout_depends_on_seed_and_step():
-    config = SMALLEST.replace(dropout_path_rate=0.5)
-    task = Task.brats(channels=())
-    image, label = batch(task, 0, 1)
-    training = Training(config, task, Loss(), Optim(lr=1e-30, schedule="constant"), STEPS, seed=0)
+@pytest.mark.long
+def test_stochastic_depth_depends_on_seed_and_step(brats_batch):
+    training = dataclasses.replace(make(lr=1e-30), config=SMALLEST.replace(dropout_path_rate=0.5))
+    depends_on_seed_and_step(training, brats_batch)
+
+
+def noisy(task, config, rngs):
+    """An objective that draws from the key."""
+    return lambda model, batch, key: model(batch["image"]).mean() + jax.random.normal(key)
+
+
+def test_the_key_of_a_step_depends_on_seed_and_step(brats_batch, small_network):
+    depends_on_seed_and_step(dataclasses.replace(make(lr=1e-30), objective=noisy), brats_batch)
+
+
+def depends_on_seed_and_step(training: Training, samples: dict[str, np.ndarray]) -> None:
     step = jax.jit(training.step, compiler_options=FAST)
     state = start(training)
-    first, again = (float(step(state, image, label)[1]["loss"]) for _ in range(2))
-    later = float(step(jax.tree.map(jnp.copy, state).__class__(**{**vars(state), "step": jnp.int32(1)}), image, label)[1]["loss"])
+    first, again = (float(step(state, samples)[1]["loss"]) for _ in range(2))
+    later = float(step(dataclasses.replace(state, step=jnp.int32(1)), samples)[1]["loss"])
+    other = jax.jit(dataclasses.replace(training, seed=1).step, compiler_options=FAST)
     assert first == again
-    assert first != later
+    assert len({first, later, float(other(state, samples)[1]["loss"])}) == 3

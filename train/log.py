@@ -27,11 +27,12 @@ class Row(TypedDict):
 
 
 class StepRow(Row):
-    """A finished step; `wait` and `seconds` are times."""
+    """A finished step; `wait` and `seconds` are times, `metrics` the objective's further numbers (null where one is no number)."""
 
     loss: float
     grad_norm: NotRequired[float]
     lr: NotRequired[float]
+    metrics: NotRequired[dict[str, float | None]]
     wait: float
     seconds: float
 
@@ -68,7 +69,7 @@ class Log:
         self._told = self._before = time.perf_counter()
         self._told_step = step
 
-    def step(self, step: int, values: dict[str, float]) -> None:
+    def step(self, step: int, values: dict[str, Any]) -> None:
         """A finished step: loss, gradient norm, learning rate, seconds waited for data."""
         now = time.perf_counter()
         self._add({"kind": "step", "step": step, **values, "seconds": round(now - self._before, 4)})
@@ -116,8 +117,9 @@ class Log:
             for name, value in row.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-            for name, value in row.get("dice", {}).items():
-                self._board.add_scalar(f"dice/{literal(name)}", value, row["step"])
+            for group in ("dice", "metrics"):
+                for name, value in row.get(group, {}).items():
+                    self._board.add_scalar(f"{group}/{literal(name)}", value, row["step"])
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

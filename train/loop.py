@@ -34,6 +34,7 @@ from swinunetr_jax.training.step import make_objective
 from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
 
 SAVE_SECONDS = 20 * 60.0
+STEP_NUMBERS = ("loss", "grad_norm", "lr")  # of every step; others are the objective's
 
 
 class Stopped(Exception):
@@ -163,7 +164,9 @@ def _read(run: Run, pending: dict[str, Any] | None) -> None:
             f"{', '.join(pending['names'])}; look at these cases (`swinunetr validate`), lower --optim.lr or give --optim.clip 1. The "
             f"last saved state is kept in {run.folder}."
         )
-    run.log.step(pending["step"], values | {"wait": round(pending["wait"], 4)})
+    metrics = {name: values.pop(name) for name in list(values) if name not in STEP_NUMBERS}
+    more = {"metrics": metrics} if metrics else {}
+    run.log.step(pending["step"], values | {"wait": round(pending["wait"], 4)} | more)
 
 
 def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:

@@ -1,0 +1,39 @@
+"""Deep supervision: the coarser grids of the decoder predict the label map too, through heads that only training has."""
+
+from flax import nnx
+from jax import numpy as jnp
+
+from swinunetr_jax.losses import Loss
+from swinunetr_jax.training import Network, Objective, Optim, Phantom, Recipe, Validation
+
+
+class DeepSupervision(Objective):
+    """The loss at three resolutions with weights 1, 1/2 and 1/4; the heads are parameters of the objective, not of the network."""
+
+    def __init__(self, task, config, rngs):
+        self.task, self.loss = task, Loss(kind="dice_ce")
+        width = config.feature_size
+        self.heads = nnx.List([nnx.Linear(n * width, config.out_channels, rngs=rngs) for n in (1, 2)])
+
+    def __call__(self, model, batch, key):
+        logits, intermediates = model.forward(batch["image"], key=key, train=True)
+        model.update_batch_stats(intermediates)
+        total = first = self.loss(logits, batch["label"], self.task)
+        for level, (head, name) in enumerate(zip(self.heads, ("decoder2", "decoder3")), start=1):
+            grid, step = intermediates[name].astype(jnp.float32), 2**level
+            label = batch["label"][:, ::step, ::step, ::step]
+            total += self.loss(head(grid), label, self.task) / 2**level
+        return total, {"full_resolution_loss": first}
+
+
+RECIPE = Recipe(
+    kind="phantom",
+    steps=240,
+    roi=(32, 64, 32),
+    orientation="LPS",
+    phantom=Phantom(cases=20, size=(96, 96, 64)),
+    network=Network(feature_size=12),
+    objective=DeepSupervision,
+    optim=Optim(lr=4e-3, warmup=20),
+    validation=Validation(every=80, overlap=0.25),
+)

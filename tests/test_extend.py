@@ -1,0 +1,171 @@
+"""The recipe files of docs/extend, each run through `swinunetr train FILE`: other losses, augmentation, optimizers, networks, objectives.
+
+The examples with a Swin UNETR run with `small_network` in its place, and among the long tests with their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runner import bytes_of
+from small_network import forget, put_in_place
+
+from swinunetr_jax import InputError, cli, open_checkpoint
+from swinunetr_jax.inference import predict
+from swinunetr_jax.training import checkpoints, load_recipe, loop, start, step
+from swinunetr_jax.training import command as train_command
+from swinunetr_jax.training.log import read_rows
+
+FOLDER = Path(__file__).parents[1] / "docs" / "extend"
+# fmt: off
+SMALL = (
+    "--batch", "2", "--folds", "2", "--roi", "32", "32", "64", "--phantom.cases", "4", "--phantom.size", "48", "48", "32", "--steps", "4",
+    "--validation.every", "2", "--validation.overlap", "0",
+)
+# fmt: on
+WITH_SWIN_UNETR = ("loss", "augmentation", "optimizer", "deep_supervision")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Compiled with less effort and without pictures; with a small network but in long tests."""
+    for module in (step, predict):
+        monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)
+    monkeypatch.setattr(train_command, "_keep_programs", lambda: None)
+    if request.node.get_closest_marker("long") is None:
+        put_in_place(monkeypatch)
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def run_command(*arguments: str | Path) -> int:
+    """`swinunetr` with these arguments, in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as done:
+        cli.main(list(map(str, arguments)))
+    return done.value.code or 0
+
+
+def train_example(name: str, data: Path, out: Path, *more: str) -> int:
+    shared = ("--data", data / "phantom", "--cache", data / "cache", "--out", out)
+    blocks = ("--network.depths", *"1111") if name in WITH_SWIN_UNETR else ()
+    return run_command("train", FOLDER / f"{name}.py", *shared, *SMALL, *blocks, *more)
+
+
+@pytest.mark.parametrize("name", WITH_SWIN_UNETR)
+def test_an_example_trains_and_resumes_to_the_same_bytes(name, data, tmp_path):
+    resumes_to_the_same_bytes(name, data, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WITH_SWIN_UNETR)
+def test_an_example_trains_swin_unetr(name, data, tmp_path):
+    resumes_to_the_same_bytes(name, data, tmp_path)
+
+
+def resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
+    whole, half = folder / "whole", folder / "half"
+    assert train_example(name, data, whole) == 0
+    assert train_example(name, data, half) == 0
+    for newest in ("00000004", "last"):  # as if it had been stopped after step 2
+        path = half / "checkpoints" / newest if newest != "last" else half / "last"
+        path.unlink() if path.is_symlink() else path.rename(path.with_name("set-aside"))
+    assert run_command("train", "--resume", half) == 0
+    assert bytes_of(half) == bytes_of(whole)
+    assert [row["loss"] for row in read_rows(half) if row["kind"] == "step"] == [
+        row["loss"] for row in read_rows(whole) if row["kind"] == "step"
+    ]
+
+
+def test_an_example_is_one_file_of_at_most_40_lines():
+    files = sorted(FOLDER.glob("*.py"))
+    assert [path.stem for path in files] == ["augmentation", "deep_supervision", "loss", "network", "optimizer"]
+    assert all(len(path.read_text().splitlines()) <= 40 for path in files)
+
+
+def test_parameters_of_an_objective_are_trained_and_saved_beside_the_network(data, tmp_path):
+    assert train_example("deep_supervision", data, tmp_path / "run") == 0
+    last = tmp_path / "run" / "last"
+    own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
+    assert sum(name.startswith("own.") for name in own) == 4 and any(name.startswith("opt.") for name in own)
+    first = start.read_recipe(tmp_path / "run")
+    assert not any("objective" in name for name in open_checkpoint(last).params)
+    assert first.objective is not None and all(
+        "full_resolution_loss" in row["metrics"] for row in read_rows(tmp_path / "run")[:2]
+    )
+
+
+def test_frozen_parameters_stay_and_biases_have_no_decay(data, tmp_path):
+    example = load_recipe(FOLDER / "optimizer.py")
+    transformation, _ = example.optimizer(10)
+    params = {"swin.patch_embed.proj.kernel": np.ones(3), "out.kernel": np.ones(3), "out.bias": np.ones(3)}
+    zero = {name: np.zeros(3) for name in params}
+    state = transformation.init(params)
+    for _ in range(2):  # the first step of the warm-up has the rate 0
+        updates, state = transformation.update(zero, state, params)
+    moved = {name: bool(np.any(value)) for name, value in updates.items()}
+    assert moved == {"swin.patch_embed.proj.kernel": False, "out.kernel": True, "out.bias": False}
+
+
+@pytest.fixture(scope="module")
+def unet_run(data, tmp_path_factory) -> Path:
+    """A run of the network example, in a process of its own, with two workers and started in another folder."""
+    run = tmp_path_factory.mktemp("unet") / "run"
+    shared = ["--data", data / "phantom", "--cache", data / "cache", "--out", run, *SMALL, "--workers", "2"]
+    command = [sys.executable, "-m", "swinunetr_jax.cli", "train", FOLDER / "network.py", *shared]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=run.parent, env=os.environ, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def test_another_network_is_trained_resumed_and_used_by_predict(unet_run, data, tmp_path, capsys):
+    assert run_command("train", "--resume", unet_run, "--steps", "5", "--workers", "0") == 0
+    case = data / "phantom" / "BraTS2021_00000"
+    assert run_command("predict", "-i", case, "-o", tmp_path, "-m", unet_run, "--recipe", FOLDER / "network.py") == 0
+    assert (tmp_path / "BraTS2021_00000.nii.gz").exists()
+    capsys.readouterr()
+    assert run_command("predict", "-i", case, "-o", tmp_path / "none", "-m", unet_run) == 2
+    said = capsys.readouterr().err
+    assert "the network is UNet, which is not a Swin UNETR" in said and "--recipe FILE" in said and said.count("\n") == 1
+
+
+def test_a_recipe_that_changed_is_named_when_its_run_is_resumed(unet_run, tmp_path, capsys):
+    moved = tmp_path / "mine.py"
+    moved.write_text((FOLDER / "network.py").read_text() + "\n# changed\n")
+    assert run_command("train", "--resume", unet_run, "--steps", "6", "--workers", "0", "--recipe", moved) == 0
+    said = capsys.readouterr().out
+    assert f"{moved} has changed since the run started" in said and str(unet_run / "recipe.py") in said
+    moved.unlink()
+    assert run_command("train", "--resume", unet_run, "--steps", "7") == 2
+    assert "is not there any more: name the file with --recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("RECIPE = 3", "must define RECIPE, a swinunetr_jax.training.Recipe, and has one of type int"),
+        ("", "must define RECIPE, a swinunetr_jax.training.Recipe, and has none"),
+        ("x = 1\nraise ValueError('no')", "line 2 failed with ValueError: no"),
+        ("RECIPE = (", "failed with SyntaxError"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_sentence(text, said, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as refused:
+        load_recipe(path)
+    assert str(path) in str(refused.value)
+
+
+def test_options_of_a_part_that_is_a_function_are_refused(data, tmp_path, capsys):
+    assert train_example("network", data, tmp_path / "run", "--network.feature-size", "24") == 2
+    assert "the options --network.* have no effect here" in capsys.readouterr().err
