@@ -114,6 +114,13 @@ def csv_cell(text: object) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+def name_list(names: Iterable[object], most: int = 5) -> str:
+    """At most that many names in one line of text, such as 'a, b, c, d, e and 195 more'."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def duration(seconds: float) -> str:
     """A time for people, such as 42 s, 13 min or 2.5 h."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
 from swinunetr_jax import console
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.nifti import Volume, reorient
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import atomic_path
@@ -164,13 +165,8 @@ def painted(picture: np.ndarray, labels: np.ndarray, colours: dict[int, str]) ->
 def _cropped(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both cut to the box of what is not background air, with a margin; the corner voxel tells what air is."""
     air = image[0, 0, 0]
-    box = []
-    for axis in range(3):
-        rest = tuple(a for a in range(3) if a != axis)
-        filled = np.flatnonzero((image != air).any(rest) | (labels > 0).any(rest))
-        low, high = (filled[0], filled[-1]) if filled.size else (0, image.shape[axis] - 1)
-        box.append(slice(max(low - 4, 0), high + 5))
-    return image[tuple(box)], labels[tuple(box)]
+    box = slices(bounding_box((image != air) | (labels > 0), margin=4) or whole_box(image.shape))
+    return image[box], labels[box]
 
 
 def _fullest(labels: np.ndarray, axis: int) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from swinunetr_jax import files
-from swinunetr_jax.data import cache, cache_entry
-from swinunetr_jax.data.cache import prepare_training_cases
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.prepare import cache, cache_entry
+from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 

@@ -12,9 +12,9 @@ import pytest
 
 from swinunetr_jax import cli, console
 from swinunetr_jax.commands import validate
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.check import check_case, check_dataset
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.check.check_dataset import check_case, check_dataset
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.errors import InputError
 from train.config import Recipe
 from train.data import gather

@@ -16,7 +16,7 @@ import pytest
 from refusals import refused
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.data.phantom import write_phantom
+from swinunetr_jax.data.phantom.dataset import write_phantom
 from train import __main__ as command
 from train import checkpoints, folds, loop, start
 from train.config import Network, Optim, Phantom, Recipe, Validation

@@ -174,7 +174,7 @@ def test_a_path_of_this_machine_stays_as_it_is():
 def test_every_path_that_a_user_gives_may_be_one_that_no_file_can_have(tmp_path, name):
     from swinunetr_jax.commands.evaluate import Evaluate
     from swinunetr_jax.commands.validate import Validate
-    from swinunetr_jax.data.formats import find_cases
+    from swinunetr_jax.data.discovery.formats import find_cases
 
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_text("")

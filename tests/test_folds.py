@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.folds import fold_split, with_folds
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.folds import fold_split, with_folds
 
 
 def case(name, fold=None, split="training", label=True):

@@ -14,13 +14,13 @@ from swinunetr_jax import cli
 from swinunetr_jax.commands.options import TaskOptions
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.channels import canonical_channel, split_name
-from swinunetr_jax.data.check import check_dataset
-from swinunetr_jax.data.folds import find_splits, fold_numbers, fold_split, unlabelled, with_folds
-from swinunetr_jax.data.formats import find_cases
-from swinunetr_jax.data.patients import find_patients
-from swinunetr_jax.data.problems import problem_lines
+from swinunetr_jax.data.check.check_dataset import check_dataset
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import canonical_channel, split_name
+from swinunetr_jax.data.discovery.folds import find_splits, fold_numbers, fold_split, unlabelled, with_folds
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.discovery.patients import find_patients
 from swinunetr_jax.evaluation.pairing import pair_cases
 from swinunetr_jax.evaluation.pairs import Reference, References, find_predictions, find_references
 from swinunetr_jax.task import Output, Task

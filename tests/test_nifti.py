@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data import nifti, nifti_file
-from swinunetr_jax.data.nifti import Volume, check_same_grid, read_geometry, read_labels, read_volume, reorient, write_volume
+from swinunetr_jax.data.nifti import (
+    Volume,
+    check_same_grid,
+    nifti_file,
+    read_geometry,
+    read_labels,
+    read_volume,
+    reorient,
+    write_volume,
+)
+from swinunetr_jax.data.nifti.write import WRITABLE
 from swinunetr_jax.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -493,7 +502,7 @@ def test_results_lie_on_the_grid_of_their_source(tmp_path, affine, codes, kind):
 
 def test_written_types_and_channels(tmp_path):
     like = volume_of()
-    for dtype in nifti.WRITABLE:
+    for dtype in WRITABLE:
         read = nib.load(write_volume(tmp_path / "a.nii", COUNT, like, dtype))
         assert read.get_data_dtype() == dtype
         np.testing.assert_array_equal(np.asanyarray(read.dataobj), COUNT)

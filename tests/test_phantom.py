@@ -10,13 +10,13 @@ import pytest
 from refusals import refused
 from scipy import ndimage
 
-from swinunetr_jax.data import phantom
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import check_same_grid, read_labels, read_volume
-from swinunetr_jax.data.phantom import phantom_case, write_phantom
-from swinunetr_jax.data.phantom_images import CHANNELS, Body
-from swinunetr_jax.data.phantom_lesion import LESIONS
-from swinunetr_jax.data.phantom_shapes import Waves, ellipse, soft, tube, union
+from swinunetr_jax.data.phantom import dataset as phantom
+from swinunetr_jax.data.phantom.dataset import phantom_case, write_phantom
+from swinunetr_jax.data.phantom.images import CHANNELS, Body
+from swinunetr_jax.data.phantom.lesion import LESIONS
+from swinunetr_jax.data.phantom.shapes import Waves, ellipse, soft, tube, union
 
 SMALL = (96, 96, 62)
 TINY = (40, 40, 26)
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_refused_in_a_sentence(tmp_path, record):
     assert (tmp_path / "phantom.json").read_text() == record
 
 
-@pytest.mark.parametrize("module", ["phantom", "phantom_anatomy", "phantom_images", "phantom_lesion", "phantom_shapes"])
+@pytest.mark.parametrize("module", ["dataset", "anatomy", "images", "lesion", "shapes"])
 def test_needs_no_jax(module):
     source = Path(phantom.__file__).with_name(f"{module}.py").read_text("utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]

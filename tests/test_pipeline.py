@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.crops import RandomCrop
-from swinunetr_jax.data.intensity import ScaleIntensity
+from swinunetr_jax.data.augment.crops import RandomCrop
+from swinunetr_jax.data.augment.intensity import ScaleIntensity
+from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.data.pipeline import SampleError, TrainingData
-from swinunetr_jax.data.transforms import RandomFlip
 
 CROP = (RandomCrop((4, 3, 2)), ScaleIntensity(0.5), RandomFlip())
 

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.inference import predict
 from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
@@ -26,7 +26,7 @@ BRATS = ("flair", "t1ce", "t1", "t2")
 KILLED = """
 import os, signal, sys
 from swinunetr_jax import cli
-from swinunetr_jax.data import prediction_record as record
+from swinunetr_jax.data.discovery import prediction_record as record
 from swinunetr_jax.inference import batch, predict
 
 predict.compiler_options = lambda: {"xla_backend_optimization_level": 0}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import read_volume, write_volume
-from swinunetr_jax.data.read_case import read_case, read_case_label
-from swinunetr_jax.data.resample import interpolated, resample, resample_labels, spacing_grid
+from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
+from swinunetr_jax.data.prepare.resample import interpolated, resample, resample_labels, spacing_grid
 from swinunetr_jax.inference.prepare import prepare
 from swinunetr_jax.task import Task
 
@@ -174,7 +174,7 @@ def test_a_box_halved_in_voxel_size_keeps_its_faces_on_average():
 
 @pytest.mark.fault("1.2")
 def test_memory_of_resampling_labels_does_not_grow_with_their_number(monkeypatch):
-    monkeypatch.setattr("swinunetr_jax.data.resample.PIECE_VOXELS", 4096)
+    monkeypatch.setattr("swinunetr_jax.data.prepare.resample.PIECE_VOXELS", 4096)
     labels = (np.indices((40, 40, 40)).sum(0) * 2).astype(np.uint8)  # 118 labels
     shape, target = spacing_grid(labels.shape, RAS2, (1, 1, 1))
     tracemalloc.start()
@@ -207,7 +207,7 @@ def test_back_on_the_scans_own_grid(tmp_path, affine):
     assert fine == back.shape != shape and back.straight == (affine is not SHEARED)
     # a value that grows evenly in space comes back as it is, where the finer grid reaches
     ramp = np.stack([np.tensordot(axis, np.indices(fine), 1) for axis in np.eye(3)], axis=-1).astype(np.float32)
-    again = back.back.apply(interpolated(ramp, back.matrix, back.back.shape))
+    again = back.reorient.apply(interpolated(ramp, back.matrix, back.reorient.shape))
     assert again.shape == (*shape, 3) and again.dtype == np.float32
     want = np.moveaxis(np.indices(shape), 0, -1) @ prepared.scan.affine[:3, :3].T + prepared.scan.affine[:3, 3]
     want = (want - back.affine[:3, 3]) @ np.linalg.inv(back.affine[:3, :3]).T

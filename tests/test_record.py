@@ -16,9 +16,9 @@ import pytest
 from refusals import refused
 
 from swinunetr_jax import Task, cli, files
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.prediction_record import Record, read_record
 from swinunetr_jax.data.nifti import read_labels, read_volume
-from swinunetr_jax.data.prediction_record import Record, read_record
 from swinunetr_jax.inference import batch
 from swinunetr_jax.inference.batch import predict_cases
 from swinunetr_jax.inference.predict import Segmentation

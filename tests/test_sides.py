@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided_directions
+from swinunetr_jax.data.augment.sides import axes_of_affine, describe, sided_axes, sided_directions
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task

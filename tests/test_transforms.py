@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.crops import CropByLabel, ForegroundCrop, RandomCrop, read_region
-from swinunetr_jax.data.example import foreground
-from swinunetr_jax.data.intensity import (
-    MeasureNonzero,
-    NormalizeNonzero,
-    ScaleIntensity,
-    ScaleWindow,
-    ShiftIntensity,
-    nonzero_statistics,
-    zscore_nonzero,
-)
-from swinunetr_jax.data.transforms import RandomFlip, RandomRotate90, brats_recipe, ct_recipe
+from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, read_region
+from swinunetr_jax.data.augment.intensity import MeasureNonzero, NormalizeNonzero, ScaleIntensity, ScaleWindow, ShiftIntensity
+from swinunetr_jax.data.augment.transforms import RandomFlip, RandomRotate90, brats_recipe, ct_recipe
+from swinunetr_jax.data.prepare.example import foreground
+from swinunetr_jax.data.prepare.intensity import nonzero_statistics, zscore_nonzero
 
 SHAPE = (13, 10, 9)
 
@@ -248,7 +241,7 @@ def test_crops_by_label_as_monai(monai, size, seed):
 
 @pytest.mark.parametrize("rounds", [16, 0], ids=["guessed", "listed"])
 def test_the_middle_of_a_crop_by_label(monkeypatch, rounds):
-    monkeypatch.setattr("swinunetr_jax.data.crops.ROUNDS", rounds)
+    monkeypatch.setattr("swinunetr_jax.data.augment.crops.ROUNDS", rounds)
     given = example()
     generator = rng()
     drawn = [CropByLabel((1, 1, 1), 3, 1, above=0.0).draw(generator, given) for _ in range(3000)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.console import csv_cell, literal, say
-from swinunetr_jax.data.folds import fold_numbers
+from swinunetr_jax.data.discovery.folds import fold_numbers
 from train import processes
 from train.config import Recipe
 from train.data import find_dataset, folded

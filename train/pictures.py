@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from swinunetr_jax import Task
-from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
+from swinunetr_jax.data.prepare.intensity import scale_window
 from swinunetr_jax.report import add_legend, colours_of, drawable, grey_levels, painted, plain_text, save
 from train.validation import CaseScore, ScanGrid
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint, parallel
-from swinunetr_jax.data.channels import channel_key
+from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.parallel import Layout
 from train import checkpoints, processes
 from train.checkpoints import Progress

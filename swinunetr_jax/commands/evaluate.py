@@ -59,7 +59,7 @@ class Evaluate:
     """Folder for scores.csv and scores.json; by default that of the predictions."""
 
     def run(self) -> int:
-        from swinunetr_jax.data.problems import problem_lines
+        from swinunetr_jax.data.check.problems import problem_lines
         from swinunetr_jax.evaluation.evaluate import evaluate, write_scores
         from swinunetr_jax.evaluation.pairing import pair_cases
         from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record

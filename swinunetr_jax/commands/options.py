@@ -91,7 +91,7 @@ class TaskOptions:
         Raises:
             InputError: images would be given to the network in another order than it was trained with.
         """
-        from swinunetr_jax.data.channels import channel_key
+        from swinunetr_jax.data.discovery.channels import channel_key
 
         have, want = [channel_key(name) for name in stated], [channel_key(name) for name in self.channels]
         if not stated or have == want:

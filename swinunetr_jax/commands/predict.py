@@ -18,7 +18,7 @@ from swinunetr_jax.files import is_folder
 from swinunetr_jax.task import Task, stated_et_label
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.cases import Case
+    from swinunetr_jax.data.discovery.cases import Case
 
 EXIT_SOME_FAILED = 1
 FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", ".npy", ".npz", ".png", ".json", ".csv", ".zip")
@@ -69,7 +69,7 @@ class Predict:
     def run(self) -> int:
         import jax
 
-        from swinunetr_jax.data.entries import some
+        from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.weights.load import members, missing_members, open_checkpoint
@@ -133,13 +133,13 @@ class Predict:
                 et_label=et_label,
             )
         if failed:
-            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(some(failed))}", sys.stderr)
+            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
     def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
         """The cases, and the enhancing tumour's label where the data set's dataset.json names it."""
-        from swinunetr_jax.data.formats import case_from_files, find_cases
-        from swinunetr_jax.data.problems import ONE_BY_ONE, problem_groups
+        from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_groups
+        from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 
         if len(self.input) > 1:
             if self.base is not None:

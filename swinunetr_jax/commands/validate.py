@@ -21,7 +21,7 @@ from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.check import CaseReport, DatasetReport, Finding
+    from swinunetr_jax.data.check.check_dataset import CaseReport, DatasetReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
 MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row
@@ -47,8 +47,8 @@ class Validate:
     """Cases that are read at the same time."""
 
     def run(self) -> int:
-        from swinunetr_jax.data.check import DatasetReport, check_dataset
-        from swinunetr_jax.data.formats import find_cases
+        from swinunetr_jax.data.check.check_dataset import DatasetReport, check_dataset
+        from swinunetr_jax.data.discovery.formats import find_cases
 
         if self.json is not None and (files.is_folder(self.json) or not files.is_folder(self.json.absolute().parent)):
             raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
@@ -85,7 +85,7 @@ class Validate:
 
 def summary_lines(report: DatasetReport) -> Iterator[str]:
     """What the data set is, a line for each fact."""
-    from swinunetr_jax.data.check import by
+    from swinunetr_jax.data.check.check_dataset import by
 
     facts, dataset = report.summary(), report.dataset
     yield f"{literal(dataset.root)}: {dataset.layout}, {_count(facts['cases'], 'case')}"

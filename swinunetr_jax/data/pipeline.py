@@ -16,8 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from swinunetr_jax.data.cache import PreparedCase
-from swinunetr_jax.data.transforms import Transform
+from swinunetr_jax.data.augment.transforms import Transform
+from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.errors import InputError
 
 AHEAD = 2  # batches of a worker between the one we wait for and the one it makes

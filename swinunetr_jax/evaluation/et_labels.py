@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from swinunetr_jax.data.cases import Case, brats_era
+from swinunetr_jax.data.discovery.cases import Case, brats_era
 from swinunetr_jax.data.nifti import Volume, read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.pairs import Reference, References, label_values

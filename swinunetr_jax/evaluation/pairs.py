@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import files
-from swinunetr_jax.data import dataset_json, prediction_record
-from swinunetr_jax.data.channels import split_name, stem
-from swinunetr_jax.data.entries import is_image
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery import dataset_json, prediction_record
+from swinunetr_jax.data.discovery.channels import split_name, stem
+from swinunetr_jax.data.discovery.entries import is_image
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
-from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import IGNORE, Output, Task
 

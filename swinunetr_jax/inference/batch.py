@@ -20,12 +20,11 @@ import jax
 import numpy as np
 
 from swinunetr_jax import console, files
-from swinunetr_jax.console import literal
-from swinunetr_jax.data.cases import Case, brats_era
-from swinunetr_jax.data.entries import some
+from swinunetr_jax.console import literal, name_list
+from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
+from swinunetr_jax.data.discovery.cases import Case, brats_era
+from swinunetr_jax.data.discovery.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
 from swinunetr_jax.data.nifti import write_volume
-from swinunetr_jax.data.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
-from swinunetr_jax.data.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
 from swinunetr_jax.report import write_preview
@@ -112,7 +111,9 @@ def predict_cases(
             console.say(f"{title}: note: {literal(', '.join(older))} of an earlier run stays, and does not belong to this result")
     for same in alike.values():
         if len(same) > ONE_BY_ONE:
-            console.say(f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(some(same))}", sys.stderr)
+            console.say(
+                f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(name_list(same))}", sys.stderr
+            )
     return failed
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_dilation, find_objects, generate_binary_structure, label
 
-from swinunetr_jax.metrics.surfaces import bounding_box, surfel_distances
+from swinunetr_jax.data.boxes import bounding_box, slices
+from swinunetr_jax.metrics.surfaces import surfel_distances
 
 WORST_HD95 = 374.0  # mm, about the diagonal of the 240 × 240 × 155 grid
 DILATION = 3  # glioma, also Africa and paediatrics; 1 for meningioma and metastases
@@ -68,7 +69,7 @@ def lesion_scores(
     box = bounding_box(pred | ref, dilation)
     if box is None:
         return LesionScores((), 0, 0)
-    pred, ref = pred[box], ref[box]
+    pred, ref = pred[slices(box)], ref[slices(box)]
     components, count = label(pred, _ALL_NEIGHBOURS)
     merged, _ = label(binary_dilation(ref, _DILATING, dilation), _ALL_NEIGHBOURS)
     merged[~ref] = 0

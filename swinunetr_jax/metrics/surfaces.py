@@ -12,6 +12,8 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
+
 _KERNEL = lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL
 _INSIDE = int(_KERNEL.sum())  # the code of a corner with all eight voxels in the mask
 
@@ -52,19 +54,8 @@ def edge_hausdorff(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]
     return float(max(np.quantile(_nearest(pred, ref, spacing), share), np.quantile(_nearest(ref, pred, spacing), share)))
 
 
-def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
-    """The smallest box around the mask, grown by `margin` inside the array; None for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
-        if not filled.size:
-            return None
-        box.append(slice(max(int(filled[0]) - margin, 0), int(filled[-1]) + 1 + margin))
-    return tuple(box)
-
-
 def _cropped(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    box = bounding_box(pred | ref)
+    box = slices(bounding_box(pred | ref) or whole_box(pred.shape))
     return pred[box], ref[box]
 
 

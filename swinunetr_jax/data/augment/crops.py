@@ -1,0 +1,139 @@
+"""Crops of an example. They read no more of a memory-mapped volume than they return; what lies outside it is filled.
+
+A region is (start, shape) in voxels of the arrays, and may reach beyond them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from swinunetr_jax.data.augment.random_transform import RandomTransform
+from swinunetr_jax.data.prepare.example import Example, foreground
+from swinunetr_jax.errors import InputError
+
+Region = tuple[tuple[int, ...], tuple[int, ...]]
+TRIES, ROUNDS = 256, 16  # guesses for a voxel of a kind, before all of them are listed
+
+
+def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarray:
+    """The voxels of a region of [x, y, z] or [x, y, z, c]: a view where it lies inside, else a copy with `fill` around them."""
+    start, shape = region
+    inside = tuple(slice(min(max(s, 0), size), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, array.shape))
+    if all(part.stop - part.start == n for part, n in zip(inside, shape)):
+        return array[inside]
+    out = np.full((*shape, *array.shape[3:]), fill, array.dtype)
+    out[tuple(slice(part.start - s, part.stop - s) for part, s in zip(inside, start))] = array[inside]
+    return out
+
+
+def crop(example: Example, region: Region, fill: float = 0.0) -> Example:
+    """The region of image (float32) and label, views where they can be; `fill` goes around the image, 0 around the label."""
+    image, label = read_region(example["image"], region, fill), read_region(example["label"], region)
+    moved = {key: value for key, value in example.items() if key != "foreground"}  # its box was one of the whole volume
+    return {**moved, "image": image.astype(np.float32, copy=False), "label": label}
+
+
+@dataclass(frozen=True)
+class ForegroundCrop:
+    """The box of voxels above a threshold in any channel, grown around its centre until each side divides by `divisible`.
+
+    Where it leaves the volume, the threshold's value is filled in. Source: MONAI's `CropForeground(k_divisible=divisible)`.
+    """
+
+    divisible: tuple[int, int, int] = (1, 1, 1)
+    above: float = 0.0
+
+    def region(self, example: Example) -> Region:
+        """Measured only where the example does not know its box for this threshold."""
+        box = example.get("foreground", {}).get(self.above) or foreground(example["image"], self.above)
+        shape = tuple(-(-(stop - start) // k) * k for (start, stop), k in zip(box, self.divisible))
+        return tuple(start - (n - (stop - start)) // 2 for (start, stop), n in zip(box, shape)), shape
+
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Example:
+        return crop(example, self.region(example), self.above)
+
+
+@dataclass(frozen=True)
+class RandomCrop(RandomTransform):
+    """A crop of one size, anywhere in the volume or in its foreground (`inside`). The parameters are its first voxel there.
+
+    A smaller volume is padded on both sides, the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    """
+
+    size: tuple[int, int, int]
+    inside: ForegroundCrop | None = None
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        _, shape = _region(example, self.inside)
+        return tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(shape, self.size))
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        fill = self.inside.above if self.inside else 0.0
+        return crop(example, _padded(_region(example, self.inside), parameters, self.size), fill)
+
+
+@dataclass(frozen=True)
+class CropByLabel(RandomTransform):
+    """A crop around a random voxel, labelled with the odds `positive` : `negative`. The parameters are its middle.
+
+    All labelled voxels are equally likely, as are all others, of which `above` keeps those with an image above it. The crop is
+    moved back into the volume or its foreground (`inside`); where that is smaller, it is padded on both sides with `above`.
+    Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)`, `above` being its `image_threshold`.
+    """
+
+    size: tuple[int, int, int]
+    positive: float = 1.0
+    negative: float = 1.0
+    above: float | None = None
+    inside: ForegroundCrop | None = None
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        region = _region(example, self.inside)
+        label = read_region(example["label"], region)
+        image = None if self.above is None else read_region(example["image"], region, self.above)
+        labelled = rng.random() * (self.positive + self.negative) < self.positive
+        for wanted in (labelled, not labelled):  # the other kind where there is none of the one drawn
+            voxel = _random_voxel(rng, label, image, self.above, wanted)
+            if voxel is not None:
+                return tuple(_moved_in(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
+        raise InputError(f"no voxel is labelled or above {self.above}, so none can be the middle of a crop; check the image.")
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        region = _region(example, self.inside)
+        start = tuple(max(c - min(s, n) // 2, 0) for c, s, n in zip(parameters, self.size, region[1]))
+        fill = self.above if self.above is not None else self.inside.above if self.inside else 0.0
+        return crop(example, _padded(region, start, self.size), fill)
+
+
+def _region(example: Example, inside: ForegroundCrop | None) -> Region:
+    return inside.region(example) if inside else ((0, 0, 0), example["label"].shape)
+
+
+def _padded(region: Region, start: tuple[int, ...], size: tuple[int, ...]) -> Region:
+    """The region of `size` that begins at `start` in `region`; along axes on which that is smaller, around its middle."""
+    pad = [max(s - n, 0) // 2 for s, n in zip(size, region[1])]
+    return tuple(r + s - p for r, s, p in zip(region[0], start, pad)), size
+
+
+def _moved_in(centre: int, size: int, length: int) -> int:
+    """The middle nearest to `centre` of a stretch of `size` that lies within `length`."""
+    return min(max(centre, size // 2), length - size + size // 2)
+
+
+def _random_voxel(
+    rng: np.random.Generator, label: np.ndarray, image: np.ndarray | None, above: float | None, labelled: bool
+) -> tuple[int, ...] | None:
+    """One of the voxels that are labelled, or are not and have an image above a threshold; None where there is none."""
+
+    def fits(voxels: np.ndarray) -> np.ndarray:
+        at = tuple(voxels)
+        return label[at] > 0 if labelled else (label[at] == 0) & (True if image is None else (image[at] > above).any(-1))
+
+    for _ in range(ROUNDS):
+        voxels = np.stack([rng.integers(size, size=TRIES) for size in label.shape])
+        good = np.flatnonzero(fits(voxels))
+        if len(good):
+            return tuple(int(c) for c in voxels[:, good[0]])
+    mask = label > 0 if labelled else (label == 0) & (True if image is None else (image > above).any(-1))
+    every = np.flatnonzero(mask)
+    return tuple(int(c) for c in np.unravel_index(rng.choice(every), label.shape)) if len(every) else None

@@ -1,0 +1,199 @@
+"""A case and a data set, whatever their layout: which files, which channels, what is wrong.
+
+Nothing can detect swapped channels later, so channels go by name wherever a name is known.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swinunetr_jax.data.discovery.channels import channel_key, match_channels, split_name, stem
+from swinunetr_jax.errors import InputError
+
+# The enhancing tumour's label, and how files of its era end: up to 2022 and since 2023.
+_ERAS = {4: ("_t1ce", "_flair", "_t1", "_t2"), 3: ("-t1c", "-t2f", "-t1n", "-t2w")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`images` is a file per channel or one file with all; `channels` names them in that order, None where no name is known.
+
+    `label` is where the label should be: a list may name one that is not there. With a `problem`, `images` holds what exists.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    channels: tuple[str, ...] | None = None
+    label: Path | None = None
+    fold: int | None = None
+    split: str = "training"  # 'training', 'validation' or 'test'
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'; `labels` maps names to value(s).
+
+    `ignored` is a sentence on entries that are no scans, and `warnings` are sentences on what was left out or taken on a guess.
+    """
+
+    layout: str
+    root: Path
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...] | None = None
+    labels: dict[str, int | list[int]] | None = None
+    regions_class_order: tuple[int, ...] | None = None
+    ignored: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def et_label(self) -> int | None:
+        """The enhancing tumour's label if all cases are of one BraTS era, else None."""
+        eras = {brats_era(case) for case in self.cases if case.images}
+        return eras.pop() if len(eras) == 1 else None
+
+
+def brats_era(case: Case) -> int | None:
+    """The enhancing tumour's label, told by file names: 4 up to 2022 (_t1ce), 3 since 2023 (-t1c), None for other names."""
+    names = [stem(image.name) for image in case.images]
+    for era, ends in _ERAS.items():
+        if all(n.endswith(ends) for n in names) and any(n.endswith(ends[0]) or n.lower().startswith("brats") for n in names):
+            return era
+    return None
+
+
+def told_channels(images: Sequence[Path]) -> tuple[str, ...] | None:
+    """The channels of `images`, if the name of every file tells one."""
+    parts = [split_name(stem(image.name)) for image in images]
+    return tuple(word for *_, word in parts) if parts and all(role == "channel" for _, role, _ in parts) else None
+
+
+def case_name(images: Sequence[Path]) -> str:
+    """What the images of a case have in common: their name without the channel, or their folder's."""
+    first = stem(images[0].name)
+    prefix, role, _ = split_name(first)
+    if role == "channel":
+        return prefix or images[0].absolute().parent.name or "case"
+    return first.removesuffix("_0000") if len(images) > 1 else first
+
+
+def order_channels(case: Case, names: Sequence[str] | None, channels: Sequence[str] | None) -> Case:
+    """Name the images, by their files or else by the data set's `names`, and bring them into the order of `channels`."""
+    count, told = len(case.images), told_channels(case.images)
+    if names and (count == 1 or (told is None and count == len(names))):
+        told = tuple(names)
+    if told and len({channel_key(name) for name in told}) < len(told):  # four times "MRI" says nothing
+        told = None
+    case = replace(case, channels=told)
+    if not channels or case.problem or not case.images:
+        return case
+    where = f"{case.images[0].parent}: case {case.name}"
+    if told is None:
+        fits = count in (1, len(channels))
+        problem = None if fits else f"{where} has {count} images, expected one each of {', '.join(channels)}; complete it."
+        return replace(case, problem=problem)
+    try:
+        order = match_channels(told, channels)
+    except InputError as error:
+        return replace(case, problem=f"{where} does not fit: {error}")
+    if count < len(told):  # one file: its channels are picked when it is read
+        return case
+    return replace(case, images=tuple(case.images[i] for i in order), channels=tuple(told[i] for i in order))
+
+
+def require_channels(case: Case, order: Sequence[str]) -> Case:
+    """The named images brought into `order`; what is missing or there twice is the case's problem."""
+    at = {c: [i for i, name in enumerate(case.channels or ()) if channel_key(name) == channel_key(c)] for c in order}
+    faults = [f"has no {c} image" for c in order if not at[c]]
+    faults += [f"has several {c} images ({', '.join(case.images[i].name for i in at[c])})" for c in order if len(at[c]) > 1]
+    if not case.images and not faults:
+        faults = ["has no image"]
+    problem = None
+    if faults:
+        where = next(path for path in (*case.images, case.label) if path).parent
+        problem = f"{where}: case {case.name} {' and '.join(faults)}, expected one each of {', '.join(order)}; complete it."
+    kept = [(c, case.images[at[c][0]]) for c in order if at[c]]
+    return replace(case, images=tuple(f for _, f in kept), channels=tuple(c for c, _ in kept), problem=problem)
+
+
+def carried_name(name: str, folder: Path, root: Path) -> str:
+    """The name of a case in `folder`: with the folders below `root` in front, unless one of them is a part of it already.
+
+    So the name depends on where the case is, and not on which other cases there are: P002/CT/image is P002_CT_image, and
+    HGG/Brats18_2013_0_1/Brats18_2013_0_1_flair is Brats18_2013_0_1.
+    """
+    parts = _parts_below(folder, root)
+    if not name:
+        return "_".join(parts) or folder.absolute().name or "case"
+    # "ct" in A/ct/ct_scan names no patient, so a word without a digit counts only where it is the outermost folder
+    stated = any(_contains(name, part) and (place == 0 or re.search(r"\d", part)) for place, part in enumerate(parts))
+    return name if stated else "_".join([*parts, name])
+
+
+def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
+    """Results are named after cases: equal names get as many of their parent folders in front as make them differ.
+
+    Raises:
+        InputError: two cases have the same name with all of their folders.
+    """
+    above = [_folders_above(case, root) for case in cases]
+    levels, names = [0] * len(cases), [case.name for case in cases]
+    while True:
+        alike: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            alike[name].append(index)
+        clashing = [index for group in alike.values() if len(group) > 1 for index in group]
+        longer = [index for index in clashing if levels[index] < len(above[index])]
+        if not longer:
+            break
+        for index in longer:
+            levels[index] += 1
+            names[index] = "_".join([*reversed(above[index][: levels[index]]), cases[index].name])
+    if clashing:
+        one, other = (_place(cases[index]) for index in clashing[:2])
+        raise InputError(
+            f"{root}: two cases would both be called {names[clashing[0]]} ({one} and {other}), and one result would replace the other; "
+            "rename one of them."
+        )
+    return tuple(replace(case, name=name) for case, name in zip(cases, names))
+
+
+def _folders_above(case: Case, root: Path) -> list[str]:
+    """Names of the folders between a case and `root`, nearest first, without those that its name has already."""
+    places = [*case.images, *([case.label] if case.label else [])]
+    if not places:
+        return []
+    return [part for part in reversed(_parts_below(places[0].parent, root)) if not _contains(case.name, part)]
+
+
+def _parts_below(folder: Path, root: Path) -> tuple[str, ...]:
+    folder, root = Path(os.path.abspath(folder)), Path(os.path.abspath(root))
+    parts = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts[1:]
+    return tuple(map(stem, parts))  # some programs unpack a.nii.gz into a folder a.nii
+
+
+def _contains(name: str, part: str) -> bool:
+    """Whether `part` is one or several whole words of a name."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name) is not None
+
+
+def _place(case: Case) -> str:
+    return str(next((path for path in (*case.images, case.label) if path), case.name))
+
+
+def label_beside(image: Path, name: str) -> Path | None:
+    """labelsTr/NAME.nii.gz or labelsTr/NAME.nii, if it is there, for an image in imagesTr; also a link that leads nowhere."""
+    folder, ending = image.parent, image.name[len(stem(image.name)) :]
+    if not folder.name.startswith("images"):
+        return None
+    labels = folder.with_name(folder.name.replace("images", "labels", 1))
+    endings = dict.fromkeys((ending, ".nii.gz", ".nii"))
+    return next((labels / f"{name}{end}" for end in endings if os.path.lexists(labels / f"{name}{end}")), None)
+
+
+def split_by_label(case: Case) -> Case:
+    """Where a layout has no lists, a case with a label is for training."""
+    return replace(case, split="training" if case.label else "test")
