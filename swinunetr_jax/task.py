@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
+from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
 
 INTENSITIES = ("zscore", "window", "none")
@@ -139,7 +140,7 @@ class Task:
         None where the two numbers cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
         this task, each with a meaning of its own (BraTS 2024: enhancing tumour 3, resection cavity 4).
         """
-        used = {3, 4} & {value for output in self.outputs for value in (output.value, *output.members)}
+        used = set(brats.ET_LABELS) & {value for output in self.outputs for value in (output.value, *output.members)}
         value = next((output.value for output in self.outputs if output.name == "ET"), None)
         return value if used == {value} else None
 
@@ -149,7 +150,7 @@ class Task:
         Raises:
             InputError: `label` is neither 3 nor 4.
         """
-        if label not in (3, 4):
+        if label not in brats.ET_LABELS:
             raise InputError(f"the enhancing tumour's label is {label!r}, expected 4 (BraTS up to 2022) or 3 (since 2023).")
         old = self.et_label
         if old is None:
@@ -179,13 +180,10 @@ class Task:
             ) from error
 
     @classmethod
-    def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = ("FLAIR", "T1ce", "T1", "T2"), **changes: Any) -> "Task":
+    def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = brats.CHANNELS, **changes: Any) -> "Task":
         """BraTS: tumour core, whole tumour, enhancing tumour; the enhancing tumour is label 4 up to 2022 and 3 from 2023."""
-        outputs = (
-            Output(name="TC", value=1, members=(1, et_label)),
-            Output(name="WT", value=2, members=(1, 2, et_label)),
-            Output(name="ET", value=et_label, members=(et_label,)),
-        )
+        written = {"TC": 1, "WT": 2, "ET": et_label}  # each region is written as the label that no smaller region has
+        outputs = tuple(Output(name=n, value=written[n], members=members) for n, members in brats.regions(et_label).items())
         fields = {"kind": "regions", "outputs": outputs, "paint": (1, 0, 2), "channels": channels, "orientation": "LPS"}
         return cls(**{**fields, **changes})
 
@@ -239,15 +237,6 @@ class Task:
         if config.out_channels == 1:  # a softmax over one channel would be 1 everywhere
             return cls(kind="regions", outputs=(Output(name="foreground", value=1, members=(1,)),), paint=(0,))
         return cls.classes(config.out_channels)
-
-
-def stated_et_label(labels: Mapping[str, int | list[int]] | None) -> int | None:
-    """The enhancing tumour's label, 3 or 4, where the labels of a dataset.json say it: by the name ET, or `ignore` is the other."""
-    if (ignore := (labels or {}).get(IGNORE)) in (3, 4):
-        return 7 - ignore
-    value = (labels or {}).get("ET")
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return value if value in (3, 4) else None
 
 
 def _is_int(value: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.discovery.cases import Case, brats_era
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import canonical_channel, match_channels, split_name
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 
@@ -118,7 +118,7 @@ def test_brats_2021(tmp_path):
     folder = tmp_path / "BraTS2021_00000"
     images = tuple(folder / f"BraTS2021_00000_{end}.nii.gz" for end in ("flair", "t1ce", "t1", "t2"))
     assert first == Case("BraTS2021_00000", images, WEIGHTS, folder / "BraTS2021_00000_seg.nii.gz", None, "training", None)
-    assert second.name == "BraTS2021_00002" and brats_era(second) == 4
+    assert second.name == "BraTS2021_00002" and second.et_label == 4
 
 
 def test_brats_since_2023(tmp_path):
@@ -131,11 +131,11 @@ def test_brats_since_2023(tmp_path):
     assert found.cases[0].label.name == "BraTS-GLI-00000-000-seg.nii.gz" and found.cases[1].label is None
 
 
-def test_brats_eras_side_by_side(tmp_path):
+def test_brats_cases_of_different_years_side_by_side(tmp_path):
     brats(tmp_path, "BraTS2021_00000")
     brats(tmp_path, "BraTS-GLI-00000-000", "-t1c -t1n -t2f -t2w -seg")
     found = find_cases(tmp_path)
-    assert found.et_label is None and [brats_era(case) for case in found.cases] == [3, 4]
+    assert found.et_label is None and [case.et_label for case in found.cases] == [3, 4]
 
 
 def test_brats_one_case_and_two_levels(tmp_path):
@@ -318,7 +318,7 @@ def test_monai_datalist(tmp_path):
     found = find_cases(path, base=tmp_path / "data")
     assert found.layout == "monai-datalist" and found.root == tmp_path / "data"
     one, _, test = found.cases
-    assert one.name == "BraTS2021_00000" and one.channels == WEIGHTS and one.problem is None and brats_era(one) == 4
+    assert one.name == "BraTS2021_00000" and one.channels == WEIGHTS and one.problem is None and one.et_label == 4
     assert one.label == tmp_path / "data/TrainingData/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"
     assert [(c.fold, c.split) for c in found.cases] == [(0, "training"), (1, "training"), (None, "test")]
     assert test.name == "x" and test.channels is None

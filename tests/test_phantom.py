@@ -10,11 +10,12 @@ import pytest
 from refusals import refused
 from scipy import ndimage
 
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import check_same_grid, read_labels, read_volume
 from swinunetr_jax.data.phantom import dataset as phantom
 from swinunetr_jax.data.phantom.dataset import phantom_case, write_phantom
-from swinunetr_jax.data.phantom.images import CHANNELS, Body
+from swinunetr_jax.data.phantom.images import Body
 from swinunetr_jax.data.phantom.lesion import LESIONS
 from swinunetr_jax.data.phantom.shapes import Waves, ellipse, soft, tube, union
 
@@ -66,7 +67,7 @@ def test_a_case_is_always_the_same():
     images, labels = phantom_case(2, size=TINY, seed=5)
     again, labels_again = phantom_case(2, size=TINY, seed=5)
     assert list(images) == ["FLAIR", "T1ce", "T1", "T2"]
-    for channel in CHANNELS:
+    for channel in brats.CHANNELS:
         assert images[channel].dtype == np.int16 and images[channel].shape == TINY
         np.testing.assert_array_equal(images[channel], again[channel])
     assert labels.dtype == np.uint8 and labels.shape == TINY
@@ -190,10 +191,10 @@ def test_the_folder_is_read_as_brats(tmp_path):
     write_phantom(tmp_path / "a" / "b", cases=2, size=TINY, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
     found = find_cases(tmp_path / "a" / "b")
-    assert found.layout == "brats" and found.channels == CHANNELS and found.et_label == 4
+    assert found.layout == "brats" and found.channels == brats.CHANNELS and found.et_label == 4
     assert [case.name for case in found.cases] == ["BraTS2021_00000", "BraTS2021_00001"]
     for index, case in enumerate(found.cases):
-        assert case.problem is None and case.split == "training" and case.channels == CHANNELS
+        assert case.problem is None and case.split == "training" and case.channels == brats.CHANNELS
         images, labels = phantom_case(index, size=TINY)
         volumes = [read_volume(path) for path in case.images]
         for channel, volume in zip(case.channels, volumes):
@@ -210,7 +211,7 @@ def test_the_folder_is_read_as_brats(tmp_path):
 def test_label_3_takes_the_names_that_go_with_it(tmp_path):
     write_phantom(tmp_path, cases=1, size=TINY, et_label=3)
     found = find_cases(tmp_path)
-    assert found.et_label == 3 and found.layout == "brats" and found.channels == CHANNELS
+    assert found.et_label == 3 and found.layout == "brats" and found.channels == brats.CHANNELS
     assert found.cases[0].label == tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-seg.nii.gz"
     assert np.unique(read_labels(found.cases[0].label).array).tolist() == [0, 1, 2, 3]
 

@@ -15,7 +15,7 @@ from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import is_folder
-from swinunetr_jax.task import Task, stated_et_label
+from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
     from swinunetr_jax.data.discovery.cases import Case
@@ -144,10 +144,10 @@ class Predict:
         if len(self.input) > 1:
             if self.base is not None:
                 raise InputError("--base goes with a dataset.json or datalist, and single files were given; leave it out.")
-            cases, labels = (case_from_files(self.input),), None
+            cases, et_label = (case_from_files(self.input),), None
         else:
             dataset = find_cases(self.input[0], channels=task.channels or None, base=self.base)
-            cases, labels = dataset.cases, dataset.labels
+            cases, et_label = dataset.cases, dataset.stated_et_label
             for text in (dataset.ignored, *dataset.warnings):
                 if text:
                     console.say(console.literal(text))
@@ -155,7 +155,7 @@ class Predict:
             if len(cases) > ONE_BY_ONE and len(alike) == 1 and cases[0].problem:
                 raise InputError(f"all {len(cases)} cases have the same fault, such as {cases[0].name}: {cases[0].problem}")
         _check_no_input_is_replaced(cases, self.output)
-        return cases, stated_et_label(labels)
+        return cases, et_label
 
 
 def _check_no_input_is_replaced(cases: Sequence[Case], out: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from swinunetr_jax.data.discovery.cases import Case, brats_era
+from swinunetr_jax.data import brats
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import Volume, read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.pairs import Reference, References, label_values
 from swinunetr_jax.task import Task
 
+ET_LABELS = set(brats.ET_LABELS)
 Entry = Mapping[str, Any]  # of one case in predict.json
 
 
@@ -39,9 +41,11 @@ class EtLabels:
         if references.stated and references.task is not None:
             outputs = references.task.outputs
             self.labels_stated = {value for output in outputs for value in references.task.labels_of(output)}
-            self.stated = next((output.value for output in outputs if output.name == "ET" and output.value in (3, 4)), None)
-        if self.ignore in (3, 4):
-            self.stated = 7 - self.ignore
+            self.stated = next(
+                (output.value for output in outputs if output.name == "ET" and output.value in brats.ET_LABELS), None
+            )
+        if self.ignore in brats.ET_LABELS:
+            self.stated = brats.other_et_label(self.ignore)
 
     def align(self, pred: Volume, ref: Volume, reference: Reference, entry: Entry) -> tuple[Volume, Task, list[str]]:
         """(prediction in the reference's labels, task in the reference's labels, sentences about what was assumed).
@@ -62,7 +66,7 @@ class EtLabels:
         theirs = theirs or ours or self.task.et_label
         ours = ours or theirs
         present = label_values(pred.array)
-        other = 7 - theirs
+        other = brats.other_et_label(theirs)
         if ours == theirs:
             if other in present - label_values(ref.array) - self.labels_stated and theirs not in present:
                 raise InputError(
@@ -81,7 +85,7 @@ class EtLabels:
 
     def _by_data_set(self, reference: Reference, entry: Entry) -> int | None:
         inputs = tuple(Path(file["path"]) for file in entry.get("inputs", ()))
-        return self.stated or brats_era(Case("", reference.images or inputs))
+        return self.stated or Case("", reference.images or inputs).et_label
 
     def _recorded(self, entry: Entry) -> int | None:
         """What `predict` wrote the enhancing tumour as."""
@@ -102,10 +106,10 @@ class EtLabels:
         )
 
     def _occurring(self, volume: Volume, among_all: set[int], which: str) -> int | None:
-        if not {3, 4} & label_values(volume.array):
+        if not ET_LABELS & label_values(volume.array):
             return None
         if len(among_all) == 2:
-            here = "" if {3, 4} <= label_values(volume.array) else f" occur among the {which}"
+            here = "" if label_values(volume.array) >= ET_LABELS else f" occur among the {which}"
             raise InputError(
                 f"{volume.path}: labels 3 and 4{here or ' occur in it'}, and nothing says which is enhancing tumour; put a dataset.json "
                 "that names the labels beside the folder of references, or keep one of the two labels."
@@ -117,5 +121,5 @@ class EtLabels:
         found: set[int] = set()
         for path in paths:
             with contextlib.suppress(InputError):
-                found |= {3, 4} & label_values(read_labels(path).array)
+                found |= ET_LABELS & label_values(read_labels(path).array)
         return found

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import console, files
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.et_labels import EtLabels
@@ -111,7 +112,7 @@ def evaluate(
             f"no prediction has a reference of its name: predictions are {_some(predictions)}, references {_some(cases)}; rename."
         )
     if references.ignore is not None and task.et_label == references.ignore:
-        task = task.with_et_label(7 - references.ignore)  # of 3 and 4, the data set says which one it is not
+        task = task.with_et_label(brats.other_et_label(references.ignore))  # of 3 and 4, the data set says which one it is not
     _check_ignore(task, references.ignore)
     found = Evaluation(
         task,

@@ -22,7 +22,7 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.console import literal, name_list
 from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
-from swinunetr_jax.data.discovery.cases import Case, brats_era
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
@@ -135,7 +135,7 @@ def _check_distinct(case: Case, outputs: dict[str, Path], owners: dict[Path, str
 
 def _task(task: Task, case: Case, et_label: int | None) -> Task:
     """The task with the enhancing tumour's label of the case's data set, where it may be 3 or 4."""
-    label = et_label or brats_era(case)
+    label = et_label or case.et_label
     return task if label is None or task.et_label is None else task.with_et_label(label)
 
 

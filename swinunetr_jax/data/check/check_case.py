@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from swinunetr_jax.data.discovery.cases import Case, brats_era
+from swinunetr_jax.data import brats
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import match_channels
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_geometry, read_labels, read_volume
@@ -34,8 +35,7 @@ from swinunetr_jax.data.nifti.volume import LABEL_TOLERANCE
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import is_file
 
-_OTHER_ERA = {4: 3, 3: 4}
-_CAVITY = ", or give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024"
+_CAVITY = f", or give --label-values 0 1 2 3 4 where {brats.CAVITY_LABEL} is the resection cavity, as in BraTS 2024"
 
 
 @dataclass(frozen=True)
@@ -286,19 +286,18 @@ def _count(array: np.ndarray) -> dict[int, int]:
 def _check_values(case: Case, counts: dict[int, int], labels: Collection[int] | None, faults: _Faults) -> None:
     if not counts.keys() - {0} and not any(finding.path == case.label for finding in faults.found):
         faults.add("empty-label", case.label, "the label map is empty: nothing but background.", "warning")
-    era = brats_era(case) if labels is None else None
-    known = {0, *labels} if labels is not None else None if era is None else {0, 1, 2, era}
+    et_label = case.et_label if labels is None else None
+    known = {0, *labels} if labels is not None else None if et_label is None else {0, *brats.regions(et_label)["WT"]}
     unknown = sorted(counts.keys() - known) if known is not None else []
-    if era and unknown == [_OTHER_ERA[era]] and era not in counts:
-        when = "up to 2022" if era == 4 else "since 2023"
+    cavity = _CAVITY if et_label == 3 and brats.CAVITY_LABEL in unknown else ""
+    if et_label and unknown == [brats.other_et_label(et_label)] and et_label not in counts:
         text = (
-            f"the enhancing tumour is label {unknown[0]}, but in files named as BraTS's {when} it is {era}; renumber it to {era}"
-            f"{_CAVITY if era == 3 else ''}."
+            f"the enhancing tumour is label {unknown[0]}, but in files named as in BraTS {brats.NAMING[et_label].years} it is {et_label}; "
+            f"renumber it to {et_label}{cavity}."
         )
         faults.add("et-label", case.label, text)
     elif unknown:  # which a label above 255 may be, too
         told = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (len(unknown) > 8)
-        cavity = _CAVITY if era == 3 and 4 in unknown else ""
         text = f"label {told} is not one of {', '.join(map(str, sorted(known)))}; renumber it{cavity}."
         faults.add("unknown-label", case.label, text)
     large = [value for value in counts if value > MAX_LABEL and value not in unknown]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.check.check_case import CaseReport, Channel, Finding, check_case
 from swinunetr_jax.data.discovery.cases import Dataset
 from swinunetr_jax.errors import InputError
@@ -209,14 +210,14 @@ def _copies(reports: Sequence[CaseReport]) -> list[Finding]:
 
 def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
     """Labels 0 to 4 of which no case has both 3 and 4, as in a mixture of BraTS's eras under names that do not tell them."""
-    using = {era: [r.case.name for r in reports if era in (r.volumes_ml or {})] for era in (3, 4)}
+    using = {label: [r.case.name for r in reports if label in (r.volumes_ml or {})] for label in brats.ET_LABELS}
     values = {value for report in reports for value in report.volumes_ml or {}}
     told = any(finding.kind in ("et-label", "unknown-label") for report in reports for finding in report.findings)
     if told or not values <= set(range(5)) or set(using[3]) & set(using[4]) or not (using[3] and using[4]):
         return []
     text = (
         f"{len(using[3])} cases have label 3 and {len(using[4])} others label 4, none both: is it the enhancing tumour of BraTS "
-        "since 2023 and up to 2022? Then renumber one."
+        f"{brats.NAMING[3].years} and {brats.NAMING[4].years}? Then renumber one."
     )
     return [Finding(None, "warning", "et-label", None, text)]
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.discovery.channels import channel_key, match_channels, split_name, stem
 from swinunetr_jax.errors import InputError
-
-# The enhancing tumour's label, and how files of its era end: up to 2022 and since 2023.
-_ERAS = {4: ("_t1ce", "_flair", "_t1", "_t2"), 3: ("-t1c", "-t2f", "-t1n", "-t2w")}
+from swinunetr_jax.task import IGNORE
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class Case:
     fold: int | None = None
     split: str = "training"  # 'training', 'validation' or 'test'
     problem: str | None = None
+
+    @property
+    def et_label(self) -> int | None:
+        """The enhancing tumour's label, 4 or 3, if the images are named as in BraTS, otherwise None."""
+        return brats.et_label_of_names([stem(image.name) for image in self.images])
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,19 @@ class Dataset:
 
     @property
     def et_label(self) -> int | None:
-        """The enhancing tumour's label if all cases are of one BraTS era, else None."""
-        eras = {brats_era(case) for case in self.cases if case.images}
-        return eras.pop() if len(eras) == 1 else None
+        """The enhancing tumour's label, 4 or 3, if the names of all cases imply the same one, otherwise None."""
+        found = {case.et_label for case in self.cases if case.images}
+        return found.pop() if len(found) == 1 else None
 
-
-def brats_era(case: Case) -> int | None:
-    """The enhancing tumour's label, told by file names: 4 up to 2022 (_t1ce), 3 since 2023 (-t1c), None for other names."""
-    names = [stem(image.name) for image in case.images]
-    for era, ends in _ERAS.items():
-        if all(n.endswith(ends) for n in names) and any(n.endswith(ends[0]) or n.lower().startswith("brats") for n in names):
-            return era
-    return None
+    @property
+    def stated_et_label(self) -> int | None:
+        """The enhancing tumour's label, 3 or 4, if the data set's labels state it: by the name ET, or as the one that is not `ignore`."""
+        labels = self.labels or {}
+        if (ignore := labels.get(IGNORE)) in brats.ET_LABELS:
+            return brats.other_et_label(ignore)
+        value = labels.get("ET")
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return value if value in brats.ET_LABELS else None
 
 
 def told_channels(images: Sequence[Path]) -> tuple[str, ...] | None:

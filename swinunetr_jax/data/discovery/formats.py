@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from swinunetr_jax import files
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.discovery import dataset_json
 from swinunetr_jax.data.discovery.cases import (
     Case,
     Dataset,
-    brats_era,
     case_name,
     order_channels,
     require_channels,
@@ -37,7 +37,6 @@ from swinunetr_jax.data.discovery.groups import attach_labels, group_files, own_
 from swinunetr_jax.data.discovery.lists import described, is_numbered, listed, numbered, numbered_folders, one_file_each
 from swinunetr_jax.errors import InputError
 
-BRATS_ORDER = ("FLAIR", "T1ce", "T1", "T2")  # of the published Swin UNETR weights
 MAX_DEPTH = 5  # BIDS has sub-01/ses-1/anat, BraTS 2018 had data/HGG/case
 
 
@@ -192,9 +191,9 @@ def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequenc
     cases = [case for folder, images in folders for case in group_files(root, folder, images, told, survey)]
     cases = attach_labels(cases)
 
-    is_brats = any(brats_era(case) for case in cases)
-    present = {name for case in cases for name in case.channels or ()} | set(BRATS_ORDER if is_brats else ())
-    order = list(wanted.values()) or [*(c for c in BRATS_ORDER if c in present), *sorted(present - set(BRATS_ORDER))]
+    is_brats = any(case.et_label for case in cases)
+    present = {name for case in cases for name in case.channels or ()} | set(brats.CHANNELS if is_brats else ())
+    order = list(wanted.values()) or [*(c for c in brats.CHANNELS if c in present), *sorted(present - set(brats.CHANNELS))]
     cases = [_finished(case, order, channels) for case in cases]
     layout = "brats" if is_brats else "case-folder" if present else "files"
     return Dataset(layout, root, tuple(map(split_by_label, cases)), tuple(order) if present else None)

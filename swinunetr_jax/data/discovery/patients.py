@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swinunetr_jax.console import name_list
+from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
 
 _SUBJECT = re.compile(r"(?:^|.*_)sub-[A-Za-z0-9]+(?=_|$)")
 _SESSION = re.compile(r"ses-[A-Za-z0-9]+_")
-# Data sets that state what a patient is: BraTS-GLI-02062-100 is the patient 02062 at time 100, Brats18_CBICA_AAB_1 AAB's first scan.
-_STATED = (
-    re.compile(r"(.*BraTS-[A-Za-z]+-\d+)-\d{3}", re.IGNORECASE),
-    re.compile(r"(.*Brats1[78]_\w+_\w+)_\d+", re.IGNORECASE),
-    re.compile(r"(.*BraTS20\d*(?:_(?:Training|Validation|Testing))?_\d+)", re.IGNORECASE),
-    re.compile(r"(.*UPENN-GBM-\d+)_\d+", re.IGNORECASE),
-)
+# Data sets whose names state the patient; it is the first group.
+_STATED = (*brats.PATIENT_PATTERNS, re.compile(r"(.*UPENN-GBM-\d+)_\d+", re.IGNORECASE))
 _LONG = (
     "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
 )

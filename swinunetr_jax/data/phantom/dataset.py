@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from swinunetr_jax import console, files
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.data.phantom.images import check_parameters, is_count, phantom_case, spacing_of
 from swinunetr_jax.errors import InputError
@@ -20,11 +21,6 @@ __all__ = ["phantom_case", "write_phantom"]
 
 RECIPE = 1  # raised when the same parameters give other voxels
 RECORD = "phantom.json"
-# How the files of a case are called while the enhancing tumour is label 4 (up to 2022) and 3 (since 2023): readers go by it.
-_NAMES = {
-    4: ("BraTS2021_{:05d}", {"FLAIR": "_flair", "T1": "_t1", "T1ce": "_t1ce", "T2": "_t2"}, "_seg"),
-    3: ("BraTS-GLI-{:05d}-000", {"FLAIR": "-t2f", "T1": "-t1n", "T1ce": "-t1c", "T2": "-t2w"}, "-seg"),
-}
 
 
 class Record(TypedDict):
@@ -40,7 +36,7 @@ def write_phantom(
     folder: str | os.PathLike,
     *,
     cases: int,
-    size: tuple[int, int, int] = (240, 240, 155),
+    size: tuple[int, int, int] = brats.GRID,
     seed: int = 0,
     et_label: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -57,13 +53,14 @@ def write_phantom(
     check_parameters(size, seed, et_label)
     if not is_count(cases) or cases == 0:
         raise InputError(f"`cases` of a phantom is {cases!r}, expected a whole number from 1; correct it.")
-    name, ends, label_end = _NAMES[et_label]
+    naming = brats.NAMING[et_label]
     try:
         record: Record = {"recipe": RECIPE, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}
         _claim(folder, record, cases)
         for index in range(cases):
-            stem = name.format(index)
-            paths = {channel: folder / stem / f"{stem}{end}.nii.gz" for channel, end in (*ends.items(), ("label", label_end))}
+            stem = naming.case.format(index)
+            endings = {**naming.channels, "label": naming.label}
+            paths = {channel: folder / stem / f"{stem}{ending}.nii.gz" for channel, ending in endings.items()}
             if not all(files.is_file(path) for path in paths.values()):
                 files.make_folder(folder / stem)
                 files.remove_stale_temporaries(folder / stem)

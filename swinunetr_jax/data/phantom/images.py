@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.phantom import anatomy
 from swinunetr_jax.data.phantom.lesion import LESIONS, foci
 from swinunetr_jax.data.phantom.shapes import Points, Waves, union
 from swinunetr_jax.errors import InputError
 
-CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
-FIELD = (240.0, 240.0, 155.0)  # mm, BraTS'
+FIELD = tuple(map(float, brats.GRID))  # mm
 SMALLEST = (32, 32, 20)  # 7.5 mm, enough for tests
 
 # The origin of the head's coordinates in the field, and the box that heads stay in, mm.
@@ -158,7 +158,7 @@ def phantom_case(
         raise InputError(f"`index` of a phantom is {index!r}, expected a whole number from 0; correct it.")
     rng = np.random.default_rng((seed, index))
     body = Body.make(rng, tuple(size))
-    scanners = [Scanner.make(rng, channel) for channel in CHANNELS]
+    scanners = [Scanner.make(rng, channel) for channel in brats.CHANNELS]
     images = {scanner.channel: body.volume(scanner.scan(rng, body)) for scanner in scanners}
     return images, body.volume(body.labels(et_label))
 
@@ -187,7 +187,7 @@ def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
         raise InputError(f"`size` of a phantom is {size!r}, expected three numbers of voxels, at least {SMALLEST}; enlarge it.")
     if not is_count(seed):
         raise InputError(f"`seed` of a phantom is {seed!r}, expected a whole number from 0; correct it.")
-    if et_label not in (3, 4):
+    if et_label not in brats.ET_LABELS:
         raise InputError(f"`et_label` of a phantom is {et_label!r}, expected 4 (up to BraTS 2022) or 3 (since 2023); choose one.")
 
 
