@@ -123,8 +123,8 @@ LAYERS = {  # what each part of the library may import from the others
     "losses": {"errors", "task"},
     "model": {"config", "errors", "ops", "parallel"},
     "weights": {"config", "errors", "task", "model"},
-    "report": {"errors", "task", "data"},
-    "inference": {"alarm", "compiler", "config", "errors", "parallel", "task", "version", "data", "model", "report"},
+    "viz": {"errors", "task", "data"},
+    "inference": {"alarm", "compiler", "config", "errors", "parallel", "task", "version", "data", "model", "viz"},
     "commands": {"config", "errors", "task", "data", "inference", "evaluation", "weights", "version"},
     "cli": {"arguments", "commands", "errors", "version"},
 }

@@ -27,9 +27,9 @@ from swinunetr_jax.data.discovery.prediction_record import CaseEntry, DoneMeanwh
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
-from swinunetr_jax.report import write_preview
 from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
+from swinunetr_jax.viz.preview import write_preview
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "nibabel")
 
