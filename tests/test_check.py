@@ -12,7 +12,8 @@ import pytest
 
 from swinunetr_jax import cli, console
 from swinunetr_jax.commands import validate
-from swinunetr_jax.data.check.check_dataset import check_case, check_dataset
+from swinunetr_jax.data.check.check_case import check_case
+from swinunetr_jax.data.check.check_dataset import check_dataset
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.errors import InputError

@@ -186,13 +186,13 @@ def labelled(name, **fields):
 @pytest.mark.fault("1.6")
 def test_a_patient_is_on_one_side_and_the_number_of_patients_is_said():
     said = []
-    cases = with_folds([labelled(f"sub-{n:02}_ses-{s}") for n in range(10) for s in (1, 2)], tell=said.append)
+    cases = with_folds([labelled(f"sub-{n:02}_ses-{s}") for n in range(10) for s in (1, 2)], notify=said.append)
     folds = {}
     for case in cases:
         folds.setdefault(case.name[:6], set()).add(case.fold)
     assert all(len(of) == 1 for of in folds.values()) and "20 cases of 10 patients" in said[0]
     given = [labelled("sub-01_ses-1", fold=0), labelled("sub-01_ses-2", fold=1)]
-    with_folds(given, tell=said.append)
+    with_folds(given, notify=said.append)
     assert "sub-01" in said[-1] and "several folds" in said[-1]
 
 
@@ -203,7 +203,7 @@ def test_the_splits_of_nnunet_are_used(tmp_path):
     path = write_list(tmp_path / "nnUNet_preprocessed" / "Dataset001_A" / "splits_final.json")
     path.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c", "b"], "val": ["a"]}]))
     assert find_splits(raw) == path
-    cases = with_folds([labelled(name) for name in "abcd"], splits=path, tell=said.append)
+    cases = with_folds([labelled(name) for name in "abcd"], splits=path, notify=said.append)
     assert [case.fold for case in cases] == [1, -1, 0, None] and fold_numbers(cases) == [0, 1]
     train, validation = fold_split(cases, 0)
     assert [c.name for c in train] == ["a", "b"] and [c.name for c in validation] == ["c"]

@@ -1,4 +1,4 @@
-"""NIfTI in and out: every broken file is refused in a sentence, every grid comes back as it was."""
+"""NIfTI files: every damaged file is refused with one sentence, and written files keep the grid exactly."""
 
 import gzip
 import itertools
@@ -40,7 +40,7 @@ def oblique(degrees=25.0):
 
 
 def save(path, array, affine=LPS, kind=nib.Nifti1Image, **fields):
-    """Write with nibabel, then overwrite raw header fields, which nibabel would have corrected."""
+    """Writes with nibabel and then overwrites raw header fields, which nibabel would have corrected."""
     nib.save(kind(array, affine, dtype=array.dtype), path)
     return patch(path, **fields) if fields else path
 
@@ -58,7 +58,7 @@ def patch(path, **fields):
 
 @pytest.fixture(autouse=True)
 def quiet(capfd):
-    """Nothing but the exception tells of a fault: nibabel's own log would come between it and the user."""
+    """Faults are reported by the exception alone; nothing is printed, not even nibabel's own log."""
     yield
     assert capfd.readouterr() == ("", "")
 
@@ -131,7 +131,7 @@ def test_labels(tmp_path):
     assert read_labels(save(path, COUNT.astype(np.int16) * 100)).array.dtype == np.int32
     with refused(path, "-1"):
         read_labels(save(path, COUNT.astype(np.int16) - 1))
-    with refused(path, "0.5", "(0, 0, 1)", "whole number"):
+    with refused(path, "0.5", "(0, 0, 1)", "not an integer"):
         read_labels(save(path, COUNT / 2))
     with refused(path, "23000000000"):
         read_labels(save(path, COUNT.astype(np.float64) * 1e9))
@@ -158,7 +158,7 @@ def test_voxels_that_are_not_finite(tmp_path):
             read_volume(save(path, bad))
 
 
-def test_files_that_are_no_nifti(tmp_path):
+def test_files_that_are_not_nifti(tmp_path):
     for name, content, words in [
         ("empty.nii.gz", b"", "empty"),
         ("page.nii.gz", b"\n <!DOCTYPE html><html>403</html>", "web page"),
@@ -196,7 +196,7 @@ def test_files_that_are_no_nifti(tmp_path):
         read_volume(tmp_path / "pair.nii")
 
 
-def test_names_that_lie_about_compression(tmp_path):
+def test_names_that_contradict_the_compression(tmp_path):
     plain, packed = save(tmp_path / "a.nii", COUNT.astype(np.uint8)), save(tmp_path / "b.nii.gz", COUNT.astype(np.uint8))
     with refused("not gzip"):
         read_volume(plain.rename(tmp_path / "c.nii.gz"))
@@ -253,7 +253,7 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
         read_volume(path, max_bytes=3_999_999)
     assert read_volume(path, max_bytes=4_000_000).array.shape == (100, 100, 100)
     assert read_geometry(path)[0] == (100, 100, 100)
-    # A small claim before much more data: that is read for the checksum, and not kept.
+    # A small claim is followed by much more data, which is read for the checksum and discarded.
     path.write_bytes(gzip.compress(gzip.decompress(save(path, COUNT.astype(np.uint8)).read_bytes()) + bytes(50_000_000), 1))
     tracemalloc.start()
     np.testing.assert_array_equal(read_volume(path).array, COUNT)
@@ -362,7 +362,7 @@ def test_an_image_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeyp
         raise MemoryError
 
     monkeypatch.setattr(nifti_file.np, "empty", full)
-    with refused(path, "(2, 3, 4)", "do not fit into the memory"):
+    with refused(path, "(2, 3, 4)", "do not fit into memory"):
         read_volume(path)
 
 

@@ -229,7 +229,7 @@ def test_geometry(tmp_path):
 
 
 def test_geometry_of_the_full_size_is_that_of_brats():
-    place = phantom._place_of(np.zeros((240, 240, 155), np.uint8), Path())
+    place = phantom._volume_of(np.zeros((240, 240, 155), np.uint8), Path())
     np.testing.assert_array_equal(place.affine, [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 

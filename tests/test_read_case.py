@@ -204,7 +204,7 @@ def test_back_on_the_scans_own_grid(tmp_path, affine):
     shape = (15, 12, 9)
     prepared = prepare(save(tmp_path, noise(shape), affine=affine), task(orientation="RAS", spacing=(0.5, 0.5, 0.5)), 1)
     back, fine = prepared.back, prepared.array.shape[:3]
-    assert fine == back.shape != shape and back.straight == (affine is not SHEARED)
+    assert fine == back.shape != shape and back.axis_aligned == (affine is not SHEARED)
     # a value that grows evenly in space comes back as it is, where the finer grid reaches
     ramp = np.stack([np.tensordot(axis, np.indices(fine), 1) for axis in np.eye(3)], axis=-1).astype(np.float32)
     again = back.reorient.apply(interpolated(ramp, back.matrix, back.reorient.shape))

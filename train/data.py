@@ -184,7 +184,7 @@ def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
         _tell(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
         splits = None
     options = {"folds": recipe.folds, "seed": recipe.fold_seed, "patient": recipe.patient, "splits": splits}
-    return with_folds(dataset.cases, **options, tell=_tell)
+    return with_folds(dataset.cases, **options, notify=_tell)
 
 
 def _say_unused(dataset: Dataset) -> None:

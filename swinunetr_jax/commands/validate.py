@@ -21,7 +21,8 @@ from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.check.check_dataset import CaseReport, DatasetReport, Finding
+    from swinunetr_jax.data.check.check_dataset import DatasetReport
+    from swinunetr_jax.data.check.findings import CaseReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
 MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row

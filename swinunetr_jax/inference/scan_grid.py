@@ -65,7 +65,7 @@ def on_scan_grid(planes: Iterator[Planes], seen: Seen, back: InverseReorient | I
     """
     if not isinstance(back, InverseResample):
         return _as_they_are(planes, seen)
-    return _axis_by_axis(planes, seen, back) if back.straight else _through_the_host(planes, seen, back)
+    return _axis_by_axis(planes, seen, back) if back.axis_aligned else _through_the_host(planes, seen, back)
 
 
 def _as_they_are(planes: Iterator[Planes], seen: Seen) -> Iterator[ScanPlanes]:

@@ -1,6 +1,6 @@
-"""Crops of an example. They read no more of a memory-mapped volume than they return; what lies outside it is filled.
+"""Crops of an example. They read no more of a memory-mapped volume than they return, and fill voxels outside it.
 
-A region is (start, shape) in voxels of the arrays, and may reach beyond them.
+A region is (start, shape) in voxels of the arrays, and may extend beyond them.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from swinunetr_jax.data.prepare.example import Example, foreground
 from swinunetr_jax.errors import InputError
 
 Region = tuple[tuple[int, ...], tuple[int, ...]]
-TRIES, ROUNDS = 256, 16  # guesses for a voxel of a kind, before all of them are listed
+TRIES, ROUNDS = 256, 16  # random guesses at a voxel of a kind, before all voxels of that kind are listed
 
 
 def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarray:
-    """The voxels of a region of [x, y, z] or [x, y, z, c]: a view where it lies inside, else a copy with `fill` around them."""
+    """Returns the voxels of a region of [x, y, z] or [x, y, z, c]: a view if it is inside the array, otherwise a copy with `fill`."""
     start, shape = region
     inside = tuple(slice(min(max(s, 0), size), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, array.shape))
     if all(part.stop - part.start == n for part, n in zip(inside, shape)):
@@ -27,24 +27,24 @@ def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarra
 
 
 def crop(example: Example, region: Region, fill: float = 0.0) -> Example:
-    """The region of image (float32) and label, views where they can be; `fill` goes around the image, 0 around the label."""
+    """Returns the region of the image (float32) and of the label. Outside the arrays the image is `fill` and the label 0."""
     image, label = read_region(example["image"], region, fill), read_region(example["label"], region)
-    moved = {key: value for key, value in example.items() if key != "foreground"}  # its box was one of the whole volume
-    return {**moved, "image": image.astype(np.float32, copy=False), "label": label}
+    rest = {key: value for key, value in example.items() if key != "foreground"}  # whose box belongs to the whole volume
+    return {**rest, "image": image.astype(np.float32, copy=False), "label": label}
 
 
 @dataclass(frozen=True)
 class ForegroundCrop:
-    """The box of voxels above a threshold in any channel, grown around its centre until each side divides by `divisible`.
+    """Crops to the box of voxels above a threshold in any channel, widened around its centre to multiples of `divisible`.
 
-    Where it leaves the volume, the threshold's value is filled in. Source: MONAI's `CropForeground(k_divisible=divisible)`.
+    Voxels outside the volume are filled with the threshold. Source: MONAI's `CropForeground(k_divisible=divisible)`.
     """
 
     divisible: tuple[int, int, int] = (1, 1, 1)
     above: float = 0.0
 
     def region(self, example: Example) -> Region:
-        """Measured only where the example does not know its box for this threshold."""
+        """Returns the region of the crop. It is computed only if the example has no box for this threshold."""
         box = example.get("foreground", {}).get(self.above) or foreground(example["image"], self.above)
         shape = tuple(-(-(stop - start) // k) * k for (start, stop), k in zip(box, self.divisible))
         return tuple(start - (n - (stop - start)) // 2 for (start, stop), n in zip(box, shape)), shape
@@ -55,9 +55,9 @@ class ForegroundCrop:
 
 @dataclass(frozen=True)
 class RandomCrop(RandomTransform):
-    """A crop of one size, anywhere in the volume or in its foreground (`inside`). The parameters are its first voxel there.
+    """Crops a fixed size anywhere in the volume, or in its foreground (`inside`). The parameters are the crop's first voxel there.
 
-    A smaller volume is padded on both sides, the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    A smaller volume is padded on both sides, with the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
     """
 
     size: tuple[int, int, int]
@@ -74,11 +74,11 @@ class RandomCrop(RandomTransform):
 
 @dataclass(frozen=True)
 class CropByLabel(RandomTransform):
-    """A crop around a random voxel, labelled with the odds `positive` : `negative`. The parameters are its middle.
+    """Crops around a random voxel, which is labelled with the odds `positive` : `negative`. The parameters are the crop's centre.
 
-    All labelled voxels are equally likely, as are all others, of which `above` keeps those with an image above it. The crop is
-    moved back into the volume or its foreground (`inside`); where that is smaller, it is padded on both sides with `above`.
-    Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)`, `above` being its `image_threshold`.
+    All labelled voxels are equally likely, and so are all other voxels whose image is above `above`. The crop is moved into the volume or
+    its foreground (`inside`); if that is smaller than the crop, it is padded on both sides with `above`.
+    Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)` with `above` as `image_threshold`.
     """
 
     size: tuple[int, int, int]
@@ -92,11 +92,11 @@ class CropByLabel(RandomTransform):
         label = read_region(example["label"], region)
         image = None if self.above is None else read_region(example["image"], region, self.above)
         labelled = rng.random() * (self.positive + self.negative) < self.positive
-        for wanted in (labelled, not labelled):  # the other kind where there is none of the one drawn
+        for wanted in (labelled, not labelled):  # the other kind if there is no voxel of the kind drawn
             voxel = _random_voxel(rng, label, image, self.above, wanted)
             if voxel is not None:
-                return tuple(_moved_in(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
-        raise InputError(f"no voxel is labelled or above {self.above}, so none can be the middle of a crop; check the image.")
+                return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
+        raise InputError(f"no voxel is labelled or above {self.above}, so none can be the centre of a crop; check the image.")
 
     def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
         region = _region(example, self.inside)
@@ -106,24 +106,25 @@ class CropByLabel(RandomTransform):
 
 
 def _region(example: Example, inside: ForegroundCrop | None) -> Region:
+    """Returns the region of the foreground, or of the whole volume if `inside` is None."""
     return inside.region(example) if inside else ((0, 0, 0), example["label"].shape)
 
 
 def _padded(region: Region, start: tuple[int, ...], size: tuple[int, ...]) -> Region:
-    """The region of `size` that begins at `start` in `region`; along axes on which that is smaller, around its middle."""
+    """Returns the region of `size` that starts at `start` in `region`, centred along the axes on which `region` is smaller."""
     pad = [max(s - n, 0) // 2 for s, n in zip(size, region[1])]
     return tuple(r + s - p for r, s, p in zip(region[0], start, pad)), size
 
 
-def _moved_in(centre: int, size: int, length: int) -> int:
-    """The middle nearest to `centre` of a stretch of `size` that lies within `length`."""
+def _centre_inside(centre: int, size: int, length: int) -> int:
+    """Returns the nearest centre of an interval of `size` that is inside 0 … `length`."""
     return min(max(centre, size // 2), length - size + size // 2)
 
 
 def _random_voxel(
     rng: np.random.Generator, label: np.ndarray, image: np.ndarray | None, above: float | None, labelled: bool
 ) -> tuple[int, ...] | None:
-    """One of the voxels that are labelled, or are not and have an image above a threshold; None where there is none."""
+    """Returns a random labelled voxel, or a random unlabelled one whose image is above a threshold; None if there is none."""
 
     def fits(voxels: np.ndarray) -> np.ndarray:
         at = tuple(voxels)

@@ -11,7 +11,7 @@ from swinunetr_jax.data.prepare.intensity import nonzero_statistics, scale_windo
 
 @dataclass(frozen=True)
 class MeasureNonzero:
-    """Keeps the image's `nonzero_statistics`, for a `NormalizeNonzero` after a crop; those of a cache are taken as they are."""
+    """Adds the image's `nonzero_statistics` to the example, unless the cache has measured them, for `NormalizeNonzero` after a crop."""
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Example:
         return example if "statistics" in example else {**example, "statistics": nonzero_statistics(example["image"])}
@@ -19,7 +19,7 @@ class MeasureNonzero:
 
 @dataclass(frozen=True)
 class NormalizeNonzero:
-    """`zscore_nonzero` of the image; `measured` takes the example's 'statistics' instead of the image's own."""
+    """Applies `zscore_nonzero` to the image, with the example's 'statistics' if `measured`, otherwise with the image's own."""
 
     measured: bool = False
 
@@ -29,7 +29,7 @@ class NormalizeNonzero:
 
 @dataclass(frozen=True)
 class ScaleWindow:
-    """`scale_window` of the image."""
+    """Applies `scale_window` to the image."""
 
     low: float
     high: float
@@ -40,7 +40,10 @@ class ScaleWindow:
 
 @dataclass(frozen=True)
 class ScaleIntensity(RandomTransform):
-    """With a probability x · (1 + f), f even in ±factor, one draw for all channels. Source: MONAI's `RandScaleIntensity`."""
+    """Multiplies the image by 1 + f, with a probability; f is uniform in [-factor, factor] and the same for all channels.
+
+    Source: MONAI's `RandScaleIntensity`.
+    """
 
     factor: float = 0.1
     probability: float = 1.0
@@ -54,7 +57,10 @@ class ScaleIntensity(RandomTransform):
 
 @dataclass(frozen=True)
 class ShiftIntensity(RandomTransform):
-    """With a probability x + s, s even in ±offset, one draw for all channels, zeros too. Source: MONAI's `RandShiftIntensity`."""
+    """Adds s to all voxels, also to zeros, with a probability; s is uniform in [-offset, offset] and the same for all channels.
+
+    Source: MONAI's `RandShiftIntensity`.
+    """
 
     offset: float = 0.1
     probability: float = 1.0

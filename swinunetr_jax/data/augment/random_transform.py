@@ -1,4 +1,4 @@
-"""What every random transform of an example is made of: a draw of parameters, and their application."""
+"""The base class of random transforms: a draw of parameters and their application."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Turns of an example, and the recipes that put all transforms in order.
+"""Flips and rotations of an example, and the recipes that combine all transforms.
 
-Turns come last, though the reference has them before the intensities: no other transform sees where a voxel lies, and as views
-they cost nothing until the batch is filled.
+The recipes flip and rotate last, although the reference does so before changing intensities. The result is the same, because no other
+transform depends on the position of a voxel, and views cost nothing until the batch is filled.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 @dataclass(frozen=True)
 class RandomFlip(RandomTransform):
-    """Mirrors along each axis with a probability, independently. The parameters are a truth for each axis; the result is a view."""
+    """Mirrors along each axis independently with a probability. The parameters are a bool for each axis; the result is a view."""
 
     probability: float = 0.5
     axes: tuple[int, ...] = (0, 1, 2)
@@ -34,9 +34,9 @@ class RandomFlip(RandomTransform):
 
 @dataclass(frozen=True)
 class RandomRotate90(RandomTransform):
-    """With a probability 1 … `max_k` quarter turns in the plane of two axes. The parameter is their number; the result is a view.
+    """Rotates by 1 … `max_k` quarter turns in the plane of two axes, with a probability.
 
-    Source: MONAI's `RandRotate90`.
+    The parameter is the number of quarter turns; the result is a view. Source: MONAI's `RandRotate90`.
     """
 
     probability: float = 0.1
@@ -57,15 +57,15 @@ def brats_recipe(
     *,
     pad_foreground: bool = True,
 ) -> tuple[Transform, ...]:
-    """The paper's recipe for BraTS: a crop of the foreground, mirrored, normalised, then brighter and darker.
+    """Returns the paper's transforms for BraTS: a crop of the foreground, normalisation, random brightness, and mirroring.
 
     Args:
-        roi: size of the crop.
-        normalize_after_crop: by the crop's own statistics, as the paper's code does; otherwise by the whole case's, as validation
-            does in both.
-        flip_axes: mirrored along.
-        pad_foreground: pad the foreground's box to multiples of `roi` and crop anywhere in that, as the paper's code does; otherwise
-            a crop lies within the foreground, and only a foreground that is smaller than the crop is padded.
+        roi: the size of the crop.
+        normalize_after_crop: whether to normalise by the statistics of the crop, as the paper's code does, instead of those of the whole
+            case, which validation uses in both.
+        flip_axes: the axes to mirror along.
+        pad_foreground: whether to pad the foreground's box to multiples of `roi` and crop anywhere in it, as the paper's code does.
+            Otherwise crops are within the foreground, and only a foreground smaller than the crop is padded.
     """
     measure = () if normalize_after_crop else (MeasureNonzero(),)
     return (
@@ -89,18 +89,27 @@ def ct_recipe(
     rotate: float = 0.2,
     intensity: float = 0.1,
 ) -> tuple[Transform, ...]:
-    """The recipe for organs in CT (BTCV): crops around labelled and other voxels of the body, windowed, mirrored and turned.
+    """Returns the transforms for organs in CT (BTCV): crops around labelled and other voxels, the window, mirroring and rotations.
 
-    The window is applied after the crop, to fewer voxels: foreground is what lies above its lower end, which is 0 afterwards.
-    A `roi` with unequal sides along x and y is not turned, for quarter turns would change its shape.
+    The window is applied after the crop, because fewer voxels then need it; the foreground is above its lower end. A `roi` with unequal
+    sides along x and y is not rotated, because quarter turns would change its shape.
+
+    Args:
+        roi: the size of the crop.
+        window: the intensities that become 0 and 1.
+        positive, negative: the odds that a crop is centred on a labelled voxel or on another one.
+        flip: the probability of mirroring along each axis.
+        flip_axes: the axes to mirror along.
+        rotate: the probability of a rotation.
+        intensity: the probability of each change of brightness.
     """
     low, high = window
-    turn = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
+    rotation = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
     return (
         CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low)),
         ScaleWindow(low, high),
         ScaleIntensity(0.1, intensity),
         ShiftIntensity(0.1, intensity),
         RandomFlip(flip, flip_axes),
-        *turn,
+        *rotation,
     )

@@ -1,15 +1,15 @@
-"""Faults of many cases in few lines: one that is common to hundreds is said once, with a count and the first names."""
+"""Describes the faults of many cases in few lines: a fault that many cases share is one line, with their number and first names."""
 
 import re
 from collections.abc import Sequence
 
 from swinunetr_jax.console import name_list
 
-ONE_BY_ONE = 4  # equal faults that still get a line each
+ONE_BY_ONE = 4  # cases with the same fault that still have a line each
 
 
 def problem_key(case: str, text: str) -> str:
-    """Equal for faults that differ in the case, in paths and in numbers alone."""
+    """Returns a key that is equal for faults that differ only in the case, in paths and in numbers."""
     text = text.replace(case, "") if case else text
     text = re.sub(r"(?<![\w])/?[^\s,;:()]*/[^\s,;:()]*", "", text)  # paths
     text = re.sub(r"[^\s,;:()]*\.nii(\.gz)?", "", text)
@@ -17,7 +17,7 @@ def problem_key(case: str, text: str) -> str:
 
 
 def problem_groups(faults: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """(case, text) pairs of the same fault together, in the order of their first ones."""
+    """Returns the (case, text) pairs grouped by fault, in the order of each group's first pair."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for case, text in faults:
         groups.setdefault(problem_key(case, text), []).append((case, text))
@@ -25,10 +25,11 @@ def problem_groups(faults: Sequence[tuple[str, str]]) -> list[list[tuple[str, st
 
 
 def problem_lines(faults: Sequence[tuple[str, str]], word: str = "") -> list[str]:
-    """A line for each (case, text), but for a fault that more than `ONE_BY_ONE` cases have: that is one line with their number.
+    """Returns a line for each (case, text); a fault that more than `ONE_BY_ONE` cases share is one line with their number.
 
     Args:
-        word: stands after the case, such as "FAILED".
+        faults: (case, text) pairs.
+        word: a word that follows the case, such as "FAILED".
     """
     word, lines = f" {word}" if word else "", []
     for group in problem_groups(faults):

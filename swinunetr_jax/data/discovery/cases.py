@@ -1,6 +1,6 @@
-"""A case and a data set, whatever their layout: which files, which channels, what is wrong.
+"""Cases and data sets of every layout: their files, channels, labels and problems.
 
-Nothing can detect swapped channels later, so channels go by name wherever a name is known.
+Swapped channels cannot be detected later, so channels are matched by name wherever a name is known.
 """
 
 import os
@@ -18,9 +18,11 @@ from swinunetr_jax.task import IGNORE
 
 @dataclass(frozen=True)
 class Case:
-    """`images` is a file per channel or one file with all; `channels` names them in that order, None where no name is known.
+    """The files of one case.
 
-    `label` is where the label should be: a list may name one that is not there. With a `problem`, `images` holds what exists.
+    `images` holds a file per channel or one file with all channels; `channels` names them in that order, or is None if no name is known.
+    `label` is the path that the label map should have; a list may name a file that does not exist. `problem` is a sentence on why the
+    case cannot be used; `images` then holds the files that exist.
     """
 
     name: str
@@ -39,9 +41,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'; `labels` maps names to value(s).
+    """The cases of a folder or a list.
 
-    `ignored` is a sentence on entries that are no scans, and `warnings` are sentences on what was left out or taken on a guess.
+    `layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'. `labels` maps each name to its value, or to
+    the values of a region. `ignored` is a sentence on entries that are not scans; `warnings` are sentences on scans that are not used and
+    on guesses.
     """
 
     layout: str
@@ -70,14 +74,14 @@ class Dataset:
         return value if value in brats.ET_LABELS else None
 
 
-def told_channels(images: Sequence[Path]) -> tuple[str, ...] | None:
-    """The channels of `images`, if the name of every file tells one."""
+def channels_of_names(images: Sequence[Path]) -> tuple[str, ...] | None:
+    """Returns the channels of `images` if the name of every file states one, otherwise None."""
     parts = [split_name(stem(image.name)) for image in images]
     return tuple(word for *_, word in parts) if parts and all(role == "channel" for _, role, _ in parts) else None
 
 
 def case_name(images: Sequence[Path]) -> str:
-    """What the images of a case have in common: their name without the channel, or their folder's."""
+    """Returns the name of the case that these images make up: their name without the channel, or the name of their folder."""
     first = stem(images[0].name)
     prefix, role, _ = split_name(first)
     if role == "channel":
@@ -86,31 +90,36 @@ def case_name(images: Sequence[Path]) -> str:
 
 
 def order_channels(case: Case, names: Sequence[str] | None, channels: Sequence[str] | None) -> Case:
-    """Name the images, by their files or else by the data set's `names`, and bring them into the order of `channels`."""
-    count, told = len(case.images), told_channels(case.images)
-    if names and (count == 1 or (told is None and count == len(names))):
-        told = tuple(names)
-    if told and len({channel_key(name) for name in told}) < len(told):  # four times "MRI" says nothing
-        told = None
-    case = replace(case, channels=told)
+    """Returns the case with its channels named and its images in the order of `channels`.
+
+    Args:
+        names: the channels by the data set's description, for files whose own names do not state them.
+        channels: the channels wanted, in order; None keeps the images as they are.
+    """
+    count, known = len(case.images), channels_of_names(case.images)
+    if names and (count == 1 or (known is None and count == len(names))):
+        known = tuple(names)
+    if known and len({channel_key(name) for name in known}) < len(known):  # such as four times "MRI"
+        known = None
+    case = replace(case, channels=known)
     if not channels or case.problem or not case.images:
         return case
     where = f"{case.images[0].parent}: case {case.name}"
-    if told is None:
+    if known is None:
         fits = count in (1, len(channels))
         problem = None if fits else f"{where} has {count} images, expected one each of {', '.join(channels)}; complete it."
         return replace(case, problem=problem)
     try:
-        order = match_channels(told, channels)
+        order = match_channels(known, channels)
     except InputError as error:
-        return replace(case, problem=f"{where} does not fit: {error}")
-    if count < len(told):  # one file: its channels are picked when it is read
+        return replace(case, problem=f"{where} has other channels than expected: {error}")
+    if count < len(known):  # one file, whose channels are selected when it is read
         return case
-    return replace(case, images=tuple(case.images[i] for i in order), channels=tuple(told[i] for i in order))
+    return replace(case, images=tuple(case.images[i] for i in order), channels=tuple(known[i] for i in order))
 
 
 def require_channels(case: Case, order: Sequence[str]) -> Case:
-    """The named images brought into `order`; what is missing or there twice is the case's problem."""
+    """Returns the case with its images in the order of these channels; a missing or repeated channel becomes its problem."""
     at = {c: [i for i, name in enumerate(case.channels or ()) if channel_key(name) == channel_key(c)] for c in order}
     faults = [f"has no {c} image" for c in order if not at[c]]
     faults += [f"has several {c} images ({', '.join(case.images[i].name for i in at[c])})" for c in order if len(at[c]) > 1]
@@ -125,32 +134,34 @@ def require_channels(case: Case, order: Sequence[str]) -> Case:
 
 
 def carried_name(name: str, folder: Path, root: Path) -> str:
-    """The name of a case in `folder`: with the folders below `root` in front, unless one of them is a part of it already.
+    """Returns the name of a case in `folder`: the folders below `root` and then `name`, unless the name contains one of them already.
 
-    So the name depends on where the case is, and not on which other cases there are: P002/CT/image is P002_CT_image, and
-    HGG/Brats18_2013_0_1/Brats18_2013_0_1_flair is Brats18_2013_0_1.
+    The name depends on the position of the case and not on the other cases: P002/CT/image becomes P002_CT_image, and
+    HGG/Brats18_2013_0_1/Brats18_2013_0_1_flair becomes Brats18_2013_0_1.
     """
     parts = _parts_below(folder, root)
     if not name:
         return "_".join(parts) or folder.absolute().name or "case"
-    # "ct" in A/ct/ct_scan names no patient, so a word without a digit counts only where it is the outermost folder
+    # "ct" in A/ct/ct_scan does not name a patient, so a word without a digit counts only if it is the outermost folder
     stated = any(_contains(name, part) and (place == 0 or re.search(r"\d", part)) for place, part in enumerate(parts))
     return name if stated else "_".join([*parts, name])
 
 
 def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
-    """Results are named after cases: equal names get as many of their parent folders in front as make them differ.
+    """Returns the cases with unique names, because results are named after them.
+
+    Equal names are preceded by as many of their parent folders as it takes to distinguish them.
 
     Raises:
-        InputError: two cases have the same name with all of their folders.
+        InputError: two cases still have the same name with all of their folders.
     """
     above = [_folders_above(case, root) for case in cases]
     levels, names = [0] * len(cases), [case.name for case in cases]
     while True:
-        alike: dict[str, list[int]] = defaultdict(list)
+        by_name: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
-            alike[name].append(index)
-        clashing = [index for group in alike.values() if len(group) > 1 for index in group]
+            by_name[name].append(index)
+        clashing = [index for group in by_name.values() if len(group) > 1 for index in group]
         longer = [index for index in clashing if levels[index] < len(above[index])]
         if not longer:
             break
@@ -167,7 +178,7 @@ def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
 
 
 def _folders_above(case: Case, root: Path) -> list[str]:
-    """Names of the folders between a case and `root`, nearest first, without those that its name has already."""
+    """Returns the names of the folders between a case and `root`, nearest first, without those that its name contains already."""
     places = [*case.images, *([case.label] if case.label else [])]
     if not places:
         return []
@@ -181,7 +192,7 @@ def _parts_below(folder: Path, root: Path) -> tuple[str, ...]:
 
 
 def _contains(name: str, part: str) -> bool:
-    """Whether `part` is one or several whole words of a name."""
+    """Returns whether `part` is one or several whole words of the name."""
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name) is not None
 
 
@@ -190,7 +201,7 @@ def _place(case: Case) -> str:
 
 
 def label_beside(image: Path, name: str) -> Path | None:
-    """labelsTr/NAME.nii.gz or labelsTr/NAME.nii, if it is there, for an image in imagesTr; also a link that leads nowhere."""
+    """Returns labelsTr/NAME.nii.gz or labelsTr/NAME.nii for an image in imagesTr, or None. A broken link counts as present."""
     folder, ending = image.parent, image.name[len(stem(image.name)) :]
     if not folder.name.startswith("images"):
         return None
@@ -200,5 +211,5 @@ def label_beside(image: Path, name: str) -> Path | None:
 
 
 def split_by_label(case: Case) -> Case:
-    """Where a layout has no lists, a case with a label is for training."""
+    """Returns the case as a training case if it has a label, otherwise as a test case, for layouts without lists."""
     return replace(case, split="training" if case.label else "test")

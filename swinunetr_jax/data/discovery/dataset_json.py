@@ -1,4 +1,4 @@
-"""dataset.json of the Decathlon and of nnU-Net, and MONAI's datalists: their fields, checked before anybody relies on them."""
+"""The fields of dataset.json (Decathlon, nnU-Net) and of MONAI's datalists, checked before they are used."""
 
 import json
 import os
@@ -9,24 +9,24 @@ from swinunetr_jax.data.discovery.channels import canonical_channel
 from swinunetr_jax.errors import InputError
 
 MAX_BYTES = 64 << 20
-MAX_LABEL = 255  # label maps are learned and written as uint8
+MAX_LABEL = 255  # label maps are stored and written as uint8
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`."""
+    """Returns the JSON object in `path`."""
     if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, expected a list of cases; split it.")
+        raise InputError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, expected a list of cases; split it.")
     try:
         info = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}), expected a list of cases; correct it.") from error
+        raise InputError(f"{path}: cannot be read as JSON ({error}), expected a list of cases; correct it.") from error
     if not isinstance(info, dict):
         raise InputError(f'{path}: holds a {type(info).__name__}, expected an object such as {{"training": [...]}}; correct it.')
     return info
 
 
 def channel_names(info: dict[str, Any], path: Path) -> tuple[str, ...] | None:
-    """Canonical names from nnU-Net's `channel_names` or the Decathlon's `modality`, {"0": name, …}, by their numbers."""
+    """Returns the canonical names from nnU-Net's `channel_names` or the Decathlon's `modality`, {"0": name, …}, in order."""
     key = "channel_names" if "channel_names" in info else "modality"
     names = info.get(key)
     if isinstance(names, str):
@@ -41,7 +41,7 @@ def channel_names(info: dict[str, Any], path: Path) -> tuple[str, ...] | None:
 
 
 def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]] | None:
-    """Name → value, or values of a region, from {"0": name} (Decathlon) or {name: value or values} (nnU-Net)."""
+    """Returns name → value, or name → values of a region, from {"0": name} (Decathlon) or {name: value or values} (nnU-Net)."""
     labels = info.get("labels")
     if labels is None:
         return None
@@ -61,7 +61,7 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
 
 
 def regions_class_order(info: dict[str, Any], path: Path) -> tuple[int, ...] | None:
-    """The values that nnU-Net writes its regions as, first to last."""
+    """Returns the values that nnU-Net writes its regions as, in the order of writing."""
     order = info.get("regions_class_order")
     if order is None:
         return None
@@ -72,7 +72,11 @@ def regions_class_order(info: dict[str, Any], path: Path) -> tuple[int, ...] | N
 
 
 def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
-    """The path or paths of an entry below `root`, which they may not leave by their own words; links are the user's doing."""
+    """Returns the path or paths of an entry, relative to `root`.
+
+    Raises:
+        InputError: a path is malformed or leads out of `root`. Symbolic links are followed, because the user made them.
+    """
     top, found = os.path.abspath(root), []
     for text in entry if isinstance(entry, list) else [entry]:
         if not isinstance(text, str) or not text.strip() or "\0" in text:
@@ -80,11 +84,11 @@ def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
         try:
             os.fsencode(text)
         except UnicodeEncodeError as error:
-            raise InputError(f"{where}: {text!r} has a character that no file name has; correct the path.") from error
+            raise InputError(f"{where}: {text!r} has a character that no file name can have; correct the path.") from error
         full = os.path.normpath(os.path.join(top, text))
         if full == top or os.path.commonpath([top, full]) != top:
             raise InputError(
-                f"{where}: the path {text!r} leads out of {root} and is refused; move the file or give another base folder (--base)."
+                f"{where}: the path {text!r} leads out of {root}, which is not allowed; move the file or give another base folder (--base)."
             )
         found.append(root / os.path.relpath(full, top))
     return tuple(found)
@@ -92,20 +96,18 @@ def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
 
 def _check_range(labels: dict[str, int | list[int]], path: Path) -> None:
     for name, value in labels.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one > MAX_LABEL:
-                raise InputError(
-                    f"{path}: the label {name} is {one}, above {MAX_LABEL}, the largest that is learned; renumber it."
-                )
+        for number in value if isinstance(value, list) else [value]:
+            if number > MAX_LABEL:
+                raise InputError(f"{path}: the label {name} is {number}, expected at most {MAX_LABEL}; renumber it.")
 
 
 def _text(value: Any, key: str, path: Path) -> str:
-    """`value` as text. Raises InputError for half of a character pair (a lone surrogate), which no file can hold."""
+    """Returns `value` as text. Raises InputError for a lone surrogate, which no file can hold."""
     text = str(value)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{path}: {key} has the name {text!r}, which is no text; correct it.") from error
+        raise InputError(f"{path}: {key} has the name {text!r}, which is not valid text; correct it.") from error
     return text
 
 

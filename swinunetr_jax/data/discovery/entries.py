@@ -1,6 +1,6 @@
-"""What is in a folder, entry by entry: images, folders, what cannot be read, and what is plainly no scan, counted by kind.
+"""The entries of folders: images, folders, scans that cannot be read, and other files, which are counted by kind.
 
-Nothing is filtered out silently: what is not an image or a folder is either a problem, which is named, or it is counted.
+No entry is dropped silently: whatever is neither an image nor a folder is named as a problem or a warning, or it is counted.
 """
 
 import os
@@ -45,12 +45,12 @@ _SIDE_CARS = (
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends in .nii or .nii.gz."""
+    """Returns whether a file's name ends in .nii or .nii.gz."""
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def foreign_format(path: Path) -> str | None:
-    """What a file probably is that holds a scan and is not read, such as 'a DICOM file'; None for anything else."""
+    """Returns the kind of a file that probably holds a scan in an unsupported format, such as 'a DICOM file', otherwise None."""
     name = path.name.lower()
     if name.endswith(_SIDE_CARS) or is_image(name):
         return None
@@ -65,7 +65,7 @@ def foreign_format(path: Path) -> str | None:
 
 
 def link_fault(path: Path) -> str | None:
-    """Why a path with an image's name is not a file, as a sentence; None for a regular file."""
+    """Returns a sentence on why a path with an image's name is not a regular file; None if it is one."""
     if files.is_file(path):
         return None
     if path.is_symlink():
@@ -76,40 +76,42 @@ def link_fault(path: Path) -> str | None:
 
 
 class Survey:
-    """Looks into folders once each, and keeps count of every entry that does not become part of a case.
+    """Lists folders, each of them once, and records every entry that does not become part of a case.
 
-    `read` are files that are no scans and are used, such as the list of cases.
+    Args:
+        root: the data set's folder.
+        read: files that are used although they are not scans, such as the list of cases.
     """
 
     def __init__(self, root: Path, read: Iterable[Path] = ()):
         self.root, self.read = root, set(read)
         self.problems: list[Case] = []
         self.warnings: list[str] = []
-        self.unread: list[Path] = []  # folders with images that are not searched, since scans are beside them
-        self.nameless: list[Path] = []  # images of a case whose names do not say which channel they are
-        self.other_labels: list[tuple[Path, list[str]]] = []  # the label of a case, and the names of others that are not used
+        self.unread: list[Path] = []  # folders that hold images but are not searched, because scans are next to them
+        self.nameless: list[Path] = []  # images whose names do not state their channel
+        self.other_labels: list[tuple[Path, list[str]]] = []  # the label of a case, and the names of unused ones
         self._ignored: dict[str, list[Path]] = {}
-        self._looked: dict[Path, tuple[list[Path], list[Path]]] = {}
+        self._listed: dict[Path, tuple[list[Path], list[Path]]] = {}
         self._foreign: dict[Path, list[tuple[Path, str]]] = {}
 
-    def look(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """(images, folders) in `folder`, sorted by name. A link that leads nowhere counts as an image, if it has an image's name.
+    def list_folder(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Returns (images, folders) in `folder`, sorted by name. A broken link with an image's name counts as an image.
 
         Raises:
-            OSError: the root itself cannot be read; any other folder becomes a problem.
+            OSError: the root cannot be read. Any other folder that cannot be read becomes a problem.
         """
-        if folder not in self._looked:
+        if folder not in self._listed:
             try:
-                self._looked[folder] = self._look(folder)
+                self._listed[folder] = self._list(folder)
             except OSError as error:
                 if folder == self.root:
                     raise
                 reason = error.strerror or error
                 self.add_problem(folder.name, f"{folder}: cannot be read ({reason}); check the folder and its permissions.")
-                self._looked[folder] = [], []
-        return self._looked[folder]
+                self._listed[folder] = [], []
+        return self._listed[folder]
 
-    def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
+    def _list(self, folder: Path) -> tuple[list[Path], list[Path]]:
         with os.scandir(folder) as found:
             names = sorted(entry.name for entry in found)
         results = _recorded_results(folder) if RECORD in names else frozenset()
@@ -144,23 +146,23 @@ class Survey:
             self.ignore(path.suffix or path.name, path)
 
     def foreign(self, folder: Path) -> list[tuple[Path, str]]:
-        """(file, kind) of scans in formats that are not read, but for those beside a NIfTI image of the same name."""
-        images, _ = self.look(folder)
+        """Returns (file, kind) of scans in unsupported formats that have no NIfTI image of the same name next to them."""
+        images, _ = self.list_folder(folder)
         stems = {stem(image.name) for image in images}
         return [(path, kind) for path, kind in self._foreign.get(folder, ()) if path.name.partition(".")[0] not in stems]
 
     def add_foreign(self, folder: Path) -> None:
-        """Each scan of `folder` that is not read becomes a problem; hundreds of files of one scan (DICOM) are one."""
+        """Records the scans of `folder` in unsupported formats as problems; all DICOM files together are one problem."""
         dicom = [path for path, kind in self.foreign(folder) if kind == "a DICOM file"]
         if dicom:
             number = f"{len(dicom)} DICOM files, such as {dicom[0].name}" if len(dicom) > 1 else f"the DICOM file {dicom[0].name}"
-            self.add_problem(folder.absolute().name, f"{folder}: holds {number}, which are not read; convert them to NIfTI.")
+            self.add_problem(folder.absolute().name, f"{folder}: holds {number}, which are not supported; convert them to NIfTI.")
         stems: dict[str, tuple[Path, str]] = {}
         for path, kind in self.foreign(folder):
             if kind != "a DICOM file":
                 stems.setdefault(re.sub(r"\.nii.*$", "", path.name.rpartition(".")[0]) or path.name, (path, kind))
         for name, (path, kind) in stems.items():
-            self.add_problem(name, f"{path}: is {kind}, expected .nii or .nii.gz; finish its download or convert it to NIfTI.")
+            self.add_problem(name, f"{path}: is {kind}, expected .nii or .nii.gz; complete its download or convert it to NIfTI.")
 
     def add_problem(self, name: str, problem: str) -> None:
         self.problems.append(Case(name, (), problem=problem, split="test"))
@@ -169,12 +171,12 @@ class Survey:
         self._ignored.setdefault(kind, []).extend(paths)
 
     def holds_images(self, folder: Path, depth: int = 4) -> bool:
-        """Whether a folder or one below it has an image."""
-        images, folders = self.look(folder)
+        """Returns whether a folder, or one at most `depth` - 1 levels below it, has an image."""
+        images, folders = self.list_folder(folder)
         return bool(images) or (depth > 1 and any(self.holds_images(below, depth - 1) for below in folders))
 
     def skip(self, folders: Iterable[Path]) -> None:
-        """Folders beside scans are not searched: those with images are a warning, the others are counted."""
+        """Records folders that are not searched because scans are next to them: with images as a warning, without as ignored."""
         for folder in folders:
             if self.holds_images(folder):
                 self.unread.append(folder)
@@ -183,29 +185,28 @@ class Survey:
 
     @property
     def all_warnings(self) -> tuple[str, ...]:
-        """One sentence for each thing that was left out or taken on a guess."""
+        """A sentence for every kind of scan that is not used and for every guess."""
         texts = list(self.warnings)
         if unread := list(dict.fromkeys(self.unread)):
             names = name_list(os.path.relpath(folder, self.root) for folder in unread)
             texts.append(
-                f"{self.root}: images in {names} are not used, since scans are beside them or they are too deep; give the folder itself."
+                f"{self.root}: images in {names} are not used, because scans are next to them or they are nested "
+                "too deeply; give that folder itself."
             )
         if self.nameless:
             names = name_list(os.path.relpath(path, self.root) for path in self.nameless)
-            texts.append(
-                f"{len(self.nameless)} images are not used, since their names do not say which channel they are: {names}."
-            )
+            texts.append(f"{len(self.nameless)} images are not used, because their names do not state their channel: {names}.")
         if self.other_labels:
-            taken, others = self.other_labels[0]
+            used, others = self.other_labels[0]
             number = f"{len(self.other_labels)} cases have" if len(self.other_labels) > 1 else "one case has"
             texts.append(
-                f"{number} several label maps: {taken} is taken, and not {name_list(others)}; remove what is not to be learned."
+                f"{number} several label maps: {used} is used, and not {name_list(others)}; remove those that are not to be learned."
             )
         return tuple(dict.fromkeys(texts))
 
     @property
     def ignored(self) -> str | None:
-        """One sentence on entries that are no scans, with their kinds; None if there are none."""
+        """One sentence on the entries that are not scans, by their kinds; None if there are none."""
         kinds: dict[str, list[Path]] = {}
         for kind, paths in self._ignored.items():
             kinds.setdefault(kind, []).extend(dict.fromkeys(paths))
@@ -216,14 +217,16 @@ class Survey:
             paths[0].name if len(paths) == 1 else f"{len(paths)} {kind} ({name_list(path.name for path in paths[:2])}, …)"
             for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1]))
         ]
-        noun = "entry that is no scan was" if count == 1 else "entries that are no scans were"
+        noun = "entry that is not a scan was" if count == 1 else "entries that are not scans were"
         more = f" and {len(texts) - MOST_KINDS} more kinds" * (len(texts) > MOST_KINDS)
         return f"{count} {noun} ignored: {', '.join(texts[:MOST_KINDS])}{more}."
 
 
 def _recorded_results(folder: Path) -> frozenset[str]:
-    """Names of the files that `predict` wrote into a folder, by its record there."""
-    remedy = "without it, results of predict cannot be told from scans, so move it away or the scans to a folder of their own"
+    """Returns the names of the files that `predict` wrote into a folder, by its record there."""
+    remedy = (
+        "without it, results of predict cannot be distinguished from scans: move it away, or move the scans to another folder"
+    )
     try:
         cases = read_record(folder / RECORD, remedy)["cases"]
     except FileNotFoundError:  # it was removed in the meantime

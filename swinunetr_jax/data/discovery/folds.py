@@ -1,4 +1,4 @@
-"""Which cases train and which validate: folds of the data set, of nnU-Net's splits file, or drawn; or the data set's validation list."""
+"""Divides cases into training and validation: by folds of the data set, nnU-Net's splits file, drawn folds, or a validation list."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.patients import find_patients
 from swinunetr_jax.errors import InputError
 
-SPLITS = "splits_final.json"  # of nnU-Net: [{"train": [names], "val": [names]}, …]
-NEVER = -1  # the fold of a case that trains every network and validates none
-_IMPLICIT = ("brats", "case-folder", "files")  # layouts without a list of what is for training
+SPLITS = "splits_final.json"  # nnU-Net's file: [{"train": [names], "val": [names]}, …]
+NEVER = -1  # the fold of a case that is in every training set and in no validation set
+_IMPLICIT = ("brats", "case-folder", "files")  # layouts without a list of training cases
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def with_folds(
@@ -29,28 +29,29 @@ def with_folds(
     seed: int = 0,
     patient: str | None = None,
     splits: str | os.PathLike | None = None,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
 ) -> tuple[Case, ...]:
-    """The same cases, those for training (split 'training', with a label) with a fold.
+    """Returns the same cases with a fold for each training case (split 'training', with a label).
 
-    A splits file goes before folds that the data set gives, and those are kept. Otherwise folds are drawn from the sorted names, so
-    that they depend on `seed` and not on the order of listing; their sizes differ by one patient at most, and cases of one patient
-    stay together.
+    A splits file takes precedence over folds that the data set gives, and those over drawn ones. Folds are drawn from the sorted names,
+    so that they depend on `seed` and not on the order of listing. Their sizes differ by at most one patient, and all cases of a patient
+    are in one fold.
 
     Args:
-        folds: how many to draw.
-        seed: of the drawing.
-        patient: a regular expression that finds the patient in a case's name; by default names are read by `find_patients`.
-        splits: nnU-Net's splits_final.json.
-        tell: is called with each sentence a user should read: where the folds are from, how many patients there are.
+        cases: all cases of the data set.
+        folds: the number of folds to draw.
+        seed: the seed of the draw.
+        patient: a regular expression that finds the patient in a case's name; by default `find_patients` interprets the names.
+        splits: the path of nnU-Net's splits_final.json.
+        notify: called with sentences for the user: where the folds come from and how many patients there are.
 
     Raises:
         InputError: only some cases have a fold, there are too few patients, or the splits file does not fit.
     """
     chosen = [case for case in cases if _trains(case)]
     if splits is not None:
-        cases = _by_splits(cases, Path(splits), tell)
-        _tell_divided(cases, patient, str(splits), tell)
+        cases = _by_splits(cases, Path(splits), notify)
+        _warn_of_divided_patients(cases, patient, str(splits), notify)
         return cases
     given = [case for case in chosen if case.fold is not None]
     if given and len(given) < len(chosen):
@@ -59,63 +60,64 @@ def with_folds(
             f"{len(given)} of {len(chosen)} training cases have a fold, {without} has none; give all of them a fold, or none."
         )
     if given:
-        tell(f"folds: those of the data set's list, {len({case.fold for case in chosen})}")
-        _tell_divided(cases, patient, "the data set's list", tell)
+        notify(f"folds: those of the data set's list, {len({case.fold for case in chosen})}")
+        _warn_of_divided_patients(cases, patient, "the data set's list", notify)
         return tuple(cases)
     found = find_patients([case.name for case in chosen], patient)
     patients = sorted(set(found.of.values()))
     if folds < 2 or len(patients) < folds:
         which = "" if len(patients) == len(chosen) else f" ({found.note})"
-        remedy = ", or say by --patient which cases are of one patient" if which else ""
-        raise InputError(
-            f"{len(patients)} labelled patients{which} cannot be split into {folds} folds; ask for 2 folds or more, fewer{remedy}."
-        )
-    tell(f"{folds} folds drawn with seed {seed}: {found.note}")
+        remedy = ", or state by --patient which cases belong to one patient" if which else ""
+        wanted = "at least 2 folds" if folds < 2 else "fewer folds"
+        raise InputError(f"{len(patients)} labelled patients{which} cannot be split into {folds} folds; use {wanted}{remedy}.")
+    notify(f"{folds} folds drawn with seed {seed}: {found.note}")
     order = np.random.default_rng(seed).permutation(len(patients))
     fold = {patients[patient]: place % folds for place, patient in enumerate(order)}
     return tuple(replace(case, fold=fold[found.of[case.name]]) if _trains(case) else case for case in cases)
 
 
 def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """(train, validation): the other folds and this one; with None all of training and the data set's own validation list.
+    """Returns (training cases, validation cases).
+
+    Args:
+        cases: cases with folds, as from `with_folds`.
+        fold: the fold to validate on, or None for the data set's own validation list.
 
     Raises:
-        InputError: one of the two would be empty, or None is asked for where there are folds.
+        InputError: one of the two would be empty, or `fold` is None although the cases have folds.
     """
     chosen = [case for case in cases if _trains(case)]
-    members = defaultdict(int)
+    sizes = defaultdict(int)
     for case in chosen:
-        members[case.fold] += 1
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(members.items(), key=str) if name != NEVER)
+        sizes[case.fold] += 1
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(sizes.items(), key=str) if name != NEVER)
     if fold is None:
-        if members.keys() - {None}:
+        if sizes.keys() - {None}:
             raise InputError(f"the cases have folds; choose one to validate on: {listed}.")
         train, validation = chosen, [case for case in cases if case.split == "validation" and case.label is not None]
         if not validation:
             raise InputError("the data set has no validation list with labels; draw folds and choose one to validate on.")
     else:
-        if None in members:
-            raise InputError(
-                f"{members[None]} of {len(chosen)} training cases have no fold; give all of them one, or draw folds."
-            )
+        if None in sizes:
+            raise InputError(f"{sizes[None]} of {len(chosen)} training cases have no fold; give all of them one, or draw folds.")
         train = [case for case in chosen if case.fold != fold]
         validation = [case for case in chosen if case.fold == fold != NEVER]
         if not validation:
             raise InputError(
-                f"fold {fold} has no cases; choose one of the folds there are (and cases in each): {listed or 'none'}."
+                f"fold {fold} has no cases; choose one of these folds (with their numbers of cases): {listed or 'none'}."
             )
     if not train:
-        raise InputError("no training case with a label is left; give more cases, or another fold.")
+        raise InputError("no training case with a label remains; give more cases, or another fold.")
     return tuple(train), tuple(validation)
 
 
 def fold_numbers(cases: Iterable[Case]) -> list[int]:
-    """The folds that can be validated on, sorted."""
+    """Returns the folds that can be validated on, sorted."""
     return sorted({case.fold for case in cases if case.fold is not None and case.fold != NEVER})
 
 
-def find_splits(root: Path, tell: Tell = lambda text: None) -> Path | None:
-    """nnU-Net's splits file of the data set in `root`: beside its dataset.json, or in nnUNet_preprocessed beside nnUNet_raw."""
+def find_splits(root: Path, notify: Notify = lambda text: None) -> Path | None:
+    """Returns nnU-Net's splits file for the data set in `root`: next to its dataset.json, or in nnUNet_preprocessed; None if absent."""
     root = Path(os.path.abspath(root))
     root = root.parent if root.name.startswith("images") else root
     places = [root]
@@ -126,20 +128,23 @@ def find_splits(root: Path, tell: Tell = lambda text: None) -> Path | None:
             return place / SPLITS
         old = place / SPLITS.replace(".json", ".pkl")
         if files.is_file(old):
-            tell(f"{old} is not read, since a pickle is a program; write it as JSON ({SPLITS}) to use its folds")
+            notify(f"{old} is not read, because reading a pickle may run code; save it as JSON ({SPLITS}) to use its folds")
     return None
 
 
 def unlabelled(dataset: Dataset) -> tuple[Case, ...]:
-    """Cases that would be for training if they had a label: where no list says what is for training, all without one."""
+    """Returns the cases that would be training cases if they had a label. Without lists, these are all unlabelled cases."""
     labelled = any(case.label is not None for case in dataset.cases)
     without = [case for case in dataset.cases if case.label is None and case.images]
     implicit = dataset.layout in _IMPLICIT or dataset.root.name.startswith("imagesTr")
     return tuple(case for case in without if case.split == "training" or (labelled and implicit))
 
 
-def _by_splits(cases: Sequence[Case], path: Path, tell: Tell) -> tuple[Case, ...]:
-    """The fold of a case is the split that validates on it; cases that the file does not name are not trained on."""
+def _by_splits(cases: Sequence[Case], path: Path, notify: Notify) -> tuple[Case, ...]:
+    """Returns the cases with folds from a splits file: the fold of a case is the number of the split that validates on it.
+
+    Cases that the file does not name become test cases.
+    """
     splits = _read_splits(path)
     held: dict[str, int] = {}
     for number, (_, validation) in enumerate(splits):
@@ -147,16 +152,16 @@ def _by_splits(cases: Sequence[Case], path: Path, tell: Tell) -> tuple[Case, ...
             if name in held:
                 raise InputError(
                     f"{path}: {name} is validated on in the splits {held[name]} and {number}, expected one fold for each case; "
-                    "keep splits that hold a case out once."
+                    "give splits that validate on each case at most once."
                 )
             held[name] = number
     every = {name for train, validation in splits for name in train | validation}
     for number, (train, validation) in enumerate(splits):
         if train & validation or train | validation != every:
-            strange = sorted(train & validation or every - train - validation)
+            misplaced = sorted(train & validation or every - train - validation)
             raise InputError(
-                f"{path}: the split {number} does not train on all cases that it does not validate on ({name_list(strange)}), which is not "
-                "supported; give splits of the same cases."
+                f"{path}: the split {number} does not train on all cases that it does not validate on ({name_list(misplaced)}), "
+                "which is not supported; give splits of the same cases."
             )
     names = {case.name for case in cases if _trains(case)}
     if not names & every:
@@ -164,11 +169,11 @@ def _by_splits(cases: Sequence[Case], path: Path, tell: Tell) -> tuple[Case, ...
             f"{path}: names none of the cases: it has {name_list(sorted(every))}, the data set {name_list(sorted(names))}; give the "
             "splits of this data set."
         )
-    tell(f"folds: {len(splits)} of {path}")
+    notify(f"folds: {len(splits)} of {path}")
     if missing := sorted(every - names):
-        tell(f"warning: {path} names {len(missing)} cases that the data set does not have with a label: {name_list(missing)}")
+        notify(f"warning: {path} names {len(missing)} cases that the data set does not have with a label: {name_list(missing)}")
     if unnamed := sorted(names - every):
-        tell(f"warning: {len(unnamed)} cases are not named in {path} and not used: {name_list(unnamed)}")
+        notify(f"warning: {len(unnamed)} cases are not named in {path} and are not used: {name_list(unnamed)}")
     return tuple(
         case
         if not _trains(case)
@@ -180,7 +185,7 @@ def _by_splits(cases: Sequence[Case], path: Path, tell: Tell) -> tuple[Case, ...
 
 
 def _read_splits(path: Path) -> list[tuple[set[str], set[str]]]:
-    """(training, validation) names of each split."""
+    """Returns (training names, validation names) of each split."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
         splits = [(split["train"], split["val"]) for split in content]
@@ -190,28 +195,29 @@ def _read_splits(path: Path) -> list[tuple[set[str], set[str]]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct --splits.") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
-            f'{path}: is no list of splits ({error!r}), expected [{{"train": [names], "val": [names]}}, …]; correct it.'
+            f'{path}: is not a list of splits ({error!r}), expected [{{"train": [names], "val": [names]}}, …]; correct it.'
         ) from error
     return [(set(train), set(validation)) for train, validation in splits]
 
 
-def _tell_divided(cases: Sequence[Case], patient: str | None, source: str, tell: Tell) -> None:
-    """Says where folds that are given put a patient's cases on both sides."""
+def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source: str, notify: Notify) -> None:
+    """Warns if the folds of the list or the splits file divide the cases of a patient."""
     chosen = [case for case in cases if _trains(case)]
     try:
         found = find_patients([case.name for case in chosen], patient)
     except InputError:
         if patient is not None:
             raise
-        return  # the names may be read in two ways, and nothing is drawn by them
+        return  # the names are ambiguous, but no fold depends on them
     folds: dict[str, set[int | None]] = defaultdict(set)
     for case in chosen:
         folds[found.of[case.name]].add(case.fold)
     if divided := sorted(name for name, of in folds.items() if len(of) > 1):
-        tell(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
+        notify(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
     else:
-        tell(found.note)
+        notify(found.note)
 
 
 def _trains(case: Case) -> bool:
+    """Returns whether the case is a training case with a label."""
     return case.split == "training" and case.label is not None

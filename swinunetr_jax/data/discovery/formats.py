@@ -1,4 +1,4 @@
-"""Data layouts, told apart by looking, to one list of cases.
+"""Finds the cases of a data set in any of these layouts, which are recognised by their files and names.
 
     BraTS folders     BraTS2021_00000/BraTS2021_00000_flair.nii.gz; since 2023 BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz
     MONAI datalist    {"training": [{"fold": 0, "image": [...], "label": ...}], "validation": [...], "test": [...]}
@@ -8,8 +8,8 @@
     case folders      any folders with a file per channel, named by it: FLAIR.nii.gz, patient_T1.nii.gz
     files             a file per case
 
-Only names are looked at, no image is opened. One incomplete case does not stop the others: it says so in `Case.problem`. Every entry of
-the folder becomes a case, or is named in a problem or a warning, or is counted in `Dataset.ignored`.
+Only names are examined; no image is opened. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
+Every entry of the folder becomes a case, or is named in a problem or a warning, or is counted in `Dataset.ignored`.
 """
 
 import os
@@ -25,10 +25,10 @@ from swinunetr_jax.data.discovery.cases import (
     Case,
     Dataset,
     case_name,
+    channels_of_names,
     order_channels,
     require_channels,
     split_by_label,
-    told_channels,
     unique_names,
 )
 from swinunetr_jax.data.discovery.channels import canonical_channel, channel_key, match_channels, split_name, stem
@@ -43,20 +43,26 @@ MAX_DEPTH = 5  # BIDS has sub-01/ses-1/anat, BraTS 2018 had data/HGG/case
 def find_cases(
     path: str | os.PathLike, *, channels: Sequence[str] | None = None, base: str | os.PathLike | None = None
 ) -> Dataset:
-    """All cases under `path`: a data set's folder, one case's folder, a folder of images, a dataset.json or datalist, one image.
+    """Returns all cases under `path`.
 
-    With `channels` (a checkpoint's), images are chosen and ordered by those names wherever names are known. `base` is the folder
-    from which a list's paths start, by default the list's own. Raises InputError if nothing is found, if a list is malformed, if
-    it names a path outside its folder, or if two cases would have the same name.
+    Args:
+        path: a data set's folder, one case's folder, a folder of images, a dataset.json, a datalist, or one image.
+        channels: the channels of a checkpoint. Images are selected and ordered by these names wherever names are known.
+        base: the folder that a list's paths are relative to, by default the list's own.
+
+    Raises:
+        InputError: nothing is found, a list is malformed or names a path outside its folder, or two cases would have the same name.
     """
     path, base = Path(path), None if base is None else Path(base)
-    match_channels(channels or (), channels or ())  # no name twice
+    match_channels(channels or (), channels or ())  # raises for a repeated name
     is_list = path.name if path.suffix.lower() == ".json" and files.is_file(path) else None
     if base is not None:
         if not files.is_folder(base):
             raise InputError(f"{base}: is not a folder, expected the base folder of a list's paths; correct --base.")
         if not is_list and not files.is_file(path / "dataset.json"):
-            raise InputError(f"{path}: is no list of cases, and only a list's paths have a base folder; leave --base out.")
+            raise InputError(
+                f"{path}: is not a list of cases, and only the paths of a list have a base folder; leave --base out."
+            )
     survey = Survey(path.parent if is_list else path, read=(path,))
     try:
         if files.is_folder(path):
@@ -83,27 +89,29 @@ def find_cases(
 
 
 def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] | None = None) -> Case:
-    """A case by hand: a file per channel or one with all. Without `channels`, files may tell their channels by their names."""
+    """Returns a case of these files, one per channel or one with all. Without `channels`, the names of the files may state them."""
     images = tuple(Path(p) for p in paths)
     if not images:
-        raise InputError("No image was given, expected a file per channel or one file with all; name at least one .nii.gz file.")
+        raise InputError("No image was given, expected a file per channel or one file with all; give at least one .nii.gz file.")
     for image in images:
         if not files.is_file(image) or not is_image(image.name):
-            raise InputError(f"{image}: not an existing .nii or .nii.gz file, expected an image; check the path.")
+            raise InputError(f"{image}: is not an existing .nii or .nii.gz file, expected an image; check the path.")
         if channels is None and split_name(stem(image.name))[1] == "label":
-            raise InputError(f"{image}: a label by its name, expected an image; leave it out, or say which channel each file is.")
+            raise InputError(
+                f"{image}: is a label by its name, expected an image; leave it out, or state the channel of each file."
+            )
     if channels is not None and len(images) not in (1, len(channels)):
         raise InputError(f"{images[0]}: {len(images)} files for the channels {', '.join(channels)}; give one file for each.")
-    names = told_channels(images) if channels is None else tuple(canonical_channel(c) for c in channels)
+    names = channels_of_names(images) if channels is None else tuple(canonical_channel(c) for c in channels)
     if names and (twice := [n for n, times in Counter(map(channel_key, names)).items() if times > 1]):
         raise InputError(
-            f"{images[0]}: the channel {twice[0]} comes more than once, expected each once; leave out what is too much."
+            f"{images[0]}: the channel {twice[0]} occurs more than once, expected each once; leave out the surplus files."
         )
     return Case(case_name(images), images, names, split="test")
 
 
 def _link_problem(case: Case) -> str | None:
-    """The first image of a case that is no file, such as a link that leads nowhere."""
+    """Returns the problem of the first image that is not a file, such as a broken link; None if all are files."""
     return next((fault for fault in map(link_fault, case.images) if fault), None)
 
 
@@ -111,7 +119,7 @@ def _link_problem(case: Case) -> str | None:
 
 
 def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, survey: Survey) -> Dataset:
-    images, folders = survey.look(path)
+    images, folders = survey.list_folder(path)
     if files.is_file(path / "dataset.json"):
         dataset = listed(path / "dataset.json", channels, base, survey)
         if dataset.layout != "nnunet":
@@ -138,15 +146,15 @@ def _paths(case: Case) -> tuple[Path, ...]:
 
 
 def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tuple[Path, list[Path]]]:
-    """The folders below `path` that hold images, with their images; a folder that should hold some and does not is a problem."""
+    """Returns the folders below `path` that hold images, with their images. A folder without images becomes a problem."""
     found: list[tuple[Path, list[Path]]] = []
     top = list(level)
     for _ in range(MAX_DEPTH):
         deeper = []
         for folder in level:
             if files.is_file(folder / "dataset.json"):
-                raise InputError(f"{path}: holds whole data sets, such as {folder.name}, expected cases; give one of them.")
-            images, folders = survey.look(folder)
+                raise InputError(f"{path}: holds several data sets, such as {folder.name}, expected cases; give one of them.")
+            images, folders = survey.list_folder(folder)
             if images:
                 found.append((folder, images))
                 survey.skip(folders)
@@ -162,13 +170,13 @@ def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tup
 
 
 def _add_empty(folder: Path, survey: Survey) -> None:
-    """A folder in which no image was found: scans in other formats and nothing at all are problems, other files are no scans."""
+    """Records a folder without images: an empty folder or scans in other formats are problems, other files are counted."""
     before = len(survey.problems)
     if any(problem.name == folder.name for problem in survey.problems):  # it could not be read
         return
     inside = [Path(place) for place, _, _ in os.walk(folder)]
     for place in inside:
-        survey.look(place)
+        survey.list_folder(place)
         survey.add_foreign(place)
     if len(survey.problems) > before:
         return
@@ -179,16 +187,16 @@ def _add_empty(folder: Path, survey: Survey) -> None:
 
 
 def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequence[str] | None, survey: Survey) -> Dataset:
-    """Cases of files that are named by their channel; where no name tells one, every file is a case."""
+    """Returns the cases of files that are named after their channels. If no name states a channel, every file is a case."""
     wanted = {channel_key(c): canonical_channel(c) for c in channels or ()}
     owns = [own_name(folder, f) for folder, images in folders for f in images]
     silent = Counter(own for own in owns if split_name(own, wanted)[1] is None)
     common = [own for own, times in silent.items() if times > max(1, len(folders) / 2)]
-    told = dict(wanted)
+    known = dict(wanted)
     if len(common) > 1 and all(split_name(own, wanted)[1] != "channel" for own in owns):
-        # Names that say nothing but come back in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
-        told |= {channel_key(own): own for own in common}
-    cases = [case for folder, images in folders for case in group_files(root, folder, images, told, survey)]
+        # Unknown names that recur in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
+        known |= {channel_key(own): own for own in common}
+    cases = [case for folder, images in folders for case in group_files(root, folder, images, known, survey)]
     cases = attach_labels(cases)
 
     is_brats = any(case.et_label for case in cases)

@@ -1,4 +1,4 @@
-"""Data sets that are described by a file: dataset.json of the Decathlon and of nnU-Net, MONAI's datalists, channels by number."""
+"""Data sets that a file describes: dataset.json of the Decathlon and nnU-Net, MONAI's datalists, and numbered channel files."""
 
 import re
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _NUMBERED = re.compile(r"(.+)_(\d{4})")
 _FOLDERS = {"imagesTr": "training", "imagesTs": "test"}
 _LABEL_FOLDERS = ("labelsTr", "labelsTs")
 
-Numbered = dict[str, dict[int, list[Path]]]  # case → channel's number → its file, or files where there are too many
+Numbered = dict[str, dict[int, list[Path]]]  # case → channel number → its file, or several files of that number
 
 
 def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey: Survey) -> Dataset:
-    """The cases of a dataset.json or a datalist.
+    """Returns the cases of a dataset.json or a datalist.
 
     Raises:
         InputError: the list is malformed, or names a path outside its base folder.
@@ -39,7 +39,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
             raise InputError(f"{path}: file_ending is {ending!r}, expected .nii or .nii.gz; convert the images to NIfTI.")
         return described(Dataset("nnunet", root, tuple(numbered_folders(root, names, channels, survey))), info, path)
     entries: list[tuple[str, Any, str]] = []  # where, entry, split
-    if isinstance(info.get("dataset"), dict):  # nnU-Net's list of cases whose files may be anywhere
+    if isinstance(info.get("dataset"), dict):  # nnU-Net's list of cases with files anywhere
         for name, entry in info["dataset"].items():
             if not isinstance(entry, dict):
                 raise InputError(f"{path}: dataset[{name!r}] is {entry!r}, expected images and label; correct it.")
@@ -54,7 +54,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
     cases, numbered = [], False
     for where, entry, split in entries:
         case = _entry(entry, where, root, split, len(names or ()), survey)
-        if case.name.startswith("._"):  # macOS leaves such names beside images
+        if case.name.startswith("._"):  # macOS writes such files next to images
             survey.ignore("of macOS (._…)", Path(case.name))
             continue
         numbered |= not case.problem and stem(case.images[0].name) == f"{case.name}_0000"
@@ -66,7 +66,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
 
 
 def described(dataset: Dataset, info: dict[str, Any], path: Path) -> Dataset:
-    """The data set with the labels that its dataset.json describes."""
+    """Returns the data set with the labels that its dataset.json describes."""
     labels, order = dataset_json.label_values(info, path), dataset_json.regions_class_order(info, path)
     return replace(dataset, labels=labels, regions_class_order=order)
 
@@ -77,24 +77,24 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
     labels = dataset_json.paths(entry["label"], root, where) if entry.get("label") else ()
     is_fold = fold is None or (isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0)
     if not images or len(labels) > 1 or not is_fold:
-        raise InputError(f"{where}: malformed, expected image (one or several), label (one) and fold (a number); correct it.")
+        raise InputError(f"{where}: is malformed, expected image (one or several), label (one) and fold (a number); correct it.")
     label = labels[0] if labels else None
     missing = [image for image in images if not files.is_file(image)]
     if len(images) == 1 and missing and files.is_folder(images[0].parent):
-        # nnU-Net v1 lists imagesTr/CASE.nii.gz and has a file for each channel, imagesTr/CASE_0000.nii.gz, …
+        # nnU-Net v1 lists imagesTr/CASE.nii.gz, while each channel is a file: imagesTr/CASE_0000.nii.gz, …
         name = stem(images[0].name)
-        if group := numbered_files(survey.look(images[0].parent)[0]).get(name):
+        if group := numbered_files(survey.list_folder(images[0].parent)[0]).get(name):
             case = _numbered_case(name, group, range(channels or 1 + max(group)), None, None)
             return replace(case, label=label, fold=fold, split=split)
     problem = (
         f"{where}: {name_list(missing)} does not exist; correct the path or give the base folder (--base)." if missing else None
     )
-    there = tuple(image for image in images if image not in missing)
-    return Case(entry.get("name") or case_name(images), there, None, label, fold, split, problem)
+    existing = tuple(image for image in images if image not in missing)
+    return Case(entry.get("name") or case_name(images), existing, None, label, fold, split, problem)
 
 
 def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
-    """The cases without those that are listed again with the same images and the same role."""
+    """Returns the cases without repetitions, that is entries with the same images and the same role."""
     kept: dict[Any, Case] = {}
     again = []
     for number, case in enumerate(cases):
@@ -107,16 +107,16 @@ def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
             raise InputError(f"{path}: {case.images[0]} is listed twice with two roles ({role}); list it once.")
         again.append(case.name)
     if again:
-        survey.warnings.append(f"{path}: {name_list(dict.fromkeys(again))} is listed more than once and taken once.")
+        survey.warnings.append(f"{path}: {name_list(dict.fromkeys(again))} is listed more than once and used once.")
     return list(kept.values())
 
 
 def _report_unlisted(root: Path, cases: Sequence[Case], survey: Survey) -> None:
-    """Images in the folders of the listed ones, that no list names."""
+    """Warns of images that are in the folders of listed ones and are not listed themselves."""
     used = {path for case in cases for path in (*case.images, case.label) if path}
     for folder in dict.fromkeys(path.parent for case in cases for path in case.images):
         if folder.name in _FOLDERS and folder.parent == root:
-            unlisted = [image.name for image in survey.look(folder)[0] if image not in used]
+            unlisted = [image.name for image in survey.list_folder(folder)[0] if image not in used]
             if unlisted:
                 survey.warnings.append(f"{folder}: {len(unlisted)} images are not listed and not used: {name_list(unlisted)}.")
 
@@ -125,7 +125,7 @@ def _report_unlisted(root: Path, cases: Sequence[Case], survey: Survey) -> None:
 
 
 def numbered_files(images: Sequence[Path]) -> Numbered:
-    """Files named CASE_0000, CASE_0001, …, by case and number."""
+    """Returns the files that are named CASE_0000, CASE_0001, …, by case and number."""
     groups: Numbered = {}
     for file in images:
         if match := _NUMBERED.fullmatch(stem(file.name)):
@@ -134,7 +134,7 @@ def numbered_files(images: Sequence[Path]) -> Numbered:
 
 
 def is_numbered(images: Sequence[Path], channels: Sequence[str] | None) -> bool:
-    """Whether most files are CASE_0000, CASE_0001, …: channels, counted from 0 in each case, and not counted cases."""
+    """Returns whether most files are channels CASE_0000, CASE_0001, …, numbered from 0 in each case, instead of numbered cases."""
     numbers = numbered_files(images)
     if channels and len(channels) == 1 < len(images) and len(numbers) == 1:
         return False
@@ -142,18 +142,20 @@ def is_numbered(images: Sequence[Path], channels: Sequence[str] | None) -> bool:
 
 
 def numbered_folders(root: Path, names: Sequence[str] | None, channels: Sequence[str] | None, survey: Survey) -> list[Case]:
-    """The cases of nnU-Net's imagesTr and imagesTs."""
+    """Returns the cases of nnU-Net's folders imagesTr and imagesTs."""
     cases = []
     for folder, split in _FOLDERS.items():
         if files.is_folder(root / folder):
-            cases += [replace(case, split=split) for case in numbered(survey.look(root / folder)[0], names, channels, survey)]
+            cases += [
+                replace(case, split=split) for case in numbered(survey.list_folder(root / folder)[0], names, channels, survey)
+            ]
     _report_other_folders(root, survey)
     return cases
 
 
 def _folders(root: Path, names: Sequence[str] | None, channels: Sequence[str] | None, survey: Survey) -> list[Case]:
-    """The cases of imagesTr and imagesTs where a dataset.json has no lists: by number, or a file for each case."""
-    images = [image for folder in _FOLDERS if files.is_folder(root / folder) for image in survey.look(root / folder)[0]]
+    """Returns the cases of imagesTr and imagesTs for a dataset.json without lists: numbered channels, or a file per case."""
+    images = [image for folder in _FOLDERS if files.is_folder(root / folder) for image in survey.list_folder(root / folder)[0]]
     if is_numbered(images, channels):
         return numbered_folders(root, names, channels, survey)
     cases = [replace(case, split=_FOLDERS[case.images[0].parent.name]) for case in one_file_each(images, names, channels)]
@@ -162,7 +164,7 @@ def _folders(root: Path, names: Sequence[str] | None, channels: Sequence[str] | 
 
 
 def _report_other_folders(root: Path, survey: Survey) -> None:
-    _, folders = survey.look(root)
+    _, folders = survey.list_folder(root)
     survey.skip(folder for folder in folders if folder.name not in (*_FOLDERS, *_LABEL_FOLDERS))
     for folder in (root / name for name in _FOLDERS):
         if files.is_folder(folder):
@@ -170,32 +172,32 @@ def _report_other_folders(root: Path, survey: Survey) -> None:
 
 
 def one_file_each(images: Sequence[Path], names: Sequence[str] | None, channels: Sequence[str] | None) -> list[Case]:
-    """A case for each name; two files of one name (CASE.nii and CASE.nii.gz) are that case's problem."""
+    """Returns a case for each name. Two files of one name, CASE.nii and CASE.nii.gz, become the problem of that case."""
     cases = []
     for name, same in by_stem(images).items():
         case = Case(name, tuple(same[:1]), label=label_beside(same[0], name))
         if len(same) > 1:
-            case = replace(case, problem=twice(name, same))
+            case = replace(case, problem=same_name_problem(name, same))
         cases.append(split_by_label(order_channels(case, names, channels)))
     return cases
 
 
 def by_stem(images: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by their names without the endings, so that CASE.nii and CASE.nii.gz come together."""
+    """Returns the files by their names without endings, which are equal for CASE.nii and CASE.nii.gz."""
     groups: dict[str, list[Path]] = {}
     for image in images:
         groups.setdefault(stem(image.name), []).append(image)
     return groups
 
 
-def twice(name: str, same: Sequence[Path]) -> str:
-    """The problem of several files with one name."""
+def same_name_problem(name: str, same: Sequence[Path]) -> str:
+    """Returns a sentence about several files of one name."""
     names = ", ".join(path.name for path in same)
-    return f"{same[0].parent}: case {name} has several files of one name ({names}); keep one of them."
+    return f"{same[0].parent}: case {name} has several files of the same name ({names}); keep one of them."
 
 
 def numbered(images: Sequence[Path], names: Sequence[str] | None, channels: Sequence[str] | None, survey: Survey) -> list[Case]:
-    """The cases of one folder of files CASE_0000, CASE_0001, …, and its labels that have no images."""
+    """Returns the cases of a folder of files CASE_0000, CASE_0001, …, and warns of labels without images."""
     groups = numbered_files(images)
     cases = []
     for file in images:
@@ -207,9 +209,9 @@ def numbered(images: Sequence[Path], names: Sequence[str] | None, channels: Sequ
     if images and images[0].parent.name.startswith("images"):
         labels = images[0].parent.with_name(images[0].parent.name.replace("images", "labels", 1))
         if files.is_folder(labels):
-            alone = sorted(by_stem(survey.look(labels)[0]).keys() - groups.keys() - {case.name for case in cases})
-            if alone:
-                survey.warnings.append(f"{labels}: {len(alone)} label maps have no image and are not used: {name_list(alone)}.")
+            unused = sorted(by_stem(survey.list_folder(labels)[0]).keys() - groups.keys() - {case.name for case in cases})
+            if unused:
+                survey.warnings.append(f"{labels}: {len(unused)} label maps have no image and are not used: {name_list(unused)}.")
     return [split_by_label(case) for case in cases]
 
 
@@ -220,12 +222,12 @@ def _numbered_case(
     names: Sequence[str] | None,
     channels: Sequence[str] | None,
 ) -> Case:
-    first, there = next(iter(group.values()))[0], [i for i in expected if i in group]
-    case = Case(name, tuple(group[i][0] for i in there), label=label_beside(first, name))
+    first, present = next(iter(group.values()))[0], [i for i in expected if i in group]
+    case = Case(name, tuple(group[i][0] for i in present), label=label_beside(first, name))
     if double := [same for same in group.values() if len(same) > 1]:
-        return replace(case, problem=twice(name, double[0]))
+        return replace(case, problem=same_name_problem(name, double[0]))
     if sorted(group) == list(expected):
         return order_channels(case, names, channels)
     has, wants = (", ".join(f"{i:04d}" for i in sorted(numbers)) for numbers in (group, expected))
     problem = f"{first.parent}: case {name} has the channels {has}, expected {wants}; complete it."
-    return replace(case, channels=tuple(names[i] for i in there) if names else None, problem=problem)
+    return replace(case, channels=tuple(names[i] for i in present) if names else None, problem=problem)

@@ -1,8 +1,8 @@
-"""Which cases are of one patient, so that none of them is trained on while another validates.
+"""Finds the patient of each case, so that no patient has cases both in training and in validation.
 
-What is stated goes first: a pattern of the user's, then names that have the patient in them by a rule of their data set (BIDS, BraTS),
-then words such as visit or week. Where only the shape of names suggests patients and visits, cases are grouped, which can only make
-folds more even-handed, and that it is a guess is said.
+Explicit statements take precedence: a pattern of the user's, then names that contain the patient by a rule of their data set (BIDS, BraTS),
+then words such as visit or week. If only the form of the names suggests patients and visits, cases are grouped all the same, because that
+cannot make validation less fair; a message then says that it is a guess.
 """
 
 import re
@@ -22,7 +22,8 @@ _LONG = (
     "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
 )
 _LONG += "|crop|copy|date"
-# P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101; the patient's part has a digit, since CT_scan_1 is of none.
+# P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101. The patient's part has a digit, because CT_scan_1 names
+# no patient.
 _VISIT = re.compile(
     rf"(?P<patient>.*\d.*?)[-_. ](?:(?:{_LONG})[-_. ]?\d+|[vtwmdy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)(?:[-_. ].*)?",
     re.IGNORECASE,
@@ -33,28 +34,29 @@ _STATE = re.compile(
     r"left|right|lh|rh)(?:[-_. ].*)?",
     re.IGNORECASE,
 )
-# P001_1 and P001_2, P01_A and P01_B: a name with a digit, and a short number or one letter.
+# P001_1 and P001_2, P01_A and P01_B: a name with a digit, followed by a short number or one letter.
 _NUMBERED = re.compile(r"(?P<patient>.*\d[A-Za-z]?)[-_. ](?P<visit>\d{1,3}|[A-Za-z])")
 _DIGITS = re.compile(r"(?P<text>.*?)(?P<digits>\d{3,6})")
-_MOST_VISITS = 4  # that two or three patients may have each before their visits look like patients of two or three sites
+_MOST_VISITS = 4  # of each of two or three patients; more look like the patients of two or three sites
 
 
 @dataclass(frozen=True)
 class Patients:
-    """`of` maps each case to its patient; `note` says how many there are and how that is known."""
+    """`of` maps each case to its patient; `note` is a sentence on their number and how they were found."""
 
     of: dict[str, str]
     note: str
 
 
 def find_patients(names: Sequence[str], pattern: str | None = None) -> Patients:
-    """The patients of the cases with these names.
+    """Returns the patients of the cases with these names.
 
     Args:
-        pattern: a regular expression, whose first group, or the whole match, is the patient.
+        names: the names of the cases.
+        pattern: a regular expression whose first group, or whole match if it has none, is the patient.
 
     Raises:
-        InputError: the pattern is no regular expression or fits not every name, or names may be read in two ways.
+        InputError: the pattern is not a regular expression or does not match every name, or the names are ambiguous.
     """
     if pattern is not None:
         of = _by_pattern(names, pattern)
@@ -65,11 +67,13 @@ def find_patients(names: Sequence[str], pattern: str | None = None) -> Patients:
     guessed |= _counted_visits([name for name in rest if name not in guessed])
     of = {name: stated.get(name) or guessed.get(name) or name for name in names}
     if len(set(of.values())) == len(of):
-        return Patients(of, f"{len(of)} cases are taken as {len(of)} patients, since no name says otherwise (--patient does)")
+        return Patients(
+            of, f"{len(of)} cases count as {len(of)} patients, because no name says otherwise (use --patient if they do)"
+        )
     grouped = [name for name in guessed if of[name] != name]
     how = "by the visits in their names"
     if grouped:
-        how = f"guessed from names such as {name_list(grouped[:3])} (--patient '.+' takes each case for a patient)"
+        how = f"guessed from names such as {name_list(grouped[:3])} (--patient '.+' makes each case a patient)"
     return Patients(of, _note(of, how))
 
 
@@ -82,16 +86,18 @@ def _by_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"--patient {pattern!r} is no regular expression ({error}); correct it.") from error
+        raise InputError(f"--patient {pattern!r} is not a regular expression ({error}); correct it.") from error
     found = {name: compiled.search(name) for name in names}
     of = {name: (match[1] if compiled.groups else match[0]) for name, match in found.items() if match}
     if missing := [name for name in names if not of.get(name)]:
-        raise InputError(f"--patient {pattern!r} finds no patient in {name_list(missing)}; give a pattern that fits every case.")
+        raise InputError(
+            f"--patient {pattern!r} finds no patient in {name_list(missing)}; give a pattern that matches every case."
+        )
     return of
 
 
 def _stated(name: str) -> str | None:
-    """The patient, where the name says it by a rule or a word."""
+    """Returns the patient if the name states it by a rule or a word, otherwise None."""
     if subject := _SUBJECT.match(name):
         return _SESSION.sub("", subject[0])
     for rule in _STATED:
@@ -104,9 +110,12 @@ def _stated(name: str) -> str | None:
 
 
 def _numbered_visits(names: Sequence[str]) -> dict[str, str]:
-    """Patients of P001_1, P001_2, P002_1: many names before the last number, with few numbers each.
+    """Returns the patients of names such as P001_1, P001_2 and P002_1: many first parts with few last numbers each.
 
-    Few names with many numbers each are sites or series, and every number a patient. What is between the two is refused.
+    Few first parts with many numbers each are sites or series, in which every number is a patient. Cases in between are ambiguous.
+
+    Raises:
+        InputError: the names may mean either.
     """
     found = {name: match["patient"] for name in names if (match := _NUMBERED.fullmatch(name))}
     sizes = Counter(found.values())
@@ -119,13 +128,13 @@ def _numbered_visits(names: Sequence[str]) -> dict[str, str]:
         return {}
     few = [name for name in found if sizes[found[name]] > 1][:2]
     raise InputError(
-        f"names such as {' and '.join(few)} may be two visits of one patient or two patients, and folds depend on it: give --patient "
+        f"names such as {' and '.join(few)} may be two visits of one patient or two patients, which decides the folds: give --patient "
         r"'(.+)_\w+' if the first part is the patient, or --patient '.+' if every case is one."
     )
 
 
 def _counted_visits(names: Sequence[str]) -> dict[str, str]:
-    """Patients of genius_0800, genius_0801, genius_0900: one number that counts from 0 or 1 again and again in its last digits."""
+    """Returns the patients of names such as genius_0800, genius_0801 and genius_0900, whose last digits restart at 0 or 1."""
     series: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
     for name in names:
         if match := _DIGITS.fullmatch(name):
@@ -133,7 +142,7 @@ def _counted_visits(names: Sequence[str]) -> dict[str, str]:
     widths = Counter(match["text"] for name in names if (match := re.fullmatch(r"(?P<text>.*?)\d+", name)))
     of: dict[str, str] = {}
     for (text, width), members in series.items():
-        if widths[text] > len(members):  # liver_9, liver_10, liver_100: counted without zeros in front
+        if widths[text] > len(members):  # liver_9, liver_10, liver_100: numbered without leading zeros
             continue
         for last in (2, 1):
             if last >= width:
@@ -148,7 +157,7 @@ def _counted_visits(names: Sequence[str]) -> dict[str, str]:
 
 
 def _counts_again(groups: Sequence[tuple[str, list[int]]], last: int, *, alone: bool) -> bool:
-    """Whether every group counts without a gap from the same start, and none of them runs on into the next."""
+    """Returns whether every group counts from the same start without a gap, and none of them continues into the next."""
     if len(groups) == 1 and (alone or not int(groups[0][0])):
         return False  # one series that starts at 0 or at 800
     starts = {min(numbers) for _, numbers in groups}

@@ -1,7 +1,8 @@
-"""predict.json: what was made of which files under which settings, so that finished cases are skipped and no foreign file is replaced.
+"""The record predict.json: the inputs, settings and outputs of every predicted case.
 
-Several processes may write results into one folder at the same time. Each of them changes the record only while it holds the folder's
-lock, and reads it again before it adds a case, so that every process keeps what the others recorded.
+By it, finished cases are skipped and files that `predict` did not write are never replaced. Several processes may write results into one
+folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a case,
+so that no process loses what another one recorded.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ REMEDY = "move it away, and predict again with --overwrite"
 
 
 class InputFile(TypedDict):
-    """An image that was read; sizes and times are None where the file did not exist."""
+    """An image that was read; size and time are None if the file did not exist."""
 
     path: str
     bytes: int | None
@@ -28,14 +29,14 @@ class InputFile(TypedDict):
 
 
 class OutputFile(TypedDict):
-    """A file in the record's folder; `bytes` is None until it is complete."""
+    """A file in the record's folder; `bytes` is None until the file is complete."""
 
     path: str
     bytes: int | None
 
 
 class CaseEntry(TypedDict, total=False):
-    """One case. `key` is the digest of the settings, `older` are outputs of earlier settings that were not made again."""
+    """One case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
 
     key: str
     inputs: list[InputFile]
@@ -50,7 +51,7 @@ class CaseEntry(TypedDict, total=False):
 
 
 class RecordFile(TypedDict, total=False):
-    """The whole file; `settings` are those of the run that wrote it last."""
+    """The whole file; `settings` are those of the last run that wrote it."""
 
     settings: Required[dict[str, Any]]
     cases: Required[dict[str, CaseEntry]]
@@ -61,11 +62,15 @@ class DoneMeanwhile(Exception):
 
 
 def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
-    """The content of a predict.json; `remedy` ends the sentence about a damaged one.
+    """Returns the content of a predict.json.
+
+    Args:
+        path: the path of the file.
+        remedy: what the user should do if it is damaged, for the error message.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: it is damaged, or names outputs that are not in its folder.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged, or names outputs outside its folder.
     """
     content = files.read_json(path, RecordFile, remedy)
     try:
@@ -76,19 +81,19 @@ def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
         for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values()):
             if not _is_file_name(output["path"]):
                 raise InputError(
-                    f"{path} does not hold what it should (case {name} has the output {output['path'][:100]!r}, expected the name of a "
+                    f"{path} is not a valid record (case {name} has the output {output['path'][:100]!r}, expected the name of a "
                     f"file in the same folder): {remedy}."
                 )
     return content
 
 
 class Record:
-    """The record of one output folder, as one run sees and changes it.
+    """The record of one output folder, as one run reads and changes it.
 
     Args:
-        out: the folder, which is made.
-        settings: what makes results what they are; JSON values.
-        head: more to write at the top of the file, such as versions.
+        out: the folder; it is created if necessary.
+        settings: everything that results depend on, as JSON values.
+        head: further fields for the top of the file, such as versions.
 
     Raises:
         InputError: the folder cannot be written, or its record is damaged.
@@ -109,45 +114,48 @@ class Record:
         files.remove_stale_temporaries(out)
 
     def begin(self, case: Case) -> None:
-        """Reads what other processes recorded meanwhile, and remembers what stands there of this case, which comes next."""
+        """Reads what other processes have recorded, and remembers the entry of this case before it is predicted."""
         self.cases = self._read()
         self.before = self.cases.get(case.name, {})
 
     def is_done(self, case: Case, outputs: Mapping[str, Path]) -> bool:
-        """Whether these outputs were made from the same inputs under the same settings, and are still what they were."""
+        """Returns whether these outputs were computed from the same inputs under the same settings and are unchanged."""
         entry = self.cases.get(case.name, {})
         if "error" in entry or entry.get("key") != self.key or entry.get("inputs") != input_files(case):
             return False
-        made = entry.get("outputs", {})
-        return made.keys() == outputs.keys() and all(made[kind] == output_file(path) for kind, path in outputs.items())
+        recorded = entry.get("outputs", {})
+        return recorded.keys() == outputs.keys() and all(recorded[kind] == output_file(path) for kind, path in outputs.items())
 
     def known(self, case: Case) -> dict[str, OutputFile]:
-        """Files that earlier runs wrote for this case and that still exist, by kind."""
+        """Returns the files that earlier runs wrote for this case and that still exist, by kind."""
         entry = self.cases.get(case.name, {})
         written = {**entry.get("older", {}), **entry.get("outputs", {})}
         return {kind: output for kind, output in written.items() if files.exists(self.out / output["path"])}
 
     def check_free(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> None:
-        """Raises InputError where an output would replace an image of the case, or a file that no recorded run wrote."""
+        """Raises InputError if an output would replace an image of the case, or a file that no recorded run wrote."""
         known = {output["path"] for output in self.known(case).values()}
         for path in outputs.values():
             if not files.exists(path):
                 continue
             if any(files.exists(image) and path.samefile(image) for image in case.images):
-                raise InputError(f"{path}: the result would replace an image that it is made from; choose another folder.")
+                raise InputError(f"{path}: the result would replace an image that it is computed from; choose another folder.")
             if path.name not in known and not overwrite:
                 raise InputError(f"{path} exists and no run recorded here wrote it; choose another folder, or give --overwrite.")
 
     @contextlib.contextmanager
     def replacing(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> Iterator[Callable[[CaseEntry], None]]:
-        """While the block runs, no other process changes this folder's record; the block renames the outputs into their places.
+        """Locks the folder's record while the block moves the outputs to their places.
 
-        It is announced first which files are to come: a run that is killed in between finds its own files, complete or not, and makes
-        them again. The block is given the function that records the finished case.
+        The record first names the files to come, so that a run that is killed in between recognises its own files, complete or not, and
+        computes them again.
+
+        Yields:
+            The function that records the finished case.
 
         Raises:
-            DoneMeanwhile: another process has finished the case under the same settings since this run looked at it.
-            InputError: another process has finished it under other settings, or an output is not free.
+            DoneMeanwhile: another process has finished the case under the same settings since `begin`.
+            InputError: another process has finished it under other settings, or an output would replace a foreign file.
         """
         with self._locked():
             self.cases = self._read()
@@ -169,7 +177,11 @@ class Record:
             yield lambda finished: self._add(case, CaseEntry(**finished, **({"older": older} if older else {})))
 
     def fail(self, case: Case, error: str) -> dict[str, OutputFile]:
-        """Records that a case failed, unless another process recorded something of it since. Returns results that stay, by kind."""
+        """Records that a case failed, unless another process has recorded the case since `begin`.
+
+        Returns:
+            The results of earlier runs that remain, by kind.
+        """
         with self._locked():
             self.cases = self._read()
             stale = self.known(case)
@@ -209,7 +221,7 @@ class Record:
 
 
 def input_files(case: Case) -> list[InputFile]:
-    """The case's images with their sizes and times, by which a change is noticed."""
+    """Returns the case's images with their sizes and times, by which a change is detected."""
     found = []
     for path in case.images:
         try:
@@ -221,7 +233,7 @@ def input_files(case: Case) -> list[InputFile]:
 
 
 def output_file(path: Path) -> OutputFile | None:
-    """A file's name and size, or None where it does not exist."""
+    """Returns a file's name and size, or None if it does not exist."""
     return OutputFile(path=path.name, bytes=path.stat().st_size) if files.is_file(path) else None
 
 

@@ -1,7 +1,7 @@
-"""One NIfTI file, read with suspicion: `read_layout` is what its header says, `read_voxels` what follows.
+"""One NIfTI file, read defensively: `read_header` checks the header, `read_voxels` reads the voxels.
 
-A header is only trusted after its claims were held against the size of the file, so nothing is allocated for a lie. nibabel reads
-the header's fields; the voxels are read here, because a gzip checksum is only verified by a reader that goes on to the end.
+The header's claims are compared with the size of the file before any memory is allocated for them. nibabel parses the header's
+fields. The voxels are read here, because a gzip checksum is verified only by a reader that continues to the end of the file.
 """
 
 import gzip
@@ -25,18 +25,22 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import reason
 
 GZIP_RATIO = 1032  # deflate's limit: 258 bytes from 2 bits
-MAX_EXCESS = 1 << 30  # bytes after the last voxel that are decompressed to reach the checksum; more make a bomb
-VOXEL_SIZES = (1e-6, 1e6)  # in mm, or in the header's unit: from less than a light wave to more than any table
-MAX_SHIFT = 1e9  # of the first voxel, in the same unit: beyond it float32 loses whole metres
-_SILENT = logging.Logger("nibabel, unheard", level=logging.CRITICAL + 1)
+MAX_EXCESS = 1 << 30  # bytes after the last voxel that are decompressed to reach the checksum; more count as a gzip bomb
+VOXEL_SIZES = (1e-6, 1e6)  # the sizes accepted, in mm or the header's unit
+MAX_SHIFT = 1e9  # the position accepted for the first voxel, in the same unit; beyond it float32 cannot resolve metres
+_SILENT = logging.Logger("silent nibabel", level=logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a checked header says about its file."""
+class CheckedHeader:
+    """A header whose claims agree with its file.
 
-    header: Any
-    stored: tuple[int, ...]  # as in the file, without trailing singletons
+    `nifti` is nibabel's header; `shape` is that of the voxels without trailing axes of length 1; `offset` is the first voxel's byte;
+    `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
+    """
+
+    nifti: Any
+    shape: tuple[int, ...]
     dtype: np.dtype
     offset: int
     slope: float | None
@@ -44,8 +48,8 @@ class Layout:
     affine: np.ndarray
 
 
-def read_layout(path: Path, max_bytes: int | None) -> Layout:
-    """Check the header of `path` against the file and `max_bytes` before anything is allocated for it."""
+def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
+    """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not sound."""
     size, packed = _sniff(path)
     with _stream(path, packed) as stream:
         block = stream.read(540)
@@ -54,7 +58,7 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
     stored = tuple(dims[1 : 1 + dims[0]]) if 1 <= dims[0] <= 7 else ()
     if not stored or min(stored) < 1:
         raise InputError(
-            f"{path}: the header's dimensions {dims} make no volume, expected their number and as many sizes of at least 1; "
+            f"{path}: the header's dimensions {dims} are not those of a volume, expected their number and as many sizes of at least 1; "
             "get the file again."
         )
     while len(stored) > 3 and stored[-1] == 1:
@@ -62,7 +66,7 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
     if len(stored) not in (3, 4):
         raise InputError(
             f"{path}: the image has {len(stored)} dimensions {stored}, expected (x, y, z) or (x, y, z, channel); "
-            "choose the volume of interest and save that."
+            "save one volume of it."
         )
     try:
         dtype = header.get_data_dtype()
@@ -83,7 +87,7 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
     if claimed > (size * GZIP_RATIO if packed else size):
         raise InputError(
             f"{path}: the file has {_size(size)}{' compressed' * packed}, but its header claims {stored} voxels of {dtype.name} "
-            f"from byte {offset} on; it is truncated or damaged, get it again."
+            f"from byte {offset} on; it is truncated or damaged, so get it again."
         )
     if max_bytes is not None and (need := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
         raise InputError(
@@ -101,16 +105,16 @@ def read_layout(path: Path, max_bytes: int | None) -> Layout:
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"{path}: the qform is not a rotation ({error}); correct the header's orientation.") from error
     check_affine(str(path), affine)
-    return Layout(header, stored, dtype, offset, slope, inter, affine)
+    return CheckedHeader(header, stored, dtype, offset, slope, inter, affine)
 
 
 def _sniff(path: Path) -> tuple[int, bool]:
-    """(size in bytes, gzip or not) of a file that can be what its name says."""
+    """Returns (size in bytes, whether it is gzip-compressed) of a file whose first bytes agree with its name."""
     packed = packed_name(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a file, expected a NIfTI image; give the path of one .nii or .nii.gz file.")
+            raise InputError(f"{path}: it is not a file, expected a NIfTI image; give the path of one .nii or .nii.gz file.")
         with open(path, "rb") as file:
             start = file.read(64)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -118,19 +122,21 @@ def _sniff(path: Path) -> tuple[int, bool]:
     if not start:
         raise InputError(f"{path}: the file is empty, expected a NIfTI image; get it again.")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise InputError(f"{path}: the file is a web page (HTML or XML), not a NIfTI image; the download failed, get it again.")
+        raise InputError(
+            f"{path}: the file is a web page (HTML or XML), not a NIfTI image; the download failed, so get it again."
+        )
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: the file is a git-lfs pointer, not the image; run `git lfs pull`.")
     if packed != start.startswith(b"\x1f\x8b"):
         raise InputError(
-            f"{path}: the file is {'not ' * packed}gzip-compressed, against its name; rename it, or convert it to NIfTI."
+            f"{path}: the file is {'not ' * packed}gzip-compressed, although its name says otherwise; rename it, or convert it to NIfTI."
         )
     return status.st_size, packed
 
 
 def _header(path: Path, block: bytes):
-    """nibabel's header from the first bytes of a file, its magic checked."""
-    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # line ends that a transfer as text would change
+    """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
+    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
     kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
     for order, endianness in (("little", "<"), ("big", ">")):
         length = int.from_bytes(block[:4], order)
@@ -138,42 +144,44 @@ def _header(path: Path, block: bytes):
             continue
         kind, magic, single, pair = kinds[length]
         if len(block) < length:
-            raise InputError(f"{path}: the file ends inside its header; it is truncated, get it again.")
+            raise InputError(f"{path}: the file ends inside its header; it is truncated, so get it again.")
         if magic == pair:
             raise InputError(f"{path}: the file is the header of a .hdr/.img pair; convert the pair to one .nii.gz file.")
         if magic != single:
             break
         header = kind(block[:length], endianness, check=False)
         offset = header["vox_offset"].copy()
-        header["vox_offset"] = 0  # refused by `read_layout`, not repaired, if it is too low; nibabel cannot look at -inf
+        header["vox_offset"] = 0  # `read_header` refuses a low value instead of repairing it; nibabel fails on -inf
         with np.errstate(all="ignore"):
-            header.check_fix(_SILENT, error_level=100)  # repairs as in nibabel.load: a missing qfac, negative voxel sizes
+            header.check_fix(_SILENT, error_level=100)  # the repairs of nibabel.load: a missing qfac, negative voxel sizes
         header["vox_offset"] = offset
         return header
-    raise InputError(f"{path}: the content is not NIfTI (no n+1 or n+2 in it); convert the image, a new name is not enough.")
+    raise InputError(
+        f"{path}: the content is not NIfTI (it has neither n+1 nor n+2); convert the image, renaming it is not enough."
+    )
 
 
-def read_voxels(path: Path, layout: Layout, dtype) -> np.ndarray:
-    """The voxels of a checked file, scaled, as `dtype`; None, the type of the file, only where it has no scale factor."""
+def read_voxels(path: Path, header: CheckedHeader, dtype) -> np.ndarray:
+    """Returns the scaled voxels of a checked file as `dtype`; None, for a file without scale factors, keeps the file's own type."""
     try:
-        array = _stored_voxels(path, layout)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as Inf
-            if layout.slope is None:
-                return array.astype(dtype or layout.dtype.newbyteorder("="), copy=False)
-            scaled = np.empty(layout.stored, dtype, order="F")
-            for k in range(layout.stored[-1]):  # slice by slice: nibabel's scaling makes float64
-                scaled[..., k] = apply_read_scaling(array[..., k], layout.slope, layout.inter)
+        array = _stored_voxels(path, header)
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is found later, as Inf
+            if header.slope is None:
+                return array.astype(dtype or header.dtype.newbyteorder("="), copy=False)
+            scaled = np.empty(header.shape, dtype, order="F")
+            for k in range(header.shape[-1]):  # slice by slice, because nibabel scales in float64
+                scaled[..., k] = apply_read_scaling(array[..., k], header.slope, header.inter)
         return scaled
     except MemoryError as error:
-        raise InputError(f"{path}: {layout.stored} voxels do not fit into the memory; crop the image.") from error
+        raise InputError(f"{path}: {header.shape} voxels do not fit into memory; crop the image.") from error
 
 
-def _stored_voxels(path: Path, layout: Layout) -> np.ndarray:
-    """The voxels as the file has them, in the shape and type of `layout`; a gzip file is read to its end, and so verified."""
-    raw = np.empty(math.prod(layout.stored) * layout.dtype.itemsize, np.uint8)
+def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
+    """Returns the unscaled voxels, in the shape and type of `header`. A gzip file is read to its end, which verifies its checksum."""
+    raw = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
     view, done, packed = memoryview(raw), 0, packed_name(path)
     with _stream(path, packed) as stream:
-        ahead = layout.offset
+        ahead = header.offset
         while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):
             ahead -= skipped
         while not ahead and done < len(raw) and (count := stream.readinto(view[done : done + (4 << 20)])):
@@ -181,14 +189,14 @@ def _stored_voxels(path: Path, layout: Layout) -> np.ndarray:
         if done < len(raw):
             raise EOFError
         excess = 0
-        while packed and (count := len(stream.read(1 << 18))):  # gzip compares checksum and length only at the end
+        while packed and (count := len(stream.read(1 << 18))):  # gzip compares the checksum and the length only at the end
             excess += count
             if excess > MAX_EXCESS:
                 raise InputError(
-                    f"{path}: more than {_size(MAX_EXCESS)} follow the last of {layout.stored} voxels, expected the end of the file; "
-                    "its header is damaged, get it again."
+                    f"{path}: more than {_size(MAX_EXCESS)} follow the last of {header.shape} voxels, expected the end of the file; "
+                    "its header is damaged, so get it again."
                 )
-    return raw.view(layout.dtype).reshape(layout.stored, order="F")
+    return raw.view(header.dtype).reshape(header.shape, order="F")
 
 
 @contextmanager
@@ -197,7 +205,7 @@ def _stream(path: Path, packed: bool) -> Iterator[Any]:
         with gzip.open(path) if packed else open(path, "rb") as stream:
             yield stream
     except EOFError as error:
-        raise InputError(f"{path}: the file ends before its last voxel; it is truncated, get it again.") from error
+        raise InputError(f"{path}: the file ends before its last voxel; it is truncated, so get it again.") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the compressed data are damaged ({error}); get the file again.") from error
     except OSError as error:
@@ -205,29 +213,33 @@ def _stream(path: Path, packed: bool) -> Iterator[Any]:
 
 
 def packed_name(path: Path) -> bool:
-    """Whether `path` is named as compressed NIfTI; InputError unless it is named as NIfTI at all."""
+    """Returns whether the name of `path` ends in .nii.gz. Raises InputError if it ends neither in that nor in .nii."""
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: the name does not end in .nii or .nii.gz; convert the image to NIfTI (a .hdr/.img pair too).")
+        raise InputError(
+            f"{path}: the name does not end in .nii or .nii.gz; convert the image to NIfTI, also if it is a .hdr/.img pair."
+        )
     return name.endswith(".gz")
 
 
 def check_affine(name: str, affine: np.ndarray) -> None:
-    """InputError naming `name` unless `affine` [4, 4] gives every voxel a place of its own and a size that a scan can have."""
+    """Raises InputError, naming `name`, unless `affine` [4, 4] is invertible and has voxel sizes that a scan can have."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
-        # An axis may have no direction of its own, although no two are parallel.
+        # nibabel may find no direction for an axis although no two axes are parallel.
         sound = sound and np.isfinite(io_orientation(affine)).all()
     if not sound:
         rows = np.array2string(np.asarray(affine)[:3], precision=4).replace("\n", "")
-        raise InputError(f"{name}: the affine {rows} is singular or not finite, so voxels have no place; correct qform or sform.")
+        raise InputError(
+            f"{name}: the affine {rows} is singular or not finite, so that voxels have no position; correct qform or sform."
+        )
     low, high = VOXEL_SIZES
     if lengths.min() < low or lengths.max() > high or np.abs(affine[:3, 3]).max() > MAX_SHIFT:
         sizes, place = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
         raise InputError(
-            f"{name}: voxels of {sizes} mm, the first at {place} mm, are none of a scan, expected {low:g} to {high:g} mm within "
-            f"{MAX_SHIFT:g} mm; correct qform or sform."
+            f"{name}: voxels of {sizes} mm, the first at {place} mm, cannot be those of a scan, expected {low:g} to {high:g} mm "
+            f"within {MAX_SHIFT:g} mm; correct qform or sform."
         )
 
 

@@ -1,4 +1,4 @@
-"""NIfTI volumes written on the grid of another one, complete or not at all."""
+"""Writes arrays as NIfTI files on the grid of another volume, complete or not at all."""
 
 import contextlib
 import gzip
@@ -17,29 +17,34 @@ WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")  # every viewer read
 
 
 def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype=np.uint8) -> Path:
-    """Write [x, y, z] or [x, y, z, c] on the grid of `like`: its affine, qform, sform, codes and units, bit for bit.
+    """Writes [x, y, z] or [x, y, z, c] on the grid of `like`, with its affine, qform, sform, codes and units bit for bit.
 
-    Everything in the header that spoke of the source's values is reset. The file appears under its name only when complete, and
-    equal arrays give equal bytes. InputError if the shape differs, a value does not fit `dtype`, or the folder is not writable.
+    Header fields that describe the values of `like` are reset. The file appears under its name only when it is complete, and equal
+    arrays give equal bytes.
+
+    Raises:
+        InputError: the shapes differ, a value does not fit `dtype`, or the file cannot be written.
     """
     path, dtype = Path(path), np.dtype(dtype)
     if dtype.name not in WRITABLE:
-        raise InputError(f"{path}: the data type {dtype.name} is not written; choose one of {', '.join(WRITABLE)}.")
+        raise InputError(f"{path}: the data type {dtype.name} is not supported; choose one of {', '.join(WRITABLE)}.")
     packed, array = packed_name(path), np.asarray(array)
     if array.shape[:3] != like.array.shape[:3] or array.ndim not in (3, 4):
         raise InputError(f"{path}: the array has shape {array.shape}, but the grid of {like.path} is {like.array.shape[:3]}.")
-    voxels = _fitting(path, array, dtype)
+    voxels = _converted(path, array, dtype)
 
     try:
         if files.exists(path) and files.exists(like.path) and os.path.samefile(path, like.path):
-            raise InputError(f"{path}: this would overwrite the image the result comes from; choose another folder or name.")
-        # No file name and no time in the gzip header: they would make equal results differ.
+            raise InputError(
+                f"{path}: the result would overwrite the image that it was computed from; choose another folder or name."
+            )
+        # The gzip header holds neither a file name nor a time, which would make equal results differ.
         with (
             files.atomic_path(path, ".nii.gz" if packed else ".nii") as temporary,
             open(temporary, "xb") as file,
             gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if packed else contextlib.nullcontext(file) as stream,
         ):
-            _result_header(like, array.shape, dtype).write_to(stream)  # with the four bytes that say "no extensions"
+            _result_header(like, array.shape, dtype).write_to(stream)  # includes the four bytes that mean "no extensions"
             for k in range(array.shape[-1]):
                 stream.write(voxels[..., k].tobytes("F"))
     except OSError as error:
@@ -50,13 +55,14 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
 
 
 def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype):
+    """Returns the header of `like` for other voxels, without the fields that describe its own."""
     header = like.header.as_byteswapped("<")
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_data_offset(header.single_vox_offset)
     header.set_slope_inter(1, 0)
     zeros = ("cal_min", "cal_max", "glmin", "glmax", "toffset", "intent_code", "intent_p1", "intent_p2", "intent_p3")
-    # The free texts can hold a patient's name or the source's file name.
+    # Free text may hold a patient's name or a file name.
     texts = ("intent_name", "aux_file", "db_name", "data_type")
     for field, value in [*((z, 0) for z in zeros), *((t, b"") for t in texts), ("descrip", b"swinunetr_jax")]:
         if field in header:
@@ -64,7 +70,8 @@ def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype):
     return header
 
 
-def _fitting(path: Path, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _converted(path: Path, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns the array as `dtype`. Raises InputError if that changes a value."""
     with np.errstate(all="ignore"):
         voxels = array.astype(dtype, copy=False)
         bad = ~np.isfinite(voxels) if dtype.kind == "f" else voxels != array

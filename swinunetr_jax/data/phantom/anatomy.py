@@ -1,7 +1,8 @@
-"""A healthy head as formulas: which tissue lies at a point.
+"""A healthy head as formulas that give the tissue at each point.
 
-Coordinates in mm as in MNI space, but x to the left: y to the front, z up, the anterior commissure near the origin. The numbers
-are read off that atlas. Cortex is folded along the zero levels of noise of one wavelength, which wind and branch as sulci do.
+Coordinates are in mm as in MNI space, except that x points to the left; y points to the front and z up, and the anterior commissure is
+near the origin. The numbers were measured in that atlas. The cortex is folded along the zero levels of noise of one wavelength, which
+wind and branch like sulci.
 """
 
 from collections.abc import Sequence
@@ -14,16 +15,16 @@ from swinunetr_jax.data.phantom.shapes import Points, Waves, ellipse, lay, soft,
 TISSUES = ("csf", "gm", "wm", "nuclei", "stem", "vessel")
 CEREBRUM, CEREBELLUM, STEM = range(3)
 
-GYRUS = 20.0  # two gyri side by side
+GYRUS = 20.0  # width of two neighbouring gyri
 CORTEX = 2.9  # thickness
 SULCUS = 29.0  # depth
 _TENTORIUM = 13.0  # depth of the cerebellum's fissures
-_APART = 500.0  # noise this far away is another noise
+_APART = 500.0  # distance at which noise is independent
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What differs between two healthy people."""
+    """The properties that differ between healthy people."""
 
     size: np.ndarray  # [3], factors
     warp: Waves
@@ -54,16 +55,16 @@ class Head:
         )
 
     def place(self, points: Points) -> Points:
-        """Where points of this head lie in the average one, of which all functions below speak."""
+        """Returns the positions of this head's points in the average head, which all functions below describe."""
         return tuple((p + m) / s for p, m, s in zip(points, self.warp.mixed(points, self.bend), self.size))
 
 
 def outlines(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances to the cerebrum (its halves as one), the cerebellum and the brain stem."""
+    """Returns the distances to the cerebrum (both halves together), the cerebellum and the brain stem."""
     x, y, z = points
     a = np.abs(x)
     ahead = (y + 17) / 87
-    # Each half is an egg, broader behind, so that both poles are notched; its base is flat, and higher over the cerebellum.
+    # Each half is an egg that is broader at the back, so that both poles are notched. Its base is flat, and higher over the cerebellum.
     egg = (a - 9) * (1 + 0.05 * ahead + 0.02 * ahead**2)
     body = ellipse(tilted((egg, y, z), (0, -17, 14), 3), (0, 0, 0), (58, 87, 62))
     base = 9 * soft(y + 38, 50) - 22 + 0.12 * np.minimum(y + 60, 0) + 0.0035 * np.maximum(y - 8, 0) ** 2 - 0.1 * a - z
@@ -78,13 +79,15 @@ def outlines(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def tissues(
     head: Head, points: Points, depth: np.ndarray, inward: np.ndarray, part: np.ndarray, width: float
 ) -> dict[str, np.ndarray]:
-    """Fractions of TISSUES at n flat points, which add up to 1.
+    """Returns the fractions of TISSUES at n flat points, which add up to 1.
 
     Args:
+        head: the person.
+        points: [n] each.
         depth: [n], mm below the surface of the part.
-        inward: [3, n], the direction in which it grows.
+        inward: [3, n], the direction in which the depth increases.
         part: [n], CEREBRUM, CEREBELLUM or STEM.
-        width: over how many mm a voxel blurs an edge.
+        width: the width in mm over which a voxel blurs an edge.
     """
     out = {name: np.zeros(depth.shape, np.float32) for name in TISSUES}
     for number, build in ((CEREBRUM, _cerebrum), (CEREBELLUM, _cerebellum), (STEM, _stem)):
@@ -104,7 +107,7 @@ def tissues(
 def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray, width: float) -> dict[str, np.ndarray]:
     x, y, z = points
     a = np.abs(x)
-    # The halves part in the midplane, but for the ellipse that the corpus callosum surrounds.
+    # The halves are separate in the midplane, except in the ellipse that the corpus callosum surrounds.
     middle = x + 0.9 * head.folia((0 * x, y, z))
     around = ellipse((y, z), (-6, 6), (39, 21))
     wall = np.hypot(middle, np.minimum(around, 0))
@@ -112,13 +115,13 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
     inward = np.where(medial, np.stack([np.sign(middle), 0 * x, 0 * x]), inward)
     below = np.where(medial, wall, depth)
 
-    # Sulci stand on the surface, though not upright: the noise is, nearly, that of the nearest point of the surface.
+    # Sulci go down from the surface, almost at right angles: the noise is nearly that of the nearest point of the surface.
     u = [p - 0.62 * np.minimum(below, 40) * d for p, d in zip(points, inward)]
-    u[0] = u[0] + _APART * np.sign(middle)  # each half is folded in its own way
+    u[0] = u[0] + _APART * np.sign(middle)  # the halves are folded differently
     vary, *twist = head.slow.mixed(u, head.twist)
     u = [p + t for p, t in zip(u, twist)]
     deepest = np.clip(SULCUS * (0.8 + 0.3 * vary), 0, 36)
-    deepest = np.where(medial, np.minimum(deepest, 0.85 * np.maximum(around, 0)), deepest)  # the corpus callosum stays whole
+    deepest = np.where(medial, np.minimum(deepest, 0.85 * np.maximum(around, 0)), deepest)  # no sulcus cuts the corpus callosum
     primary = np.hypot(_sheet(head.folds, u, inward), np.maximum(below - deepest, 0))
     shallow = np.maximum(below - 0.55 * deepest * (1 - 0.6 * vary), 0)
     secondary = np.hypot(_sheet(head.branches, u, inward), shallow) + 0.3
@@ -127,7 +130,7 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
     surface = np.minimum(np.minimum(depth - 0.6, wall - 0.9), np.minimum(sulcus, _sylvian(head, points, vary)))
 
     csf, cortex = soft(surface, width), soft(surface - CORTEX - 0.3 * head.fine(points), width)
-    # Where the halves grow together there is neither.
+    # There is neither fluid nor cortex where the halves are joined.
     bridge = soft(np.maximum(ellipse((y, z), (-8, 2), (44, 24)), a - 22 - np.clip(0.6 * z, -9, 4) - 2 * head.fine(points)), 6)
     sinus = soft(np.hypot(middle, depth - 1.2) - 1.8, width) * (z > 0)
     csf, cortex = csf * (1 - bridge), cortex * (1 - bridge)
@@ -135,14 +138,14 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
 
 
 def _sheet(folds: Waves, u: Points, inward: np.ndarray) -> np.ndarray:
-    """Distance to where the noise is zero, along the surface; not far off where the noise hardly changes."""
+    """Returns the distance along the surface to where the noise is zero, limited where the noise hardly changes."""
     value, gradient = folds.with_gradient(u)
     gradient -= (gradient * inward).sum(0) * inward
     return np.abs(value) / np.sqrt((gradient * gradient).sum(0) + (0.3 * 2 * np.pi / GYRUS) ** 2)
 
 
 def _sylvian(head: Head, points: Points, vary: np.ndarray) -> np.ndarray:
-    """The fissure that comes in from the side, rising to the back, and the gap over the insula at its bottom."""
+    """Returns the distance to the fissure that enters from the side and rises to the back, and to the gap over the insula."""
     x, y, z = points
     a = np.abs(x)
     rise = z - 2 + 0.42 * (y + 8) - 3 * vary
@@ -154,16 +157,16 @@ def _sylvian(head: Head, points: Points, vary: np.ndarray) -> np.ndarray:
 
 
 def _cerebellum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray, width: float) -> dict[str, np.ndarray]:
-    """Leaves between fissures that fan out from the fourth ventricle."""
+    """Returns the tissues of the cerebellum: leaves between fissures that fan out from the fourth ventricle."""
     x, y, z = points
     back, up = -(y + 42), z + 33
     fan = np.abs(np.sin(13 * np.arctan2(up, back) + 0.9 * head.folia(points)))
     leaf = fan * np.maximum(np.sqrt(back * back + up * up + 0.2 * x * x), 4) / 13
     fissure = np.hypot(leaf, np.maximum(depth - _TENTORIUM, 0)) - 0.5
-    # Leaves are thin: a coarse grid shows their mean.
-    seen = min(max(2.2 - 0.7 * width, 0.0), 1.0)
-    csf = np.maximum(soft(depth - 0.6, width), 0.7 * seen * soft(fissure, width))
-    grey = 0.45 + 0.55 * seen * soft(np.minimum(fissure, depth) - 2, width)
+    # The leaves are thin, so that a coarse grid shows their mean.
+    visible = min(max(2.2 - 0.7 * width, 0.0), 1.0)
+    csf = np.maximum(soft(depth - 0.6, width), 0.7 * visible * soft(fissure, width))
+    grey = 0.45 + 0.55 * visible * soft(np.minimum(fissure, depth) - 2, width)
     return {"csf": csf, "gm": np.where(depth > _TENTORIUM, 0.2, 1) * grey * (1 - csf)}
 
 
@@ -173,7 +176,7 @@ def _stem(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray, wid
 
 
 def _centre(head: Head, points: Points, width: float) -> Sequence[tuple[str, np.ndarray]]:
-    """Nuclei, ventricles, cisterns and plexus: each lies over those before it."""
+    """Returns nuclei, ventricles, cisterns and plexus, each of which covers those before it."""
     x, y, z = points
     a, v = np.abs(x), head.ventricles
     p = (a, y, z)
@@ -182,7 +185,7 @@ def _centre(head: Head, points: Points, width: float) -> Sequence[tuple[str, np.
     caudate = union(ellipse(p, (14, 12, 7), (6, 11, 9)), tube(p, (15, 10, 14, 4), (19, -14, 21, 3), (25, -34, 16, 1.5)), 3)
     putamen = ellipse((a + 0.18 * y, y, z), (27, 3, 1), (5.5, 16, 10))
     pallidum = ellipse((a + 0.25 * y, y, z), (20, -3, -1), (4, 9, 7))
-    # Higher than wide, and leaning outwards.
+    # The body of the lateral ventricle is higher than wide, and leans outwards.
     body = tube(
         (a, y, 0.8 * z - 0.25 * a),
         *((13, 31, 0, 1.3 * v), (7.5, 19, 4, 3.7 * v), (4, 0, 13, 3.3 * v)),

@@ -1,6 +1,6 @@
-"""A data set like BraTS, made on the spot for a first run without a download.
+"""Writes a synthetic data set like BraTS, for a first run without a download.
 
-It looks like MRI and is learned like MRI, but says nothing of how well a network does on patients.
+The images resemble MRI and can be learned like MRI, but results on them say nothing about results on patients.
 """
 
 import os
@@ -19,7 +19,7 @@ from swinunetr_jax.errors import InputError
 
 __all__ = ["phantom_case", "write_phantom"]
 
-RECIPE = 1  # raised when the same parameters give other voxels
+RECIPE = 1  # increased when the same parameters give other voxels
 RECORD = "phantom.json"
 
 
@@ -41,18 +41,26 @@ def write_phantom(
     et_label: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Make `folder` hold cases 0 … `cases` - 1 as BraTS 2021 lays them out, or as 2023 does if `et_label` is 3.
+    """Writes cases 0 … `cases` - 1 into a folder, named as in BraTS 2021, or as in BraTS 2023 if `et_label` is 3.
 
-    Complete cases of an earlier call with the same parameters stay as they are, so a call that was cut off is completed by the
-    next. Every file appears whole. `progress` is called with (cases there, `cases`) after each.
+    Complete cases of an earlier call with the same parameters are kept, so that an interrupted call is completed by the next one. Files
+    are written completely or not at all.
+
+    Args:
+        folder: the folder; it is created if necessary.
+        cases: the number of cases.
+        size: voxels along x, y and z.
+        seed: the seed of all cases.
+        et_label: the enhancing tumour's label, 4 or 3.
+        progress: called after each case with the number of cases written and `cases`.
 
     Raises:
-        InputError: the folder holds something else or more cases, cannot be written, or a parameter is out of range.
+        InputError: the folder holds other files or more cases, cannot be written, or a parameter is out of range.
     """
     folder = Path(folder)
     check_parameters(size, seed, et_label)
     if not is_count(cases) or cases == 0:
-        raise InputError(f"`cases` of a phantom is {cases!r}, expected a whole number from 1; correct it.")
+        raise InputError(f"`cases` of a phantom is {cases!r}, expected an integer of at least 1; correct it.")
     naming = brats.NAMING[et_label]
     try:
         record: Record = {"recipe": RECIPE, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}
@@ -65,7 +73,7 @@ def write_phantom(
                 files.make_folder(folder / stem)
                 files.remove_stale_temporaries(folder / stem)
                 images, labels = phantom_case(index, size=size, seed=seed, et_label=et_label)
-                like = _place_of(labels, folder)
+                like = _volume_of(labels, folder)
                 for channel, image in images.items():
                     write_volume(paths[channel], image, like, np.int16)
                 write_volume(paths["label"], labels, like, np.uint8)
@@ -78,30 +86,32 @@ def write_phantom(
 
 
 def _claim(folder: Path, asked: Record, cases: int) -> None:
-    """Make the folder and write what it holds into its record; or check that the record says the same."""
+    """Creates the folder with a record of the parameters, or checks that an existing record has the same parameters."""
     files.make_folder(folder)
     files.remove_stale_temporaries(folder)
     record = folder / RECORD
-    there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if not there:
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not names:
         files.write_json(record, asked)
         return
-    if RECORD not in there:
-        first = console.literal(there[0])
-        raise InputError(f"{folder}: holds other files, such as {first}, expected an empty folder or a phantom; give another.")
+    if RECORD not in names:
+        first = console.literal(names[0])
+        raise InputError(
+            f"{folder}: holds other files, such as {first}, expected an empty folder or a phantom; give another folder."
+        )
     try:
         found = files.read_json(record, Record, "give another folder, or delete this one")
     except FileNotFoundError as error:  # a link to nothing
         raise InputError(f"{record}: cannot be read, expected the phantom's parameters; give another folder.") from error
     if found != asked:
-        raise InputError(f"{folder}: holds a phantom made with {found}, but {asked} is asked for; give another folder.")
-    held = [entry for entry in there if files.is_folder(folder / entry)]
-    if len(held) > cases:
-        raise InputError(f"{folder}: holds {len(held)} cases, but {cases} are asked for; give another folder.")
+        raise InputError(f"{folder}: holds a phantom made with {found}, expected {asked}; give another folder.")
+    existing = [name for name in names if files.is_folder(folder / name)]
+    if len(existing) > cases:
+        raise InputError(f"{folder}: holds {len(existing)} cases, expected at most {cases}; give another folder.")
 
 
-def _place_of(labels: np.ndarray, folder: Path) -> Volume:
-    """The grid in the world as BraTS gives it: voxels of the field's own spacing start at (0, 239, 0) mm, axes L, P, S."""
+def _volume_of(labels: np.ndarray, folder: Path) -> Volume:
+    """Returns the labels as a volume that fills the field of BraTS: axes L, P, S; with voxels of 1 mm the first is at (0, 239, 0) mm."""
     spacing = spacing_of(labels.shape)
     shift = [(s - 1) / 2 for s in spacing]
     affine = nib.affines.from_matvec(np.diag([-spacing[0], -spacing[1], spacing[2]]), [0 - shift[0], 239 - shift[1], shift[2]])

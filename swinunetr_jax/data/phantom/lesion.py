@@ -1,4 +1,4 @@
-"""A glioma as formulas, in the coordinates of phantom_anatomy.py: a dead centre, a rim around it, oedema along white matter."""
+"""A glioma as formulas, in the coordinates of anatomy.py: a necrotic centre, a rim around it, and oedema along white matter."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from swinunetr_jax.data.phantom.shapes import Place, Points, Waves, lay, soft
 
 LESIONS = ("necrosis", "rim", "oedema")
 
-# Places in white matter, x for either side, with the largest core that fits there, mm.
+# Positions in white matter, with x for either side, and the radius of the largest core that fits there, mm.
 _SITES: tuple[tuple[Place, float], ...] = (
     ((28, 30, 24), 19.0),
     ((30, 8, 36), 18.0),
@@ -19,8 +19,8 @@ _SITES: tuple[tuple[Place, float], ...] = (
     ((24, 42, 8), 17.0),
 )
 _SMALLEST = 8.0  # radius of a core
-_SECOND = 0.2  # how often there is a second, small one
-_INVADED = {"wm": 1.0, "stem": 0.8, "gm": 0.4, "nuclei": 0.3}  # how readily oedema enters a tissue
+_SECOND = 0.2  # the probability of a second, small lesion
+_INVADED = {"wm": 1.0, "stem": 0.8, "gm": 0.4, "nuclei": 0.3}  # the share of a tissue that oedema replaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Focus:
     centre: Place
     core: float  # radius
     rim: float  # thickness
-    reach: float  # of oedema beyond the core
+    extent: float  # of oedema beyond the core
     stretch: Place  # factors
     shape: Waves
     uneven: Waves
@@ -43,7 +43,7 @@ class Focus:
             centre=tuple(float(s + d) for s, d in zip(site, rng.uniform(-5, 5, 3))),
             core=core,
             rim=rng.uniform(0.18, 0.28) * core + 1.0,
-            reach=rng.uniform(6, 10) if small else rng.uniform(9, 20),
+            extent=rng.uniform(6, 10) if small else rng.uniform(9, 20),
             stretch=tuple(np.exp(rng.normal(0, 0.12, 3)).tolist()),
             shape=Waves.make(rng, 2.6 * core, 14),
             uneven=Waves.make(rng, 1.5 * core, 14),
@@ -51,37 +51,42 @@ class Focus:
         )
 
     def push(self, points: Points, freedom: np.ndarray) -> Points:
-        """Where tissue now at the points was before the lesion grew; `freedom` is 0 where it cannot move and 1 where it can."""
+        """Returns where the tissue at these points was before the lesion displaced it.
+
+        Args:
+            points: the points.
+            freedom: 0 where tissue cannot move, 1 where it can.
+        """
         rel = [p - c for p, c in zip(points, self.centre)]
         pull = 0.33 * freedom * np.exp(-sum(r * r for r in rel) / (2 * (1.5 * self.core) ** 2))
         return tuple(p - pull * r for p, r in zip(points, rel))
 
     def grow(self, tissues: dict[str, np.ndarray], points: Points, width: float) -> None:
-        """Lay the lesion over the fractions of `tissues`, in place; `width` as there."""
+        """Adds the lesion to the fractions of `tissues` in place; edges are `width` mm wide."""
         rel = [p - c for p, c in zip(points, self.centre)]
         radius = np.sqrt(sum((r / s) ** 2 for r, s in zip(rel, self.stretch)))
-        near = np.flatnonzero(radius < 2 * (self.core + self.reach))
+        near = np.flatnonzero(radius < 2 * (self.core + self.extent))
         radius, rel, at = radius[near], [r[near] for r in rel], [p[near] for p in points]
         uneven, rough = self.uneven(at), self.rough(at)
         core = radius - self.core * (1 + 0.16 * self.shape(at)) + 0.7 * rough
-        # Uneven, but never so thick that nothing is dead within, nor so thin that it is not seen.
+        # The rim is uneven, but never so thick that it fills the core, nor so thin that it is invisible.
         necrosis = core + np.clip(self.rim * (1 + 0.45 * uneven + 0.15 * rough), 0.5 * self.rim, 0.5 * self.core)
-        # Long waves for its shape as a whole, shorter ones for fingers.
-        edge = radius - self.core - self.reach * (0.85 + 0.33 * self.shape([0.45 * r for r in rel]) + 0.22 * uneven)
-        here = {name: values[near] for name, values in tissues.items()}
-        room = sum(share * here[name] for name, share in _INVADED.items())
+        # Long waves give the shape as a whole, and shorter ones its protrusions.
+        edge = radius - self.core - self.extent * (0.85 + 0.33 * self.shape([0.45 * r for r in rel]) + 0.22 * uneven)
+        local = {name: values[near] for name, values in tissues.items()}
+        room = sum(share * local[name] for name, share in _INVADED.items())
         for name, amount in (
             ("oedema", soft(edge, 4.0) * np.clip(1.5 * room - 0.25, 0, 1)),
             ("rim", soft(core, width)),
             ("necrosis", soft(necrosis, width)),
         ):
-            lay(here, name, amount)
-        for name, values in here.items():
+            lay(local, name, amount)
+        for name, values in local.items():
             tissues[name][near] = values
 
 
 def foci(rng: np.random.Generator) -> tuple[Focus, ...]:
-    """One lesion or two, on one side."""
+    """Returns one lesion, or two on the same side."""
     side, count = rng.choice((-1.0, 1.0)), 1 + (rng.uniform() < _SECOND)
     chosen = [_SITES[i] for i in rng.permutation(len(_SITES))[:count]]
     return tuple(Focus.make(rng, (side * x, y, z), largest, small=n > 0) for n, ((x, y, z), largest) in enumerate(chosen))

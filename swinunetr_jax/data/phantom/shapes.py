@@ -1,6 +1,6 @@
-"""Formulas in mm that the phantom's head and lesions are made of: smooth noise, signed distances (negative inside), soft edges.
+"""The formulas in mm that the phantom's head and lesions consist of: smooth noise, signed distances (negative inside), soft edges.
 
-Points are three float32 arrays x, y, z that broadcast. Everything is a function of place, so that every grid cuts the same body.
+Points are three float32 arrays x, y, z that broadcast. Everything is a function of the position, so that every grid samples the same body.
 """
 
 import itertools
@@ -13,33 +13,33 @@ import numpy as np
 Points = Sequence[np.ndarray]
 Place = tuple[float, float, float]
 
-_CHUNK = 1 << 15  # points whose waves stay in the cache, three times as fast
+_CHUNK = 1 << 15  # points whose waves fit in the processor's cache, which is three times as fast
 
 
 @dataclass(frozen=True, eq=False)
 class Waves:
-    """Noise of mean 0, deviation 1 and one wavelength: a sum of plane waves, which has a value and a gradient everywhere."""
+    """Noise of mean 0, standard deviation 1 and one wavelength: a sum of plane waves, with a value and a gradient everywhere."""
 
     k: np.ndarray  # [waves, 3], 1/mm
     phase: np.ndarray  # [waves]
 
     @classmethod
     def make(cls, rng: np.random.Generator, wavelength: float, count: int, spread: float = 0.3) -> "Waves":
-        """`count` waves in all directions, of `wavelength` mm give or take the fraction `spread`."""
+        """Returns `count` waves in random directions whose wavelengths deviate from `wavelength` mm by at most the fraction `spread`."""
         k = rng.normal(size=(count, 3))
         k *= (2 * np.pi / wavelength * (1 + spread * rng.uniform(-1, 1, count)) / np.linalg.norm(k, axis=1))[:, None]
         return cls(k.astype(np.float32), rng.uniform(0, 2 * np.pi, count).astype(np.float32))
 
     @property
     def unit(self) -> float:
-        """Amplitude of each wave."""
+        """The amplitude of each wave."""
         return math.sqrt(2 / len(self.k))
 
     def __call__(self, points: Points) -> np.ndarray:
         return self.mixed(points, np.ones((len(self.k), 1)))[0]
 
     def mixed(self, points: Points, amplitudes: np.ndarray) -> list[np.ndarray]:
-        """A field for each column of `amplitudes` [waves, fields], from the same waves."""
+        """Returns a field for each column of `amplitudes` [waves, fields], from the same waves."""
         x, y, z = points
         fields = [np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32) for _ in range(amplitudes.shape[1])]
         for k, phase, row in zip(self.k, self.phase, self.unit * amplitudes):
@@ -49,7 +49,7 @@ class Waves:
         return fields
 
     def with_gradient(self, points: Points) -> tuple[np.ndarray, np.ndarray]:
-        """Values [n] and gradients [3, n] in 1/mm at flat points."""
+        """Returns values [n] and gradients [3, n] in 1/mm at n flat points."""
         size = points[0].size
         value, gradient = np.empty(size, np.float32), np.empty((3, size), np.float32)
         for start in range(0, size, _CHUNK):
@@ -61,7 +61,7 @@ class Waves:
 
 
 def ellipse(points: Points, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """Distance to an ellipse or ellipsoid, exact on its surface; as many axes as `radii` has."""
+    """Returns the distance to an ellipse or ellipsoid with these radii, exact on its surface."""
     near = slope = 0
     for p, c, r in zip(points, centre, radii):
         square = ((p - c) / r) ** 2
@@ -71,14 +71,14 @@ def ellipse(points: Points, centre: Sequence[float], radii: Sequence[float]) -> 
 
 
 def tilted(points: Points, centre: Place, degrees: float) -> Points:
-    """The points relative to `centre`, turned about x so that the front of a shape goes down."""
+    """Returns the points relative to `centre`, rotated about x so that the front of a shape moves down."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y, z = (p - o for p, o in zip(points, centre))
     return x, c * y - s * z, s * y + c * z
 
 
 def tube(points: Points, *knots: tuple[float, float, float, float]) -> np.ndarray:
-    """A chain of round rods through the knots (x, y, z, radius)."""
+    """Returns the distance to a chain of round rods through the knots (x, y, z, radius)."""
     out = np.float32(np.inf)
     for (*a, thick), (*b, thin) in itertools.pairwise(knots):
         rel = [p - o for p, o in zip(points, a)]
@@ -89,19 +89,19 @@ def tube(points: Points, *knots: tuple[float, float, float, float]) -> np.ndarra
 
 
 def union(a: np.ndarray, b: np.ndarray, blend: float) -> np.ndarray:
-    """The smaller distance; the edge where both meet is filled within `blend` mm."""
+    """Returns the smaller distance, with the edge where both shapes meet rounded over `blend` mm."""
     near = np.maximum(blend - np.abs(a - b), 0)
     return np.minimum(a, b) - near * near / (4 * blend)
 
 
 def soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """The part of a voxel that lies inside, 1 … 0 over `width` mm about the surface."""
+    """Returns the part of a voxel that is inside, which falls from 1 to 0 over `width` mm around the surface."""
     t = np.clip(0.5 - distance / width, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def lay(tissues: dict[str, np.ndarray], name: str, amount: np.ndarray) -> None:
-    """Put `amount` (0 … 1) of a tissue over what is there, in place: fractions still add up to what they did."""
+    """Replaces the share `amount` (0 … 1) of all tissues by one tissue, in place. The sum of the fractions does not change."""
     for other in tissues:
         tissues[other] *= 1 - amount
     tissues[name] += amount

@@ -1,13 +1,13 @@
-"""Training cases, read once and kept as plain arrays that are memory-mapped ever after.
+"""The cache of training cases: each case is read once and stored as arrays that training maps into memory.
 
-FOLDER/NAME-SOURCES.json             written last: where there is one, the case is complete
-FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, its intensities as in the files
+FOLDER/NAME-SOURCES.json             written last, so that its existence means that the case is complete
+FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, with the intensities of the files
 FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
 
-SOURCES is a digest of the files' paths and of the settings, so cases of equal names in several data sets do not meet. KEY is a
-digest of the files' content and of the settings. A file is hashed again only where its path, size or time of change is not what
-the JSON says; the arrays are hashed at each start. Everything appears under its name in one step, equal input gives equal bytes,
-and nothing is removed while another process uses the folder, so trainings that share one do no harm.
+SOURCES is a digest of the files' paths and the settings, so that cases of equal names in several data sets do not collide. KEY is a
+digest of the files' content and the settings. A file is hashed again only if its path, size or time of change differs from the JSON; the
+arrays are hashed at each start. Every file appears under its name in one step, equal input gives equal bytes, and nothing is removed while
+another process uses the folder, so that several trainings can share one.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
 DTYPES = ("float32", "float16")
-THREADS = 4  # decompression runs beside other threads; each holds a whole case in memory
+THREADS = 4  # decompression releases Python's lock; each thread holds a whole case in memory
 Progress = Callable[[int, int], None]
 
 
@@ -41,10 +41,10 @@ Progress = Callable[[int, int], None]
 class PreparedCase:
     """A case in the cache.
 
-    `path` is its JSON; `sources` are the files that it was made from, the images and then the label map.
-    `image` and `label` are opened anew each time, so that the case is cheap to send to another process.
-    `shape` and `affine` are those of the whole grid in the task's orientation and voxel size, `box` the part of it that is kept.
-    `foreground` is the box, in the kept part, of voxels above `above`; `statistics` are `nonzero_statistics` of the image.
+    `path` is its JSON; `sources` are the files that it was prepared from, the images and then the label map.
+    `image` and `label` are opened at each access, so that the case is cheap to send to another process.
+    `shape` and `affine` are those of the whole grid in the task's orientation and voxel size; `box` is the part of it that is stored.
+    `foreground` is the box, within the stored part, of voxels above `above`; `statistics` are the `nonzero_statistics` of the image.
     """
 
     name: str
@@ -71,7 +71,7 @@ class PreparedCase:
         return np.load(self.label_path, mmap_mode="r")
 
     def example(self) -> Example:
-        """What transforms take: both arrays, and what was measured of them."""
+        """Returns the example that transforms take: both arrays and their measurements."""
         return {
             "image": np.asarray(self.image),
             "label": np.asarray(self.label),
@@ -91,26 +91,29 @@ def prepare_training_cases(
     progress: Progress | None = None,
     warn: Callable[[str], None] = console.warn,
 ) -> list[PreparedCase]:
-    """Reads every case that the cache does not hold, and returns all in the order given.
+    """Returns the prepared cases in the given order, after reading and storing those that the cache does not hold.
 
-    The arrays of the others are read once to compare their digests; a case whose entry or array is damaged is read again.
+    The stored arrays of the other cases are compared with their digests; a case with a damaged entry or array is prepared again.
 
     Args:
-        folder: of the cache, made if need be; several data sets, tasks and processes may share one.
-        dtype: of the stored image; "float16" takes half the space and keeps three digits.
-        verify: False leaves out the comparison of digests, for a caller who has just made it.
-        progress: called with cases done and cases in all.
+        cases: the cases to prepare.
+        task: how they are prepared.
+        folder: the cache; it is created if necessary. Several data sets, tasks and processes may share one.
+        in_channels: the number of channels that the network takes.
+        dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
+        verify: whether to compare the digests; False is for a caller who has just compared them.
+        progress: called with the numbers of cases done and of all cases.
         warn: called with a sentence for each damaged entry, and for a cache of an older version.
 
     Raises:
-        InputError: some cases are unsound, and then all of them are named, one a line; or the folder cannot be written.
+        InputError: some cases cannot be used, in which case all of them are named, one per line; or the folder cannot be written.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
         raise InputError(f"the cache's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     names = [case.name for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"several cases are called {', '.join(twice)}; give each a name of its own.")
+        raise InputError(f"several cases are called {', '.join(twice)}; give each case a different name.")
     store = _Store(folder, task, in_channels, dtype, verify, warn)
     done: dict[int, PreparedCase] = {}
     faults: dict[int, str] = {}
@@ -124,7 +127,9 @@ def prepare_training_cases(
                     faults[futures[future]] = str(error)
                 if progress:
                     progress(count, len(cases))
-        except OSError as error:  # reading gives InputError: the cache cannot be written, and the next case will not do better
+        except (
+            OSError
+        ) as error:  # reading raises InputError, so the cache cannot be written, which will not change with the next case
             raise InputError(f"{folder}: cannot be written ({files.reason(error)}); give a folder with space.") from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -145,12 +150,12 @@ class _Store:
             warn(old)
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
         self.above = task.window[0] if task.window else 0.0
-        # what else the arrays depend on: labels are checked against the outputs, and the foreground is measured
+        # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
         values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint")}
         self.settings = {"version": VERSION, "task": values, "in_channels": in_channels, "dtype": dtype}
 
     def prepared(self, case: Case) -> PreparedCase:
-        """From the cache if it is there and sound, else made now. OSError only from writing."""
+        """Returns the case from the cache, or prepares it if it is missing or damaged. Raises OSError only if it cannot be written."""
         if case.problem:
             raise InputError(case.problem)
         paths = [*case.images, *([case.label] if case.label else [])]
@@ -168,12 +173,12 @@ class _Store:
         if entry is not None and self.verify:
             entry = self._checked(case, path, check_arrays, entry, self.dtype, self.in_channels)
         if entry is None or entry["sources"] != sources:
-            entry = self._make(case, key, sources) if entry is None else entry | {"sources": sources}
+            entry = self._prepare(case, key, sources) if entry is None else entry | {"sources": sources}
             write_entry(path, entry)
         return _from_entry(case.name, path, paths, self.above, entry)
 
     def _checked(self, case: Case, path: Path, check: Callable[..., Entry | None], *values: Any) -> Entry | None:
-        """The entry in `path`; None, with a warning, where it or its arrays are damaged, and then nobody finds it again."""
+        """Returns the entry in `path`. If it or an array is damaged, warns, removes the entry and returns None."""
         try:
             return check(path, *values)
         except InputError as error:
@@ -181,17 +186,17 @@ class _Store:
             path.unlink(missing_ok=True)
             return None
 
-    def _make(self, case: Case, key: str, sources: list[Source]) -> Entry:
+    def _prepare(self, case: Case, key: str, sources: list[Source]) -> Entry:
         read = read_case(case, self.task, self.in_channels)
         label = read_case_label(case, read)
         foreign = sorted(set(np.unique(label).tolist()) - self.known)
         if foreign:
             raise InputError(
-                f"{case.label}: label {', '.join(map(str, foreign))} is none of the task's ({', '.join(map(str, sorted(self.known)))}); "
-                "correct the label map or describe the task with it."
+                f"{case.label}: label {', '.join(map(str, foreign))} is not one of the task's ({', '.join(map(str, sorted(self.known)))}); "
+                "correct the label map, or add the label to the task."
             )
         box = whole_box(label.shape)
-        if self.task.intensity == "zscore":  # zeros say nothing where intensities are counted from them; a label is never cut off
+        if self.task.intensity == "zscore":  # statistics ignore zeros, so those around the patient are not stored
             box = bounding_box((read.array != 0).any(-1) | (label > 0)) or box
         image = self._stored(case, np.ascontiguousarray(read.array[slices(box)]))
         mean, deviation = nonzero_statistics(image)
@@ -215,14 +220,15 @@ class _Store:
         }
 
     def _stored(self, case: Case, image: np.ndarray) -> np.ndarray:
+        """Returns the image as the cache's data type. Raises InputError if its values do not fit float16."""
         if self.dtype == np.float32:
             return image
         with np.errstate(over="ignore"):
             half = image.astype(self.dtype)
         if not np.isfinite(half).all() or np.count_nonzero(half) != np.count_nonzero(image):
             raise InputError(
-                f"{case.images[0]}: intensities from {image.min():g} to {image.max():g} do not fit float16, which ends at 65504 "
-                'and 6e-8; keep this cache in "float32" (--cache-dtype float32).'
+                f"{case.images[0]}: intensities from {image.min():g} to {image.max():g} do not fit float16, whose values lie "
+                "between 6e-8 and 65504; store this cache in float32 (--cache-dtype float32)."
             )
         return half
 
@@ -245,14 +251,14 @@ def _from_entry(name: str, path: Path, sources: Sequence[Path], above: float, en
 
 
 def _source(file: Path, entry: Entry | None) -> Source:
-    """What identifies a file's content; the digest is taken from the cache's entry where the rest has not changed."""
+    """Returns what identifies a file's content. The digest is that of the entry if path, size and time are unchanged."""
     try:
         status = file.stat()
-        seen = {"path": str(file.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        current = {"path": str(file.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
         for known in entry["sources"] if entry else ():
-            if known == {**seen, "sha256": known["sha256"]}:
+            if known == {**current, "sha256": known["sha256"]}:
                 return known
-        return {**seen, "sha256": files.digest_of_file(file)}
+        return {**current, "sha256": files.digest_of_file(file)}
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read ({files.reason(error)}); give the file, or leave the case out.") from error
 
@@ -266,7 +272,7 @@ def _write_array(path: Path, array: np.ndarray) -> Array:
 
 
 class _Hashed:
-    """A file to write to that hashes what is written, so that the digest is not one of bytes that a disk gave back."""
+    """A file that hashes what is written to it, so that the digest is that of the data and not of what the disk returns."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The JSON of a case in the cache: what it must hold, whether it and its arrays are sound, and which files nobody needs any more."""
+"""The JSON of a case in the cache: its fields, the checks of it and its arrays, and the removal of obsolete files."""
 
 import contextlib
 import os
@@ -14,15 +14,15 @@ from swinunetr_jax.data.boxes import Box
 from swinunetr_jax.data.nifti.nifti_file import check_affine
 from swinunetr_jax.errors import InputError
 
-VERSION = 3  # of what is stored; another one makes everything stale
-# Names of files that the cache made; no other file in the folder is ever touched.
+VERSION = 3  # of the stored format; entries of other versions are not used
+# Names of files that the cache wrote; other files in the folder are never touched.
 _ENTRY, _ARRAY = re.compile(r".*-[0-9a-f]{12,16}\.json"), re.compile(r".*-[0-9a-f]{16}-(image|label)\.npy")
 _REMEDY = "the case is prepared again"
-_users: dict[tuple[int, int], int] = {}  # folders that this process uses, by device and inode, and the handle that says so
+_users: dict[tuple[int, int], int] = {}  # handles of the folders that this process uses, by device and inode
 
 
 class Source(TypedDict):
-    """A file that a case is made of, and what identifies its content."""
+    """A file that a case was prepared from, and what identifies its content."""
 
     path: str
     bytes: int
@@ -31,14 +31,14 @@ class Source(TypedDict):
 
 
 class Array(TypedDict):
-    """A .npy file beside the JSON."""
+    """A .npy file in the folder of the JSON."""
 
     file: str
     sha256: str
 
 
 class Entry(TypedDict):
-    """`digest` is that of all other fields, so that no changed number passes."""
+    """The content of the JSON. `digest` is that of all other fields, so that any changed number is detected."""
 
     name: str
     key: str
@@ -62,7 +62,7 @@ class _Settings(TypedDict):
 
 
 class _AnyEntry(TypedDict):
-    """What entries of all versions have."""
+    """The fields that entries of all versions have."""
 
     name: str
     key: str
@@ -76,15 +76,16 @@ def write_entry(path: Path, entry: Entry) -> None:
 
 
 def read_entry(path: Path, dtype: np.dtype, channels: int, labels: set[int]) -> Entry | None:
-    """The entry in `path`, None where there is none.
+    """Returns the entry in `path`, or None if the file does not exist.
 
     Args:
-        dtype: of the image.
-        channels: of the image.
-        labels: values that the label map may hold.
+        path: the JSON.
+        dtype: the data type of the image.
+        channels: the number of channels of the image.
+        labels: the values that the label map may hold.
 
     Raises:
-        InputError: it is damaged, or holds what no case can have; the sentence says what.
+        InputError: the entry is damaged, or holds impossible values.
     """
     try:
         entry = files.read_json(path, Entry, _REMEDY)
@@ -92,15 +93,15 @@ def read_entry(path: Path, dtype: np.dtype, channels: int, labels: set[int]) -> 
         return None
     fault = _fault(path, entry, dtype, channels, labels)
     if fault:
-        raise InputError(f"{path} does not hold what it should ({fault}): {_REMEDY}.")
+        raise InputError(f"{path} is not a valid entry ({fault}): {_REMEDY}.")
     return entry
 
 
 def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> Entry:
-    """Reads the arrays of an entry to compare their digests, and returns the entry.
+    """Compares the arrays of an entry with their digests, and returns the entry.
 
     Raises:
-        InputError: an array is missing, or is not what was written.
+        InputError: an array is missing or has changed.
     """
     extent = tuple(stop - start for start, stop in entry["box"])
     for array, shape, kind in (
@@ -121,17 +122,20 @@ def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> En
 
 
 def enter(folder: Path) -> str | None:
-    """Marks the folder as used by this process until it ends, and removes what nobody needs where no other process uses it.
+    """Marks the folder as used by this process until the process ends, and removes obsolete files if no other process uses it.
 
-    That is what killed writers left, the entries of older versions, and arrays that no entry names: their sources have changed.
-    Returns a sentence on entries of older versions, if there are any.
+    Obsolete are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their sources
+    have changed.
+
+    Returns:
+        A sentence on entries of older versions, or None if there are none.
     """
     with _used(folder) as alone:
         named, old, newer = set(), [], False
         for path in folder.glob("*.json"):
             if _ENTRY.fullmatch(path.name) is None:
                 continue
-            with contextlib.suppress(InputError, OSError):  # damaged ones are replaced when their case is prepared
+            with contextlib.suppress(InputError, OSError):  # a damaged entry is replaced when its case is prepared
                 version = files.read_json(path, _AnyEntry, _REMEDY)["settings"]["version"]
                 newer |= version > VERSION
                 if version < VERSION:
@@ -147,7 +151,7 @@ def enter(folder: Path) -> str | None:
                     path.unlink()
     if not old:
         return None
-    fate = "They were removed" if alone else "They stay, as another process uses this folder or it cannot be locked"
+    fate = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
     return (
         f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {fate}, and the cases "
         "of this training are prepared again."
@@ -156,16 +160,18 @@ def enter(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _used(folder: Path) -> Iterator[bool]:
-    """Takes a lock that many processes can have, until the process ends; True if for the block no other process has it.
+    """Takes a shared lock on the folder until the process ends.
 
-    Where there are no locks (Windows, some network file systems) it is always False, and so nothing is ever removed.
+    Yields:
+        Whether no other process holds the lock during the block. This is always False where locks do not exist (Windows, some network
+        file systems), so that nothing is ever removed there.
     """
     try:
         import fcntl
 
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
-        if identity in _users:  # arrays that this process prepared before may be in use
+        if identity in _users:  # this process may still use arrays that it prepared before
             yield False
             return
         handle = _users[identity] = os.open(folder, os.O_RDONLY)
@@ -190,11 +196,11 @@ def _lock(handle: int, kind: int) -> bool:
 
 
 def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set[int]) -> str | None:
-    """What is wrong with the numbers of an entry."""
+    """Returns what is wrong with the values of an entry, or None."""
     if entry["digest"] != _digest(entry):
         return "its digest is not that of its content"
     if any(Path(array["file"]).name != array["file"] or not array["file"] for array in (entry["image"], entry["label"])):
-        return "an array is not a file beside it"
+        return "an array is not a file in its folder"
     if not all(0 < size < 1 << 31 for size in entry["shape"]):
         return f"shape {entry['shape']}"
     if not all(0 <= start < stop <= size for (start, stop), size in zip(entry["box"], entry["shape"], strict=True)):
@@ -203,7 +209,7 @@ def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set
     if not all(0 <= start < stop <= size for (start, stop), size in zip(entry["foreground"], extent, strict=True)):
         return f"foreground {entry['foreground']} in a box of {extent} voxels"
     if foreign := sorted(set(entry["labels"]) - labels):
-        return f"label {foreign[0]}, which is none of the task's"
+        return f"label {foreign[0]}, which the task does not have"
     mean, deviation = np.array(entry["mean"]), np.array(entry["deviation"])
     largest = float(np.finfo(dtype).max)
     if mean.shape != (channels,) or not (np.abs(mean) <= largest).all():

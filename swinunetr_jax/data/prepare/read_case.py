@@ -1,4 +1,7 @@
-"""From a case's files to arrays on one grid: channels by name, the task's orientation and voxel size. Training and predicting read here."""
+"""Reads a case's files into arrays on one grid: channels by name, in the task's orientation and voxel size.
+
+Training and prediction both read cases here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +19,10 @@ from swinunetr_jax.task import Task
 
 @dataclass(frozen=True, eq=False)
 class ReadCase:
-    """A case as a network sees it, but for its intensities, which are the files' own.
+    """A case on the grid that a network sees, with the intensities of its files.
 
-    `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm; `back` says how that
-    grid lies on the scan's own, which `scan` describes; `notes` are things a user should know, such as channels taken on trust.
+    `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm. `back` maps that grid
+    to the scan's own, which `scan` describes. `notes` are sentences for the user, such as on channels that the files do not name.
     """
 
     array: np.ndarray
@@ -34,7 +37,7 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
     """Reads the images of a case.
 
     Raises:
-        InputError: a file cannot be read, channels are missing or too many, lie on different grids, are constant, or hold NaN.
+        InputError: a file cannot be read, or the channels are too few or too many, are on different grids, are constant, or hold NaN.
     """
     if case.problem:
         raise InputError(case.problem)
@@ -61,9 +64,9 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
 def network_grid(
     shape: tuple[int, int, int], affine: np.ndarray, task: Task
 ) -> tuple[np.ndarray, InverseReorient | InverseResample]:
-    """(affine, way back) of the grid on which the task's networks see a scan of this shape and affine.
+    """Returns (affine, inverse) of the grid on which the task's networks see a scan of this shape and affine.
 
-    The way back is a `InverseReorient` where the scan is only turned, and holds the grid's shape.
+    The inverse holds the grid's shape; it is an `InverseReorient` if the scan is not resampled.
     """
     codes = task.orientation or "".join(nib.aff2axcodes(affine))
     _, source, back = reorient(np.broadcast_to(np.uint8(0), shape), affine, codes)
@@ -76,10 +79,10 @@ def network_grid(
 
 
 def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
-    """The label map of a case, uint8 [x, y, z] on the grid of `read.array`.
+    """Returns the label map of a case, uint8 [x, y, z] on the grid of `read.array`.
 
     Raises:
-        InputError: there is none, it cannot be read, lies on another grid than the images, or holds labels above 255.
+        InputError: the label map is missing, cannot be read, is on another grid than the images, or holds labels above 255.
     """
     if case.label is None:
         raise InputError(f"{case.images[0]}: the case {case.name} has no label map; give one, or leave the case out.")
@@ -87,9 +90,9 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
     check_same_grid([read.scan, labels])
     if labels.array.dtype != np.uint8:
         raise InputError(
-            f"{case.label}: label {labels.array.max()} is above 255, the largest that is learned; renumber the labels."
+            f"{case.label}: label {labels.array.max()} is above 255, the largest label supported; renumber the labels."
         )
-    # by the scan's affine: the label's own may differ by rounding, which decides what an axis at 45° is called
+    # The scan's affine is used, because the label's own may differ by rounding, which decides the direction of an axis at 45°.
     array, affine, _ = reorient(labels.array, read.scan.affine, read.orientation)
     return resample_labels(array, affine, read.array.shape[:3], read.affine)
 
@@ -97,7 +100,7 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
 def _order(
     case: Case, volumes: Sequence[Volume], wanted: Sequence[str], in_channels: int
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Which of the case's channels goes where, by name wherever both sides have names."""
+    """Returns (the position of each of the network's channels among the case's, notes); by name if both have names."""
     count = sum(len(_planes(volume)) for volume in volumes)
     if wanted and case.channels and len(case.channels) == count:
         return match_channels(case.channels, wanted), ()
@@ -110,9 +113,10 @@ def _order(
     if count == 1:
         return (0,), ()
     names = ", ".join(wanted) if wanted else "the order of the files"
-    return tuple(range(count)), (f"the files do not tell their channels; taken to be, in order: {names}",)
+    return tuple(range(count)), (f"the files do not name their channels, which are assumed to be, in order: {names}",)
 
 
 def _planes(volume: Volume) -> list[np.ndarray]:
+    """Returns the channels of a volume, each [x, y, z]."""
     array = volume.array
     return [array] if array.ndim == 3 else [array[..., index] for index in range(array.shape[-1])]
