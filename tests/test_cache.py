@@ -301,7 +301,7 @@ def test_what_a_killed_preparation_wrote_is_removed_by_the_next(tmp_path, monkey
 def test_sources_and_folders_that_no_file_can_be_are_refused(tmp_path, name):
     case = write_case(tmp_path / "data")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         prepare([case], tmp_path / name)
     with pytest.raises(InputError, match=r"a: .*cannot be read"):
         prepare([Case("a", (tmp_path / name,), None, case.label)], tmp_path / "cache")
@@ -357,7 +357,7 @@ def test_arguments_that_cannot_be(tmp_path):
     with pytest.raises(InputError, match="several cases are called a;"):
         prepare([case, case], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         prepare([case], tmp_path / "file")
 
 

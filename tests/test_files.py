@@ -114,7 +114,7 @@ def test_a_name_that_no_file_can_have_is_a_file_that_does_not_exist(tmp_path, na
     (tmp_path / "file").write_text("")
     path = tmp_path / name
     assert not files.exists(path) and not files.is_file(path) and not files.is_folder(path)
-    with pytest.raises(InputError, match=r"cannot be made \("):
+    with pytest.raises(InputError, match=r"cannot be created \("):
         files.make_folder(path)
     if name != "loop":  # replaced, as by any writer
         with pytest.raises(OSError):
@@ -129,7 +129,7 @@ def test_what_may_not_be_looked_at_is_a_sentence(tmp_path, monkeypatch):
     assert files.is_file(__file__) and files.is_folder(tmp_path) and not files.is_file(tmp_path)
     monkeypatch.setattr(files.os, "stat", denied)
     for ask in (files.exists, files.is_file, files.is_folder):
-        with pytest.raises(InputError, match=r"a: cannot be looked at \(Permission denied\)"):
+        with pytest.raises(InputError, match=r"a: cannot be accessed \(Permission denied\)"):
             ask(tmp_path / "a")
 
 

@@ -284,7 +284,7 @@ def test_folders_that_hold_something_else(tmp_path):
         write_phantom(tmp_path, cases=1, size=TINY)
     (tmp_path / "phantom.json").unlink()
     for name in ("notes.txt", "notes.txt/deeper", "a" * 300, "a\0b"):
-        with refused(name, "cannot be made"):
+        with refused(name, "cannot be created"):
             write_phantom(tmp_path / name, cases=1, size=TINY)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 

@@ -400,7 +400,7 @@ def test_info(model, tmp_path, capsys):
     assert run("convert", model, tmp_path / "net.pt") == 0
     capsys.readouterr()
     assert run("info", tmp_path / "net.pt") == 0
-    assert "not told by the file" in capsys.readouterr().out
+    assert "not stated in the file" in capsys.readouterr().out
 
 
 def test_a_real_scan_equals_monais_own_pipeline(shared_data, tmp_path):
