@@ -1,4 +1,4 @@
-"""`swinunetr info` and `swinunetr convert`: what is printed of a file is what the file holds."""
+"""`swinunetr info` and `swinunetr convert` print what a file holds."""
 
 import json
 import re

@@ -54,7 +54,7 @@ def task_of(fields, **changes):
 
 @pytest.fixture
 def segmenter(monkeypatch):
-    """Makes a Segmenter whose networks are functions of patches [n, *roi, c]; by default the input is the logits."""
+    """Returns a function that creates Segmenters with functions of patches [n, *roi, c] as networks; by default logits are the input."""
     monkeypatch.setattr("swinunetr_jax.inference.predict._network", lambda model, mesh: model.function)
 
     def make(task, *functions, in_channels=None, **options):

@@ -1,4 +1,4 @@
-"""Text from data (names of cases, labels and files) is drawn, printed and tabulated as it is, and a picture or a stream ends no work."""
+"""Text from data (names of cases, labels and files) is drawn, printed and tabulated literally, and a faulty picture stops no work."""
 
 import json
 import time
@@ -36,7 +36,7 @@ def nasty_task() -> Task:
 
 
 @pytest.mark.fault("3.1")
-def test_a_preview_draws_any_name_as_it_is(tmp_path, drawn):
+def test_a_preview_draws_any_name_literally(tmp_path, drawn):
     labels = (np.arange(8 * 8 * 8).reshape(8, 8, 8) % (len(NASTY) + 1)).astype(np.uint8)
     for title in NASTY[:3]:
         preview.write_preview(
@@ -51,7 +51,7 @@ def test_a_preview_draws_any_name_as_it_is(tmp_path, drawn):
 
 
 @pytest.mark.fault("3.1")
-def test_pictures_of_a_run_draw_any_name_as_it_is(tmp_path, drawn):
+def test_pictures_of_a_run_draw_any_name_literally(tmp_path, drawn):
     dice = dict.fromkeys(NASTY, 0.5)
     rows = [{"kind": "step", "step": 1, "loss": 1.0, "lr": 0.1}]
     rows += [{"kind": "validation", "step": 1, "score": 0.5, "dice": dice}]
@@ -79,7 +79,7 @@ def test_a_legend_of_many_labels_is_shortened(tmp_path, drawn):
 
 
 @pytest.mark.fault("3.1")
-def test_a_picture_that_fails_does_not_end_a_run(monkeypatch, tmp_path):
+def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
     said, drawn = [], []
 
     def fail(*arguments):
@@ -96,7 +96,7 @@ def test_a_picture_that_fails_does_not_end_a_run(monkeypatch, tmp_path):
 
 
 def described(run, **recipe):
-    """A run's folder with what its report is made of, and the rows of its log."""
+    """Creates a run's folder with the inputs of its report, and returns the rows of its log."""
     about = {
         "recipe": {"kind": "phantom", **recipe},
         "network": {"dtype": "float32"},
@@ -131,7 +131,7 @@ def test_the_report_of_the_demonstration_says_that_its_patients_are_synthetic(tm
 
 
 @pytest.mark.fault("3.1")
-def test_a_preview_that_fails_does_not_end_a_prediction(tmp_path, monkeypatch, capsys):
+def test_a_preview_that_fails_does_not_stop_a_prediction(tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise ValueError("no font\x1b")
 
