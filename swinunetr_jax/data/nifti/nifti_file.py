@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
@@ -134,7 +135,7 @@ def _sniff(path: Path) -> tuple[int, bool]:
     return status.st_size, packed
 
 
-def _header(path: Path, block: bytes):
+def _header(path: Path, block: bytes) -> Any:
     """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
     second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
     kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
@@ -161,7 +162,7 @@ def _header(path: Path, block: bytes):
     )
 
 
-def read_voxels(path: Path, header: CheckedHeader, dtype) -> np.ndarray:
+def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) -> np.ndarray:
     """Returns the scaled voxels of a checked file as `dtype`; None, for a file without scale factors, keeps the file's own type."""
     try:
         array = _stored_voxels(path, header)

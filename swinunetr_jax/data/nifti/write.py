@@ -4,8 +4,10 @@ import contextlib
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from swinunetr_jax import files
 from swinunetr_jax.data.nifti.nifti_file import packed_name
@@ -16,7 +18,7 @@ COMPRESSION = 4  # half the size of level 3 on sparse label maps, a third of the
 WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")  # every viewer reads these; int64 is not among them
 
 
-def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype=np.uint8) -> Path:
+def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype: npt.DTypeLike = np.uint8) -> Path:
     """Writes [x, y, z] or [x, y, z, c] on the grid of `like`, with its affine, qform, sform, codes and units bit for bit.
 
     Header fields that describe the values of `like` are reset. The file appears under its name only when it is complete, and equal
@@ -54,7 +56,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
     return path
 
 
-def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype):
+def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> Any:
     """Returns the header of `like` for other voxels, without the fields that describe its own."""
     header = like.header.as_byteswapped("<")
     header.set_data_shape(shape)
