@@ -104,7 +104,7 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
 def _bare(found: Predictions, path: Path) -> References:
     """Returns references that are only label maps, without the images of a data set."""
     cases = {name: Reference(file) for name, file in found.cases.items()}
-    return References(cases, **_meaning_beside(path), refused=found.refused)
+    return References(cases, **_meaning_of_folder(path), refused=found.refused)
 
 
 def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
@@ -177,14 +177,14 @@ def _label_name(file: Path) -> str:
     return split_name(stem(file.name))[0] or file.absolute().parent.name
 
 
-def _meaning_beside(path: Path) -> dict[str, Any]:
+def _meaning_of_folder(path: Path) -> dict[str, Any]:
     """Returns the fields `task`, `stated` and `ignore` of References, from the dataset.json next to a folder such as labelsTr."""
     folder = path.absolute() if files.is_folder(path) else path.absolute().parent
-    beside = folder.parent / "dataset.json"
-    if not folder.name.startswith("labels") or not files.is_file(beside):
+    description = folder.parent / "dataset.json"
+    if not folder.name.startswith("labels") or not files.is_file(description):
         return {}
-    info = dataset_json.load(beside)
-    return _meaning(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+    info = dataset_json.load(description)
+    return _meaning(dataset_json.label_values(info, description), dataset_json.regions_class_order(info, description))
 
 
 def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from swinunetr_jax import console, files
 from swinunetr_jax.console import literal, name_list
 from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.discovery.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
+from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, Record, input_files, output_file
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
@@ -90,7 +90,7 @@ def predict_cases(
             for note in (*_et_note(segmenter.task, task), *result.notes):
                 console.say(f"{title}: note: {literal(note)}")
             entry = _write(record, result, case, inputs, outputs, task, overwrite, started)
-        except DoneMeanwhile:
+        except AlreadyDone:
             console.say(f"{title}: another run has finished it in the meantime with the same settings, its result stays")
             continue
         except InputError as error:

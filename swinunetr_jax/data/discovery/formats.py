@@ -129,15 +129,15 @@ def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, surve
         return Dataset("nnunet", path, tuple(numbered_folders(path, None, channels, survey)))
     if not images:
         return _named(path, _case_folders(path, folders, survey), channels, survey)
-    beside = path.absolute().parent / "dataset.json"
-    info = dataset_json.load(beside) if path.absolute().name.startswith("images") and files.is_file(beside) else {}
-    names = dataset_json.channel_names(info, beside)
+    description = path.absolute().parent / "dataset.json"
+    info = dataset_json.load(description) if path.absolute().name.startswith("images") and files.is_file(description) else {}
+    names = dataset_json.channel_names(info, description)
     survey.skip(folders)
     survey.add_foreign(path)
     if "channel_names" in info or is_numbered(images, channels):
-        return described(Dataset("nnunet", path, tuple(numbered(images, names, channels, survey))), info, beside)
+        return described(Dataset("nnunet", path, tuple(numbered(images, names, channels, survey))), info, description)
     if info:
-        return described(Dataset("decathlon", path, tuple(one_file_each(images, names, channels))), info, beside)
+        return described(Dataset("decathlon", path, tuple(one_file_each(images, names, channels))), info, description)
     return _named(path, [(path, images)], channels, survey)
 
 

@@ -57,7 +57,7 @@ class RecordFile(TypedDict, total=False):
     cases: Required[dict[str, CaseEntry]]
 
 
-class DoneMeanwhile(Exception):
+class AlreadyDone(Exception):
     """Another process has finished the same case under the same settings."""
 
 
@@ -154,7 +154,7 @@ class Record:
             The function that records the finished case.
 
         Raises:
-            DoneMeanwhile: another process has finished the case under the same settings since `begin`.
+            AlreadyDone: another process has finished the case under the same settings since `begin`.
             InputError: another process has finished it under other settings, or an output would replace a foreign file.
         """
         with self._locked():
@@ -162,7 +162,7 @@ class Record:
             entry = self.cases.get(case.name, {})
             if entry != self.before:
                 if self.is_done(case, outputs):
-                    raise DoneMeanwhile
+                    raise AlreadyDone
                 if "error" not in entry and entry.get("key") != self.key and not overwrite:
                     raise InputError(
                         f"{outputs['labels']}: another run with other settings wrote it in the meantime; choose another folder, or "
