@@ -200,7 +200,7 @@ def _place(case: Case) -> str:
     return str(next((path for path in (*case.images, case.label) if path), case.name))
 
 
-def label_beside(image: Path, name: str) -> Path | None:
+def matching_label(image: Path, name: str) -> Path | None:
     """Returns labelsTr/NAME.nii.gz or labelsTr/NAME.nii for an image in imagesTr, or None. A broken link counts as present."""
     folder, ending = image.parent, image.name[len(stem(image.name)) :]
     if not folder.name.startswith("images"):

@@ -9,7 +9,7 @@ from typing import Any
 from swinunetr_jax import files
 from swinunetr_jax.console import name_list
 from swinunetr_jax.data.discovery import dataset_json
-from swinunetr_jax.data.discovery.cases import Case, Dataset, case_name, label_beside, order_channels, split_by_label
+from swinunetr_jax.data.discovery.cases import Case, Dataset, case_name, matching_label, order_channels, split_by_label
 from swinunetr_jax.data.discovery.channels import stem
 from swinunetr_jax.data.discovery.entries import Survey
 from swinunetr_jax.errors import InputError
@@ -175,7 +175,7 @@ def one_file_each(images: Sequence[Path], names: Sequence[str] | None, channels:
     """Returns a case for each name. Two files of one name, CASE.nii and CASE.nii.gz, become the problem of that case."""
     cases = []
     for name, same in by_stem(images).items():
-        case = Case(name, tuple(same[:1]), label=label_beside(same[0], name))
+        case = Case(name, tuple(same[:1]), label=matching_label(same[0], name))
         if len(same) > 1:
             case = replace(case, problem=same_name_problem(name, same))
         cases.append(split_by_label(order_channels(case, names, channels)))
@@ -223,7 +223,7 @@ def _numbered_case(
     channels: Sequence[str] | None,
 ) -> Case:
     first, present = next(iter(group.values()))[0], [i for i in expected if i in group]
-    case = Case(name, tuple(group[i][0] for i in present), label=label_beside(first, name))
+    case = Case(name, tuple(group[i][0] for i in present), label=matching_label(first, name))
     if double := [same for same in group.values() if len(same) > 1]:
         return replace(case, problem=same_name_problem(name, double[0]))
     if sorted(group) == list(expected):
