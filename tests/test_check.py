@@ -464,10 +464,10 @@ def test_real_data_are_sound(shared_data):
     assert report.summary()["labels"]["2"]["cases"] == 200
 
 
-@pytest.mark.parametrize("module", ["check", "check_case"])
+@pytest.mark.parametrize("module", ["check_case", "check_dataset", "check_labels", "findings", "problems"])
 def test_data_are_checked_without_jax(module):
-    source = (Path(validate.__file__).parents[1] / "data" / f"{module}.py").read_text("utf-8")
+    source = (Path(validate.__file__).parents[1] / "data/check" / f"{module}.py").read_text("utf-8")
     imports = [line.split()[1].split(".")[:2] for line in source.splitlines() if line.startswith(("import ", "from "))]
     own = {name[1] for name in imports if name[0] == "swinunetr_jax"}
     others = {name[0] for name in imports if name[0] != "swinunetr_jax"}
-    assert own <= {"data", "errors", "files", "version"} and others <= {*sys.stdlib_module_names, "numpy"}
+    assert own <= {"console", "data", "errors", "files", "version"} and others <= {*sys.stdlib_module_names, "numpy"}

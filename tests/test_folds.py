@@ -70,9 +70,9 @@ def test_a_data_sets_validation_list():
         (
             [case("a", 0), case("b", 1)],
             2,
-            "fold 2 has no cases; choose one of the folds there are (and cases in each): 0 (1), 1 (1)",
+            "fold 2 has no cases; choose one of these folds (with their numbers of cases): 0 (1), 1 (1)",
         ),
-        ([case("a", 0), case("b", 0)], 0, "no training case with a label is left"),
+        ([case("a", 0), case("b", 0)], 0, "no training case with a label remains"),
         ([case("a", 0), case("b", 1)], None, "the cases have folds; choose one to validate on: 0 (1), 1 (1)"),
         ([case("a"), case("v", split="validation", label=False)], None, "no validation list with labels"),
         ([case("v", split="validation")], None, "no training case with a label"),

@@ -562,7 +562,7 @@ def test_data_needs_numpy_and_nibabel_only(package):
     }
     others = {name for name in names if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "nibabel"}}
     others = {name for name in others if not name.startswith(("swinunetr_jax.data.discovery", "swinunetr_jax.data.nifti"))}
-    assert others <= {f"swinunetr_jax.{name}" for name in ("console", "errors", "files", "data.brats", "task")}
+    assert others <= {f"swinunetr_jax.{name}" for name in ("console", "errors", "files", "data", "data.brats", "task")}
 
 
 # Real data

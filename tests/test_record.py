@@ -200,7 +200,7 @@ def test_a_result_never_replaces_its_own_image(tmp_path, capsys):
     before = path.read_bytes()
     case = Case("a", (scan(tmp_path, "b").images[0], path))
     assert predict_cases(Fake(), [case], tmp_path / "out", identity={}, overwrite=True) == ["a"]
-    assert "would replace an image that it is made from" in capsys.readouterr().err
+    assert "would replace an image that it is computed from" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
