@@ -1,8 +1,8 @@
-"""Keeps XLA's alarm about slow compilation out of what a program prints.
+"""Removes XLA's alarm about slow compilation from stderr.
 
-XLA's compiler writes it from C++ straight to the stderr of the process, a block of stars and advice to its developers, where a network
-compiles for two minutes or a constant for a second. There is no option against it but the level of all of XLA's messages, errors among
-them. So the block alone is taken out of stderr, and only while something compiles.
+XLA writes this block of asterisks and advice to its developers directly from C++ to the stderr of the process, when a network takes more
+than two minutes to compile or a constant more than a second. The only option against it suppresses all messages of XLA, including errors.
+Therefore only this block is removed from stderr, and only during compilation.
 """
 
 import contextlib
@@ -18,17 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-_MESSAGE = re.compile(rb"[IWEF]\d{4} ")  # how a line of XLA's log begins
+_MESSAGE = re.compile(rb"[IWEF]\d{4} ")  # the start of a line of XLA's log
 _ALARM = re.compile(rb"[IWE]\d{4} .*slow_operation_alarm\.cc:\d+\]")
 _STARS = re.compile(rb"\*{10,}\s*")
-_LAST_LINE = (
-    b"If you'd like to file a bug"  # of the alarm about constants; that about a program ends with its second line of stars
-)
+# The end of the alarm about constants; the one about a program ends with its second line of asterisks.
+_LAST_LINE = b"If you'd like to file a bug"
 _LONGEST = 20  # lines of an alarm
 
 
 def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled function whose first call for each shape of its arguments but the first, which compiles, runs without the alarm."""
+    """Wraps a compiled function so that calls which compile run without the alarm.
+
+    These are the first calls for each combination of shapes of all arguments except the first one, which are the weights.
+    """
     seen: set[tuple[tuple[int, ...], ...]] = set()
 
     @functools.wraps(function)
@@ -46,10 +48,10 @@ def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def without_alarm() -> Iterator[None]:
-    """While the block runs, stderr goes through a filter that drops the alarm and writes all else at once."""
+    """Passes stderr through a filter while the block runs, which removes the alarm and writes everything else immediately."""
     try:
         stderr, (source, sink) = os.dup(2), os.pipe()
-    except OSError:  # stderr is closed: nothing is printed
+    except OSError:  # stderr is closed, so nothing is printed
         yield
         return
     stop = threading.Event()
@@ -63,7 +65,7 @@ def without_alarm() -> Iterator[None]:
     finally:
         _flush()
         os.dup2(stderr, 2)
-        stop.set()  # the end of the pipe may not come: a process that was started meanwhile has it too
+        stop.set()  # a process started in the meantime may keep the pipe open, so its end may never arrive
         thread.join()
         os.close(source)
         os.close(stderr)
@@ -75,12 +77,12 @@ def _flush() -> None:
 
 
 def _copy(source: int, target: int, stop: threading.Event) -> None:
-    """Copies from one file descriptor to the other until `stop` is set and nothing more has come."""
+    """Copies from one file descriptor to the other until `stop` is set and no more bytes arrive."""
     kept = Filter()
     while True:
         ready = select.select([source], [], [], 0.05)[0]
         chunk = os.read(source, 1 << 16) if ready else b""
-        with contextlib.suppress(OSError):  # stderr is gone or full; the program must not wait for a reader of the pipe
+        with contextlib.suppress(OSError):  # stderr is closed or full; the program must not wait for a reader of the pipe
             os.write(target, kept.passed(chunk))
         if not chunk and stop.is_set():
             with contextlib.suppress(OSError):
@@ -89,21 +91,22 @@ def _copy(source: int, target: int, stop: threading.Event) -> None:
 
 
 class Filter:
-    """What is left of a stream of bytes without the alarm; `rest` is the beginning of a line that may become one."""
+    """Removes the alarm from a stream of bytes. `rest` holds the start of a line that may belong to an alarm."""
 
     def __init__(self) -> None:
         self.rest = b""
-        self._lines = self._stars = 0  # of the alarm that is being dropped
+        self._lines = self._stars = 0  # lines and lines of asterisks of the current alarm
 
     def passed(self, chunk: bytes) -> bytes:
-        """The bytes that are to be written now that these have come."""
+        """Returns the bytes to write after receiving a chunk."""
         *lines, self.rest = (self.rest + chunk).split(b"\n")
         passed = b"".join(line + b"\n" for line in lines if self._keeps(line))
         if self.rest and not self._lines and not _MESSAGE.match(self.rest[:6] + b"E0000 "[len(self.rest) :]):
-            passed, self.rest = passed + self.rest, b""  # such as a progress bar's, which ends with no line feed
+            passed, self.rest = passed + self.rest, b""  # such as a progress bar, which ends without a line feed
         return passed
 
     def _keeps(self, line: bytes) -> bool:
+        """Returns whether a line is not part of an alarm."""
         if _ALARM.match(line):
             self._lines, self._stars = 1, 0
             return False

@@ -1,7 +1,7 @@
-"""Command lines that are described by dataclasses: tyro reads them, and a mistake is answered with one sentence.
+"""Command lines described by dataclasses: tyro parses them, and a mistake is explained in one sentence.
 
-Imports nothing heavy, so that `--help` and mistakes are answered at once. A field is an option; a field that is a dataclass is a group of
-options, whose names begin with the field's unless it is marked `OmitArgPrefixes` or `arg(name="")`.
+This module imports nothing heavy, so that `--help` and mistakes are answered immediately. A field is an option. A field that is a dataclass
+is a group of options, whose names start with the name of the field unless it is marked `OmitArgPrefixes` or `arg(name="")`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Option:
-    """An option, or a positional argument: its names as they are typed, the type of its values, and its default."""
+    """An option or a positional argument: its names as typed, the type of its values, and its default."""
 
     names: tuple[str, ...]
     type: Any
@@ -48,19 +48,21 @@ class Option:
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None) -> T:
-    """A value of the dataclass `kind` from a command line. `--help` prints the help and ends the process with 0.
+    """Returns a value of the dataclass `kind` from a command line. `--help` prints the help and exits with code 0.
 
     Args:
+        kind: the dataclass.
+        arguments: the words of the command line, without the command.
         prog: the command, as a user types it.
-        description: text for the top of the help; by default the docstring of `kind`.
+        description: the text at the top of the help; by default the docstring of `kind`.
         default: a value whose fields are the defaults.
 
     Raises:
-        InputError: an option is unknown, misses, or has a value that it cannot have; the sentence says which and what it takes.
+        InputError: an option is unknown, missing, or has an invalid value; the message says which one and what it accepts.
     """
     printed, complained = io.StringIO(), io.StringIO()
     given = {} if default is None else {"default": default}
-    if {"-h", "--help"} & set(arguments):  # wherever it stands
+    if {"-h", "--help"} & set(arguments):  # at any position
         arguments = ["--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
@@ -71,11 +73,11 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         if not stop.code:
             console.say("\n".join(map(str.rstrip, printed.getvalue().rstrip().split("\n"))))
             sys.exit(0)
-    raise InputError(_mistake(list(options(kind, default)), arguments, prog) or _plain(complained.getvalue(), prog))
+    raise InputError(_mistake(list(options(kind, default)), arguments, prog) or _tyro_message(complained.getvalue(), prog))
 
 
 def _check_paths(value: Any) -> None:
-    """Raises InputError for a path among the options that is the address of a remote store."""
+    """Raises InputError if a path among the options is the address of a remote store."""
     if isinstance(value, Path):
         local_path(value)
     elif dataclasses.is_dataclass(value):
@@ -87,7 +89,7 @@ def _check_paths(value: Any) -> None:
 
 
 def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Option]:
-    """All options of a dataclass, those of its groups included."""
+    """Yields all options of a dataclass, including those of its groups."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint, marks = hints[field.name], ()
@@ -109,7 +111,10 @@ def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Optio
 
 
 def closest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that was probably meant: one that begins with it, for options one of a group (--optim.lr for --lr), or a like one."""
+    """Returns the known word that was probably meant, or None.
+
+    It is an option of a group with that name (--optim.lr for --lr), a word that starts with it, or a similar word.
+    """
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     ends = [name for name in known if name.rpartition(".")[2] == word.lstrip("-")]
     begins = [name for name in known if len(word) > 2 and name.startswith(word)]
@@ -119,11 +124,11 @@ def closest(word: str, known: Sequence[str]) -> str | None:
 
 
 def _mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | None:
-    """One sentence on what is wrong with a command line, or None where nothing is found."""
+    """Returns one sentence on what is wrong with a command line, or None if no mistake is found."""
     named = {name: option for option in known if not option.positional for name in _spellings(option)}
     help_text = f"`{prog} --help` shows all options"
     positional, seen = [], []
-    alone = not any(option.positional for option in known)  # then all values up to the next option belong to an option
+    no_positional = not any(option.positional for option in known)  # then all values up to the next option belong to an option
     for name, values in _groups(arguments):
         if name is None:
             positional += values
@@ -137,11 +142,11 @@ def _mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | 
         taken, rest = _taken(option.type, values)
         positional += rest
         seen.append(option)
-        if option.is_flag and values and alone:
+        if option.is_flag and values and no_positional:
             off = next(spelling for spelling in _spellings(option) if "no-" in spelling)
             return f"{name} takes no value, got {_shown(values)}: give {option.names[0]} or {off}."
-        if not option.is_flag and (not _fits(option.type, taken) or (rest and alone)):
-            return _value_mistake(option, name, values if alone else taken)
+        if not option.is_flag and (not _fits(option.type, taken) or (rest and no_positional)):
+            return _value_mistake(option, name, values if no_positional else taken)
     for option in known:
         if not option.positional:
             continue
@@ -159,7 +164,7 @@ def _mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | 
 
 
 def _groups(arguments: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """(option, its values) one after the other; (None, values) for what comes before the first option."""
+    """Yields (option, its values) in order, and first (None, values) for the values before the first option."""
     name: str | None = None
     values: list[str] = []
     for argument in arguments:
@@ -173,7 +178,7 @@ def _groups(arguments: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
 
 
 def _taken(hint: Any, values: list[str]) -> tuple[list[str], list[str]]:
-    """The values that an option of this type takes of those that follow it, and the rest."""
+    """Returns the values that an option of this type takes of those that follow it, and the remaining ones."""
     if hint is bool:
         return [], values
     counts = [_count(part) for part in _alternatives(hint)]
@@ -185,11 +190,13 @@ def _taken(hint: Any, values: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _value_mistake(option: Option, name: str, values: list[str]) -> str:
+    """Returns a sentence on an invalid value of an option."""
     got = _shown(values) if values else "nothing"
     return f"{name} takes {_wanted(option.type)}, got {got}: give for example {_example(option, name)}."
 
 
 def _example(option: Option, name: str) -> str:
+    """Returns the option with a valid value, such as `--roi 96 96 96`."""
     default = option.default
     if default not in (None, dataclasses.MISSING, ()) and not isinstance(default, bool):
         values = map(str, default) if isinstance(default, tuple) else [str(default)]
@@ -209,19 +216,20 @@ def _example_values(part: Any) -> Sequence[str]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The types of a union, None last."""
+    """Returns the types of a union, with None last."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return [part for part in parts if part is not type(None)] + [part for part in parts if part is type(None)]
 
 
 def _count(part: Any) -> int | None:
-    """How many values a type takes; None: any number."""
+    """Returns the number of values that a type takes, or None for any number."""
     if get_origin(part) is not tuple:
         return 1
     return None if get_args(part)[-1] is Ellipsis else len(get_args(part))
 
 
 def _fits(hint: Any, values: list[str]) -> bool:
+    """Returns whether the values can be parsed as this type."""
     return any(_fits_one(part, values) for part in _alternatives(hint))
 
 
@@ -246,7 +254,7 @@ def _fits_one(part: Any, values: list[str]) -> bool:
 
 
 def _wanted(hint: Any) -> str:
-    """What values of a type are, in words, such as "three integers or None"."""
+    """Returns a description of the values of a type, such as "three integers or None"."""
     words: list[str] = []
     for part in _alternatives(hint):
         if get_origin(part) is tuple:
@@ -263,6 +271,7 @@ def _wanted(hint: Any) -> str:
 
 
 def _spellings(option: Option) -> list[str]:
+    """Returns all names under which an option can be given, such as --mirror and --no-mirror."""
     names = [_dashed(name) if name.startswith("--") else name for name in option.names]
     if option.is_flag:
         head, dot, last = names[0].removeprefix("--").rpartition(".")
@@ -279,6 +288,7 @@ def _dashed(name: str) -> str:
 
 
 def _marked(marker: Any, marks: Sequence[Any]) -> bool:
+    """Returns whether a field's annotations contain a marker of tyro."""
     return any(mark in marks for mark in marker[int].__metadata__)
 
 
@@ -286,7 +296,7 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _plain(text: str, prog: str) -> str:
-    """tyro's own words on one line, without the frame around them."""
+def _tyro_message(text: str, prog: str) -> str:
+    """Returns tyro's own message on one line, without its frame."""
     words = " ".join(line.strip("|+- ╭╮╰╯│─") for line in text.splitlines()).split()
     return f"the command line cannot be read ({' '.join(words)}): `{prog} --help` shows all options."

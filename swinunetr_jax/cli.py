@@ -1,4 +1,4 @@
-"""The command line, `swinunetr COMMAND`: which command runs, and what a user sees when it fails."""
+"""The command line `swinunetr COMMAND`: the choice of the command, and the messages when it fails."""
 
 import sys
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, sc
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `swinunetr` command.
+    """The entry point of the command `swinunetr`.
 
-    Exit codes: 0 all is well; 1 some cases failed or are faulty; 2 bad input, a file that the system refuses, or stdout that could not be
-    written (which is said on stderr; all other work was done); 130 interrupted.
+    Exit codes: 0 success; 1 some cases failed or are faulty; 2 bad input, a file that the system refuses, or stdout that could not be
+    written (which is reported on stderr; all other work was done); 130 interrupted.
     """
     console.configure_streams()
     try:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         place = f"{console.literal(error.filename)}: " if error.filename else ""
         code = _fail(f"{place}{error.strerror or error}; check the path, its permissions and the free space.")
     except KeyboardInterrupt:
-        console.say("interrupted; what was finished is kept, and the same command continues from there", sys.stderr)
+        console.say("interrupted; finished results are kept, and the same command continues from there", sys.stderr)
         code = EXIT_INTERRUPTED
     if not console.finish():
         code = code or EXIT_ERROR
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Runs the command that the arguments name; returns its exit code."""
+    """Runs the command that the arguments name, and returns its exit code."""
     if not arguments:
         raise InputError(f"a command is missing: give one of {', '.join(_names())}, or --help.")
     name, *rest = arguments
@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
         meant = command_line.closest(name, ["--help", "--version"])
         hint = f"did you mean {meant}? Else give" if meant else "give"
         raise InputError(
-            f"{console.literal(name)} is no option of swinunetr itself: {hint} the command first, one of {', '.join(_names())}."
+            f"{console.literal(name)} is not an option of swinunetr itself: {hint} the command first, one of {', '.join(_names())}."
         )
     meant = command_line.closest(name, _names())
     hint = f"did you mean {meant}? The" if meant else "the"

@@ -1,6 +1,6 @@
-"""The configuration of a Swin UNETR: frozen, checked on construction, equal by value, to and from a plain dict.
+"""The configuration of a Swin UNETR: immutable, checked on construction, compared by value, and convertible to and from a dict.
 
-Argument names, defaults and limits are those of `monai.networks.nets.SwinUNETR`, so that a MONAI argument list works as it is.
+Names, defaults and limits of the arguments are those of `monai.networks.nets.SwinUNETR`, so that MONAI's arguments work unchanged.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SIZE_MULTIPLE = 32  # patch embedding and four patch mergings halve every axis f
 
 @dataclass(frozen=True, kw_only=True)
 class SwinUNETRConfig:
-    """What network to build.
+    """The options of a Swin UNETR.
 
     Args:
         in_channels: input channels (modalities).
@@ -31,25 +31,26 @@ class SwinUNETRConfig:
         feature_size: channels at full resolution; a multiple of 12.
         depths: Swin blocks per stage, four stages.
         num_heads: attention heads per stage; each must divide its stage's width `feature_size * 2**stage`.
-        window_size: attention window, an int or one per axis; kept as a tuple.
-        qkv_bias: bias on the query, key and value projection.
-        mlp_ratio: hidden width of the MLP over the stage's width.
+        window_size: attention window, an int or one per axis; stored as a tuple.
+        qkv_bias: whether the query, key and value projection has a bias.
+        mlp_ratio: hidden width of the MLP divided by the stage's width.
         norm_name: norm of the convolutional blocks: "instance", "batch" or ("group", {"num_groups": n}).
-        num_groups: groups of the group norm, where `norm_name` is "group".
-        patch_norm: LayerNorm after the patch embedding.
-        normalize: affine-free LayerNorm on the encoder outputs handed to the decoder.
-        downsample: neighbour order of patch merging: "legacy" (all published weights; what MONAI <= 1.4 calls "merging"), "merging"
+        num_groups: groups of the group norm, if `norm_name` is "group".
+        patch_norm: whether a LayerNorm follows the patch embedding.
+        normalize: whether the encoder outputs that the decoder receives have a LayerNorm without parameters.
+        downsample: order of the neighbours in patch merging: "legacy" (all published weights; "merging" in MONAI <= 1.4), "merging"
             (MONAI >= 1.5) or "mergingv2".
-        use_v2: a residual convolution block before each stage.
-        drop_rate, attn_drop_rate, dropout_path_rate: dropout, attention dropout, stochastic depth; active only where a key is given.
-        use_checkpoint: recompute Swin blocks and convolution blocks in the backward pass: less memory, more time.
-        use_flash_attention: accepted for MONAI's sake; the numbers are the same, and the fastest formulation is always used.
-        dtype: computation type ("float32", "bfloat16", …); statistics and softmax stay in float32 at least.
-        param_dtype: storage type of the parameters.
-        patch_size: 2; nothing else can work, since the last decoder upsamples by a fixed 2.
+        use_v2: whether a residual convolution block precedes each stage.
+        drop_rate, attn_drop_rate, dropout_path_rate: rates of dropout, attention dropout and stochastic depth, which apply only if the
+            network is called with a key.
+        use_checkpoint: whether to recompute Swin blocks and convolution blocks in the backward pass, which saves memory and costs time.
+        use_flash_attention: accepted for compatibility with MONAI and ignored, because the fastest implementation is always used.
+        dtype: type of the computation ("float32", "bfloat16", …); statistics and softmax are computed in at least float32.
+        param_dtype: type in which the parameters are stored.
+        patch_size: 2, the only possible value, because the last decoder upsamples by a fixed factor of 2.
 
     Raises:
-        InputError: naming the argument, what was got and what was expected.
+        InputError: an argument has an impossible value; the message names it, its value and what was expected.
     """
 
     in_channels: int
@@ -103,7 +104,7 @@ class SwinUNETRConfig:
             self._set(name, _dtype_name(name, getattr(self, name)))
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # the dataclass is frozen once it is built
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def _check_stages(self) -> None:
         for name in ("depths", "num_heads"):
@@ -115,7 +116,7 @@ class SwinUNETRConfig:
             if self.stage_width(stage) % heads:
                 raise InputError(
                     f"`num_heads` of stage {stage + 1} must divide the stage's width: {self.stage_width(stage)} channels "
-                    f"(`feature_size` {self.feature_size} * {2**stage}) do not divide by {heads} heads."
+                    f"(`feature_size` {self.feature_size} * {2**stage}) are not divisible by {heads} heads."
                 )
         window = _as_tuple("window_size", self.window_size)
         window = window * self.spatial_dims if len(window) == 1 else window
@@ -138,7 +139,7 @@ class SwinUNETRConfig:
                 f"`norm_name` must be 'instance', 'batch' or ('group', {{'num_groups': n}}), got {self.norm_name!r}."
             )
         if (norm == "group") != (groups is not None):
-            raise InputError(f"`num_groups` goes with the group norm alone: got norm {norm!r} and `num_groups` {groups!r}.")
+            raise InputError(f"`num_groups` is valid only with the group norm: got norm {norm!r} and `num_groups` {groups!r}.")
         if groups is not None and (not _is_int(groups) or groups < 1 or self.feature_size % groups):
             raise InputError(f"`num_groups` must divide `feature_size` {self.feature_size}, got {groups!r}.")
         self._set("norm_name", norm)
@@ -155,39 +156,39 @@ class SwinUNETRConfig:
             self._set(name, float(value))
 
     def stage_width(self, stage: int) -> int:
-        """Channels of the tokens in stage 0 to 3 (and, for 4, of the encoder's last output)."""
+        """Returns the number of channels in stage 0 … 3, or of the encoder's last output for 4."""
         return self.feature_size * 2**stage
 
     def check_spatial(self, shape: tuple[int, ...]) -> None:
-        """Raises InputError unless the network can take a volume of this spatial shape."""
+        """Raises InputError unless the network accepts a volume of this spatial shape."""
         if len(shape) != self.spatial_dims:
             raise InputError(f"expected {self.spatial_dims} spatial axes, got {len(shape)} in shape {tuple(shape)}.")
         wrong = [axis for axis, size in enumerate(shape) if size < 1 or size % SIZE_MULTIPLE]
         if wrong:
             good = tuple(max(1, -(-size // SIZE_MULTIPLE)) * SIZE_MULTIPLE for size in shape)
             raise InputError(
-                f"every spatial size must be a multiple of {SIZE_MULTIPLE}: axes {wrong} of {tuple(shape)} are not; the next size that "
-                f"works is {good}."
+                f"every spatial size must be a multiple of {SIZE_MULTIPLE}: axes {wrong} of {tuple(shape)} are not; the next valid size "
+                f"is {good}."
             )
         if self.norm_name == "instance" and all(size == SIZE_MULTIPLE for size in shape):
             good = (*shape[:-1], 2 * SIZE_MULTIPLE)
             raise InputError(
                 f"a volume of {tuple(shape)} is one voxel at 1/{SIZE_MULTIPLE} resolution, where an instance norm has no variance; "
-                f"the smallest size that works is {good}."
+                f"the smallest valid size is {good}."
             )
 
     def replace(self, **changes: Any) -> "SwinUNETRConfig":
-        """A copy with some fields changed, checked again."""
+        """Returns a checked copy with some fields changed."""
         return SwinUNETRConfig.from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only; `from_dict` reads it back, JSON included."""
+        """Returns the fields as JSON values, which `from_dict` reads."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SwinUNETRConfig":
-        """The reverse of `to_dict`; unknown names are refused."""
+        """Returns the configuration of a dict from `to_dict`. Raises InputError for unknown or missing names."""
         values = dict(values)
         if "norm_name" in values and values["norm_name"] != "group":
             values["num_groups"] = None if isinstance(values["norm_name"], str) else values.get("num_groups")
@@ -204,17 +205,17 @@ class SwinUNETRConfig:
 
     @classmethod
     def brats21(cls, **changes: Any) -> "SwinUNETRConfig":
-        """The paper's BraTS 2021 network: FLAIR, T1ce, T1, T2 in; tumour core, whole tumour, enhancing tumour out."""
+        """Returns the paper's network for BraTS 2021: inputs FLAIR, T1ce, T1, T2; outputs tumour core, whole tumour, enhancing tumour."""
         return cls(**{"in_channels": 4, "out_channels": 3, "feature_size": 48, **changes})
 
     @classmethod
     def btcv(cls, **changes: Any) -> "SwinUNETRConfig":
-        """The BTCV abdominal CT network: one channel in, background and 13 organs out."""
+        """Returns the network for abdominal CT (BTCV): one input channel; outputs background and 13 organs."""
         return cls(**{"in_channels": 1, "out_channels": 14, "feature_size": 48, **changes})
 
 
 def _is_int(value: Any) -> bool:
-    """Also for integers of numpy, which are kept as Python's."""
+    """Returns whether the value is an integer of Python or numpy, but not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

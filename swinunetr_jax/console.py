@@ -1,7 +1,7 @@
-"""What is printed on a terminal or into a log: any text, on any encoding, and the progress of long work.
+"""Output to a terminal or a log: text from data, streams of any encoding, and the progress of long work.
 
-Names and labels come from data, so they are untrusted: `literal` makes control characters visible, `csv_cell` keeps a spreadsheet from
-running a name as a formula, and `configure_streams` keeps an encoding without "→" or "×" from ending a run.
+Names and labels come from data and are not trusted: `literal` makes control characters visible, `csv_cell` keeps a spreadsheet from
+evaluating a name as a formula, and `configure_streams` keeps an encoding without "→" or "×" from stopping a run.
 """
 
 import contextlib
@@ -17,34 +17,34 @@ from tqdm import tqdm
 
 from swinunetr_jax.errors import InputError
 
-# C0 and C1 control characters, line and paragraph separators, direction overrides, and lone surrogates (bytes of a name that are no UTF-8).
+# C0 and C1 control characters, line and paragraph separators, direction overrides, and lone surrogates (bytes that are not UTF-8).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet evaluate a cell
-LINES_PER_TASK = 4  # progress lines where there is no terminal
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
+LINES_PER_TASK = 4  # progress lines if there is no terminal
 
 
 def configure_streams() -> None:
-    """Keeps stdout and stderr from ending a program; every entry point calls this first.
+    """Keeps errors of stdout and stderr from stopping the program; every entry point calls this first.
 
-    They print every character: what an encoding lacks becomes a backslash escape. A line is written as soon as it is complete. A stream
-    that fails later (a full disk, a reader that ended) is given up, which is said once on stderr, and the program continues; `finish`
-    then says so to the caller. A stream that was closed from the start, as by `>&-`, is taken as one that nobody wants.
+    Afterwards the streams accept every character: those that an encoding lacks become backslash escapes. A line is written as soon as it
+    is complete. If a stream fails later (a full disk, a reader that ended), this is reported once on stderr, nothing more is written to it,
+    and the program continues; `finish` returns False in this case. A stream that is closed from the start, as by `>&-`, is discarded.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
             _occupy(number)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it is open as long as the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
             continue
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)
-        if stream is getattr(sys, f"__{name}__"):  # not one that a test or a notebook put there
+        if stream is getattr(sys, f"__{name}__"):  # not one that a test or a notebook has replaced
             setattr(sys, name, _Tolerant(stream, name))
 
 
 def finish() -> bool:
-    """Writes what is still held back; returns whether all that was printed on stdout was written."""
+    """Flushes both streams and returns whether everything printed to stdout was written."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -52,7 +52,7 @@ def finish() -> bool:
 
 
 class _Tolerant:
-    """A standard stream that does not raise: after the first error nothing more is written to it."""
+    """A standard stream that raises no OSError: after the first one nothing more is written to it."""
 
     def __init__(self, stream: TextIO, name: str):
         self._stream, self._name, self.failed = stream, name, False
@@ -79,74 +79,81 @@ class _Tolerant:
             _discard(self._stream)
             if self._name == "stdout":
                 reason = "its reader ended" if isinstance(error, BrokenPipeError) else error.strerror or error
-                warn(f"stdout cannot be written ({reason}); the work continues, and what it prints is lost.")
+                warn(f"stdout cannot be written ({reason}); the work continues without it.")
             return len("".join(arguments))
 
 
 def _discard(stream: TextIO) -> None:
-    """What the stream still holds, and what others write to its file descriptor, goes nowhere, also when Python ends."""
+    """Redirects the stream's file descriptor to the null device, so that its buffer causes no error when Python ends."""
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _occupy(number: int) -> None:
-    """Opens the null device as a standard file descriptor that is closed, so that no other file gets its number."""
+    """Opens the null device as a standard file descriptor that is closed, so that no other file receives its number."""
     try:
         os.fstat(number)
     except OSError:
         with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            if nowhere != number:
-                os.dup2(nowhere, number)
-                os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
 
 
 def literal(text: object) -> str:
-    """Text from data on one line, with control characters and surrogates as escapes such as \\x1b: a terminal obeys none of them."""
+    """Returns text from data on one line, with control characters and surrogates as escapes such as \\x1b, which terminals ignore."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
 def csv_cell(text: object) -> str:
-    """Text from data for a cell of a CSV file: literal, and with an apostrophe before what a spreadsheet would evaluate."""
+    """Returns text from data for a cell of a CSV file: literal, and with an apostrophe before text that a spreadsheet would evaluate."""
     text = literal(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+def name_list(names: Iterable[object], most: int = 5) -> str:
+    """Returns the first names, at most `most`, and the number of the others, such as 'a, b, c, d, e and 195 more'."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def duration(seconds: float) -> str:
-    """A time for people, such as 42 s, 13 min or 2.5 h."""
+    """Returns a time as text such as 42 s, 13 min or 2.5 h."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def literal_lines(error: BaseException) -> str:
-    """The message of an error, literal, a line for each of its arguments: that is how `InputError` lists several faults."""
+    """Returns the message of an error as literal text, with a line for each argument of an `InputError`, which may list several faults."""
     return "\n".join(map(literal, error.args)) if isinstance(error, InputError) else literal(error)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a text at once. The caller passes what comes from data through `literal`, lest it holds line breaks of its own."""
+    """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks."""
     stream = stream or sys.stdout
-    stream.write("\n".join(map(literal, text.split("\n"))) + "\n")  # at once: lines of several processes do not mix
+    stream.write("\n".join(map(literal, text.split("\n"))) + "\n")  # in one call, so that lines of several processes do not mix
     stream.flush()
 
 
 def warn(text: str) -> None:
-    """Prints a warning, on stderr."""
+    """Prints a warning on stderr."""
     say(f"warning: {text}", sys.stderr)
 
 
 class Progress:
-    """A bar on a terminal, and a few lines with the time left elsewhere.
+    """The progress of long work: a bar on a terminal, or a few lines with the remaining time elsewhere.
 
         with Progress("preparing cases", unit="case") as progress:
             progress(done, total)
 
     Args:
-        title: what is being done; literal.
-        unit: what is counted.
-        silent: print nothing, for processes that are not the first.
-        stream: where lines are printed; by default stdout. A bar is on stderr.
+        title: the name of the work; `literal` is applied to it.
+        unit: the name of what is counted, in the singular.
+        silent: whether to print nothing, for all processes but the first.
+        stream: the stream for lines, by default stdout. The bar is on stderr.
     """
 
     def __init__(self, title: str, unit: str, *, silent: bool = False, stream: TextIO | None = None):
@@ -163,7 +170,7 @@ class Progress:
             self.bar.close()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """So many of so many units are done; `note` is shown behind that."""
+        """Shows that `done` of `total` units are done, followed by `note`."""
         if self.silent:
             return
         if self.on_terminal:
@@ -175,7 +182,7 @@ class Progress:
             return
         now = time.monotonic()
         if self.first is None:
-            self.first = (done, now)  # the first unit compiles, so it says nothing of the others' time
+            self.first = (done, now)  # the first unit includes compilation, so it is not used for the estimate
         if done == total or done / total >= self.share + 1 / LINES_PER_TASK:
             self.share = done / total
             left = ""

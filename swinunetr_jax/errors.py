@@ -4,12 +4,12 @@
 class InputError(ValueError):
     """Bad input: a file, an option, a shape, a checkpoint.
 
-    Its message is one sentence: what is wrong, where, what was expected and what to do. The command line prints the message and
-    exits with a non-zero code; from Python it is an ordinary `ValueError`.
+    The message is one sentence: what is wrong, where, what was expected and what to do. The command line prints the message and
+    exits with a non-zero code; in Python it is an ordinary `ValueError`.
 
     Args:
-        lines: the message; where it lists several faults, each is a line and an argument of its own, so that a line break within one
-            of them (file names may hold them) is known to come from data.
+        lines: the message. If it lists several faults, each of them is a line and a separate argument, so that a line break within an
+            argument is known to come from data, such as a file name.
     """
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """Dice and cross-entropy losses with MONAI's options and numbers (`monai.losses.DiceLoss`, `DiceCELoss`).
 
-Logits are [b, *grid, c], channels last, with any number of spatial axes. Label maps, [b, *grid] of integers, become targets,
-[b, *grid, c] of 0 and 1, on the device and inside the loss: compilers fuse the comparison into the sums, no copy is kept.
-Everything is summed in float32 or better, whatever the type of the logits.
+Logits are [b, *grid, c], channels last, with any number of spatial axes. Label maps, integers [b, *grid], become targets, 0 and 1 in
+[b, *grid, c], on the device and inside the loss, where the compiler fuses the comparison into the sums instead of storing targets. All
+sums are computed in at least float32, whatever the type of the logits.
 """
 
 import math
@@ -23,14 +23,15 @@ SMOOTH = 1e-5
 
 
 def targets(labels: jax.Array, task: Task) -> jax.Array:
-    """What each output should be: float32 [b, *grid, c] of 0 and 1 from a label map [b, *grid] of integers.
+    """Returns the target of each output, 0 and 1 in float32 [b, *grid, c], for a label map, integers [b, *grid].
 
-    A region is 1 where the label is one of its members, a class where the label is its value. A label that belongs to no output
-    is 0 in all of them.
+    A region is 1 where the label is one of its members, and a class where the label is its value. A label that belongs to no output is 0
+    in all of them.
     """
-    members = [output.members if task.kind == "regions" and output.members else (output.value,) for output in task.outputs]
+    members = [task.labels_of(output) for output in task.outputs]
     longest = max(map(len, members))
-    # One row per comparison, short ones repeated: comparisons alone fuse where a table that is indexed would not.
+    # One row per comparison, with the first label repeated where an output has fewer labels. Comparisons fuse with the sums of the loss,
+    # unlike a look-up in a table.
     rows = np.array([values + values[:1] * (longest - len(values)) for values in members]).T
     labels = labels[..., None]
     inside = labels == rows[0]
@@ -53,22 +54,30 @@ def dice_loss(
     reduction: Literal["mean", "sum", "none"] = "mean",
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """1 - Dice, a number, or [b, c] for reduction "none". Source: `monai.losses.DiceLoss`.
+    """Returns the soft Dice loss, a number, or [b, c] for reduction "none".
+
+    For probabilities p and targets t of one sample and channel, summed over the grid, the loss is
+
+        1 - (2 Σ p t + smooth_nr) / (Σ p + Σ t + smooth_dr).
+
+    Milletari et al. 2016 (https://arxiv.org/abs/1606.04797) introduced it with p² and t² in the denominator (`squared`). Source:
+    `monai.losses.DiceLoss`.
 
     Args:
         logits: [b, *grid, c].
-        targets: [b, *grid, c] of 0 and 1.
-        activation: what makes probabilities of the logits; None where they are probabilities.
-        include_background: count channel 0.
-        squared: squares in the denominator, as in V-Net.
-        jaccard: 1 - intersection over union instead.
-        smooth_nr, smooth_dr: added to the numerator and the denominator; an absent class has the loss 1 - smooth_nr /
-            (prediction + smooth_dr).
-        batch: sum over the batch before dividing; "none" then gives [c].
-        weight: [c], a factor for each channel's loss, not part of the mean's divisor; of no effect on a single channel.
+        targets: 0 and 1 in [b, *grid, c].
+        activation: the function that turns logits into probabilities; None if `logits` are probabilities.
+        include_background: whether channel 0 counts.
+        squared: whether the denominator has squares, as in V-Net.
+        jaccard: whether to return 1 - intersection over union instead.
+        smooth_nr, smooth_dr: the terms added to the numerator and the denominator. A class without voxels has the loss
+            1 - smooth_nr / (Σ p + smooth_dr).
+        batch: whether to sum over the batch before dividing; reduction "none" then returns [c].
+        reduction: how the losses of samples and channels are combined.
+        weight: [c], a factor for the loss of each channel, which the mean does not divide by; it has no effect on a single channel.
 
     Raises:
-        InputError: shapes differ, an option is unknown, or there is but one channel for what needs several.
+        InputError: the shapes differ, an option is unknown, or `logits` has one channel although an option needs several.
     """
     if logits.shape != targets.shape:
         raise InputError(f"`targets` has shape {targets.shape}, expected {logits.shape}, that of `logits`.")
@@ -84,11 +93,11 @@ def dice_loss(
     first = 0 if include_background else 1
     p, t = p[..., first:], t[..., first:]
     axes = tuple(range(0 if batch else 1, p.ndim - 1))
-    both = jnp.sum(p * t, axes)  # [b, c], or [c] of a batch
-    either = jnp.sum(p * p, axes) + jnp.sum(t * t, axes) if squared else jnp.sum(p, axes) + jnp.sum(t, axes)
+    intersection = jnp.sum(p * t, axes)  # [b, c], or [c] if `batch`
+    total = jnp.sum(p * p, axes) + jnp.sum(t * t, axes) if squared else jnp.sum(p, axes) + jnp.sum(t, axes)
     if jaccard:
-        either = 2 * (either - both)
-    loss = 1 - (2 * both + smooth_nr) / (either + smooth_dr)
+        total = 2 * (total - intersection)
+    loss = 1 - (2 * intersection + smooth_nr) / (total + smooth_dr)
     if weight is not None and loss.shape[-1] > 1:
         loss = loss * _weights(weight, logits)[first:]
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
@@ -103,16 +112,23 @@ def cross_entropy(
     weight: jax.Array | None = None,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """Cross-entropy, a number. Source: `torch.nn.CrossEntropyLoss` and `torch.nn.BCEWithLogitsLoss`.
+    """Returns the cross-entropy, a number.
+
+    For logits x and targets t of one voxel the loss is
+
+        softmax: -Σ_c t_c log softmax(x)_c
+        sigmoid: -t log σ(x) - (1 - t) log(1 - σ(x)) for each channel
+
+    Source: `torch.nn.CrossEntropyLoss` and `torch.nn.BCEWithLogitsLoss`.
 
     Args:
         logits: [b, *grid, c].
-        targets: [b, *grid, c] of 0 and 1, or for a softmax a map of channel numbers, integers [b, *grid].
-        activation: "softmax" compares channels and has the mean over voxels; "sigmoid" takes each channel by itself and has the
-            mean over voxels and channels.
-        weight: [c]; for a sigmoid a factor of what should be 1. The mean of a softmax is divided by the summed weights of the
-            voxels' classes for a map of channel numbers, and by the number of voxels otherwise, as PyTorch does.
-        label_smoothing: share of the target spread over all channels, for a softmax.
+        targets: 0 and 1 in [b, *grid, c], or for a softmax the channel number of each voxel, integers [b, *grid].
+        activation: "softmax", with the mean over voxels, or "sigmoid", with the mean over voxels and channels.
+        reduction: how the losses of all voxels are combined.
+        weight: [c]; for a sigmoid, the factor of the term in t. As in PyTorch, the mean of a softmax is divided by the sum of the weights
+            of the voxels' classes if targets are channel numbers, and by the number of voxels otherwise.
+        label_smoothing: for a softmax, the share of the target that is distributed over all channels.
     """
     if activation not in ACTIVATIONS:
         raise InputError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
@@ -128,7 +144,8 @@ def cross_entropy(
     if activation == "sigmoid":
         if label_smoothing:
             raise InputError(f"`label_smoothing` is for a softmax, got {label_smoothing} with a sigmoid.")
-        # -log sigmoid(x) and -log(1 - sigmoid(x)), not one from the other, as their difference x may be much larger than both
+        # softplus(-x) is -log σ(x), and softplus(x) is -log(1 - σ(x)). Neither is computed from the other, because their difference x may
+        # be much larger than both.
         loss = (t if weights is None else weights * t) * jax.nn.softplus(-x) + (1 - t) * jax.nn.softplus(x)
         return loss.mean() if reduction == "mean" else loss.sum()
     if channels == 1:
@@ -138,8 +155,8 @@ def cross_entropy(
         count = jnp.sum(t * weights)
     t = t * (1 - label_smoothing) + label_smoothing / channels if label_smoothing else t
     t = t if weights is None else t * weights
-    # Written out, so that no array of log-probabilities is kept for the backward pass; without the largest logit, which may be so large
-    # that the difference of two logits is lost to rounding.
+    # The log-probabilities are written out, so that no array of them is stored for the backward pass. The largest logit is subtracted
+    # first, because it may be so large that the difference of two logits is lost to rounding.
     x = x - jax.lax.stop_gradient(x.max(-1, keepdims=True))
     loss = jnp.sum(t * (jax.nn.logsumexp(x, -1, keepdims=True) - x))
     return loss / count if reduction == "mean" else loss
@@ -162,16 +179,16 @@ def dice_ce_loss(
     weight: jax.Array | None = None,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """lambda_dice · `dice_loss` + lambda_ce · `cross_entropy`; options as there. Source: `monai.losses.DiceCELoss`.
+    """Returns lambda_dice · `dice_loss` + lambda_ce · `cross_entropy`, with their options. Source: `monai.losses.DiceCELoss`.
 
-    Targets may be a map of channel numbers for a softmax. Where there are several sigmoids, each has its own binary
-    cross-entropy. MONAI 1.6.1 has that for a single channel only: of several, even overlapping ones, it takes the softmax.
+    For a softmax, targets may be channel numbers. With sigmoids each channel has its own binary cross-entropy; MONAI 1.6.1 does this for a
+    single channel only and takes the softmax of several channels, even if they overlap.
     """
     numbered = targets.ndim == logits.ndim - 1 and activation == "softmax"
-    hot = targets[..., None] == np.arange(logits.shape[-1]) if numbered else targets
+    one_hot = targets[..., None] == np.arange(logits.shape[-1]) if numbered else targets
     dice = dice_loss(
         logits,
-        hot,
+        one_hot,
         activation=activation,
         include_background=include_background,
         squared=squared,
@@ -190,9 +207,10 @@ def dice_ce_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A loss of logits [b, *grid, c] against a label map [b, *grid], a number; the task tells sigmoid from softmax.
+    """A loss of logits [b, *grid, c] and a label map [b, *grid]; it returns a number.
 
-    `kind` is "dice" or "dice_ce", other fields are those of `dice_loss` and `dice_ce_loss`. The default is the recipe of BraTS.
+    The task decides between sigmoid and softmax. `kind` is "dice" or "dice_ce", and the other fields are options of `dice_loss` and
+    `dice_ce_loss`. The defaults are those of the recipe for BraTS.
     """
 
     kind: Literal["dice", "dice_ce"] = "dice"
@@ -202,27 +220,27 @@ class Loss:
     squared: bool = False
     """Square the terms of the denominator, as in V-Net."""
     batch: bool = False
-    """Take the Dice of the whole batch as of one volume, not of each sample."""
+    """Compute the Dice over the whole batch instead of each sample."""
     smooth_nr: float = SMOOTH
-    """Number that is added to the numerator."""
+    """The number added to the numerator."""
     smooth_dr: float = SMOOTH
-    """Number that is added to the denominator."""
+    """The number added to the denominator."""
     lambda_dice: float = 1.0
-    """Weight of the Dice part of dice_ce."""
+    """The weight of the Dice loss in dice_ce."""
     lambda_ce: float = 1.0
-    """Weight of the cross-entropy."""
+    """The weight of the cross-entropy in dice_ce."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"`kind` of the loss must be one of {', '.join(KINDS)}, got {self.kind!r}.")
         for name in ("smooth_nr", "smooth_dr", "lambda_dice", "lambda_ce"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"`{name}` of the loss must be a number of 0 or more, got {getattr(self, name)!r}.")
+                raise InputError(f"`{name}` of the loss must be a number of at least 0, got {getattr(self, name)!r}.")
 
     def __call__(self, logits: jax.Array, labels: jax.Array, task: Task) -> jax.Array:
         if task.kind == "regions" and not self.include_background:
             raise InputError(
-                f"`include_background` is off, but regions have no background: it would drop {task.outputs[0].name}."
+                f"`include_background` is False, but regions have no background: it would exclude {task.outputs[0].name}."
             )
         fields = {name: getattr(self, name) for name in ("include_background", "squared", "batch", "smooth_nr", "smooth_dr")}
         fields["activation"] = "sigmoid" if task.kind == "regions" else "softmax"
@@ -233,6 +251,7 @@ class Loss:
 
 
 def _wide(x: jax.Array) -> jax.Array:
+    """Returns the array in at least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

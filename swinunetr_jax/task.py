@@ -1,6 +1,6 @@
-"""What a network was trained for: the meaning of its channels and outputs, and how a scan must be prepared for it.
+"""The task of a network: the meaning of its channels and outputs, and how a scan must be prepared for it.
 
-It travels with a checkpoint, so that `predict` needs no options.
+A task is stored with each checkpoint, so that `predict` needs no options.
 """
 
 import dataclasses
@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
+from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
 
 INTENSITIES = ("zscore", "window", "none")
-IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that nobody annotated
+IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that were not annotated
 
 
 class NetworkShape(Protocol):
@@ -30,7 +31,10 @@ class NetworkShape(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One output channel: its name, the label value it is written as, and (regions) the label values it is made of."""
+    """One output channel.
+
+    `name` is its name, `value` the label that it is written as, and `members`, for a region, the labels that the region consists of.
+    """
 
     name: str
     value: int
@@ -42,26 +46,25 @@ class Output:
         _set_tuple(self, "members", "label values", _is_label)
         if not _is_label(self.value):
             raise InputError(
-                f"`value` of {self.name} must be an integer in 0 … 255, the range of the uint8 label maps that are written, got "
-                f"{self.value!r}."
+                f"`value` of {self.name} must be an integer in 0 … 255, the range of uint8 label maps, got {self.value!r}."
             )
         object.__setattr__(self, "value", int(self.value))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """How to use a network.
+    """The meaning of a network's channels and outputs, and the preparation of its scans.
 
     Args:
-        kind: "regions" (overlapping, a sigmoid and a threshold for each channel) or "classes" (one of them per voxel).
-        outputs: one per output channel. Regions are painted in the order of `paint`, later over earlier.
-        paint: order of painting regions, as channel numbers; empty for classes.
-        channels: names of the input channels in the network's order, empty where unknown.
-        orientation: axes the network was trained in, such as "LPS"; None takes scans as they are stored.
+        kind: "regions" (they may overlap, and each channel has a sigmoid and a threshold) or "classes" (one of them per voxel).
+        outputs: one per output channel.
+        paint: the order in which regions are written into a label map, later ones over earlier ones, as channel numbers; empty for classes.
+        channels: the names of the input channels in the network's order, empty if unknown.
+        orientation: the directions of the axes, such as "LPS"; None keeps the axes of each scan.
         intensity: "zscore" (per channel over non-zero voxels), "window" (clip to `window` and scale to 0 … 1) or "none".
-        window: low and high intensity, for "window".
-        roi: patch size to predict with, None for the default.
-        spacing: voxel size in mm along each axis of `orientation`, to which scans are resampled; None takes them as stored.
+        window: the low and the high intensity, for "window".
+        roi: the size of the windows in prediction, None for the default.
+        spacing: the voxel size in mm along each axis of `orientation` to which scans are resampled; None keeps that of each scan.
     """
 
     kind: str
@@ -90,9 +93,11 @@ class Task:
                 raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"`outputs` must hold one or more, each with a name of its own, got {names}.")
+            raise InputError(f"`outputs` must hold at least one, all with different names, got {names}.")
         if self.kind == "classes" and len(names) < 2:
-            raise InputError("`outputs` must hold two classes or more, as they exclude one another, got 1: make it a region.")
+            raise InputError(
+                "`outputs` must hold at least two classes, because exactly one applies to each voxel, got 1: make it a region."
+            )
         if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
             want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for classes"
             raise InputError(f"`paint` must {want}, got {self.paint!r}.")
@@ -102,7 +107,7 @@ class Task:
             raise InputError(f"`intensity` must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}.")
         if (self.intensity == "window") != (self.window is not None):
             raise InputError(
-                "`window` (low and high) goes with the intensity 'window', and only with it: got intensity "
+                "`window` (low and high) must be given with the intensity 'window' and only then: got intensity "
                 f"{self.intensity!r} and window {self.window}."
             )
         if self.window is not None and not (len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf):
@@ -111,54 +116,54 @@ class Task:
             raise InputError(f"`orientation` must name one direction per axis, such as 'RAS' or 'LPS', got {self.orientation!r}.")
 
     def check(self, config: NetworkShape) -> None:
-        """Raises InputError unless the channels and outputs are as many as the network's."""
+        """Raises InputError unless the numbers of channels and outputs, and the window size, fit the network."""
         for name, got, want in (
             ("channels", len(self.channels) or config.in_channels, config.in_channels),
             ("outputs", len(self.outputs), config.out_channels),
         ):
             if got != want:
-                raise InputError(f"the task names {got} {name}, the network has {want}: name as many.")
+                raise InputError(f"the task names {got} {name}, but the network has {want}: name as many.")
         if self.roi is not None:
             config.check_spatial(self.roi)
 
     def _check_region_values(self) -> None:
-        """A label map must say which region a voxel is in, so each region needs a value of its own among its members."""
-        taken: dict[int, str] = {}
+        """Raises InputError unless each region has a different value, which is one of its members, so that label maps are unambiguous."""
+        used: dict[int, str] = {}
         for output in self.outputs:
-            first = taken.setdefault(output.value, output.name)
+            first = used.setdefault(output.value, output.name)
             if output.value == 0 or first != output.name:
                 other = "the background" if output.value == 0 else first
                 raise InputError(
-                    f"`value` of {output.name} is {output.value}, that of {other}: give each region a value of its own."
+                    f"`value` of {output.name} is {output.value}, the value of {other}: give each region a different value."
                 )
             if output.members and output.value not in output.members:
                 raise InputError(
-                    f"`value` of {output.name} is {output.value}, which is not among its `members` {output.members}: a region is "
-                    "written as one of the labels that it is made of."
+                    f"`value` of {output.name} is {output.value}, which is not among its `members` {output.members}: a region "
+                    "must be written as one of the labels that it consists of."
                 )
 
     def labels_of(self, output: Output) -> tuple[int, ...]:
-        """The label values that count as an output in a label map: a region's members, else its value alone."""
+        """Returns the labels that belong to an output in a label map: the members of a region, otherwise its value."""
         return output.members if self.kind == "regions" and output.members else (output.value,)
 
     @property
     def et_label(self) -> int | None:
-        """The label of the output ET where BraTS data of another year may use the other number for it: 4 up to 2022, 3 from 2023.
+        """The label of the output ET if BraTS data of another year may use the other number for it: 4 up to 2022, 3 since 2023.
 
-        None where the two numbers cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
-        this task, each with a meaning of its own (BraTS 2024: enhancing tumour 3, resection cavity 4).
+        It is None if the two numbers cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
+        this task with different meanings (BraTS 2024: enhancing tumour 3, resection cavity 4).
         """
-        used = {3, 4} & {value for output in self.outputs for value in (output.value, *output.members)}
+        used = set(brats.ET_LABELS) & {value for output in self.outputs for value in (output.value, *output.members)}
         value = next((output.value for output in self.outputs if output.name == "ET"), None)
         return value if used == {value} else None
 
     def with_et_label(self, label: int) -> "Task":
-        """The same outputs with the enhancing tumour as label 3 or 4; this task itself where `et_label` is None.
+        """Returns the task with the enhancing tumour as label 3 or 4, or this task itself if `et_label` is None.
 
         Raises:
             InputError: `label` is neither 3 nor 4.
         """
-        if label not in (3, 4):
+        if label not in brats.ET_LABELS:
             raise InputError(f"the enhancing tumour's label is {label!r}, expected 4 (BraTS up to 2022) or 3 (since 2023).")
         old = self.et_label
         if old is None:
@@ -171,12 +176,12 @@ class Task:
         return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only."""
+        """Returns the fields as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
-        """The reverse of `to_dict`, JSON included."""
+        """Returns the task of a dict from `to_dict`. Raises InputError if it does not describe a task."""
         try:
             outputs = tuple(Output(**output) for output in values["outputs"])
             return cls(**{**values, "outputs": outputs})
@@ -184,23 +189,20 @@ class Task:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"the description of the task cannot be read ({error}): expected what `Task.to_dict` gives."
+                f"the description of the task cannot be read ({error}): expected the result of `Task.to_dict`."
             ) from error
 
     @classmethod
-    def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = ("FLAIR", "T1ce", "T1", "T2"), **changes: Any) -> "Task":
-        """BraTS: tumour core, whole tumour, enhancing tumour; the enhancing tumour is label 4 up to 2022 and 3 from 2023."""
-        outputs = (
-            Output(name="TC", value=1, members=(1, et_label)),
-            Output(name="WT", value=2, members=(1, 2, et_label)),
-            Output(name="ET", value=et_label, members=(et_label,)),
-        )
+    def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = brats.CHANNELS, **changes: Any) -> "Task":
+        """Returns the task of BraTS: tumour core, whole tumour, enhancing tumour, which has label 4 up to 2022 and 3 since 2023."""
+        written = {"TC": 1, "WT": 2, "ET": et_label}  # each region is written as the label that no smaller region has
+        outputs = tuple(Output(name=n, value=written[n], members=members) for n, members in brats.regions(et_label).items())
         fields = {"kind": "regions", "outputs": outputs, "paint": (1, 0, 2), "channels": channels, "orientation": "LPS"}
         return cls(**{**fields, **changes})
 
     @classmethod
     def classes(cls, count: int, names: tuple[str, ...] = (), **changes: Any) -> "Task":
-        """Exclusive classes 0 … count - 1, the first the background."""
+        """Returns a task of exclusive classes 0 … count - 1, of which the first is the background."""
         names = names or ("background", *(f"class {value}" for value in range(1, count)))
         if len(names) != count:
             raise InputError(f"`names` must name {count} classes, got {len(names)}: {', '.join(names)}.")
@@ -211,13 +213,17 @@ class Task:
     def from_labels(
         cls, labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None = None, **changes: Any
     ) -> "Task | None":
-        """What a dataset.json describes, None where it names no label: regions where a label is a list of values, else classes.
+        """Returns the task that a dataset.json describes, or None if it names no label.
 
-        `order` is nnU-Net's regions_class_order, the values that regions are written as and the order in which they are painted;
-        without it, larger regions are painted first, each as a label that no later one has. A label `ignore` is no output.
+        Args:
+            labels: name → value, or a list of values for a region. With any list the task has regions, otherwise classes. The label
+                `ignore` is not an output.
+            order: nnU-Net's regions_class_order, the values that regions are written as, in the order of writing. Without it larger regions
+                are written first, each as a label that no later region has.
+            changes: further fields of the task.
 
         Raises:
-            InputError: a region would be written as a label that is not its own.
+            InputError: a region would be written as a label that does not belong to it.
         """
         values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != IGNORE}
         if not values:
@@ -242,7 +248,10 @@ class Task:
 
     @classmethod
     def default(cls, config: SwinUNETRConfig) -> "Task":
-        """For a checkpoint that says nothing: 4 inputs and 3 outputs are BraTS, one output is a region, anything else is classes."""
+        """Returns the assumed task of a checkpoint without one.
+
+        A network with 4 inputs and 3 outputs is for BraTS, one with a single output for a region, and any other for classes.
+        """
         if (config.in_channels, config.out_channels) == (4, 3) and config.spatial_dims == 3:
             return cls.brats()
         if config.out_channels == 1:  # a softmax over one channel would be 1 everywhere
@@ -250,17 +259,8 @@ class Task:
         return cls.classes(config.out_channels)
 
 
-def stated_et_label(labels: Mapping[str, int | list[int]] | None) -> int | None:
-    """The enhancing tumour's label, 3 or 4, where the labels of a dataset.json say it: by the name ET, or `ignore` is the other."""
-    if (ignore := (labels or {}).get(IGNORE)) in (3, 4):
-        return 7 - ignore
-    value = (labels or {}).get("ET")
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return value if value in (3, 4) else None
-
-
 def _is_int(value: Any) -> bool:
-    """Also for integers of numpy, which are kept as Python's."""
+    """Returns whether the value is an integer of Python or numpy, but not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -277,7 +277,17 @@ def _is_size(value: Any) -> bool:
 
 
 def _set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) -> None:
-    """Keeps a field that was given as any sequence as a tuple, so that owners are equal by value."""
+    """Stores a field that may be any sequence as a tuple, so that owners can be compared by value.
+
+    Args:
+        owner: the dataclass.
+        name: the field.
+        want: a description of the values, for the error message.
+        fits: returns whether a value is valid.
+
+    Raises:
+        InputError: the field is not a sequence of valid values.
+    """
     values = getattr(owner, name)
     if (
         not isinstance(values, (tuple, list, np.ndarray))
@@ -285,11 +295,11 @@ def _set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) ->
         or not all(map(fits, values))
     ):
         raise InputError(f"`{name}` must be a sequence of {want}, got {values!r}.")
-    object.__setattr__(owner, name, tuple(map(_plain, values)))  # the dataclass is frozen once it is built
+    object.__setattr__(owner, name, tuple(map(_python_number, values)))  # the dataclass is frozen
 
 
-def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's, which JSON can hold."""
+def _python_number(value: Any) -> Any:
+    """Returns a number of numpy as one of Python, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
 
 

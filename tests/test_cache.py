@@ -1,4 +1,4 @@
-"""The cache of training cases: made once, whole, and for as long as nothing that it was made of has changed."""
+"""The cache of training cases: entries are written once and completely, and are used until their sources or settings change."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from swinunetr_jax import files
-from swinunetr_jax.data import cache, cache_entry
-from swinunetr_jax.data.cache import prepare_training_cases
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.prepare import cache, cache_entry
+from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
@@ -52,7 +52,7 @@ def made(monkeypatch):
     return names
 
 
-def test_what_is_kept(tmp_path):
+def test_the_stored_arrays_and_facts(tmp_path):
     case = write_case(tmp_path / "data", affine=np.eye(4))  # RAS; the task wants LPS
     seen = []
     (prepared,) = prepare([case], tmp_path / "cache", progress=lambda *step: seen.append(step))
@@ -85,7 +85,7 @@ def test_a_label_outside_the_image_is_not_cut_off(tmp_path):
     assert prepared.foreground == ((2, 7), (0, 5), (0, 3))
 
 
-def test_a_windowed_image_is_kept_whole(tmp_path):
+def test_a_windowed_image_is_stored_whole(tmp_path):
     case = write_case(tmp_path)
     task = Task.brats(channels=("FLAIR", "T1"), intensity="window", window=(100.0, 500.0))
     (prepared,) = prepare([case], tmp_path / "cache", task)
@@ -94,7 +94,7 @@ def test_a_windowed_image_is_kept_whole(tmp_path):
     assert (np.array(prepared.foreground) >= [[2, 2], [1, 1], [2, 2]]).all()
 
 
-def test_half_precision(tmp_path):
+def test_float16(tmp_path):
     case = write_case(tmp_path)
     (half,), (whole,) = prepare([case], tmp_path / "cache", dtype="float16"), prepare([case], tmp_path / "cache")
     assert half.image.dtype == np.float16 and whole.image.dtype == np.float32 and half.image_path != whole.image_path
@@ -102,7 +102,7 @@ def test_half_precision(tmp_path):
     for factor in (1e4, 1e-12):
         image = nib.load(case.images[1])
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * np.float32(factor), LPS), case.images[1])
-        with pytest.raises(InputError, match=r"do not fit float16.*keep this cache in"):
+        with pytest.raises(InputError, match=r"do not fit float16.*store this cache in"):
             prepare([case], tmp_path / "cache", dtype="float16")
         assert np.isfinite(prepare([case], tmp_path / "cache")[0].image).all()
         case = write_case(tmp_path)
@@ -120,7 +120,7 @@ def test_finished_cases_are_skipped(tmp_path, made, monkeypatch):
     assert sorted(hashed) == sorted(path for p in first for path in (p.image_path, p.label_path))  # and no source
 
 
-def test_a_touched_file_is_hashed_and_a_changed_one_read(tmp_path, made):
+def test_a_touched_file_is_hashed_and_a_changed_file_is_read(tmp_path, made):
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
     os.utime(case.images[0], ns=(1, 1))
@@ -150,7 +150,7 @@ def test_other_settings_are_another_entry(tmp_path, made):
 @pytest.mark.parametrize(
     "damage", ["image", "label", "truncated", "flipped", "label flipped", "json", "empty", "foreign", "nested"]
 )
-def test_what_is_missing_or_damaged_is_said_and_made_again(tmp_path, made, damage):
+def test_missing_or_damaged_files_are_reported_and_prepared_again(tmp_path, made, damage):
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
     content, entry = first.image_path.read_bytes(), first.path.read_bytes()
@@ -209,7 +209,7 @@ WRONG_NUMBERS = {
 
 @pytest.mark.fault("2.4")
 def test_wrong_numbers_in_an_entry_are_never_used(tmp_path, made):
-    """Not even where the entry's digest is that of the wrong numbers; a mean that could be one is noticed by the digest alone."""
+    """This holds also if the entry's digest matches the wrong numbers. A plausible mean is detected only by the digest."""
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
     whole = json.loads(first.path.read_text())
@@ -227,7 +227,7 @@ def test_wrong_numbers_in_an_entry_are_never_used(tmp_path, made):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """A function that begins another training, as in a process of its own, and one that ends all that began."""
+    """A function that starts another training, as in a separate process, and one that ends all of them."""
     begun = []
 
     def begin():
@@ -246,7 +246,7 @@ def trainings(monkeypatch):
 @pytest.mark.fault("2.2")
 @pytest.mark.parametrize("where", ["two", "one"])
 def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, trainings, where):
-    """Cases of equal names, in another data set or in the same one after its files changed."""
+    """The cases have equal names, in another data set or in the same one after its files changed."""
     begin, end = trainings
     begin()
     (first,) = prepare([write_case(tmp_path / "one")], tmp_path / "cache")
@@ -264,7 +264,7 @@ def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, 
 
 
 @pytest.mark.fault("2.4")
-def test_a_cache_of_an_older_version_is_made_again_with_one_sentence(tmp_path, made):
+def test_a_cache_of_an_older_version_is_prepared_again_with_one_sentence(tmp_path, made):
     cases = [write_case(tmp_path / "data", name, seed) for seed, name in enumerate("ab")]
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -284,7 +284,7 @@ def test_a_cache_of_an_older_version_is_made_again_with_one_sentence(tmp_path, m
 
 
 @pytest.mark.fault("2.6")
-def test_what_a_killed_preparation_wrote_is_removed_by_the_next(tmp_path, monkeypatch):
+def test_temporary_files_of_a_killed_preparation_are_removed_by_the_next_one(tmp_path, monkeypatch):
     with subprocess.Popen(["true"]) as process:
         process.wait()
     with monkeypatch.context() as patched:
@@ -298,16 +298,16 @@ def test_what_a_killed_preparation_wrote_is_removed_by_the_next(tmp_path, monkey
 
 @pytest.mark.fault("3.5")
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "loop"], ids=ascii)
-def test_sources_and_folders_that_no_file_can_be_are_refused(tmp_path, name):
+def test_impossible_names_of_sources_and_folders_are_refused(tmp_path, name):
     case = write_case(tmp_path / "data")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         prepare([case], tmp_path / name)
     with pytest.raises(InputError, match=r"a: .*cannot be read"):
         prepare([Case("a", (tmp_path / name,), None, case.label)], tmp_path / "cache")
 
 
-def test_a_file_name_that_is_no_utf8(tmp_path, made):
+def test_a_file_name_that_is_not_utf8(tmp_path, made):
     case = write_case(tmp_path / os.fsdecode(b"caf\xe9"))
     said = []
     for _ in range(2):
@@ -327,10 +327,10 @@ def test_every_faulty_case_is_listed(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.float32), LPS), constant.images[1])
     nib.save(nib.Nifti1Image(np.full(SHAPE, 3, np.uint8), LPS), foreign.label)
     missing.label.unlink()
-    told = Case("told", missing.images, problem="it is broken.")
+    broken = Case("broken", missing.images, problem="it is broken.")
     no_label = Case("nolabel", no_label.images, no_label.channels)
     with pytest.raises(InputError) as caught:
-        prepare([good[0], nan, constant, no_label, foreign, missing, told, good[1]], tmp_path / "cache")
+        prepare([good[0], nan, constant, no_label, foreign, missing, broken, good[1]], tmp_path / "cache")
     head, *lines = str(caught.value).splitlines()
     assert head == "6 of 8 cases cannot be used for training:"
     for line, (name, word) in zip(
@@ -339,9 +339,9 @@ def test_every_faulty_case_is_listed(tmp_path):
             ("nan", "NaN or Inf"),
             ("constant", "channel T1 is constant"),
             ("nolabel", "has no label map"),
-            ("foreign", "label 3 is none of the task's (0, 1, 2, 4)"),
+            ("foreign", "label 3 is not one of the task's (0, 1, 2, 4)"),
             ("missing", "cannot be read"),
-            ("told", "it is broken."),
+            ("broken", "it is broken."),
         ],
         strict=True,
     ):
@@ -350,18 +350,18 @@ def test_every_faulty_case_is_listed(tmp_path):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-def test_arguments_that_cannot_be(tmp_path):
+def test_invalid_arguments(tmp_path):
     case = write_case(tmp_path)
     with pytest.raises(InputError, match="must be one of float32, float16, got 'int8'"):
         prepare([case], tmp_path, dtype="int8")
     with pytest.raises(InputError, match="several cases are called a;"):
         prepare([case, case], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         prepare([case], tmp_path / "file")
 
 
-def test_a_full_disk_is_the_folders_fault(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_folder(tmp_path, monkeypatch):
     case = write_case(tmp_path / "data")
 
     def full(*_, **__):
@@ -373,7 +373,7 @@ def test_a_full_disk_is_the_folders_fault(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_names_that_are_no_file_names(tmp_path):
+def test_case_names_that_are_not_file_names(tmp_path):
     case = write_case(tmp_path / "data")
     names = ("../up", "a/b", "a_b", "ä" * 200)
     cases = [Case(name, case.images, case.channels, case.label) for name in names]
@@ -381,7 +381,7 @@ def test_names_that_are_no_file_names(tmp_path):
     assert len({p.path for p in prepared}) == 4 and {p.path.parent for p in prepared} == {tmp_path / "cache"}
 
 
-def test_processes_at_once(tmp_path):
+def test_several_processes_at_once(tmp_path):
     for seed, name in enumerate("abcd"):
         write_case(tmp_path / "data", name, seed, shape=(30, 30, 30))
     program = textwrap.dedent("""

@@ -1,4 +1,4 @@
-"""A data set with every fault there is: all of them are found in one run, each under its name, and sound data give none."""
+"""A data set with every kind of fault: one run finds all of them under their names, and finds none in sound data."""
 
 import gzip
 import json
@@ -12,9 +12,10 @@ import pytest
 
 from swinunetr_jax import cli, console
 from swinunetr_jax.commands import validate
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.check import check_case, check_dataset
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.check.check_case import check_case
+from swinunetr_jax.data.check.check_dataset import check_dataset
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.training import Recipe
 from swinunetr_jax.training.data import gather
@@ -61,7 +62,7 @@ def header_bomb(path):
 
 
 def gzip_bomb(path):
-    """A file that could hold the 17 GB that its header claims: only the limit on memory refuses it."""
+    """A file that could hold the 17 GB that its header claims, so that only the limit on memory refuses it."""
     data = bytearray(gzip.decompress(path.read_bytes())[:352])
     data[42:48] = np.array([1625, 1625, 1625], "<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(data) + bytes(17 << 20), 0))
@@ -79,7 +80,7 @@ def moved(by):
     return affine
 
 
-# (what is done to a case's folder, end of the file it is found in, kind, severity, words of the message)
+# (a change of a case's folder, ending of the file that has the fault, kind, words of the message)
 FAULTS = {
     "truncated": (lambda f: at(f, "t1").write_bytes(at(f, "t1").read_bytes()[:-60]), "t1", "unreadable", "truncated"),
     "renamed": (lambda f: at(f, "t1").write_bytes(gzip.decompress(at(f, "t1").read_bytes())), "t1", "unreadable", "not gzip"),
@@ -90,8 +91,8 @@ FAULTS = {
     "gzip bomb": (lambda f: gzip_bomb(at(f, "t1")), "t1", "unreadable", "limit"),
     "bad label file": (lambda f: at(f, "seg").write_bytes(b"\x1f\x8b" + bytes(99)), "seg", "unreadable", "damaged"),
     "nan": (lambda f: save(at(f, "t1"), with_voxel(image(0), 1, np.nan, np.inf)), "t1", "not-finite", "2 of 210 voxels"),
-    "zero": (lambda f: save(at(f, "t1ce"), np.zeros(SHAPE, np.int16)), "t1ce", "constant", "0 everywhere"),
-    "constant": (lambda f: save(at(f, "t2"), np.full(SHAPE, 3.5, np.float32)), "t2", "constant", "3.5 everywhere"),
+    "zero": (lambda f: save(at(f, "t1ce"), np.zeros(SHAPE, np.int16)), "t1ce", "constant", "all voxels are 0,"),
+    "constant": (lambda f: save(at(f, "t2"), np.full(SHAPE, 3.5, np.float32)), "t2", "constant", "all voxels are 3.5,"),
     "missing channel": (lambda f: at(f, "t1ce").unlink(), None, "incomplete", "no T1ce image"),
     "4-d label": (lambda f: save(at(f, "seg"), np.ones((*SHAPE, 2), np.uint8)), "seg", "label-shape", "3-D"),
     "unknown label": (
@@ -103,12 +104,12 @@ FAULTS = {
     "negative label": (lambda f: save(at(f, "seg"), label(1, -1, dtype=np.int16)), "seg", "label-values", "such as -1"),
     "label between": (lambda f: save(at(f, "seg"), with_voxel(label(1), 0.5)), "seg", "label-values", "such as 0.5"),
     "nan label": (lambda f: save(at(f, "seg"), with_voxel(label(1), np.nan)), "seg", "not-finite", "1 of 210"),
-    "other era": (lambda f: save(at(f, "seg"), label(1, 2, 3)), "seg", "et-label", "up to 2022 it is 4"),
+    "other year": (lambda f: save(at(f, "seg"), label(1, 2, 3)), "seg", "et-label", "up to 2022 it is 4"),
     "shape": (lambda f: save(at(f, "t2"), image(0, (7, 6, 4))), "t2", "grid", "(7, 6, 5) and (7, 6, 4)"),
     "shifted label": (lambda f: save(at(f, "seg"), label(1), moved(3)), "seg", "grid", "3 mm apart"),
 }
 WARNINGS = {
-    "empty mask": (lambda f: save(at(f, "seg"), label()), "seg", "empty-label", "nothing but background"),
+    "empty mask": (lambda f: save(at(f, "seg"), label()), "seg", "empty-label", "only background"),
     "copied": (lambda f: at(f, "t1").write_bytes(at(f, "flair").read_bytes()), "t1", "duplicate", "channel FLAIR"),
     "no label": (lambda f: at(f, "seg").unlink(), None, "missing-label", "no label map"),
     "turned": (lambda f: [turn(at(f, end), np.diag([1.0, 1, 1, 1])) for end in (*ENDS, "seg")], None, "orientation", "RAS"),
@@ -127,7 +128,7 @@ def turn(path, affine):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """A case for each fault, as many sound ones, one that has two faults in one file and one in another, and a copied case."""
+    """A case for each fault, as many sound ones, one with two faults in one file and one in another, and a copy of a case."""
     root = tmp_path_factory.mktemp("faulty")
     expected = set()
     for number, (harm, end, kind, words) in enumerate([*FAULTS.values(), *WARNINGS.values()]):
@@ -151,7 +152,7 @@ def faulty(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_fault_is_found_in_one_run_and_nothing_else(faulty, workers):
+def test_one_run_finds_every_fault_and_no_other(faulty, workers):
     root, expected = faulty
     seen = []
     report = check_dataset(find_cases(root), workers=workers, progress=lambda case: seen.append(case.case.name))
@@ -169,7 +170,7 @@ def test_every_fault_is_found_in_one_run_and_nothing_else(faulty, workers):
     assert left == []
 
 
-def test_bombs_are_refused_before_memory_is_taken(faulty):
+def test_bombs_are_refused_before_memory_is_allocated(faulty):
     root, _ = faulty
     bombs = [n for n, name in enumerate(FAULTS) if name.endswith("bomb")]
     cases = [case for case in find_cases(root).cases if case.name in {f"BraTS2021_{n:05d}" for n in bombs}]
@@ -221,7 +222,7 @@ def kinds(case, **options):
 
 def test_known_labels(tmp_path):
     case = one(tmp_path, image(1), (0, 1, 5, 300 - 256))
-    assert kinds(case) == []  # no name tells which labels there are
+    assert kinds(case) == []  # no name states the labels
     assert kinds(case, labels=(1, 5, 44)) == []
     assert kinds(case, labels=(1, 5)) == ["unknown-label"]
     save(case.label, label(1, 70000, dtype=np.int32))
@@ -245,7 +246,7 @@ def test_channels_in_one_file(tmp_path):
     assert kinds(one(tmp_path, array[..., 0], channels=("T2",)), channels=("FLAIR",)) == ["channel-count"]
 
 
-def test_labels_that_are_missing(tmp_path):
+def test_missing_labels(tmp_path):
     assert kinds(one(tmp_path, image(1), label=None)) == ["missing-label"]
     assert kinds(one(tmp_path, image(1), label=None, split="test")) == []
     assert kinds(one(tmp_path, image(1), label=tmp_path / "no.nii.gz", split="validation")) == ["missing-label"]
@@ -287,10 +288,10 @@ def test_channel_counts_differ(tmp_path):
     arrays = [np.stack([image(n), image(n + 50)], -1) for n in range(3)] + [image(9)]
     (found,) = check_dataset(decathlon(tmp_path, arrays, modality=["MRI", "MRI"])).findings
     assert (found.case, found.kind, found.severity) == ("case_3", "channel-count", "error")
-    assert found.message.startswith("1 channel, in 3 of 4 cases 2;")
+    assert found.message.startswith("it has 1 channel, in 3 of 4 cases 2;")
 
 
-def test_labels_of_the_list_count(tmp_path):
+def test_labels_that_a_list_names(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2)], [label(1), label(1, 2)])
     (found,) = check_dataset(dataset).findings
     assert (found.case, found.kind) == ("case_1", "unknown-label")
@@ -298,7 +299,7 @@ def test_labels_of_the_list_count(tmp_path):
 
 
 @pytest.mark.fault("1.4")
-def test_labels_3_and_4_that_the_data_set_names_are_no_mixture_of_conventions(tmp_path):
+def test_labels_3_and_4_that_the_data_set_names_are_no_warning(tmp_path):
     named = {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}
     dataset = decathlon(tmp_path, [image(1), image(2)], [label(1, 2, 3), label(1, 4)], labels=named)
     assert check_dataset(dataset).findings == ()
@@ -317,7 +318,7 @@ def test_label_4_since_2023_may_be_the_resection_cavity(tmp_path, values, kind):
     assert check_dataset(find_cases(tmp_path), labels=range(5)).findings == ()
 
 
-def test_conventions_mixed_where_no_name_tells_them(tmp_path):
+def test_labels_3_and_4_in_different_cases_are_one_warning(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2), image(3)], [label(1, 2, 3), label(1, 4), label(2, 4)], labels=None)
     (found,) = check_dataset(dataset).findings
     assert (found.case, found.severity, found.kind) == (None, "warning", "et-label")
@@ -377,14 +378,14 @@ def test_the_command_lists_every_fault(faulty, tmp_path, capsys):
     assert (
         "\n  BraTS2021_00004  unreadable     BraTS2021_00004/BraTS2021_00004_t2.nii.gz\n      the file is a web page" in printed
     )
-    # there are more than twenty: equal ones share a row
+    # there are more than twenty, so similar ones share a row
     assert "\n  2 cases          constant\n      BraTS2021_00009, BraTS2021_00010\n      such as BraTS2021_00009/" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert not report["sound"] and len(report["findings"]) == len(expected)
     assert {(f["case"], f["kind"]) for f in report["findings"]} == {(case, kind) for case, _, kind, *_ in expected}
 
 
-def test_few_findings_are_told_one_by_one(tmp_path, capsys):
+def test_few_findings_are_listed_separately(tmp_path, capsys):
     folder = brats(tmp_path, 0)
     save(at(folder, "t1"), with_voxel(image(0), np.nan))
     at(folder, "t2").write_bytes(b"")
@@ -394,7 +395,7 @@ def test_few_findings_are_told_one_by_one(tmp_path, capsys):
     assert "\n  BraTS2021_00000  unreadable     BraTS2021_00000/BraTS2021_00000_t2.nii.gz\n      the file is empty" in printed
 
 
-def test_many_cases_with_the_same_fault_are_one_readable_row(tmp_path, capsys):
+def test_many_cases_with_the_same_fault_share_one_row(tmp_path, capsys):
     names = [f"case_{number}" for number in range(60)]
     decathlon(tmp_path, [with_voxel(image(number), np.nan) for number in range(60)])
     assert run(tmp_path) == 1
@@ -405,7 +406,7 @@ def test_many_cases_with_the_same_fault_are_one_readable_row(tmp_path, capsys):
     assert max(map(len, lines)) <= 100 and len(lines) < 30
 
 
-def test_channels_asked_for(tmp_path, capsys):
+def test_channels_of_the_command_line(tmp_path, capsys):
     brats(tmp_path, 0)
     assert run(tmp_path, "--channels", "FLAIR", "T2", "--label-values", 1, 2, 4) == 0
     assert run(tmp_path, "--channels", "FLAIR", "ADC") == 1
@@ -463,10 +464,10 @@ def test_real_data_are_sound(shared_data):
     assert report.summary()["labels"]["2"]["cases"] == 200
 
 
-@pytest.mark.parametrize("module", ["check", "check_case"])
+@pytest.mark.parametrize("module", ["check_case", "check_dataset", "check_labels", "findings", "problems"])
 def test_data_are_checked_without_jax(module):
-    source = (Path(validate.__file__).parents[1] / "data" / f"{module}.py").read_text("utf-8")
+    source = (Path(validate.__file__).parents[1] / "data/check" / f"{module}.py").read_text("utf-8")
     imports = [line.split()[1].split(".")[:2] for line in source.splitlines() if line.startswith(("import ", "from "))]
     own = {name[1] for name in imports if name[0] == "swinunetr_jax"}
     others = {name[0] for name in imports if name[0] != "swinunetr_jax"}
-    assert own <= {"data", "errors", "files", "version"} and others <= {*sys.stdlib_module_names, "numpy"}
+    assert own <= {"console", "data", "errors", "files", "version"} and others <= {*sys.stdlib_module_names, "numpy"}

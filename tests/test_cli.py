@@ -1,4 +1,4 @@
-"""The command line: it starts at once, answers mistakes in one plain sentence, and no name and no stream ends its work."""
+"""The command line: it starts quickly, explains mistakes in one sentence, and neither names nor streams stop its work."""
 
 import os
 import re
@@ -39,6 +39,12 @@ def scans(root: Path, *names: str | bytes) -> Path:
         nib.save(nib.Nifti1Image(array, np.eye(4)), root / "scan.nii.gz")
         (root / "scan.nii.gz").rename(folder / "T1.nii.gz")
     return root
+
+
+def test_the_trainer_imports_matplotlib_only_to_draw():
+    program = "import sys, train.__main__, train.loop; print('matplotlib' in sys.modules)"
+    done = process("-c", program, cwd=Path(__file__).parents[1])
+    assert done.stdout.decode().strip() == "False", done.stderr.decode()
 
 
 @pytest.mark.fault("5.2")
@@ -110,7 +116,7 @@ def test_the_trainer_suggests_recipes_and_options():
         ("--num-groups x", "an integer", "--num-groups 96"),
     ],
 )
-def test_a_bad_value_is_answered_with_what_is_wanted_and_an_example(given, wanted, example, capsys):
+def test_a_message_on_a_bad_value_names_the_type_and_an_example(given, wanted, example, capsys):
     code, out, error = run(*PREDICT, *given.split(), capsys=capsys)
     name, *values = given.replace("=", " ").split()
     assert (code, out) == (2, "") and error.startswith(f"error: {name} takes {wanted}") and example in error
@@ -132,7 +138,7 @@ def test_a_bad_value_is_answered_with_what_is_wanted_and_an_example(given, wante
         (("--roi", "predict"), "give the command first"),
     ],
 )
-def test_what_is_missing_or_too_much_is_said(command, words, capsys):
+def test_missing_and_surplus_arguments_are_reported(command, words, capsys):
     code, out, error = run(*command, capsys=capsys)
     assert (code, out) == (2, "") and words in error and error.startswith("error: ") and error.count("\n") == 1
 
@@ -149,14 +155,14 @@ def test_what_is_missing_or_too_much_is_said(command, words, capsys):
         ("msd --phantom.cases 3", "no option --phantom.cases"),
     ],
 )
-def test_the_trainer_answers_bad_values_alike(given, words):
+def test_the_trainer_explains_bad_values_in_the_same_way(given, words):
     with pytest.raises(InputError) as refused:
         trainer.parse(given.split())
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def described(printed: str) -> dict[str, str]:
-    """What a help says of each option, by the option's first name."""
+    """Returns the help text of each option by its first name."""
     blocks = re.split(r"\n  (?=\S)", printed)
     texts = {}
     for block in blocks:
@@ -169,7 +175,7 @@ def described(printed: str) -> dict[str, str]:
 
 @pytest.mark.fault("5.9")
 @pytest.mark.parametrize("name", [*cli.COMMANDS, *RECIPES, "--resume"])
-def test_every_option_has_a_text(name, capsys):
+def test_every_option_has_a_help_text(name, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"]) if name in cli.COMMANDS else trainer.parse([name, "--help"])
     assert ended.value.code == 0
@@ -197,7 +203,7 @@ def test_any_name_is_printed_on_any_encoding(tmp_path, encoding):
 @pytest.mark.fault("3.2")
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("command", [["--help"], ["predict", "--help"], ["--version"], ["validate", "SCANS"]])
-def test_a_full_disk_behind_stdout_is_said_once(tmp_path, command):
+def test_a_full_disk_behind_stdout_is_reported_once(tmp_path, command):
     root = scans(tmp_path, "case")
     with open("/dev/full", "w") as full:
         command = [str(root) if word == "SCANS" else word for word in command]
@@ -209,7 +215,7 @@ def test_a_full_disk_behind_stdout_is_said_once(tmp_path, command):
 @pytest.mark.fault("3.2")
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "| true"])
-def test_closed_streams_end_nothing(tmp_path, closed):
+def test_closed_streams_stop_nothing(tmp_path, closed):
     report = tmp_path / "report.json"
     command = f'"{sys.executable}" -m swinunetr_jax.cli validate "{scans(tmp_path / "d", "case")}" --json "{report}" {closed}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
@@ -217,7 +223,7 @@ def test_closed_streams_end_nothing(tmp_path, closed):
 
 
 @pytest.mark.fault("3.5")
-def test_an_error_of_the_system_is_a_sentence(monkeypatch, capsys):
+def test_an_error_of_the_system_is_one_sentence(monkeypatch, capsys):
     def refuse(self):
         raise OSError(36, "File name too long", "x\x1b" * 3)
 

@@ -1,4 +1,4 @@
-"""`console`: text from data is printed literally, and progress says how much time is left."""
+"""`console`: text from data is printed literally, and the progress shows the remaining time."""
 
 from swinunetr_jax import console
 
@@ -14,7 +14,7 @@ def test_formulas_are_text_in_a_spreadsheet():
     assert console.csv_cell("case_1") == "case_1"
 
 
-def test_progress_prints_a_few_lines_with_the_time_left(capsys):
+def test_progress_prints_a_few_lines_with_the_remaining_time(capsys):
     with console.Progress("case\x1b", "window") as progress:
         for done in range(1, 101):
             progress(done, 100)

@@ -16,7 +16,7 @@ import pytest
 from refusals import refused
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.data.phantom import write_phantom
+from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation, checkpoints, command, folds, loop, start
 from swinunetr_jax.training.log import LOG, Log, read_rows
 from swinunetr_jax.training.loop import Stopped, train

@@ -1,4 +1,4 @@
-"""`swinunetr evaluate` as a user runs it, on label maps made here."""
+"""`swinunetr evaluate` as a user runs it, on synthetic label maps."""
 
 import csv
 import json
@@ -86,18 +86,18 @@ def test_a_brats_folder(tmp_path, capsys):
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_the_label_of_the_enhancing_tumour_is_told_by_names_and_by_values(tmp_path, capsys):
-    """4 up to 2022, 3 since; a prediction under the other label gets its score, or a word about it."""
+def test_names_and_values_decide_the_label_of_the_enhancing_tumour(tmp_path, capsys):
+    """It is 4 up to 2022 and 3 since 2023. A prediction with the other label is scored, or the message names the label."""
     old, new = "BraTS2021_00001", "BraTS-GLI-00001-000"
     brats_case(tmp_path / "data", new, brats(et=3), modern=True)
     save(tmp_path / "a" / f"{new}.nii.gz", brats(et=3))
-    record(tmp_path / "a", Task.brats(et_label=4))  # as predict records it, whatever the era of the cases
+    record(tmp_path / "a", Task.brats(et_label=4))  # as predict records it for cases of any year
     assert run(tmp_path / "a", tmp_path / "data") == 0
     assert scores(tmp_path / "a")["means"]["dice_brats"]["ET"]["value"] == 1
     save(tmp_path / "a" / f"{new}.nii.gz", brats(et=4))
     assert run(tmp_path / "a", tmp_path / "data") == 1
     assert "has label 4 and no 3" in scores(tmp_path / "a")["failed"][new]
-    # Bare label maps have no era: each tells by what is in it.
+    # The names of single label maps imply no year, so their values decide.
     save(tmp_path / "refs" / f"{old}.nii.gz", brats(et=4))
     save(tmp_path / "b" / f"{old}.nii.gz", brats(et=3))
     capsys.readouterr()
@@ -108,11 +108,11 @@ def test_the_label_of_the_enhancing_tumour_is_told_by_names_and_by_values(tmp_pa
     both[0, 0, 0] = 3
     save(tmp_path / "refs" / f"{old}.nii.gz", both)
     assert run(tmp_path / "b", tmp_path / "refs", "--task", "brats") == 1
-    assert "labels 3 and 4" in capsys.readouterr().err
+    assert "labels 3 and 4 occur" in capsys.readouterr().err
 
 
 def brats_2024(seed=0):
-    """Labels 1 to 4, where 4 is the resection cavity beside the enhancing tumour, 3."""
+    """Labels 1 to 4, of which 3 is the enhancing tumour and 4 the resection cavity."""
     labels = brats(seed, et=3)
     labels[-3:, -4:, :3] = 4
     return labels
@@ -134,7 +134,7 @@ REGIONS_2024 = {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4], "order": [2
 
 @pytest.mark.fault("1.4")
 @pytest.mark.parametrize("names", [CLASSES_2024, REGIONS_2024], ids=["classes", "regions"])
-def test_labels_3_and_4_that_the_data_set_names_are_scored_as_they_stand(tmp_path, names):
+def test_labels_3_and_4_that_the_data_set_names_are_scored_unchanged(tmp_path, names):
     data = nnunet(tmp_path / "data", brats_2024(), **names)
     save(tmp_path / "out/c.nii.gz", brats_2024())
     assert run(tmp_path / "out", data) == 0
@@ -158,8 +158,8 @@ def test_labels_3_and_4_that_the_data_set_names_are_scored_as_they_stand(tmp_pat
 
 
 @pytest.mark.fault("1.4")
-def test_what_the_data_set_says_of_label_3_goes_before_any_guess(tmp_path, capsys):
-    """The task knows one of the two labels only; the data set's dataset.json names the other as something else."""
+def test_the_data_sets_meaning_of_label_3_takes_precedence(tmp_path, capsys):
+    """The task has only one of the two labels; the data set's dataset.json gives the other one another meaning."""
     data = nnunet(tmp_path / "data", brats(et=3), **CLASSES_2024)
     save(tmp_path / "out/c.nii.gz", brats(et=4))
     assert run(tmp_path / "out", data, "--task", "brats") == 0
@@ -173,7 +173,7 @@ def test_what_the_data_set_says_of_label_3_goes_before_any_guess(tmp_path, capsy
 
 
 @pytest.mark.fault("1.4")
-def test_labels_3_and_4_without_names_are_not_guessed_where_the_cases_disagree(tmp_path, capsys):
+def test_labels_3_and_4_without_names_are_refused_if_the_cases_disagree(tmp_path, capsys):
     save(tmp_path / "refs/a.nii.gz", brats_2024())
     save(tmp_path / "refs/b.nii.gz", np.where(brats_2024() == 3, 1, brats_2024()).astype(np.uint8))  # a cavity and no tumour
     save(tmp_path / "refs/c.nii.gz", np.zeros(SHAPE, np.uint8))
@@ -182,16 +182,16 @@ def test_labels_3_and_4_without_names_are_not_guessed_where_the_cases_disagree(t
     assert run(tmp_path / "out", tmp_path / "refs", "--task", "brats") == 1
     report = scores(tmp_path / "out")
     assert list(report["cases"]) == ["c"] and sorted(report["failed"]) == ["a", "b"]
-    assert "nothing says which is enhancing tumour; put a dataset.json" in capsys.readouterr().err
+    assert "no source states which is the enhancing tumour; put a dataset.json" in capsys.readouterr().err
 
 
 @pytest.mark.fault("1.4")
-def test_a_guess_is_said(tmp_path, capsys):
+def test_an_assumption_is_printed(tmp_path, capsys):
     for name in ("a", "b"):
         save(tmp_path / f"refs/{name}.nii.gz", brats(et=4))
         save(tmp_path / f"out/{name}.nii.gz", brats(et=4))
     assert run(tmp_path / "out", tmp_path / "refs", "--task", "brats") == 0
-    assert "a, b: note: nothing says whether 3 or 4 is enhancing tumour; taken as 4" in capsys.readouterr().out
+    assert "a, b: note: no source states whether 3 or 4 is the enhancing tumour; 4 is assumed" in capsys.readouterr().out
 
 
 def partly_annotated(ignore):
@@ -203,7 +203,7 @@ def partly_annotated(ignore):
 
 @pytest.mark.fault("1.17")
 @pytest.mark.parametrize("names", [{"a": 1, "b": 2, "c": 3}, {"all": [1, 2, 3], "core": [1, 3], "c": 3, "order": [2, 1, 3]}])
-def test_voxels_to_ignore_take_part_in_no_score(tmp_path, capsys, names):
+def test_ignored_voxels_do_not_affect_the_scores(tmp_path, capsys, names):
     data = nnunet(tmp_path / "data", partly_annotated(4), **names, ignore=4)
     elsewhere = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
     for wrong in (0, 3, 4, elsewhere):  # whatever was predicted there
@@ -218,8 +218,8 @@ def test_voxels_to_ignore_take_part_in_no_score(tmp_path, capsys, names):
                 assert metrics["volume_ml"] == metrics["reference_ml"] > 0
                 assert metrics["false_positives"] == metrics["missed"] == 0
     volume = (partly_annotated(4) == 4).sum() * 0.002
-    assert report["notes"]["c"] == [f"{volume:.3g} ml of the reference has the label 4 (ignore) and takes part in no score"]
-    assert "voxels that the references label 4 (ignore) take part in no score" in capsys.readouterr().out
+    assert report["notes"]["c"] == [f"{volume:.3g} ml of the reference has the label 4 (ignore) and does not affect the scores"]
+    assert "voxels that have the label 4 (ignore) in the references do not affect the scores" in capsys.readouterr().out
     outside = np.where(partly_annotated(4) == 4, 0, brats(et=3))
     outside[0, 0, 0] = 4
     save(tmp_path / "out/c.nii.gz", outside.astype(np.uint8))
@@ -228,7 +228,7 @@ def test_voxels_to_ignore_take_part_in_no_score(tmp_path, capsys, names):
 
 
 @pytest.mark.fault("1.17")
-def test_the_label_to_ignore_is_no_class_and_no_tumour(tmp_path, capsys):
+def test_the_ignored_label_is_neither_a_class_nor_a_tumour(tmp_path, capsys):
     data = nnunet(tmp_path / "data", partly_annotated(4), a=1, b=2, c=3, ignore=4)
     save(tmp_path / "out/c.nii.gz", brats(et=3))
     for task in ("classes", "brats"):
@@ -263,7 +263,7 @@ def test_names_from_data_are_neither_formulas_nor_commands_to_a_terminal(tmp_pat
 
 
 def test_empty_references_are_counted_by_convention(tmp_path, capsys):
-    """Case a has no enhancing tumour and none is predicted; in b one is predicted where there is none."""
+    """Neither case has an enhancing tumour; none is predicted in a, and one is predicted in b."""
     none = brats()
     none[none == 4] = 1
     for name, pred in (("a", none), ("b", brats()), ("c", brats())):
@@ -284,7 +284,7 @@ def test_empty_references_are_counted_by_convention(tmp_path, capsys):
     assert not (tmp_path / "out/scores.json").exists()
 
 
-def test_data_sets_tell_what_labels_mean(tmp_path):
+def test_data_sets_state_the_meaning_of_labels(tmp_path):
     labels = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
     nnunet = tmp_path / "nnunet"
     save(nnunet / "imagesTr/c_0000.nii.gz", np.ones(SHAPE, np.float32))
@@ -311,7 +311,7 @@ def test_data_sets_tell_what_labels_mean(tmp_path):
     assert report["notes"]["c"] == [
         f"label 3 of the {which} belongs to no output and counts as background" for which in ("prediction", "reference")
     ]
-    # predict.json goes before the data set, the option before both
+    # predict.json takes precedence over the data set, and the option over both
     record(tmp_path / "out", Task.classes(4))
     assert run(tmp_path / "out", decathlon) == 0
     assert list(scores(tmp_path / "out")["cases"]["c"]) == ["class 1", "class 2", "class 3"]
@@ -322,13 +322,13 @@ def test_data_sets_tell_what_labels_mean(tmp_path):
     assert list(scores(tmp_path / "out")["cases"]["c"]) == ["TC", "WT", "ET"]
 
 
-def test_two_files_belong_together_whatever_their_names(tmp_path):
+def test_two_given_files_are_a_pair_under_any_names(tmp_path):
     ref, pred = save(tmp_path / "a/truth.nii.gz", brats()), save(tmp_path / "b/result.nii.gz", brats())
     assert run(pred, ref, "--task", "brats") == 0
     assert list(scores(tmp_path / "b")["cases"]) == ["result"]
 
 
-def test_what_cannot_be_scored_is_listed_and_the_rest_is_scored(tmp_path, capsys):
+def test_cases_that_cannot_be_scored_are_listed_and_the_others_are_scored(tmp_path, capsys):
     out, refs = tmp_path / "out", tmp_path / "refs"
     for name in ("good", "moved", "cut", "other", "stale", "unpredicted"):
         save(refs / f"{name}.nii.gz", brats())
@@ -391,13 +391,13 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     assert not list(tmp_path.rglob("scores.*"))
 
 
-def test_labels_that_are_no_outputs():
+def test_labels_that_are_not_outputs():
     assert Task.from_labels({"background": 0, "ignore": 2}) is None
     task = Task.from_labels({"background": 0, "tumour": 2, "ignore": 3, "liver": 1})
     assert [(output.name, output.value) for output in task.outputs] == [("background", 0), ("liver", 1), ("tumour", 2)]
 
 
-def test_means_of_nothing():
+def test_means_without_scores():
     found = Evaluation(Task.classes(3), 1.0)
     found.scores["a"] = {name: {"dice_monai": math.nan} for name in ("class 1", "class 2")}
     mean = found.means()["dice_monai"]

@@ -1,4 +1,4 @@
-"""`files`: a file appears whole or not at all, JSON has the shape that is asked for, locks exclude, stale temporary files go."""
+"""`files`: complete or absent files, JSON of the expected types, exclusive locks, and the removal of stale temporary files."""
 
 import os
 import subprocess
@@ -62,14 +62,14 @@ def test_a_damaged_json_file_is_one_sentence(tmp_path, text):
         files.read_json(path, Entry, "delete it")
 
 
-def test_json_of_the_right_shape_comes_back(tmp_path):
+def test_json_of_the_right_types_is_read(tmp_path):
     files.write_json(tmp_path / "a.json", {"name": "a", "scores": {"b": 0.5}})
     assert files.read_json(tmp_path / "a.json", Entry, "delete it") == {"name": "a", "scores": {"b": 0.5}}
     with pytest.raises(FileNotFoundError):
         files.read_json(tmp_path / "b.json", Entry, "delete it")
 
 
-def test_temporary_files_of_ended_processes_go_and_others_stay(tmp_path):
+def test_temporary_files_of_ended_processes_are_removed_and_others_are_kept(tmp_path):
     code = "import sys; from swinunetr_jax import files; print(files._temporary_name(sys.argv[1], '.nii.gz'))"
     ended = subprocess.run([sys.executable, "-c", code, "case.nii.gz"], capture_output=True, text=True, check=True).stdout.strip()
     mine = files._temporary_name("case.nii.gz", ".nii.gz")
@@ -79,14 +79,14 @@ def test_temporary_files_of_ended_processes_go_and_others_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([mine, ".other.tmp", "case.nii.gz"])
 
 
-def test_names_of_the_greatest_length_can_be_written(tmp_path):
+def test_names_of_the_maximal_length_can_be_written(tmp_path):
     for name in ("é" * 127, "a" * 255):
         files.write_text(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
     assert not files.exists(tmp_path / ("a" * 300)) and not files.exists(tmp_path / "a\0b") and files.exists(tmp_path)
 
 
-def test_a_lock_keeps_two_processes_apart(tmp_path):
+def test_a_lock_excludes_other_processes(tmp_path):
     code = """if True:
         import sys, time
         from swinunetr_jax import files
@@ -109,12 +109,12 @@ NAMES_OF_NO_FILE = ("a" * 300, "a/" * 3000, "a\0b", "loop", "file/below", "\ud80
 
 @pytest.mark.fault("3.5")
 @pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
-def test_a_name_that_no_file_can_have_is_a_file_that_does_not_exist(tmp_path, name):
+def test_a_file_with_an_impossible_name_does_not_exist(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_text("")
     path = tmp_path / name
     assert not files.exists(path) and not files.is_file(path) and not files.is_folder(path)
-    with pytest.raises(InputError, match=r"cannot be made \("):
+    with pytest.raises(InputError, match=r"cannot be created \("):
         files.make_folder(path)
     if name != "loop":  # replaced, as by any writer
         with pytest.raises(OSError):
@@ -122,19 +122,19 @@ def test_a_name_that_no_file_can_have_is_a_file_that_does_not_exist(tmp_path, na
 
 
 @pytest.mark.fault("3.5")
-def test_what_may_not_be_looked_at_is_a_sentence(tmp_path, monkeypatch):
+def test_a_path_without_permission_is_refused_with_one_sentence(tmp_path, monkeypatch):
     def denied(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
     assert files.is_file(__file__) and files.is_folder(tmp_path) and not files.is_file(tmp_path)
     monkeypatch.setattr(files.os, "stat", denied)
     for ask in (files.exists, files.is_file, files.is_folder):
-        with pytest.raises(InputError, match=r"a: cannot be looked at \(Permission denied\)"):
+        with pytest.raises(InputError, match=r"a: cannot be accessed \(Permission denied\)"):
             ask(tmp_path / "a")
 
 
 @pytest.mark.fault("3.3")
-def test_json_with_a_file_name_that_is_no_utf8_comes_back(tmp_path):
+def test_json_with_a_file_name_that_is_not_utf8_is_read(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     files.write_json(tmp_path / "a.json", {"name": name, "scores": {name: 1.0}})
     assert files.read_json(tmp_path / "a.json", Entry, "delete it") == {"name": name, "scores": {name: 1.0}}
@@ -157,12 +157,12 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_json_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "address", ["gs://bucket/run", "s3:/bucket", "S3://bucket", "https://host/scan.nii.gz", "gs:", "hf+x://a"]
 )
-def test_an_address_of_a_remote_store_is_no_path(address):
+def test_an_address_of_a_remote_store_is_not_a_path(address):
     with refused(address.rstrip("/"), "remote store"):
         files.local_path(address)
 
 
-def test_a_path_of_this_machine_stays_as_it_is():
+def test_a_path_of_this_machine_is_unchanged():
     for path in ("/a/b", "a:b/c", "C:/scans", "runs/gs:/x", ".", "~/x", "2024-01-01T10:00/x"):
         assert files.local_path(path) == Path(path)
     with refused("file:///a", "leave out file://"):
@@ -171,10 +171,10 @@ def test_a_path_of_this_machine_stays_as_it_is():
 
 @pytest.mark.fault("3.5")
 @pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
-def test_every_path_that_a_user_gives_may_be_one_that_no_file_can_have(tmp_path, name):
+def test_impossible_paths_of_every_option_are_refused(tmp_path, name):
     from swinunetr_jax.commands.evaluate import Evaluate
     from swinunetr_jax.commands.validate import Validate
-    from swinunetr_jax.data.formats import find_cases
+    from swinunetr_jax.data.discovery.formats import find_cases
 
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_text("")

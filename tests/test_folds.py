@@ -1,12 +1,12 @@
-"""Folds: kept where given, else drawn the same whatever the order of listing."""
+"""Folds: given ones are kept, and drawn ones do not depend on the order of the cases."""
 
 from pathlib import Path
 
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.folds import fold_split, with_folds
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.folds import fold_split, with_folds
 
 
 def case(name, fold=None, split="training", label=True):
@@ -16,7 +16,7 @@ def case(name, fold=None, split="training", label=True):
 CASES = [case(f"p{n:02}") for n in range(13)]
 
 
-def test_drawn_folds_are_balanced_and_know_no_order():
+def test_drawn_folds_are_balanced_and_do_not_depend_on_the_order():
     drawn = with_folds(CASES)
     assert [c.name for c in drawn] == [c.name for c in CASES]
     assert sorted([c.fold for c in drawn].count(fold) for fold in range(5)) == [2, 2, 3, 3, 3]
@@ -26,7 +26,7 @@ def test_drawn_folds_are_balanced_and_know_no_order():
     assert {c.fold for c in with_folds(CASES, folds=2)} == {0, 1}
 
 
-def test_what_does_not_train_gets_no_fold():
+def test_cases_that_are_not_for_training_have_no_fold():
     others = [case("v", split="validation"), case("t", split="test", label=False), case("u", label=False)]
     drawn = with_folds([*others, *CASES])
     assert drawn[:3] == tuple(others)
@@ -58,7 +58,7 @@ def test_every_case_validates_once():
     assert sorted(seen) == [c.name for c in CASES]
 
 
-def test_its_own_validation_list():
+def test_a_data_sets_validation_list():
     own = [case("a"), case("v", split="validation"), case("w", split="validation", label=False)]
     train, validation = fold_split(own, None)
     assert [c.name for c in train] == ["a"] and [c.name for c in validation] == ["v"]
@@ -70,9 +70,9 @@ def test_its_own_validation_list():
         (
             [case("a", 0), case("b", 1)],
             2,
-            "fold 2 has no cases; choose one of the folds there are (and cases in each): 0 (1), 1 (1)",
+            "fold 2 has no cases; choose one of these folds (with their numbers of cases): 0 (1), 1 (1)",
         ),
-        ([case("a", 0), case("b", 0)], 0, "no training case with a label is left"),
+        ([case("a", 0), case("b", 0)], 0, "no training case with a label remains"),
         ([case("a", 0), case("b", 1)], None, "the cases have folds; choose one to validate on: 0 (1), 1 (1)"),
         ([case("a"), case("v", split="validation", label=False)], None, "no validation list with labels"),
         ([case("v", split="validation")], None, "no training case with a label"),
@@ -80,7 +80,7 @@ def test_its_own_validation_list():
         ([], 0, "fold 0 has no cases"),
     ],
 )
-def test_splits_that_cannot_be(cases, fold, words):
+def test_impossible_splits(cases, fold, words):
     with refused(words):
         fold_split(cases, fold)
 

@@ -1,4 +1,4 @@
-"""Every layout, built here file by file, is told apart by looking and gives the cases one expects."""
+"""The layouts of data sets, each created here file by file, are recognised and give the expected cases."""
 
 import ast
 import json
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.channels import split_name
-from swinunetr_jax.data.formats import Case, brats_era, canonical_channel, case_from_files, find_cases, match_channels
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import canonical_channel, match_channels, split_name
+from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS = ("FLAIR", "T1ce", "T1", "T2")
@@ -52,7 +53,7 @@ def test_canonical_channel(canonical, names):
     assert {canonical_channel(name) for name in names.split()} == {canonical}
 
 
-def test_other_names_stay():
+def test_other_names_are_kept():
     assert canonical_channel(" CT ") == "CT" and canonical_channel("磁共振") == "磁共振" and canonical_channel("b1000") == "b1000"
 
 
@@ -64,7 +65,7 @@ def test_match_channels():
     assert match_channels([], []) == ()
     with refused("T1, T2", "FLAIR, T1ce, T1, T2", "FLAIR is missing", "T1ce is missing"):
         match_channels(["T1", "T2"], WEIGHTS)
-    with refused("T1 fits more than once"):
+    with refused("T1 matches more than once"):
         match_channels(["T1", "t1n", "T2"], ["T1", "T2"])
     with refused("more than once"):
         match_channels(["T1", "T2"], ["T1", "T1w"])
@@ -91,7 +92,7 @@ def test_split_name(name, parts):
 
 
 @pytest.mark.parametrize("word", "seg segm segmentation label labels mask LESION consensus gt".split())  # noqa: SIM905
-def test_labels_are_no_channels(tmp_path, word):
+def test_labels_are_not_channels(tmp_path, word):
     for end in (f"_{word}", f"-{word}"):
         folder = touch(tmp_path / end, "P1/P1_T1.nii.gz", f"P1/P1{end}.nii.gz")
         (case,) = find_cases(folder).cases
@@ -117,7 +118,7 @@ def test_brats_2021(tmp_path):
     folder = tmp_path / "BraTS2021_00000"
     images = tuple(folder / f"BraTS2021_00000_{end}.nii.gz" for end in ("flair", "t1ce", "t1", "t2"))
     assert first == Case("BraTS2021_00000", images, WEIGHTS, folder / "BraTS2021_00000_seg.nii.gz", None, "training", None)
-    assert second.name == "BraTS2021_00002" and brats_era(second) == 4
+    assert second.name == "BraTS2021_00002" and second.et_label == 4
 
 
 def test_brats_since_2023(tmp_path):
@@ -130,11 +131,11 @@ def test_brats_since_2023(tmp_path):
     assert found.cases[0].label.name == "BraTS-GLI-00000-000-seg.nii.gz" and found.cases[1].label is None
 
 
-def test_brats_eras_side_by_side(tmp_path):
+def test_brats_cases_of_different_years_side_by_side(tmp_path):
     brats(tmp_path, "BraTS2021_00000")
     brats(tmp_path, "BraTS-GLI-00000-000", "-t1c -t1n -t2f -t2w -seg")
     found = find_cases(tmp_path)
-    assert found.et_label is None and [brats_era(case) for case in found.cases] == [3, 4]
+    assert found.et_label is None and [case.et_label for case in found.cases] == [3, 4]
 
 
 def test_brats_one_case_and_two_levels(tmp_path):
@@ -146,7 +147,7 @@ def test_brats_one_case_and_two_levels(tmp_path):
     assert case.name == "Brats18_2013_0_1" and case.channels == WEIGHTS and case.label is not None
 
 
-def test_brats_2020s_odd_label_and_plain_files(tmp_path):
+def test_brats_2020_with_an_unusual_label_and_uncompressed_files(tmp_path):
     touch(tmp_path, *(f"BraTS20_Training_355/BraTS20_Training_355_{end}.nii" for end in ("flair", "t1", "t1ce", "t2")))
     touch(tmp_path, "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
     (case,) = find_cases(tmp_path).cases
@@ -154,7 +155,7 @@ def test_brats_2020s_odd_label_and_plain_files(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [None, WEIGHTS])
-def test_a_missing_modality_is_that_cases_problem(tmp_path, channels):
+def test_a_missing_channel_is_the_problem_of_its_case(tmp_path, channels):
     brats(tmp_path, "BraTS2021_00000")
     brats(tmp_path, "BraTS2021_00001", "_flair _t1 _seg")
     brats(tmp_path, "BraTS2021_00002", "_seg")
@@ -167,7 +168,7 @@ def test_a_missing_modality_is_that_cases_problem(tmp_path, channels):
     assert alone.problem == bad.problem
 
 
-def test_channels_choose_and_order(tmp_path):
+def test_channels_select_and_order_images(tmp_path):
     brats(tmp_path, "BraTS2021_00000")
     found = find_cases(tmp_path, channels=["t2w", "T1-Gd"])
     assert found.channels == found.cases[0].channels == ("T2", "T1ce") and found.cases[0].problem is None
@@ -176,7 +177,7 @@ def test_channels_choose_and_order(tmp_path):
     assert case.channels == ("T1",) and "has no ADC image" in case.problem
     with refused("more than once"):
         find_cases(tmp_path, channels=["T1", "t1w"])
-    # A network may take a mask: then its file is a channel.
+    # A network may take a mask, whose file is then a channel.
     (case,) = find_cases(tmp_path, channels=["T1", "seg"]).cases
     assert names_of(case) == ["BraTS2021_00000_t1.nii.gz", "BraTS2021_00000_seg.nii.gz"] and case.label is None
 
@@ -184,7 +185,7 @@ def test_channels_choose_and_order(tmp_path):
 # Case folders and plain files
 
 
-def test_generic_case_folder(tmp_path):
+def test_case_folders(tmp_path):
     for patient in ("patient19", "patient26"):
         touch(tmp_path, *(f"{patient}/{name}.nii.gz" for name in ("FLAIR", "LESION", "T1", "T1POST", "T2")))
     found = find_cases(tmp_path, channels=WEIGHTS)
@@ -200,7 +201,7 @@ def test_generic_case_folder(tmp_path):
         )
 
 
-def test_what_one_case_has_the_others_should_have(tmp_path):
+def test_all_cases_should_have_the_same_channels(tmp_path):
     touch(tmp_path, "a/T1.nii.gz", "a/T2.nii.gz", "b/T1.nii.gz", "a/notes_T9.nii.gz", "b/brain_mask.nii.gz")
     first, second = find_cases(tmp_path).cases
     assert first.problem is None and first.channels == ("T1", "T2") and second.label is None
@@ -222,12 +223,12 @@ def test_flat_folder_with_several_patients(tmp_path):
     ]
 
 
-def test_the_likeliest_label_wins(tmp_path):
+def test_the_most_likely_label_is_used(tmp_path):
     touch(tmp_path, "T1.nii.gz", "mask.nii.gz", "LESION.nii.gz", "seg.nii.gz")
     assert find_cases(tmp_path).cases[0].label.name == "seg.nii.gz"
 
 
-def test_unknown_names_that_come_back_are_channels(tmp_path):
+def test_unknown_names_that_recur_are_channels(tmp_path):
     touch(
         tmp_path,
         "P1/P1_ADC.nii.gz",
@@ -246,7 +247,7 @@ def test_unknown_names_that_come_back_are_channels(tmp_path):
     assert names_of(case) == ["P1_DWI.nii.gz", "P1_ADC.nii.gz"]
 
 
-def test_plain_folder_is_a_case_per_file(tmp_path):
+def test_a_folder_of_other_images_has_a_case_per_file(tmp_path):
     touch(tmp_path, "b.nii.gz", "a.nii", "c.mha", ".hidden.nii.gz", "._a.nii", "a_mask.nii")
     found = find_cases(tmp_path)
     assert found.layout == "files" and found.channels is None
@@ -256,11 +257,11 @@ def test_plain_folder_is_a_case_per_file(tmp_path):
         Case("c", (), split="test", problem=found.cases[2].problem),
     )
     assert f"{tmp_path / 'c.mha'}: is a MetaImage file" in found.cases[2].problem
-    assert found.ignored == "2 entries that are no scans were ignored: ._a.nii, .hidden.nii.gz."
+    assert found.ignored == "2 entries that are not scans were ignored: ._a.nii, .hidden.nii.gz."
     assert [case.name for case in find_cases(tmp_path, channels=["CT"]).cases] == ["a", "b", "c"]
 
 
-def test_one_image_a_folder(tmp_path):
+def test_one_image_per_folder(tmp_path):
     touch(tmp_path, "P1/image.nii.gz", "P1/label.nii.gz", "P2/image.nii.gz")
     found = find_cases(tmp_path)
     assert [(c.name, c.label is None, c.channels) for c in found.cases] == [("P1_image", False, None), ("P2_image", True, None)]
@@ -276,7 +277,7 @@ def test_single_file(tmp_path):
     assert "T1ce is missing" in case.problem
 
 
-def test_case_by_hand(tmp_path):
+def test_a_case_from_files(tmp_path):
     touch(tmp_path, "p_T2.nii.gz", "p_FLAIR.nii.gz", "one.nii.gz", "two.nii.gz", "p_seg.nii.gz", "scan.mha", "p_t2w.nii.gz")
     case = case_from_files([tmp_path / "p_T2.nii.gz", tmp_path / "p_FLAIR.nii.gz"])
     assert case == Case("p", (tmp_path / "p_T2.nii.gz", tmp_path / "p_FLAIR.nii.gz"), ("T2", "FLAIR"), split="test")
@@ -317,15 +318,15 @@ def test_monai_datalist(tmp_path):
     found = find_cases(path, base=tmp_path / "data")
     assert found.layout == "monai-datalist" and found.root == tmp_path / "data"
     one, _, test = found.cases
-    assert one.name == "BraTS2021_00000" and one.channels == WEIGHTS and one.problem is None and brats_era(one) == 4
+    assert one.name == "BraTS2021_00000" and one.channels == WEIGHTS and one.problem is None and one.et_label == 4
     assert one.label == tmp_path / "data/TrainingData/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"
     assert [(c.fold, c.split) for c in found.cases] == [(0, "training"), (1, "training"), (None, "test")]
     assert test.name == "x" and test.channels is None
-    # Without a base folder its own is taken, and the files are not there.
+    # Without a base folder the list's own folder is used, in which the files do not exist.
     assert all("does not exist" in case.problem and case.images == () for case in find_cases(path).cases)
 
 
-def test_datalist_order_goes_by_names(tmp_path):
+def test_a_datalist_is_ordered_by_names(tmp_path):
     path = write_json(tmp_path / "list.json", {"training": datalist(tmp_path, ("t1", "t1ce", "t2", "flair"))})
     assert find_cases(path).channels == ("T1", "T1ce", "T2", "FLAIR")
     (case, _) = find_cases(path, channels=WEIGHTS).cases
@@ -343,16 +344,16 @@ def test_datalist_without_known_names(tmp_path):
     path = write_json(tmp_path / "list.json", {"validation": entries, "testing": ["c/0.nii.gz"]})
     found = find_cases(path)
     assert [(c.name, c.split) for c in found.cases] == [("a_0", "validation"), ("b_0", "validation"), ("c_0", "test")]
-    assert found.channels is None and find_cases(path, channels=["x", "y"]).cases[0].problem is None  # taken as it is
+    assert found.channels is None and find_cases(path, channels=["x", "y"]).cases[0].problem is None  # its order is kept
     assert "2 images" in find_cases(path, channels=WEIGHTS).cases[0].problem
 
 
-def test_a_missing_file_is_that_cases_problem(tmp_path):
+def test_a_missing_file_is_the_problem_of_its_case(tmp_path):
     path = write_json(tmp_path / "list.json", {"training": datalist(tmp_path)})
     (tmp_path / "TrainingData/BraTS2021_00001/BraTS2021_00001_t1.nii.gz").unlink()
     (tmp_path / "TrainingData/BraTS2021_00000/BraTS2021_00000_seg.nii.gz").unlink()
     good, bad = find_cases(path, channels=WEIGHTS).cases
-    assert good.problem is None and good.label is not None  # whoever needs the label will say that it is not there
+    assert good.problem is None and good.label is not None  # a missing label is reported only where the label is needed
     assert "training[1]" in bad.problem and "BraTS2021_00001_t1.nii.gz" in bad.problem
     assert bad.name == "BraTS2021_00001" and bad.channels == ("FLAIR", "T1ce", "T2") and len(bad.images) == 3
 
@@ -361,25 +362,25 @@ def test_a_missing_file_is_that_cases_problem(tmp_path):
 @pytest.mark.parametrize(
     "hostile", ["../secret.nii.gz", "/etc/passwd", "a/../../secret.nii.gz", "..", "/", "../data_too/x.nii.gz"]
 )
-def test_paths_that_lead_out_are_refused(tmp_path, layout, hostile):
+def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, layout, hostile):
     touch(tmp_path, "secret.nii.gz", "data/a.nii.gz", "data_too/x.nii.gz")
     path = tmp_path / "data" / "dataset.json"
     for entry in (hostile, {"image": hostile}, {"image": ["a.nii.gz", hostile]}, {"image": "a.nii.gz", "label": hostile}):
         write_json(path, layout | {"training": ["a.nii.gz", entry]})
-        with refused(path, "training[1]", repr(hostile), "refused"):
+        with refused(path, "training[1]", repr(hostile), "not allowed"):
             find_cases(path)
         with refused(repr(hostile)):
             find_cases(path.parent)
 
 
-def test_paths_that_stay_inside(tmp_path):
+def test_paths_inside_the_folder(tmp_path):
     touch(tmp_path, "far/x.nii.gz", "data/a.nii.gz")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "far")
     entries = ["./a.nii.gz", "b/../a.nii.gz", str(tmp_path / "data" / "a.nii.gz"), "link/x.nii.gz"]
     found = find_cases(write_json(tmp_path / "data" / "list.json", {"test": entries}))
     assert [(case.name, case.images[0].name) for case in found.cases] == [("a", "a.nii.gz"), ("x", "x.nii.gz")]
     assert not any(case.problem for case in found.cases)
-    assert found.warnings == (f"{tmp_path / 'data' / 'list.json'}: a is listed more than once and taken once.",)
+    assert found.warnings == (f"{tmp_path / 'data' / 'list.json'}: a is listed more than once and used once.",)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +457,7 @@ def test_decathlon(tmp_path):
     assert find_cases(tmp_path / "imagesTr").cases[0].label == tmp_path / "labelsTr/BRATS_000.nii.gz"
 
 
-def test_names_that_repeat_say_nothing(tmp_path):
+def test_repeated_names_are_not_used(tmp_path):
     decathlon(tmp_path, {"0": "MRI", "1": "MRI", "2": "MRI", "3": "MRI"})
     found = find_cases(tmp_path, channels=WEIGHTS)
     assert found.channels is None and not any(case.problem for case in found.cases)
@@ -486,7 +487,7 @@ def test_nnunet(tmp_path):
         ]
         assert names_of(found.cases[0]) == [f"BRATS_0001_{i:04d}.nii.gz" for i in range(4)]
         assert found.cases[0].label == tmp_path / "labelsTr/BRATS_0001.nii.gz" and found.cases[2].label is None
-    for folder in ("", "imagesTs"):  # the names are known from dataset.json beside the folder
+    for folder in ("", "imagesTs"):  # dataset.json next to the folder gives the names
         case = find_cases(tmp_path / folder, channels=WEIGHTS).cases[-1]
         assert case.channels == WEIGHTS and [n[-11:-7] for n in names_of(case)] == ["0003", "0001", "0000", "0002"]
 
@@ -514,7 +515,7 @@ def test_nnunet_broken_cases(tmp_path):
     assert len(cases["c"].images) == 3 and "_0000" in cases["d"].problem
 
 
-def test_counted_cases_are_no_channels(tmp_path):
+def test_numbered_cases_are_not_channels(tmp_path):
     touch(tmp_path, *(f"case_{i:04d}.nii.gz" for i in range(1, 5)))
     assert [c.name for c in find_cases(tmp_path).cases] == ["case_0001", "case_0002", "case_0003", "case_0004"]
     touch(tmp_path, "case_0000.nii.gz")
@@ -524,7 +525,7 @@ def test_counted_cases_are_no_channels(tmp_path):
     assert found.layout == "nnunet" and [case.name for case in found.cases] == ["a", "b"]
 
 
-# Nothing there
+# Nothing is found
 
 
 def test_nothing_found(tmp_path):
@@ -542,11 +543,12 @@ def test_nothing_found(tmp_path):
         find_cases(tmp_path)
 
 
-@pytest.mark.parametrize("module", "cases channels dataset_json entries formats groups lists nifti nifti_file".split())  # noqa: SIM905
-def test_data_needs_numpy_and_nibabel_only(module):
-    """So that loader processes never start an accelerator."""
-    source = Path(__file__).parents[1] / "swinunetr_jax" / "data" / f"{module}.py"
-    imports = [node for node in ast.walk(ast.parse(source.read_text("utf-8"))) if isinstance(node, ast.Import | ast.ImportFrom)]
+@pytest.mark.parametrize("package", ["discovery", "nifti"])
+def test_data_needs_numpy_and_nibabel_only(package):
+    """Processes that only look for scans and read them never start an accelerator."""
+    sources = [path.read_text("utf-8") for path in (Path(__file__).parents[1] / "swinunetr_jax/data" / package).glob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {
         name
         for node in imports
@@ -559,15 +561,8 @@ def test_data_needs_numpy_and_nibabel_only(module):
         )
     }
     others = {name for name in names if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "nibabel"}}
-    assert others <= {
-        "swinunetr_jax.errors",
-        "swinunetr_jax.files",
-        "swinunetr_jax.data",
-        *(
-            f"swinunetr_jax.data.{m}"
-            for m in ("cases", "channels", "dataset_json", "entries", "groups", "lists", "nifti_file", "prediction_record")
-        ),
-    }
+    others = {name for name in others if not name.startswith(("swinunetr_jax.data.discovery", "swinunetr_jax.data.nifti"))}
+    assert others <= {f"swinunetr_jax.{name}" for name in ("console", "errors", "files", "data", "data.brats", "task")}
 
 
 # Real data

@@ -1,4 +1,4 @@
-"""One rule for identity: names, patients, pairs and meanings come from what is stated, and every entry of a folder is accounted for."""
+"""Names of cases, patients, pairs and the meaning of labels follow from explicit statements, and every entry of a folder is reported."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from swinunetr_jax import cli
 from swinunetr_jax.commands.options import TaskOptions
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.channels import canonical_channel, split_name
-from swinunetr_jax.data.check import check_dataset
-from swinunetr_jax.data.folds import find_splits, fold_numbers, fold_split, unlabelled, with_folds
-from swinunetr_jax.data.formats import find_cases
-from swinunetr_jax.data.patients import find_patients
-from swinunetr_jax.data.problems import problem_lines
+from swinunetr_jax.data.check.check_dataset import check_dataset
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import canonical_channel, split_name
+from swinunetr_jax.data.discovery.folds import find_splits, fold_numbers, fold_split, unlabelled, with_folds
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.discovery.patients import find_patients
 from swinunetr_jax.evaluation.pairing import pair_cases
 from swinunetr_jax.evaluation.pairs import Reference, References, find_predictions, find_references
 from swinunetr_jax.task import Output, Task
@@ -63,14 +63,14 @@ def names_of(found):
 
 
 @pytest.mark.fault("1.5")
-def test_three_scans_that_once_shared_a_name_have_three(tmp_path):
+def test_three_scans_of_one_file_name_have_three_case_names(tmp_path):
     touch(tmp_path, "A/ct/scan.nii.gz", "B/ct/scan.nii.gz", "C/ct_scan_2.nii.gz")
     assert len(set(names_of(find_cases(tmp_path)))) == 3
     assert names_of(find_cases(tmp_path))[:2] == ["A_ct_scan", "B_ct_scan"]
 
 
 @pytest.mark.fault("1.5")
-def test_a_case_that_is_added_renames_no_other(tmp_path):
+def test_an_additional_case_does_not_rename_others(tmp_path):
     touch(tmp_path, "P002/CT/image.nii.gz")
     assert names_of(find_cases(tmp_path)) == ["P002_CT_image"]
     touch(tmp_path, "P001/CT/image.nii.gz", "P003/CT/image.nii.gz")
@@ -80,7 +80,7 @@ def test_a_case_that_is_added_renames_no_other(tmp_path):
 
 
 @pytest.mark.fault("1.5")
-def test_names_that_no_folder_tells_apart_are_refused(tmp_path):
+def test_names_that_no_folder_distinguishes_are_refused(tmp_path):
     touch(tmp_path, "A/ct_scan.nii.gz", "A_ct/scan.nii.gz")
     with refused("A_ct_scan", "rename"):
         find_cases(tmp_path)
@@ -95,7 +95,7 @@ def reference(path):
 
 @pytest.mark.fault("1.5")
 def test_predictions_are_scored_against_the_label_of_their_own_scan(tmp_path):
-    """With P001 in the references the name CT_image meant P001, and P002's result got Dice .28 instead of 1."""
+    """Formerly the name CT_image meant P001 if P001 was among the references, and the result of P002 had Dice 0.28 instead of 1."""
     out = tmp_path / "out"
     cases = {}
     for at, (patient, name) in enumerate([("P001", None), ("P002", "CT_image"), ("P003", "CT_image_2")]):
@@ -115,18 +115,18 @@ def test_predictions_are_scored_against_the_label_of_their_own_scan(tmp_path):
 
 
 @pytest.mark.fault("1.5")
-def test_pairs_that_are_not_certain_are_refused(tmp_path):
+def test_uncertain_pairs_are_refused(tmp_path):
     one, other = tmp_path / "P001" / "CT", tmp_path / "P002" / "CT"
     touch(one, "image.nii.gz", "label.nii.gz")
     scans = {"CT_image": {"inputs": [{"path": str(other / "image.nii.gz"), "bytes": 7}]}}
     pairs = pair_cases({"CT_image": Path("CT_image.nii.gz")}, References({"CT_image": reference(one)}), {"cases": scans})
-    assert "differs" in pairs.refused["CT_image"] and not pairs.predictions
+    assert "different scan" in pairs.refused["CT_image"] and not pairs.predictions
     # two results of one scan
     scans = {name: {"inputs": [{"path": str(one / "image.nii.gz"), "bytes": 1}]} for name in ("a", "b")}
     maps = {name: Path(f"{name}.nii.gz") for name in scans}
     pairs = pair_cases(maps, References({"c": reference(one)}), {"cases": scans})
     assert set(pairs.refused) == {"a", "b"} and "same scan" in pairs.refused["a"]
-    # one result and one reference of other names are a pair only where the user named both
+    # one result and one reference of different names are a pair only if the user gave both
     one_each = {"a": Path("a.nii.gz")}, References({"b": Reference(Path("b.nii.gz"))}), {}
     assert "a" not in pair_cases(*one_each).references.cases
     assert "a" in pair_cases(*one_each, same=True).references.cases
@@ -167,15 +167,15 @@ def test_patients_by_names(names, patients):
 
 
 @pytest.mark.fault("1.6")
-def test_patients_in_doubt_are_asked_for():
+def test_ambiguous_patients_need_an_option():
     names = [f"P{patient}_{number}" for patient in (1, 2) for number in range(12)]
     with refused("P1_0 and P1_1", "--patient"):
         find_patients(names)
     assert len(set(find_patients(names, r"P\d+").of.values())) == 2
     assert len(set(find_patients(names, ".+").of.values())) == 24
-    with refused("--patient", "fits every case"):
+    with refused("--patient", "matches every case"):
         find_patients(names, "(X)")
-    with refused("no regular expression"):
+    with refused("not a regular expression"):
         find_patients(names, "(")
 
 
@@ -184,15 +184,15 @@ def labelled(name, **fields):
 
 
 @pytest.mark.fault("1.6")
-def test_a_patient_is_on_one_side_and_the_number_of_patients_is_said():
+def test_all_cases_of_a_patient_are_in_one_fold_and_the_number_of_patients_is_printed():
     said = []
-    cases = with_folds([labelled(f"sub-{n:02}_ses-{s}") for n in range(10) for s in (1, 2)], tell=said.append)
+    cases = with_folds([labelled(f"sub-{n:02}_ses-{s}") for n in range(10) for s in (1, 2)], notify=said.append)
     folds = {}
     for case in cases:
         folds.setdefault(case.name[:6], set()).add(case.fold)
     assert all(len(of) == 1 for of in folds.values()) and "20 cases of 10 patients" in said[0]
     given = [labelled("sub-01_ses-1", fold=0), labelled("sub-01_ses-2", fold=1)]
-    with_folds(given, tell=said.append)
+    with_folds(given, notify=said.append)
     assert "sub-01" in said[-1] and "several folds" in said[-1]
 
 
@@ -203,7 +203,7 @@ def test_the_splits_of_nnunet_are_used(tmp_path):
     path = write_list(tmp_path / "nnUNet_preprocessed" / "Dataset001_A" / "splits_final.json")
     path.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c", "b"], "val": ["a"]}]))
     assert find_splits(raw) == path
-    cases = with_folds([labelled(name) for name in "abcd"], splits=path, tell=said.append)
+    cases = with_folds([labelled(name) for name in "abcd"], splits=path, notify=said.append)
     assert [case.fold for case in cases] == [1, -1, 0, None] and fold_numbers(cases) == [0, 1]
     train, validation = fold_split(cases, 0)
     assert [c.name for c in train] == ["a", "b"] and [c.name for c in validation] == ["c"]
@@ -212,7 +212,7 @@ def test_the_splits_of_nnunet_are_used(tmp_path):
     with refused(path, "a is validated on in the splits 0 and 1"):
         with_folds([labelled(name) for name in "abc"], splits=path)
     path.write_text("{")
-    with refused(path, "no list of splits"):
+    with refused(path, "not a list of splits"):
         with_folds([labelled("a")], splits=path)
 
 
@@ -236,12 +236,12 @@ def test_the_splits_of_nnunet_are_used(tmp_path):
         "T1_contrast",
     ],
 )
-def test_names_that_mean_contrast_are_no_plain_t1(name):
+def test_names_that_mention_contrast_are_not_t1(name):
     assert split_name(name)[1:] == ("channel", "T1ce")
 
 
 @pytest.mark.fault("1.13")
-def test_names_without_contrast_stay_plain():
+def test_names_without_contrast():
     for name in [
         "sub-01_ses-post_T1w",
         "pat_postop_T1",
@@ -273,14 +273,14 @@ def test_channels_in_another_order_than_the_checkpoint_are_refused(capsys):
 
 
 @pytest.mark.fault("2.1")
-def test_every_entry_is_a_case_or_named(tmp_path):
+def test_every_entry_is_a_case_or_is_named(tmp_path):
     touch(tmp_path, "a.nii", "a.nii.gz", "b.nii.gz", "d.mha", "h.nii.gz.part", "README.md", ".DS_Store", "extra/f.nii.gz")
     (tmp_path / "c.nii.gz").symlink_to("/nowhere/c.nii.gz")
     os.mkfifo(tmp_path / "e.nii.gz")
     found = find_cases(tmp_path)
     problems = {case.name: case.problem for case in found.cases if case.problem}
     words = {
-        "a": "several files of one name (a.nii, a.nii.gz)",
+        "a": "several files of the same name (a.nii, a.nii.gz)",
         "c": "a link to /nowhere",
         "d": "MetaImage",
         "e": "not a regular file",
@@ -288,7 +288,7 @@ def test_every_entry_is_a_case_or_named(tmp_path):
     words["h"] = ".nii in its name"
     assert set(problems) == set(words) and names_of(found).count("b") == 1
     assert all(text in problems[name] for name, text in words.items())
-    assert found.ignored == "2 entries that are no scans were ignored: .DS_Store, README.md."
+    assert found.ignored == "2 entries that are not scans were ignored: .DS_Store, README.md."
     assert len(found.warnings) == 1 and "extra" in found.warnings[0]
 
 
@@ -324,7 +324,7 @@ def nnunet(root, labels=("c0.nii.gz", "c1.nii.gz", "c2.nii")):
 
 
 @pytest.mark.fault("2.1")
-def test_labels_with_another_ending_are_found_and_missing_ones_are_said(tmp_path):
+def test_labels_with_another_ending_are_found_and_missing_ones_are_reported(tmp_path):
     nnunet(tmp_path, ("c0.nii.gz", "c1.nii.gz", "c2.nii", "z.nii.gz"))
     found = find_cases(tmp_path)
     assert [case.label and case.label.name for case in found.cases] == ["c0.nii.gz", "c1.nii.gz", "c2.nii", None]
@@ -333,7 +333,7 @@ def test_labels_with_another_ending_are_found_and_missing_ones_are_said(tmp_path
 
 
 @pytest.mark.fault("2.3")
-def test_results_below_the_scans_are_no_scans(tmp_path):
+def test_results_in_the_folder_of_the_scans_are_not_scans(tmp_path):
     touch(tmp_path, "a.nii.gz", "b.nii.gz", "results/a.nii.gz", "P3.nii.gz")
     record = {"settings": {}, "cases": {"a": {"outputs": {"labels": {"path": "a.nii.gz", "bytes": 1}}}}}
     write_list(tmp_path / "results" / "predict.json", **record)
@@ -379,15 +379,15 @@ def test_lists_with_a_base_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["validate", str(path), "--base", str(data)])
     assert stopped.value.code == 0 and "monai-datalist, 1 case" in capsys.readouterr().out
-    with refused("only a list's paths have a base folder"):
+    with refused("only the paths of a list have a base folder"):
         find_cases(data, base=tmp_path)
     write_list(path, test=["../secret.nii.gz"])
-    with refused("leads out of", "refused"):
+    with refused("leads out of", "not allowed"):
         find_cases(path, base=data)
 
 
 @pytest.mark.fault("3.9")
-def test_lone_surrogates_in_a_list_are_refused_in_a_sentence(tmp_path):
+def test_lone_surrogates_in_a_list_are_refused_with_one_sentence(tmp_path):
     for content in (
         {"training": ["a\ud800.nii.gz"]},
         {"training": ["a.nii.gz"], "labels": {"0": "background", "1": "\ud800"}},
@@ -414,7 +414,7 @@ def test_integers_of_numpy_are_integers():
 
 
 @pytest.mark.fault("4.6")
-def test_labels_above_255_are_found_with_the_files_name(tmp_path):
+def test_labels_above_255_are_refused_with_the_name_of_the_file(tmp_path):
     save(tmp_path / "x.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE))
     save(tmp_path / "x_seg.nii.gz", ball(1).astype(np.int16) * 300)
     (finding,) = check_dataset(find_cases(tmp_path)).findings
@@ -425,7 +425,7 @@ def test_labels_above_255_are_found_with_the_files_name(tmp_path):
 
 
 @pytest.mark.fault("5.7")
-def test_a_fault_of_200_cases_is_said_once(tmp_path):
+def test_a_fault_of_200_cases_is_reported_once(tmp_path):
     touch(tmp_path, *(f"P{n:03}_T1.nii.gz" for n in range(200)))
     cases = find_cases(tmp_path, channels=("FLAIR", "T1")).cases
     (line,) = problem_lines([(case.name, case.problem) for case in cases])
@@ -444,7 +444,7 @@ def test_training_names_the_file_of_a_label_above_255(tmp_path):
 
 
 @pytest.mark.fault("2.1")
-def test_training_says_what_it_leaves_out(tmp_path, capsys):
+def test_training_reports_the_cases_that_it_does_not_use(tmp_path, capsys):
     nnunet(tmp_path, ())
     for number in range(4):
         save(tmp_path / f"imagesTr/c{number}_0000.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE) + number)
@@ -453,4 +453,4 @@ def test_training_says_what_it_leaves_out(tmp_path, capsys):
     found = gather(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
     assert len(found.train) == len(found.validation) == 1
     said = capsys.readouterr().out
-    assert "2 of 4 scans have no label map and are not trained on: c2, c3" in said and "2 cases are taken as 2 patients" in said
+    assert "2 of 4 scans have no label map and are not trained on: c2, c3" in said and "2 cases count as 2 patients" in said

@@ -1,4 +1,4 @@
-"""`swinunetr info` and `swinunetr convert`: what is printed of a file is what the file holds."""
+"""`swinunetr info` and `swinunetr convert` print what a file holds."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_info_of_an_encoder_alone(tmp_path, params, capsys):
     count = sum(array.size for name, array in params.items() if name.startswith("swin."))
     assert code == 0 and f"part of a Swin UNETR, {count:,} parameters\n" in out
     assert not re.search("made|adapted|initiali[sz]ed|decoder", out)
-    assert re.search("out_channels +not told by the file", out) and re.search("downsample +not told by the file", out)
+    assert re.search("out_channels +not stated in the file", out) and re.search("downsample +not stated in the file", out)
     facts = json.loads(run(capsys, "info", tmp_path / "encoder.pt", "--json")[1])
     assert facts["parameters"] == count and facts["weights"] is None and facts["config"]["norm_name"] is None
 

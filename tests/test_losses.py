@@ -180,7 +180,7 @@ def test_mistakes_are_named():
         "`label_smoothing`": lambda: dice_ce_loss(logits, wanted, activation="sigmoid", label_smoothing=0.1),
         "`kind`": lambda: Loss(kind="focal"),
         "`smooth_dr`": lambda: Loss(smooth_dr=-1),
-        "drop TC": lambda: Loss(include_background=False)(logits, jnp.zeros((1, 4, 5), jnp.uint8), Task.brats()),
+        "exclude TC": lambda: Loss(include_background=False)(logits, jnp.zeros((1, 4, 5), jnp.uint8), Task.brats()),
     }
     for text, fault in faults.items():
         with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""Scores by hand, and against the package that BraTS scores with and MONAI."""
+"""Scores computed by hand, and compared with MONAI and with the package that BraTS uses."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_monais_convention_equals_monai(spacing):
             warnings.simplefilter("ignore")  # MONAI's, of empty masks
             expected = metrics.compute_hausdorff_distance(p, r, include_background=True, percentile=95, spacing=spacing)
         got = hd95(pred, ref, spacing, convention="monai")
-        # Its rank 0.95 · (n - 1) is a float32, ours is not.
+        # MONAI computes the rank 0.95 · (n - 1) in float32.
         assert got == pytest.approx(expected.item(), rel=1e-5, nan_ok=True)
         expected = metrics.compute_dice(p, r, include_background=True, ignore_empty=True)
         assert dice(pred, ref, empty="monai") == pytest.approx(expected.item(), abs=1e-6, nan_ok=True)
@@ -83,7 +83,7 @@ def test_empty_masks_under_every_convention():
     assert math.isnan(surface_dice(nothing, nothing, UNIT, 1.0))
 
 
-def test_by_hand():
+def test_scores_computed_by_hand():
     ref, pred = mask(a=(2, 6, 2, 6, 2, 6)), mask(a=(2, 6, 2, 6, 4, 8))  # moved by two voxels
     assert dice(pred, ref) == 0.5
     assert hd95(pred, ref, (1.0, 1.0, 3.0)) == 6.0
@@ -118,7 +118,7 @@ def test_lesions_by_hand():
     assert [lesion.volume_mm3 for lesion in apart.lesions] == [64] * 5
 
 
-def test_lesions_when_there_is_nothing():
+def test_lesions_of_empty_masks():
     nothing, small, large = mask(), mask(a=(2, 4, 2, 4, 2, 4)), mask(a=(2, 6, 2, 6, 2, 6))
     scores = {
         n: lesion_scores(p, r, UNIT) for n, p, r in (("no", nothing, nothing), ("ref", small, nothing), ("pred", nothing, large))
@@ -135,8 +135,8 @@ def test_a_component_may_belong_to_two_lesions():
     assert found.false_positives == 0
 
 
-def test_cropping_to_boxes_changes_no_lesion():
-    """The same rules over the whole volume, without a box anywhere."""
+def test_cropping_to_boxes_changes_no_score():
+    """Compares with the same rules applied to the whole volume, without boxes."""
     rng = np.random.default_rng(3)
     one = gaussian_filter(rng.normal(size=(40, 33, 21)), 1.7)
     two = one + 0.8 * gaussian_filter(rng.normal(size=one.shape), 1.7)
@@ -177,10 +177,10 @@ def test_a_case_of_regions_and_of_classes():
     assert classes["class 3"]["dice_brats"] == 1
     assert math.isnan(classes["class 3"]["dice_nnunet"])
     assert "lesion_dice" not in classes["class 3"]
-    json.dumps(scores)  # plain numbers, none of numpy's
+    json.dumps(scores)  # no numbers of numpy
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments():
     m = mask()
     faults = {
         "shapes (12, 11, 9) and (12, 11, 8)": lambda: dice(m, m[..., :8]),

@@ -1,4 +1,4 @@
-"""NIfTI in and out: every broken file is refused in a sentence, every grid comes back as it was."""
+"""NIfTI files: every damaged file is refused with one sentence, and written files keep the grid exactly."""
 
 import gzip
 import itertools
@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data import nifti, nifti_file
-from swinunetr_jax.data.nifti import Volume, check_same_grid, read_geometry, read_labels, read_volume, reorient, write_volume
+from swinunetr_jax.data.nifti import (
+    Volume,
+    check_same_grid,
+    nifti_file,
+    read_geometry,
+    read_labels,
+    read_volume,
+    reorient,
+    write_volume,
+)
+from swinunetr_jax.data.nifti.write import WRITABLE
 from swinunetr_jax.errors import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -31,7 +40,7 @@ def oblique(degrees=25.0):
 
 
 def save(path, array, affine=LPS, kind=nib.Nifti1Image, **fields):
-    """Write with nibabel, then overwrite raw header fields, which nibabel would have corrected."""
+    """Writes with nibabel and then overwrites raw header fields, which nibabel would have corrected."""
     nib.save(kind(array, affine, dtype=array.dtype), path)
     return patch(path, **fields) if fields else path
 
@@ -49,7 +58,7 @@ def patch(path, **fields):
 
 @pytest.fixture(autouse=True)
 def quiet(capfd):
-    """Nothing but the exception tells of a fault: nibabel's own log would come between it and the user."""
+    """Faults are reported by the exception alone; nothing is printed, not even nibabel's own log."""
     yield
     assert capfd.readouterr() == ("", "")
 
@@ -109,7 +118,7 @@ def test_scale_factors(tmp_path):
     np.testing.assert_array_equal(read_volume(path).array, np.asanyarray(nib.load(path).dataobj).astype(np.float32))
 
 
-def test_scaled_labels_are_whole_again(tmp_path):
+def test_scaled_labels_are_integers_again(tmp_path):
     path = save(tmp_path / "a.nii.gz", (COUNT % 3 * 10).astype(np.uint8), scl_slope=0.1)  # 0.1 in float32 is 0.100000001
     labels = read_labels(path).array
     assert labels.dtype == np.uint8
@@ -122,7 +131,7 @@ def test_labels(tmp_path):
     assert read_labels(save(path, COUNT.astype(np.int16) * 100)).array.dtype == np.int32
     with refused(path, "-1"):
         read_labels(save(path, COUNT.astype(np.int16) - 1))
-    with refused(path, "0.5", "(0, 0, 1)", "whole number"):
+    with refused(path, "0.5", "(0, 0, 1)", "not an integer"):
         read_labels(save(path, COUNT / 2))
     with refused(path, "23000000000"):
         read_labels(save(path, COUNT.astype(np.float64) * 1e9))
@@ -149,7 +158,7 @@ def test_voxels_that_are_not_finite(tmp_path):
             read_volume(save(path, bad))
 
 
-def test_files_that_are_no_nifti(tmp_path):
+def test_files_that_are_not_nifti(tmp_path):
     for name, content, words in [
         ("empty.nii.gz", b"", "empty"),
         ("page.nii.gz", b"\n <!DOCTYPE html><html>403</html>", "web page"),
@@ -187,7 +196,7 @@ def test_files_that_are_no_nifti(tmp_path):
         read_volume(tmp_path / "pair.nii")
 
 
-def test_names_that_lie_about_compression(tmp_path):
+def test_names_that_contradict_the_compression(tmp_path):
     plain, packed = save(tmp_path / "a.nii", COUNT.astype(np.uint8)), save(tmp_path / "b.nii.gz", COUNT.astype(np.uint8))
     with refused("not gzip"):
         read_volume(plain.rename(tmp_path / "c.nii.gz"))
@@ -244,7 +253,7 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
         read_volume(path, max_bytes=3_999_999)
     assert read_volume(path, max_bytes=4_000_000).array.shape == (100, 100, 100)
     assert read_geometry(path)[0] == (100, 100, 100)
-    # A small claim before much more data: that is read for the checksum, and not kept.
+    # A small claim is followed by much more data, which is read for the checksum and discarded.
     path.write_bytes(gzip.compress(gzip.decompress(save(path, COUNT.astype(np.uint8)).read_bytes()) + bytes(50_000_000), 1))
     tracemalloc.start()
     np.testing.assert_array_equal(read_volume(path).array, COUNT)
@@ -254,7 +263,7 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
 
 @pytest.mark.fault("2.5")
 @pytest.mark.parametrize("excess", [0, 1, 2, 500, 3 << 20])
-def test_damage_of_a_gzip_file_is_noticed_whatever_follows_the_last_voxel(tmp_path, excess):
+def test_damage_of_a_gzip_file_is_detected_with_any_data_after_the_last_voxel(tmp_path, excess):
     noise = np.random.default_rng(0).integers(0, 255, (9, 9, 9), np.uint8)
     path = save(tmp_path / "a.nii", noise)
     sound = gzip.compress(path.read_bytes() + bytes(excess), mtime=0)
@@ -304,7 +313,7 @@ EXTREMES = {
 
 @pytest.mark.fault("3.4")
 @pytest.mark.parametrize("kind, codes", [(nib.Nifti1Image, (1, 0)), (nib.Nifti2Image, (0, 1))])
-def test_any_value_of_any_header_field_is_read_as_nibabel_does_or_refused(tmp_path, kind, codes):
+def test_any_value_of_a_header_field_is_read_as_by_nibabel_or_refused(tmp_path, kind, codes):
     path, accepted = tmp_path / "a.nii", 0
     save(path, COUNT.astype(np.int16), kind=kind, qform_code=codes[0], sform_code=codes[1], scl_slope=1, scl_inter=0)
     whole = path.read_bytes()
@@ -334,7 +343,7 @@ def test_any_value_of_any_header_field_is_read_as_nibabel_does_or_refused(tmp_pa
 
 @pytest.mark.fault("3.5")
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800", "loop", "file/a"], ids=ascii)
-def test_names_that_no_file_can_have_are_refused_in_a_sentence(tmp_path, name):
+def test_impossible_file_names_are_refused_with_one_sentence(tmp_path, name):
     (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
     (tmp_path / "file").write_text("")
     path = tmp_path / f"{name}.nii.gz"
@@ -346,14 +355,14 @@ def test_names_that_no_file_can_have_are_refused_in_a_sentence(tmp_path, name):
             write_volume(path, COUNT, volume_of())
 
 
-def test_an_image_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+def test_an_image_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8))
 
     def full(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(nifti_file.np, "empty", full)
-    with refused(path, "(2, 3, 4)", "do not fit into the memory"):
+    with refused(path, "(2, 3, 4)", "do not fit into memory"):
         read_volume(path)
 
 
@@ -367,7 +376,7 @@ def test_types_without_a_number_per_voxel(tmp_path):
             read_volume(save(tmp_path / "a.nii", COUNT.astype(np.int16), datatype=code))
 
 
-def test_affines_without_a_place(tmp_path):
+def test_singular_affines(tmp_path):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8))
     for row in ([0, 0, 0, 0], [np.nan, 0, 0, 0], [0, -1, 0, 0], [1, 0, 0, np.inf]):
         with refused(path, "affine"):
@@ -380,7 +389,7 @@ def test_affines_without_a_place(tmp_path):
         reorient(COUNT, np.zeros((4, 4)))
 
 
-def test_affine_without_codes_is_nibabels(tmp_path):
+def test_an_affine_without_codes_is_that_of_nibabel(tmp_path):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8), qform_code=0, sform_code=0, pixdim=[0, 2, 3, 4, 0, 0, 0, 0])
     np.testing.assert_array_equal(read_volume(path).affine, nib.load(path).affine)
 
@@ -411,8 +420,8 @@ def test_there_are_48_orientations():
 
 
 @pytest.mark.parametrize("codes", CODES)
-def test_orientations_come_back(codes):
-    """From this orientation to RAS and from LPS to this one: same voxels in the same place, exactly back, with channels too."""
+def test_orientations_are_inverted_exactly(codes):
+    """From this orientation to RAS and from LPS to it, voxels keep their positions, and the inverse is exact, also with channels."""
     affine = np.eye(4)
     for axis, code in enumerate(codes):
         row = next(i for i, pair in enumerate(("LR", "PA", "IS")) if code in pair)
@@ -440,7 +449,7 @@ def test_reorient_literal():
 
 
 @pytest.mark.parametrize("degrees", [5, 25, 44, 46, 80, 130])
-def test_oblique_grids_turn_to_the_closest_axes(degrees):
+def test_oblique_grids_are_oriented_by_their_closest_axes(degrees):
     affine = oblique(degrees)
     turned, turned_affine, back = reorient(COUNT, affine)
     assert "".join(nib.aff2axcodes(turned_affine)) == "RAS"
@@ -464,7 +473,7 @@ def test_reorient_refuses():
 )
 @pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1), (0, 0), (3, 4)])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_results_lie_on_the_grid_of_their_source(tmp_path, affine, codes, kind):
+def test_results_have_the_grid_of_their_source(tmp_path, affine, codes, kind):
     image = kind(COUNT.astype(np.int16), affine)
     header = image.header
     header.set_qform(affine, codes[0])
@@ -493,7 +502,7 @@ def test_results_lie_on_the_grid_of_their_source(tmp_path, affine, codes, kind):
 
 def test_written_types_and_channels(tmp_path):
     like = volume_of()
-    for dtype in nifti.WRITABLE:
+    for dtype in WRITABLE:
         read = nib.load(write_volume(tmp_path / "a.nii", COUNT, like, dtype))
         assert read.get_data_dtype() == dtype
         np.testing.assert_array_equal(np.asanyarray(read.dataobj), COUNT)
@@ -535,7 +544,7 @@ def test_values_that_do_not_fit(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failing_write_keeps_the_existing_file(tmp_path, monkeypatch):
     path = write_volume(tmp_path / "a.nii.gz", COUNT, volume_of())
     before = path.read_bytes()
     for where, error in (
@@ -554,7 +563,7 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
 
-def test_a_file_appears_whole(tmp_path, monkeypatch):
+def test_a_file_appears_only_when_complete(tmp_path, monkeypatch):
     seen = []
     replace = os.replace
     monkeypatch.setattr("os.replace", lambda a, b: (seen.append(Path(a)), read_labels(a), replace(a, b)))
@@ -570,7 +579,7 @@ def _umask():
     return mask
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     with refused("none", "cannot be written"):
         write_volume(tmp_path / "none" / "a.nii.gz", COUNT, volume_of())
     (tmp_path / "file").write_text("")
@@ -609,7 +618,7 @@ def test_real_hippocampus(real):
         check_same_grid([volume, labels])
 
 
-def test_real_brain_comes_back_from_ras(real, tmp_path):
+def test_a_real_brain_is_reoriented_to_ras_and_back(real, tmp_path):
     folder = real / "open_ms" / "patient19"
     flair, lesion = read_volume(folder / "FLAIR.nii.gz"), read_labels(folder / "LESION.nii.gz")
     assert flair.orientation == "LAS" and flair.spacing == (1.0, 1.0, 1.0) and flair.array.shape == (182, 218, 182)

@@ -1,4 +1,4 @@
-"""The wheel: it holds the library alone, and what is installed from it imports and runs without torch and without this folder."""
+"""The wheel holds only the library, which runs when it is installed without torch and outside this folder."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_ships_the_library_alone_and_works(tmp_path):
+def test_the_wheel_holds_only_the_library_and_works(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
@@ -41,7 +41,7 @@ def test_the_wheel_ships_the_library_alone_and_works(tmp_path):
 
 
 def test_every_fault_of_the_list_has_its_test():
-    """tests/faults.md and the marks `fault("NUMBER")` name the same numbers, but for those that the list calls open."""
+    """tests/faults.md and the marks `fault("NUMBER")` have the same numbers, except for those that the list calls open."""
     listed = dict(re.findall(r"^\| (\d\.\d+) \| (.*) \|$", (ROOT / "tests" / "faults.md").read_text(), re.MULTILINE))
     marked = {
         number
@@ -54,7 +54,7 @@ def test_every_fault_of_the_list_has_its_test():
 
 
 @pytest.mark.fault("4.5")
-def test_our_lowest_scipy_is_not_below_the_one_that_jax_needs():
+def test_the_lowest_scipy_is_not_below_that_of_jax():
     def lowest(requirements: list[str]) -> tuple[int, ...]:
         (found,) = [match for text in requirements if (match := re.match(r"scipy>=(\d+)\.(\d+)", text))]
         return tuple(map(int, found.groups()))

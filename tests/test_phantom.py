@@ -1,4 +1,4 @@
-"""The phantom: always the same, the same head on every grid, contrasts as in MRI, and a folder that is BraTS' in all readers' eyes."""
+"""The phantom: reproducible, the same head on every grid, contrasts as in MRI, and a folder that is read as BraTS."""
 
 import ast
 import sys
@@ -10,13 +10,14 @@ import pytest
 from refusals import refused
 from scipy import ndimage
 
-from swinunetr_jax.data import phantom
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data import brats
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import check_same_grid, read_labels, read_volume
-from swinunetr_jax.data.phantom import phantom_case, write_phantom
-from swinunetr_jax.data.phantom_images import CHANNELS, Body
-from swinunetr_jax.data.phantom_lesion import LESIONS
-from swinunetr_jax.data.phantom_shapes import Waves, ellipse, soft, tube, union
+from swinunetr_jax.data.phantom import dataset as phantom
+from swinunetr_jax.data.phantom.dataset import phantom_case, write_phantom
+from swinunetr_jax.data.phantom.images import Body
+from swinunetr_jax.data.phantom.lesion import LESIONS
+from swinunetr_jax.data.phantom.shapes import Waves, ellipse, soft, tube, union
 
 SMALL = (96, 96, 62)
 TINY = (40, 40, 26)
@@ -45,7 +46,7 @@ def test_distances_by_hand():
     np.testing.assert_allclose(soft(np.array([-9.0, -1, 0, 1, 9]), 2), [1, 1, 0.5, 0, 0])
 
 
-def test_noise_has_its_deviation_its_wavelength_and_its_gradient():
+def test_noise_has_its_standard_deviation_wavelength_and_gradient():
     waves = Waves.make(np.random.default_rng(0), 20.0, 64, 0.0)
     np.testing.assert_allclose(np.linalg.norm(waves.k, axis=1), 2 * np.pi / 20, rtol=1e-6)
     place = np.random.default_rng(1).uniform(-500, 500, (3, 40_000)).astype(np.float32)  # more than one chunk
@@ -66,7 +67,7 @@ def test_a_case_is_always_the_same():
     images, labels = phantom_case(2, size=TINY, seed=5)
     again, labels_again = phantom_case(2, size=TINY, seed=5)
     assert list(images) == ["FLAIR", "T1ce", "T1", "T2"]
-    for channel in CHANNELS:
+    for channel in brats.CHANNELS:
         assert images[channel].dtype == np.int16 and images[channel].shape == TINY
         np.testing.assert_array_equal(images[channel], again[channel])
     assert labels.dtype == np.uint8 and labels.shape == TINY
@@ -76,7 +77,7 @@ def test_a_case_is_always_the_same():
 
 
 @pytest.mark.parametrize(("size", "count"), [(SMALL, 4), ((64, 72, 50), 6), (TINY, 25), ((32, 32, 20), 25)])
-def test_every_label_lies_in_the_brain_and_nothing_around_it(size, count):
+def test_every_label_is_in_the_brain_and_nothing_is_outside(size, count):
     volumes = []
     for index in range(count):
         images, labels = phantom_case(index, size=size)
@@ -191,10 +192,10 @@ def test_the_folder_is_read_as_brats(tmp_path):
     write_phantom(tmp_path / "a" / "b", cases=2, size=TINY, progress=lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
     found = find_cases(tmp_path / "a" / "b")
-    assert found.layout == "brats" and found.channels == CHANNELS and found.et_label == 4
+    assert found.layout == "brats" and found.channels == brats.CHANNELS and found.et_label == 4
     assert [case.name for case in found.cases] == ["BraTS2021_00000", "BraTS2021_00001"]
     for index, case in enumerate(found.cases):
-        assert case.problem is None and case.split == "training" and case.channels == CHANNELS
+        assert case.problem is None and case.split == "training" and case.channels == brats.CHANNELS
         images, labels = phantom_case(index, size=TINY)
         volumes = [read_volume(path) for path in case.images]
         for channel, volume in zip(case.channels, volumes):
@@ -208,10 +209,10 @@ def test_the_folder_is_read_as_brats(tmp_path):
         }
 
 
-def test_label_3_takes_the_names_that_go_with_it(tmp_path):
+def test_label_3_has_the_file_names_of_its_years(tmp_path):
     write_phantom(tmp_path, cases=1, size=TINY, et_label=3)
     found = find_cases(tmp_path)
-    assert found.et_label == 3 and found.layout == "brats" and found.channels == CHANNELS
+    assert found.et_label == 3 and found.layout == "brats" and found.channels == brats.CHANNELS
     assert found.cases[0].label == tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-seg.nii.gz"
     assert np.unique(read_labels(found.cases[0].label).array).tolist() == [0, 1, 2, 3]
 
@@ -229,11 +230,11 @@ def test_geometry(tmp_path):
 
 
 def test_geometry_of_the_full_size_is_that_of_brats():
-    place = phantom._place_of(np.zeros((240, 240, 155), np.uint8), Path())
+    place = phantom._volume_of(np.zeros((240, 240, 155), np.uint8), Path())
     np.testing.assert_array_equal(place.affine, [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
-def test_more_cases_leave_those_there_alone(tmp_path):
+def test_additional_cases_do_not_change_existing_ones(tmp_path):
     write_phantom(tmp_path / "a", cases=1, size=TINY)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.gz")}
     write_phantom(tmp_path / "a", cases=3, size=TINY)
@@ -243,7 +244,7 @@ def test_more_cases_leave_those_there_alone(tmp_path):
     assert len(files_of(tmp_path / "a")) == 1 + 3 * 5
 
 
-def test_what_was_cut_off_is_completed(tmp_path, monkeypatch):
+def test_an_interrupted_data_set_is_completed(tmp_path, monkeypatch):
     write_phantom(tmp_path / "whole", cases=2, size=TINY)
     write, left = phantom.write_volume, iter(range(7))
 
@@ -267,7 +268,7 @@ def test_what_was_cut_off_is_completed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("other", [{"size": (44, 40, 26)}, {"seed": 1}, {"et_label": 3}, {"cases": 1}])
-def test_other_parameters_want_another_folder(tmp_path, other):
+def test_other_parameters_need_another_folder(tmp_path, other):
     write_phantom(tmp_path, cases=2, size=TINY)
     before = files_of(tmp_path)
     with refused(tmp_path, "another folder"):
@@ -275,7 +276,7 @@ def test_other_parameters_want_another_folder(tmp_path, other):
     assert files_of(tmp_path) == before
 
 
-def test_folders_that_hold_something_else(tmp_path):
+def test_folders_with_other_content(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with refused(tmp_path, "notes.txt"):
         write_phantom(tmp_path, cases=1, size=TINY)
@@ -284,7 +285,7 @@ def test_folders_that_hold_something_else(tmp_path):
         write_phantom(tmp_path, cases=1, size=TINY)
     (tmp_path / "phantom.json").unlink()
     for name in ("notes.txt", "notes.txt/deeper", "a" * 300, "a\0b"):
-        with refused(name, "cannot be made"):
+        with refused(name, "cannot be created"):
             write_phantom(tmp_path / name, cases=1, size=TINY)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 
@@ -304,14 +305,14 @@ RECORDS = (
 
 @pytest.mark.fault("3.3")
 @pytest.mark.parametrize("record", RECORDS, ids=lambda text: text[:40])
-def test_a_damaged_record_is_refused_in_a_sentence(tmp_path, record):
+def test_a_damaged_record_is_refused_with_one_sentence(tmp_path, record):
     (tmp_path / "phantom.json").write_text(record)
     with refused("phantom.json", "give another folder, or delete this one"):
         write_phantom(tmp_path, cases=1, size=TINY)
     assert (tmp_path / "phantom.json").read_text() == record
 
 
-@pytest.mark.parametrize("module", ["phantom", "phantom_anatomy", "phantom_images", "phantom_lesion", "phantom_shapes"])
+@pytest.mark.parametrize("module", ["dataset", "anatomy", "images", "lesion", "shapes"])
 def test_needs_no_jax(module):
     source = Path(phantom.__file__).with_name(f"{module}.py").read_text("utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""Training batches: the same whatever makes them, from wherever they go on, and an exception with the case's name where they cannot."""
+"""Training batches do not depend on workers, processes or interruptions, and exceptions name the case."""
 
 import itertools
 import multiprocessing
@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.crops import RandomCrop
-from swinunetr_jax.data.intensity import ScaleIntensity
+from swinunetr_jax.data.augment.crops import RandomCrop
+from swinunetr_jax.data.augment.intensity import ScaleIntensity
+from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.data.pipeline import SampleError, TrainingData
-from swinunetr_jax.data.transforms import RandomFlip
 
 CROP = (RandomCrop((4, 3, 2)), ScaleIntensity(0.5), RandomFlip())
 
 
 @dataclass(frozen=True)
 class Kept:
-    """As a case in the cache, without one."""
+    """A stand-in for a case of the cache."""
 
     name: str
     number: int
@@ -38,7 +38,7 @@ CASES = [Kept(f"case {n}", n) for n in range(5)]
 
 
 class Fails:
-    """Something wrong with one case."""
+    """A transform that fails for one case."""
 
     def __init__(self, number, how):
         self.number, self.how = number, how
@@ -114,7 +114,7 @@ def test_several_samples_of_a_case():
 
 
 @pytest.mark.parametrize("step", [1, 3, 11])
-def test_goes_on_where_it_was(step):
+def test_continues_from_a_saved_state(step):
     through = take(data(), step + 3)
     first = data()
     for _ in range(step):
@@ -143,9 +143,9 @@ def test_the_shares_of_processes_are_the_batch(processes):
 def test_upcoming_cases():
     pipeline = data(batch=4, process=1, processes=2)
     for _ in range(3):
-        told = pipeline.upcoming()
-        assert pipeline.upcoming(pipeline.get_state()["step"]) == told
-        assert next(pipeline)["case"].tolist() == told
+        upcoming = pipeline.upcoming()
+        assert pipeline.upcoming(pipeline.get_state()["step"]) == upcoming
+        assert next(pipeline)["case"].tolist() == upcoming
     pipeline.close()
 
 
@@ -163,7 +163,7 @@ def test_samples_that_are_refused(how, words):
         take(data(transforms=(Fails(3, how),)), 5)
 
 
-def test_a_large_sum_is_not_taken_for_inf():
+def test_a_large_sum_does_not_count_as_inf():
     big = (lambda example, rng: {**example, "image": np.full((4, 3, 2, 2), 2e38, np.float32)},)
     assert np.isfinite(take(data(transforms=big), 1)[0]["image"]).all()
 
@@ -179,10 +179,10 @@ def test_a_sample_that_fails_in_a_worker():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_is_killed():
+def test_a_killed_worker():
     started = time.monotonic()
     pipeline = data(transforms=(Fails(3, "dies"),), cases=CASES[2:4], batch=1, workers=1)
-    with pytest.raises(SampleError, match=r"batch \d or one soon after it, of .*case 3.*, could not be made .*exit code -9"):
+    with pytest.raises(SampleError, match=r"batch \d or one soon after it, of .*case 3.*, could not be prepared .*exit code -9"):
         take(pipeline, 3)
     assert time.monotonic() - started < 180
 
@@ -227,7 +227,7 @@ def test_a_worker_ends_with_its_parent_and_not_before(tmp_path, how):
         if how == signal.SIGKILL:
             parent.kill()
         else:
-            os.kill(worker, signal.SIGTERM)  # of the worker alone: the parent gets its batches and ends well, without `close`
+            os.kill(worker, signal.SIGTERM)  # only the worker: the parent receives its batches and ends normally without `close`
             assert parent.wait(180) == 0, parent.stderr.read()
         assert within(90, lambda: not alive(worker))
 
@@ -244,7 +244,7 @@ def test_a_worker_ends_with_its_parent_and_not_before(tmp_path, how):
         ({"seed": -1}, "`seed` within 32 bits"),
     ],
 )
-def test_arguments_that_cannot_be(options, words):
+def test_invalid_arguments(options, words):
     with refused(words):
         data(**options)
 

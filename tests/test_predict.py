@@ -17,7 +17,7 @@ from flax import nnx
 from small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, load_checkpoint, open_checkpoint, save_checkpoint
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.inference import predict
 from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
@@ -35,7 +35,7 @@ put_in_place(pytest.MonkeyPatch())
 """
     + """
 from swinunetr_jax import cli
-from swinunetr_jax.data import prediction_record as record
+from swinunetr_jax.data.discovery import prediction_record as record
 from swinunetr_jax.inference import batch, predict
 
 predict.compiler_options = lambda: {"xla_backend_optimization_level": 0}
@@ -416,7 +416,7 @@ def test_info(model, tmp_path, capsys):
     assert run("convert", model, tmp_path / "net.pt") == 0
     capsys.readouterr()
     assert run("info", tmp_path / "net.pt") == 0
-    assert "not told by the file" in capsys.readouterr().out
+    assert "not stated in the file" in capsys.readouterr().out
 
 
 def test_a_real_scan_equals_monais_own_pipeline(shared_data, tmp_path):

@@ -1,4 +1,4 @@
-"""Reading a case on the task's grid: orientation and voxel size, the label with it, and the way back."""
+"""Reading a case on the task's grid: orientation, voxel size, the label, and the inverse."""
 
 import tracemalloc
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import read_volume, write_volume
-from swinunetr_jax.data.read_case import read_case, read_case_label
-from swinunetr_jax.data.resample import interpolated, resample, resample_labels, spacing_grid
+from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
+from swinunetr_jax.data.prepare.resample import interpolated, resample, resample_labels, spacing_grid
 from swinunetr_jax.inference.prepare import prepare
 from swinunetr_jax.task import Task
 
@@ -66,7 +66,7 @@ def test_orientation_and_label(tmp_path):
     assert nib.aff2axcodes(read_case(case, task(), 1).affine) == ("L", "P", "S")
 
 
-def test_the_spacing_a_scan_has_already_changes_nothing(tmp_path):
+def test_a_scan_that_has_the_spacing_already_is_unchanged(tmp_path):
     case = save(tmp_path, noise())
     stored = read_case(case, task(), 1)
     same = read_case(case, task(spacing=(0.9, 1.1004, 2.3)), 1)
@@ -99,7 +99,7 @@ def test_the_same_voxels_as_monai(tmp_path, affine, spacing):
 
 
 def check_elected(labels, votes):
-    """Each label has the most votes; were most voxels ties, the test would say little."""
+    """Each label has the most votes, and most voxels are no ties, which would make the test meaningless."""
     chosen = np.take_along_axis(votes, labels[None].astype(int), 0)[0]
     assert (chosen >= votes.max(0) - 2e-3).all()
     ordered = np.sort(votes, 0)
@@ -141,8 +141,8 @@ def extent(mask, affine):
         ((1, 1, 1), (2, 2, 2)),
     ],
 )
-def test_a_symmetric_object_stays_centred_and_as_large_as_it_is(old, new):
-    """Nested and neighbouring labels alike: nearest neighbours moved all of them by half a voxel where old/new is even."""
+def test_a_symmetric_object_keeps_its_centre_and_its_size(old, new):
+    """This holds for nested and neighbouring labels. With nearest neighbours all moved by half a voxel if old/new is even."""
     affine = np.diag([*old, 1.0])
     shape = tuple(int(48 // size) + 1 for size in old)
     middle = affine[:3, :3] @ (np.array(shape) // 2)
@@ -159,7 +159,7 @@ def test_a_symmetric_object_stays_centred_and_as_large_as_it_is(old, new):
 
 @pytest.mark.fault("1.2")
 def test_a_box_halved_in_voxel_size_keeps_its_faces_on_average():
-    """All its faces are ties: half of their voxels go to the box, so each face stays where it is."""
+    """All voxels of its faces are ties, half of which are assigned to the box, so that each face keeps its position."""
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[3:9, 4:8, 2:10] = 5
     shape, target = spacing_grid(labels.shape, np.diag([2.0, 2, 2, 1]), (1, 1, 1))
@@ -169,12 +169,12 @@ def test_a_box_halved_in_voxel_size_keeps_its_faces_on_average():
     assert volume == pytest.approx(volume_before, rel=0.05)
     for axis in range(3):
         np.testing.assert_array_equal(np.unique(found), np.unique(labels))
-        np.testing.assert_array_equal((found > 0).sum(axis), np.flip((found > 0).sum(axis)))  # nothing is drawn to one side
+        np.testing.assert_array_equal((found > 0).sum(axis), np.flip((found > 0).sum(axis)))  # no side is favoured
 
 
 @pytest.mark.fault("1.2")
 def test_memory_of_resampling_labels_does_not_grow_with_their_number(monkeypatch):
-    monkeypatch.setattr("swinunetr_jax.data.resample.PIECE_VOXELS", 4096)
+    monkeypatch.setattr("swinunetr_jax.data.prepare.resample.PIECE_VOXELS", 4096)
     labels = (np.indices((40, 40, 40)).sum(0) * 2).astype(np.uint8)  # 118 labels
     shape, target = spacing_grid(labels.shape, RAS2, (1, 1, 1))
     tracemalloc.start()
@@ -183,7 +183,7 @@ def test_memory_of_resampling_labels_does_not_grow_with_their_number(monkeypatch
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < found.nbytes + 4096 * 500  # half a kB for each voxel of a piece
+    assert peak < found.nbytes + 4096 * 500  # 500 bytes for each voxel of a piece
 
 
 @pytest.mark.fault("1.2")
@@ -200,14 +200,14 @@ def test_a_size_that_is_a_tie_does_not_depend_on_rounding(slices):
 
 
 @pytest.mark.parametrize("affine", [LPS, oblique(), SHEARED], ids=["LPS", "oblique", "sheared"])
-def test_back_on_the_scans_own_grid(tmp_path, affine):
+def test_the_inverse_returns_to_the_scans_own_grid(tmp_path, affine):
     shape = (15, 12, 9)
     prepared = prepare(save(tmp_path, noise(shape), affine=affine), task(orientation="RAS", spacing=(0.5, 0.5, 0.5)), 1)
     back, fine = prepared.back, prepared.array.shape[:3]
-    assert fine == back.shape != shape and back.straight == (affine is not SHEARED)
-    # a value that grows evenly in space comes back as it is, where the finer grid reaches
+    assert fine == back.shape != shape and back.axis_aligned == (affine is not SHEARED)
+    # a linear ramp returns unchanged where the finer grid covers it
     ramp = np.stack([np.tensordot(axis, np.indices(fine), 1) for axis in np.eye(3)], axis=-1).astype(np.float32)
-    again = back.back.apply(interpolated(ramp, back.matrix, back.back.shape))
+    again = back.reorient.apply(interpolated(ramp, back.matrix, back.reorient.shape))
     assert again.shape == (*shape, 3) and again.dtype == np.float32
     want = np.moveaxis(np.indices(shape), 0, -1) @ prepared.scan.affine[:3, :3].T + prepared.scan.affine[:3, 3]
     want = (want - back.affine[:3, 3]) @ np.linalg.inv(back.affine[:3, :3]).T
@@ -218,7 +218,7 @@ def test_back_on_the_scans_own_grid(tmp_path, affine):
     np.testing.assert_array_equal(read_volume(path).affine, prepared.scan.affine)
 
 
-def test_labels_that_do_not_fit(tmp_path):
+def test_labels_that_do_not_fit_their_images(tmp_path):
     case = save(tmp_path, noise())
     read = read_case(case, task(), 1)
     with refused("ct.nii", "no label map"):
@@ -229,5 +229,5 @@ def test_labels_that_do_not_fit(tmp_path):
     with refused("seg.nii", "label 300 is above 255"):
         read_case_label(case, read)
     nib.save(nib.Nifti1Image(np.zeros((11, 9, 7), np.uint8), oblique()), tmp_path / "seg.nii")
-    with refused("do not lie on the same grid"):
+    with refused("are not on the same grid"):
         read_case_label(case, read)

@@ -1,4 +1,4 @@
-"""predict.json and the files it speaks of: several runs in one folder, edits by hand, killed runs. The network is a plain function."""
+"""predict.json and its files with several runs in one folder, edits by hand and killed runs. The network is a simple function."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ import pytest
 from refusals import refused
 
 from swinunetr_jax import Task, cli, files
-from swinunetr_jax.data.cases import Case
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.prediction_record import Record, read_record
 from swinunetr_jax.data.nifti import read_labels, read_volume
-from swinunetr_jax.data.prediction_record import Record, read_record
 from swinunetr_jax.inference import batch
 from swinunetr_jax.inference.batch import predict_cases
 from swinunetr_jax.inference.predict import Segmentation
@@ -34,7 +34,7 @@ REGIONS_2024 = Task.from_labels({"background": 0, "TC": [1, 3], "WT": [1, 2, 3],
 
 @dataclass
 class Fake:
-    """Segments every case with the values of its task, in turn, once the file `until` exists; it makes the file `began`."""
+    """Creates the file `began`, and segments every case with the values of its task in turn once the file `until` exists."""
 
     task: Task = BRATS
     began: Path | None = None
@@ -81,7 +81,7 @@ def recorded(folder):
 
 
 def together(folder, *options):
-    """Predicts with each of these options in a process of its own, all at the same time; returns exit codes and what was printed."""
+    """Predicts with each of these options in a separate process at the same time; returns the exit codes and the output."""
     PROCESSES.set_forkserver_preload([batch.__name__, "pytest"])  # imported once, by a process without threads
     logs = [folder / f"log{number}" for number in range(len(options))]
     started = [PROCESSES.Process(target=logged, args=(log, folder, *one)) for log, one in zip(logs, options)]
@@ -94,7 +94,7 @@ def together(folder, *options):
 
 def logged(log, folder, names, more):
     with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-        batch.jax = SimpleNamespace(devices=list)  # to start JAX takes longer than all the rest
+        batch.jax = SimpleNamespace(devices=list)  # because starting JAX takes longer than everything else
         if more.pop("killed", False):
             os.replace = lambda _, target: os.kill(os.getpid(), signal.SIGKILL) if "a_prob" in Path(target).name else None
         ended = more.pop("ended", None)
@@ -104,7 +104,7 @@ def logged(log, folder, names, more):
 
 
 def overlapping(folder, first, second):
-    """Two runs on the case `a`: the first one is finished while the second one is at work."""
+    """Two runs on the case `a`, of which the first finishes while the second one is running."""
     began, ended = folder / "began", folder / "ended"
     began.unlink(missing_ok=True)
     ended.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def overlapping(folder, first, second):
 @pytest.mark.fault("1.4")
 @pytest.mark.parametrize("task", [ET_2024, REGIONS_2024], ids=["classes", "regions"])
 @pytest.mark.parametrize("image", ["t1ce", "-t1c"])
-def test_a_task_with_labels_3_and_4_is_written_as_it_stands(tmp_path, task, image):
+def test_a_task_with_labels_3_and_4_is_written_unchanged(tmp_path, task, image):
     assert predict(tmp_path, "BraTS-GLI-02062-100", fake=Fake(task), image=image) == []
     labels = read_labels(tmp_path / "out/BraTS-GLI-02062-100.nii.gz").array
     assert np.unique(labels).tolist() == [0, 1, 2, 3, 4]
@@ -132,7 +132,7 @@ def test_a_task_with_labels_3_and_4_is_written_as_it_stands(tmp_path, task, imag
         assert volumes["WT"] == pytest.approx(np.isin(labels, (1, 2, 3)).sum() / 1000)
 
 
-def test_another_label_for_the_enhancing_tumour_is_said_and_recorded(tmp_path, capsys):
+def test_another_label_of_the_enhancing_tumour_is_printed_and_recorded(tmp_path, capsys):
     cases = [scan(tmp_path, "BraTS-GLI-1", "x")]
     path = cases[0].images[0].rename(tmp_path / "BraTS-GLI-1-t1c.nii.gz")
     for number, stated in enumerate((None, 4)):  # by the file's name 3; but a dataset.json goes before names
@@ -165,7 +165,7 @@ def test_runs_into_one_folder_keep_each_others_cases(tmp_path, capsys):
 
 @pytest.mark.fault("2.2")
 def test_one_case_by_two_runs_at_the_same_time(tmp_path):
-    """The later one keeps the result of the first where the settings are the same, and else says that it is taken."""
+    """The later run keeps the result of the first one if the settings are equal, and otherwise reports that the name is in use."""
     both = {"probabilities": True}
     codes, said = overlapping(tmp_path, dict(both), dict(both))
     assert codes == [0, 0] and "another run has finished it in the meantime" in said
@@ -200,7 +200,7 @@ def test_a_result_never_replaces_its_own_image(tmp_path, capsys):
     before = path.read_bytes()
     case = Case("a", (scan(tmp_path, "b").images[0], path))
     assert predict_cases(Fake(), [case], tmp_path / "out", identity={}, overwrite=True) == ["a"]
-    assert "would replace an image that it is made from" in capsys.readouterr().err
+    assert "would replace an image that it is computed from" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
@@ -208,11 +208,11 @@ def test_a_result_never_replaces_its_own_image(tmp_path, capsys):
 
 
 @pytest.mark.fault("2.6")
-def test_a_killed_run_leaves_nothing_that_stays(tmp_path):
+def test_files_of_a_killed_run_are_removed_by_the_next_one(tmp_path):
     scan(tmp_path, "a")
     codes, _ = together(tmp_path, (("a",), {"probabilities": True, "killed": True}))
     assert codes == [-signal.SIGKILL]
-    assert list((tmp_path / "out").glob(".*a_probabilities*"))  # otherwise this test tests nothing
+    assert list((tmp_path / "out").glob(".*a_probabilities*"))  # otherwise this test would be meaningless
     other = temporary_of_another(tmp_path / "out")
     assert predict(tmp_path, "b") == []
     assert [path.name for path in (tmp_path / "out").glob(".*")] == [other]
@@ -226,7 +226,7 @@ def temporary_of_another(folder):
 
 
 @pytest.mark.parametrize("fails", ["a.nii.gz", "a_probabilities.nii.gz", "a.png", "predict.json"])
-def test_a_disk_that_is_full_leaves_no_half_of_a_case(tmp_path, monkeypatch, capsys, fails):
+def test_a_full_disk_leaves_no_incomplete_case(tmp_path, monkeypatch, capsys, fails):
     replace, options = os.replace, {"probabilities": True, "preview": fails == "a.png"}
 
     def full(source, target):
@@ -251,7 +251,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_case(tmp_path, monkeypatch, cap
 
 
 def edits(content):
-    """(what, text of the edited file, words of the refusal or None where the result is right nevertheless)."""
+    """Yields (name, text of the edited file, words of the refusal, or None if the result is right nevertheless)."""
 
     def changed(*path, to=None, drop=False):
         edited = json.loads(json.dumps(content))
@@ -307,7 +307,7 @@ def edits(content):
 
 
 @pytest.mark.fault("3.3")
-def test_edits_of_the_record_end_in_a_sentence_or_in_the_right_result(tmp_path, capsys):
+def test_an_edited_record_gives_one_sentence_or_the_right_result(tmp_path, capsys):
     assert predict(tmp_path, "a") == []
     path, right = tmp_path / "out/predict.json", (tmp_path / "out/a.nii.gz").read_bytes()
     (tmp_path / "b.txt").write_text("mine")
@@ -335,7 +335,7 @@ def test_edits_of_the_record_end_in_a_sentence_or_in_the_right_result(tmp_path, 
 
 
 @pytest.mark.fault("3.3")
-def test_evaluate_reads_an_edited_record_or_says_a_sentence(tmp_path, capsys):
+def test_evaluate_reads_an_edited_record_or_refuses_it_with_one_sentence(tmp_path, capsys):
     assert predict(tmp_path, "a") == []
     content = recorded(tmp_path)
     deep = "[" * 900 + "]" * 900
@@ -367,7 +367,7 @@ def test_evaluate_reads_an_edited_record_or_says_a_sentence(tmp_path, capsys):
 
 
 @pytest.mark.fault("3.3")
-def test_names_that_are_no_utf8_or_too_long(tmp_path, capsys):
+def test_names_that_are_not_utf8_or_are_too_long(tmp_path, capsys):
     odd = os.fsdecode(b"caf\xe9")
     assert predict(tmp_path, odd) == []
     assert predict(tmp_path, odd) == []
@@ -379,7 +379,7 @@ def test_names_that_are_no_utf8_or_too_long(tmp_path, capsys):
     assert (tmp_path / "out/c.nii.gz").exists()
 
 
-def test_what_the_record_does_not_know_is_not_its_own(tmp_path):
+def test_files_that_are_not_in_the_record_are_not_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     record = Record(tmp_path / "out", {}, {})
     (tmp_path / "out/a.nii.gz").write_text("precious")
@@ -396,7 +396,7 @@ def test_what_the_record_does_not_know_is_not_its_own(tmp_path):
 
 
 @pytest.mark.fault("5.12")
-def test_windows_and_cases_show_the_time_left(tmp_path, capsys):
+def test_the_progress_shows_the_remaining_time(tmp_path, capsys):
     predict(tmp_path, "a", "b", "c", fake=Fake())
     lines = capsys.readouterr().out.splitlines()
     assert any("[1/3] a: 4 of 8 windows, 0 s left" in line for line in lines), lines

@@ -14,11 +14,11 @@ import pytest
 from refusals import refused
 
 from swinunetr_jax import SwinUNETRConfig, Task
-from swinunetr_jax.data.cache import prepare_training_cases
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.nifti import Back, write_volume
-from swinunetr_jax.data.read_case import network_grid, read_case
-from swinunetr_jax.data.resample import interpolated, resample
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.nifti import InverseReorient, write_volume
+from swinunetr_jax.data.prepare.cache import prepare_training_cases
+from swinunetr_jax.data.prepare.read_case import network_grid, read_case
+from swinunetr_jax.data.prepare.resample import interpolated, resample
 from swinunetr_jax.evaluation.evaluate import evaluate
 from swinunetr_jax.evaluation.pairs import Reference, References
 from swinunetr_jax.inference import scan_grid, slab_sum
@@ -54,7 +54,7 @@ def task_of(fields, **changes):
 
 @pytest.fixture
 def segmenter(monkeypatch):
-    """Makes a Segmenter whose networks are functions of patches [n, *roi, c]; by default the input is the logits."""
+    """Returns a function that creates Segmenters with functions of patches [n, *roi, c] as networks; by default logits are the input."""
     monkeypatch.setattr("swinunetr_jax.inference.predict._network", lambda model, mesh: model.function)
 
     def make(task, *functions, in_channels=None, **options):
@@ -117,8 +117,8 @@ def test_labels_and_probabilities_are_those_of_the_whole_logits_on_the_scans_gri
     case = save(tmp_path, smooth((46, 30, 21), len(task.outputs)), affine)
     read = read_case(case, task, len(task.outputs))
     found = segmenter(task).segment(case, probabilities=True)
-    turned = resample(read.array.astype(np.float64), read.affine, read.back.back.shape, read.back.source)
-    labels, probabilities, close = expected(read.back.back.apply(turned), task)
+    turned = resample(read.array.astype(np.float64), read.affine, read.back.reorient.shape, read.back.source)
+    labels, probabilities, close = expected(read.back.reorient.apply(turned), task)
     assert found.labels.shape == (46, 30, 21) and len(np.unique(labels)) == 3 and close.mean() < 1e-3
     np.testing.assert_array_equal(found.labels[~close], labels[~close])
     np.testing.assert_allclose(found.probabilities, probabilities, atol=2e-5)
@@ -273,7 +273,7 @@ def test_a_validation_gives_the_dice_of_predict_and_evaluate(segmenter, tmp_path
 def test_a_scan_that_is_only_turned_is_not_interpolated(segmenter, tmp_path):
     task = task_of(REGIONS, orientation="RAS", spacing=(0.8, 0.8, 3.0004))
     case = save(tmp_path, smooth((34, 30, 12), 2), ANISOTROPIC)
-    assert isinstance(read_case(case, task, 2).back, Back)
+    assert isinstance(read_case(case, task, 2).back, InverseReorient)
     found = segmenter(task).segment(case)
     labels, _, close = expected(nib.load(case.images[0]).get_fdata(), task)
     np.testing.assert_array_equal(found.labels[~close], labels[~close])

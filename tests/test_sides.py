@@ -1,11 +1,11 @@
-"""Which axes must not be mirrored: names of labels that tell sides, and the axes of a scan along which they do."""
+"""The axes that must not be mirrored: names of labels that name sides, and the axes of a scan that these sides belong to."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from swinunetr_jax.data.sides import axes_of_affine, describe, sided_axes, sided_directions
+from swinunetr_jax.data.augment.sides import axes_of_affine, describe, sided_axes, sided_directions
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task
@@ -49,7 +49,7 @@ LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
         (["label 1", "organ 2", "Prostate PZ", "portal vein and splenic vein", "pancreas", "cancer"], set()),
     ],
 )
-def test_directions_that_names_of_labels_tell(names, directions):
+def test_directions_of_which_labels_name_sides(names, directions):
     assert set(sided_directions(names)) == directions
 
 
@@ -69,7 +69,7 @@ def test_the_axes_are_those_of_the_tasks_orientation_or_of_the_scans():
     assert describe(sided_axes(kidneys, [sagittal])) == "axis 2 (left-right: kidney_left, kidney_right)"
 
 
-def test_an_oblique_axis_counts_for_both_directions_that_it_is_near_to():
+def test_an_oblique_axis_belongs_to_both_directions():
     angle = np.deg2rad(45)
     affine = np.eye(4)
     affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -81,7 +81,7 @@ def test_an_oblique_axis_counts_for_both_directions_that_it_is_near_to():
 
 @pytest.mark.fault("1.0")
 def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch):
-    """`--mirror`, for networks that take scans as they are stored: the axes are those of each scan."""
+    """With `--mirror` and networks that keep the orientation of scans, the axes are those of each scan."""
     segmenter, seen = object.__new__(Segmenter), []
     segmenter.task, segmenter.mirror, segmenter._flips = task("kidney_left", "kidney_right"), True, None
     monkeypatch.setattr(Segmenter, "run", lambda self, array, **_: seen.append(self._flips) or (array[..., 0], None, 1))

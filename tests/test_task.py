@@ -1,4 +1,4 @@
-"""What a network is for: built, checked, and carried through JSON unchanged."""
+"""The task of a network: its construction, its checks, and its conversion to JSON and back."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_brats(et):
         ("WT", 2, (1, 2, et)),
         ("ET", et, (et,)),
     ]
-    assert task.paint == (1, 0, 2)  # the whole tumour first, the others over it
+    assert task.paint == (1, 0, 2)  # the whole tumour first, then the others over it
     assert task.channels == ("FLAIR", "T1ce", "T1", "T2") and task.orientation == "LPS" and task.intensity == "zscore"
     task.check(SwinUNETRConfig.brats21())
 
@@ -73,7 +73,7 @@ def test_the_label_of_the_enhancing_tumour():
         Task.brats().with_et_label(1)
 
 
-def test_regions_without_an_order_are_written_as_labels_that_tell_them_apart():
+def test_regions_without_an_order_are_written_as_different_labels():
     task = Task.from_labels({"background": 0, "core": [1, 3], "all": [1, 2, 3], "rim": [3]})
     assert [(output.name, output.value) for output in task.outputs] == [("core", 1), ("all", 2), ("rim", 3)]
     assert task.paint == (1, 0, 2)
@@ -82,13 +82,13 @@ def test_regions_without_an_order_are_written_as_labels_that_tell_them_apart():
 @pytest.mark.parametrize(
     ("labels", "order", "message"),
     [
-        ({"a": [1, 2], "b": [2]}, (2, 2), "`value` of b is 2, that of a"),
-        ({"a": [1, 2], "b": [2]}, (0, 2), "`value` of a is 0, that of the background"),
+        ({"a": [1, 2], "b": [2]}, (2, 2), "`value` of b is 2, the value of a"),
+        ({"a": [1, 2], "b": [2]}, (0, 2), "`value` of a is 0, the value of the background"),
         ({"a": [1, 2], "b": [2]}, (2, 1), "`value` of b is 1, which is not among its `members`"),
-        ({"a": [1], "b": [1]}, None, "`value` of b is 1, that of a"),
+        ({"a": [1], "b": [1]}, None, "`value` of b is 1, the value of a"),
     ],
 )
-def test_regions_that_a_label_map_cannot_tell_apart(labels, order, message):
+def test_regions_that_a_label_map_cannot_distinguish_are_refused(labels, order, message):
     with pytest.raises(InputError, match=message):
         Task.from_labels(labels, order)
 
@@ -116,7 +116,7 @@ def test_default():
         Task.default(config).check(config)
 
 
-def test_any_sequence_will_do():
+def test_any_sequence_is_accepted():
     task = Task(**fields(outputs=[REGION], paint=[0], channels=["CT"], roi=[64, 64, 64]))
     assert task == Task(**fields(channels=("CT",), roi=(64, 64, 64))) and hash(task)
     assert Output(name="lesion", value=1, members=[1]) == REGION
@@ -126,21 +126,21 @@ def test_any_sequence_will_do():
     ("changes", "message"),
     [
         ({"kind": "labels"}, "`kind` must be 'regions' or 'classes', got 'labels'"),
-        ({"outputs": ()}, "`outputs` must hold one or more"),
+        ({"outputs": ()}, "`outputs` must hold at least one"),
         ({"outputs": ("lesion",)}, "`outputs` must be a sequence of Output"),
-        ({"outputs": (REGION, REGION), "paint": (0, 1)}, r"each with a name of its own, got \['lesion', 'lesion'\]"),
+        ({"outputs": (REGION, REGION), "paint": (0, 1)}, r"all with different names, got \['lesion', 'lesion'\]"),
         ({"paint": ()}, r"`paint` must order the 1 regions, got \(\)"),
         ({"paint": (1,)}, "`paint` must order the 1 regions"),
         ({"paint": ("0",)}, "`paint` must be a sequence of channel numbers"),
         ({"paint": None}, "`paint` must be a sequence of channel numbers, got None"),
-        ({"kind": "classes", "paint": ()}, "`outputs` must hold two classes or more"),
+        ({"kind": "classes", "paint": ()}, "`outputs` must hold at least two classes"),
         ({"kind": "classes", "outputs": Task.classes(2).outputs}, r"`paint` must be empty for classes, got \(0,\)"),
         ({"channels": "CT"}, "`channels` must be a sequence of names, got 'CT'"),
         ({"channels": ("",)}, "`channels` must be a sequence of names"),
         ({"intensity": "minmax"}, "`intensity` must be one of zscore, window, none, got 'minmax'"),
         (
             {"intensity": "window"},
-            "`window` .low and high. goes with the intensity 'window', and only with it: got intensity 'window' ",
+            "`window` .low and high. must be given with the intensity 'window' and only then: got intensity 'window' ",
         ),
         ({"window": (0, 1)}, "got intensity 'zscore' and window .0, 1."),
         ({"intensity": "window", "window": (1, 1)}, "`window` must hold a low value and a higher one"),
@@ -205,11 +205,11 @@ def test_descriptions_that_cannot_be_read(values):
         Task.from_dict(values)
 
 
-def test_members_may_be_left_out():
+def test_members_are_optional():
     assert Task.from_dict(fields(outputs=[{"name": "lesion", "value": 1}])).outputs == (Output(name="lesion", value=1),)
 
 
-def test_a_description_from_before_there_was_a_spacing():
+def test_a_description_without_a_spacing():
     values = Task.brats().to_dict()
     del values["spacing"]
     assert Task.from_dict(values) == Task.brats()
@@ -220,8 +220,8 @@ def test_check_against_a_network():
     Task(**fields()).check(config)
     Task(**fields(channels=("a", "b"), roi=(64, 64, 96))).check(config)
     for changes, message in (
-        ({"channels": ("a",)}, "the task names 1 channels, the network has 2"),
-        ({"kind": "classes", "outputs": Task.classes(2).outputs, "paint": ()}, "the task names 2 outputs, the network has 1"),
+        ({"channels": ("a",)}, "the task names 1 channels, but the network has 2"),
+        ({"kind": "classes", "outputs": Task.classes(2).outputs, "paint": ()}, "the task names 2 outputs, but the network has 1"),
         ({"roi": (64, 64)}, "expected 3 spatial axes, got 2"),
         ({"roi": (32, 32, 32)}, "one voxel at 1/32 resolution"),
     ):

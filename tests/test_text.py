@@ -1,4 +1,4 @@
-"""Text from data (names of cases, labels and files) is drawn, printed and tabulated as it is, and a picture or a stream ends no work."""
+"""Text from data (names of cases, labels and files) is drawn, printed and tabulated literally, and a faulty picture stops no work."""
 
 import json
 import time
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from swinunetr_jax import Task, report
+from swinunetr_jax import Task
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.task import Output
 from swinunetr_jax.training import loop, pictures, validation
 from swinunetr_jax.training.report import write_report
+from swinunetr_jax.viz import figures, preview
 
 NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
 
@@ -21,12 +22,12 @@ NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&",
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
     """The figures that are saved, with warnings as errors."""
-    figures = []
+    saved = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (figures.append(self), save(self, *args, **options)))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (saved.append(self), save(self, *args, **options)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        yield figures
+        yield saved
 
 
 def nasty_task() -> Task:
@@ -35,10 +36,10 @@ def nasty_task() -> Task:
 
 
 @pytest.mark.fault("3.1")
-def test_a_preview_draws_any_name_as_it_is(tmp_path, drawn):
+def test_a_preview_draws_any_name_literally(tmp_path, drawn):
     labels = (np.arange(8 * 8 * 8).reshape(8, 8, 8) % (len(NASTY) + 1)).astype(np.uint8)
     for title in NASTY[:3]:
-        report.write_preview(
+        preview.write_preview(
             tmp_path / "p.png", labels.astype(float), labels, Volume(labels, np.eye(4), None, tmp_path), nasty_task(), title
         )
     assert (tmp_path / "p.png").stat().st_size > 1000
@@ -46,11 +47,11 @@ def test_a_preview_draws_any_name_as_it_is(tmp_path, drawn):
     (legend,) = drawn[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:5] == ["$\\badmacro$ (1)", "_hidden (2)", "a\\x1b[31m\\nb (3)", "\\u5e74 \\ud800 (4)", "%s {0} <b>& (5)"]
-    assert len(texts[5]) == report.LONGEST_TEXT and texts[5].endswith("…")
+    assert len(texts[5]) == figures.LONGEST_TEXT and texts[5].endswith("…")
 
 
 @pytest.mark.fault("3.1")
-def test_pictures_of_a_run_draw_any_name_as_it_is(tmp_path, drawn):
+def test_pictures_of_a_run_draw_any_name_literally(tmp_path, drawn):
     dice = dict.fromkeys(NASTY, 0.5)
     rows = [{"kind": "step", "step": 1, "loss": 1.0, "lr": 0.1}]
     rows += [{"kind": "validation", "step": 1, "score": 0.5, "dice": dice}]
@@ -71,14 +72,14 @@ def test_a_legend_of_many_labels_is_shortened(tmp_path, drawn):
     outputs = tuple(Output(name=f"label {value}", value=value) for value in range(256))
     labels = (np.arange(8 * 8 * 8).reshape(8, 8, 8) % 256).astype(np.uint8)
     task = Task(kind="classes", outputs=outputs)
-    report.write_preview(
+    preview.write_preview(
         tmp_path / "p.png", labels.astype(float), labels, Volume(labels, np.eye(4), None, tmp_path), task, "many"
     )
     assert drawn[0].legends[0].get_texts()[-1].get_text() == "and 226 more"
 
 
 @pytest.mark.fault("3.1")
-def test_a_picture_that_fails_does_not_end_a_run(monkeypatch, tmp_path):
+def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
     said, drawn = [], []
 
     def fail(*arguments):
@@ -95,7 +96,7 @@ def test_a_picture_that_fails_does_not_end_a_run(monkeypatch, tmp_path):
 
 
 def described(run, **recipe):
-    """A run's folder with what its report is made of, and the rows of its log."""
+    """Creates a run's folder with the inputs of its report, and returns the rows of its log."""
     about = {
         "recipe": {"kind": "phantom", **recipe},
         "network": {"dtype": "float32"},
@@ -130,12 +131,12 @@ def test_the_report_of_the_demonstration_says_that_its_patients_are_synthetic(tm
 
 
 @pytest.mark.fault("3.1")
-def test_a_preview_that_fails_does_not_end_a_prediction(tmp_path, monkeypatch, capsys):
+def test_a_preview_that_fails_does_not_stop_a_prediction(tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise ValueError("no font\x1b")
 
-    monkeypatch.setattr(report, "grey_levels", fail)
+    monkeypatch.setattr(preview, "grey_levels", fail)
     labels = np.ones((8, 8, 8), np.uint8)
-    report.write_preview(tmp_path / "p.png", labels, labels, Volume(labels, np.eye(4), None, tmp_path), nasty_task(), "a\x1b")
+    preview.write_preview(tmp_path / "p.png", labels, labels, Volume(labels, np.eye(4), None, tmp_path), nasty_task(), "a\x1b")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().err == "warning: a\\x1b: the preview could not be drawn (no font\\x1b).\n"

@@ -15,7 +15,7 @@ from runner import bytes_of
 from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, Task, cli, open_checkpoint
-from swinunetr_jax.data.transforms import RandomFlip
+from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.training import (

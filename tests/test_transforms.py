@@ -1,21 +1,14 @@
-"""Transforms: numbers one can check by hand, and MONAI's for the same input and the same draw."""
+"""Transforms: results computed by hand, and those of MONAI for the same input and the same draw."""
 
 import numpy as np
 import pytest
 from refusals import refused
 
-from swinunetr_jax.data.crops import CropByLabel, ForegroundCrop, RandomCrop, read_region
-from swinunetr_jax.data.example import foreground
-from swinunetr_jax.data.intensity import (
-    MeasureNonzero,
-    NormalizeNonzero,
-    ScaleIntensity,
-    ScaleWindow,
-    ShiftIntensity,
-    nonzero_statistics,
-    zscore_nonzero,
-)
-from swinunetr_jax.data.transforms import RandomFlip, RandomRotate90, brats_recipe, ct_recipe
+from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, read_region
+from swinunetr_jax.data.augment.intensity import MeasureNonzero, NormalizeNonzero, ScaleIntensity, ScaleWindow, ShiftIntensity
+from swinunetr_jax.data.augment.transforms import RandomFlip, RandomRotate90, brats_recipe, ct_recipe
+from swinunetr_jax.data.prepare.example import foreground
+from swinunetr_jax.data.prepare.intensity import nonzero_statistics, zscore_nonzero
 
 SHAPE = (13, 10, 9)
 
@@ -40,7 +33,7 @@ def line(*values):
 
 
 def same(ours, theirs, atol=1e-5):
-    """Ours [x, y, z, c] and MONAI's [c, x, y, z]."""
+    """Returns the same array as [x, y, z, c] and for MONAI as [c, x, y, z]."""
     theirs = np.moveaxis(np.asarray(theirs), 0, -1)
     np.testing.assert_allclose(ours, theirs[..., 0] if ours.ndim == 3 else theirs, rtol=1e-5, atol=atol)
 
@@ -118,7 +111,7 @@ def test_draws_of_intensity(transform, width):
     assert abs(drawn[drawn != 0].std() - width / np.sqrt(3)) < 0.005
 
 
-# turns
+# flips and rotations
 
 
 @pytest.mark.parametrize("flips", [(False, False, False), (True, False, False), (False, True, True), (True, True, True)])
@@ -133,7 +126,7 @@ def test_flips_as_monai(monai, flips):
         same(ours[key], want, atol=0)
 
 
-def test_flips_are_drawn_for_each_axis_by_itself():
+def test_flips_are_drawn_independently_for_each_axis():
     generator = rng()
     drawn = np.array([RandomFlip(0.25, (0, 2)).draw(generator, {}) for _ in range(4000)])
     assert drawn.shape == (4000, 2) and np.abs(drawn.mean(0) - 0.25).max() < 0.03
@@ -223,7 +216,7 @@ def test_a_crop_of_the_foreground_is_the_foreground_cropped():
         np.testing.assert_array_equal(one["label"], other["label"])
 
 
-def test_every_place_is_drawn():
+def test_every_position_is_drawn():
     generator = rng()
     drawn = [RandomCrop((12, 10, 20)).draw(generator, example()) for _ in range(200)]
     assert set(drawn) == {(0, 0, 0), (1, 0, 0)}
@@ -247,8 +240,8 @@ def test_crops_by_label_as_monai(monai, size, seed):
 
 
 @pytest.mark.parametrize("rounds", [16, 0], ids=["guessed", "listed"])
-def test_the_middle_of_a_crop_by_label(monkeypatch, rounds):
-    monkeypatch.setattr("swinunetr_jax.data.crops.ROUNDS", rounds)
+def test_the_centre_of_a_crop_by_label(monkeypatch, rounds):
+    monkeypatch.setattr("swinunetr_jax.data.augment.crops.ROUNDS", rounds)
     given = example()
     generator = rng()
     drawn = [CropByLabel((1, 1, 1), 3, 1, above=0.0).draw(generator, given) for _ in range(3000)]
@@ -259,12 +252,12 @@ def test_the_middle_of_a_crop_by_label(monkeypatch, rounds):
     labelled = [c for c in drawn if given["label"][c]]
     times = np.array([labelled.count(tuple(c)) for c in np.argwhere(given["label"])])
     assert times.min() > 0.6 * times.mean() and times.max() < 1.5 * times.mean()
-    # of all voxels alike, where no image is asked for
+    # without a threshold all voxels are equally likely
     outside = [CropByLabel((1, 1, 1), 0, 1).draw(generator, given) for _ in range(500)]
     assert not any(given["label"][c] for c in outside) and not all((given["image"][c] > 0).any() for c in outside)
 
 
-def test_where_one_kind_is_missing():
+def test_a_volume_without_voxels_of_one_kind():
     given = example()
     given["label"][:] = 0
     assert CropByLabel((4, 4, 4), 1, 0).draw(rng(), given)

@@ -15,12 +15,12 @@ import safetensors.torch
 import torch
 
 from swinunetr_jax import SwinUNETRConfig, Task, files
-from swinunetr_jax.data import cache_entry
-from swinunetr_jax.data.cache import prepare_training_cases
-from swinunetr_jax.data.cases import Case, Dataset
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.discovery.prediction_record import RecordFile, read_record
 from swinunetr_jax.data.nifti import read_geometry, read_labels, read_volume
-from swinunetr_jax.data.prediction_record import RecordFile, read_record
+from swinunetr_jax.data.prepare import cache_entry
+from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.training import Recipe
 from swinunetr_jax.training.log import LOG, ROWS, read_rows

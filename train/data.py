@@ -14,19 +14,18 @@ import numpy as np
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SIZE_MULTIPLE
-from swinunetr_jax.console import Progress, literal, say, warn
-from swinunetr_jax.data import sides
-from swinunetr_jax.data.cache import PreparedCase, prepare_training_cases
-from swinunetr_jax.data.cases import Case, Dataset
-from swinunetr_jax.data.dataset_json import MAX_LABEL
-from swinunetr_jax.data.entries import some
-from swinunetr_jax.data.folds import find_splits, fold_split, unlabelled, with_folds
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.console import Progress, literal, name_list, say, warn
+from swinunetr_jax.data.augment import sides
+from swinunetr_jax.data.augment.transforms import brats_recipe, ct_recipe
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
+from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabelled, with_folds
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import read_geometry, read_labels
-from swinunetr_jax.data.phantom import write_phantom
+from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.data.pipeline import TrainingData
-from swinunetr_jax.data.problems import problem_lines
-from swinunetr_jax.data.transforms import brats_recipe, ct_recipe
+from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.recipe import Recipe
 
@@ -185,7 +184,7 @@ def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
         _tell(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
         splits = None
     options = {"folds": recipe.folds, "seed": recipe.fold_seed, "patient": recipe.patient, "splits": splits}
-    return with_folds(dataset.cases, **options, tell=_tell)
+    return with_folds(dataset.cases, **options, notify=_tell)
 
 
 def _say_unused(dataset: Dataset) -> None:
@@ -197,7 +196,7 @@ def _say_unused(dataset: Dataset) -> None:
     for text in problem_lines([(case.name, case.problem) for case in unused]):
         _tell(f"warning: not trained on: {text}")
     if without := unlabelled(dataset):
-        names = some(case.name for case in without)
+        names = name_list(case.name for case in without)
         of = len([case for case in dataset.cases if case.images])
         _tell(f"warning: {len(without)} of {of} scans have no label map and are not trained on: {names}")
 
@@ -295,7 +294,7 @@ def _values(cases: Sequence[Case]) -> list[int]:
         values.update(found[found <= MAX_LABEL].tolist())  # a larger one is named then, too
         large += [f"{case.label} ({found[-1]})"] * bool(found[-1] > MAX_LABEL)
     if not values - {0} and large:
-        raise InputError(f"{some(large)}: the labels are above {MAX_LABEL}, the largest that is learned; renumber them.")
+        raise InputError(f"{name_list(large)}: the labels are above {MAX_LABEL}, the largest that is learned; renumber them.")
     if not values - {0}:
         raise InputError(
             "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."

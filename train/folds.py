@@ -10,7 +10,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.console import csv_cell, literal, say, warn
-from swinunetr_jax.data.folds import fold_numbers
+from swinunetr_jax.data.discovery.folds import fold_numbers
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.data import find_dataset, folded
 from swinunetr_jax.training.log import LOG, read_rows, without_nan

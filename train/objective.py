@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from swinunetr_jax import SwinUNETR, Task
-from swinunetr_jax.data.cache import PreparedCase
+from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import Scores, validate
 from swinunetr_jax.weights.params import NetworkConfig

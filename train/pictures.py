@@ -1,20 +1,27 @@
-"""Pictures of a run: its curves, and validation scans with reference and prediction side by side."""
+"""Pictures of a run: its curves, and validation scans with reference and prediction side by side.
+
+matplotlib is imported when the first picture is drawn.
+"""
+
+from __future__ import annotations
 
 import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from swinunetr_jax import Task
-from swinunetr_jax.data.intensity import scale_window
 from swinunetr_jax.data.nifti import reorient
-from swinunetr_jax.report import add_legend, colours_of, drawable, grey_levels, painted, plain_text, save
+from swinunetr_jax.data.prepare.intensity import scale_window
 from swinunetr_jax.training.validation import CaseScore, ScanGrid
+from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
+from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMOOTHING = 0.9
 MOST_SCORES = 8  # that a picture names of a case
@@ -22,11 +29,13 @@ MOST_SCORES = 8  # that a picture names of a case
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
     """Loss and learning rate over the steps so far, and Dice at each validation. Raises InputError if the file cannot be written."""
-    with plain_text():
+    with literal_text():
         save(_progress(rows, total), path)
 
 
 def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
+    from matplotlib.figure import Figure
+
     steps = [row for row in rows if row["kind"] == "step"]
     looks = [row for row in rows if row["kind"] == "validation"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -62,11 +71,14 @@ def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> Non
 
     Seen as radiologists do: the patient's right is on the left, anterior on top. Raises InputError if the file cannot be written.
     """
-    with plain_text():
+    with literal_text():
         save(_comparison(scores, task), path)
 
 
 def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=(9.6, 3.5 * len(scores)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(scores), 3, squeeze=False)
     colours = colours_of(task)
@@ -88,7 +100,7 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
         ):
             picture = np.repeat(grey[..., None], 3, -1)
             if labels is not None:
-                picture = painted(picture, labels[..., at].T[::-1], colours)
+                picture = overlay_labels(picture, labels[..., at].T[::-1], colours)
             axis.imshow(picture, aspect=spacing[1] / spacing[0], interpolation="nearest")
             axis.set_title("\n".join(textwrap.wrap(title, 45)), color="white", fontsize=8.5)
             axis.set_axis_off()

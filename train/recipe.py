@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from swinunetr_jax import InputError, Task
-from swinunetr_jax.data.transforms import Transform
+from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.training.config import Augment, Network, Options

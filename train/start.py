@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint, parallel
-from swinunetr_jax.data.channels import channel_key
+from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.parallel import Layout
 from swinunetr_jax.training import checkpoints, processes
 from swinunetr_jax.training.checkpoints import Progress

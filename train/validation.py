@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, Task
-from swinunetr_jax.data.cache import PreparedCase
-from swinunetr_jax.data.nifti import Back, read_geometry, read_labels
-from swinunetr_jax.data.read_case import network_grid
-from swinunetr_jax.data.resample import ResampledBack, interpolated
+from swinunetr_jax.data.nifti import InverseReorient, read_geometry, read_labels
+from swinunetr_jax.data.prepare.cache import PreparedCase
+from swinunetr_jax.data.prepare.read_case import network_grid
+from swinunetr_jax.data.prepare.resample import InverseResample, interpolated
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.metrics import dice, masks
@@ -165,7 +165,7 @@ class ScanGrid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
-    back: Back | ResampledBack | None = None
+    back: InverseReorient | InverseResample | None = None
 
     @classmethod
     def of(cls, case: PreparedCase, task: Task) -> "ScanGrid":
@@ -190,8 +190,8 @@ class ScanGrid:
     def image(self, case: PreparedCase) -> np.ndarray:
         """The first channel [x, y, z], for pictures."""
         image = whole(case)[0][..., 0]
-        if isinstance(self.back, ResampledBack):
-            return self.back.back.apply(interpolated(image, self.back.matrix, self.back.back.shape))
+        if isinstance(self.back, InverseResample):
+            return self.back.reorient.apply(interpolated(image, self.back.matrix, self.back.reorient.shape))
         return image if self.back is None else self.back.apply(image)
 
 

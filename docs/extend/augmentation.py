@@ -2,7 +2,7 @@
 
 import jax
 
-from swinunetr_jax.data.transforms import RandomRotate90, brats_recipe
+from swinunetr_jax.data.augment.transforms import RandomRotate90, brats_recipe
 from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation
 
 

@@ -1,4 +1,4 @@
-"""One file per command of `swinunetr`: its options and messages; what it does is in the library.
+"""One file per command of `swinunetr`, with its options and messages. The work itself is done by the library.
 
-The files import JAX and other heavy packages inside `run` alone, so that `--help` and mistyped options are answered at once.
+JAX and other heavy packages are imported only inside `run`, so that `--help` and mistyped options are answered immediately.
 """

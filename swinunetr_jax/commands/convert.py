@@ -12,31 +12,31 @@ from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 
 @dataclass
 class Convert:
-    """Convert weights: MONAI's PyTorch files, safetensors and our checkpoint folders, in any direction."""
+    """Convert weights between MONAI's PyTorch files, safetensors files and this project's checkpoint folders."""
 
     source: Annotated[Positional[Path], arg(metavar="IN")]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """What to write; its ending says the format (.pt, .pth: monai; .safetensors; none: a folder) unless --to does."""
+    """The file or folder to write. Its ending gives the format (.pt, .pth: monai; .safetensors; none: a folder) unless --to does."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
-    """Format to write."""
+    """The format to write."""
     encoder_only: bool = False
-    """Take the Swin encoder alone (self-supervised weights) and initialise the rest randomly."""
+    """Read only the Swin encoder (self-supervised weights) and initialise the rest randomly."""
     adapt_channels: bool = False
     """Allow --in-channels and --out-channels to differ from the file's."""
     in_channels: int | None = None
-    """Number of input channels wanted, with --adapt-channels."""
+    """The number of input channels to write, with --adapt-channels."""
     out_channels: int | None = None
-    """Number of outputs wanted, with --encoder-only or --adapt-channels."""
+    """The number of outputs to write, with --encoder-only or --adapt-channels."""
     overwrite: bool = False
-    """Replace OUT where it exists."""
+    """Replace OUT if it exists."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
     meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
         from swinunetr_jax.weights.load import format_of, open_checkpoint, save_params
 
-        to = self.to or format_of(self.target)  # first: a large file is not read for a name that cannot be used
+        to = self.to or format_of(self.target)  # before reading a large file for a name that cannot be used
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
 MOST_NAMES = 20  # cases that one note lists
-# What is printed of a case; the files have all of it.
+# The metrics that are printed of each case; the files hold all of them.
 COLUMNS = {
     "dice_brats": "Dice (BraTS)",
     "hd95_brats": "HD95 mm (BraTS)",
@@ -41,31 +41,31 @@ LESION_COLUMNS = {
 
 @dataclass
 class Evaluate:
-    """Score label maps against references: Dice, HD95, surface Dice and volumes, each under a named convention."""
+    """Score label maps against references by Dice, HD95, surface Dice and volumes, each under a named convention."""
 
     predictions: Annotated[Positional[Path], arg(metavar="PRED")]
-    """Folder of label maps as predict writes them, CASE.nii.gz, or one label map."""
+    """A folder of label maps as predict writes them, CASE.nii.gz, or one label map."""
     references: Annotated[Positional[Path], arg(metavar="REF")]
-    """Folder of label maps, one label map, or a data set in any known layout with its labels."""
+    """A folder of label maps, one label map, or a data set in any known layout with its labels."""
     task: Literal["brats", "classes"] | None = None
-    """What the labels mean, where neither predict.json nor the data set says (or instead of what they say)."""
+    """The meaning of the labels, if neither predict.json nor the data set states it, or to replace what they state."""
     tolerance: float = 1.0
-    """Tolerance of the surface Dice in mm."""
+    """The tolerance of the surface Dice in mm."""
     lesion_wise: bool = False
-    """Score each lesion by itself too, as BraTS does since 2023 for glioma."""
+    """Also score each lesion separately, as BraTS has done for glioma since 2023."""
     base: Path | None = None
-    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
     out: Path | None = None
-    """Folder for scores.csv and scores.json; by default that of the predictions."""
+    """The folder for scores.csv and scores.json, by default that of the predictions."""
 
     def run(self) -> int:
-        from swinunetr_jax.data.problems import problem_lines
+        from swinunetr_jax.data.check.problems import problem_lines
         from swinunetr_jax.evaluation.evaluate import evaluate, write_scores
         from swinunetr_jax.evaluation.pairing import pair_cases
         from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
 
         if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm, 0 or more.")
+            raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm of at least 0.")
         found_maps, known = find_predictions(self.predictions), find_references(self.references, base=self.base)
         record = read_record(self.predictions)
         same = files.is_file(self.predictions) and files.is_file(self.references)
@@ -80,7 +80,7 @@ class Evaluate:
         meanings = (f"{literal(o.name)} = {'|'.join(map(str, task.labels_of(o)))}" for o in task.outputs)
         console.say(f"{task.kind}: {', '.join(meanings)}")
         if references.ignore is not None:
-            console.say(f"voxels that the references label {references.ignore} (ignore) take part in no score")
+            console.say(f"voxels that have the label {references.ignore} (ignore) in the references do not affect the scores")
 
         def progress(done: int, total: int, name: str) -> None:
             console.say(f"[{done + 1}/{total}] {literal(name)}", sys.stderr)
@@ -103,7 +103,7 @@ class Evaluate:
         console.say("\n".join(cases_table(found)))
         console.say("\n".join(means_table(found)))
         for note, names in _by_text(found.notes).items():
-            console.say(f"{_some(names)}: note: {literal(note)}")
+            console.say(f"{console.name_list(map(literal, names), MOST_NAMES)}: note: {literal(note)}")
         console.say(literal(f"→ {', '.join(map(str, paths))}"))
         for line in problem_lines(list(found.failed.items()), "FAILED"):
             console.say(literal(line), sys.stderr)
@@ -114,7 +114,7 @@ class Evaluate:
 
 
 def _by_text(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Sentence → cases that it is about, so that a sentence about 200 cases is printed once."""
+    """Returns sentence → cases, so that a sentence about many cases is printed once."""
     found: dict[str, list[str]] = {}
     for name, sentences in notes.items():
         for sentence in sentences:
@@ -122,13 +122,8 @@ def _by_text(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return found
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(literal, names[:MOST_NAMES]))
-    return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
-
-
 def cases_table(found: Evaluation) -> list[str]:
-    """A line for each case and output."""
+    """Returns a line for each case and output."""
     metrics = next((list(values) for case in found.scores.values() for values in case.values()), [])
     columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS).items() if m in metrics}
     head = ["case", "output", *(f"{t} ({found.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items())]
@@ -141,15 +136,18 @@ def cases_table(found: Evaluation) -> list[str]:
 
 
 def means_table(found: Evaluation) -> list[str]:
-    """A line for each metric, with its convention and how many scores do not exist; the last number is the mean over outputs."""
+    """Returns a line for each metric with its means, its convention, and the number of scores that do not exist.
+
+    The last number is the mean over outputs.
+    """
     from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 
     means = found.means()
     outputs = list(next(iter(means.values()), {}))
     rows = []
     for metric, row in means.items():
-        left = ", ".join(f"{mean.left_out} {literal(name)}" for name, mean in row.items() if mean.left_out and name != "mean")
-        last = f"{CONVENTIONS[metric]}{f' [left out: {left}]' * bool(left)}"
+        left_out = ", ".join(f"{mean.left_out} {literal(name)}" for name, mean in row.items() if mean.left_out and name != "mean")
+        last = f"{CONVENTIONS[metric]}{f' [left out: {left_out}]' * bool(left_out)}"
         rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
     count = len(found.scores)
     return [
@@ -166,7 +164,7 @@ def _number(metric: str, value: float) -> str:
 
 
 def _aligned(rows: list[list[str]], text_last: bool = False) -> list[str]:
-    """Columns as wide as their longest text: what starts with a letter on the left, numbers on the right."""
+    """Returns lines with columns as wide as their longest cell: text is left-aligned, numbers are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     left = {0, 1 if not text_last else -1, len(widths) - 1 if text_last else -1}
     lines = []

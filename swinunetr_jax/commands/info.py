@@ -13,7 +13,7 @@ from swinunetr_jax.commands.options import WeightOptions
 if TYPE_CHECKING:
     from swinunetr_jax.weights.load import Checkpoint
 
-# What a file may leave open, and options with which it can be read all the same; none of them is shown.
+# Properties that a file may not state, with values that allow it to be read nevertheless. These values are not shown.
 _STAND_INS: dict[str, dict[str, Any]] = {
     "downsample": {"downsample": "legacy"},
     "num_groups": {"num_groups": 1},
@@ -23,7 +23,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Info:
-    """Show what a checkpoint holds."""
+    """Show the content of a checkpoint."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
@@ -41,24 +41,24 @@ class Info:
         weights = f", weights {facts['weights'][:16]}" if facts["weights"] else ""
         console.say(f"{self.checkpoint}: {kind}, {facts['parameters']:,} parameters{weights}")
         for name, value in facts["config"].items():
-            console.say(f"  {name:<20} {'not told by the file' if name in unknown else value}")
+            console.say(f"  {name:<20} {'not stated in the file' if name in unknown else value}")
         task = checkpoint.task
         if task is None:
-            console.say("  what it was trained for is not told by the file")
+            console.say("  its task is not stated in the file")
         else:
             console.say(f"  {'channels':<20} {', '.join(map(console.literal, task.channels)) or 'unnamed'}")
             outputs = ", ".join(f"{console.literal(output.name)} = {output.value}" for output in task.outputs)
             console.say(f"  {task.kind:<20} {outputs}")
             console.say(f"  {'orientation':<20} {task.orientation or 'as stored'}")
             console.say(f"  {'spacing':<20} {'as stored' if task.spacing is None else f'{task.spacing} mm'}")
-            console.say(f"  {'roi':<20} {task.roi or 'not told'}")
+            console.say(f"  {'roi':<20} {task.roi or 'not stated'}")
             console.say(f"  {'intensity':<20} {task.intensity}{'' if task.window is None else f' {task.window}'}")
         console.say(str(replace(checkpoint.report, initialized=[], notes=[])))
         return 0
 
 
 def _open(path: Path, options: dict[str, Any]) -> tuple["Checkpoint", set[str]]:
-    """The checkpoint, and the configuration fields that the file does not tell."""
+    """Returns the checkpoint, and the configuration fields that the file does not state."""
     from swinunetr_jax.weights.infer import NotInferable
     from swinunetr_jax.weights.load import DECODER_FIELDS, open_checkpoint
 
@@ -76,7 +76,7 @@ def _open(path: Path, options: dict[str, Any]) -> tuple["Checkpoint", set[str]]:
 
 
 def _facts(path: Path, checkpoint: "Checkpoint", unknown: set[str]) -> dict[str, Any]:
-    """What the file holds; nothing that was initialised in its stead."""
+    """Returns the content of the file as JSON values, without parameters that were initialised because it lacks them."""
     from swinunetr_jax.weights.params import count_parameters
 
     return {

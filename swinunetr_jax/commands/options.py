@@ -1,4 +1,4 @@
-"""Options that several commands share: what a weight file does not tell, and what a network was trained for."""
+"""Options that several commands share: properties that a weight file does not state, and the task of a network."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class WeightOptions:
-    """What a PyTorch or safetensors file does not tell of itself."""
+    """Properties of a network that a PyTorch or safetensors file does not state."""
 
     key: str | None = None
-    """Entry of the file that holds the network, such as model_ema or checkpoint.state_dict, where it holds several networks."""
+    """The entry of the file that holds the network, such as model_ema or checkpoint.state_dict, if the file holds several."""
     downsample: Literal["legacy", "merging", "mergingv2"] | None = None
-    """Order of patch merging: legacy for published weights and MONAI <= 1.4, merging for MONAI >= 1.5."""
+    """The order of patch merging: legacy for published weights and MONAI <= 1.4, merging for MONAI >= 1.5."""
     window_size: tuple[int, ...] | None = None
-    """Attention window, where the tensors leave a choice."""
+    """The attention window, if the tensors do not determine it."""
     num_groups: int | None = None
-    """Groups of the group norm, for networks that have one."""
+    """The groups of the group norm, for networks that have one."""
 
     def fields(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -33,24 +33,25 @@ class WeightOptions:
 
 @dataclass
 class TaskOptions:
-    """What the network was trained for, where the checkpoint does not say (or instead of what it says)."""
+    """The task of the network, if the checkpoint does not state it, or to replace what it states."""
 
     task: Literal["brats", "classes"] | None = None
     """brats: tumour core, whole tumour, enhancing tumour as overlapping regions; classes: one class per voxel."""
     channels: tuple[str, ...] = ()
-    """Names of the input channels in the network's order, such as FLAIR T1ce T1 T2."""
+    """The names of the input channels in the network's order, such as FLAIR T1ce T1 T2."""
     labels: tuple[str, ...] = ()
-    """Names of the outputs, in order; for classes the background first."""
+    """The names of the outputs in order; of classes the first is the background."""
     orientation: str | None = None
-    """Axes the network was trained in, such as LPS or RAS; without any, scans are taken as stored."""
+    """The orientation that the network was trained in, such as LPS or RAS; by default that of each scan."""
     spacing: tuple[float, float, float] | None = None
-    """Voxel size in mm the network was trained in, along those axes; without any, scans are taken as stored."""
+    """The voxel size in mm that the network was trained in, along those axes; by default that of each scan."""
     intensity: Literal["zscore", "window", "none"] | None = None
-    """zscore: over non-zero voxels, per channel; window: the range of --window to 0 … 1; none: as stored."""
+    """zscore: over the non-zero voxels of each channel; window: the range of --window becomes 0 … 1; none: unchanged."""
     window: tuple[float, float] | None = None
-    """Low and high intensity, such as -175 250 for abdominal CT."""
+    """The low and the high intensity, such as -175 250 for abdominal CT."""
 
     def apply(self, checkpoint: Checkpoint, path: Path) -> Task:
+        """Returns the checkpoint's task with the changes of the options. Raises InputError if they do not fit the network."""
         config = checkpoint.config
         if self.task == "brats":
             task = Task.brats()
@@ -61,9 +62,9 @@ class TaskOptions:
             if checkpoint.task is None:
                 inputs = f" from {', '.join(task.channels)}" if task.channels else ""
                 console.say(
-                    f"{console.literal(path)} does not say what it is for; taken as {task.kind} "
+                    f"{console.literal(path)} does not state its task, which is assumed to be {task.kind} "
                     f"{', '.join(console.literal(o.name) for o in task.outputs)}{inputs} "
-                    "(--task, --channels, --labels, --orientation, --intensity change that)"
+                    "(change it with --task, --channels, --labels, --orientation, --intensity)"
                 )
         changes: dict[str, Any] = {}
         if self.channels:
@@ -78,7 +79,9 @@ class TaskOptions:
             changes["window"] = self.window
         if self.labels:
             if len(self.labels) != config.out_channels:
-                raise InputError(f"--labels names {len(self.labels)} outputs, the network has {config.out_channels}.")
+                raise InputError(
+                    f"--labels names {len(self.labels)} outputs, but the network has {config.out_channels}: name as many."
+                )
             outputs = (Output(name=n, value=o.value, members=o.members) for n, o in zip(self.labels, task.outputs))
             changes["outputs"] = tuple(outputs)
         task = replace(task, **changes)
@@ -86,12 +89,12 @@ class TaskOptions:
         return task
 
     def _check_channels(self, stated: tuple[str, ...], path: Path) -> None:
-        """Says that --channels replaces the checkpoint's names; refuses names that the checkpoint has in another place.
+        """Prints that --channels replaces the checkpoint's names.
 
         Raises:
-            InputError: images would be given to the network in another order than it was trained with.
+            InputError: the network would receive images in another order than it was trained with.
         """
-        from swinunetr_jax.data.channels import channel_key
+        from swinunetr_jax.data.discovery.channels import channel_key
 
         have, want = [channel_key(name) for name in stated], [channel_key(name) for name in self.channels]
         if not stated or have == want:
@@ -102,7 +105,7 @@ class TaskOptions:
         if moved:
             raise InputError(
                 f"{path} was trained with the channels {' '.join(stated)}, and --channels {' '.join(self.channels)} has {', '.join(moved)} "
-                "in another place, which would swap images; leave --channels out: files are matched by name whatever their order."
+                "at another position, which would swap images; leave --channels out, because files are matched by name in any order."
             )
         names = f"{console.literal(' '.join(self.channels))} replaces {console.literal(' '.join(stated))}"
         console.say(f"{console.literal(path)}: --channels {names}, the names it was trained with, in the same order")

@@ -15,10 +15,10 @@ from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import is_folder
-from swinunetr_jax.task import Task, stated_et_label
+from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.cases import Case
+    from swinunetr_jax.data.discovery.cases import Case
 
 EXIT_SOME_FAILED = 1
 FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", ".npy", ".npz", ".png", ".json", ".csv", ".zip")
@@ -26,62 +26,63 @@ FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", 
 
 @dataclass
 class Predict:
-    """Segment scans: a folder of cases, one case, or files; each result lies on the scan's own grid."""
+    """Segment the scans of a folder, of one case or of single files. Each result has the grid of its scan."""
 
     input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
     """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """Folder for the label maps."""
+    """The folder for the label maps."""
     model: Annotated[tuple[Path, ...], arg(aliases=["-m"])]
-    """Checkpoint: a training run, ours, a MONAI .pt or safetensors; several, or a run of all folds, are averaged as an ensemble."""
+    """The checkpoint: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run of all folds,
+    are averaged as an ensemble."""
     roi: tuple[int, int, int] | None = None
-    """Window size, multiples of 32; by default the checkpoint's, else 96 96 96."""
+    """The size of the windows, multiples of 32; by default the checkpoint's, otherwise 96 96 96."""
     overlap: float = 0.5
-    """Share that neighbouring windows overlap, 0 to less than 1."""
+    """The share by which neighbouring windows overlap, at least 0 and less than 1."""
     blend: Literal["gaussian", "constant"] = "gaussian"
-    """Weights within a window where windows overlap."""
+    """The weights of the voxels of a window where windows overlap."""
     batch: int = 1
-    """Windows per call of the network."""
+    """The number of windows per call of the network."""
     mirror: bool = False
-    """Average over mirrored windows too, up to 8 times the work; not along axes along which names of labels tell sides."""
+    """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides are not mirrored."""
     crop: bool = False
-    """Look only inside the box of voxels that are not background: fewer windows, at other places than without."""
+    """Predict only inside the box of voxels that are not background, which takes fewer windows, at other positions."""
     whole: bool = False
-    """Let the network see the whole scan at once instead of windows."""
+    """Give the network the whole scan at once instead of windows."""
     depth: int = 1
-    """Devices that share each window, or the whole scan, divided along its first axis: for what does not fit into one's memory."""
+    """The number of devices that share each window, or the whole scan, along its first axis if it does not fit into one's memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computation type."""
+    """The type of the computation."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
-    """Precision of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32, on a TPU three passes of
-    bfloat16; or bfloat16, on a GPU tensorfloat32, which is the default."""
+    """The precision of products of float32 numbers on an accelerator, by JAX's names: float32; tensorfloat32 (on a TPU three passes of
+    bfloat16); or bfloat16 (on a GPU tensorfloat32), the default."""
     probabilities: bool = False
-    """Write each output's probability as a 4-D file, too."""
+    """Also write the probabilities of all outputs as a 4-D file."""
     preview: bool = False
-    """Write a picture of each case, too."""
+    """Also write a picture of each case."""
     recipe: Path | None = None
-    """The recipe's file, for a run whose network is no Swin UNETR; it is executed."""
+    """The file of the recipe, for a run whose network is not a Swin UNETR. The file is executed."""
     base: Path | None = None
-    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
     overwrite: bool = False
-    """Do finished cases again, and replace files of unknown origin."""
+    """Predict finished cases again, and replace files of unknown origin."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
     meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
         import jax
 
-        from swinunetr_jax.data.entries import some
+        from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.weights.load import members, missing_members, open_checkpoint
 
         for name in ("input", "model"):
             if not getattr(self, name):
-                raise InputError(f"--{name} names nothing: give at least one path.")
+                raise InputError(f"--{name} is empty: give at least one path.")
         if self.output.name.lower().endswith(FILE_ENDINGS) and not is_folder(self.output):
             raise InputError(
-                f"--output {console.literal(self.output)} names a file, and results go into a folder, as CASE.nii.gz: give a folder."
+                f"--output {console.literal(self.output)} names a file, but results are written into a folder: give a folder."
             )
         for given in self.model:
             if gap := missing_members(given):
@@ -96,7 +97,7 @@ class Predict:
         tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):
             if task != tasks[0]:
-                raise InputError(f"{path} was trained for something else than {paths[0]}: they are no ensemble.")
+                raise InputError(f"{path} was trained for another task than {paths[0]}: an ensemble needs networks of one task.")
         if len(paths) > 1:
             console.say(
                 f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}"
@@ -128,7 +129,7 @@ class Predict:
             "precision": precision,
         }
         how = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
-        console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'each seen whole' if self.whole else how}")
+        console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'without windows' if self.whole else how}")
         with jax.default_matmul_precision(precision):
             failed = predict_cases(
                 segmenter,
@@ -141,33 +142,33 @@ class Predict:
                 et_label=et_label,
             )
         if failed:
-            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(some(failed))}", sys.stderr)
+            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
     def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
-        """The cases, and the enhancing tumour's label where the data set's dataset.json names it."""
-        from swinunetr_jax.data.formats import case_from_files, find_cases
-        from swinunetr_jax.data.problems import ONE_BY_ONE, problem_groups
+        """Returns the cases, and the enhancing tumour's label if the data set's dataset.json states it."""
+        from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_groups
+        from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 
         if len(self.input) > 1:
             if self.base is not None:
-                raise InputError("--base goes with a dataset.json or datalist, and single files were given; leave it out.")
-            cases, labels = (case_from_files(self.input),), None
+                raise InputError("--base is for a dataset.json or datalist, but single files were given; leave it out.")
+            cases, et_label = (case_from_files(self.input),), None
         else:
             dataset = find_cases(self.input[0], channels=task.channels or None, base=self.base)
-            cases, labels = dataset.cases, dataset.labels
+            cases, et_label = dataset.cases, dataset.stated_et_label
             for text in (dataset.ignored, *dataset.warnings):
                 if text:
                     console.say(console.literal(text))
-            alike = problem_groups([(case.name, case.problem or "") for case in cases])
-            if len(cases) > ONE_BY_ONE and len(alike) == 1 and cases[0].problem:
+            groups = problem_groups([(case.name, case.problem or "") for case in cases])
+            if len(cases) > ONE_BY_ONE and len(groups) == 1 and cases[0].problem:
                 raise InputError(f"all {len(cases)} cases have the same fault, such as {cases[0].name}: {cases[0].problem}")
         _check_no_input_is_replaced(cases, self.output)
-        return cases, stated_et_label(labels)
+        return cases, et_label
 
 
 def _check_no_input_is_replaced(cases: Sequence[Case], out: Path) -> None:
-    """Raises InputError where a result would get the name of a scan or a label, which --overwrite would replace."""
+    """Raises InputError if a result would have the name of a scan or a label, which --overwrite would replace."""
     used = {os.path.realpath(path): path for case in cases for path in (*case.images, case.label) if path}
     for case in cases:
         for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):

@@ -21,57 +21,59 @@ from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.check import CaseReport, DatasetReport, Finding
+    from swinunetr_jax.data.check.check_dataset import DatasetReport
+    from swinunetr_jax.data.check.findings import CaseReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
-MOST_ROWS = 20  # findings that are listed one by one; beyond, equal ones are one row
+MOST_ROWS = 20  # findings that are listed separately; of more, similar ones share a row
 MOST_NAMES = 40
 WIDTH = 100
 
 
 @dataclass
 class Validate:
-    """Check a data set and list all that is wrong with every case; exit code 1 if there are errors, 0 with warnings alone."""
+    """Check a data set and list everything that is wrong with every case. The exit code is 1 if there are errors, otherwise 0."""
 
     dataset: Annotated[Positional[Path], arg(metavar="DATASET", help_behavior_hint="")]
     """A data set in any known layout, a case folder, a dataset.json or a datalist."""
     channels: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set tells."""
+    """The channels that every case must have, such as FLAIR T1ce T1 T2; by default those that the data set states."""
     label_values: Annotated[tuple[int, ...], arg(metavar="VALUE ...", help_behavior_hint="")] = ()
-    """Values that may occur in label maps, such as 0 1 2 4; by default the data set's own, for BraTS those of its year, else any."""
+    """The values that may occur in label maps, such as 0 1 2 4; by default those that the data set states, for BraTS those of its
+    year, and otherwise any."""
     base: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Folder from which the paths of a dataset.json or datalist start, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write everything that was found, each case's facts too, to this file."""
+    """Write all findings and the facts of each case to this file."""
     workers: Annotated[int, arg(metavar="N")] = min(4, os.cpu_count() or 1)
-    """Cases that are read at the same time."""
+    """The number of cases that are read at the same time."""
 
     def run(self) -> int:
-        from swinunetr_jax.data.check import DatasetReport, check_dataset
-        from swinunetr_jax.data.formats import find_cases
+        from swinunetr_jax.data.check.check_dataset import DatasetReport, check_dataset
+        from swinunetr_jax.data.discovery.formats import find_cases
 
         if self.json is not None and (files.is_folder(self.json) or not files.is_folder(self.json.absolute().parent)):
-            raise InputError(f"{self.json} cannot be written: give a file's name in an existing folder.")
+            raise InputError(f"{self.json} cannot be written: give the name of a file in an existing folder.")
         dataset = find_cases(self.dataset, channels=self.channels or None, base=self.base)
-        seen: list[CaseReport] = []
+        checked: list[CaseReport] = []
         faulty: list[CaseReport] = []
         started = time.perf_counter()
         try:
             with console.Progress("checking", "case", stream=sys.stderr) as progress:
 
                 def add(case: CaseReport) -> None:
-                    seen.append(case)
+                    checked.append(case)
                     faulty.extend([case] * any(finding.severity == "error" for finding in case.findings))
-                    progress(len(seen), len(dataset.cases), f"{len(faulty)} with errors" if faulty else "")
+                    progress(len(checked), len(dataset.cases), f"{len(faulty)} with errors" if faulty else "")
 
                 report = check_dataset(
                     dataset, channels=self.channels or None, labels=self.label_values or None, progress=add, workers=self.workers
                 )
         except KeyboardInterrupt:
-            if seen:
-                partial = DatasetReport(dataset, tuple(seen))
+            if checked:
+                partial = DatasetReport(dataset, tuple(checked))
                 _print(summary_lines(partial), finding_lines(partial))
-            console.say(f"interrupted: {len(seen)} of {len(dataset.cases)} cases were checked, the rest is unknown", sys.stderr)
+            console.say(f"interrupted: {len(checked)} of {len(dataset.cases)} cases were checked", sys.stderr)
             return EXIT_INTERRUPTED
         _print(summary_lines(report), finding_lines(report))
         console.say(f"{verdict(report)} ({time.perf_counter() - started:.1f} s)")
@@ -80,12 +82,12 @@ class Validate:
         return EXIT_ERRORS if report.errors else 0
 
 
-# What is printed
+# Output
 
 
 def summary_lines(report: DatasetReport) -> Iterator[str]:
-    """What the data set is, a line for each fact."""
-    from swinunetr_jax.data.check import by
+    """Yields a line for each fact about the data set."""
+    from swinunetr_jax.data.check.check_dataset import by
 
     facts, dataset = report.summary(), report.dataset
     yield f"{literal(dataset.root)}: {dataset.layout}, {_count(facts['cases'], 'case')}"
@@ -112,10 +114,11 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
 
 
 def _labels(report: DatasetReport, present: dict[str, Any]) -> list[str]:
-    told = {str(value): name for name, value in (report.dataset.labels or {}).items() if isinstance(value, int)}
+    """Returns a line for each label that the data set names or that occurs."""
+    names = {str(value): name for name, value in (report.dataset.labels or {}).items() if isinstance(value, int)}
     lines = []
-    for value in sorted({*told, *present} - {"0"}, key=int):
-        head = f"{value} {told.get(value, '')}".strip()
+    for value in sorted({*names, *present} - {"0"}, key=int):
+        head = f"{value} {names.get(value, '')}".strip()
         if value not in present:
             lines.append(f"{head}: in no case")
             continue
@@ -126,7 +129,7 @@ def _labels(report: DatasetReport, present: dict[str, Any]) -> list[str]:
 
 
 def finding_lines(report: DatasetReport) -> Iterator[str]:
-    """A table of all findings, errors first: the case, what is wrong, where, and below it why."""
+    """Yields a table of all findings, errors first: the case, the kind and the file, and below them the message."""
     for title, findings in (("errors", report.errors), ("warnings", report.warnings)):
         if not findings:
             continue
@@ -151,6 +154,7 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
 
 
 def verdict(report: DatasetReport) -> str:
+    """Returns one line on whether the data set is sound, with the numbers of errors and warnings."""
     errors, warnings = report.errors, report.warnings
     text = f"sound: no error in {_count(len(report.cases), 'case')}"
     if errors:
@@ -160,7 +164,7 @@ def verdict(report: DatasetReport) -> str:
 
 
 def _key(finding: Finding) -> tuple[str, str]:
-    """Equal for findings that differ in the case and in numbers alone."""
+    """Returns a key that is equal for findings that differ only in the case and in numbers."""
     return finding.kind, re.sub(r"\d[\d.]*", "0", finding.message.replace(finding.case or "", ""))
 
 

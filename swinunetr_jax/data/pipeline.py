@@ -1,8 +1,7 @@
-"""Endless batches of training examples. Sample number n is the same whatever the number of workers and processes.
+"""An endless stream of batches of training examples. Sample number n is the same for any number of workers and processes.
 
-Global batch b holds samples b·batch … (b + 1)·batch − 1, and of these every process takes its share in turn, so that the shares
-of all processes, one after the other, are the global batch. All randomness of a sample comes from the seed and its number; hence
-the only state is the number of the next batch.
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, are the global batch. All
+randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
 """
 
 import multiprocessing
@@ -16,32 +15,32 @@ import grain
 import numpy as np
 from absl import flags
 
-from swinunetr_jax.data.cache import PreparedCase
-from swinunetr_jax.data.transforms import Transform
+from swinunetr_jax.data.augment.transforms import Transform
+from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.errors import InputError
 
-AHEAD = 2  # batches of a worker between the one we wait for and the one it makes
+AHEAD = 2  # batches of a worker between the one that is waited for and the one that it works on
 Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
 
 
 class SampleError(RuntimeError):
-    """A sample could not be made, for a reason that is not the user's."""
+    """A sample could not be prepared because of an unexpected exception."""
 
 
 class TrainingData:
-    """Batches of this process, by `next` and without end; `close` stops the workers.
+    """The endless iterator over this process's share of the batches; `close` stops the workers.
 
     Args:
-        cases: what to train on; a batch's 'case' counts in this list.
-        transforms: applied in this order to each `PreparedCase.example()`; they must give arrays of one shape.
-        batch: samples of a step in all processes together.
-        seed: of the order of cases and of every transform.
-        workers: processes that make batches ahead; 0 makes them in a thread of this one.
-        samples_per_case: how often each case is seen before all are shuffled anew.
-        process, processes: which share of a batch to make.
+        cases: the training cases; a batch's 'case' holds indices into this list.
+        transforms: applied in this order to each `PreparedCase.example()`; they must return arrays of one shape.
+        batch: the samples of a step in all processes together.
+        seed: the seed of the order of cases and of every transform.
+        workers: the processes that prepare batches in advance; 0 means a thread of this process.
+        samples_per_case: how often each case is used before all are shuffled again.
+        process, processes: this process's number and the number of processes, which decide its share of a batch.
 
     Raises:
-        InputError: an argument out of range; from `next` also a sample with NaN or Inf. `next` raises SampleError for any other
+        InputError: an argument is out of range; from `next` also if a sample holds NaN or Inf. `next` raises SampleError for any other
             failure. Both name the case, or the cases that a worker had before it died.
     """
 
@@ -90,38 +89,38 @@ class TrainingData:
             raise
         except Exception as error:
             self.close()
-            # a worker goes on with its later batches before the first of them has reached us
+            # A worker continues with later batches before the first of them has been received here.
             steps = range(self._step, self._step + (1 + AHEAD) * (self.workers or 1), self.workers or 1)
             names = ", ".join(dict.fromkeys(self.cases[index].name for step in steps for index in self.upcoming(step)))
             raise SampleError(
-                f"batch {self._step} or one soon after it, of {names}, could not be made ({error}); a worker that was killed ran "
+                f"batch {self._step} or one soon after it, of {names}, could not be prepared ({error}); a worker that was killed ran "
                 "out of memory, or of shared memory in /dev/shm: use fewer workers."
             ) from error
         self._step += 1
         return batch
 
     def upcoming(self, step: int | None = None) -> list[int]:
-        """The cases of this process's share of a batch, by default the next."""
+        """Returns the indices of the cases in this process's share of a batch, by default the next one."""
         share = self.batch // self.processes
         first = (self._step if step is None else step) * self.batch + self.process * share
         return [self._order[n] for n in range(first, first + share)]
 
     def names(self) -> list[str]:
-        """The cases of the next batch, all processes' shares together."""
+        """Returns the names of the cases in the next batch, over all processes."""
         first = self._step * self.batch
         return [self.cases[self._order[n]].name for n in range(first, first + self.batch)]
 
     def get_state(self) -> dict[str, int]:
-        """For `set_state` of any other pipeline of the same cases, transforms, batch and seed."""
+        """Returns the state for `set_state` of a pipeline of the same cases, transforms, batch and seed."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on with batch `state["step"]`, whatever was made ahead."""
+        """Continues with batch `state["step"]`, discarding batches that were prepared in advance."""
         self.close()
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Stops what works ahead; `next` starts it again."""
+        """Stops the workers; `next` starts them again."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -131,12 +130,12 @@ class TrainingData:
             self.close()
 
     def _start(self) -> Any:
-        # the share of process p in global batch b is batch b·processes + p of the shares
+        # The share of process p in global batch b is batch b·processes + p of all shares.
         batches = self._batches[self._step * self.processes + self.process :: self.processes]
         ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if self.workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads its flags, which nobody but absl's own main parses
+                flags.FLAGS.mark_as_parsed()  # grain reads its flags, which only absl's own main function parses
             ahead = ahead.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1), worker_init_fn=_belong_to_parent
             )
@@ -144,7 +143,7 @@ class TrainingData:
 
 
 def _belong_to_parent(*_: int) -> None:
-    """A worker ends with its parent, however that ends, and not before: a scheduler signals all processes of a job at once."""
+    """Makes a worker end with its parent and not before, because a scheduler signals all processes of a job at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -156,7 +155,7 @@ def _belong_to_parent(*_: int) -> None:
 
 
 class _Sampler:
-    """Case number → sample."""
+    """Maps the index of a case to a sample."""
 
     def __init__(self, cases: tuple[PreparedCase, ...], transforms: tuple[Transform, ...]):
         self.cases, self.transforms = cases, transforms
@@ -169,7 +168,7 @@ class _Sampler:
                 example = transform(example, rng)
             image = example["image"]
             with np.errstate(all="ignore"):
-                total = image.sum()  # cheaper than a look at each voxel, and not finite where one is not
+                total = image.sum()  # cheaper than testing each voxel, and not finite if a voxel is not
             if not np.isfinite(total) and not np.isfinite(image).all():
                 raise InputError("the sample holds NaN or Inf; check the image and the transforms.")
         except InputError as error:
@@ -180,7 +179,7 @@ class _Sampler:
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
-    """Samples, which may be turned views, in one piece of memory."""
+    """Returns a batch of samples, which may be views, in contiguous memory."""
     return {
         "image": np.stack([sample["image"] for sample in samples], dtype=np.float32),
         "label": np.stack([sample["label"] for sample in samples], dtype=np.uint8),

@@ -1,6 +1,6 @@
-"""Scores of each case and their means, with nothing left out silently.
+"""Scores each case and computes the means. No case is omitted silently.
 
-Cases without a counterpart, cases that cannot be scored and scores that do not exist (NaN) are kept apart and counted.
+Cases without a counterpart, cases that cannot be scored and scores that do not exist (NaN) are reported separately and counted.
 """
 
 import csv
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import console, files
+from swinunetr_jax.data import brats
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.et_labels import EtLabels
@@ -26,13 +27,13 @@ from swinunetr_jax.version import __version__
 CONVENTIONS = {
     "dice_brats": "BraTS: with an empty reference 1 if the prediction is empty too, else 0",
     "dice_monai": "MONAI: empty references are left out",
-    "dice_nnunet": "nnU-Net: left out where both are empty",
+    "dice_nnunet": "nnU-Net: left out if both are empty",
     "hd95_brats": "BraTS: mm, 95 % of the surface's area, the larger of both directions; one side empty 374, both 0",
-    "hd95_monai": "MONAI: mm, 95 % of the surface's voxels, the larger of both directions; left out where one side is empty",
-    "surface_dice": "surface-distance: share of both surfaces' area within the tolerance; one side empty 0, left out if both",
+    "hd95_monai": "MONAI: mm, 95 % of the surface's voxels, the larger of both directions; left out if one side is empty",
+    "surface_dice": "surface-distance: share of both surfaces' area within the tolerance; one side empty 0, left out if both are",
     "volume_ml": "predicted volume, ml",
     "reference_ml": "volume of the reference, ml",
-    "lesion_dice": "BraTS since 2023: mean over lesions above 50 mm³ and false positives (0), lesions merged by dilating thrice",
+    "lesion_dice": "BraTS since 2023: mean over lesions above 50 mm³ and false positives (0), lesions merged by three dilations",
     "lesion_hd95": "BraTS since 2023: mm, the same mean, 374 for missed lesions and false positives",
     "lesions": "BraTS since 2023: lesions of the reference above 50 mm³",
     "missed": "BraTS since 2023: of those, the ones that no predicted component touches",
@@ -44,7 +45,7 @@ Scores = dict[str, dict[str, float]]  # output → metric → value
 
 @dataclass(frozen=True)
 class Mean:
-    """Over `cases` finite scores; `left_out` others were NaN."""
+    """The mean of `cases` finite scores; `left_out` further ones were NaN."""
 
     value: float
     cases: int
@@ -53,11 +54,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was scored, what was not and why."""
+    """The scores of all cases, and the cases that could not be scored."""
 
     task: Task
     tolerance_mm: float
-    ignore: int | None = None  # the label of voxels that take part in no score
+    ignore: int | None = None  # the label of voxels that do not affect any score
     scores: dict[str, Scores] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Evaluation:
         return not (self.failed or self.missing_predictions or self.missing_references)
 
     def means(self) -> dict[str, dict[str, Mean]]:
-        """metric → output → mean over the cases; "mean" is the mean of those means over outputs."""
+        """Returns metric → output → mean over the cases; the output "mean" is the mean over outputs."""
         metrics = next((list(values) for case in self.scores.values() for values in case.values()), [])
         outputs = [output.name for output in self.task.outputs if output.value]
         found: dict[str, dict[str, Mean]] = {}
@@ -91,14 +92,19 @@ def evaluate(
     lesion_wise: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Evaluation:
-    """Scores every case that has both; one that cannot be scored does not stop the others.
+    """Scores every case that has a prediction and a reference. A case that cannot be scored does not stop the others.
 
-    Predictions and references belong together by their names, which `pair_cases` makes equal.
+    Predictions and references are matched by their names, which `pair_cases` makes equal.
 
     Args:
-        record: of `read_record`, tells which label maps are left from an older run, and images' names.
-        refused: cases that are not scored, and why.
-        progress: called before each case with the number done, the number of all, and the name.
+        predictions: label maps by case name.
+        references: the references.
+        task: the meaning of the labels.
+        record: the result of `read_record`, which tells the label maps that are from an older run and the names of images.
+        refused: cases that are not scored, with the reasons.
+        tolerance_mm: the tolerance of the surface Dice.
+        lesion_wise: whether to score each lesion too.
+        progress: called before each case with the number of cases done, the number of all cases, and the name.
 
     Raises:
         InputError: no prediction has a reference, or a label of the task means `ignore` in the data set.
@@ -108,10 +114,11 @@ def evaluate(
     both = [name for name in cases if name in predictions]
     if not both and not refused:
         raise InputError(
-            f"no prediction has a reference of its name: predictions are {_some(predictions)}, references {_some(cases)}; rename."
+            f"no prediction has a reference of its name: the predictions are {console.name_list(predictions, 3)}, the references "
+            f"{console.name_list(cases, 3)}; rename them."
         )
     if references.ignore is not None and task.et_label == references.ignore:
-        task = task.with_et_label(7 - references.ignore)  # of 3 and 4, the data set says which one it is not
+        task = task.with_et_label(brats.other_et_label(references.ignore))  # one of 3 and 4 is ignored, so it is the other
     _check_ignore(task, references.ignore)
     found = Evaluation(
         task,
@@ -128,12 +135,14 @@ def evaluate(
         progress(number, len(both), name)
         try:
             if "error" in entries[name]:
-                raise InputError(f"{predictions[name]}: is from an older run, the last one failed; run predict again.")
+                raise InputError(f"{predictions[name]}: is from an older run, because the last run failed; run predict again.")
             pred, ref = read_labels(predictions[name]), read_labels(cases[name].path)
             check_same_grid([ref, pred])
             pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
             if entries[name].get("key", settings) != settings:
-                notes.append("it was predicted under other settings than predict.json states, which says what its labels mean")
+                notes.append(
+                    "it was predicted under other settings than those in predict.json, which define the meaning of the labels"
+                )
             notes += _unused_labels(pred.array, ref, case_task, references.ignore)
             options = {"tolerance_mm": tolerance_mm, "lesion_wise": lesion_wise, "ignore": references.ignore}
             scores = score_case(pred.array, ref.array, ref.spacing, case_task, **options)
@@ -147,6 +156,7 @@ def evaluate(
 
 
 def _check_ignore(task: Task, ignore: int | None) -> None:
+    """Raises InputError if the task gives the label `ignore` a meaning."""
     for output in task.outputs:
         if output.value and ignore in task.labels_of(output):
             raise InputError(
@@ -156,18 +166,18 @@ def _check_ignore(task: Task, ignore: int | None) -> None:
 
 
 def _unused_labels(labels: np.ndarray, ref: Volume, task: Task, ignore: int | None) -> list[str]:
-    """Sentences about voxels that are ignored, and about labels that belong to no output."""
+    """Returns sentences on voxels that are ignored and on labels that belong to no output."""
     notes = []
     known = {0}.union(*map(task.labels_of, task.outputs))
     scored = labels if ignore is None else labels[ref.array != ignore]
-    strange = {"prediction": label_values(scored) - known, "reference": label_values(ref.array) - known - {ignore}}
-    for which, values in strange.items():
+    unknown = {"prediction": label_values(scored) - known, "reference": label_values(ref.array) - known - {ignore}}
+    for which, values in unknown.items():
         if values:
             named = ", ".join(map(str, sorted(values)))
             notes.append(f"label {named} of the {which} belongs to no output and counts as background")
     if ignore is not None and (count := int(np.count_nonzero(ref.array == ignore))):
         milliliters = count * math.prod(ref.spacing) / 1000
-        notes.append(f"{milliliters:.3g} ml of the reference has the label {ignore} (ignore) and takes part in no score")
+        notes.append(f"{milliliters:.3g} ml of the reference has the label {ignore} (ignore) and does not affect the scores")
     return notes
 
 
@@ -175,7 +185,16 @@ def _unused_labels(labels: np.ndarray, ref: Volume, task: Task, ignore: int | No
 
 
 def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) -> tuple[Path, Path]:
-    """Writes OUT/scores.csv and OUT/scores.json, cases first, then means; each appears whole. InputError if it cannot."""
+    """Writes OUT/scores.csv and OUT/scores.json, each completely or not at all, and returns their paths.
+
+    Args:
+        evaluation: the scores.
+        out: the folder; it is created if necessary.
+        head: further fields for the top of scores.json.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
     out = Path(out)
     means = evaluation.means()
     cell = console.csv_cell
@@ -189,7 +208,7 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         writer.writerow(["(mean)", cell(output), *(_number(means[m][output].value) for m in means)])
     for output in next(iter(means.values()), {}):
         writer.writerow(["(left out)", cell(output), *(means[m][output].left_out for m in means)])
-    report = {
+    content = {
         "swinunetr_jax": __version__,
         **head,
         "task": evaluation.task.to_dict(),
@@ -197,10 +216,12 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         "ignore": evaluation.ignore,
         "conventions": {metric: CONVENTIONS[metric] for metric in means},
         "cases": {
-            name: {output: {m: _plain(v) for m, v in values.items()} for output, values in case.items()}
+            name: {output: {m: _json_number(v) for m, v in values.items()} for output, values in case.items()}
             for name, case in evaluation.scores.items()
         },
-        "means": {m: {o: vars(mean) | {"value": _plain(mean.value)} for o, mean in row.items()} for m, row in means.items()},
+        "means": {
+            m: {o: vars(mean) | {"value": _json_number(mean.value)} for o, mean in row.items()} for m, row in means.items()
+        },
         "notes": evaluation.notes,
         "failed": evaluation.failed,
         "missing_predictions": evaluation.missing_predictions,
@@ -210,9 +231,9 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
     try:
         files.make_folder(out)
         files.remove_stale_temporaries(out)
-        with files.locked(out):  # two evaluations at once must not leave the table of one beside the report of the other
+        with files.locked(out):  # so that both files are of the same one of two concurrent evaluations
             files.write_text(paths[0], table.getvalue())
-            files.write_json(paths[1], report)
+            files.write_json(paths[1], content)
     except OSError as error:
         where = error.filename or out
         raise InputError(f"{where}: cannot be written ({error.strerror or error}); give a folder with write access.") from error
@@ -220,19 +241,14 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
 
 
 def _mean(values: list[float]) -> Mean:
-    there = [value for value in values if not math.isnan(value)]
-    return Mean(sum(there) / len(there) if there else math.nan, len(there), len(values) - len(there))
+    finite = [value for value in values if not math.isnan(value)]
+    return Mean(sum(finite) / len(finite) if finite else math.nan, len(finite), len(values) - len(finite))
 
 
 def _number(value: float) -> str:
     return "nan" if math.isnan(value) else f"{value:.10g}"
 
 
-def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
+def _json_number(value: float) -> float | None:
+    """Returns None for NaN, which JSON does not have."""
     return None if math.isnan(value) else value
-
-
-def _some(names: Any) -> str:
-    names = list(names)
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"

@@ -1,4 +1,4 @@
-"""What to score: predictions and references by case name, and what their labels mean."""
+"""Finds the predictions and references to score, by case name, and the meaning of their labels."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import files
-from swinunetr_jax.data import dataset_json, prediction_record
-from swinunetr_jax.data.channels import split_name, stem
-from swinunetr_jax.data.entries import is_image
-from swinunetr_jax.data.formats import find_cases
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery import dataset_json, prediction_record
+from swinunetr_jax.data.discovery.channels import split_name, stem
+from swinunetr_jax.data.discovery.entries import is_image
+from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
-from swinunetr_jax.data.problems import problem_lines
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import IGNORE, Output, Task
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A label map, and the images it was drawn on where the data set has them."""
+    """A label map, and the images that it belongs to if the data set has them."""
 
     path: Path
     images: tuple[Path, ...] = ()
@@ -30,11 +30,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class References:
-    """References by case name, and what their data set says of the labels.
+    """References by case name, and what their data set states about the labels.
 
-    `task` is what a dataset.json states, or BraTS's regions where file names alone say so (`stated` is False then); voxels with
-    the label `ignore` take no part in any score. `refused` says why a case has no usable reference, and `warnings` are sentences on
-    entries of the data set that were left out.
+    `task` is the description in a dataset.json, or the regions of BraTS if only file names imply them (`stated` is then False). Voxels
+    with the label `ignore` do not affect any score. `refused` maps a case to why it has no usable reference, and `warnings` are sentences
+    on entries of the data set that are not used.
     """
 
     cases: dict[str, Reference]
@@ -47,16 +47,16 @@ class References:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Label maps by case name; `refused` says why a case has none that can be scored."""
+    """Label maps by case name. `refused` maps a case to why it has none that can be scored."""
 
     cases: dict[str, Path]
     refused: dict[str, str] = field(default_factory=dict)
 
 
 def find_predictions(path: str | os.PathLike) -> Predictions:
-    """Label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, or CASE_seg.nii.gz, or one file.
+    """Returns the label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, CASE_seg.nii.gz, or one file.
 
-    Probabilities beside them are left out. InputError if there are none.
+    Files of probabilities are not included. Raises InputError if there is no label map.
     """
     path = Path(path)
     found = _images(path)
@@ -70,17 +70,19 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
 
 
 def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None = None) -> References:
-    """Labels of a data set in any known layout, or a folder of label maps, or one. InputError if there are none.
+    """Returns the labels of a data set in any known layout, of a folder of label maps, or of one file.
 
     Args:
-        base: the folder from which the paths of a dataset.json or datalist start.
+        path: the data set, folder or file.
+        base: the folder that the paths of a dataset.json or datalist are relative to.
+
+    Raises:
+        InputError: there is no label map.
     """
     path = Path(path)
     found = _images(path)
     roles = {split_name(stem(file.name))[1] for file in found}
-    if (
-        found and files.is_folder(path) and files.exists(path / prediction_record.RECORD)
-    ):  # results of predict, as references for others
+    if found and files.is_folder(path) and files.exists(path / prediction_record.RECORD):  # results of predict as references
         return _bare(find_predictions(path), path)
     if roles == {"label"}:
         return _bare(Predictions(*_by_name(found, _label_name)), path)
@@ -100,13 +102,13 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
 
 
 def _bare(found: Predictions, path: Path) -> References:
-    """References that are label maps alone, in a folder or one file."""
+    """Returns references that are only label maps, without the images of a data set."""
     cases = {name: Reference(file) for name, file in found.cases.items()}
-    return References(cases, **_meaning_beside(path), refused=found.refused)
+    return References(cases, **_meaning_of_folder(path), refused=found.refused)
 
 
 def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
-    """(file of each case, why a case has none): several files for one case are refused, for it is not certain which is meant."""
+    """Returns (file of each case, reasons by refused case). Several files for one case are refused, because either may be meant."""
     groups: dict[str, list[Path]] = {}
     for file in found:
         groups.setdefault(name_of(file), []).append(file)
@@ -119,7 +121,7 @@ def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dic
 
 
 def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
-    """What `predict` recorded beside its label maps; {} without a record. InputError if it is damaged."""
+    """Returns the record that `predict` wrote next to its label maps, or {} if there is none. Raises InputError if it is damaged."""
     predictions = Path(predictions)
     path = (predictions if files.is_folder(predictions) else predictions.parent) / prediction_record.RECORD
     remedy = "run predict again, or move it away and give --task"
@@ -135,56 +137,58 @@ def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
 
 
 def choose_task(option: str | None, record: Mapping[str, Any], references: References) -> Task:
-    """What labels mean: as asked for, else as recorded by `predict`, else as the references' data set says.
+    """Returns the meaning of the labels: that of the option, otherwise of `predict`'s record, otherwise of the references' data set.
 
     Args:
         option: "brats", "classes" or None. Classes without names are all values that occur in the references.
+        record: the result of `read_record`.
+        references: the references.
 
     Raises:
-        InputError: nothing tells.
+        InputError: none of them states the meaning.
     """
     stored = record.get("settings", {}).get("task")
     recorded = Task.from_dict(stored) if stored else None
-    told = recorded or references.task
     if option == "brats":
         return Task.brats()
     if option == "classes":
         named = [task for task in (recorded, references.task) if task is not None and task.kind == "classes"]
         return named[0] if named else _occurring(references)
-    if told is None:
+    task = recorded or references.task
+    if task is None:
         raise InputError(
-            "nothing tells what the labels mean, neither predict.json nor a dataset.json: give --task brats or classes."
+            "the meaning of the labels is unknown, because neither predict.json nor a dataset.json states it: give --task brats or classes."
         )
-    return told
+    return task
 
 
 def _images(path: Path) -> list[Path]:
-    """The .nii and .nii.gz files right in a folder, or the one that `path` is."""
+    """Returns the .nii and .nii.gz files directly in a folder, or `path` itself if it is one."""
     try:
         found = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
-        # a link that leads nowhere is kept: reading it says so
+        # A broken link is kept, so that reading it reports the fault.
         return [f for f in found if is_image(f.name) and f.name[0] != "." and not files.is_folder(f)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 
 
 def _label_name(file: Path) -> str:
-    """The case of CASE_seg.nii.gz, or of CASE/seg.nii.gz."""
+    """Returns the case's name in CASE_seg.nii.gz or CASE/seg.nii.gz."""
     return split_name(stem(file.name))[0] or file.absolute().parent.name
 
 
-def _meaning_beside(path: Path) -> dict[str, Any]:
-    """The fields `task`, `stated` and `ignore` of References, from the dataset.json beside a folder such as labelsTr."""
+def _meaning_of_folder(path: Path) -> dict[str, Any]:
+    """Returns the fields `task`, `stated` and `ignore` of References, from the dataset.json next to a folder such as labelsTr."""
     folder = path.absolute() if files.is_folder(path) else path.absolute().parent
-    beside = folder.parent / "dataset.json"
-    if not folder.name.startswith("labels") or not files.is_file(beside):
+    description = folder.parent / "dataset.json"
+    if not folder.name.startswith("labels") or not files.is_file(description):
         return {}
-    info = dataset_json.load(beside)
-    return _meaning(dataset_json.label_values(info, beside), dataset_json.regions_class_order(info, beside))
+    info = dataset_json.load(description)
+    return _meaning(dataset_json.label_values(info, description), dataset_json.regions_class_order(info, description))
 
 
 def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None) -> dict[str, Any]:
-    """The fields `task`, `stated` and `ignore` of References, from the labels of a dataset.json."""
+    """Returns the fields `task`, `stated` and `ignore` of References, from the labels of a dataset.json."""
     task, ignore = Task.from_labels(labels, order), (labels or {}).get(IGNORE)
     if isinstance(ignore, list):
         if len(ignore) > 1:
@@ -194,12 +198,13 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
 
 
 def _occurring(references: References) -> Task:
+    """Returns the classes of all values that occur in the references. Raises InputError if there are none but 0."""
     values: set[int] = set()
     for case in references.cases.values():
-        with contextlib.suppress(InputError):  # it is said when the case comes to be scored
+        with contextlib.suppress(InputError):  # the fault is reported when the case is scored
             found = label_values(read_labels(case.path).array) - {references.ignore}
-            if strange := sorted(value for value in found if value > dataset_json.MAX_LABEL):
-                raise InputError(f"{case.path}: label {strange[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
+            if large := sorted(value for value in found if value > dataset_json.MAX_LABEL):
+                raise InputError(f"{case.path}: label {large[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
             values |= found
     if not values - {0}:
         raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
@@ -208,7 +213,7 @@ def _occurring(references: References) -> Task:
 
 
 def label_values(labels: np.ndarray) -> set[int]:
-    """The values that occur in a label map."""
+    """Returns the values that occur in a label map."""
     # Counting is faster than sorting, but needs as many counters as the largest label.
     found = np.flatnonzero(np.bincount(labels.ravel("K"))) if labels.dtype == np.uint8 else np.unique(labels)
     return set(found.tolist())

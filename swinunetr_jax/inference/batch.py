@@ -20,17 +20,16 @@ import jax
 import numpy as np
 
 from swinunetr_jax import console, files
-from swinunetr_jax.console import literal
-from swinunetr_jax.data.cases import Case, brats_era
-from swinunetr_jax.data.entries import some
+from swinunetr_jax.console import literal, name_list
+from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, Record, input_files, output_file
 from swinunetr_jax.data.nifti import write_volume
-from swinunetr_jax.data.prediction_record import CaseEntry, DoneMeanwhile, InputFile, Record, input_files, output_file
-from swinunetr_jax.data.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
-from swinunetr_jax.report import write_preview
 from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
+from swinunetr_jax.viz.preview import write_preview
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "nibabel")
 
@@ -91,7 +90,7 @@ def predict_cases(
             for note in (*_et_note(segmenter.task, task), *result.notes):
                 console.say(f"{title}: note: {literal(note)}")
             entry = _write(record, result, case, inputs, outputs, task, overwrite, started)
-        except DoneMeanwhile:
+        except AlreadyDone:
             console.say(f"{title}: another run has finished it in the meantime with the same settings, its result stays")
             continue
         except InputError as error:
@@ -112,7 +111,9 @@ def predict_cases(
             console.say(f"{title}: note: {literal(', '.join(older))} of an earlier run stays, and does not belong to this result")
     for same in alike.values():
         if len(same) > ONE_BY_ONE:
-            console.say(f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(some(same))}", sys.stderr)
+            console.say(
+                f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(name_list(same))}", sys.stderr
+            )
     return failed
 
 
@@ -134,7 +135,7 @@ def _check_distinct(case: Case, outputs: dict[str, Path], owners: dict[Path, str
 
 def _task(task: Task, case: Case, et_label: int | None) -> Task:
     """The task with the enhancing tumour's label of the case's data set, where it may be 3 or 4."""
-    label = et_label or brats_era(case)
+    label = et_label or case.et_label
     return task if label is None or task.et_label is None else task.with_et_label(label)
 
 

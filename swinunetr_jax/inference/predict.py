@@ -17,11 +17,11 @@ from swinunetr_jax import parallel
 from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.compiler import compiler_options, trim_after_compiling
 from swinunetr_jax.config import SIZE_MULTIPLE
-from swinunetr_jax.data import sides
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.example import bounding_box, slices
-from swinunetr_jax.data.nifti import Back, Volume
-from swinunetr_jax.data.resample import ResampledBack
+from swinunetr_jax.data.augment import sides
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.nifti import InverseReorient, Volume
+from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
@@ -178,7 +178,7 @@ class Segmenter:
         self,
         array: np.ndarray,
         *,
-        back: Back | ResampledBack | None = None,
+        back: InverseReorient | InverseResample | None = None,
         task: Task | None = None,
         probabilities: bool = False,
         progress: Progress | None = None,
@@ -193,7 +193,7 @@ class Segmenter:
             progress: called with windows done and windows in all.
         """
         task, grid = task or self.task, array.shape[:3]
-        turn = back.back if isinstance(back, ResampledBack) else back
+        turn = back.reorient if isinstance(back, InverseResample) else back
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         part = grown(box, self.plan(array[box].shape[:3]).reach(self.overlap), grid) if self.crop else box
         plan = self.plan(array[part].shape[:3])
@@ -217,7 +217,7 @@ class Segmenter:
 
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
     """The smallest box of [x, y, z, c] that holds every voxel which is not zero in all channels; the whole grid where none is."""
-    return slices(bounding_box((array != 0).any(-1)))
+    return slices(bounding_box((array != 0).any(-1)) or whole_box(array.shape[:3]))
 
 
 def grown(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[slice, ...]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swinunetr_jax.data.cases import Case
-from swinunetr_jax.data.intensity import scale_window, zscore_nonzero
-from swinunetr_jax.data.nifti import Back, Volume
-from swinunetr_jax.data.read_case import read_case
-from swinunetr_jax.data.resample import ResampledBack
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.nifti import InverseReorient, Volume
+from swinunetr_jax.data.prepare.intensity import scale_window, zscore_nonzero
+from swinunetr_jax.data.prepare.read_case import read_case
+from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.task import Task
 
 
@@ -21,7 +21,7 @@ class Prepared:
     """
 
     array: np.ndarray
-    back: Back | ResampledBack
+    back: InverseReorient | InverseResample
     scan: Volume
     notes: tuple[str, ...]
 

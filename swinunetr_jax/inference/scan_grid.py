@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swinunetr_jax.data.nifti import Back
-from swinunetr_jax.data.resample import ResampledBack, interpolated, nearest_index, neighbours
+from swinunetr_jax.data.nifti import InverseReorient
+from swinunetr_jax.data.prepare.resample import InverseResample, interpolated, nearest_index, neighbours
 from swinunetr_jax.inference.slab_sum import PIECE_BYTES, Planes
 
 Box = tuple[slice, ...]
@@ -52,8 +52,8 @@ class ScanPlanes:
             result[self.where][self.valid] = found[self.valid]
 
 
-def on_scan_grid(planes: Iterator[Planes], seen: Seen, back: Back | ResampledBack | None) -> Iterator[ScanPlanes]:
-    """Brings the finished planes of a sliding window to the scan's grid, as it is before `Back` turns it.
+def on_scan_grid(planes: Iterator[Planes], seen: Seen, back: InverseReorient | InverseResample | None) -> Iterator[ScanPlanes]:
+    """Brings the finished planes of a sliding window to the scan's grid, as it is before `InverseReorient` turns it.
 
     Args:
         planes: of one output of `predict_slabs`, from the first on.
@@ -63,9 +63,9 @@ def on_scan_grid(planes: Iterator[Planes], seen: Seen, back: Back | ResampledBac
     Yields:
         Planes that follow one another and together fill the voxels whose nearest voxel of the network's grid is inside `seen.box`.
     """
-    if not isinstance(back, ResampledBack):
+    if not isinstance(back, InverseResample):
         return _as_they_are(planes, seen)
-    return _axis_by_axis(planes, seen, back) if back.straight else _through_the_host(planes, seen, back)
+    return _axis_by_axis(planes, seen, back) if back.axis_aligned else _through_the_host(planes, seen, back)
 
 
 def _as_they_are(planes: Iterator[Planes], seen: Seen) -> Iterator[ScanPlanes]:
@@ -78,7 +78,7 @@ def _as_they_are(planes: Iterator[Planes], seen: Seen) -> Iterator[ScanPlanes]:
             yield ScanPlanes(where, (slice(skip, skip + high - low), *own[1:]), piece.array)
 
 
-def _axis_by_axis(planes: Iterator[Planes], seen: Seen, back: ResampledBack) -> Iterator[ScanPlanes]:
+def _axis_by_axis(planes: Iterator[Planes], seen: Seen, back: InverseResample) -> Iterator[ScanPlanes]:
     """Each axis of the scan's grid follows one of the network's: two voxels and their shares for each index along it."""
     where, sides = [], []
     for axis, (box, part, size) in enumerate(zip(seen.box, seen.part, back.shape)):
@@ -133,7 +133,7 @@ def _interpolate(carried: jax.Array, array: jax.Array, *sides: tuple[jax.Array, 
     return array
 
 
-def _through_the_host(planes: Iterator[Planes], seen: Seen, back: ResampledBack) -> Iterator[ScanPlanes]:
+def _through_the_host(planes: Iterator[Planes], seen: Seen, back: InverseResample) -> Iterator[ScanPlanes]:
     """For a sheared scan, where a plane of it crosses all planes of the network's grid: these are collected, those are not."""
     inside = tuple(slice(pad, pad + part.stop - part.start) for pad, part in zip(seen.pads, seen.part))
     logits = None
@@ -142,7 +142,7 @@ def _through_the_host(planes: Iterator[Planes], seen: Seen, back: ResampledBack)
             sizes = [side.stop - side.start for side in inside]
             logits = np.empty((*sizes, piece.array.shape[-1]), piece.array.dtype)
         piece.write(piece.array, logits, inside)
-    shape, start = back.back.shape, np.array([part.start for part in seen.part], float)
+    shape, start = back.reorient.shape, np.array([part.start for part in seen.part], float)
     group = min(max(PIECE_BYTES // (shape[1] * shape[2] * logits.shape[-1] * logits.itemsize), 1), shape[0])
     cropped = any(box.stop - box.start < size for box, size in zip(seen.box, back.shape))
     for first in range(0, shape[0], group):

@@ -1,9 +1,9 @@
-"""Scores of a segmentation, each under a named convention: the same prediction gets other numbers under another one.
+"""Scores of a segmentation. Each names its convention, because the same prediction has different scores under different ones.
 
-Masks are boolean [x, y, z]. What a mask without a voxel counts:
+Masks are boolean [x, y, z]. The conventions differ in how they treat empty masks:
 
     dice             brats    empty reference: 1 if the prediction is empty too, else 0
-                     monai    empty reference: NaN, the case is left out of the mean
+                     monai    empty reference: NaN, so that the case is left out of the mean
                      nnunet   both empty: NaN; one empty: 0
     hd95             brats    weighted by surface area; one empty: 374 mm, both: 0
                      monai    every voxel of the surface counts once; one or both empty: NaN
@@ -24,7 +24,7 @@ PERCENTILE = 0.95
 
 
 def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", "nnunet"] = "brats") -> float:
-    """Twice the overlap over the sum of both; `empty` names the convention for an empty reference."""
+    """Returns the Dice score 2 |P ∩ R| / (|P| + |R|) of two masks; `empty` is the convention for empty masks."""
     _check(pred, ref)
     _choice("empty", empty, ("brats", "monai", "nnunet"))
     predicted, referred = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
@@ -38,9 +38,14 @@ def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", 
 def hd95(
     pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], *, convention: Literal["brats", "monai"] = "brats"
 ) -> float:
-    """95th percentile of the distance between both surfaces, the larger of both directions, in mm. `spacing` is mm per voxel.
+    """Returns the 95th percentile of the distance between both surfaces in mm, the larger one of both directions.
 
     Source: `surface_distance.compute_robust_hausdorff` for brats; `monai.metrics.compute_hausdorff_distance` for monai.
+
+    Args:
+        pred, ref: the masks.
+        spacing: mm per voxel.
+        convention: how surfaces are weighted and empty masks are treated.
     """
     _check(pred, ref, spacing)
     _choice("convention", convention, ("brats", "monai"))
@@ -50,25 +55,28 @@ def hd95(
 
 
 def surface_dice(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float) -> float:
-    """Share of both surfaces' area within `tolerance_mm` of the other. Source: `compute_surface_dice_at_tolerance`."""
+    """Returns the share of the area of both surfaces that is within `tolerance_mm` of the other surface.
+
+    Source: `surface_distance.compute_surface_dice_at_tolerance`.
+    """
     _check(pred, ref, spacing)
     _tolerance(tolerance_mm)
     return _surface_dice(_distances(pred, ref, spacing), bool(pred.any() or ref.any()), tolerance_mm)
 
 
 def volume_ml(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
-    """Volume of a mask in millilitres."""
+    """Returns the volume of a mask in millilitres."""
     return float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
 
 
 def masks(labels: np.ndarray, task: Task) -> dict[str, np.ndarray]:
-    """The mask of each output in a label map [x, y, z], by name, the background left out."""
+    """Returns the mask of each output in a label map [x, y, z] by name, without the background."""
     found = {}
     for output in task.outputs:
         if output.value:
-            members = task.labels_of(output)
-            mask = labels == members[0]
-            for value in members[1:]:
+            first, *rest = task.labels_of(output)
+            mask = labels == first
+            for value in rest:
                 mask |= labels == value
             found[output.name] = mask
     return found
@@ -84,40 +92,39 @@ def score_case(
     lesion_wise: bool = False,
     ignore: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """All scores of a case, under every convention. Labels that belong to no output count as background.
+    """Returns all scores of a case under every convention. Labels that belong to no output count as background.
 
     Args:
         pred, ref: label maps [x, y, z] on one grid, in the label values of `task`.
         spacing: mm per voxel along x, y, z.
-        task: tells which labels make up an output; the background is left out.
-        tolerance_mm: of the surface Dice.
-        lesion_wise: add the scores of BraTS since 2023 with the parameters for glioma, see `lesions`.
-        ignore: the label of voxels in `ref` that nobody annotated. They belong to no mask of either side, as in nnU-Net, so that
-            they take part in no score.
+        task: the labels of each output; the background has no scores.
+        tolerance_mm: the tolerance of the surface Dice.
+        lesion_wise: whether to add the scores of BraTS since 2023 with the parameters for glioma, see `lesions`.
+        ignore: the label of voxels in `ref` that were not annotated. They belong to no mask on either side, as in nnU-Net.
 
     Returns:
         output name → {"dice_brats", "dice_monai", "dice_nnunet", "hd95_brats", "hd95_monai", "surface_dice", "volume_ml",
         "reference_ml"} → value, and {"lesion_dice", "lesion_hd95", "lesions", "missed", "false_positives"}.
 
     Raises:
-        InputError: shapes, spacing or tolerance are out of range, or every voxel is to be ignored.
+        InputError: the shapes differ, spacing or tolerance are out of range, or every voxel is ignored.
     """
     _check(pred, ref, spacing)
     _tolerance(tolerance_mm)
     ignored = None if ignore is None else ref == ignore
     if ignored is not None and ignored.all():
-        raise InputError(f"every voxel of the reference has the label {ignore}, which is to be ignored: nothing can be scored.")
+        raise InputError(f"every voxel of the reference has the label {ignore}, which is ignored: nothing can be scored.")
     scores: dict[str, dict[str, float]] = {}
     references = masks(ref, task)
     for name, p in masks(pred, task).items():
         r = references[name]
         if ignored is not None:
             p, r = p & ~ignored, r & ~ignored
-        distances, some = _distances(p, r, spacing), bool(p.any() or r.any())
+        distances, any_voxel = _distances(p, r, spacing), bool(p.any() or r.any())
         found: dict[str, Any] = {f"dice_{empty}": dice(p, r, empty=empty) for empty in ("brats", "monai", "nnunet")}
-        found["hd95_brats"] = _hd95_brats(distances, some)
+        found["hd95_brats"] = _hd95_brats(distances, any_voxel)
         found["hd95_monai"] = math.nan if distances is None else edge_hausdorff(p, r, spacing, PERCENTILE)
-        found["surface_dice"] = _surface_dice(distances, some, tolerance_mm)
+        found["surface_dice"] = _surface_dice(distances, any_voxel, tolerance_mm)
         found |= {"volume_ml": volume_ml(p, spacing), "reference_ml": volume_ml(r, spacing)}
         if lesion_wise:
             lesions = lesion_scores(p, r, spacing)
@@ -128,15 +135,16 @@ def score_case(
 
 
 def _distances(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]) -> SurfelDistances | None:
+    """Returns the distances between both surfaces, or None if a mask is empty."""
     return surfel_distances(pred, ref, spacing) if pred.any() and ref.any() else None
 
 
-def _hd95_brats(distances: SurfelDistances | None, some: bool) -> float:
-    return distances.hausdorff(PERCENTILE) if distances else WORST_HD95 if some else 0.0
+def _hd95_brats(distances: SurfelDistances | None, any_voxel: bool) -> float:
+    return distances.hausdorff(PERCENTILE) if distances else WORST_HD95 if any_voxel else 0.0
 
 
-def _surface_dice(distances: SurfelDistances | None, some: bool, tolerance_mm: float) -> float:
-    return distances.dice(tolerance_mm) if distances else 0.0 if some else math.nan
+def _surface_dice(distances: SurfelDistances | None, any_voxel: bool, tolerance_mm: float) -> float:
+    return distances.dice(tolerance_mm) if distances else 0.0 if any_voxel else math.nan
 
 
 def _check(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...] | None = None) -> None:

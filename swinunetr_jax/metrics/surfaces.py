@@ -1,7 +1,7 @@
-"""Distances between the surfaces of two masks, weighted by area as BraTS counts them, or voxel by voxel as MONAI does.
+"""Distances between the surfaces of two masks: weighted by area as in BraTS, or per voxel as in MONAI.
 
-Masks are boolean [x, y, z], neither of them empty. What the field calls a surfel is a corner of voxels where inside and outside
-meet; the table of their areas is that of DeepMind's `surface-distance`, which the scorers of BraTS use.
+Masks are boolean [x, y, z], and neither is empty. A surfel is a corner of voxels where inside and outside meet. The table of their areas
+is that of DeepMind's `surface-distance`, which BraTS uses.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,15 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
+
 _KERNEL = lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL
-_INSIDE = int(_KERNEL.sum())  # the code of a corner with all eight voxels in the mask
+_INSIDE = int(_KERNEL.sum())  # the code of a corner whose eight voxels are all in the mask
 
 
 @dataclass(frozen=True, eq=False)
 class SurfelDistances:
-    """From each surfel to the closest one of the other surface, in mm, with the surfels' areas in mm²."""
+    """The distance from each surfel to the closest one of the other surface in mm, and the areas of the surfels in mm²."""
 
     pred: np.ndarray
     pred_areas: np.ndarray
@@ -26,50 +28,39 @@ class SurfelDistances:
     ref_areas: np.ndarray
 
     def hausdorff(self, share: float) -> float:
-        """The distance that this share of the area stays within, the larger of both directions, mm."""
+        """Returns the distance in mm within which this share of the area is, the larger one of both directions."""
         return max(_quantile(self.pred, self.pred_areas, share), _quantile(self.ref, self.ref_areas, share))
 
     def dice(self, tolerance: float) -> float:
-        """Share of both surfaces' area that lies within `tolerance` mm of the other."""
+        """Returns the share of the area of both surfaces that is within `tolerance` mm of the other surface."""
         within = self.pred_areas[self.pred <= tolerance].sum() + self.ref_areas[self.ref <= tolerance].sum()
         return float(within / (self.pred_areas.sum() + self.ref_areas.sum()))
 
 
 def surfel_distances(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]) -> SurfelDistances:
-    """As `surface_distance.compute_surface_distances`, unsorted."""
+    """Returns the unsorted distances of `surface_distance.compute_surface_distances`."""
     pred, ref = _cropped(pred, ref)
     (pred_points, pred_areas), (ref_points, ref_areas) = _surfels(pred, spacing), _surfels(ref, spacing)
-    there, back = _nearest(pred_points, ref_points, spacing), _nearest(ref_points, pred_points, spacing)
-    return SurfelDistances(there, pred_areas, back, ref_areas)
+    from_pred, from_ref = _nearest(pred_points, ref_points, spacing), _nearest(ref_points, pred_points, spacing)
+    return SurfelDistances(from_pred, pred_areas, from_ref, ref_areas)
 
 
 def edge_hausdorff(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], share: float) -> float:
-    """Percentile over the mask's outer voxels, each counted once, between neighbours in rank, the larger of both directions, mm.
+    """Returns a quantile of the distances in mm of the masks' outer voxels, each counted once, the larger one of both directions.
 
-    Source: `monai.metrics.compute_hausdorff_distance`.
+    Quantiles between two distances are interpolated. Source: `monai.metrics.compute_hausdorff_distance`.
     """
     pred, ref = (np.argwhere(mask & ~binary_erosion(mask)) for mask in _cropped(pred, ref))
     return float(max(np.quantile(_nearest(pred, ref, spacing), share), np.quantile(_nearest(ref, pred, spacing), share)))
 
 
-def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
-    """The smallest box around the mask, grown by `margin` inside the array; None for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
-        if not filled.size:
-            return None
-        box.append(slice(max(int(filled[0]) - margin, 0), int(filled[-1]) + 1 + margin))
-    return tuple(box)
-
-
 def _cropped(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    box = bounding_box(pred | ref)
+    box = slices(bounding_box(pred | ref) or whole_box(pred.shape))
     return pred[box], ref[box]
 
 
 def _surfels(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(indices [n, 3], areas [n] in mm²): corners of voxels, of which there is one more than voxels along each axis."""
+    """Returns (indices [n, 3], areas [n] in mm²) of the surfels. Each axis has one corner more than voxels."""
     padded = np.pad(mask, 1).astype(np.uint8)
     corners = tuple(n + 1 for n in mask.shape)
     codes = np.zeros(corners, np.uint8)
@@ -85,10 +76,10 @@ def _areas(spacing: tuple[float, ...]) -> np.ndarray:
 
 
 def _nearest(points: np.ndarray, others: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """Distance in mm from each of `points` to the closest of `others`, both [n, 3] of indices."""
-    # Points on a grid need no balanced tree, and most of the time would go into building one.
+    """Returns the distance in mm from each of `points` to the closest of `others`, both indices [n, 3]."""
+    # Points on a grid need no balanced tree, whose construction would take most of the time.
     _, closest = cKDTree(others * spacing, balanced_tree=False, compact_nodes=False).query(points * spacing)
-    # From whole steps: 3 · 1.3 - 1.3 is more than 2.6, and would miss a tolerance of 2.6 mm.
+    # Computed from integer differences, because 3 · 1.3 - 1.3 is more than 2.6 and would exceed a tolerance of 2.6 mm.
     return np.sqrt((((points - others[closest]) * spacing) ** 2).sum(-1))
 
 

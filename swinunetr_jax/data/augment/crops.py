@@ -1,0 +1,140 @@
+"""Crops of an example. They read no more of a memory-mapped volume than they return, and fill voxels outside it.
+
+A region is (start, shape) in voxels of the arrays, and may extend beyond them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from swinunetr_jax.data.augment.random_transform import RandomTransform
+from swinunetr_jax.data.prepare.example import Example, foreground
+from swinunetr_jax.errors import InputError
+
+Region = tuple[tuple[int, ...], tuple[int, ...]]
+TRIES, ROUNDS = 256, 16  # random guesses at a voxel of a kind, before all voxels of that kind are listed
+
+
+def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarray:
+    """Returns the voxels of a region of [x, y, z] or [x, y, z, c]: a view if it is inside the array, otherwise a copy with `fill`."""
+    start, shape = region
+    inside = tuple(slice(min(max(s, 0), size), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, array.shape))
+    if all(part.stop - part.start == n for part, n in zip(inside, shape)):
+        return array[inside]
+    out = np.full((*shape, *array.shape[3:]), fill, array.dtype)
+    out[tuple(slice(part.start - s, part.stop - s) for part, s in zip(inside, start))] = array[inside]
+    return out
+
+
+def crop(example: Example, region: Region, fill: float = 0.0) -> Example:
+    """Returns the region of the image (float32) and of the label. Outside the arrays the image is `fill` and the label 0."""
+    image, label = read_region(example["image"], region, fill), read_region(example["label"], region)
+    rest = {key: value for key, value in example.items() if key != "foreground"}  # whose box belongs to the whole volume
+    return {**rest, "image": image.astype(np.float32, copy=False), "label": label}
+
+
+@dataclass(frozen=True)
+class ForegroundCrop:
+    """Crops to the box of voxels above a threshold in any channel, widened around its centre to multiples of `divisible`.
+
+    Voxels outside the volume are filled with the threshold. Source: MONAI's `CropForeground(k_divisible=divisible)`.
+    """
+
+    divisible: tuple[int, int, int] = (1, 1, 1)
+    above: float = 0.0
+
+    def region(self, example: Example) -> Region:
+        """Returns the region of the crop. It is computed only if the example has no box for this threshold."""
+        box = example.get("foreground", {}).get(self.above) or foreground(example["image"], self.above)
+        shape = tuple(-(-(stop - start) // k) * k for (start, stop), k in zip(box, self.divisible))
+        return tuple(start - (n - (stop - start)) // 2 for (start, stop), n in zip(box, shape)), shape
+
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Example:
+        return crop(example, self.region(example), self.above)
+
+
+@dataclass(frozen=True)
+class RandomCrop(RandomTransform):
+    """Crops a fixed size anywhere in the volume, or in its foreground (`inside`). The parameters are the crop's first voxel there.
+
+    A smaller volume is padded on both sides, with the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    """
+
+    size: tuple[int, int, int]
+    inside: ForegroundCrop | None = None
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        _, shape = _region(example, self.inside)
+        return tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(shape, self.size))
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        fill = self.inside.above if self.inside else 0.0
+        return crop(example, _padded(_region(example, self.inside), parameters, self.size), fill)
+
+
+@dataclass(frozen=True)
+class CropByLabel(RandomTransform):
+    """Crops around a random voxel, which is labelled with the odds `positive` : `negative`. The parameters are the crop's centre.
+
+    All labelled voxels are equally likely, and so are all other voxels whose image is above `above`. The crop is moved into the volume or
+    its foreground (`inside`); if that is smaller than the crop, it is padded on both sides with `above`.
+    Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)` with `above` as `image_threshold`.
+    """
+
+    size: tuple[int, int, int]
+    positive: float = 1.0
+    negative: float = 1.0
+    above: float | None = None
+    inside: ForegroundCrop | None = None
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        region = _region(example, self.inside)
+        label = read_region(example["label"], region)
+        image = None if self.above is None else read_region(example["image"], region, self.above)
+        labelled = rng.random() * (self.positive + self.negative) < self.positive
+        for wanted in (labelled, not labelled):  # the other kind if there is no voxel of the kind drawn
+            voxel = _random_voxel(rng, label, image, self.above, wanted)
+            if voxel is not None:
+                return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
+        raise InputError(f"no voxel is labelled or above {self.above}, so none can be the centre of a crop; check the image.")
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        region = _region(example, self.inside)
+        start = tuple(max(c - min(s, n) // 2, 0) for c, s, n in zip(parameters, self.size, region[1]))
+        fill = self.above if self.above is not None else self.inside.above if self.inside else 0.0
+        return crop(example, _padded(region, start, self.size), fill)
+
+
+def _region(example: Example, inside: ForegroundCrop | None) -> Region:
+    """Returns the region of the foreground, or of the whole volume if `inside` is None."""
+    return inside.region(example) if inside else ((0, 0, 0), example["label"].shape)
+
+
+def _padded(region: Region, start: tuple[int, ...], size: tuple[int, ...]) -> Region:
+    """Returns the region of `size` that starts at `start` in `region`, centred along the axes on which `region` is smaller."""
+    pad = [max(s - n, 0) // 2 for s, n in zip(size, region[1])]
+    return tuple(r + s - p for r, s, p in zip(region[0], start, pad)), size
+
+
+def _centre_inside(centre: int, size: int, length: int) -> int:
+    """Returns the nearest centre of an interval of `size` that is inside 0 … `length`."""
+    return min(max(centre, size // 2), length - size + size // 2)
+
+
+def _random_voxel(
+    rng: np.random.Generator, label: np.ndarray, image: np.ndarray | None, above: float | None, labelled: bool
+) -> tuple[int, ...] | None:
+    """Returns a random labelled voxel, or a random unlabelled one whose image is above a threshold; None if there is none."""
+
+    def fits(voxels: np.ndarray) -> np.ndarray:
+        at = tuple(voxels)
+        return label[at] > 0 if labelled else (label[at] == 0) & (True if image is None else (image[at] > above).any(-1))
+
+    for _ in range(ROUNDS):
+        voxels = np.stack([rng.integers(size, size=TRIES) for size in label.shape])
+        good = np.flatnonzero(fits(voxels))
+        if len(good):
+            return tuple(int(c) for c in voxels[:, good[0]])
+    mask = label > 0 if labelled else (label == 0) & (True if image is None else (image > above).any(-1))
+    every = np.flatnonzero(mask)
+    return tuple(int(c) for c in np.unravel_index(rng.choice(every), label.shape)) if len(every) else None

@@ -1,0 +1,162 @@
+"""Checks one case: every file is read to its end and separately, so that all faults are found and not only the first one."""
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from swinunetr_jax.data.check.check_labels import check_values, read_counts
+from swinunetr_jax.data.check.findings import CaseReport, Channel, Findings
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import match_channels
+from swinunetr_jax.data.nifti import Volume, check_same_grid, read_volume
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import is_file
+
+
+def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Collection[int] | None = None) -> CaseReport:
+    """Reads every file of a case and reports everything that is wrong. A faulty file raises no exception.
+
+    One file is in memory at a time.
+
+    Args:
+        case: the case to check.
+        channels: the channels that a network takes; by default those that the case itself names.
+        labels: the values that may occur besides 0; by default those of BraTS if the files are named as in BraTS, otherwise any.
+    """
+    findings = Findings(case)
+    if case.problem:
+        place = next((path for path in (*case.images, case.label) if path), None)
+        places = [path for path in (place, place and place.parent) if path and case.problem.startswith(f"{path}: ")]
+        place = places[0] if places else place and place.parent
+        findings.add("incomplete", place, case.problem.removeprefix(f"{place}: "))
+    grids: list[Volume] = []
+    found: list[Channel] = []
+    for index, path in enumerate(case.images):
+        if case.problem and not is_file(path):  # the problem reports it
+            continue
+        try:
+            volume = read_volume(path, require_finite=False)
+        except InputError as error:
+            findings.add_error("unreadable", path, error)
+            continue
+        grids.append(volume.without_voxels())
+        found += _channels(volume, _names(case, index, volume), findings)
+    if len(grids) == len(case.images) and not case.problem:
+        _check_count(case, found, channels, findings)
+    _check_duplicates(found, findings)
+
+    counts = None
+    if case.label is None or not os.path.lexists(case.label):
+        if case.label or case.split == "training":
+            findings.add(
+                "missing-label", case.label, "a training case needs a label map, but it has none; add it or leave the case out."
+            )
+    elif (read := read_counts(case.label, findings)) is not None:
+        grid, counts = read
+        grids.append(grid)
+        check_values(case, counts, labels, findings)
+    reference = _check_grids(grids, findings)
+    if reference is None:
+        return CaseReport(case, None, None, None, tuple(found), None, tuple(findings.all))
+    voxel_ml = float(abs(np.linalg.det(reference.affine[:3, :3]))) / 1000
+    volumes = None if counts is None else {value: count * voxel_ml for value, count in counts.items()}
+    spacing = tuple(round(s, 4) for s in reference.spacing)
+    shape = tuple(reference.array.shape)
+    return CaseReport(case, shape, spacing, reference.orientation, tuple(found), volumes, tuple(findings.all))
+
+
+def _names(case: Case, index: int, volume: Volume) -> list[str]:
+    """Returns the names of the channels in the case's file number `index`."""
+    count = 1 if volume.array.ndim == 3 else volume.array.shape[3]
+    names = case.channels or ()
+    if len(case.images) == 1 and len(names) == count:
+        return list(names)
+    if len(case.images) == len(names) > 1 and count == 1:
+        return [names[index]]
+    return [f"number {index + c + 1}" for c in range(count)]
+
+
+def _channels(volume: Volume, names: list[str], findings: Findings) -> list[Channel]:
+    """Returns the channels of a file and adds findings on their values."""
+    planes = volume.array[..., None] if volume.array.ndim == 3 else volume.array
+    found = []
+    for c, name in enumerate(names):
+        plane = planes[..., c]
+        which = f"channel {name}: " if len(names) > 1 else ""
+        low, high = float(plane.min()), float(plane.max())
+        if not np.isfinite([low, high]).all():  # a NaN anywhere makes both NaN
+            bad = ~np.isfinite(plane)
+            first = tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))
+            findings.add(
+                "not-finite",
+                volume.path,
+                f"{which}{int(bad.sum())} of {bad.size} voxels are NaN or Inf, the first at {first}; replace them with 0.",
+            )
+            finite = plane[~bad]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
+        if low is not None and low == high:
+            findings.add("constant", volume.path, f"{which}all voxels are {low:g}, expected an image; give the real one.")
+        share = np.count_nonzero(plane) / plane.size
+        digest = hashlib.blake2b(np.ascontiguousarray(plane.T), digest_size=16).hexdigest()  # the order of the file needs no copy
+        found.append(Channel(name, volume.path, low, high, round(share, 4), digest))
+    return found
+
+
+def _check_count(case: Case, found: list[Channel], wanted: Sequence[str] | None, findings: Findings) -> None:
+    """Compares the channels with their names and with those wanted: by name if the case has names, otherwise by their number."""
+    path = case.images[0] if len(case.images) == 1 else None
+    names = case.channels or ()
+    if names and len(names) != len(found):
+        findings.add(
+            "channel-count", path, f"{len(found)} channels, expected {len(names)}: {', '.join(names)}; complete or rename."
+        )
+    elif names and wanted:
+        try:
+            match_channels(names, wanted)
+        except InputError as error:
+            findings.add("channel-count", path, str(error))
+    elif wanted and len(wanted) != len(found):
+        findings.add("channel-count", path, f"{len(found)} channels, expected {len(wanted)}: {', '.join(wanted)}; give those.")
+
+
+def _check_duplicates(found: list[Channel], findings: Findings) -> None:
+    seen: dict[str, Channel] = {}
+    for channel in found:
+        first = seen.setdefault(channel.digest, channel)
+        if first is not channel and channel.low != channel.high:
+            text = f"channel {channel.name} has the same voxels as channel {first.name} ({first.path.name}); give the real one."
+            findings.add("duplicate", channel.path, text, "warning")
+
+
+def _check_grids(grids: list[Volume], findings: Findings) -> Volume | None:
+    """Returns the grid of most files, and adds a finding for every file on another grid."""
+    if len({grid.path.parent for grid in grids}) == 1:
+        short = [replace(grid, path=Path(grid.path.name)) for grid in grids]
+    else:
+        short = [replace(grid, path=Path(grid.path.parent.name, grid.path.name)) for grid in grids]
+    groups: list[list[int]] = []
+    for i in range(len(grids)):
+        same = next((g for g in groups if _grid_fault(short[g[0]], short[i]) is None), None)
+        if same is None:
+            groups.append([i])
+        else:
+            same.append(i)
+    if not groups:
+        return None
+    most = max(groups, key=len)  # if several are equally large, the one with the first image
+    for i in sorted(i for group in groups if group is not most for i in group):
+        findings.add("grid", grids[i].path, _grid_fault(short[most[0]], short[i]))
+    return grids[most[0]]
+
+
+def _grid_fault(one: Volume, other: Volume) -> str | None:
+    """Returns a sentence on how the grids of two volumes differ, or None if they are equal."""
+    try:
+        check_same_grid([one, other])
+    except InputError as error:
+        return str(error)
+    return None

@@ -1,0 +1,292 @@
+"""Checks a data set before training: every case, differences between cases, and a summary of its facts.
+
+findings.py lists the kinds of findings.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from swinunetr_jax.data import brats
+from swinunetr_jax.data.check.check_case import check_case
+from swinunetr_jax.data.check.findings import CaseReport, Channel, Finding
+from swinunetr_jax.data.discovery.cases import Dataset
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.version import __version__
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The reports of the cases that were checked, in the data set's order, and what follows from them together."""
+
+    dataset: Dataset
+    cases: tuple[CaseReport, ...]
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings: those of each case, then those of the data set as a whole."""
+        across = _across(self.dataset, self.cases)
+        own = [f for report in self.cases for f in (*report.findings, *(a for a in across if a.case == report.case.name))]
+        whole = [Finding(None, "warning", "left-out", None, text) for text in self.dataset.warnings]
+        return (*own, *whole, *(finding for finding in across if finding.case is None))
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    def summary(self) -> dict[str, Any]:
+        """Returns counts and distributions over the cases as JSON values; shapes in voxels, spacing in mm, volumes in ml."""
+        cases = [report.case for report in self.cases]
+        folds = Counter(case.fold for case in cases if case.fold is not None)
+        present: dict[int, list[float]] = {}
+        for report in self.cases:
+            for value, volume in (report.volumes_ml or {}).items():
+                present.setdefault(value, []).append(volume)
+        ranges: dict[str, list[Channel]] = {}
+        for channel in (channel for report in self.cases for channel in report.channels if channel.low is not None):
+            ranges.setdefault(channel.name, []).append(channel)
+        return {
+            "cases": len(cases),
+            "splits": dict(Counter(case.split for case in cases)),
+            "with_label": sum(report.volumes_ml is not None for report in self.cases),
+            "folds": {str(fold): folds[fold] for fold in sorted(folds)},
+            "shape": _spread([report.shape for report in self.cases if report.shape]),
+            "spacing": _spread([report.spacing for report in self.cases if report.spacing]),
+            "orientations": dict(Counter(report.orientation for report in self.cases if report.orientation).most_common()),
+            "intensities": {
+                name: {"low": _short(min(c.low for c in found)), "high": _short(max(c.high for c in found))}
+                for name, found in ranges.items()
+            },
+            "labels": {
+                str(value): {"cases": len(ml), **_spread([(v,) for v in ml], single=True)}
+                for value, ml in sorted(present.items())
+            },
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON values: versions, layout, summary, findings, and the facts of every case."""
+        dataset = self.dataset
+        return {
+            "swinunetr_jax": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "nibabel")},
+            "dataset": str(dataset.root.absolute()),
+            "layout": dataset.layout,
+            "channels": dataset.channels and list(dataset.channels),
+            "labels": dataset.labels,
+            "ignored": dataset.ignored,
+            "sound": not self.errors,
+            "summary": self.summary(),
+            "findings": [
+                {"case": f.case, "severity": f.severity, "kind": f.kind, "path": f.path and str(f.path), "message": f.message}
+                for f in self.findings
+            ],
+            "cases": {report.case.name: _facts(report) for report in self.cases},
+        }
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    channels: Sequence[str] | None = None,
+    labels: Collection[int] | None = None,
+    progress: Callable[[CaseReport], None] | None = None,
+    workers: int = 1,
+) -> DatasetReport:
+    """Reads every file of every case once and reports everything that is wrong.
+
+    Args:
+        dataset: the data set to check.
+        channels: the channels that a network takes; by default every case must have as many as the others.
+        labels: the values that may occur besides 0; by default those that the data set names, if it does.
+        progress: called after each case, in order, in the calling thread.
+        workers: the number of threads that read. Each needs a few times the memory of the largest file.
+    """
+    if workers < 1:
+        raise InputError(f"`workers` must be at least 1, got {workers}.")
+    examine = partial(check_case, channels=channels, labels=labels if labels is not None else _label_values(dataset))
+    reports = []
+    for report in _each(examine, dataset.cases, workers):
+        reports.append(report)
+        if progress:
+            progress(report)
+    return DatasetReport(dataset, tuple(reports))
+
+
+def _each(examine: Callable, cases: Sequence, workers: int) -> Iterator[CaseReport]:
+    """Yields the reports in order. Threads suffice, because decompression and most of numpy release Python's lock."""
+    if workers == 1:
+        yield from map(examine, cases)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(examine, cases)
+    finally:  # after an interruption running cases are completed and no new one is started
+        pool.shutdown(cancel_futures=True)
+
+
+def _label_values(dataset: Dataset) -> set[int] | None:
+    """Returns the values that the data set names, or None if it names none."""
+    if dataset.labels is None:
+        return None
+    return {v for value in dataset.labels.values() for v in (value if isinstance(value, list) else [value])}
+
+
+# Between cases
+
+
+def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
+    """Returns the findings that follow from a comparison of cases."""
+    found = [
+        *_differing(
+            reports,
+            "orientation",
+            lambda report: report.orientation,
+            lambda own, most, share: (
+                f"the axes point to {own}, {share} to {most}; train in one orientation or reorient the file."
+            ),
+        ),
+        *_differing(
+            reports,
+            "spacing",
+            lambda report: report.spacing and tuple(round(s, 2) for s in report.spacing),
+            lambda own, most, share: f"the voxels are {by(own)} mm, {share} {by(most)} mm; resample the case.",
+        ),
+        *_differing(
+            [r for r in reports if not {f.kind for f in r.findings} & {"incomplete", "unreadable", "channel-count"}],
+            "channel-count",
+            lambda report: len(report.channels),
+            lambda own, most, share: (
+                f"it has {own} channel{'s' * (own != 1)}, {share} {most}; complete the case or leave it out."
+            ),
+            "error",
+        ),
+        *_copies(reports),
+    ]
+    unlabelled = [report.case for report in reports if report.case.label is None and report.case.images]
+    implicit = dataset.layout in ("brats", "case-folder", "files") or dataset.root.name.startswith("imagesTr")
+    if implicit and 2 * len(unlabelled) < len(reports):
+        # No list says which cases are for training, but a few cases without a label are more likely a mistake.
+        text = "it has no label map, unlike most cases, and counts as a test case; add the label if it is for training."
+        found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
+    return found if dataset.labels else found + _conventions(reports)  # a dataset.json states the meaning of 3 and 4
+
+
+def _differing(
+    reports: Sequence[CaseReport],
+    kind: str,
+    value_of: Callable[[CaseReport], Any],
+    message: Callable[[Any, Any, str], str],
+    severity: str = "warning",
+) -> list[Finding]:
+    """Returns a finding for each case that differs from the majority, or one for the data set if there is no majority.
+
+    Args:
+        reports: the cases.
+        kind: the kind of the findings.
+        value_of: the value to compare.
+        message: a function of the case's value, the majority's value, and a phrase on the size of the majority.
+        severity: the severity of the findings.
+    """
+    values = [(report, value_of(report)) for report in reports]
+    values = [(report, value) for report, value in values if value]
+    counts = Counter(value for _, value in values).most_common()
+    if len(counts) < 2:
+        return []
+    most, times = counts[0]
+    if severity == "warning" and 2 * times <= len(values):
+        text = f"{len(counts)} different {kind}s occur, none of them in most cases; convert all cases to one."
+        return [Finding(None, severity, kind, None, text)]
+    share = f"in {times} of {len(values)} cases"
+    return [Finding(r.case.name, severity, kind, None, message(value, most, share)) for r, value in values if value != most]
+
+
+def _copies(reports: Sequence[CaseReport]) -> list[Finding]:
+    """Returns a finding for each image that occurs in two cases, because training on one makes the score of the other too high."""
+    seen: dict[str, tuple[str, str]] = {}
+    found: dict[tuple[str, str], Finding] = {}
+    for report in reports:
+        for channel in report.channels:
+            name = report.case.name
+            first, file = seen.setdefault(channel.digest, (name, channel.path.name))
+            if first != name and channel.low != channel.high:
+                text = (
+                    f"it has the same voxels as {file} of case {first}; leave one out, because scores are too high if one copy is "
+                    "trained on and the other validated on."
+                )
+                found.setdefault((name, first), Finding(name, "warning", "duplicate", channel.path, text))
+    return list(found.values())
+
+
+def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
+    """Returns a finding if cases have label 3 or 4 and none has both, as in a mixture of BraTS data of different years."""
+    using = {label: [r.case.name for r in reports if label in (r.volumes_ml or {})] for label in brats.ET_LABELS}
+    values = {value for report in reports for value in report.volumes_ml or {}}
+    reported = any(finding.kind in ("et-label", "unknown-label") for report in reports for finding in report.findings)
+    if reported or not values <= set(range(5)) or set(using[3]) & set(using[4]) or not (using[3] and using[4]):
+        return []
+    text = (
+        f"{len(using[3])} cases have label 3 and {len(using[4])} others label 4, but none has both: are they the enhancing tumour of BraTS "
+        f"{brats.NAMING[3].years} and {brats.NAMING[4].years}? If so, renumber one of them."
+    )
+    return [Finding(None, "warning", "et-label", None, text)]
+
+
+# Numbers and texts
+
+
+def by(values: Sequence[float]) -> str:
+    """Returns the values as text such as '1 × 1 × 2.5'."""
+    return " × ".join(f"{value:g}" for value in values)
+
+
+def _spread(rows: list[tuple[float, ...]], single: bool = False) -> dict[str, Any]:
+    """Returns the median, minimum and maximum of each column; of a single column, if `single`, as numbers instead of lists."""
+    if not rows:
+        return {}
+    table = np.array(rows, np.float64)
+    values = {"median": np.median(table, 0), "min": table.min(0), "max": table.max(0)}
+    rounded = {name: [_short(v) for v in value] for name, value in values.items()}
+    return {name: value[0] for name, value in rounded.items()} if single else rounded
+
+
+def _short(value: float | None) -> float | None:
+    """Returns the value with six digits, which float32 can hold."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _facts(report: CaseReport) -> dict[str, Any]:
+    """Returns the facts of a case as JSON values."""
+    case = report.case
+    return {
+        "split": case.split,
+        "fold": case.fold,
+        "images": [str(path) for path in case.images],
+        "label": case.label and str(case.label),
+        "shape": report.shape and list(report.shape),
+        "spacing": report.spacing and list(report.spacing),
+        "orientation": report.orientation,
+        "channels": [
+            {
+                "name": c.name,
+                "file": c.path.name,
+                "low": _short(c.low),
+                "high": _short(c.high),
+                "nonzero": c.nonzero,
+                "digest": c.digest,
+            }
+            for c in report.channels
+        ],
+        "volumes_ml": None if report.volumes_ml is None else {str(v): _short(ml) for v, ml in report.volumes_ml.items()},
+    }

@@ -1,0 +1,248 @@
+"""The entries of folders: images, folders, scans that cannot be read, and other files, which are counted by kind.
+
+No entry is dropped silently: whatever is neither an image nor a folder is named as a problem or a warning, or it is counted.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from swinunetr_jax import files
+from swinunetr_jax.console import name_list
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import stem
+from swinunetr_jax.data.discovery.prediction_record import RECORD, read_record
+
+MOST_KINDS = 5  # in one sentence
+
+_FORMATS = {
+    "a DICOM file": (".dcm", ".ima"),
+    "a MetaImage file": (".mha", ".mhd"),
+    "an NRRD file": (".nrrd", ".nhdr"),
+    "a FreeSurfer file": (".mgz", ".mgh"),
+    "an Analyze file": (".hdr", ".img"),
+    "a MINC file": (".mnc",),
+    "a compressed file": (".bz2", ".xz", ".zst"),
+}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+_SIDE_CARS = (
+    ".json",
+    ".txt",
+    ".md5",
+    ".sha256",
+    ".csv",
+    ".tsv",
+    ".png",
+    ".jpg",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".bval",
+    ".bvec",
+    ".log",
+)
+
+
+def is_image(name: str) -> bool:
+    """Returns whether a file's name ends in .nii or .nii.gz."""
+    return name.lower().endswith((".nii", ".nii.gz"))
+
+
+def foreign_format(path: Path) -> str | None:
+    """Returns the kind of a file that probably holds a scan in an unsupported format, such as 'a DICOM file', otherwise None."""
+    name = path.name.lower()
+    if name.endswith(_SIDE_CARS) or is_image(name):
+        return None
+    if ".nii" in name:
+        return "a file with .nii in its name"
+    for kind, endings in _FORMATS.items():
+        if name.endswith(endings) and not name.endswith(_ARCHIVES):
+            return kind
+    if "." not in name and _is_dicom(path):
+        return "a DICOM file"
+    return None
+
+
+def link_fault(path: Path) -> str | None:
+    """Returns a sentence on why a path with an image's name is not a regular file; None if it is one."""
+    if files.is_file(path):
+        return None
+    if path.is_symlink():
+        return f"{path}: is a link to {os.readlink(path)}, which is not an existing file; restore the file or remove the link."
+    if not os.path.lexists(path):
+        return f"{path}: does not exist; restore the file or correct the path."
+    return f"{path}: is not a regular file, expected a NIfTI image; remove it."
+
+
+class Survey:
+    """Lists folders, each of them once, and records every entry that does not become part of a case.
+
+    Args:
+        root: the data set's folder.
+        read: files that are used although they are not scans, such as the list of cases.
+    """
+
+    def __init__(self, root: Path, read: Iterable[Path] = ()):
+        self.root, self.read = root, set(read)
+        self.problems: list[Case] = []
+        self.warnings: list[str] = []
+        self.unread: list[Path] = []  # folders that hold images but are not searched, because scans are next to them
+        self.nameless: list[Path] = []  # images whose names do not state their channel
+        self.other_labels: list[tuple[Path, list[str]]] = []  # the label of a case, and the names of unused ones
+        self._ignored: dict[str, list[Path]] = {}
+        self._listed: dict[Path, tuple[list[Path], list[Path]]] = {}
+        self._foreign: dict[Path, list[tuple[Path, str]]] = {}
+
+    def list_folder(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Returns (images, folders) in `folder`, sorted by name. A broken link with an image's name counts as an image.
+
+        Raises:
+            OSError: the root cannot be read. Any other folder that cannot be read becomes a problem.
+        """
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = self._list(folder)
+            except OSError as error:
+                if folder == self.root:
+                    raise
+                reason = error.strerror or error
+                self.add_problem(folder.name, f"{folder}: cannot be read ({reason}); check the folder and its permissions.")
+                self._listed[folder] = [], []
+        return self._listed[folder]
+
+    def _list(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in found)
+        results = _recorded_results(folder) if RECORD in names else frozenset()
+        images, folders, self._foreign[folder] = [], [], []
+        for name in names:
+            path = folder / name
+            if name.startswith("._") or name == "__MACOSX":
+                self.ignore("of macOS (._…)", path)
+            elif name.startswith("."):
+                self.ignore("hidden", path)
+            elif name in results:
+                self.ignore("results of predict", path)
+            elif files.is_folder(path):
+                if files.is_file(path / RECORD):
+                    self.ignore("folders with results of predict", path)
+                else:
+                    folders.append(path)
+            elif is_image(name):
+                images.append(path)
+            elif kind := foreign_format(path):
+                self._foreign[folder].append((path, kind))
+            elif path not in self.read and name not in ("dataset.json", "splits_final.json"):
+                self._ignore_by_ending(path)
+        return images, folders
+
+    def _ignore_by_ending(self, path: Path) -> None:
+        if path.name.lower().endswith(_ARCHIVES):
+            self.warnings.append(f"{path} is an archive and is not read: unpack it if it holds scans.")
+        elif path.is_symlink() and not files.exists(path):
+            self.warnings.append(f"{path} is a link to {os.readlink(path)}, which does not exist; restore it or remove the link.")
+        else:
+            self.ignore(path.suffix or path.name, path)
+
+    def foreign(self, folder: Path) -> list[tuple[Path, str]]:
+        """Returns (file, kind) of scans in unsupported formats that have no NIfTI image of the same name next to them."""
+        images, _ = self.list_folder(folder)
+        stems = {stem(image.name) for image in images}
+        return [(path, kind) for path, kind in self._foreign.get(folder, ()) if path.name.partition(".")[0] not in stems]
+
+    def add_foreign(self, folder: Path) -> None:
+        """Records the scans of `folder` in unsupported formats as problems; all DICOM files together are one problem."""
+        dicom = [path for path, kind in self.foreign(folder) if kind == "a DICOM file"]
+        if dicom:
+            number = f"{len(dicom)} DICOM files, such as {dicom[0].name}" if len(dicom) > 1 else f"the DICOM file {dicom[0].name}"
+            self.add_problem(folder.absolute().name, f"{folder}: holds {number}, which are not supported; convert them to NIfTI.")
+        stems: dict[str, tuple[Path, str]] = {}
+        for path, kind in self.foreign(folder):
+            if kind != "a DICOM file":
+                stems.setdefault(re.sub(r"\.nii.*$", "", path.name.rpartition(".")[0]) or path.name, (path, kind))
+        for name, (path, kind) in stems.items():
+            self.add_problem(name, f"{path}: is {kind}, expected .nii or .nii.gz; complete its download or convert it to NIfTI.")
+
+    def add_problem(self, name: str, problem: str) -> None:
+        self.problems.append(Case(name, (), problem=problem, split="test"))
+
+    def ignore(self, kind: str, *paths: Path) -> None:
+        self._ignored.setdefault(kind, []).extend(paths)
+
+    def holds_images(self, folder: Path, depth: int = 4) -> bool:
+        """Returns whether a folder, or one at most `depth` - 1 levels below it, has an image."""
+        images, folders = self.list_folder(folder)
+        return bool(images) or (depth > 1 and any(self.holds_images(below, depth - 1) for below in folders))
+
+    def skip(self, folders: Iterable[Path]) -> None:
+        """Records folders that are not searched because scans are next to them: with images as a warning, without as ignored."""
+        for folder in folders:
+            if self.holds_images(folder):
+                self.unread.append(folder)
+            else:
+                self.ignore("folders without images", folder)
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """A sentence for every kind of scan that is not used and for every guess."""
+        texts = list(self.warnings)
+        if unread := list(dict.fromkeys(self.unread)):
+            names = name_list(os.path.relpath(folder, self.root) for folder in unread)
+            texts.append(
+                f"{self.root}: images in {names} are not used, because scans are next to them or they are nested "
+                "too deeply; give that folder itself."
+            )
+        if self.nameless:
+            names = name_list(os.path.relpath(path, self.root) for path in self.nameless)
+            texts.append(f"{len(self.nameless)} images are not used, because their names do not state their channel: {names}.")
+        if self.other_labels:
+            used, others = self.other_labels[0]
+            number = f"{len(self.other_labels)} cases have" if len(self.other_labels) > 1 else "one case has"
+            texts.append(
+                f"{number} several label maps: {used} is used, and not {name_list(others)}; remove those that are not to be learned."
+            )
+        return tuple(dict.fromkeys(texts))
+
+    @property
+    def ignored(self) -> str | None:
+        """One sentence on the entries that are not scans, by their kinds; None if there are none."""
+        kinds: dict[str, list[Path]] = {}
+        for kind, paths in self._ignored.items():
+            kinds.setdefault(kind, []).extend(dict.fromkeys(paths))
+        count = sum(map(len, kinds.values()))
+        if not count:
+            return None
+        texts = [
+            paths[0].name if len(paths) == 1 else f"{len(paths)} {kind} ({name_list(path.name for path in paths[:2])}, …)"
+            for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1]))
+        ]
+        noun = "entry that is not a scan was" if count == 1 else "entries that are not scans were"
+        more = f" and {len(texts) - MOST_KINDS} more kinds" * (len(texts) > MOST_KINDS)
+        return f"{count} {noun} ignored: {', '.join(texts[:MOST_KINDS])}{more}."
+
+
+def _recorded_results(folder: Path) -> frozenset[str]:
+    """Returns the names of the files that `predict` wrote into a folder, by its record there."""
+    remedy = (
+        "without it, results of predict cannot be distinguished from scans: move it away, or move the scans to another folder"
+    )
+    try:
+        cases = read_record(folder / RECORD, remedy)["cases"]
+    except FileNotFoundError:  # it was removed in the meantime
+        return frozenset()
+    return frozenset(
+        output["path"]
+        for entry in cases.values()
+        for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values())
+    )
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        if not files.is_file(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

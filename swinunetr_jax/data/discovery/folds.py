@@ -1,0 +1,223 @@
+"""Divides cases into training and validation: by folds of the data set, nnU-Net's splits file, drawn folds, or a validation list."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from swinunetr_jax import files
+from swinunetr_jax.console import name_list
+from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.data.discovery.patients import find_patients
+from swinunetr_jax.errors import InputError
+
+SPLITS = "splits_final.json"  # nnU-Net's file: [{"train": [names], "val": [names]}, …]
+NEVER = -1  # the fold of a case that is in every training set and in no validation set
+_IMPLICIT = ("brats", "case-folder", "files")  # layouts without a list of training cases
+
+Notify = Callable[[str], None]
+
+
+def with_folds(
+    cases: Sequence[Case],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    patient: str | None = None,
+    splits: str | os.PathLike | None = None,
+    notify: Notify = lambda text: None,
+) -> tuple[Case, ...]:
+    """Returns the same cases with a fold for each training case (split 'training', with a label).
+
+    A splits file takes precedence over folds that the data set gives, and those over drawn ones. Folds are drawn from the sorted names,
+    so that they depend on `seed` and not on the order of listing. Their sizes differ by at most one patient, and all cases of a patient
+    are in one fold.
+
+    Args:
+        cases: all cases of the data set.
+        folds: the number of folds to draw.
+        seed: the seed of the draw.
+        patient: a regular expression that finds the patient in a case's name; by default `find_patients` interprets the names.
+        splits: the path of nnU-Net's splits_final.json.
+        notify: called with sentences for the user: where the folds come from and how many patients there are.
+
+    Raises:
+        InputError: only some cases have a fold, there are too few patients, or the splits file does not fit.
+    """
+    chosen = [case for case in cases if _trains(case)]
+    if splits is not None:
+        cases = _by_splits(cases, Path(splits), notify)
+        _warn_of_divided_patients(cases, patient, str(splits), notify)
+        return cases
+    given = [case for case in chosen if case.fold is not None]
+    if given and len(given) < len(chosen):
+        without = next(case.name for case in chosen if case.fold is None)
+        raise InputError(
+            f"{len(given)} of {len(chosen)} training cases have a fold, {without} has none; give all of them a fold, or none."
+        )
+    if given:
+        notify(f"folds: those of the data set's list, {len({case.fold for case in chosen})}")
+        _warn_of_divided_patients(cases, patient, "the data set's list", notify)
+        return tuple(cases)
+    found = find_patients([case.name for case in chosen], patient)
+    patients = sorted(set(found.of.values()))
+    if folds < 2 or len(patients) < folds:
+        which = "" if len(patients) == len(chosen) else f" ({found.note})"
+        remedy = ", or state by --patient which cases belong to one patient" if which else ""
+        wanted = "at least 2 folds" if folds < 2 else "fewer folds"
+        raise InputError(f"{len(patients)} labelled patients{which} cannot be split into {folds} folds; use {wanted}{remedy}.")
+    notify(f"{folds} folds drawn with seed {seed}: {found.note}")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fold = {patients[patient]: place % folds for place, patient in enumerate(order)}
+    return tuple(replace(case, fold=fold[found.of[case.name]]) if _trains(case) else case for case in cases)
+
+
+def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Returns (training cases, validation cases).
+
+    Args:
+        cases: cases with folds, as from `with_folds`.
+        fold: the fold to validate on, or None for the data set's own validation list.
+
+    Raises:
+        InputError: one of the two would be empty, or `fold` is None although the cases have folds.
+    """
+    chosen = [case for case in cases if _trains(case)]
+    sizes = defaultdict(int)
+    for case in chosen:
+        sizes[case.fold] += 1
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(sizes.items(), key=str) if name != NEVER)
+    if fold is None:
+        if sizes.keys() - {None}:
+            raise InputError(f"the cases have folds; choose one to validate on: {listed}.")
+        train, validation = chosen, [case for case in cases if case.split == "validation" and case.label is not None]
+        if not validation:
+            raise InputError("the data set has no validation list with labels; draw folds and choose one to validate on.")
+    else:
+        if None in sizes:
+            raise InputError(f"{sizes[None]} of {len(chosen)} training cases have no fold; give all of them one, or draw folds.")
+        train = [case for case in chosen if case.fold != fold]
+        validation = [case for case in chosen if case.fold == fold != NEVER]
+        if not validation:
+            raise InputError(
+                f"fold {fold} has no cases; choose one of these folds (with their numbers of cases): {listed or 'none'}."
+            )
+    if not train:
+        raise InputError("no training case with a label remains; give more cases, or another fold.")
+    return tuple(train), tuple(validation)
+
+
+def fold_numbers(cases: Iterable[Case]) -> list[int]:
+    """Returns the folds that can be validated on, sorted."""
+    return sorted({case.fold for case in cases if case.fold is not None and case.fold != NEVER})
+
+
+def find_splits(root: Path, notify: Notify = lambda text: None) -> Path | None:
+    """Returns nnU-Net's splits file for the data set in `root`: next to its dataset.json, or in nnUNet_preprocessed; None if absent."""
+    root = Path(os.path.abspath(root))
+    root = root.parent if root.name.startswith("images") else root
+    places = [root]
+    if root.parent.name.startswith(("nnUNet_raw", "nnUNet_preprocessed")):
+        places.append(root.parent.parent / "nnUNet_preprocessed" / root.name)
+    for place in places:
+        if files.is_file(place / SPLITS):
+            return place / SPLITS
+        old = place / SPLITS.replace(".json", ".pkl")
+        if files.is_file(old):
+            notify(f"{old} is not read, because reading a pickle may run code; save it as JSON ({SPLITS}) to use its folds")
+    return None
+
+
+def unlabelled(dataset: Dataset) -> tuple[Case, ...]:
+    """Returns the cases that would be training cases if they had a label. Without lists, these are all unlabelled cases."""
+    labelled = any(case.label is not None for case in dataset.cases)
+    without = [case for case in dataset.cases if case.label is None and case.images]
+    implicit = dataset.layout in _IMPLICIT or dataset.root.name.startswith("imagesTr")
+    return tuple(case for case in without if case.split == "training" or (labelled and implicit))
+
+
+def _by_splits(cases: Sequence[Case], path: Path, notify: Notify) -> tuple[Case, ...]:
+    """Returns the cases with folds from a splits file: the fold of a case is the number of the split that validates on it.
+
+    Cases that the file does not name become test cases.
+    """
+    splits = _read_splits(path)
+    held: dict[str, int] = {}
+    for number, (_, validation) in enumerate(splits):
+        for name in validation:
+            if name in held:
+                raise InputError(
+                    f"{path}: {name} is validated on in the splits {held[name]} and {number}, expected one fold for each case; "
+                    "give splits that validate on each case at most once."
+                )
+            held[name] = number
+    every = {name for train, validation in splits for name in train | validation}
+    for number, (train, validation) in enumerate(splits):
+        if train & validation or train | validation != every:
+            misplaced = sorted(train & validation or every - train - validation)
+            raise InputError(
+                f"{path}: the split {number} does not train on all cases that it does not validate on ({name_list(misplaced)}), "
+                "which is not supported; give splits of the same cases."
+            )
+    names = {case.name for case in cases if _trains(case)}
+    if not names & every:
+        raise InputError(
+            f"{path}: names none of the cases: it has {name_list(sorted(every))}, the data set {name_list(sorted(names))}; give the "
+            "splits of this data set."
+        )
+    notify(f"folds: {len(splits)} of {path}")
+    if missing := sorted(every - names):
+        notify(f"warning: {path} names {len(missing)} cases that the data set does not have with a label: {name_list(missing)}")
+    if unnamed := sorted(names - every):
+        notify(f"warning: {len(unnamed)} cases are not named in {path} and are not used: {name_list(unnamed)}")
+    return tuple(
+        case
+        if not _trains(case)
+        else replace(case, fold=held.get(case.name, NEVER))
+        if case.name in every
+        else replace(case, split="test")
+        for case in cases
+    )
+
+
+def _read_splits(path: Path) -> list[tuple[set[str], set[str]]]:
+    """Returns (training names, validation names) of each split."""
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+        splits = [(split["train"], split["val"]) for split in content]
+        if not splits or not all(isinstance(name, str) for split in splits for part in split for name in part):
+            raise TypeError("names of cases are missing")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct --splits.") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f'{path}: is not a list of splits ({error!r}), expected [{{"train": [names], "val": [names]}}, …]; correct it.'
+        ) from error
+    return [(set(train), set(validation)) for train, validation in splits]
+
+
+def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source: str, notify: Notify) -> None:
+    """Warns if the folds of the list or the splits file divide the cases of a patient."""
+    chosen = [case for case in cases if _trains(case)]
+    try:
+        found = find_patients([case.name for case in chosen], patient)
+    except InputError:
+        if patient is not None:
+            raise
+        return  # the names are ambiguous, but no fold depends on them
+    folds: dict[str, set[int | None]] = defaultdict(set)
+    for case in chosen:
+        folds[found.of[case.name]].add(case.fold)
+    if divided := sorted(name for name, of in folds.items() if len(of) > 1):
+        notify(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
+    else:
+        notify(found.note)
+
+
+def _trains(case: Case) -> bool:
+    """Returns whether the case is a training case with a label."""
+    return case.split == "training" and case.label is not None

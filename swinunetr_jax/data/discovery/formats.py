@@ -1,0 +1,213 @@
+"""Finds the cases of a data set in any of these layouts, which are recognised by their files and names.
+
+    BraTS folders     BraTS2021_00000/BraTS2021_00000_flair.nii.gz; since 2023 BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz
+    MONAI datalist    {"training": [{"fold": 0, "image": [...], "label": ...}], "validation": [...], "test": [...]}
+    Decathlon         dataset.json with "modality" and lists of cases, one 3-D or 4-D file each
+    nnU-Net raw       dataset.json with "channel_names" (v2) or "modality" (v1), imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz; also
+                      imagesTs alone
+    case folders      any folders with a file per channel, named by it: FLAIR.nii.gz, patient_T1.nii.gz
+    files             a file per case
+
+Only names are examined; no image is opened. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
+Every entry of the folder becomes a case, or is named in a problem or a warning, or is counted in `Dataset.ignored`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from swinunetr_jax import files
+from swinunetr_jax.data import brats
+from swinunetr_jax.data.discovery import dataset_json
+from swinunetr_jax.data.discovery.cases import (
+    Case,
+    Dataset,
+    case_name,
+    channels_of_names,
+    order_channels,
+    require_channels,
+    split_by_label,
+    unique_names,
+)
+from swinunetr_jax.data.discovery.channels import canonical_channel, channel_key, match_channels, split_name, stem
+from swinunetr_jax.data.discovery.entries import Survey, is_image, link_fault
+from swinunetr_jax.data.discovery.groups import attach_labels, group_files, own_name
+from swinunetr_jax.data.discovery.lists import described, is_numbered, listed, numbered, numbered_folders, one_file_each
+from swinunetr_jax.errors import InputError
+
+MAX_DEPTH = 5  # BIDS has sub-01/ses-1/anat, BraTS 2018 had data/HGG/case
+
+
+def find_cases(
+    path: str | os.PathLike, *, channels: Sequence[str] | None = None, base: str | os.PathLike | None = None
+) -> Dataset:
+    """Returns all cases under `path`.
+
+    Args:
+        path: a data set's folder, one case's folder, a folder of images, a dataset.json, a datalist, or one image.
+        channels: the channels of a checkpoint. Images are selected and ordered by these names wherever names are known.
+        base: the folder that a list's paths are relative to, by default the list's own.
+
+    Raises:
+        InputError: nothing is found, a list is malformed or names a path outside its folder, or two cases would have the same name.
+    """
+    path, base = Path(path), None if base is None else Path(base)
+    match_channels(channels or (), channels or ())  # raises for a repeated name
+    is_list = path.name if path.suffix.lower() == ".json" and files.is_file(path) else None
+    if base is not None:
+        if not files.is_folder(base):
+            raise InputError(f"{base}: is not a folder, expected the base folder of a list's paths; correct --base.")
+        if not is_list and not files.is_file(path / "dataset.json"):
+            raise InputError(
+                f"{path}: is not a list of cases, and only the paths of a list have a base folder; leave --base out."
+            )
+    survey = Survey(path.parent if is_list else path, read=(path,))
+    try:
+        if files.is_folder(path):
+            dataset = _folder(path, channels, base, survey)
+        elif is_list:
+            dataset = listed(path, channels, base, survey)
+        elif files.is_file(path):
+            dataset = Dataset("files", path.parent, (order_channels(case_from_files([path]), None, channels),))
+        else:
+            raise InputError(f"{path}: does not exist, expected a folder, a .json list or a .nii.gz image; check the path.")
+    except OSError as error:
+        where = error.filename or path
+        raise InputError(f"{where}: cannot be read ({error.strerror}); check the path and the permissions.") from error
+    if not dataset.cases:
+        why = (
+            f" ({survey.problems[0].problem[:-1]})" if survey.problems else f" ({survey.ignored[:-1]})" if survey.ignored else ""
+        )
+        raise InputError(f"{path}: no case was found{why}, expected .nii or .nii.gz images in a known layout; check the folder.")
+    cases = [*dataset.cases, *survey.problems]
+    cases = [case if case.problem else replace(case, problem=_link_problem(case)) for case in unique_names(cases, dataset.root)]
+    named = {case.channels for case in cases if not case.problem}
+    names = dataset.channels or (named.pop() if len(named) == 1 else None)
+    return replace(dataset, cases=tuple(cases), channels=names, ignored=survey.ignored, warnings=survey.all_warnings)
+
+
+def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] | None = None) -> Case:
+    """Returns a case of these files, one per channel or one with all. Without `channels`, the names of the files may state them."""
+    images = tuple(Path(p) for p in paths)
+    if not images:
+        raise InputError("No image was given, expected a file per channel or one file with all; give at least one .nii.gz file.")
+    for image in images:
+        if not files.is_file(image) or not is_image(image.name):
+            raise InputError(f"{image}: is not an existing .nii or .nii.gz file, expected an image; check the path.")
+        if channels is None and split_name(stem(image.name))[1] == "label":
+            raise InputError(
+                f"{image}: is a label by its name, expected an image; leave it out, or state the channel of each file."
+            )
+    if channels is not None and len(images) not in (1, len(channels)):
+        raise InputError(f"{images[0]}: {len(images)} files for the channels {', '.join(channels)}; give one file for each.")
+    names = channels_of_names(images) if channels is None else tuple(canonical_channel(c) for c in channels)
+    if names and (twice := [n for n, times in Counter(map(channel_key, names)).items() if times > 1]):
+        raise InputError(
+            f"{images[0]}: the channel {twice[0]} occurs more than once, expected each once; leave out the surplus files."
+        )
+    return Case(case_name(images), images, names, split="test")
+
+
+def _link_problem(case: Case) -> str | None:
+    """Returns the problem of the first image that is not a file, such as a broken link; None if all are files."""
+    return next((fault for fault in map(link_fault, case.images) if fault), None)
+
+
+# Folders
+
+
+def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, survey: Survey) -> Dataset:
+    images, folders = survey.list_folder(path)
+    if files.is_file(path / "dataset.json"):
+        dataset = listed(path / "dataset.json", channels, base, survey)
+        if dataset.layout != "nnunet":
+            survey.skip(f for f in folders if not any(f in image.parents for c in dataset.cases for image in _paths(c)))
+        return dataset
+    if {"imagesTr", "imagesTs"} & {folder.name for folder in folders}:
+        return Dataset("nnunet", path, tuple(numbered_folders(path, None, channels, survey)))
+    if not images:
+        return _named(path, _case_folders(path, folders, survey), channels, survey)
+    description = path.absolute().parent / "dataset.json"
+    info = dataset_json.load(description) if path.absolute().name.startswith("images") and files.is_file(description) else {}
+    names = dataset_json.channel_names(info, description)
+    survey.skip(folders)
+    survey.add_foreign(path)
+    if "channel_names" in info or is_numbered(images, channels):
+        return described(Dataset("nnunet", path, tuple(numbered(images, names, channels, survey))), info, description)
+    if info:
+        return described(Dataset("decathlon", path, tuple(one_file_each(images, names, channels))), info, description)
+    return _named(path, [(path, images)], channels, survey)
+
+
+def _paths(case: Case) -> tuple[Path, ...]:
+    return (*case.images, case.label) if case.label else case.images
+
+
+def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tuple[Path, list[Path]]]:
+    """Returns the folders below `path` that hold images, with their images. A folder without images becomes a problem."""
+    found: list[tuple[Path, list[Path]]] = []
+    top = list(level)
+    for _ in range(MAX_DEPTH):
+        deeper = []
+        for folder in level:
+            if files.is_file(folder / "dataset.json"):
+                raise InputError(f"{path}: holds several data sets, such as {folder.name}, expected cases; give one of them.")
+            images, folders = survey.list_folder(folder)
+            if images:
+                found.append((folder, images))
+                survey.skip(folders)
+            else:
+                deeper += folders
+        level = deeper
+    survey.unread += [folder for folder in level if survey.holds_images(folder)]
+    for folder in top:
+        if not any(place.is_relative_to(folder) for place in (*(place for place, _ in found), *survey.unread)):
+            _add_empty(folder, survey)
+    survey.add_foreign(path)
+    return sorted(found)
+
+
+def _add_empty(folder: Path, survey: Survey) -> None:
+    """Records a folder without images: an empty folder or scans in other formats are problems, other files are counted."""
+    before = len(survey.problems)
+    if any(problem.name == folder.name for problem in survey.problems):  # it could not be read
+        return
+    inside = [Path(place) for place, _, _ in os.walk(folder)]
+    for place in inside:
+        survey.list_folder(place)
+        survey.add_foreign(place)
+    if len(survey.problems) > before:
+        return
+    if any(names for _, _, names in os.walk(folder)):
+        survey.ignore("folders without images", folder)
+    else:
+        survey.add_problem(folder.name, f"{folder}: is empty, expected images; complete it or remove it.")
+
+
+def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequence[str] | None, survey: Survey) -> Dataset:
+    """Returns the cases of files that are named after their channels. If no name states a channel, every file is a case."""
+    wanted = {channel_key(c): canonical_channel(c) for c in channels or ()}
+    owns = [own_name(folder, f) for folder, images in folders for f in images]
+    silent = Counter(own for own in owns if split_name(own, wanted)[1] is None)
+    common = [own for own, times in silent.items() if times > max(1, len(folders) / 2)]
+    known = dict(wanted)
+    if len(common) > 1 and all(split_name(own, wanted)[1] != "channel" for own in owns):
+        # Unknown names that recur in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
+        known |= {channel_key(own): own for own in common}
+    cases = [case for folder, images in folders for case in group_files(root, folder, images, known, survey)]
+    cases = attach_labels(cases)
+
+    is_brats = any(case.et_label for case in cases)
+    present = {name for case in cases for name in case.channels or ()} | set(brats.CHANNELS if is_brats else ())
+    order = list(wanted.values()) or [*(c for c in brats.CHANNELS if c in present), *sorted(present - set(brats.CHANNELS))]
+    cases = [_finished(case, order, channels) for case in cases]
+    layout = "brats" if is_brats else "case-folder" if present else "files"
+    return Dataset(layout, root, tuple(map(split_by_label, cases)), tuple(order) if present else None)
+
+
+def _finished(case: Case, order: Sequence[str], channels: Sequence[str] | None) -> Case:
+    if case.problem:
+        return case
+    return order_channels(case, None, channels) if case.channels is None else require_channels(case, order)

@@ -1,0 +1,167 @@
+"""Finds the patient of each case, so that no patient has cases both in training and in validation.
+
+Explicit statements take precedence: a pattern of the user's, then names that contain the patient by a rule of their data set (BIDS, BraTS),
+then words such as visit or week. If only the form of the names suggests patients and visits, cases are grouped all the same, because that
+cannot make validation less fair; a message then says that it is a guess.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swinunetr_jax.console import name_list
+from swinunetr_jax.data import brats
+from swinunetr_jax.errors import InputError
+
+_SUBJECT = re.compile(r"(?:^|.*_)sub-[A-Za-z0-9]+(?=_|$)")
+_SESSION = re.compile(r"ses-[A-Za-z0-9]+_")
+# Data sets whose names state the patient; it is the first group.
+_STATED = (*brats.PATIENT_PATTERNS, re.compile(r"(.*UPENN-GBM-\d+)_\d+", re.IGNORECASE))
+_LONG = (
+    "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
+)
+_LONG += "|crop|copy|date"
+# P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101. The patient's part has a digit, because CT_scan_1 names
+# no patient.
+_VISIT = re.compile(
+    rf"(?P<patient>.*\d.*?)[-_. ](?:(?:{_LONG})[-_. ]?\d+|[vtwmdy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)(?:[-_. ].*)?",
+    re.IGNORECASE,
+)
+_NAMED_VISIT = re.compile(r"(?P<patient>.+?)[-_. ](?:session|ses|visit|timepoint|tp)[-_. ]?\w+", re.IGNORECASE)
+_STATE = re.compile(
+    r"(?P<patient>.*\d.*?)[-_. ](?:baseline|base|bl|followup|follow-up|fu|pre|post|preop|postop|pre-?treatment|post-?treatment|test|retest|"
+    r"left|right|lh|rh)(?:[-_. ].*)?",
+    re.IGNORECASE,
+)
+# P001_1 and P001_2, P01_A and P01_B: a name with a digit, followed by a short number or one letter.
+_NUMBERED = re.compile(r"(?P<patient>.*\d[A-Za-z]?)[-_. ](?P<visit>\d{1,3}|[A-Za-z])")
+_DIGITS = re.compile(r"(?P<text>.*?)(?P<digits>\d{3,6})")
+_MOST_VISITS = 4  # of each of two or three patients; more look like the patients of two or three sites
+
+
+@dataclass(frozen=True)
+class Patients:
+    """`of` maps each case to its patient; `note` is a sentence on their number and how they were found."""
+
+    of: dict[str, str]
+    note: str
+
+
+def find_patients(names: Sequence[str], pattern: str | None = None) -> Patients:
+    """Returns the patients of the cases with these names.
+
+    Args:
+        names: the names of the cases.
+        pattern: a regular expression whose first group, or whole match if it has none, is the patient.
+
+    Raises:
+        InputError: the pattern is not a regular expression or does not match every name, or the names are ambiguous.
+    """
+    if pattern is not None:
+        of = _by_pattern(names, pattern)
+        return Patients(of, _note(of, "by --patient"))
+    stated = {name: patient for name in names if (patient := _stated(name))}
+    rest = [name for name in names if name not in stated]
+    guessed = _numbered_visits(rest)
+    guessed |= _counted_visits([name for name in rest if name not in guessed])
+    of = {name: stated.get(name) or guessed.get(name) or name for name in names}
+    if len(set(of.values())) == len(of):
+        return Patients(
+            of, f"{len(of)} cases count as {len(of)} patients, because no name says otherwise (use --patient if they do)"
+        )
+    grouped = [name for name in guessed if of[name] != name]
+    how = "by the visits in their names"
+    if grouped:
+        how = f"guessed from names such as {name_list(grouped[:3])} (--patient '.+' makes each case a patient)"
+    return Patients(of, _note(of, how))
+
+
+def _note(of: dict[str, str], how: str) -> str:
+    count = len(set(of.values()))
+    return f"{len(of)} cases of {count} patient{'s' * (count != 1)}, {how}; all cases of a patient are in one fold"
+
+
+def _by_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--patient {pattern!r} is not a regular expression ({error}); correct it.") from error
+    found = {name: compiled.search(name) for name in names}
+    of = {name: (match[1] if compiled.groups else match[0]) for name, match in found.items() if match}
+    if missing := [name for name in names if not of.get(name)]:
+        raise InputError(
+            f"--patient {pattern!r} finds no patient in {name_list(missing)}; give a pattern that matches every case."
+        )
+    return of
+
+
+def _stated(name: str) -> str | None:
+    """Returns the patient if the name states it by a rule or a word, otherwise None."""
+    if subject := _SUBJECT.match(name):
+        return _SESSION.sub("", subject[0])
+    for rule in _STATED:
+        if found := rule.fullmatch(name):
+            return found[1]
+    for rule in (_VISIT, _NAMED_VISIT, _STATE):
+        if found := rule.fullmatch(name):
+            return found["patient"]
+    return None
+
+
+def _numbered_visits(names: Sequence[str]) -> dict[str, str]:
+    """Returns the patients of names such as P001_1, P001_2 and P002_1: many first parts with few last numbers each.
+
+    Few first parts with many numbers each are sites or series, in which every number is a patient. Cases in between are ambiguous.
+
+    Raises:
+        InputError: the names may mean either.
+    """
+    found = {name: match["patient"] for name in names if (match := _NUMBERED.fullmatch(name))}
+    sizes = Counter(found.values())
+    if not sizes or max(sizes.values()) == 1 or len(sizes) == 1:
+        return {}
+    most, count = max(sizes.values()), len(sizes)
+    if most <= max(_MOST_VISITS, count):
+        return found
+    if most >= 10 * count:
+        return {}
+    few = [name for name in found if sizes[found[name]] > 1][:2]
+    raise InputError(
+        f"names such as {' and '.join(few)} may be two visits of one patient or two patients, which decides the folds: give --patient "
+        r"'(.+)_\w+' if the first part is the patient, or --patient '.+' if every case is one."
+    )
+
+
+def _counted_visits(names: Sequence[str]) -> dict[str, str]:
+    """Returns the patients of names such as genius_0800, genius_0801 and genius_0900, whose last digits restart at 0 or 1."""
+    series: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
+    for name in names:
+        if match := _DIGITS.fullmatch(name):
+            series[match["text"], len(match["digits"])].append((name, match["digits"]))
+    widths = Counter(match["text"] for name in names if (match := re.fullmatch(r"(?P<text>.*?)\d+", name)))
+    of: dict[str, str] = {}
+    for (text, width), members in series.items():
+        if widths[text] > len(members):  # liver_9, liver_10, liver_100: numbered without leading zeros
+            continue
+        for last in (2, 1):
+            if last >= width:
+                continue
+            groups: dict[str, list[int]] = defaultdict(list)
+            for _, digits in members:
+                groups[digits[:-last]].append(int(digits[-last:]))
+            if _counts_again(list(groups.items()), last, alone=len(members) == len(names)):
+                of |= {name: text + digits[:-last] for name, digits in members}
+                break
+    return of
+
+
+def _counts_again(groups: Sequence[tuple[str, list[int]]], last: int, *, alone: bool) -> bool:
+    """Returns whether every group counts from the same start without a gap, and none of them continues into the next."""
+    if len(groups) == 1 and (alone or not int(groups[0][0])):
+        return False  # one series that starts at 0 or at 800
+    starts = {min(numbers) for _, numbers in groups}
+    gapless = all(sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers))) for _, numbers in groups)
+    full = any(max(numbers) == 10**last - 1 for _, numbers in groups)
+    several = any(len(numbers) > 1 for _, numbers in groups)
+    return len(starts) == 1 and starts <= {0, 1} and gapless and several and not full

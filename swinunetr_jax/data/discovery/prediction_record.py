@@ -1,0 +1,241 @@
+"""The record predict.json: the inputs, settings and outputs of every predicted case.
+
+By it, finished cases are skipped and files that `predict` did not write are never replaced. Several processes may write results into one
+folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a case,
+so that no process loses what another one recorded.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Required, TypedDict
+
+from swinunetr_jax import files
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.errors import InputError
+
+RECORD = "predict.json"
+REMEDY = "move it away, and predict again with --overwrite"
+
+
+class InputFile(TypedDict):
+    """An image that was read; size and time are None if the file did not exist."""
+
+    path: str
+    bytes: int | None
+    modified_ns: int | None
+
+
+class OutputFile(TypedDict):
+    """A file in the record's folder; `bytes` is None until the file is complete."""
+
+    path: str
+    bytes: int | None
+
+
+class CaseEntry(TypedDict, total=False):
+    """One case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
+
+    key: str
+    inputs: list[InputFile]
+    outputs: dict[str, OutputFile]
+    older: dict[str, OutputFile]
+    error: str
+    et_label: Literal[3, 4]
+    windows: int
+    seconds: float
+    volumes_ml: dict[str, float]
+    notes: list[str]
+
+
+class RecordFile(TypedDict, total=False):
+    """The whole file; `settings` are those of the last run that wrote it."""
+
+    settings: Required[dict[str, Any]]
+    cases: Required[dict[str, CaseEntry]]
+
+
+class AlreadyDone(Exception):
+    """Another process has finished the same case under the same settings."""
+
+
+def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
+    """Returns the content of a predict.json.
+
+    Args:
+        path: the path of the file.
+        remedy: what the user should do if it is damaged, for the error message.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged, or names outputs outside its folder.
+    """
+    content = files.read_json(path, RecordFile, remedy)
+    try:
+        files.digest_of_json(content["settings"])
+    except RecursionError as error:
+        raise InputError(f"{path} is damaged (its settings are nested too deeply): {remedy}.") from error
+    for name, entry in content["cases"].items():
+        for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values()):
+            if not _is_file_name(output["path"]):
+                raise InputError(
+                    f"{path} is not a valid record (case {name} has the output {output['path'][:100]!r}, expected the name of a "
+                    f"file in the same folder): {remedy}."
+                )
+    return content
+
+
+class Record:
+    """The record of one output folder, as one run reads and changes it.
+
+    Args:
+        out: the folder; it is created if necessary.
+        settings: everything that results depend on, as JSON values.
+        head: further fields for the top of the file, such as versions.
+
+    Raises:
+        InputError: the folder cannot be written, or its record is damaged.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], head: dict[str, Any]):
+        self.out, self.path = out, out / RECORD
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if not os.access(out, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{out} cannot be written ({files.reason(error)}): give a folder with write access.") from error
+        self.key = files.digest_of_json(settings)
+        self.head = {**head, "settings": settings}
+        self.cases = self._read()
+        self.before: CaseEntry = {}
+        files.remove_stale_temporaries(out)
+
+    def begin(self, case: Case) -> None:
+        """Reads what other processes have recorded, and remembers the entry of this case before it is predicted."""
+        self.cases = self._read()
+        self.before = self.cases.get(case.name, {})
+
+    def is_done(self, case: Case, outputs: Mapping[str, Path]) -> bool:
+        """Returns whether these outputs were computed from the same inputs under the same settings and are unchanged."""
+        entry = self.cases.get(case.name, {})
+        if "error" in entry or entry.get("key") != self.key or entry.get("inputs") != input_files(case):
+            return False
+        recorded = entry.get("outputs", {})
+        return recorded.keys() == outputs.keys() and all(recorded[kind] == output_file(path) for kind, path in outputs.items())
+
+    def known(self, case: Case) -> dict[str, OutputFile]:
+        """Returns the files that earlier runs wrote for this case and that still exist, by kind."""
+        entry = self.cases.get(case.name, {})
+        written = {**entry.get("older", {}), **entry.get("outputs", {})}
+        return {kind: output for kind, output in written.items() if files.exists(self.out / output["path"])}
+
+    def check_free(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> None:
+        """Raises InputError if an output would replace an image of the case, or a file that no recorded run wrote."""
+        known = {output["path"] for output in self.known(case).values()}
+        for path in outputs.values():
+            if not files.exists(path):
+                continue
+            if any(files.exists(image) and path.samefile(image) for image in case.images):
+                raise InputError(f"{path}: the result would replace an image that it is computed from; choose another folder.")
+            if path.name not in known and not overwrite:
+                raise InputError(f"{path} exists and no run recorded here wrote it; choose another folder, or give --overwrite.")
+
+    @contextlib.contextmanager
+    def replacing(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> Iterator[Callable[[CaseEntry], None]]:
+        """Locks the folder's record while the block moves the outputs to their places.
+
+        The record first names the files to come, so that a run that is killed in between recognises its own files, complete or not, and
+        computes them again.
+
+        Yields:
+            The function that records the finished case.
+
+        Raises:
+            AlreadyDone: another process has finished the case under the same settings since `begin`.
+            InputError: another process has finished it under other settings, or an output would replace a foreign file.
+        """
+        with self._locked():
+            self.cases = self._read()
+            entry = self.cases.get(case.name, {})
+            if entry != self.before:
+                if self.is_done(case, outputs):
+                    raise AlreadyDone
+                if "error" not in entry and entry.get("key") != self.key and not overwrite:
+                    raise InputError(
+                        f"{outputs['labels']}: another run with other settings wrote it in the meantime; choose another folder, or "
+                        "give --overwrite."
+                    )
+            self.check_free(case, outputs, overwrite)
+            known = self.known(case)
+            coming = {kind: OutputFile(path=path.name, bytes=None) for kind, path in outputs.items()}
+            names = {output["path"] for output in coming.values()}
+            older = {kind: output for kind, output in known.items() if output["path"] not in names}
+            self._add(case, CaseEntry(inputs=input_files(case), outputs=coming, older=older))
+            yield lambda finished: self._add(case, CaseEntry(**finished, **({"older": older} if older else {})))
+
+    def fail(self, case: Case, error: str) -> dict[str, OutputFile]:
+        """Records that a case failed, unless another process has recorded the case since `begin`.
+
+        Returns:
+            The results of earlier runs that remain, by kind.
+        """
+        with self._locked():
+            self.cases = self._read()
+            stale = self.known(case)
+            if self.cases.get(case.name, {}) == self.before:
+                self._add(case, CaseEntry(inputs=input_files(case), outputs=stale, error=error))
+        return stale
+
+    def _add(self, case: Case, entry: CaseEntry) -> None:
+        entry = self.cases[case.name] = CaseEntry(**entry, key=self.key)
+        self._write()
+        self.before = entry
+
+    def _read(self) -> dict[str, CaseEntry]:
+        try:
+            return read_record(self.path)["cases"]
+        except FileNotFoundError:
+            return {}
+
+    def _write(self) -> None:
+        try:
+            files.write_json(self.path, {**self.head, "cases": self.cases})
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({files.reason(error)}): give a folder with write access."
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(files.locked(self.out))
+            except OSError as error:
+                raise InputError(
+                    f"{self.out} cannot be opened ({files.reason(error)}): give a folder with write access."
+                ) from error
+            yield
+
+
+def input_files(case: Case) -> list[InputFile]:
+    """Returns the case's images with their sizes and times, by which a change is detected."""
+    found = []
+    for path in case.images:
+        try:
+            status = path.stat()
+            found.append(InputFile(path=str(path.resolve()), bytes=status.st_size, modified_ns=status.st_mtime_ns))
+        except OSError:
+            found.append(InputFile(path=str(path), bytes=None, modified_ns=None))
+    return found
+
+
+def output_file(path: Path) -> OutputFile | None:
+    """Returns a file's name and size, or None if it does not exist."""
+    return OutputFile(path=path.name, bytes=path.stat().st_size) if files.is_file(path) else None
+
+
+def _is_file_name(text: str) -> bool:
+    return text not in ("", ".", "..") and "\0" not in text and os.path.basename(text) == text

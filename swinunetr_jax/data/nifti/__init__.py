@@ -1,0 +1,16 @@
+"""NIfTI files: reading with suspicion, grids and orientations, and writing on the grid of another file."""
+
+from swinunetr_jax.data.nifti.reorient import InverseReorient, reorient
+from swinunetr_jax.data.nifti.volume import Volume, check_same_grid, read_geometry, read_labels, read_volume
+from swinunetr_jax.data.nifti.write import write_volume
+
+__all__ = [
+    "InverseReorient",
+    "Volume",
+    "check_same_grid",
+    "read_geometry",
+    "read_labels",
+    "read_volume",
+    "reorient",
+    "write_volume",
+]

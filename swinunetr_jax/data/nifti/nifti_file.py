@@ -1,0 +1,248 @@
+"""One NIfTI file, read defensively: `read_header` checks the header, `read_voxels` reads the voxels.
+
+The header's claims are compared with the size of the file before any memory is allocated for them. nibabel parses the header's
+fields. The voxels are read here, because a gzip checksum is verified only by a reader that continues to the end of the file.
+"""
+
+import gzip
+import logging
+import math
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import reason
+
+GZIP_RATIO = 1032  # deflate's limit: 258 bytes from 2 bits
+MAX_EXCESS = 1 << 30  # bytes after the last voxel that are decompressed to reach the checksum; more count as a gzip bomb
+VOXEL_SIZES = (1e-6, 1e6)  # the sizes accepted, in mm or the header's unit
+MAX_SHIFT = 1e9  # the position accepted for the first voxel, in the same unit; beyond it float32 cannot resolve metres
+_SILENT = logging.Logger("silent nibabel", level=logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True)
+class CheckedHeader:
+    """A header whose claims agree with its file.
+
+    `nifti` is nibabel's header; `shape` is that of the voxels without trailing axes of length 1; `offset` is the first voxel's byte;
+    `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
+    """
+
+    nifti: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    slope: float | None
+    inter: float | None
+    affine: np.ndarray
+
+
+def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
+    """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not sound."""
+    size, packed = _sniff(path)
+    with _stream(path, packed) as stream:
+        block = stream.read(540)
+    header = _header(path, block)
+    dims = [int(d) for d in header["dim"]]
+    stored = tuple(dims[1 : 1 + dims[0]]) if 1 <= dims[0] <= 7 else ()
+    if not stored or min(stored) < 1:
+        raise InputError(
+            f"{path}: the header's dimensions {dims} are not those of a volume, expected their number and as many sizes of at least 1; "
+            "get the file again."
+        )
+    while len(stored) > 3 and stored[-1] == 1:
+        stored = stored[:-1]
+    if len(stored) not in (3, 4):
+        raise InputError(
+            f"{path}: the image has {len(stored)} dimensions {stored}, expected (x, y, z) or (x, y, z, channel); "
+            "save one volume of it."
+        )
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype("V")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        code = int(header["datatype"])
+        raise InputError(
+            f"{path}: data type {code} is complex, colour or unknown, expected one real number per voxel; convert it."
+        )
+
+    voxels = math.prod(stored)
+    offset, least = header["vox_offset"].item(), header.single_vox_offset
+    if not math.isfinite(offset) or offset < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
+        raise InputError(f"{path}: vox_offset is {offset}, expected at least {least}, the end of the header; correct the header.")
+    offset = int(offset)
+    claimed = voxels * dtype.itemsize + offset
+    if claimed > (size * GZIP_RATIO if packed else size):
+        raise InputError(
+            f"{path}: the file has {_size(size)}{' compressed' * packed}, but its header claims {stored} voxels of {dtype.name} "
+            f"from byte {offset} on; it is truncated or damaged, so get it again."
+        )
+    if max_bytes is not None and (need := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
+        raise InputError(
+            f"{path}: {stored} voxels take {_size(need)} of memory, limit {_size(max_bytes)}; crop it or raise `max_bytes`."
+        )
+
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or (slope and not np.isfinite(inter)):
+        raise InputError(f"{path}: scl_slope is {slope} and scl_inter {inter}, expected finite numbers; correct the header.")
+    if slope == 0 or (slope, inter) == (1, 0):  # 0 means "not scaled" in the NIfTI standard
+        slope = inter = None
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.array(header.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise InputError(f"{path}: the qform is not a rotation ({error}); correct the header's orientation.") from error
+    check_affine(str(path), affine)
+    return CheckedHeader(header, stored, dtype, offset, slope, inter, affine)
+
+
+def _sniff(path: Path) -> tuple[int, bool]:
+    """Returns (size in bytes, whether it is gzip-compressed) of a file whose first bytes agree with its name."""
+    packed = packed_name(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: it is not a file, expected a NIfTI image; give the path of one .nii or .nii.gz file.")
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(f"{path}: cannot be read ({reason(error)}); give an existing .nii or .nii.gz file.") from error
+    if not start:
+        raise InputError(f"{path}: the file is empty, expected a NIfTI image; get it again.")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise InputError(
+            f"{path}: the file is a web page (HTML or XML), not a NIfTI image; the download failed, so get it again."
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: the file is a git-lfs pointer, not the image; run `git lfs pull`.")
+    if packed != start.startswith(b"\x1f\x8b"):
+        raise InputError(
+            f"{path}: the file is {'not ' * packed}gzip-compressed, although its name says otherwise; rename it, or convert it to NIfTI."
+        )
+    return status.st_size, packed
+
+
+def _header(path: Path, block: bytes) -> Any:
+    """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
+    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
+    kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
+    for order, endianness in (("little", "<"), ("big", ">")):
+        length = int.from_bytes(block[:4], order)
+        if length not in kinds:
+            continue
+        kind, magic, single, pair = kinds[length]
+        if len(block) < length:
+            raise InputError(f"{path}: the file ends inside its header; it is truncated, so get it again.")
+        if magic == pair:
+            raise InputError(f"{path}: the file is the header of a .hdr/.img pair; convert the pair to one .nii.gz file.")
+        if magic != single:
+            break
+        header = kind(block[:length], endianness, check=False)
+        offset = header["vox_offset"].copy()
+        header["vox_offset"] = 0  # `read_header` refuses a low value instead of repairing it; nibabel fails on -inf
+        with np.errstate(all="ignore"):
+            header.check_fix(_SILENT, error_level=100)  # the repairs of nibabel.load: a missing qfac, negative voxel sizes
+        header["vox_offset"] = offset
+        return header
+    raise InputError(
+        f"{path}: the content is not NIfTI (it has neither n+1 nor n+2); convert the image, renaming it is not enough."
+    )
+
+
+def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) -> np.ndarray:
+    """Returns the scaled voxels of a checked file as `dtype`; None, for a file without scale factors, keeps the file's own type."""
+    try:
+        array = _stored_voxels(path, header)
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is found later, as Inf
+            if header.slope is None:
+                return array.astype(dtype or header.dtype.newbyteorder("="), copy=False)
+            scaled = np.empty(header.shape, dtype, order="F")
+            for k in range(header.shape[-1]):  # slice by slice, because nibabel scales in float64
+                scaled[..., k] = apply_read_scaling(array[..., k], header.slope, header.inter)
+        return scaled
+    except MemoryError as error:
+        raise InputError(f"{path}: {header.shape} voxels do not fit into memory; crop the image.") from error
+
+
+def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
+    """Returns the unscaled voxels, in the shape and type of `header`. A gzip file is read to its end, which verifies its checksum."""
+    raw = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
+    view, done, packed = memoryview(raw), 0, packed_name(path)
+    with _stream(path, packed) as stream:
+        ahead = header.offset
+        while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):
+            ahead -= skipped
+        while not ahead and done < len(raw) and (count := stream.readinto(view[done : done + (4 << 20)])):
+            done += count
+        if done < len(raw):
+            raise EOFError
+        excess = 0
+        while packed and (count := len(stream.read(1 << 18))):  # gzip compares the checksum and the length only at the end
+            excess += count
+            if excess > MAX_EXCESS:
+                raise InputError(
+                    f"{path}: more than {_size(MAX_EXCESS)} follow the last of {header.shape} voxels, expected the end of the file; "
+                    "its header is damaged, so get it again."
+                )
+    return raw.view(header.dtype).reshape(header.shape, order="F")
+
+
+@contextmanager
+def _stream(path: Path, packed: bool) -> Iterator[Any]:
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as stream:
+            yield stream
+    except EOFError as error:
+        raise InputError(f"{path}: the file ends before its last voxel; it is truncated, so get it again.") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the compressed data are damaged ({error}); get the file again.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)}); check the disk and the permissions.") from error
+
+
+def packed_name(path: Path) -> bool:
+    """Returns whether the name of `path` ends in .nii.gz. Raises InputError if it ends neither in that nor in .nii."""
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        raise InputError(
+            f"{path}: the name does not end in .nii or .nii.gz; convert the image to NIfTI, also if it is a .hdr/.img pair."
+        )
+    return name.endswith(".gz")
+
+
+def check_affine(name: str, affine: np.ndarray) -> None:
+    """Raises InputError, naming `name`, unless `affine` [4, 4] is invertible and has voxel sizes that a scan can have."""
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+        # nibabel may find no direction for an axis although no two axes are parallel.
+        sound = sound and np.isfinite(io_orientation(affine)).all()
+    if not sound:
+        rows = np.array2string(np.asarray(affine)[:3], precision=4).replace("\n", "")
+        raise InputError(
+            f"{name}: the affine {rows} is singular or not finite, so that voxels have no position; correct qform or sform."
+        )
+    low, high = VOXEL_SIZES
+    if lengths.min() < low or lengths.max() > high or np.abs(affine[:3, 3]).max() > MAX_SHIFT:
+        sizes, place = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
+        raise InputError(
+            f"{name}: voxels of {sizes} mm, the first at {place} mm, cannot be those of a scan, expected {low:g} to {high:g} mm "
+            f"within {MAX_SHIFT:g} mm; correct qform or sform."
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count} bytes" if count < 10_000 else f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,45 @@
+"""Flips and permutations of a volume's axes, and the way back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel import orientations
+
+from swinunetr_jax.data.nifti.nifti_file import check_affine
+from swinunetr_jax.errors import InputError
+
+_AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+
+
+@dataclass(frozen=True)
+class InverseReorient:
+    """Maps arrays from a reoriented grid back to the original one. `shape` is that of the reoriented grid."""
+
+    ornt: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Returns a view of `array`, [x, y, z] or [x, y, z, c] on the reoriented grid, in the original orientation."""
+        if array.shape[:3] != self.shape:
+            raise InputError(
+                f"The array to reorient has shape {array.shape}, expected {self.shape}, optionally followed by channels."
+            )
+        return orientations.apply_orientation(array, np.array(self.ornt))
+
+
+def reorient(array: np.ndarray, affine: np.ndarray, codes: str = "RAS") -> tuple[np.ndarray, np.ndarray, InverseReorient]:
+    """Flips and permutes [x, y, z] or [x, y, z, c] so that its axes point to `codes`. Nothing is resampled.
+
+    On an oblique grid every axis counts as the direction that it is closest to.
+
+    Returns:
+        A view of the array, its affine, and the inverse.
+    """
+    if sorted(_AXES.get(c, -1) for c in codes) != [0, 1, 2]:
+        raise InputError(f"`codes` is {codes!r}, expected three letters, one of each pair R/L, A/P and S/I, such as 'RAS'.")
+    check_affine("`affine`", affine)
+    current, wanted = orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(codes))
+    forward, backward = orientations.ornt_transform(current, wanted), orientations.ornt_transform(wanted, current)
+    reoriented = orientations.apply_orientation(array, forward)
+    inverse = InverseReorient(tuple((int(a), int(f)) for a, f in backward), reoriented.shape[:3])
+    return reoriented, affine @ orientations.inv_ornt_aff(forward, array.shape[:3]), inverse

@@ -1,0 +1,1 @@
+"""Synthetic heads with tumours: tissue by formulas, images as MRI shows them, files as BraTS names them."""

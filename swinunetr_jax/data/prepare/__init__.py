@@ -1,0 +1,1 @@
+"""From a case's files to arrays on the network's grid, and the cache of them that training reads."""

@@ -1,0 +1,286 @@
+"""The cache of training cases: each case is read once and stored as arrays that training maps into memory.
+
+FOLDER/NAME-SOURCES.json             written last, so that its existence means that the case is complete
+FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, with the intensities of the files
+FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
+
+SOURCES is a digest of the files' paths and the settings, so that cases of equal names in several data sets do not collide. KEY is a
+digest of the files' content and the settings. A file is hashed again only if its path, size or time of change differs from the JSON; the
+arrays are hashed at each start. Every file appears under its name in one step, equal input gives equal bytes, and nothing is removed while
+another process uses the folder, so that several trainings can share one.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from swinunetr_jax import console, files
+from swinunetr_jax.data.boxes import Box, bounding_box, slices, whole_box
+from swinunetr_jax.data.check.problems import problem_lines
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.prepare.cache_entry import VERSION, Array, Entry, Source, check_arrays, enter, read_entry, write_entry
+from swinunetr_jax.data.prepare.example import Example, foreground
+from swinunetr_jax.data.prepare.intensity import nonzero_statistics
+from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Task
+
+DTYPES = ("float32", "float16")
+THREADS = 4  # decompression releases Python's lock; each thread holds a whole case in memory
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case in the cache.
+
+    `path` is its JSON; `sources` are the files that it was prepared from, the images and then the label map.
+    `image` and `label` are opened at each access, so that the case is cheap to send to another process.
+    `shape` and `affine` are those of the whole grid in the task's orientation and voxel size; `box` is the part of it that is stored.
+    `foreground` is the box, within the stored part, of voxels above `above`; `statistics` are the `nonzero_statistics` of the image.
+    """
+
+    name: str
+    path: Path
+    sources: tuple[Path, ...]
+    image_path: Path
+    label_path: Path
+    box: Box
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    above: float
+    foreground: Box
+    statistics: tuple[np.ndarray, np.ndarray]
+    notes: tuple[str, ...]
+
+    @property
+    def image(self) -> np.memmap:
+        """[x, y, z, c], float32 or float16, read-only."""
+        return np.load(self.image_path, mmap_mode="r")
+
+    @property
+    def label(self) -> np.memmap:
+        """uint8 [x, y, z], read-only."""
+        return np.load(self.label_path, mmap_mode="r")
+
+    def example(self) -> Example:
+        """Returns the example that transforms take: both arrays and their measurements."""
+        return {
+            "image": np.asarray(self.image),
+            "label": np.asarray(self.label),
+            "foreground": {self.above: self.foreground},
+            "statistics": self.statistics,
+        }
+
+
+def prepare_training_cases(
+    cases: Sequence[Case],
+    task: Task,
+    folder: str | os.PathLike,
+    *,
+    in_channels: int,
+    dtype: str = "float32",
+    verify: bool = True,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = console.warn,
+) -> list[PreparedCase]:
+    """Returns the prepared cases in the given order, after reading and storing those that the cache does not hold.
+
+    The stored arrays of the other cases are compared with their digests; a case with a damaged entry or array is prepared again.
+
+    Args:
+        cases: the cases to prepare.
+        task: how they are prepared.
+        folder: the cache; it is created if necessary. Several data sets, tasks and processes may share one.
+        in_channels: the number of channels that the network takes.
+        dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
+        verify: whether to compare the digests; False is for a caller who has just compared them.
+        progress: called with the numbers of cases done and of all cases.
+        warn: called with a sentence for each damaged entry, and for a cache of an older version.
+
+    Raises:
+        InputError: some cases cannot be used, in which case all of them are named, one per line; or the folder cannot be written.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise InputError(f"the cache's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    names = [case.name for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"several cases are called {', '.join(twice)}; give each case a different name.")
+    store = _Store(folder, task, in_channels, dtype, verify, warn)
+    done: dict[int, PreparedCase] = {}
+    faults: dict[int, str] = {}
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        futures = {pool.submit(store.prepared, case): index for index, case in enumerate(cases)}
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                try:
+                    done[futures[future]] = future.result()
+                except InputError as error:
+                    faults[futures[future]] = str(error)
+                if progress:
+                    progress(count, len(cases))
+        except (
+            OSError
+        ) as error:  # reading raises InputError, so the cache cannot be written, which will not change with the next case
+            raise InputError(f"{folder}: cannot be written ({files.reason(error)}); give a folder with space.") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if faults:
+        lines = problem_lines([(cases[index].name, faults[index]) for index in sorted(faults)])
+        raise InputError(f"{len(faults)} of {len(cases)} cases cannot be used for training:", *lines)
+    return [done[index] for index in range(len(cases))]
+
+
+class _Store:
+    """The cache of one task in a folder."""
+
+    def __init__(self, folder: Path, task: Task, in_channels: int, dtype: str, verify: bool, warn: Callable[[str], None]):
+        self.folder, self.task, self.in_channels, self.dtype = folder, task, in_channels, np.dtype(dtype)
+        self.verify, self.warn = verify, warn
+        files.make_folder(folder)
+        if old := enter(folder):
+            warn(old)
+        self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
+        self.above = task.window[0] if task.window else 0.0
+        # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
+        values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint")}
+        self.settings = {"version": VERSION, "task": values, "in_channels": in_channels, "dtype": dtype}
+
+    def prepared(self, case: Case) -> PreparedCase:
+        """Returns the case from the cache, or prepares it if it is missing or damaged. Raises OSError only if it cannot be written."""
+        if case.problem:
+            raise InputError(case.problem)
+        paths = [*case.images, *([case.label] if case.label else [])]
+        try:
+            resolved = [os.path.realpath(path) for path in paths]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{paths[0]}: cannot be read ({files.reason(error)}); give an existing file.") from error
+        identity = files.digest_of_json([case.name, case.channels, self.settings, resolved])
+        path = self.folder / f"{_file_name(case.name)}-{identity[:16]}.json"
+        entry = self._checked(case, path, read_entry, self.dtype, self.in_channels, self.known)
+        sources = [_source(file, entry) for file in paths]
+        key = files.digest_of_json([case.channels, self.settings, *(source["sha256"] for source in sources)])
+        if entry is not None and entry["key"] != key:  # a source has changed
+            entry = None
+        if entry is not None and self.verify:
+            entry = self._checked(case, path, check_arrays, entry, self.dtype, self.in_channels)
+        if entry is None or entry["sources"] != sources:
+            entry = self._prepare(case, key, sources) if entry is None else entry | {"sources": sources}
+            write_entry(path, entry)
+        return _from_entry(case.name, path, paths, self.above, entry)
+
+    def _checked(self, case: Case, path: Path, check: Callable[..., Entry | None], *values: Any) -> Entry | None:
+        """Returns the entry in `path`. If it or an array is damaged, warns, removes the entry and returns None."""
+        try:
+            return check(path, *values)
+        except InputError as error:
+            self.warn(f"{console.literal(case.name)}: {console.literal(error)}")
+            path.unlink(missing_ok=True)
+            return None
+
+    def _prepare(self, case: Case, key: str, sources: list[Source]) -> Entry:
+        read = read_case(case, self.task, self.in_channels)
+        label = read_case_label(case, read)
+        foreign = sorted(set(np.unique(label).tolist()) - self.known)
+        if foreign:
+            raise InputError(
+                f"{case.label}: label {', '.join(map(str, foreign))} is not one of the task's ({', '.join(map(str, sorted(self.known)))}); "
+                "correct the label map, or add the label to the task."
+            )
+        box = whole_box(label.shape)
+        if self.task.intensity == "zscore":  # statistics ignore zeros, so those around the patient are not stored
+            box = bounding_box((read.array != 0).any(-1) | (label > 0)) or box
+        image = self._stored(case, np.ascontiguousarray(read.array[slices(box)]))
+        mean, deviation = nonzero_statistics(image)
+        stem = f"{_file_name(case.name)}-{key[:16]}"
+        return {
+            "name": case.name,
+            "key": key,
+            "settings": self.settings,
+            "sources": sources,
+            "image": _write_array(self.folder / f"{stem}-image.npy", image),
+            "label": _write_array(self.folder / f"{stem}-label.npy", np.ascontiguousarray(label[slices(box)])),
+            "labels": np.unique(label).tolist(),
+            "box": box,
+            "shape": label.shape,
+            "affine": read.affine.tolist(),
+            "foreground": foreground(image, self.above),
+            "mean": mean.tolist(),
+            "deviation": deviation.tolist(),
+            "notes": list(read.notes),
+            "digest": "",
+        }
+
+    def _stored(self, case: Case, image: np.ndarray) -> np.ndarray:
+        """Returns the image as the cache's data type. Raises InputError if its values do not fit float16."""
+        if self.dtype == np.float32:
+            return image
+        with np.errstate(over="ignore"):
+            half = image.astype(self.dtype)
+        if not np.isfinite(half).all() or np.count_nonzero(half) != np.count_nonzero(image):
+            raise InputError(
+                f"{case.images[0]}: intensities from {image.min():g} to {image.max():g} do not fit float16, whose values lie "
+                "between 6e-8 and 65504; store this cache in float32 (--cache-dtype float32)."
+            )
+        return half
+
+
+def _from_entry(name: str, path: Path, sources: Sequence[Path], above: float, entry: Entry) -> PreparedCase:
+    return PreparedCase(
+        name=name,
+        path=path,
+        sources=tuple(sources),
+        image_path=path.parent / entry["image"]["file"],
+        label_path=path.parent / entry["label"]["file"],
+        box=tuple(tuple(side) for side in entry["box"]),
+        shape=tuple(entry["shape"]),
+        affine=np.array(entry["affine"]),
+        above=above,
+        foreground=tuple(tuple(side) for side in entry["foreground"]),
+        statistics=(np.array(entry["mean"]), np.array(entry["deviation"])),
+        notes=tuple(entry["notes"]),
+    )
+
+
+def _source(file: Path, entry: Entry | None) -> Source:
+    """Returns what identifies a file's content. The digest is that of the entry if path, size and time are unchanged."""
+    try:
+        status = file.stat()
+        current = {"path": str(file.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        for known in entry["sources"] if entry else ():
+            if known == {**current, "sha256": known["sha256"]}:
+                return known
+        return {**current, "sha256": files.digest_of_file(file)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({files.reason(error)}); give the file, or leave the case out.") from error
+
+
+def _write_array(path: Path, array: np.ndarray) -> Array:
+    """Writes a .npy file, and returns its name and digest. Raises OSError."""
+    with files.atomic_path(path) as temporary, open(temporary, "xb") as file:
+        hashed = _Hashed(file)
+        np.lib.format.write_array(hashed, array, allow_pickle=False)
+    return {"file": path.name, "sha256": hashed.digest.hexdigest()}
+
+
+class _Hashed:
+    """A file that hashes what is written to it, so that the digest is that of the data and not of what the disk returns."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)[:80]

@@ -1,0 +1,227 @@
+"""The JSON of a case in the cache: its fields, the checks of it and its arrays, and the removal of obsolete files."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from swinunetr_jax import console, files
+from swinunetr_jax.data.boxes import Box
+from swinunetr_jax.data.nifti.nifti_file import check_affine
+from swinunetr_jax.errors import InputError
+
+VERSION = 3  # of the stored format; entries of other versions are not used
+# Names of files that the cache wrote; other files in the folder are never touched.
+_ENTRY, _ARRAY = re.compile(r".*-[0-9a-f]{12,16}\.json"), re.compile(r".*-[0-9a-f]{16}-(image|label)\.npy")
+_REMEDY = "the case is prepared again"
+_users: dict[tuple[int, int], int] = {}  # handles of the folders that this process uses, by device and inode
+
+
+class Source(TypedDict):
+    """A file that a case was prepared from, and what identifies its content."""
+
+    path: str
+    bytes: int
+    modified_ns: int
+    sha256: str
+
+
+class Array(TypedDict):
+    """A .npy file in the folder of the JSON."""
+
+    file: str
+    sha256: str
+
+
+class Entry(TypedDict):
+    """The content of the JSON. `digest` is that of all other fields, so that any changed number is detected."""
+
+    name: str
+    key: str
+    settings: dict[str, Any]
+    sources: list[Source]
+    image: Array
+    label: Array
+    labels: list[int]
+    box: Box
+    shape: tuple[int, int, int]
+    affine: list[list[float]]
+    foreground: Box
+    mean: list[float]
+    deviation: list[float]
+    notes: list[str]
+    digest: str
+
+
+class _Settings(TypedDict):
+    version: int
+
+
+class _AnyEntry(TypedDict):
+    """The fields that entries of all versions have."""
+
+    name: str
+    key: str
+    settings: _Settings
+    sources: list[dict[str, Any]]
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Writes an entry with its digest. Raises OSError."""
+    files.write_json(path, entry | {"digest": _digest(entry)})
+
+
+def read_entry(path: Path, dtype: np.dtype, channels: int, labels: set[int]) -> Entry | None:
+    """Returns the entry in `path`, or None if the file does not exist.
+
+    Args:
+        path: the JSON.
+        dtype: the data type of the image.
+        channels: the number of channels of the image.
+        labels: the values that the label map may hold.
+
+    Raises:
+        InputError: the entry is damaged, or holds impossible values.
+    """
+    try:
+        entry = files.read_json(path, Entry, _REMEDY)
+    except FileNotFoundError:
+        return None
+    fault = _fault(path, entry, dtype, channels, labels)
+    if fault:
+        raise InputError(f"{path} is not a valid entry ({fault}): {_REMEDY}.")
+    return entry
+
+
+def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> Entry:
+    """Compares the arrays of an entry with their digests, and returns the entry.
+
+    Raises:
+        InputError: an array is missing or has changed.
+    """
+    extent = tuple(stop - start for start, stop in entry["box"])
+    for array, shape, kind in (
+        (entry["image"], (*extent, channels), dtype),
+        (entry["label"], extent, np.dtype(np.uint8)),
+    ):
+        file = path.parent / array["file"]
+        try:
+            same = files.digest_of_file(file) == array["sha256"]
+            stored = np.load(file, mmap_mode="r") if same else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({files.reason(error)}): {_REMEDY}.") from error
+        if stored is None:
+            raise InputError(f"{file} is damaged (its SHA-256 is not that of the array that was written): {_REMEDY}.")
+        if stored.shape != shape or stored.dtype != kind:
+            raise InputError(f"{file} holds {stored.dtype} {stored.shape}, expected {kind} {shape}: {_REMEDY}.")
+    return entry
+
+
+def enter(folder: Path) -> str | None:
+    """Marks the folder as used by this process until the process ends, and removes obsolete files if no other process uses it.
+
+    Obsolete are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their sources
+    have changed.
+
+    Returns:
+        A sentence on entries of older versions, or None if there are none.
+    """
+    with _used(folder) as alone:
+        named, old, newer = set(), [], False
+        for path in folder.glob("*.json"):
+            if _ENTRY.fullmatch(path.name) is None:
+                continue
+            with contextlib.suppress(InputError, OSError):  # a damaged entry is replaced when its case is prepared
+                version = files.read_json(path, _AnyEntry, _REMEDY)["settings"]["version"]
+                newer |= version > VERSION
+                if version < VERSION:
+                    old.append(path)
+                elif version == VERSION:
+                    entry = files.read_json(path, Entry, _REMEDY)
+                    named |= {entry["image"]["file"], entry["label"]["file"]}
+        if alone:
+            files.remove_stale_temporaries(folder)
+            arrays = [] if newer else [path for path in folder.glob("*.npy") if _ARRAY.fullmatch(path.name)]
+            for path in (*old, *(path for path in arrays if path.name not in named)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    if not old:
+        return None
+    fate = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
+    return (
+        f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {fate}, and the cases "
+        "of this training are prepared again."
+    )
+
+
+@contextlib.contextmanager
+def _used(folder: Path) -> Iterator[bool]:
+    """Takes a shared lock on the folder until the process ends.
+
+    Yields:
+        Whether no other process holds the lock during the block. This is always False where locks do not exist (Windows, some network
+        file systems), so that nothing is ever removed there.
+    """
+    try:
+        import fcntl
+
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in _users:  # this process may still use arrays that it prepared before
+            yield False
+            return
+        handle = _users[identity] = os.open(folder, os.O_RDONLY)
+        alone = _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        yield alone
+    finally:
+        _lock(handle, fcntl.LOCK_SH)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, kind)
+    except OSError:
+        return False
+    return True
+
+
+def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set[int]) -> str | None:
+    """Returns what is wrong with the values of an entry, or None."""
+    if entry["digest"] != _digest(entry):
+        return "its digest is not that of its content"
+    if any(Path(array["file"]).name != array["file"] or not array["file"] for array in (entry["image"], entry["label"])):
+        return "an array is not a file in its folder"
+    if not all(0 < size < 1 << 31 for size in entry["shape"]):
+        return f"shape {entry['shape']}"
+    if not all(0 <= start < stop <= size for (start, stop), size in zip(entry["box"], entry["shape"], strict=True)):
+        return f"box {entry['box']} in shape {entry['shape']}"
+    extent = [stop - start for start, stop in entry["box"]]
+    if not all(0 <= start < stop <= size for (start, stop), size in zip(entry["foreground"], extent, strict=True)):
+        return f"foreground {entry['foreground']} in a box of {extent} voxels"
+    if foreign := sorted(set(entry["labels"]) - labels):
+        return f"label {foreign[0]}, which the task does not have"
+    mean, deviation = np.array(entry["mean"]), np.array(entry["deviation"])
+    largest = float(np.finfo(dtype).max)
+    if mean.shape != (channels,) or not (np.abs(mean) <= largest).all():
+        return f"mean {entry['mean']}"
+    if deviation.shape != (channels,) or not ((deviation > 0) & (deviation <= largest)).all():
+        return f"deviation {entry['deviation']}"
+    try:
+        check_affine("affine", np.array(entry["affine"], np.float64).reshape(4, 4))
+    except (InputError, ValueError, OverflowError):
+        return f"affine {entry['affine']}"
+    return None
+
+
+def _digest(entry: Entry) -> str:
+    return files.digest_of_json({key: value for key, value in entry.items() if key != "digest"})

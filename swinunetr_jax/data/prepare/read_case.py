@@ -1,0 +1,122 @@
+"""Reads a case's files into arrays on one grid: channels by name, in the task's orientation and voxel size.
+
+Training and prediction both read cases here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.channels import match_channels
+from swinunetr_jax.data.nifti import InverseReorient, Volume, check_same_grid, read_labels, read_volume, reorient
+from swinunetr_jax.data.prepare.resample import InverseResample, is_same_grid, resample, resample_labels, spacing_grid
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class ReadCase:
+    """A case on the grid that a network sees, with the intensities of its files.
+
+    `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm. `back` maps that grid
+    to the scan's own, which `scan` describes. `notes` are sentences for the user, such as on channels that the files do not name.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    back: InverseReorient | InverseResample
+    scan: Volume
+    notes: tuple[str, ...]
+    orientation: str
+
+
+def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
+    """Reads the images of a case.
+
+    Raises:
+        InputError: a file cannot be read, or the channels are too few or too many, are on different grids, are constant, or hold NaN.
+    """
+    if case.problem:
+        raise InputError(case.problem)
+    volumes = [read_volume(path) for path in case.images]
+    check_same_grid(volumes)
+    order, notes = _order(case, volumes, task.channels, in_channels)
+    planes = [plane for volume in volumes for plane in _planes(volume)]
+    array = np.stack([planes[index] for index in order], axis=-1)
+    for index in range(array.shape[-1]):
+        if array[..., index].min() == array[..., index].max():
+            name = task.channels[index] if task.channels else f"number {index + 1}"
+            raise InputError(
+                f"{case.images[min(order[index], len(case.images) - 1)]}: channel {name} is constant "
+                f"({array[..., index].flat[0]:g} everywhere), expected an image; give the real channel."
+            )
+    scan = volumes[0]
+    orientation = task.orientation or scan.orientation
+    array, source, _ = reorient(array, scan.affine, orientation)
+    affine, back = network_grid(scan.array.shape[:3], scan.affine, task)
+    array = resample(array, source, back.shape, affine)
+    return ReadCase(array, affine, back, scan, notes, orientation)
+
+
+def network_grid(
+    shape: tuple[int, int, int], affine: np.ndarray, task: Task
+) -> tuple[np.ndarray, InverseReorient | InverseResample]:
+    """Returns (affine, inverse) of the grid on which the task's networks see a scan of this shape and affine.
+
+    The inverse holds the grid's shape; it is an `InverseReorient` if the scan is not resampled.
+    """
+    codes = task.orientation or "".join(nib.aff2axcodes(affine))
+    _, source, back = reorient(np.broadcast_to(np.uint8(0), shape), affine, codes)
+    if task.spacing is None:
+        return source, back
+    shape, affine = spacing_grid(back.shape, source, task.spacing)
+    if is_same_grid(back.shape, source, shape, affine):
+        return affine, back
+    return affine, InverseResample(shape, affine, source, back)
+
+
+def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
+    """Returns the label map of a case, uint8 [x, y, z] on the grid of `read.array`.
+
+    Raises:
+        InputError: the label map is missing, cannot be read, is on another grid than the images, or holds labels above 255.
+    """
+    if case.label is None:
+        raise InputError(f"{case.images[0]}: the case {case.name} has no label map; give one, or leave the case out.")
+    labels = read_labels(case.label)
+    check_same_grid([read.scan, labels])
+    if labels.array.dtype != np.uint8:
+        raise InputError(
+            f"{case.label}: label {labels.array.max()} is above 255, the largest label supported; renumber the labels."
+        )
+    # The scan's affine is used, because the label's own may differ by rounding, which decides the direction of an axis at 45°.
+    array, affine, _ = reorient(labels.array, read.scan.affine, read.orientation)
+    return resample_labels(array, affine, read.array.shape[:3], read.affine)
+
+
+def _order(
+    case: Case, volumes: Sequence[Volume], wanted: Sequence[str], in_channels: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Returns (the position of each of the network's channels among the case's, notes); by name if both have names."""
+    count = sum(len(_planes(volume)) for volume in volumes)
+    if wanted and case.channels and len(case.channels) == count:
+        return match_channels(case.channels, wanted), ()
+    if count != in_channels:
+        files = "one file" if len(volumes) == 1 else f"{len(volumes)} files"
+        names = f" ({', '.join(wanted)})" if wanted else ""
+        raise InputError(
+            f"{case.images[0]}: the case has {count} channels in {files}, the network takes {in_channels}{names}; give those."
+        )
+    if count == 1:
+        return (0,), ()
+    names = ", ".join(wanted) if wanted else "the order of the files"
+    return tuple(range(count)), (f"the files do not name their channels, which are assumed to be, in order: {names}",)
+
+
+def _planes(volume: Volume) -> list[np.ndarray]:
+    """Returns the channels of a volume, each [x, y, z]."""
+    array = volume.array
+    return [array] if array.ndim == 3 else [array[..., index] for index in range(array.shape[-1])]

@@ -1,0 +1,90 @@
+"""Figures of matplotlib: text from data drawn literally, legends that fit, and PNG files that are complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from swinunetr_jax import console
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+FONT = "DejaVu Sans"  # comes with matplotlib
+LONGEST_TEXT = 60  # characters of a name in a picture
+LONGEST_LEGEND = 30  # entries
+MOST_ROWS = 8  # of a legend
+FIGURE_CHARACTERS = 130  # that fit side by side in a figure of 10 inches
+
+
+@contextlib.contextmanager
+def literal_text() -> Iterator[None]:
+    """Draws and saves the figures of this block with literal text: "$" starts no formula, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False, "font.family": FONT}):
+        yield
+
+
+def drawable(text: str) -> str:
+    """Returns text from data in a form that can be drawn.
+
+    Control characters and characters that the font lacks become escapes such as \\u5e74, and long text is shortened.
+    """
+    text = console.literal(text)
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT - 1]}…"
+    known = _characters()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """Returns the code points that the font has."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, ncols: int, **options: Any) -> Legend:
+    """Adds a legend with labels from data to an axes or a figure, and returns it.
+
+    Labels that start with an underscore are drawn too; matplotlib itself omits them. If there are too many labels, the last entry
+    says how many are missing.
+
+    Args:
+        owner: the axes or figure.
+        handles, labels: what is explained, and its names.
+        ncols: the most columns; fewer are used if they do not fit side by side.
+        options: further arguments of matplotlib's `legend`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    labels = list(map(drawable, labels))
+    room = FIGURE_CHARACTERS if isinstance(owner, Figure) else FIGURE_CHARACTERS // 2
+    ncols = max(1, min(ncols, room // (max(map(len, labels), default=0) + 8)))
+    most = min(LONGEST_LEGEND, MOST_ROWS * ncols)
+    if len(labels) > most:
+        labels = [*labels[: most - 1], f"and {len(labels) - most + 1} more"]
+        handles = [*handles[: most - 1], Patch(alpha=0)]
+    legend = owner.legend(handles, list(map(str, range(len(handles)))), ncols=ncols, **options)
+    for text, label in zip(legend.get_texts(), labels):
+        text.set_text(label)
+    return legend
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as PNG, complete or not at all. Raises InputError if the file cannot be written."""
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error

@@ -1,0 +1,99 @@
+"""The preview of a prediction: three slices of a scan, with and without the labels over them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swinunetr_jax import console
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
+from swinunetr_jax.data.nifti import Volume, reorient
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.task import Task
+from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
+from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+_MARGIN = 4  # voxels around the patient
+
+
+def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, scan: Volume, task: Task, title: str) -> None:
+    """Writes three slices of a scan, each with and without the labels over it, as a PNG.
+
+    The slices are those with the most labelled voxels, or the middle ones if no voxel is labelled. They are shown as radiologists view
+    them: axial slices from below, so that the patient's right is on the left, and anterior or superior at the top. If they cannot be
+    drawn for whatever reason, a warning says so and the picture holds that sentence: no prediction fails because of its preview.
+
+    Args:
+        image: [x, y, z] on the scan's grid.
+        labels: uint8 [x, y, z] on the same grid.
+        title: the text above the slices, drawn literally.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    with literal_text():
+        try:
+            save(_preview(image, labels, scan.affine, task, title), path)
+        except InputError:
+            raise
+        except Exception as error:
+            sentence = f"The preview could not be drawn ({console.literal(error) or type(error).__name__})."
+            console.warn(f"{console.literal(title)}: {sentence[0].lower()}{sentence[1:]}")
+            figure = Figure(figsize=(10.5, 1))
+            figure.text(0.02, 0.5, drawable(sentence))
+            save(figure, path)
+
+
+def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Task, title: str) -> Figure:
+    """Returns the figure of `write_preview`."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    labels = reorient(labels, affine, "LAS")[0]
+    image, affine, _ = reorient(image, affine, "LAS")
+    image, labels = _cropped(image, labels)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    grey = grey_levels(image)
+    present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
+    colours = colours_of(task)
+    figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
+    axes = figure.subplots(2, 3)
+    for column, (view, axis) in enumerate(_VIEWS):
+        at = _fullest(labels, axis)
+        plane = np.repeat(np.take(grey, at, axis).T[::-1, :, None], 3, -1)
+        marks = np.take(labels, at, axis).T[::-1]
+        rest = [a for a in range(3) if a != axis]
+        aspect = spacing[rest[1]] / spacing[rest[0]]
+        for row, picture in enumerate((plane, overlay_labels(plane, marks, colours))):
+            axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
+            axes[row, column].set_axis_off()
+        axes[0, column].set_title(view, color="white", fontsize=10)
+    handles = [Patch(color=colours[output.value]) for output in present]
+    names = [f"{output.name} ({output.value})" for output in present]
+    if handles:
+        style = {"facecolor": "black", "labelcolor": "white", "frameon": False}
+        add_legend(figure, handles, names, loc="outside lower center", ncols=min(len(handles), 6), **style)
+    title = drawable(title)
+    figure.suptitle(title if present else f"{title}: nothing was found", color="white", fontsize=12)
+    return figure
+
+
+def _cropped(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both arrays cut to the patient with a margin. The corner voxel tells the value of air."""
+    air = image[0, 0, 0]
+    box = slices(bounding_box((image != air) | (labels > 0), _MARGIN) or whole_box(image.shape))
+    return image[box], labels[box]
+
+
+def _fullest(labels: np.ndarray, axis: int) -> int:
+    """Returns the index of the slice with the most labelled voxels, or the middle one if there are none."""
+    counts = (labels > 0).sum(tuple(a for a in range(3) if a != axis))
+    return int(counts.argmax()) if counts.any() else labels.shape[axis] // 2
