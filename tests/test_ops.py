@@ -23,7 +23,7 @@ from swinunetr_jax.ops import (
     upsample,
     winograd_cpu,
 )
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
 
 rng = np.random.default_rng(0)
 
@@ -217,7 +217,7 @@ def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, fresh_trace
             return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
 
         for got, expected in zip(
-            gradients(by_platform(Form(attention_cpu.by_chunks, attention_cpu.gradient))), gradients(attention.plain)
+            gradients(by_platform(Implementation(attention_cpu.by_chunks, attention_cpu.gradient))), gradients(attention.plain)
         ):
             close(got, expected, 1e-12)
 

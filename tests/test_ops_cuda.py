@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from relative import error
 
-from swinunetr_jax import compiler
 from swinunetr_jax.model import windows
 from swinunetr_jax.ops import attention, attention_cuda, up_conv, up_conv_cuda
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime import xla
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
 
 rng = np.random.default_rng(0)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU, or JAX_PLATFORMS does not name it")
@@ -91,8 +91,8 @@ def test_what_is_left_to_the_plain_form():
 def test_bfloat16_attention_is_traced_once_for_a_shape(monkeypatch, fresh_traces):
     """Networks repeat shapes; a function made at each call would be traced, and compiled, each time."""
     traced = []
-    form = Form(lambda *inputs: traced.append(0) or attention_cuda.fused(*inputs, implementation="xla"))
-    monkeypatch.setattr(attention, "_attention_short", by_platform(Form(attention.plain), cuda=form))
+    form = Implementation(lambda *inputs: traced.append(0) or attention_cuda.fused(*inputs, implementation="xla"))
+    monkeypatch.setattr(attention, "_attention_short", by_platform(Implementation(attention.plain), cuda=form))
     monkeypatch.setattr(attention_cuda, "fits", lambda q, regions: True)
     short = [jnp.asarray(normal(4, 8, 2, 16), jnp.bfloat16) for _ in range(3)]
     bias, regions = jnp.asarray(normal(2, 8, 8)), np.arange(32, dtype=np.int32).reshape(4, 8)
@@ -163,15 +163,15 @@ def test_folded_kernels_in_bfloat16(shape, c, u, o):
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    assert compiler.is_known("xla_gpu_force_conv_nhwc", True)
-    assert not compiler.is_known("xla_gpu_make_it_fast", True)
-    assert compiler.compiler_options() == ({} if jax.default_backend() != "gpu" else compiler.GPU_OPTIONS)
-    monkeypatch.setattr(compiler, "GPU_OPTIONS", {"xla_gpu_make_it_fast": True, "xla_gpu_force_conv_nhwc": True})
+    assert xla.xla_supports("xla_gpu_force_conv_nhwc", True)
+    assert not xla.xla_supports("xla_gpu_make_it_fast", True)
+    assert xla.compiler_options() == ({} if jax.default_backend() != "gpu" else xla.GPU_OPTIONS)
+    monkeypatch.setattr(xla, "GPU_OPTIONS", {"xla_gpu_make_it_fast": True, "xla_gpu_force_conv_nhwc": True})
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler.compiler_options() == {"xla_gpu_force_conv_nhwc": True}
+    assert xla.compiler_options() == {"xla_gpu_force_conv_nhwc": True}
 
 
 def test_gradients_in_order_are_the_same():
     gradients = {"kernel": normal(3, 3, 3, 2, 4), "bias": normal(4)}
-    got = jax.jit(compiler.in_order)(gradients)
+    got = jax.jit(xla.pin_gradient_layout)(gradients)
     jax.tree.map(np.testing.assert_array_equal, got, gradients)

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from relative import error
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, traced_for
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig
 from swinunetr_jax.model.blocks import ResBlock
 from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, pieces, up_conv, up_conv_tpu
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform, for_device
 
 rng = np.random.default_rng(0)
 
@@ -43,7 +43,7 @@ def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolera
         y, pullback = jax.vjp(lambda *a: form(*a, regions), *inputs[:4])
         return y, *pullback(inputs[4])
 
-    got = results(by_platform(Form(attention_tpu.by_chunks, attention_tpu.gradient)), q, k, v, bias, dy)
+    got = results(by_platform(Implementation(attention_tpu.by_chunks, attention_tpu.gradient)), q, k, v, bias, dy)
     exact = results(attention.plain, *(a.astype(jnp.float32) for a in (q, k, v, bias, dy)))
     assert [a.dtype for a in got] == [dtype] * 4 + [jnp.float32]
     for one, other in zip(got, exact):
@@ -166,7 +166,7 @@ def test_a_network_that_is_traced_for_a_tpu(monkeypatch):
         structure, params = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
         inputs = params, *(normal(1, 32, 32, 64, c, dtype="float64") for c in (2, 3))
         for platform in ("tpu", "cpu"):
-            traced = traced_for(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
+            traced = for_device(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
             fast = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
             results.append(jax.jit(traced, compiler_options=fast)(*inputs))
             assert len(cuts) == 4  # the inputs of stage 0, encoder1, encoder2 and decoder2, in the first trace

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, parallel, platforms
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.blocks import ResBlock
 from swinunetr_jax.ops import pieces
+from swinunetr_jax.runtime.sharding import device_grid, device_mesh, with_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy, PmapStrategy
 from swinunetr_jax.weights.params import build, flatten
 
 ROOT = Path(__file__).parents[1]
@@ -69,10 +71,10 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     )
     kind, _, sizes = name.partition(" ")
     if kind == "pmap":
-        layout = parallel.Mapped(tuple(jax.devices()[: int(sizes)]))
+        layout = PmapStrategy(tuple(jax.devices()[: int(sizes)]))
     else:
         data, depth = map(int, sizes.split("x"))
-        layout = parallel.Jitted(parallel.device_mesh(batch_size, depth, jax.devices()[: data * depth]))
+        layout = JitStrategy(device_mesh(batch_size, depth, jax.devices()[: data * depth]))
         assert layout.mesh.devices.shape == (data, depth)
     state, run = layout.replicate(training.init(training.random_weights())), training.compile(layout)
     result = []
@@ -80,10 +82,10 @@ def losses_on(name: str, batch_size: int) -> list[float]:
         rng = np.random.default_rng(index)
         label = (rng.random((batch_size, 64, 32, 32)) < 0.3).astype(np.uint8)
         image = (rng.normal(size=(*label.shape, 1)) + label[..., None]).astype(np.float32)
-        batch = layout.divide({"image": image, "label": label})
+        batch = layout.shard_batch({"image": image, "label": label})
         assert len(batch["image"].sharding.device_set) == layout.size
-        state, metrics = run(state, batch["image"], batch["label"], layout.flags(index == 3))
-        metrics = layout.one(metrics)
+        state, metrics = run(state, batch["image"], batch["label"], layout.stop_flags(index == 3))
+        metrics = layout.unreplicate(metrics)
         assert bool(metrics["flag"]) == (index == 3)
         result.append(float(metrics["loss"]))
     assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == layout.size
@@ -126,9 +128,9 @@ def divided() -> dict:
 
     results = {}
     for data, depth in ((1, 1), (1, 2), (1, 4), (2, 2)):
-        layout = parallel.Jitted(parallel.device_mesh(2, depth, jax.devices()[: data * depth]))
-        function = parallel.within(layout.mesh, jax.value_and_grad(loss, has_aux=True))
-        batch = layout.divide({"x": x, "factors": factors})
+        layout = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
+        function = with_mesh(layout.mesh, jax.value_and_grad(loss, has_aux=True))
+        batch = layout.shard_batch({"x": x, "factors": factors})
         (_, logits), gradient = jax.jit(function, compiler_options=FAST)(layout.replicate(weights), batch["x"], batch["factors"])
         if depth > 1:
             assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
@@ -163,12 +165,12 @@ def in_pieces() -> dict:
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
     one = jax.tree.leaves(jax.jit(run)(weights, x))
-    pieces.LEAST, platforms.known = 8, lambda platform: platform == "tpu"
+    pieces.LEAST, pieces.targets = 8, lambda platform: platform == "tpu"
     found = {}
     for data, depth in ((4, 1), (2, 2)):
-        layout = parallel.Jitted(parallel.device_mesh(4, depth, jax.devices()[:4]))
-        function = jax.jit(parallel.within(layout.mesh, run))
-        inputs = layout.replicate(weights), layout.divide({"x": x})["x"]
+        layout = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
+        function = jax.jit(with_mesh(layout.mesh, run))
+        inputs = layout.replicate(weights), layout.shard_batch({"x": x})["x"]
         results = jax.tree.leaves(function(*inputs))
         y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
         found[f"{data}x{depth}"] = {
@@ -199,7 +201,7 @@ def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
     ],
 )
 def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
-    grid = parallel.device_grid(batch, depth, some_devices(processes, each))
+    grid = device_grid(batch, depth, some_devices(processes, each))
     assert grid.shape == shape
     for sample in grid:  # its devices belong to one process
         assert len({device.process_index for device in sample}) == 1
@@ -216,7 +218,7 @@ def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, pro
 )
 def test_devices_that_cannot_share(batch, depth, processes, each, said):
     with pytest.raises(InputError, match=said):
-        parallel.device_grid(batch, depth, some_devices(processes, each))
+        device_grid(batch, depth, some_devices(processes, each))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ import tyro
 from flax import nnx
 from jax.experimental import topologies
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console, traced_for
-from swinunetr_jax.compiler import GPU_OPTIONS, in_order
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console
+from swinunetr_jax.runtime.dispatch import for_device
+from swinunetr_jax.runtime.xla import GPU_OPTIONS, pin_gradient_layout
 from tools import gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
@@ -103,7 +104,7 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
 
     x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
     if work == "forward":
-        forward = traced_for(described, lambda state, x: nnx.merge(structure, state)(x))
+        forward = for_device(described, lambda state, x: nnx.merge(structure, state)(x))
         return jax.jit(forward).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
     optimizer = optax.adamw(1e-4)
     labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
@@ -116,11 +117,11 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
             return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
 
         value, gradients = jax.value_and_grad(loss)(state)
-        updates, moments = optimizer.update(in_order(gradients), moments, state)
+        updates, moments = optimizer.update(pin_gradient_layout(gradients), moments, state)
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)
-    lowered = jax.jit(traced_for(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
+    lowered = jax.jit(for_device(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
     return lowered.compile(COMPILER_OPTIONS.get(target))
 
 

@@ -31,8 +31,10 @@ import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task, console, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, console
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.runtime.sharding import device_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy
 from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
@@ -122,7 +124,7 @@ def compile_step(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     batch = len(devices) // options.depth * batch_per_chip
-    layout = parallel.Jitted(parallel.device_mesh(batch, options.depth, devices))
+    layout = JitStrategy(device_mesh(batch, options.depth, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
     image = jax.ShapeDtypeStruct((batch, *roi, 4), jnp.float32)
     label, flags = jax.ShapeDtypeStruct((batch, *roi), jnp.uint8), jax.ShapeDtypeStruct((len(devices),), jnp.int32)

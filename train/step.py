@@ -12,10 +12,11 @@ import optax
 from flax import nnx
 from jax import Array
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, compiler_options
-from swinunetr_jax.compiler import in_order, trim_after_compiling
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.parallel import Layout
+from swinunetr_jax.runtime.memory import release_compile_memory
+from swinunetr_jax.runtime.strategies import ParallelStrategy
+from swinunetr_jax.runtime.xla import compiler_options, pin_gradient_layout
 from swinunetr_jax.weights.params import build, flatten, is_statistic, shapes
 from train.config import Optim
 from train.optim import ema_decay, learning_rate, optimizer
@@ -83,11 +84,11 @@ class Training:
         average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats)
 
-    def compile(self, layout: Layout | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
+    def compile(self, layout: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
 
-        With a layout states, batches and metrics lie on devices as it says, and the function is that of `Layout.compile`, with the
-        processes' flags beside the batch. Runs that differ in nothing but their data, as folds do, share one program.
+        With a layout states, batches and metrics are stored on devices as it says, and the function is that of
+        `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ in nothing but their data, as folds do, share one program.
         """
         return _compiled(self, layout)
 
@@ -108,7 +109,7 @@ class Training:
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         key = key if share is None else jax.random.fold_in(key, share)
         (loss, stats), gradients = average(self._gradients(state.params, state.stats, image, label, key))
-        gradients = in_order(gradients)
+        gradients = pin_gradient_layout(gradients)
         updates, opt = optimizer(self.optim, self.steps).update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         kept = state.average, state.average_stats
@@ -151,8 +152,8 @@ def _moving_average(decay: Array, old: Array, new: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training, layout: Layout | None) -> Callable[..., tuple[State, dict[str, Array]]]:
-    trim_after_compiling()
+def _compiled(training: Training, layout: ParallelStrategy | None) -> Callable[..., tuple[State, dict[str, Array]]]:
+    release_compile_memory()
     if layout is None:
         return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
     return layout.compile(training.step, compiler_options())

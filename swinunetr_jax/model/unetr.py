@@ -15,7 +15,6 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from swinunetr_jax import parallel
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, named, run
@@ -23,6 +22,7 @@ from swinunetr_jax.model.layers import Conv
 from swinunetr_jax.model.swin import SwinTransformer
 from swinunetr_jax.ops import pieces
 from swinunetr_jax.ops.norm import layer_norm
+from swinunetr_jax.runtime.sharding import auto_sharded
 
 
 class SwinUNETR(nnx.Module):
@@ -82,7 +82,7 @@ class SwinUNETR(nnx.Module):
             """Logits are divided as the input is; intermediates, whose grids the mesh need not divide evenly, by their samples alone."""
             return PartitionSpec(*spec[:-1]), PartitionSpec(*spec[:1]), PartitionSpec()
 
-        logits, grids, stats = parallel.divided_by_the_compiler(run, x, weights, key, specs=specs)
+        logits, grids, stats = auto_sharded(run, x, weights, key, specs=specs)
         return logits, grids | stats | {"logits": logits}
 
     def _forward(self, x: Array, key: Array | None, train: bool) -> tuple[Array, dict[str, Array], dict[str, Array]]:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from swinunetr_jax import parallel
 from swinunetr_jax.ops import attention_cpu, attention_cuda, attention_tpu
 from swinunetr_jax.ops.attention_weights import attention_weights
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
+from swinunetr_jax.runtime.sharding import shard_rows
 
 
 def window_attention(
@@ -41,7 +41,7 @@ def window_attention(
     if key is not None and drop_rate > 0:
         return plain(q, k, v, bias, traced, drop_rate, key)
     attention = _attention_short if attention_cuda.fits(q, ranked) else _attention
-    return parallel.by_rows(lambda q, k, v, regions, bias: attention(q, k, v, bias, regions), (q, k, v, traced), (bias,))
+    return shard_rows(lambda q, k, v, regions, bias: attention(q, k, v, bias, regions), (q, k, v, traced), (bias,))
 
 
 def ranks(regions: np.ndarray) -> np.ndarray:
@@ -61,8 +61,8 @@ def plain(
 
 
 _FORMS = {
-    "cpu": Form(attention_cpu.by_chunks, attention_cpu.gradient),
-    "tpu": Form(attention_tpu.by_chunks, attention_tpu.gradient),
+    "cpu": Implementation(attention_cpu.by_chunks, attention_cpu.gradient),
+    "tpu": Implementation(attention_tpu.by_chunks, attention_tpu.gradient),
 }
-_attention = by_platform(Form(plain), **_FORMS)
-_attention_short = by_platform(Form(plain), cuda=Form(attention_cuda.fused), **_FORMS)
+_attention = by_platform(Implementation(plain), **_FORMS)
+_attention_short = by_platform(Implementation(plain), cuda=Implementation(attention_cuda.fused), **_FORMS)

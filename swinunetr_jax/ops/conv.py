@@ -7,10 +7,10 @@ on a TPU for large grids those of `pieces` and `conv_tpu`. The 1³ kernel is a m
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv_cpu, conv_tpu, pieces
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
+from swinunetr_jax.runtime.sharding import HaloOperation, shard_depth_with_halo
 
 _LAYOUT = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -31,7 +31,7 @@ def conv(x: Array, kernel: Array) -> Array:
         return plain(x, kernel)
     if pieces.in_pieces(x):
         return pieces.conv(x, kernel)
-    return parallel.by_slabs(_cube_conv, plane_conv, (x,), (kernel,))[0]
+    return shard_depth_with_halo(_CUBE, (x,), (kernel,))[0]
 
 
 def _cube_conv(x: Array, kernel: Array) -> tuple[Array]:
@@ -42,6 +42,10 @@ def _cube_conv(x: Array, kernel: Array) -> tuple[Array]:
 def plane_conv(plane: Array, kernel: Array, tap: int) -> Array:
     """What a plane [b, h, w, c_in] gives through one plane of a 3³ kernel: [b, h, w, c_out]."""
     return plain(plane, kernel[tap])
+
+
+def _edge(plane: Array, kernel: Array, tap: int) -> tuple[Array]:
+    return (plane_conv(plane, kernel, tap),)
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
@@ -74,7 +78,8 @@ def plain(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=_LAYOUT[x.ndim - 2])
 
 
-_conv = by_platform(Form(plain), cpu=Form(conv_cpu.conv))
-_conv_large = by_platform(Form(plain), cpu=Form(conv_cpu.conv), tpu=Form(conv_tpu.by_planes))
-_patch_conv = by_platform(Form(strided), cpu=Form(patches_as_channels), tpu=Form(conv_tpu.patches))
-_patch_conv_2d = by_platform(Form(strided), cpu=Form(patches_as_channels))
+_conv = by_platform(Implementation(plain), cpu=Implementation(conv_cpu.conv))
+_conv_large = by_platform(Implementation(plain), cpu=Implementation(conv_cpu.conv), tpu=Implementation(conv_tpu.by_planes))
+_patch_conv = by_platform(Implementation(strided), cpu=Implementation(patches_as_channels), tpu=Implementation(conv_tpu.patches))
+_patch_conv_2d = by_platform(Implementation(strided), cpu=Implementation(patches_as_channels))
+_CUBE = HaloOperation(_cube_conv, _edge)

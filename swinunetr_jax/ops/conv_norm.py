@@ -14,7 +14,7 @@ from jax import Array
 
 from swinunetr_jax.ops import norm
 from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.platforms import choose
+from swinunetr_jax.runtime.dispatch import choose
 
 FEW_CHANNELS = 4  # the modalities of a scan
 

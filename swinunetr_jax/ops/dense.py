@@ -3,7 +3,7 @@
 from jax import Array
 
 from swinunetr_jax.ops import dense_cpu
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
 
 
 def dense(x: Array, kernel: Array) -> Array:
@@ -15,4 +15,4 @@ def plain(x: Array, kernel: Array) -> Array:
     return x @ kernel
 
 
-_dense = by_platform(Form(plain), cpu=Form(plain, dense_cpu.gradient))
+_dense = by_platform(Implementation(plain), cpu=Implementation(plain, dense_cpu.gradient))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from swinunetr_jax.platforms import choose
+from swinunetr_jax.runtime.dispatch import choose
 
 EPSILON = 1e-5
 SAMPLE_STEP = 5  # along each axis but the first; not a divisor of the usual sizes, so that all phases of a pattern are met

@@ -12,7 +12,7 @@ from jax import Array, lax
 from swinunetr_jax.ops import norm
 from swinunetr_jax.ops.activation import leaky_relu, leaky_relu_gradient
 from swinunetr_jax.ops.conv import conv
-from swinunetr_jax.platforms import choose
+from swinunetr_jax.runtime.dispatch import choose
 
 
 @jax.custom_vjp

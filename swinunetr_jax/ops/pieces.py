@@ -16,9 +16,10 @@ import numpy as np
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax import parallel, platforms
 from swinunetr_jax.ops.dense import dense
 from swinunetr_jax.ops.up_conv_tpu import fold
+from swinunetr_jax.runtime.dispatch import targets
+from swinunetr_jax.runtime.sharding import is_spatially_sharded
 
 Counts = tuple[int, int, int]  # pieces along each axis, numbered with the last axis fastest
 
@@ -29,7 +30,7 @@ LEAST = 48  # edge of the smallest grid of which COUNTS pieces are not mostly bo
 
 def pays(count: int) -> bool:
     """Whether to keep so many pieces of a volume apart."""
-    return count >= LANES and platforms.known("tpu") and not parallel.divides_volumes()
+    return count >= LANES and targets("tpu") and not is_spatially_sharded()
 
 
 def split(x: Array) -> Array:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from jax import Array
 
-from swinunetr_jax import parallel
 from swinunetr_jax.ops import conv as conv_op
 from swinunetr_jax.ops import pieces, up_conv_cpu, up_conv_cuda, up_conv_tpu
 from swinunetr_jax.ops.upsample import upsample
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.runtime.dispatch import Implementation, by_platform
+from swinunetr_jax.runtime.sharding import HaloOperation, shard_depth_with_halo
 
 
 def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -33,7 +33,7 @@ def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) ->
         return pieces.up_conv(x, skip, up, kernel, shortcut)
     if x.ndim != 5:
         return plain(x, skip, up, kernel, shortcut)
-    return parallel.by_slabs(_of_grids, _of_planes, (x, skip), (up, kernel, shortcut))
+    return shard_depth_with_halo(_GRIDS, (x, skip), (up, kernel, shortcut))
 
 
 def _of_grids(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -42,10 +42,10 @@ def _of_grids(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) 
     return _up_conv(*pays)(x, skip, up, kernel, shortcut)
 
 
-def _of_planes(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array, tap: int) -> Array:
+def _of_planes(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array, tap: int) -> tuple[Array, None]:
     """What a coarse plane and the plane of the skip at its near side give through the kernel's first (0) or last (2) plane."""
     fine, u = upsample(x, up[1 if tap == 0 else 0]), up.shape[-1]
-    return conv_op.plane_conv(fine, kernel[..., :u, :], tap) + conv_op.plane_conv(skip, kernel[..., u:, :], tap)
+    return conv_op.plane_conv(fine, kernel[..., :u, :], tap) + conv_op.plane_conv(skip, kernel[..., u:, :], tap), None
 
 
 def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -57,5 +57,8 @@ def plain(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
 @functools.cache
 def _up_conv(cpu_and_cuda: bool, tpu: bool) -> Callable[..., tuple[Array, Array]]:
     """Folded on the platforms where it pays."""
-    forms = {"cpu": Form(up_conv_cpu.folded), "cuda": Form(up_conv_cuda.folded)} if cpu_and_cuda else {}
-    return by_platform(Form(plain), **forms, **({"tpu": Form(up_conv_tpu.folded)} if tpu else {}))
+    forms = {"cpu": Implementation(up_conv_cpu.folded), "cuda": Implementation(up_conv_cuda.folded)} if cpu_and_cuda else {}
+    return by_platform(Implementation(plain), **forms, **({"tpu": Implementation(up_conv_tpu.folded)} if tpu else {}))
+
+
+_GRIDS = HaloOperation(_of_grids, _of_planes)

@@ -7,29 +7,29 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-ANY, TOLD = "any", ("cpu", "tpu")  # a "gpu" may be one of several kinds
+ANY, CERTAIN_PLATFORMS = "any", ("cpu", "tpu")  # a "gpu" may be one of several kinds
 _platform = jax.make_user_context(ANY)
 
 
-class Form(NamedTuple):
+class Implementation(NamedTuple):
     """A formulation.
 
     forward: inputs -> output.
-    gradient: (inputs, output, gradient of the output) -> gradients of the inputs, None for integers. Without it the forward pass is
+    vjp: (inputs, output, gradient of the output) -> gradients of the inputs, None for integers. Without it the forward pass is
         differentiated, which forms nothing again that its gradient does not need.
     """
 
     forward: Callable[..., Any]
-    gradient: Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]] | None = None
+    vjp: Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]] | None = None
 
     def backward(self, inputs: tuple[Any, ...], output: Any, dy: Any) -> tuple[Any, ...]:
-        if self.gradient is not None:
-            return self.gradient(inputs, output, dy)
+        if self.vjp is not None:
+            return self.vjp(inputs, output, dy)
         gradients = jax.vjp(self.forward, *inputs)[1](dy)
         return tuple(None if g is None or g.dtype == jax.dtypes.float0 else g for g in gradients)
 
 
-def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
+def by_platform(default: Implementation, **platforms: Implementation) -> Callable[..., Any]:
     """A function that takes the formulation of the platform its program is compiled for, forward and backward.
 
     The choice stands inside the rule for the gradient, not the other way round: differentiating the choice would keep what any of the
@@ -57,16 +57,16 @@ def by_platform(default: Form, **platforms: Form) -> Callable[..., Any]:
     return function
 
 
-def traced_for(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
+def for_device(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, traced for that device's platform alone: the other platforms' formulations take a third of the time.
 
     For programs whose devices are known. Without it a program is traced for all platforms, and the compiler takes its own, but for
-    choices of shapes: see `known`.
+    choices of shapes: see `targets`.
     """
 
     @functools.wraps(function)
     def traced(*args: Any, **options: Any) -> Any:
-        with _platform(device.platform if device.platform in TOLD else ANY):
+        with _platform(device.platform if device.platform in CERTAIN_PLATFORMS else ANY):
             return function(*args, **options)
 
     return traced
@@ -80,8 +80,8 @@ def choose(forms: dict[str, Callable[..., Any]], *inputs: Any) -> Any:
     return forms.get(platform, forms["default"])(*inputs)
 
 
-def known(platform: str) -> bool:
-    """Whether the program that is traced will run there for all one knows: `traced_for` tells, otherwise the default device does.
+def targets(platform: str) -> bool:
+    """Whether the program that is traced will run there for all one knows: `for_device` tells, otherwise the default device does.
 
     For choices that change shapes, which `choose` cannot make. What is chosen has to be right everywhere.
     """
