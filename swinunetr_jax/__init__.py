@@ -13,6 +13,7 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 
 if TYPE_CHECKING:
+    from swinunetr_jax.explanation import explain
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
     from swinunetr_jax.runtime.xla import jit
@@ -24,6 +25,7 @@ __all__ = [
     "SwinUNETRConfig",
     "Task",
     "__version__",
+    "explain",
     "jit",
     "load_checkpoint",
     "open_checkpoint",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MODULES = {
     "SwinUNETR": "swinunetr_jax.model.unetr",
+    "explain": "swinunetr_jax.explanation",
     "jit": "swinunetr_jax.runtime.xla",
     "load_checkpoint": "swinunetr_jax.weights.load",
     "open_checkpoint": "swinunetr_jax.weights.load",

@@ -112,6 +112,7 @@ LAYERS = {  # what each part of the library may import from the others
     "evaluation": {"errors", "task", "version", "data", "metrics"},
     "losses": {"errors", "task"},
     "model": {"config", "errors", "ops", "runtime"},
+    "explanation": {"config", "errors", "model", "ops", "runtime"},
     "weights": {"config", "errors", "task", "model"},
     "report": {"errors", "task", "data"},
     "inference": {"alarm", "config", "errors", "runtime", "task", "version", "data", "model", "report"},

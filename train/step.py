@@ -87,8 +87,9 @@ class Training:
     def compile(self, layout: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, image [b, x, y, z, c], label [b, x, y, z]) -> (state, metrics).
 
-        With a layout states, batches and metrics are stored on devices as it says, and the function is that of
-        `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ in nothing but their data, as folds do, share one program.
+        With a layout, states, batches and metrics are stored on devices as it says, and the function is that of
+        `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ only in their data, such as folds, share
+        one program.
         """
         return _compiled(self, layout)
 

@@ -1,8 +1,8 @@
-"""The bias of window attention for each pair of tokens, out of the table of relative positions, without a gather.
+"""The bias of window attention for each pair of tokens, from the table of relative positions, without a gather.
 
-A row of the bias, what one token adds to its logits, is a box of `window` entries cut out of the mirrored table. So the whole is slices
-put side by side, axis by axis, each of one piece in memory, and its gradient is sums of slices in a fixed order. A gather of 117,649 rows
-of a few numbers goes row by row on a TPU, and its gradient is a scatter.
+A row of the bias, which one token adds to its logits, is a box of `window` entries of the mirrored table. So the bias is stacked from
+slices that are contiguous in memory, one axis after another, and its gradient is a sum of slices in a fixed order. A gather of 117,649
+rows of a few numbers would run row by row on a TPU, and its gradient is a scatter.
 """
 
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from jax import Array, lax
 
 
 def position_bias(table: Array, window: tuple[int, ...]) -> Array:
-    """table[relative_index(window)] with the heads in front.
+    """Returns table[relative_index(window)] with the heads as first axis.
 
     Args:
-        table: [rows, heads], a row per difference of two positions in the window, prod(2 * window - 1) of them, first axis slowest.
+        table: [rows, heads], a row for each difference of two positions in the window; prod(2 * window - 1) rows, first axis slowest.
         window: tokens along each axis.
 
     Returns:
@@ -21,7 +21,7 @@ def position_bias(table: Array, window: tuple[int, ...]) -> Array:
     """
     heads = table.shape[-1]
     table = table.T.reshape(heads, *(2 * size - 1 for size in window))
-    # [heads, rows that are done, axes still to come, columns that are done]
+    # [heads, finished rows, remaining axes, finished columns]
     bias = jnp.flip(table, range(1, table.ndim))[:, None, ..., None]
     for size in reversed(window):
         step = bias.shape[-1]

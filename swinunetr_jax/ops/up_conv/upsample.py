@@ -1,16 +1,16 @@
-"""Transposed convolution, kernel 2 and stride 2: a matrix product and a depth-to-space, since no two taps overlap."""
+"""The transposed convolution of kernel 2 and stride 2: a matrix product and a depth-to-space, since its taps do not overlap."""
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from swinunetr_jax.ops.dense import dense
+from swinunetr_jax.ops.pointwise import dense
 
 _DEPTH_TO_SPACE = {2: "b h w p q c -> b (h p) (w q) c", 3: "b d h w o p q c -> b (d o) (h p) (w q) c"}
 
 
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Doubles every spatial axis.
+    """Returns a grid of twice the size along every spatial axis.
 
     Args:
         x: [b, *grid, c_in].
