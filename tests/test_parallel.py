@@ -16,7 +16,8 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.blocks import ResBlock
-from swinunetr_jax.ops import pieces
+from swinunetr_jax.ops import lane_blocks
+from swinunetr_jax.runtime import dispatch
 from swinunetr_jax.runtime.sharding import device_grid, device_mesh, with_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, PmapStrategy
 from swinunetr_jax.weights.params import build, flatten
@@ -145,27 +146,27 @@ def divided() -> dict:
 # ---- what a TPU makes of it
 
 
-def test_a_grid_in_pieces_is_shared_by_its_samples_alone():
-    """As on a TPU: devices that share a batch keep each grid in pieces, those that share a volume do not."""
-    found = elsewhere("in_pieces")
-    assert found["4x1"]["pieces"] and not found["2x2"]["pieces"]
+def test_a_grid_is_in_blocks_only_if_its_devices_share_no_volume():
+    """On a TPU the grids of devices that share a batch are in blocks, and those of devices that share a volume are not."""
+    found = elsewhere("in_blocks")
+    assert found["4x1"]["blocks"] and not found["2x2"]["blocks"]
     assert all(one["error"] < 1e-12 and one["divided"] for one in found.values())
 
 
-def in_pieces() -> dict:
-    """A block's results and gradients in float64 on several devices: the difference from those of one without pieces."""
+def in_blocks() -> dict:
+    """Differences of a residual block's results and gradients in float64 on several devices from those on one device without blocks."""
     jax.config.update("jax_enable_x64", True)
     config = CONFIG.replace(dtype="float64", param_dtype="float64")
     structure, weights = nnx.split(ResBlock(2, 4, config, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 16, 2))
 
     def loss(weights: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = pieces.join(nnx.merge(structure, weights)(pieces.split(x))[0])
+        y = lane_blocks.from_blocks(nnx.merge(structure, weights)(lane_blocks.maybe_to_blocks(x))[0])
         return (jax.numpy.square(y) * jax.numpy.sin(x[..., :1])).mean(), y
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
     one = jax.tree.leaves(jax.jit(run)(weights, x))
-    pieces.LEAST, pieces.targets = 8, lambda platform: platform == "tpu"
+    lane_blocks.LEAST_EDGE, dispatch.target_platform = 8, lambda: "tpu"
     found = {}
     for data, depth in ((4, 1), (2, 2)):
         layout = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
@@ -174,7 +175,7 @@ def in_pieces() -> dict:
         results = jax.tree.leaves(function(*inputs))
         y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
         found[f"{data}x{depth}"] = {
-            "pieces": "x128x2x2x2x" in function.lower(*inputs).as_text(),
+            "blocks": "x128x2x2x2x" in function.lower(*inputs).as_text(),
             "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, one)),
             "divided": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
         }
@@ -224,4 +225,4 @@ def test_devices_that_cannot_share(batch, depth, processes, each, said):
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({"losses": losses, "divided": divided, "in_pieces": in_pieces}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"losses": losses, "divided": divided, "in_blocks": in_blocks}[sys.argv[1]](*sys.argv[2:])))

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import SwinUNETR
-from swinunetr_jax.ops import activation
+from swinunetr_jax.ops import pointwise
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import flatten
 from tools import golden_weights
@@ -183,7 +183,7 @@ def test_gradients_in_float32(monai_pair, monkeypatch):
     torch's as well as ours: whether that happens is luck. The real one is compared in float64 above.
     """
     pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
-    monkeypatch.setattr(activation, "NEGATIVE_SLOPE", 1.0)
+    monkeypatch.setattr(pointwise, "NEGATIVE_SLOPE", 1.0)
     for module in pair.theirs.modules():
         if isinstance(module, torch.nn.LeakyReLU):
             module.negative_slope = 1.0

@@ -11,7 +11,8 @@ from flax import nnx
 from jax import lax
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
-from swinunetr_jax.ops import attention, conv
+from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.conv import conv, reference
 from tools.precision_report import BFLOAT16, Options, emulate, exact, in_three_passes, measure, once, rounded
 
 rng = np.random.default_rng(0)
@@ -30,11 +31,11 @@ def test_rounding():
 def test_products_are_of_rounded_operands():
     x, kernel = normal(1, 4, 5, 6, 3), normal(3, 3, 3, 3, 2)
     short = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (jnp.asarray(x), jnp.asarray(kernel))]
-    got = emulate(conv.conv, "cuda", once(BFLOAT16))(x, kernel)
-    np.testing.assert_allclose(got, conv.plain(*short), atol=1e-5)
-    assert np.abs(got - conv.plain(x, kernel)).max() > 1e-3
-    closer = emulate(conv.conv, "cuda", in_three_passes)(x, kernel)
-    np.testing.assert_allclose(closer, conv.plain(x, kernel), atol=2e-4)
+    got = emulate(conv, "cuda", once(BFLOAT16))(x, kernel)
+    np.testing.assert_allclose(got, reference.conv(*short), atol=1e-5)
+    assert np.abs(got - reference.conv(x, kernel)).max() > 1e-3
+    closer = emulate(conv, "cuda", in_three_passes)(x, kernel)
+    np.testing.assert_allclose(closer, reference.conv(x, kernel), atol=2e-4)
 
 
 def test_everything_but_products_stays_as_it_is():
@@ -42,7 +43,7 @@ def test_everything_but_products_stays_as_it_is():
     regions = rng.integers(0, 3, (3, 5)).astype(np.int32)
 
     def attend(q, k, v, bias):
-        return attention.window_attention(q, k, v, bias, regions)
+        return window_attention(q, k, v, bias, regions)
 
     np.testing.assert_allclose(jax.jit(emulate(attend, "cuda", exact))(q, k, v, bias), attend(q, k, v, bias), atol=1e-6)
 

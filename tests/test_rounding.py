@@ -15,7 +15,14 @@ from flax import nnx
 
 from swinunetr_jax import SwinUNETRConfig, losses
 from swinunetr_jax.model.layers import ConvNorm
-from swinunetr_jax.ops import activation, attention, bias, conv, conv_norm, dense, norm, norm_conv, up_conv, upsample
+from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.conv import conv, patch_conv
+from swinunetr_jax.ops.norm import group_norm, instance_norm, layer_norm
+from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
+from swinunetr_jax.ops.norm.pointwise_conv_norm import pointwise_conv_norm
+from swinunetr_jax.ops.pointwise import add_bias, dense, gelu, leaky_relu
+from swinunetr_jax.ops.up_conv import up_conv
+from swinunetr_jax.ops.up_conv.upsample import upsample
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -118,30 +125,28 @@ def torch_dice(x: Any, probabilities: Callable[[Any], Any]) -> Any:
 
 SCAN = (1, *GRID, 4)
 CASES = {
-    "conv_norm": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), SCAN, ((4, 12),)),
+    "conv_norm": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), SCAN, ((4, 12),)),
     "conv_norm of differences": Case(
-        conv_norm.conv_instance_norm,
+        pointwise_conv_norm,
         lambda x, k: torch_instance_norm(x @ k),
         SCAN,
         ((4, 12),),
         lambda k: k - k.mean(0),
     ),
-    "conv_norm of one channel": Case(
-        conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, *GRID, 1), ((1, 12),)
-    ),
-    "conv_norm in 2-D": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
+    "conv_norm of one channel": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), (2, *GRID, 1), ((1, 12),)),
+    "conv_norm in 2-D": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
     "norm_conv": Case(
-        norm_conv.norm_act_conv,
+        norm_act_conv,
         lambda x, k: last(F.conv3d(F.leaky_relu(F.instance_norm(first(x))), kernel(k), padding=1)),
         SCAN,
         ((*CUBE, 4, 5),),
     ),
-    "instance norm": Case(norm.instance_norm, torch_instance_norm, SCAN),
-    "instance norm in 2-D": Case(norm.instance_norm, torch_instance_norm, (2, 30, 33, 4)),
-    "layer norm": Case(norm.layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
-    "plain layer norm": Case(norm.layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
+    "instance norm": Case(instance_norm, torch_instance_norm, SCAN),
+    "instance norm in 2-D": Case(instance_norm, torch_instance_norm, (2, 30, 33, 4)),
+    "layer norm": Case(layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
+    "plain layer norm": Case(layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
     "group norm": Case(
-        lambda x, s, b: norm.group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
+        lambda x, s, b: group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
     ),
     "batch norm in training": Case(
         batch_norm,
@@ -150,60 +155,60 @@ CASES = {
         ((4,), (4,)),
     ),
     "conv of kernel 1 with bias": Case(
-        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: add_bias(conv(x, k), b),
         lambda x, k, b: last(F.conv3d(first(x), kernel(k), b)),
         SCAN,
         ((1, 1, 1, 4, 5), (5,)),
     ),
     "conv of kernel 3 with bias": Case(
-        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: add_bias(conv(x, k), b),
         lambda x, k, b: last(F.conv3d(first(x), kernel(k), b, padding=1)),
         SCAN,
         ((*CUBE, 4, 5), (5,)),
     ),
     "conv of few voxels": Case(
-        conv.conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
+        conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
     ),
     "patch_conv": Case(
-        conv.patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
+        patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
     ),
     "upsample": Case(
-        upsample.upsample,
+        upsample,
         lambda x, k: last(F.conv_transpose3d(first(x), transposed(k), stride=2)),
         (1, 6, 7, 5, 4),
         ((2, 2, 2, 4, 5),),
     ),
     "up_conv": Case(
-        up_conv.up_conv,
+        up_conv,
         torch_up_conv,
         (1, 3, 4, 5, 6),
         ((1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (*CUBE, 8, 3), (1, 1, 1, 8, 3)),
     ),
     "folded up_conv": Case(
-        up_conv.up_conv,
+        up_conv,
         torch_up_conv,
         (1, 8, 8, 8, 8),
         ((1, 16, 16, 16, 8), (2, 2, 2, 8, 8), (*CUBE, 16, 8), (1, 1, 1, 16, 8)),
     ),
     "dense with bias": Case(
-        lambda x, k, b: bias.add_bias(dense.dense(x, k), b), lambda x, k, b: x @ k + b, (1, *GRID, 24), ((24, 30), (30,))
+        lambda x, k, b: add_bias(dense(x, k), b), lambda x, k, b: x @ k + b, (1, *GRID, 24), ((24, 30), (30,))
     ),
-    "gelu": Case(activation.gelu, F.gelu, SCAN),
-    "leaky_relu": Case(activation.leaky_relu, F.leaky_relu, SCAN),
+    "gelu": Case(gelu, F.gelu, SCAN),
+    "leaky_relu": Case(leaky_relu, F.leaky_relu, SCAN),
     "attention, queries": Case(
-        lambda x, *rest: attention.window_attention(windows(x), *rest),
+        lambda x, *rest: window_attention(windows(x), *rest),
         lambda x, *rest: torch_attention(windows(x), *rest),
         (1, *GRID, 8),
         HEADS,
     ),
     "attention, keys": Case(
-        lambda x, q, v, b: attention.window_attention(q, windows(x), v, b),
+        lambda x, q, v, b: window_attention(q, windows(x), v, b),
         lambda x, q, v, b: torch_attention(q, windows(x), v, b),
         (1, *GRID, 8),
         HEADS,
     ),
     "attention, values": Case(
-        lambda x, q, k, b: attention.window_attention(q, k, windows(x), b),
+        lambda x, q, k, b: window_attention(q, k, windows(x), b),
         lambda x, q, k, b: torch_attention(q, k, windows(x), b),
         (1, *GRID, 8),
         HEADS,
