@@ -1,4 +1,4 @@
-"""Devices that share batches and volumes give the numbers of one. Eight CPU devices, in a process of their own."""
+"""Several devices give the results of one device. The tests run on eight CPU devices, in a process of their own."""
 
 import json
 import os
@@ -30,10 +30,10 @@ ONE, SOME = "jit 1x1", ("jit 2x2", "pmap 2")
 ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
 
 
-def elsewhere(what: str, *args: str) -> dict:
-    """What a function of this file returns in a process with eight devices."""
+def in_subprocess(function: str, *args: str) -> dict:
+    """Returns the result of a function of this file in a process with eight devices."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, what, *args]
+    command = [sys.executable, __file__, function, *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -42,13 +42,13 @@ def elsewhere(what: str, *args: str) -> dict:
 # ---- training
 
 
-def test_five_steps_on_several_devices_are_those_of_one():
-    check_losses(elsewhere("losses", "4", ONE, *SOME))
+def test_five_steps_on_several_devices_equal_those_on_one():
+    check_losses(in_subprocess("losses", "4", ONE, *SOME))
 
 
 @pytest.mark.long
-def test_five_steps_on_any_number_of_devices_are_those_of_one():
-    check_losses(elsewhere("losses", "8", ONE, *ALL))
+def test_five_steps_on_any_number_of_devices_equal_those_on_one():
+    check_losses(in_subprocess("losses", "8", ONE, *ALL))
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
@@ -62,7 +62,7 @@ def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
 
 
 def losses_on(name: str, batch_size: int) -> list[float]:
-    """Five steps with an average of the weights, on a layout such as "jit 2x4" (data x depth)."""
+    """Returns the losses of five steps with an average of the weights, for a strategy such as "jit 2x4" (data x spatial)."""
     from train import step
     from train.config import Optim
 
@@ -93,18 +93,18 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     return result
 
 
-# ---- volumes divided along their depth
+# ---- volumes that are sharded along their first axis
 
 
-def test_divided_volumes_give_the_same_logits_gradients_and_labels():
-    found = elsewhere("divided")
+def test_sharded_volumes_have_the_same_logits_gradients_and_labels():
+    found = in_subprocess("sharded")
     for name in ("1x2", "1x4", "2x2"):
         assert found[name]["logits"] < 1e-12 and found[name]["gradient"] < 1e-9, found[name]
     assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
 
 
-def divided() -> dict:
-    """Differences from one device: of logits and gradients in float64, relative to each tensor's largest; of a whole prediction."""
+def sharded() -> dict:
+    """Returns differences from one device: of logits and gradients in float64, relative to the largest value, and of a prediction."""
     found = {"probabilities": 0.0, "labels that differ": 0}
     volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
     model = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
@@ -138,23 +138,23 @@ def divided() -> dict:
         results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradient))]
     one = results.pop("1x1")
     for name, others in results.items():
-        apart = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
-        found[name] = {"logits": apart[0], "gradient": max(apart[1:])}
+        errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
+        found[name] = {"logits": errors[0], "gradient": max(errors[1:])}
     return found
 
 
-# ---- what a TPU makes of it
+# ---- grids in blocks, as on a TPU
 
 
 def test_a_grid_is_in_blocks_only_if_its_devices_share_no_volume():
     """On a TPU the grids of devices that share a batch are in blocks, and those of devices that share a volume are not."""
-    found = elsewhere("in_blocks")
+    found = in_subprocess("in_blocks")
     assert found["4x1"]["blocks"] and not found["2x2"]["blocks"]
-    assert all(one["error"] < 1e-12 and one["divided"] for one in found.values())
+    assert all(one["error"] < 1e-12 and one["sharded"] for one in found.values())
 
 
 def in_blocks() -> dict:
-    """Differences of a residual block's results and gradients in float64 on several devices from those on one device without blocks."""
+    """Returns the errors of a residual block's results and gradients on several devices, from those on one device without blocks."""
     jax.config.update("jax_enable_x64", True)
     config = CONFIG.replace(dtype="float64", param_dtype="float64")
     structure, weights = nnx.split(ResBlock(2, 4, config, rngs=nnx.Rngs(0)))
@@ -177,12 +177,12 @@ def in_blocks() -> dict:
         found[f"{data}x{depth}"] = {
             "blocks": "x128x2x2x2x" in function.lower(*inputs).as_text(),
             "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, one)),
-            "divided": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
+            "sharded": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
         }
     return found
 
 
-# ---- which devices
+# ---- the mesh
 
 
 def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
@@ -201,15 +201,15 @@ def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
         (4, 4, 2, 8, (4, 4)),
     ],
 )
-def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
+def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
     grid = device_grid(batch, depth, some_devices(processes, each))
     assert grid.shape == shape
-    for sample in grid:  # its devices belong to one process
+    for sample in grid:
         assert len({device.process_index for device in sample}) == 1
 
 
 @pytest.mark.parametrize(
-    ("batch", "depth", "processes", "each", "said"),
+    ("batch", "depth", "processes", "each", "message"),
     [
         (4, 9, 1, 8, "cannot be divided among 9 of the 8 devices"),
         (4, 3, 2, 8, "cannot be divided among 3 of the 8 devices"),
@@ -217,12 +217,12 @@ def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, pro
         (3, 2, 2, 4, "by 8 devices of 2 processes with 2 for each sample: choose a multiple of 4"),
     ],
 )
-def test_devices_that_cannot_share(batch, depth, processes, each, said):
-    with pytest.raises(InputError, match=said):
+def test_errors_of_devices_that_cannot_share(batch, depth, processes, each, message):
+    with pytest.raises(InputError, match=message):
         device_grid(batch, depth, some_devices(processes, each))
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({"losses": losses, "divided": divided, "in_blocks": in_blocks}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"losses": losses, "sharded": sharded, "in_blocks": in_blocks}[sys.argv[1]](*sys.argv[2:])))
