@@ -4,6 +4,7 @@ Names are imported when they are first used: readers of `swinunetr_jax.data` in 
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from swinunetr_jax.config import SwinUNETRConfig
@@ -12,10 +13,10 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 
 if TYPE_CHECKING:
-    from swinunetr_jax.compiler import compiler_options
+    from swinunetr_jax.explanation import explain
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
-    from swinunetr_jax.platforms import traced_for
+    from swinunetr_jax.runtime.xla import jit
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 
 __all__ = [
@@ -24,29 +25,41 @@ __all__ = [
     "SwinUNETRConfig",
     "Task",
     "__version__",
-    "compiler_options",
+    "explain",
+    "jit",
     "load_checkpoint",
     "open_checkpoint",
     "save_checkpoint",
     "sliding_window_inference",
-    "traced_for",
 ]
 
-_HOME = {
+_MODULES = {
     "SwinUNETR": "swinunetr_jax.model.unetr",
-    "compiler_options": "swinunetr_jax.compiler",
+    "explain": "swinunetr_jax.explanation",
+    "jit": "swinunetr_jax.runtime.xla",
     "load_checkpoint": "swinunetr_jax.weights.load",
     "open_checkpoint": "swinunetr_jax.weights.load",
     "save_checkpoint": "swinunetr_jax.weights.load",
     "sliding_window_inference": "swinunetr_jax.inference.sliding_window",
-    "traced_for": "swinunetr_jax.platforms",
+}
+_DEPRECATED = {  # old name: module, new name there, what to use instead
+    "compiler_options": ("swinunetr_jax.runtime.xla", "compiler_options", "swinunetr_jax.jit(function)"),
+    "traced_for": ("swinunetr_jax.runtime.dispatch", "for_device", "swinunetr_jax.jit(function, device=device)"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _DEPRECATED:
+        module, new_name, replacement = _DEPRECATED[name]
+        warnings.warn(
+            f"swinunetr_jax.{name} is deprecated and will be removed in the next version: use {replacement}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(module), new_name)
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,9 @@
-"""How far two arrays are apart."""
+"""The difference of two arrays."""
 
 import numpy as np
 
 
 def error(got, expected):
-    """Relative, in the norm, in float64."""
+    """Returns the norm of the difference over the norm of the expected array, in float64."""
     got, expected = (np.asarray(a, np.float64) for a in (got, expected))
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)

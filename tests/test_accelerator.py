@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from relative import error
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference, traced_for
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, jit, sliding_window_inference
 from swinunetr_jax.weights.params import flatten
 
 pytestmark = [
@@ -65,10 +65,9 @@ def test_a_volume_by_windows_equals_the_cpus():
     x = rng.normal(size=(1, 75, 70, 91, 4)).astype(np.float32)
 
     def segmented(device):
-        options = compiler_options() if device.platform != "cpu" else None
         with jax.default_device(device):
             model = jax.device_put(network(), device)
-            forward = jax.jit(traced_for(device, lambda model, x: model(x)), compiler_options=options)
+            forward = jit(lambda model, x: model(x), device=device)
             return sliding_window_inference(x, (64, 64, 64), 2, lambda x: forward(model, x), 0.5, "gaussian")
 
     here, expected = (segmented(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))

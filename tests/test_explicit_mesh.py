@@ -1,4 +1,4 @@
-"""The network over meshes of `jax.make_mesh`, whose axes are explicit: four CPU devices, in a process of their own."""
+"""The network over meshes of `jax.make_mesh`, whose axes are explicit. The tests run on four CPU devices, in a process of their own."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PLANE, SPACE = (4, 64, 32, 1), (2, 64, 32, 32, 1)  # shapes of inputs
 
 
 class Case(NamedTuple):
-    """A mesh's sizes and names, how the volumes are divided over it, and the last axes of the weights."""
+    """The shape of the input, the sizes and names of a mesh, and the sharding of the volumes and of the last axes of the weights."""
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     weights: str | None = None
 
 
-# in 2-D most of them, which compiles ten times as fast
+# most cases are in 2-D, which compiles ten times as fast
 CASES = {
     "samples and rows in 3-D": Case(SPACE, (2, 2), ("samples", "rows"), ("samples", "rows")),
     "samples": Case(PLANE, (4,), ("samples",), ("samples",)),
@@ -42,40 +42,40 @@ CASES = {
 }
 
 
-def elsewhere(what: str) -> dict:
-    """What a function of this file returns in a process with four devices."""
+def in_subprocess(function: str) -> dict:
+    """Returns the result of a function of this file in a process with four devices."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__, what], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, function], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.fault("4.4")
-def test_the_network_and_its_gradient_can_be_traced_over_explicit_axes_and_give_the_logits_of_one_device():
-    found = elsewhere("quickly")
+def test_the_network_can_be_traced_over_explicit_axes_and_has_the_logits_of_one_device():
+    found = in_subprocess("quickly")
     assert found["traced"] == list(CASES)
-    assert found["divided"]
+    assert found["sharded"]
     assert found["logits"] < 1e-12
 
 
 @pytest.mark.long
 @pytest.mark.fault("4.4")
-def test_over_explicit_axes_loss_logits_gradients_and_intermediates_are_those_of_one_device():
-    found = elsewhere("thoroughly")
+def test_loss_logits_gradients_and_intermediates_over_explicit_axes_equal_those_of_one_device():
+    found = in_subprocess("thoroughly")
     assert max(found.pop("intermediates").values()) < 1e-10
     for name in CASES:
         case = found[name]
-        assert case["divided"], name
+        assert case["sharded"], name
         assert case["loss"] < 1e-12 and case["logits"] < 1e-12 and case["gradient"] < 1e-9, (name, case)
 
 
-def apart(got: jax.Array, expected: jax.Array) -> float:
-    """The largest difference over the largest value."""
+def relative_error(got: jax.Array, expected: jax.Array) -> float:
+    """Returns the largest difference over the largest value."""
     return float(np.abs(np.asarray(got) - np.asarray(expected)).max() / (np.abs(np.asarray(expected)).max() or 1))
 
 
 class Prepared:
-    """A case's network, inputs and mesh."""
+    """The network, the inputs and the mesh of a case."""
 
     def __init__(self, case: Case):
         self.case, config = case, configuration(case.shape)
@@ -98,8 +98,8 @@ class Prepared:
 
     def placed(self) -> tuple[nnx.State, jax.Array, jax.Array]:
         def place_weight(w: jax.Array) -> jax.Array:
-            divided = self.case.weights and w.ndim and w.shape[-1] % DEVICES == 0
-            return self.place(w, *[None] * (w.ndim - 1), self.case.weights) if divided else self.place(w)
+            is_divisible = self.case.weights and w.ndim and w.shape[-1] % DEVICES == 0
+            return self.place(w, *[None] * (w.ndim - 1), self.case.weights) if is_divisible else self.place(w)
 
         return (
             jax.tree.map(place_weight, self.weights),
@@ -107,13 +107,13 @@ class Prepared:
             self.place(self.label, *self.case.spec),
         )
 
-    def is_divided(self, logits: jax.Array) -> bool:
-        """As the input is."""
+    def is_sharded(self, logits: jax.Array) -> bool:
+        """Returns whether the logits are sharded as the input is."""
         return logits.sharding.shard_shape(logits.shape) == self.place(logits, *self.case.spec).sharding.shard_shape(logits.shape)
 
 
 def quickly() -> dict:
-    """Which gradients can be traced, and of one case the logits' difference from one device."""
+    """Returns which gradients can be traced, and for one case the difference of the logits from those of one device."""
     traced = []
     for name, case in CASES.items():
         prepared = Prepared(case)
@@ -123,26 +123,27 @@ def quickly() -> dict:
     weights, x, _ = prepared.placed()
     logits = prepared.forward(weights, x)
     expected = prepared.forward(prepared.weights, prepared.x)
-    return {"traced": traced, "divided": prepared.is_divided(logits), "logits": apart(logits, expected)}
+    return {"traced": traced, "sharded": prepared.is_sharded(logits), "logits": relative_error(logits, expected)}
 
 
 def thoroughly() -> dict:
+    """Returns for each case the differences of loss, logits and gradients from those of one device."""
     found = {}
     for name, case in CASES.items():
         prepared = Prepared(case)
         (loss, logits), gradient = prepared.gradient(prepared.weights, prepared.x, prepared.label)
-        (own_loss, own), own_gradient = prepared.gradient(*prepared.placed())
+        (sharded_loss, sharded_logits), sharded_gradient = prepared.gradient(*prepared.placed())
         found[name] = {
-            "divided": prepared.is_divided(own),
-            "loss": apart(own_loss, loss),
-            "logits": apart(own, logits),
-            "gradient": max(map(apart, jax.tree.leaves(own_gradient), jax.tree.leaves(gradient))),
+            "sharded": prepared.is_sharded(sharded_logits),
+            "loss": relative_error(sharded_loss, loss),
+            "logits": relative_error(sharded_logits, logits),
+            "gradient": max(map(relative_error, jax.tree.leaves(sharded_gradient), jax.tree.leaves(gradient))),
         }
     return found | {"intermediates": intermediates()}
 
 
 def intermediates() -> dict[str, float]:
-    """Within `jax.set_mesh`, in training with a batch norm: differences from one device by name."""
+    """Returns the differences of intermediates from those of one device, with `jax.set_mesh`, in training with a batch norm."""
     model = SwinUNETR(configuration(PLANE, norm_name="batch"), rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=PLANE)
     run = jax.jit(lambda model, x: model.forward(x, train=True)[1], compiler_options=FAST)
@@ -150,7 +151,7 @@ def intermediates() -> dict[str, float]:
     mesh = jax.make_mesh((2, 2), ("samples", "rows"))
     with jax.set_mesh(mesh):
         got = run(model, jax.device_put(x, NamedSharding(mesh, PartitionSpec("samples", "rows"))))
-    return {name: apart(got[name], expected[name]) for name in expected}
+    return {name: relative_error(got[name], expected[name]) for name in expected}
 
 
 def configuration(shape: tuple[int, ...], **options: str) -> SwinUNETRConfig:

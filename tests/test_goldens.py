@@ -1,4 +1,4 @@
-"""Stored outputs of MONAI, every intermediate among them, against ours: parity without torch. Made by tools/make_goldens.py."""
+"""Our outputs and intermediates compared with stored ones of MONAI, without torch. tools/make_goldens.py writes the stored ones."""
 
 import json
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from swinunetr_jax.weights.torch_file import write_torch_file
 from tools import golden_weights
 
 FILES = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
-TOLERANCE = 1e-4  # of the largest magnitude in the array
+TOLERANCE = 1e-4  # relative to the largest magnitude in the array
 
 
-LONG = ("legacy_v2", "merging", "mergingv2", "options")  # what they have is in other files and in test_parity.py, too
+LONG = ("legacy_v2", "merging", "mergingv2", "options")  # their options are also tested by other files and by test_parity.py
 
 
 @pytest.fixture(
@@ -36,22 +36,22 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 def outputs(
     golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, run_forward: Callable[..., Any]
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Our network with the golden's weights, read from a file, and everything it computes."""
+    """Our network with the weights of a golden, read from a file, and everything that it computes."""
     weights = golden_weights.state({name: tuple(shape) for name, shape in golden["state"].items()}, golden["seed"])
-    assert golden_weights.digest(weights) == golden["weights"], "the seed gives other weights here than where the file was made"
+    assert golden_weights.digest(weights) == golden["weights"], "the seed gives other weights than when the file was written"
     config = SwinUNETRConfig(**golden["config"])
     path = tmp_path_factory.mktemp("golden") / "network.pt"
     write_torch_file(path, weights)
-    told = {"downsample": config.downsample, "normalize": config.normalize, "window_size": config.window_size}
+    fields = {"downsample": config.downsample, "normalize": config.normalize, "window_size": config.window_size}
     if config.num_groups is not None:
-        told["num_groups"] = config.num_groups
-    checkpoint = open_checkpoint(path, **told)
+        fields["num_groups"] = config.num_groups
+    checkpoint = open_checkpoint(path, **fields)
     assert checkpoint.config == config
     model = checkpoint.model()
     return model, run_forward(model, golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
 
 
-def test_all_cases_are_there():
+def test_all_cases_exist():
     assert [path.stem for path in FILES] == ["2d", "batch", "legacy", "legacy_v2", "merging", "mergingv2", "options", "v2"]
     assert all(path.stat().st_size < 100_000 for path in FILES)
 
@@ -70,17 +70,17 @@ def test_logits(golden, outputs):
 
 
 def test_every_intermediate(golden, outputs):
-    seen = {name: value for name, value in outputs[1].items() if name != "logits"}
-    assert set(seen) == set(golden["names"])
+    intermediates = {name: value for name, value in outputs[1].items() if name != "logits"}
+    assert set(intermediates) == set(golden["names"])
     for name, samples, statistics in zip(golden["names"], golden["samples"], golden["statistics"]):
-        size, limit = min(samples.size, seen[name].size), TOLERANCE * statistics[2]
-        error = np.abs(golden_weights.sample(seen[name], samples.size) - samples[:size]).max()
+        size, limit = min(samples.size, intermediates[name].size), TOLERANCE * statistics[2]
+        error = np.abs(golden_weights.sample(intermediates[name], samples.size) - samples[:size]).max()
         assert error <= limit, f"{name}: {error:.2e} off, {limit:.2e} allowed"
-        np.testing.assert_allclose(golden_weights.statistics(seen[name]), statistics, rtol=0, atol=limit, err_msg=name)
+        np.testing.assert_allclose(golden_weights.statistics(intermediates[name]), statistics, rtol=0, atol=limit, err_msg=name)
 
 
 @pytest.mark.parametrize("golden", FILES[-1:], ids=lambda path: path.stem, indirect=True)
-def test_logits_by_the_formulations_for_accelerators(golden, outputs, run_forward, fresh_traces, monkeypatch):
+def test_logits_by_the_reference_implementations(golden, outputs, run_forward, fresh_traces, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
-    seen = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
-    test_logits(golden, (None, seen))
+    intermediates = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
+    test_logits(golden, (None, intermediates))

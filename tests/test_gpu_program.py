@@ -1,4 +1,4 @@
-"""The reader of compiled GPU programs, on a small one by hand."""
+"""The reader of compiled GPU programs, on a small program that is written by hand."""
 
 import pytest
 
@@ -32,7 +32,7 @@ VOLUME, KERNEL = 2 * 24**3 * 48, 2 * 27 * 48**2
 BIAS, WEIGHTS = 4 * 3 * 343 * 344, 4 * 27 * 3 * 343 * 344
 
 
-def test_instructions_and_what_they_feed():
+def test_instructions_and_their_users():
     computations, entry = parse(PROGRAM)
     assert (entry, set(computations)) == ("main", {"turned", "voxels", "main"})
     conv = computations["main"]["conv"]
@@ -46,8 +46,8 @@ def test_facts_of_a_program():
     assert facts.pop("traffic_gb") == pytest.approx(traffic / 1e9)
     assert facts == {
         "convolutions": 1,
-        "transposes_beside_convolutions": 1,  # not the one behind it, which moves voxels with all their channels
-        "attention_weights_in_memory": 1,  # and not the bias, which one head's worth of windows shares
+        "transposes_next_to_convolutions": 1,  # not the one after it, which moves voxels with all their channels
+        "attention_weights_in_memory": 1,  # not the bias, which the windows share
         "largest_result_mb": WEIGHTS / 1e6,
         "largest_result": "f32[27,3,343,344]",
         "kernels": 5,

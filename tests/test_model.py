@@ -1,4 +1,4 @@
-"""The network as a whole: size, start, errors, randomness; and that imports point down."""
+"""The whole network: its size, initialisation, errors and randomness. Imports point down."""
 
 import ast
 import math
@@ -33,7 +33,7 @@ def test_parameter_counts(fields, count):
     assert count_parameters(shapes(SwinUNETRConfig(**fields))) == count
 
 
-def test_the_start_is_pytorchs():
+def test_the_initialisation_is_that_of_pytorch():
     params = flatten(SwinUNETR(SwinUNETRConfig(in_channels=4, out_channels=3), rngs=nnx.Rngs(0)))
 
     def check(name, fan_in):
@@ -44,20 +44,20 @@ def test_the_start_is_pytorchs():
     check("swin.stages.0.blocks.0.attn.qkv.kernel", 24)
     check("swin.stages.1.blocks.0.mlp.linear2.kernel", 192)
     check("encoder2.conv1.kernel", 27 * 24)
-    check("decoder5.up.kernel", 8 * 192)  # PyTorch counts a transposed convolution's outputs
+    check("decoder5.up.kernel", 8 * 192)  # PyTorch counts the outputs of a transposed convolution
     check("swin.stages.3.blocks.1.attn.qkv.bias", 192)
     assert params["swin.stages.0.blocks.0.attn.relative_position_bias"].std() == pytest.approx(0.02, rel=0.05)
     assert np.all(params["swin.stages.0.blocks.0.norm1.scale"] == 1)
     assert np.all(params["swin.stages.0.merge.norm.bias"] == 0)
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_weights():
     first, again, other = (flatten(SwinUNETR(SMALL, rngs=nnx.Rngs(seed))) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["out.kernel"], other["out.kernel"])
 
 
-def test_drop_path_rates_are_one_ramp():
+def test_drop_path_rates_increase_linearly_over_all_blocks():
     config = SMALL.replace(depths=(2, 4, 2, 2), dropout_path_rate=0.18)
     model = nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0)))
     rates = [block.drop_path_rate for stage in model.swin.stages for block in stage.blocks]
@@ -74,14 +74,14 @@ def test_drop_path_rates_are_one_ramp():
         ((1, 32, 32, 32, 2), "one voxel"),
     ],
 )
-def test_wrong_shapes_are_explained(shape, text):
+def test_errors_of_wrong_shapes(shape, text):
     model = nnx.eval_shape(lambda: SwinUNETR(SMALL, rngs=nnx.Rngs(0)))
     with pytest.raises(InputError, match=text):
         jax.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def test_randomness_is_the_keys():
-    """All that is random lies in the encoder."""
+def test_the_key_determines_the_randomness():
+    """All random operations are in the encoder."""
     config = SMALL.replace(depths=(2, 1, 1, 1), drop_rate=0.2, attn_drop_rate=0.2, dropout_path_rate=0.2)
     model = SwinUNETR(config, rngs=nnx.Rngs(0)).swin
     forward = jax.jit(lambda model, x, key: model(x, key)[0][-1], compiler_options={"xla_backend_optimization_level": 0})
@@ -97,19 +97,17 @@ def test_randomness_is_the_keys():
 # ---- imports point down
 
 
-LAYERS = {  # what each part of the library may import from the others
+LAYERS = {  # the parts of the library that each part may import
     "errors": set(),
     "version": set(),
     "files": {"errors"},
     "console": {"errors"},
     "arguments": {"errors"},
     "alarm": set(),
-    "compiler": set(),
     "config": {"errors"},
     "task": {"config", "errors", "data.brats"},
-    "platforms": set(),
-    "parallel": {"errors", "platforms"},
-    "ops": {"parallel", "platforms"},
+    "runtime": {"errors"},
+    "ops": {"runtime"},
     "data.brats": set(),
     "data.boxes": set(),
     "data.nifti": {"errors"},
@@ -122,18 +120,19 @@ LAYERS = {  # what each part of the library may import from the others
     "metrics": {"errors", "task", "data"},
     "evaluation": {"errors", "task", "version", "data", "metrics"},
     "losses": {"errors", "task"},
-    "model": {"config", "errors", "ops", "parallel"},
+    "model": {"config", "errors", "ops", "runtime"},
+    "explanation": {"config", "errors", "model", "ops", "runtime"},
     "weights": {"config", "errors", "task", "model"},
     "viz": {"errors", "task", "data"},
-    "inference": {"alarm", "compiler", "config", "errors", "parallel", "task", "version", "data", "model", "viz"},
-    "commands": {"config", "errors", "task", "data", "inference", "evaluation", "weights", "version"},
-    "cli": {"arguments", "commands", "errors", "version"},
+    "inference": {"alarm", "config", "errors", "runtime", "task", "version", "data", "model", "viz", "weights"},
+    "commands": {"config", "errors", "task", "data", "inference", "evaluation", "weights", "version", "training"},
+    "cli": {"arguments", "commands", "errors", "version", "training"},
 }
 FORBIDDEN = {"torch", "monai", "train", "tools", "tests"}
 
 
 def imports(path):
-    """Names of modules that a file imports, absolute."""
+    """Yields the absolute names of the modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""Every operation against PyTorch, and every formulation of it against the plain one: values, gradients, odd sizes, all types."""
+"""Every operation against PyTorch, and every implementation against the reference one: values, gradients, odd sizes, all types."""
 
 import functools
 
@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.model.layers import ConvNorm, drop_path, dropout
-from swinunetr_jax.ops import (
-    activation,
-    attention,
-    attention_cpu,
-    bias,
-    conv,
-    conv_cpu,
-    conv_norm,
-    norm,
-    norm_conv,
-    up_conv,
-    up_conv_cpu,
-    upsample,
-    winograd_cpu,
-)
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.ops import attention, conv, norm, pointwise, up_conv
+from swinunetr_jax.ops.attention import cpu as attention_cpu
+from swinunetr_jax.ops.attention.reference import attention as reference_attention
+from swinunetr_jax.ops.conv import cpu as conv_cpu
+from swinunetr_jax.ops.conv import reference as conv_reference
+from swinunetr_jax.ops.conv import winograd
+from swinunetr_jax.ops.norm.moments import EPSILON
+from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
+from swinunetr_jax.ops.norm.pointwise_conv_norm import pointwise_conv_norm
+from swinunetr_jax.ops.up_conv import cpu as up_conv_cpu
+from swinunetr_jax.ops.up_conv import reference as up_conv_reference
+from swinunetr_jax.ops.up_conv.upsample import upsample
 
 rng = np.random.default_rng(0)
 
@@ -60,7 +56,7 @@ def test_conv_equals_torch(grid, size):
     close(jax.jit(conv.conv)(x, kernel), last(function(first(x), moved, padding=size // 2)))
 
 
-@pytest.mark.parametrize("form", [conv.patch_conv, conv.strided, conv.patches_as_channels])
+@pytest.mark.parametrize("form", [conv.patch_conv, conv_reference.patch_conv, conv_cpu.space_to_depth])
 @pytest.mark.parametrize("grid", [(4, 6, 2), (6, 8)])
 def test_patch_conv_equals_torch(form, grid):
     torch = pytest.importorskip("torch")
@@ -89,9 +85,9 @@ def test_up_conv_equals_torch(grid, c, u, o):
     close(direct, last(plain(both, moved(shortcut, -1, -2))), 2e-6)
 
 
-@pytest.mark.parametrize("form", [conv_cpu.by_planes, conv_cpu.by_patches])
+@pytest.mark.parametrize("form", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
 @pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3), ((2, 9, 8, 7, 2), 6)])
-def test_forms_of_conv_and_their_gradients(form, shape, o):
+def test_implementations_of_conv_and_their_gradients(form, shape, o):
     with jax.enable_x64(True):
         x, kernel, weight = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], o), (*shape[:-1], o)))
 
@@ -103,42 +99,42 @@ def test_forms_of_conv_and_their_gradients(form, shape, o):
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
             return y, *gradients
 
-        for got, expected in zip(results(form), results(conv.plain)):
+        for got, expected in zip(results(form), results(conv_reference.conv)):
             close(got, expected, 1e-12)
 
 
-@pytest.mark.parametrize("f", [winograd_cpu.EXACT, winograd_cpu.FAST, winograd_cpu.filters(0, 1, -1, 2)])
+@pytest.mark.parametrize("f", [winograd.F2, winograd.F4, winograd.filters(0, 1, -1, 2)])
 @pytest.mark.parametrize("shape", [(1, 3, 12, 24, 2), (2, 1, 24, 12, 3), (1, 4, 96, 48, 1)])
-def test_winograds_filters(f, shape, monkeypatch):
-    monkeypatch.setattr(winograd_cpu, "TILES", 300)  # the largest planes in blocks
+def test_convolution_by_winograds_filters(f, shape, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES", 300)  # the largest planes in several blocks of rows
     with jax.enable_x64(True):
         x, kernel, dy = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], 5), (*shape[:-1], 5)))
-        expected, pullback = jax.vjp(conv.plain, x, kernel)
-        assert winograd_cpu.fits(f, x)
-        close(jax.jit(functools.partial(winograd_cpu.conv, f))(x, kernel), expected, 1e-12)
-        close(jax.jit(functools.partial(winograd_cpu.kernel_gradient, f))(x, dy), pullback(dy)[1], 1e-12)
+        expected, pullback = jax.vjp(conv_reference.conv, x, kernel)
+        assert winograd.fits(f, x)
+        close(jax.jit(functools.partial(winograd.conv, f))(x, kernel), expected, 1e-12)
+        close(jax.jit(functools.partial(winograd.kernel_gradient, f))(x, dy), pullback(dy)[1], 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), (1, 5, 96, 96, 16)])
-def test_large_planes_by_winograd(shape):
+def test_large_planes_by_winograds_filters(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
-    assert winograd_cpu.pays(jnp.asarray(x), 20)
+    assert winograd.WINOGRAD.supports(jnp.asarray(x), kernel)
 
     def results(form):
         gradients = jax.jit(jax.grad(lambda x, k: (form(x, k) * weight).sum(), (0, 1)))(x, kernel)
         return jax.jit(form)(x, kernel), *gradients
 
     with jax.enable_x64(True):
-        exact = conv.plain(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
-    close(results(conv_cpu.by_planes)[0], exact)
-    for got, expected in zip(results(conv_cpu.by_planes), results(conv.plain)):
+        exact = conv_reference.conv(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
+    close(results(winograd.WINOGRAD)[0], exact)
+    for got, expected in zip(results(winograd.WINOGRAD), results(conv_reference.conv)):
         close(got, expected, 3e-6)
 
 
-@pytest.mark.parametrize("form", [conv_cpu.by_planes, conv_cpu.by_patches])
-def test_forms_of_conv_in_bfloat16(form):
+@pytest.mark.parametrize("form", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
+def test_implementations_of_conv_in_bfloat16(form):
     x, kernel = jnp.asarray(normal(1, 6, 7, 8, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 3, 8, 8), jnp.bfloat16)
-    got, expected = form(x, kernel), conv.plain(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    got, expected = form(x, kernel), conv_reference.conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16
     close(got.astype(jnp.float32), expected, 2e-2)
     dx, dk = jax.grad(lambda x, k: form(x, k).astype(jnp.float32).sum(), (0, 1))(x, kernel)
@@ -152,11 +148,11 @@ def test_upsample_equals_torch(grid):
     x, kernel = normal(2, *grid, 5), normal(*(2,) * len(grid), 5, 3)
     function = torch.nn.functional.conv_transpose3d if len(grid) == 3 else torch.nn.functional.conv_transpose2d
     moved = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
-    close(upsample.upsample(x, kernel), last(function(first(x), moved, stride=2)))
+    close(upsample(x, kernel), last(function(first(x), moved, stride=2)))
 
 
 @pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
-def test_folded_kernels_and_their_gradients(shape, c, u, o):
+def test_fused_kernels_and_their_gradients(shape, c, u, o):
     with jax.enable_x64(True):
         fine = (shape[0], *(2 * size for size in shape[1:]))
         shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
@@ -171,42 +167,42 @@ def test_folded_kernels_and_their_gradients(shape, c, u, o):
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)
             return *y, *gradients
 
-        for got, expected in zip(results(up_conv_cpu.folded), results(up_conv.plain)):
+        for got, expected in zip(results(up_conv_cpu.FUSED), results(up_conv_reference.up_conv)):
             close(got, expected, 1e-12)
 
 
-def test_folded_kernels_in_bfloat16():
+def test_fused_kernels_in_bfloat16():
     shapes = ((1, 3, 4, 5, 6), (1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 4), (1, 1, 1, 8, 4))
     inputs = [jnp.asarray(normal(*s), jnp.bfloat16) for s in shapes]
-    exact = up_conv.plain(*(a.astype(jnp.float32) for a in inputs))
-    for got, expected in zip(up_conv_cpu.folded(*inputs), exact):
+    exact = up_conv_reference.conv(*(a.astype(jnp.float32) for a in inputs))
+    for got, expected in zip(up_conv_cpu.FUSED(*inputs), exact):
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), expected, 3e-2)
 
 
-def reference_attention(q, k, v, bias, regions):
-    """As the formula reads, in float64."""
+def expected_attention(q, k, v, bias, regions):
+    """Attention by its formula, in float64."""
     logits = np.einsum("ntmc,nsmc->nmts", q, k).astype(np.float64) + bias
     if regions is not None:
-        apart = np.tile(regions[:, :, None] != regions[:, None, :], (len(q) // len(regions), 1, 1))
-        logits += np.where(apart, -100.0, 0.0)[:, None]
+        masked = np.tile(regions[:, :, None] != regions[:, None, :], (len(q) // len(regions), 1, 1))
+        logits += np.where(masked, -100.0, 0.0)[:, None]
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.einsum("nmts,nsmc->ntmc", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("form", [attention.window_attention, attention.plain, attention_cpu.by_chunks])
+@pytest.mark.parametrize("form", [attention.window_attention, reference_attention, attention_cpu.CHUNKS])
 @pytest.mark.parametrize(("n", "windows", "t", "m", "c"), [(6, 3, 5, 2, 4), (8, 8, 27, 3, 16), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_attention(form, n, windows, t, m, c, shifted):
     q, k, v, bias = (normal(*s) for s in ((n, t, m, c),) * 3 + ((m, t, t),))
     regions = rng.integers(0, 3, (windows, t)).astype(np.int32) if shifted else None
     got = form(q, k, v, bias, regions if form is attention.window_attention or regions is None else jnp.asarray(regions))
-    close(got, reference_attention(q, k, v, bias, regions), 2e-6)
+    close(got, expected_attention(q, k, v, bias, regions), 2e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 19])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, fresh_traces, monkeypatch):
+def test_attention_by_chunks_has_the_reference_gradients(chunk, shifted, fresh_traces, monkeypatch):
     monkeypatch.setattr(attention_cpu, "CHUNK", chunk)
     with jax.enable_x64(True):
         q, k, v, weight = (normal(6, 7, 2, 4, dtype=np.float64) for _ in range(4))
@@ -216,17 +212,15 @@ def test_attention_by_chunks_has_the_plain_gradients(chunk, shifted, fresh_trace
         def gradients(form):
             return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
 
-        for got, expected in zip(
-            gradients(by_platform(Form(attention_cpu.by_chunks, attention_cpu.gradient))), gradients(attention.plain)
-        ):
+        for got, expected in zip(gradients(attention_cpu.CHUNKS), gradients(reference_attention)):
             close(got, expected, 1e-12)
 
 
 def test_attention_keeps_its_softmax_in_float32():
     q, k, v = (jnp.asarray(normal(2, 9, 2, 8), jnp.bfloat16) for _ in range(3))
     bias = jnp.asarray(normal(2, 9, 9))
-    exact = reference_attention(*(np.asarray(a, np.float32) for a in (q, k, v, bias)), None)
-    for form in (attention.plain, attention_cpu.by_chunks):
+    exact = expected_attention(*(np.asarray(a, np.float32) for a in (q, k, v, bias)), None)
+    for form in (reference_attention, attention_cpu.CHUNKS):
         got = form(q, k, v, bias, None)
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), exact, 1e-2)
@@ -256,13 +250,13 @@ def test_norms_equal_torch(shape):
     close(norm.batch_norm(x, mean, var, scale, bias), last(theirs), 2e-6)
 
 
-def test_norms_survive_a_large_mean():
+def test_norms_are_precise_for_a_large_mean():
     x = normal(1, 32, 32, 32, 2) + 1000
     exact = (x.astype(np.float64) - x.astype(np.float64).mean((1, 2, 3))) / x.astype(np.float64).std((1, 2, 3))
     close(norm.instance_norm(x), exact, 1e-3)
 
 
-def test_norms_take_their_statistics_in_float32():
+def test_norms_compute_their_statistics_in_float32():
     x = jnp.asarray(normal(1, 8, 8, 8, 4) + 20, jnp.bfloat16)
     exact = norm.instance_norm(x.astype(jnp.float32))
     assert norm.instance_norm(x).dtype == jnp.bfloat16
@@ -272,8 +266,8 @@ def test_norms_take_their_statistics_in_float32():
 @pytest.mark.fault("1.9")
 def test_leaky_relu_has_torchs_derivative_also_at_zero():
     x = jnp.array([-2.0, 0.0, 3.0])
-    np.testing.assert_allclose(activation.leaky_relu(x), [-0.02, 0.0, 3.0])
-    np.testing.assert_allclose(jax.grad(lambda x: (activation.leaky_relu(x) * 5).sum())(x), [0.05, 0.05, 5.0])
+    np.testing.assert_allclose(pointwise.leaky_relu(x), [-0.02, 0.0, 3.0])
+    np.testing.assert_allclose(jax.grad(lambda x: (pointwise.leaky_relu(x) * 5).sum())(x), [0.05, 0.05, 5.0])
 
 
 def test_gelu_is_exact_and_has_torch_gradients():
@@ -281,15 +275,15 @@ def test_gelu_is_exact_and_has_torch_gradients():
     x = torch.linspace(-4, 4, 41, requires_grad=True)
     y = torch.nn.functional.gelu(x)
     y.sum().backward()
-    close(activation.gelu(jnp.asarray(x.detach().numpy())), y.detach().numpy())
-    close(jax.grad(lambda x: activation.gelu(x).sum())(jnp.asarray(x.detach().numpy())), x.grad.numpy())
+    close(pointwise.gelu(jnp.asarray(x.detach().numpy())), y.detach().numpy())
+    close(jax.grad(lambda x: pointwise.gelu(x).sum())(jnp.asarray(x.detach().numpy())), x.grad.numpy())
 
 
 @pytest.mark.parametrize("axes", [(3,), (1, 2)])
 @pytest.mark.parametrize("affine", [False, True])
-def test_norms_have_the_gradients_of_the_formula(axes, affine):
+def test_norms_have_the_gradients_of_their_formula(axes, affine):
     def formula(x, scale, bias):
-        y = (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + norm.EPSILON)
+        y = (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + EPSILON)
         return y if scale is None else y * scale + bias
 
     with jax.enable_x64(True):
@@ -300,15 +294,15 @@ def test_norms_have_the_gradients_of_the_formula(axes, affine):
         def gradients(form):
             return jax.grad(lambda *inputs: (form(*inputs) * weight).sum(), which)(x, scale, bias)
 
-        got = gradients(lambda x, scale, bias: norm._own_statistics(x, scale, bias, axes))
+        got = gradients(lambda x, scale, bias: norm.normalize_by_own_moments(x, scale, bias, axes))
         for mine, theirs in zip(got, gradients(formula)):
             close(mine, theirs, 1e-12)
 
 
 def test_gelu_in_bfloat16_is_computed_in_float32():
     short = jnp.asarray(np.linspace(-9, 9, 1001), jnp.bfloat16)
-    wide = activation.gelu(short.astype(jnp.float32)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(activation.gelu(short), wide)
+    wide = pointwise.gelu(short.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(pointwise.gelu(short), wide)
 
 
 def test_dropout_and_drop_path():
@@ -320,10 +314,10 @@ def test_dropout_and_drop_path():
         assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
         assert (y == 0).mean() == pytest.approx(0.25, abs=0.03)
     whole = np.asarray(drop_path(x, 0.25, jax.random.key(1))).reshape(4000, -1)
-    assert np.all(whole == whole[:, :1])  # a sample goes or stays as a whole
+    assert np.all(whole == whole[:, :1])  # a sample is dropped or kept as a whole
 
 
-def test_batch_norm_of_one_voxel_is_refused():
+def test_a_batch_norm_of_one_voxel_is_an_error():
     from swinunetr_jax import InputError, SwinUNETRConfig
 
     layer = ConvNorm(12, SwinUNETRConfig(in_channels=1, out_channels=1, feature_size=12, norm_name="batch"))
@@ -334,26 +328,26 @@ def test_batch_norm_of_one_voxel_is_refused():
 VMAPPED = {
     "conv by planes": (conv.conv, ((2, 8, 8, 8, 3), (3, 3, 3, 3, 4))),
     "conv by Winograd": (conv.conv, ((1, 2, 32, 32, 16), (3, 3, 3, 16, 16))),
-    "conv by patches": (conv.conv, ((1, 3, 4, 5, 3), (3, 3, 3, 3, 4))),
+    "conv by im2col": (conv.conv, ((1, 3, 4, 5, 3), (3, 3, 3, 3, 4))),
     "conv of kernel 1": (conv.conv, ((1, 3, 4, 5, 2), (1, 1, 1, 2, 4))),
     "patch_conv": (conv.patch_conv, ((1, 4, 6, 2, 3), (2, 2, 2, 3, 5))),
-    "upsample": (upsample.upsample, ((1, 3, 2, 4, 6), (2, 2, 2, 6, 4))),
+    "upsample": (upsample, ((1, 3, 2, 4, 6), (2, 2, 2, 6, 4))),
     "up_conv": (up_conv.up_conv, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),
-    "folded up_conv": (up_conv_cpu.folded, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),
+    "fused up_conv": (up_conv_cpu.FUSED, ((1, 3, 2, 4, 6), (1, 6, 4, 8, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 3), (1, 1, 1, 8, 3))),
     "attention": (attention.window_attention, ((6, 5, 2, 4), (6, 5, 2, 4), (6, 5, 2, 4), (2, 5, 5))),
     "layer_norm": (norm.layer_norm, ((2, 3, 4, 6), (6,), (6,))),
     "instance_norm": (norm.instance_norm, ((2, 6, 7, 8, 3),)),
-    "norm of few channels": (conv_norm.conv_instance_norm, ((2, 6, 7, 8, 3), (3, 5))),
-    "norm in front": (norm_conv.norm_act_conv, ((2, 6, 7, 8, 3), (3, 3, 3, 3, 2))),
-    "bias": (bias.add_bias, ((2, 3, 4, 5), (5,))),
-    "gelu": (activation.gelu, ((3, 4),)),
-    "leaky_relu": (activation.leaky_relu, ((3, 4),)),
+    "pointwise_conv_norm": (pointwise_conv_norm, ((2, 6, 7, 8, 3), (3, 5))),
+    "norm_act_conv": (norm_act_conv, ((2, 6, 7, 8, 3), (3, 3, 3, 3, 2))),
+    "bias": (pointwise.add_bias, ((2, 3, 4, 5), (5,))),
+    "gelu": (pointwise.gelu, ((3, 4),)),
+    "leaky_relu": (pointwise.leaky_relu, ((3, 4),)),
 }
 
 
 @pytest.mark.parametrize("name", VMAPPED)
 def test_vmap_over_everything_and_its_gradients(name):
-    """An axis in front of data and weights alike, such as an ensemble's."""
+    """Data and weights have an additional first axis, such as that of an ensemble."""
     function, shapes = VMAPPED[name]
     inputs = [normal(2, *shape) for shape in shapes]
 
@@ -366,6 +360,6 @@ def test_vmap_over_everything_and_its_gradients(name):
         return y, gradients
 
     together = jax.jit(jax.vmap(results))(*inputs)
-    alone = [jax.jit(results)(*(a[i] for a in inputs)) for i in range(2)]
-    for got, *expected in zip(*map(jax.tree.leaves, (together, *alone))):
+    separately = [jax.jit(results)(*(a[i] for a in inputs)) for i in range(2)]
+    for got, *expected in zip(*map(jax.tree.leaves, (together, *separately))):
         close(got, np.stack(expected), 1e-5)

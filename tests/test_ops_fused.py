@@ -1,4 +1,4 @@
-"""Operations that are done together, against the same one after the other: values, gradients, odd sizes, all types."""
+"""Fused operations against the separate ones: values, gradients, odd sizes, all types."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ from relative import error
 
 from swinunetr_jax import SwinUNETRConfig
 from swinunetr_jax.model.layers import Conv, Linear, PatchConv
-from swinunetr_jax.ops import conv, conv_norm, norm, norm_conv
-from swinunetr_jax.ops.activation import leaky_relu
-from swinunetr_jax.ops.bias import add_bias
+from swinunetr_jax.ops import norm
+from swinunetr_jax.ops.conv import reference as conv_reference
+from swinunetr_jax.ops.norm import norm_act_conv, pointwise_conv_norm
+from swinunetr_jax.ops.pointwise import add_bias, leaky_relu
+from swinunetr_jax.runtime.dispatch import Implementation, Table
 
 rng = np.random.default_rng(0)
 TYPES = [("float64", 1e-12), ("float32", 5e-6), ("bfloat16", 2e-2)]
@@ -27,11 +29,11 @@ def values_and_gradients(form, inputs, weight, dtype):
     return y, *gradients
 
 
-def compare(form, plain, inputs, weight, dtype, tolerance):
-    """Of `dtype` with the plain form in float64."""
+def compare(form, reference, inputs, weight, dtype, tolerance):
+    """Compares a form in `dtype` with the reference in float64."""
     with jax.enable_x64(True):
         inputs = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in inputs]
-        exact = values_and_gradients(plain, inputs, weight, "float64")
+        exact = values_and_gradients(reference, inputs, weight, "float64")
         for got, expected in zip(values_and_gradients(form, inputs, weight, dtype), exact):
             assert got.dtype == dtype
             assert error(got, expected) < tolerance
@@ -40,53 +42,54 @@ def compare(form, plain, inputs, weight, dtype, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("c", [2, 4])
 @pytest.mark.parametrize("grid", [(5, 6, 7), (9, 4)])
-def test_the_norm_of_a_convolution_of_few_channels(grid, c, dtype, tolerance):
+def test_pointwise_conv_norm(grid, c, dtype, tolerance):
     x, kernel = rng.normal(size=(2, *grid, c)) + 3, rng.normal(size=(c, 6))
     weight = rng.normal(size=(2, *grid, 6))
-    compare(conv_norm.conv_instance_norm, conv_norm.plain, (x, kernel), weight, dtype, tolerance)
+    compare(pointwise_conv_norm.pointwise_conv_norm, pointwise_conv_norm.reference, (x, kernel), weight, dtype, tolerance)
 
 
 @pytest.mark.parametrize("mean", [3, 1000])
-def test_few_channels_with_a_mean(mean):
-    """As of a scan that is not normalised: what is left of its mean must not drown in rounding."""
+def test_pointwise_conv_norm_of_channels_with_a_mean(mean):
+    """A scan that is not normalised has such channels; the deviations must not be lost to rounding."""
     x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + mean, rng.normal(size=(4, 6))
     weight = rng.normal(size=(1, 20, 20, 20, 6)) + 0.5
-    compare(conv_norm.by_channels, conv_norm.plain, (x, kernel), weight, "float32", 1e-5)
+    compare(pointwise_conv_norm.by_channels, pointwise_conv_norm.reference, (x, kernel), weight, "float32", 1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 0.1, 1000.1])
-def test_few_channels_of_a_constant_volume(value):
-    y = conv_norm.by_channels(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
+def test_pointwise_conv_norm_of_a_constant_volume(value):
+    y = pointwise_conv_norm.by_channels(jnp.full((1, 6, 6, 6, 4), value), jnp.asarray(rng.normal(size=(4, 6)), jnp.float32))
     assert np.isfinite(y).all()
     assert np.abs(y).max() < 1e-3
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("computed_again", [False, True])
 @pytest.mark.parametrize("grid", [(5, 6, 7), (9, 4)])
-def test_a_norm_in_front_of_a_convolution(grid, again, dtype, tolerance, monkeypatch):
-    """Also where, as on a GPU, the convolution's input is made again for its gradient."""
-    if again:
-        monkeypatch.setattr(norm_conv, "choose", lambda forms, *inputs: forms["cuda"](*inputs))
+def test_norm_act_conv(grid, computed_again, dtype, tolerance, monkeypatch):
+    """Also if the input of the convolution is computed again for its gradient, as on a GPU."""
+    if computed_again:
+        again = norm_act_conv.CONV_INPUT.platforms["cuda"][0].forward
+        monkeypatch.setattr(norm_act_conv, "CONV_INPUT", Table("test", Implementation(again), {}))
     x, kernel = rng.normal(size=(2, *grid, 3)) + 3, rng.normal(size=(*(3,) * len(grid), 3, 4))
     weight = rng.normal(size=(2, *grid, 4))
 
-    def plain(x, kernel):
-        return conv.plain(leaky_relu(norm.instance_norm(x)), kernel)
+    def separately(x, kernel):
+        return conv_reference.conv(leaky_relu(norm.instance_norm(x)), kernel)
 
-    compare(lambda x, kernel: norm_conv.norm_act_conv(x, kernel), plain, (x, kernel), weight, dtype, tolerance)
+    compare(lambda x, kernel: norm_act_conv.norm_act_conv(x, kernel), separately, (x, kernel), weight, dtype, tolerance)
 
 
-def test_what_a_gpu_makes_again_it_makes_behind_a_barrier():
-    """Else the compiler would see that it has it already, and keep it."""
+def test_on_a_gpu_the_input_of_the_convolution_is_computed_again_after_a_barrier():
+    """Without the barrier XLA would see that it has computed the input already, and keep it."""
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 16, 16, 16, 8), (3, 3, 3, 8, 8)))
-    gradient = jax.grad(lambda x, kernel: jnp.square(norm_conv.norm_act_conv(x, kernel).astype(jnp.float32)).sum(), (0, 1))
+    gradient = jax.grad(lambda x, kernel: jnp.square(norm_act_conv.norm_act_conv(x, kernel).astype(jnp.float32)).sum(), (0, 1))
     text = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("optimization_barrier") == 1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-def test_a_bias_sums_its_gradient_in_float32(dtype, tolerance):
+def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, tolerance):
     x, bias, dy = rng.normal(size=(64, 64, 64, 3)), np.float32([0.3, -1, 2]), np.ones((64, 64, 64, 3))
     with jax.enable_x64(True):
         y, pull = jax.vjp(add_bias, jnp.asarray(x, dtype), jnp.asarray(bias, jnp.float32))
@@ -98,8 +101,8 @@ def test_a_bias_sums_its_gradient_in_float32(dtype, tolerance):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "patches"])
-def test_layers_in_bfloat16_have_gradients_of_their_biases(kind):
-    """By autodiff that of a sum over many voxels would be lost to rounding."""
+def test_layers_in_bfloat16_have_precise_gradients_of_their_biases(kind):
+    """A sum over many voxels in bfloat16 would be lost to rounding."""
     config, rngs = SwinUNETRConfig(in_channels=1, out_channels=1, dtype="bfloat16"), nnx.Rngs(0)
     layer = {
         "linear": lambda: Linear(2, 3, config, rngs=rngs),

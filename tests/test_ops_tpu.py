@@ -1,4 +1,4 @@
-"""The TPU's formulations against the plain ones, on whatever machine the tests run: values, gradients, odd sizes, both types."""
+"""The implementations for a TPU against the reference ones, on any machine: values, gradients, odd sizes, both types."""
 
 import functools
 from types import SimpleNamespace
@@ -10,10 +10,17 @@ import pytest
 from flax import nnx
 from relative import error
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, traced_for
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig
 from swinunetr_jax.model.blocks import ResBlock
-from swinunetr_jax.ops import attention, attention_tpu, conv, conv_tpu, pieces, up_conv, up_conv_tpu
-from swinunetr_jax.platforms import Form, by_platform
+from swinunetr_jax.ops import conv, lane_blocks, up_conv
+from swinunetr_jax.ops.attention import reference as attention_reference
+from swinunetr_jax.ops.attention import tpu as attention_tpu
+from swinunetr_jax.ops.conv import reference as conv_reference
+from swinunetr_jax.ops.conv import tpu as conv_tpu
+from swinunetr_jax.ops.lane_blocks import from_blocks, to_blocks
+from swinunetr_jax.ops.up_conv import reference as up_conv_reference
+from swinunetr_jax.ops.up_conv import tpu as up_conv_tpu
+from swinunetr_jax.runtime.dispatch import for_device, record_choices
 
 rng = np.random.default_rng(0)
 
@@ -43,27 +50,27 @@ def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolera
         y, pullback = jax.vjp(lambda *a: form(*a, regions), *inputs[:4])
         return y, *pullback(inputs[4])
 
-    got = results(by_platform(Form(attention_tpu.by_chunks, attention_tpu.gradient)), q, k, v, bias, dy)
-    exact = results(attention.plain, *(a.astype(jnp.float32) for a in (q, k, v, bias, dy)))
+    got = results(attention_tpu.CHUNKS, q, k, v, bias, dy)
+    exact = results(attention_reference.attention, *(a.astype(jnp.float32) for a in (q, k, v, bias, dy)))
     assert [a.dtype for a in got] == [dtype] * 4 + [jnp.float32]
     for one, other in zip(got, exact):
         close(one.astype(jnp.float32), other, tolerance)
 
 
-def conv_in_pieces(x, kernel):
-    return pieces.join(conv.conv(pieces.cut(x), kernel))
+def conv_in_blocks(x, kernel):
+    return from_blocks(conv.conv(to_blocks(x), kernel))
 
 
-def up_conv_in_pieces(x, skip, *kernels):
-    return tuple(map(pieces.join, up_conv.up_conv(x, pieces.cut(skip), *kernels)))
+def up_conv_in_blocks(x, skip, *kernels):
+    return tuple(map(from_blocks, up_conv.up_conv(x, to_blocks(skip), *kernels)))
 
 
 CONVS = [
-    (conv_tpu.by_planes, (1, 5, 6, 7, 3), 4),
-    (conv_tpu.by_planes, (2, 4, 3, 5, 5), 2),
-    (conv_tpu.by_planes, (1, 1, 2, 2, 3), 3),
-    (conv_in_pieces, (1, 4, 4, 8, 2), 3),
-    (conv_in_pieces, (2, 8, 12, 24, 3), 4),
+    (conv_tpu.PLANES_AS_BATCH, (1, 5, 6, 7, 3), 4),
+    (conv_tpu.PLANES_AS_BATCH, (2, 4, 3, 5, 5), 2),
+    (conv_tpu.PLANES_AS_BATCH, (1, 1, 2, 2, 3), 3),
+    (conv_in_blocks, (1, 4, 4, 8, 2), 3),
+    (conv_in_blocks, (2, 8, 12, 24, 3), 4),
 ]
 
 
@@ -78,14 +85,14 @@ def test_conv_and_its_gradients(form, shape, o, dtype, tolerance):
         return y, *pullback(dy)
 
     got = results(form, x, kernel, dy)
-    exact = results(conv.plain, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
+    exact = results(conv_reference.conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
     assert [a.dtype for a in got] == [dtype] * 3
     for one, other in zip(got, exact):
         close(one.astype(jnp.float32), other, tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_patches_and_their_gradients(dtype, tolerance):
+def test_patch_conv_and_their_gradients(dtype, tolerance):
     x, kernel, dy = normal(2, 4, 6, 2, 3, dtype=dtype), normal(2, 2, 2, 3, 5, dtype=dtype), normal(2, 2, 3, 1, 5, dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -93,16 +100,16 @@ def test_patches_and_their_gradients(dtype, tolerance):
         y, pullback = jax.vjp(form, x, kernel)
         return y, *pullback(dy)
 
-    exact = results(conv.strided, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
-    for one, other in zip(results(conv_tpu.patches, x, kernel, dy), exact):
+    exact = results(conv_reference.patch_conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
+    for one, other in zip(results(conv_tpu.PAIRS_OF_PLANES, x, kernel, dy), exact):
         close(one.astype(jnp.float32), other, tolerance)
 
 
 UP_CONVS = [
-    (up_conv_tpu.folded, (1, 3, 4, 5), 6, 4, 3),
-    (up_conv_tpu.folded, (2, 1, 2, 3), 5, 2, 4),
-    (up_conv_in_pieces, (1, 4, 4, 8), 6, 4, 3),
-    (up_conv_in_pieces, (2, 8, 4, 16), 3, 2, 4),
+    (up_conv_tpu.FUSED, (1, 3, 4, 5), 6, 4, 3),
+    (up_conv_tpu.FUSED, (2, 1, 2, 3), 5, 2, 4),
+    (up_conv_in_blocks, (1, 4, 4, 8), 6, 4, 3),
+    (up_conv_in_blocks, (2, 8, 4, 16), 3, 2, 4),
 ]
 
 
@@ -120,60 +127,62 @@ def test_up_conv_and_its_gradients(form, shape, c, u, o, dtype, tolerance):
 
     got = results(form, dy, *inputs)
     wide = [a.astype(jnp.float32) for a in (*dy, *inputs)]
-    exact = results(up_conv.plain, tuple(wide[:2]), *wide[2:])
+    exact = results(up_conv_reference.up_conv, tuple(wide[:2]), *wide[2:])
     assert {a.dtype for a in got} == {jnp.dtype(dtype)}
     for one, other in zip(got, exact):
         close(one.astype(jnp.float32), other, tolerance)
 
 
 @pytest.mark.parametrize("shifts", [(-1, 1, -2), (2, 0, 1), (0, -1, 4), (0, 0, 0)])
-def test_rolling_pieces(shifts):
+def test_roll_of_a_grid_in_blocks(shifts):
     x, counts = np.asarray(normal(2, 6, 8, 15, 2)), (2, 4, 3)
-    rolled = pieces.join(pieces.roll(pieces.cut(jnp.asarray(x), counts), shifts, counts), counts)
+    rolled = from_blocks(lane_blocks.roll(to_blocks(jnp.asarray(x), counts), shifts))
     np.testing.assert_array_equal(rolled, np.roll(x, shifts, (1, 2, 3)))
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
-def test_a_block_of_a_grid_in_pieces(norm):
-    """Norms see all pieces of a volume."""
+def test_a_residual_block_of_a_grid_in_blocks(norm):
+    """Norms take their statistics over all blocks of a volume."""
     config = SwinUNETRConfig(
         in_channels=2, out_channels=3, feature_size=12, norm_name=norm, num_groups=2 if norm == "group" else None
     )
     block, x = ResBlock(2, 4, config, rngs=nnx.Rngs(0)), normal(2, 8, 8, 16, 2)
-    (got, stats), (expected, exact) = block(pieces.cut(x), train=True), block(x, train=True)
-    close(pieces.join(got), expected, 1e-5)
+    (got, stats), (expected, exact) = block(to_blocks(x), train=True), block(x, train=True)
+    close(from_blocks(got), expected, 1e-5)
     assert stats.keys() == exact.keys()
     for name, value in exact.items():
         close(stats[name], value, 1e-5)
 
 
 @pytest.mark.long
-def test_a_network_that_is_traced_for_a_tpu(monkeypatch):
-    """Every intermediate and every gradient, finest grids and windows in pieces, against the network that is traced for a CPU."""
-    monkeypatch.setattr(pieces, "LEAST", 16)
-    monkeypatch.setattr(pieces, "LANES", 16)
-    cuts = []
+def test_a_network_traced_for_a_tpu_equals_one_traced_for_a_cpu(monkeypatch):
+    """Every intermediate and every gradient, with the finest grids and the windows in blocks on the TPU."""
+    monkeypatch.setattr(lane_blocks, "LEAST_EDGE", 16)
+    monkeypatch.setattr(lane_blocks, "LANES", 16)
     types = {"dtype": "float64", "param_dtype": "float64"}
     config = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12, depths=(2, 1, 1, 1), use_checkpoint=True, **types)
-    monkeypatch.setattr(pieces, "cut", lambda x, *a, cut=pieces.cut: cuts.append(x.shape) or cut(x, *a))
 
     def loss(params, x, weight):
-        logits, seen = nnx.merge(structure, params).forward(x)
-        return (logits * weight).sum(), seen
+        logits, intermediates = nnx.merge(structure, params).forward(x)
+        return (logits * weight).sum(), intermediates
 
     results = []
     with jax.enable_x64(True):
         structure, params = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
         inputs = params, *(normal(1, 32, 32, 64, c, dtype="float64") for c in (2, 3))
         for platform in ("tpu", "cpu"):
-            traced = traced_for(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
+            traced = for_device(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
             fast = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
             results.append(jax.jit(traced, compiler_options=fast)(*inputs))
-            assert len(cuts) == 4  # the inputs of stage 0, encoder1, encoder2 and decoder2, in the first trace
-    ((_, seen), gradients), ((_, expected), exact) = results
+        with record_choices("tpu") as choices:
+            jax.eval_shape(loss, *inputs)
+    in_blocks = [choice.table.operation for choice in choices if choice.implementation.name.endswith("blocks")]
+    assert {"lane_blocks", "window_blocks", "conv of blocks"} == set(in_blocks)
+    assert in_blocks.count("lane_blocks") == 2 and in_blocks.count("window_blocks") == 1  # encoder1, encoder2 and stage 0
+    ((_, intermediates), gradients), ((_, expected), exact) = results
     for name, value in expected.items():
-        assert seen[name].shape == value.shape
-        assert error(seen[name], value) < 1e-12, name
+        assert intermediates[name].shape == value.shape
+        assert error(intermediates[name], value) < 1e-12, name
     gradients = dict(nnx.to_flat_state(gradients))
     for path, value in nnx.to_flat_state(exact):
         assert error(gradients[path][...], value[...]) < 1e-10, path

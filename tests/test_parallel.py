@@ -1,4 +1,4 @@
-"""Devices that share batches and volumes give the numbers of one. Eight CPU devices, in a process of their own."""
+"""Several devices give the results of one device. The tests run on eight CPU devices, in a process of their own."""
 
 import json
 import os
@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, parallel, platforms
+from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.blocks import ResBlock
-from swinunetr_jax.ops import pieces
+from swinunetr_jax.ops import lane_blocks
+from swinunetr_jax.runtime import dispatch
+from swinunetr_jax.runtime.sharding import device_grid, device_mesh, with_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy, PmapStrategy
 from swinunetr_jax.weights.params import build, flatten
 
 ROOT = Path(__file__).parents[1]
@@ -27,10 +30,10 @@ ONE = "jit 1x1"
 ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
 
 
-def elsewhere(what: str, *args: str) -> dict:
-    """What a function of this file returns in a process with eight devices."""
+def in_subprocess(function: str, *args: str) -> dict:
+    """Returns the result of a function of this file in a process with eight devices."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, what, *args]
+    command = [sys.executable, __file__, function, *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -39,13 +42,13 @@ def elsewhere(what: str, *args: str) -> dict:
 # ---- training
 
 
-def test_five_steps_of_a_small_network_on_any_number_of_devices_are_those_of_one():
-    check_losses(elsewhere("losses_of_a_small_network", "8", ONE, *ALL))
+def test_five_steps_of_a_small_network_on_any_number_of_devices_equal_those_on_one():
+    check_losses(in_subprocess("losses_of_a_small_network", "8", ONE, *ALL))
 
 
 @pytest.mark.long
-def test_five_steps_on_any_number_of_devices_are_those_of_one():
-    check_losses(elsewhere("losses", "8", ONE, *ALL))
+def test_five_steps_on_any_number_of_devices_equal_those_on_one():
+    check_losses(in_subprocess("losses", "8", ONE, *ALL))
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
@@ -66,7 +69,7 @@ def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
 
 
 def losses_on(name: str, batch_size: int) -> list[float]:
-    """Five steps with an average of the weights, on a layout such as "jit 2x4" (data x depth)."""
+    """Returns the losses of five steps with an average of the weights, for a strategy such as "jit 2x4" (data x spatial)."""
     from swinunetr_jax.training import step
     from swinunetr_jax.training.config import Optim
 
@@ -76,10 +79,10 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     )
     kind, _, sizes = name.partition(" ")
     if kind == "pmap":
-        layout = parallel.Mapped(tuple(jax.devices()[: int(sizes)]))
+        layout = PmapStrategy(tuple(jax.devices()[: int(sizes)]))
     else:
         data, depth = map(int, sizes.split("x"))
-        layout = parallel.Jitted(parallel.device_mesh(batch_size, depth, jax.devices()[: data * depth]))
+        layout = JitStrategy(device_mesh(batch_size, depth, jax.devices()[: data * depth]))
         assert layout.mesh.devices.shape == (data, depth)
     state, run = layout.replicate(training.init(training.random_weights())), training.compile(layout)
     result = []
@@ -88,37 +91,37 @@ def losses_on(name: str, batch_size: int) -> list[float]:
         label = (rng.random((batch_size, 64, 32, 32)) < 0.3).astype(np.uint8)
         image = (rng.normal(size=(*label.shape, 1)) + label[..., None]).astype(np.float32)
         samples = np.arange(index * batch_size, (index + 1) * batch_size, dtype=np.int32)
-        batch = layout.divide({"image": image, "label": label, "sample": samples})
+        batch = layout.shard_batch({"image": image, "label": label, "sample": samples})
         assert len(batch["image"].sharding.device_set) == layout.size
-        state, metrics = run(state, batch, layout.flags(index == 3))
-        metrics = layout.one(metrics)
+        state, metrics = run(state, batch, layout.stop_flags(index == 3))
+        metrics = layout.unreplicate(metrics)
         assert bool(metrics["flag"]) == (index == 3)
         result.append(float(metrics["loss"]))
     assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == layout.size
     return result
 
 
-# ---- volumes divided along their depth
+# ---- volumes that are sharded along their first axis
 
 
-def test_divided_volumes_give_the_same_logits_gradients_and_labels():
-    check_divided("2x2")
+def test_sharded_volumes_have_the_same_logits_gradients_and_labels():
+    check_sharded("2x2")
 
 
 @pytest.mark.long
-def test_volumes_divided_in_any_way_give_the_same_logits_gradients_and_labels():
-    check_divided("1x2", "1x4", "2x2")
+def test_volumes_sharded_in_any_way_have_the_same_logits_gradients_and_labels():
+    check_sharded("1x2", "1x4", "2x2")
 
 
-def check_divided(*names: str) -> None:
-    found = elsewhere("divided", *names)
+def check_sharded(*names: str) -> None:
+    found = in_subprocess("sharded", *names)
     for name in names:
         assert found[name]["logits"] < 1e-12 and found[name]["gradient"] < 1e-9, found[name]
     assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
 
 
-def divided(*names: str) -> dict:
-    """Differences from one device: of logits and gradients in float64, relative to each tensor's largest; of a whole prediction."""
+def sharded(*names: str) -> dict:
+    """Returns differences from one device: of logits and gradients in float64, relative to the largest value, and of a prediction."""
     found = {"probabilities": 0.0, "labels that differ": 0}
     volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
     model = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
@@ -144,60 +147,60 @@ def divided(*names: str) -> dict:
 
     results = {}
     for data, depth in ((1, 1), *sizes):
-        layout = parallel.Jitted(parallel.device_mesh(2, depth, jax.devices()[: data * depth]))
-        function = parallel.within(layout.mesh, jax.value_and_grad(loss, has_aux=True))
-        batch = layout.divide({"x": x, "factors": factors})
+        layout = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
+        function = with_mesh(layout.mesh, jax.value_and_grad(loss, has_aux=True))
+        batch = layout.shard_batch({"x": x, "factors": factors})
         (_, logits), gradient = jax.jit(function, compiler_options=FAST)(layout.replicate(weights), batch["x"], batch["factors"])
         if depth > 1:
             assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
         results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradient))]
     one = results.pop("1x1")
     for name, others in results.items():
-        apart = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
-        found[name] = {"logits": apart[0], "gradient": max(apart[1:])}
+        errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
+        found[name] = {"logits": errors[0], "gradient": max(errors[1:])}
     return found
 
 
-# ---- what a TPU makes of it
+# ---- grids in blocks, as on a TPU
 
 
-def test_a_grid_in_pieces_is_shared_by_its_samples_alone():
-    """As on a TPU: devices that share a batch keep each grid in pieces, those that share a volume do not."""
-    found = elsewhere("in_pieces")
-    assert found["4x1"]["pieces"] and not found["2x2"]["pieces"]
-    assert all(one["error"] < 1e-12 and one["divided"] for one in found.values())
+def test_a_grid_is_in_blocks_only_if_its_devices_share_no_volume():
+    """On a TPU the grids of devices that share a batch are in blocks, and those of devices that share a volume are not."""
+    found = in_subprocess("in_blocks")
+    assert found["4x1"]["blocks"] and not found["2x2"]["blocks"]
+    assert all(one["error"] < 1e-12 and one["sharded"] for one in found.values())
 
 
-def in_pieces() -> dict:
-    """A block's results and gradients in float64 on several devices: the difference from those of one without pieces."""
+def in_blocks() -> dict:
+    """Returns the errors of a residual block's results and gradients on several devices, from those on one device without blocks."""
     jax.config.update("jax_enable_x64", True)
     config = CONFIG.replace(dtype="float64", param_dtype="float64")
     structure, weights = nnx.split(ResBlock(2, 4, config, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 16, 2))
 
     def loss(weights: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = pieces.join(nnx.merge(structure, weights)(pieces.split(x))[0])
+        y = lane_blocks.from_blocks(nnx.merge(structure, weights)(lane_blocks.maybe_to_blocks(x))[0])
         return (jax.numpy.square(y) * jax.numpy.sin(x[..., :1])).mean(), y
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
     one = jax.tree.leaves(jax.jit(run)(weights, x))
-    pieces.LEAST, platforms.known = 8, lambda platform: platform == "tpu"
+    lane_blocks.LEAST_EDGE, dispatch.target_platform = 8, lambda: "tpu"
     found = {}
     for data, depth in ((4, 1), (2, 2)):
-        layout = parallel.Jitted(parallel.device_mesh(4, depth, jax.devices()[:4]))
-        function = jax.jit(parallel.within(layout.mesh, run))
-        inputs = layout.replicate(weights), layout.divide({"x": x})["x"]
+        layout = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
+        function = jax.jit(with_mesh(layout.mesh, run))
+        inputs = layout.replicate(weights), layout.shard_batch({"x": x})["x"]
         results = jax.tree.leaves(function(*inputs))
         y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
         found[f"{data}x{depth}"] = {
-            "pieces": "x128x2x2x2x" in function.lower(*inputs).as_text(),
+            "blocks": "x128x2x2x2x" in function.lower(*inputs).as_text(),
             "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, one)),
-            "divided": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
+            "sharded": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
         }
     return found
 
 
-# ---- which devices
+# ---- the mesh
 
 
 def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
@@ -216,15 +219,15 @@ def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
         (4, 4, 2, 8, (4, 4)),
     ],
 )
-def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
-    grid = parallel.device_grid(batch, depth, some_devices(processes, each))
+def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
+    grid = device_grid(batch, depth, some_devices(processes, each))
     assert grid.shape == shape
-    for sample in grid:  # its devices belong to one process
+    for sample in grid:
         assert len({device.process_index for device in sample}) == 1
 
 
 @pytest.mark.parametrize(
-    ("batch", "depth", "processes", "each", "said"),
+    ("batch", "depth", "processes", "each", "message"),
     [
         (4, 9, 1, 8, "cannot be divided among 9 of the 8 devices"),
         (4, 3, 2, 8, "cannot be divided among 3 of the 8 devices"),
@@ -232,13 +235,13 @@ def test_the_mesh_uses_as_many_devices_as_share_a_batch_evenly(batch, depth, pro
         (3, 2, 2, 4, "by 8 devices of 2 processes with 2 for each sample: choose a multiple of 4"),
     ],
 )
-def test_devices_that_cannot_share(batch, depth, processes, each, said):
-    with pytest.raises(InputError, match=said):
-        parallel.device_grid(batch, depth, some_devices(processes, each))
+def test_errors_of_devices_that_cannot_share(batch, depth, processes, each, message):
+    with pytest.raises(InputError, match=message):
+        device_grid(batch, depth, some_devices(processes, each))
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    work = {f.__name__: f for f in (losses, losses_of_a_small_network, divided, in_pieces)}
+    work = {f.__name__: f for f in (losses, losses_of_a_small_network, sharded, in_blocks)}
     print(json.dumps(work[sys.argv[1]](*sys.argv[2:])))

@@ -1,10 +1,9 @@
-"""The whole network against MONAI's: logits, every intermediate, every gradient. Needs torch and MONAI.
+"""The whole network compared with MONAI's: logits, every intermediate, every gradient. It needs torch and MONAI.
 
-Weights are random, go through a file of torch's and are read by the ordinary door. The house's tolerances hold in float32: 1e-4 on
-values and gradients. Each option is compared in float64 on both sides: rounding is out of the way there, so that the comparison can be a
-million times tighter (an epsilon of 1e-6 instead of 1e-5 would pass at 1e-4), no activation falls on the other side of a kink of the
-leaky ReLU, and a gradient that is zero by construction is seen to be zero instead of dividing by noise. In float32 the options are
-compared with stored outputs by test_goldens.py.
+Weights are random, are saved to a file by torch and are read by `open_checkpoint`. The tolerance in float32 is 1e-4 for values and
+gradients. Each option is compared in float64. Without rounding errors the tolerance can be a million times smaller (an epsilon of 1e-6
+instead of 1e-5 would pass at 1e-4), no activation is on the other side of the kink of a leaky ReLU, and a gradient that is zero by
+construction is zero instead of noise. In float32 test_goldens.py compares the options with stored outputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import SwinUNETR
-from swinunetr_jax.ops import activation
+from swinunetr_jax.ops import pointwise
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import flatten
 from tools import golden_weights
@@ -29,13 +28,18 @@ from tools import reference  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 
-FLOAT32 = 1e-4  # of the largest magnitude in an array: logits, intermediates, gradients
+FLOAT32 = 1e-4  # relative to the largest magnitude in an array of logits, intermediates or gradients
 FLOAT64 = 1e-10
 BFLOAT16 = 0.02  # relative norm
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked", golden_weights.COMPUTED)  # in a state dict, but no parameters
+BUFFERS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    golden_weights.COMPUTED,
+)  # entries of a state dict that are not parameters
 
-# The smallest network and volume that show a thing. 64 × 32 × 32 has grids of 32 × 16 × 16, 16 × 8 × 8, 8 × 4 × 4 and 4 × 2 × 2 tokens: a
-# window of 4 is shifted on all axes in the first two, on one axis alone in the third and clipped on every axis in the last.
+# The smallest network and volume that test all cases. 64 × 32 × 32 has grids of 32 × 16 × 16, 16 × 8 × 8, 8 × 4 × 4 and 4 × 2 × 2 tokens: a
+# window of 4 is shifted along all axes in the first two, along one axis in the third and clipped along every axis in the last.
 SMALL: dict[str, Any] = {"in_channels": 4, "out_channels": 3, "feature_size": 12}
 PLANE: dict[str, Any] = {**SMALL, "in_channels": 1, "out_channels": 2, "spatial_dims": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,41 +54,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm in training": {"norm_name": "batch"},
     "window 7 × 7 × 5": {"window_size": (7, 7, 5)},
 }
-DEFAULT = ("v2, group norm, patch norm, recomputed", "batch norm in training", "2-D")  # the others take minutes: long
+DEFAULT = ("v2, group norm, patch norm, recomputed", "batch norm in training", "2-D")  # the others take minutes
 
 
 def their_pass(net: Any, x: np.ndarray, cotangent: np.ndarray | None = None) -> tuple[Arrays, Arrays]:
-    """MONAI's intermediates and, where a cotangent of the logits is given, the gradient of each parameter."""
+    """Returns MONAI's intermediates and, if a cotangent of the logits is given, the gradient of each parameter."""
     dtype = net.out.conv.conv.weight.dtype
     with torch.set_grad_enabled(cotangent is not None):
-        logits, seen = reference.record(net, reference.channels_first(x, dtype))
+        logits, intermediates = reference.record(net, reference.channels_first(x, dtype))
         if cotangent is None:
-            return seen, {}
+            return intermediates, {}
         (logits * reference.channels_first(cotangent, dtype)).sum().backward()
-    return seen, {name: parameter.grad.numpy() for name, parameter in net.named_parameters()}
+    return intermediates, {name: parameter.grad.numpy() for name, parameter in net.named_parameters()}
 
 
 def our_pass(
     model: SwinUNETR, x: np.ndarray, cotangent: np.ndarray, *, train: bool = False, optimize: bool = False
 ) -> tuple[Arrays, Arrays]:
-    """Our intermediates and the gradient of each parameter under MONAI's names, in the type of the parameters."""
+    """Returns our intermediates and the gradient of each parameter under MONAI's names, in the type of the parameters."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: Any, x: Any, cotangent: Any) -> Any:
-        logits, seen = nnx.merge(graph, params, rest).forward(x, train=train)
-        return (logits * cotangent).sum(), seen
+        logits, intermediates = nnx.merge(graph, params, rest).forward(x, train=train)
+        return (logits * cotangent).sum(), intermediates
 
-    # compiling takes longer than running small networks: XLA is to try less hard unless told otherwise
+    # compiling small networks takes longer than running them
     fast = None if optimize else {"xla_backend_optimization_level": 0}
     function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
     dtype = model.config.param_dtype
-    (_, seen), grads = function(params, jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype))
+    (_, intermediates), grads = function(params, jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype))
     named = to_monai(flatten(nnx.merge(graph, grads, rest)), model.config)
-    return {name: np.asarray(value) for name, value in seen.items()}, named
+    return {name: np.asarray(value) for name, value in intermediates.items()}, named
 
 
 def compare(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
-    """Every array within `tolerance` of its largest magnitude."""
+    """Asserts that errors are at most `tolerance` times the largest magnitude of each array."""
     ours = {name: value for name, value in ours.items() if not name.startswith("batch_stats.")}
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     errors = {name: np.abs(ours[name] - value).max() / np.abs(value).max() for name, value in theirs.items()}
@@ -92,7 +96,7 @@ def compare(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
 
 
 def compare_gradients(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
-    """As `compare`, for the parameters, each within `tolerance` of its own gradient's largest magnitude."""
+    """Compares the gradients of all parameters."""
     compare({name: ours[name] for name in theirs}, theirs, tolerance)
     assert {name for name in ours if not name.endswith(BUFFERS)} == set(theirs)
 
@@ -102,7 +106,7 @@ def compare_gradients(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
 
 @dataclass
 class Results:
-    """One network on one input, by both libraries."""
+    """The results of both libraries for one network and one input."""
 
     pair: Any
     model: SwinUNETR
@@ -146,7 +150,7 @@ def only(name: str) -> pytest.MarkDecorator:
 
 @only("batch norm in training")
 def test_running_statistics_after_a_step_and_in_evaluation(results):
-    """Taken over by the model they are those of torch's buffers, and in evaluation they are used."""
+    """The model stores the same running statistics as torch, and uses them in evaluation."""
     model, net = results.model, results.pair.theirs
     before = to_monai(flatten(model), model.config)
     model.update_batch_stats({name: jnp.asarray(value) for name, value in results.values.items()})
@@ -157,7 +161,7 @@ def test_running_statistics_after_a_step_and_in_evaluation(results):
             np.testing.assert_allclose(after[name], value.numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
         elif name.endswith("num_batches_tracked"):
             assert after[name] == value.numpy() == before[name] + 1
-    net.load_state_dict({name: torch.tensor(value) for name, value in after.items()})  # running statistics of ours are float32
+    net.load_state_dict({name: torch.tensor(value) for name, value in after.items()})  # our running statistics are float32
     net.zero_grad()
     their_values, their_gradients = their_pass(net.eval(), results.x, results.cotangent)
     values, gradients = our_pass(model, results.x, results.cotangent)
@@ -165,7 +169,7 @@ def test_running_statistics_after_a_step_and_in_evaluation(results):
     compare_gradients(gradients, their_gradients, FLOAT64)
 
 
-# ---- float32, at the sizes of use ------------------------------------------------------------------------------------------------
+# ---- float32, at the usual sizes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -178,13 +182,13 @@ def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forwa
 
 @pytest.mark.long
 def test_gradients_in_float32(monai_pair, monkeypatch):
-    """As training computes them, but with a leaky ReLU of slope 1.
+    """Gradients in training, but with a leaky ReLU of slope 1.
 
-    With the real one a single value next to zero that rounding puts on the other side changes gradients by up to 1 % in small networks,
-    torch's as well as ours: whether that happens is luck. The real one is compared in float64 above.
+    With slope 0.01 a single value near zero whose sign changes by rounding changes gradients of small networks by up to 1 %, in torch and
+    here; whether this happens is random. Slope 0.01 is tested in float64 above.
     """
     pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
-    monkeypatch.setattr(activation, "NEGATIVE_SLOPE", 1.0)
+    monkeypatch.setattr(pointwise, "NEGATIVE_SLOPE", 1.0)
     for module in pair.theirs.modules():
         if isinstance(module, torch.nn.LeakyReLU):
             module.negative_slope = 1.0
@@ -197,7 +201,7 @@ def test_gradients_in_float32(monai_pair, monkeypatch):
 
 @pytest.fixture(scope="module")
 def usual(monai_pair: Callable[..., Any], run_forward: Callable[..., Arrays]) -> tuple[Any, np.ndarray, Arrays]:
-    """A network of the default width on 64³: the pair, the input, our values, compiled as for use."""
+    """A network of the default width on 64³: the pair, the input and our values, compiled with all optimisations."""
     pair = monai_pair(in_channels=4, out_channels=3, feature_size=24)
     x = golden_weights.volume((1, 64, 64, 64, 4), seed=1)
     return pair, x, run_forward(pair.ours(), x, optimize=True)

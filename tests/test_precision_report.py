@@ -1,4 +1,4 @@
-"""The emulation of an accelerator's products on a CPU, and that a precision that is asked for reaches every product of a network."""
+"""The emulation of an accelerator's products on a CPU, and the precision of every product in a network."""
 
 import re
 from collections import Counter
@@ -11,7 +11,8 @@ from flax import nnx
 from jax import lax
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
-from swinunetr_jax.ops import attention, conv
+from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.conv import conv, reference
 from tools.precision_report import BFLOAT16, Options, emulate, exact, in_three_passes, measure, once, rounded
 
 rng = np.random.default_rng(0)
@@ -27,33 +28,33 @@ def test_rounding():
     assert float(rounded(third, 10)) == 1365 / 4096
 
 
-def test_products_are_of_rounded_operands():
+def test_operands_of_products_are_rounded():
     x, kernel = normal(1, 4, 5, 6, 3), normal(3, 3, 3, 3, 2)
-    short = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (jnp.asarray(x), jnp.asarray(kernel))]
-    got = emulate(conv.conv, "cuda", once(BFLOAT16))(x, kernel)
-    np.testing.assert_allclose(got, conv.plain(*short), atol=1e-5)
-    assert np.abs(got - conv.plain(x, kernel)).max() > 1e-3
-    closer = emulate(conv.conv, "cuda", in_three_passes)(x, kernel)
-    np.testing.assert_allclose(closer, conv.plain(x, kernel), atol=2e-4)
+    rounded_inputs = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (jnp.asarray(x), jnp.asarray(kernel))]
+    got = emulate(conv, "cuda", once(BFLOAT16))(x, kernel)
+    np.testing.assert_allclose(got, reference.conv(*rounded_inputs), atol=1e-5)
+    assert np.abs(got - reference.conv(x, kernel)).max() > 1e-3
+    closer = emulate(conv, "cuda", in_three_passes)(x, kernel)
+    np.testing.assert_allclose(closer, reference.conv(x, kernel), atol=2e-4)
 
 
-def test_everything_but_products_stays_as_it_is():
+def test_other_operations_are_not_changed():
     q, k, v, bias = normal(6, 5, 2, 4), normal(6, 5, 2, 4), normal(6, 5, 2, 4), normal(2, 5, 5)
     regions = rng.integers(0, 3, (3, 5)).astype(np.int32)
 
     def attend(q, k, v, bias):
-        return attention.window_attention(q, k, v, bias, regions)
+        return window_attention(q, k, v, bias, regions)
 
     np.testing.assert_allclose(jax.jit(emulate(attend, "cuda", exact))(q, k, v, bias), attend(q, k, v, bias), atol=1e-6)
 
 
-def test_a_loop_is_refused():
+def test_a_loop_is_an_error():
     with pytest.raises(NotImplementedError, match="scan"):
         emulate(lambda x: lax.map(jnp.sin, x), "cuda", exact)(normal(3))
 
 
 @pytest.mark.long
-def test_the_report_finds_more_error_where_less_is_kept():
+def test_the_reported_errors_grow_as_precision_decreases():
     rows, deviation = measure(Options(size=(64, 32, 32), feature_size=12))
     errors = [row.mean_error / deviation for row in rows]
     assert errors == sorted(errors)
@@ -62,17 +63,17 @@ def test_the_report_finds_more_error_where_less_is_kept():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_the_precision_asked_for_is_that_of_every_product(platform):
-    """Forward and in the gradients; 24 features and 64 voxels are enough for every formulation to be in the program."""
+def test_every_product_has_the_requested_precision(platform):
+    """In the forward pass and in the gradients. With 24 features and 64³ voxels the program contains every implementation."""
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=24)
     structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((1, 64, 64, 64, 4), np.float32)
-    with jax.default_matmul_precision("tensorfloat32"):  # neither of the two that an operation might ask for by itself
+    with jax.default_matmul_precision("tensorfloat32"):  # not a precision that an operation might request itself
         traced = jax.jit(jax.grad(lambda state, x: nnx.merge(structure, state)(x).sum())).trace(state, x)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-    found = Counter()
+    count = Counter()
     for line in text.splitlines():
         if operation := re.search(r"stablehlo\.(convolution|dot_general)\b", line):
-            found[operation[1], frozenset(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line))] += 1
-    assert set(found) == {("convolution", frozenset({"HIGH"})), ("dot_general", frozenset({"HIGH"}))}
-    assert min(found.values()) >= 5
+            count[operation[1], frozenset(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line))] += 1
+    assert set(count) == {("convolution", frozenset({"HIGH"})), ("dot_general", frozenset({"HIGH"}))}
+    assert min(count.values()) >= 5

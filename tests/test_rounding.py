@@ -1,7 +1,7 @@
-"""The rounding errors of every operation in float32 beside PyTorch's, on inputs that are hard for float32: values and gradients.
+"""The rounding errors of every operation in float32 and those of PyTorch, for inputs that are hard for float32: values and gradients.
 
-An error is the largest one over the largest true value, which PyTorch computes in float64 from the same numbers. Each may be four times
-PyTorch's, or 1e-6 where PyTorch's is smaller.
+An error is the largest one over the largest true value, which PyTorch computes in float64 from the same numbers. Each error may be four
+times that of PyTorch, or 1e-6 if this is larger.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,30 @@ from flax import nnx
 
 from swinunetr_jax import SwinUNETRConfig, losses
 from swinunetr_jax.model.layers import ConvNorm
-from swinunetr_jax.ops import activation, attention, bias, conv, conv_norm, dense, norm, norm_conv, up_conv, upsample
+from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.conv import conv, patch_conv
+from swinunetr_jax.ops.norm import group_norm, instance_norm, layer_norm
+from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
+from swinunetr_jax.ops.norm.pointwise_conv_norm import pointwise_conv_norm
+from swinunetr_jax.ops.pointwise import add_bias, dense, gelu, leaky_relu
+from swinunetr_jax.ops.up_conv import up_conv
+from swinunetr_jax.ops.up_conv.upsample import upsample
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 FACTOR, FLOOR = 4, 1e-6
 GRID = (12, 13, 14)
-DRAWS = 2  # of which the worst counts, as the ratio of two small errors is a matter of luck
+DRAWS = 2  # of random inputs; the largest errors are compared, since the ratio of two small errors is random
 
 
 def hard_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Scans as they come ("raw": a mean of 1000, a deviation of 300) and z-scored, [b, *grid, c]."""
+    """Returns scans [b, *grid, c] with raw intensities (a mean of 1000, a deviation of 300) and z-scored ones."""
     base, noise = rng.normal(size=(*shape[:-1], 1)), rng.normal(size=shape)
     bright, constant, raw_constant = noise.copy(), noise.copy(), 1000 + 300 * noise
     bright[(0, *(size // 2 for size in shape[1:-1]), 0)] = 1e4
     constant[..., 0], raw_constant[..., 0] = 0.1, 1000.1
-    found = {
+    inputs = {
         "ordinary": noise,
         "nearly equal channels": base + 1e-2 * noise,
         "even more nearly equal channels": base + 1e-3 * noise,
@@ -46,13 +53,17 @@ def hard_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, n
         "raw, a constant channel": raw_constant,
         "zeros": np.zeros(shape),
     }
-    return {name: values.astype(np.float32) for name, values in found.items()}
+    return {name: values.astype(np.float32) for name, values in inputs.items()}
 
 
 class Case(NamedTuple):
-    """An operation of hard inputs `shape` and of ordinary ones: ours, channels last, and PyTorch's, on the same arrays.
+    """An operation in JAX and in PyTorch, both on arrays with channels last.
 
-    `change` is what is done with the ordinary inputs first.
+    Attributes:
+        ours, theirs: the operation of the input and of further ones.
+        shape: the shape of the input, which is hard.
+        others: the shapes of further inputs, which are normally distributed.
+        change: is applied to the further inputs first.
     """
 
     ours: Callable[..., Any]
@@ -67,7 +78,7 @@ def first(x: Any) -> Any:
 
 
 def last(x: Any) -> Any:
-    # instance_norm has wrong gradients of gradients whose channels lie last
+    # instance_norm has wrong gradients if the incoming gradients have channels last
     if x.requires_grad:
         x.register_hook(lambda gradient: gradient.contiguous())
     return x.movedim(1, -1).contiguous()
@@ -108,40 +119,40 @@ def windows(x: Any) -> Any:
 HEADS = ((156, 14, 2, 4), (156, 14, 2, 4), (2, 14, 14))
 CUBE = (3, 3, 3)
 LABELS = np.random.default_rng(0).integers(0, 4, (1, *GRID))
-HOT = np.eye(4, dtype=np.float32)[LABELS]
+ONE_HOT = np.eye(4, dtype=np.float32)[LABELS]
 
 
 def torch_dice(x: Any, probabilities: Callable[[Any], Any]) -> Any:
-    p, t, axes = probabilities(x), torch.tensor(HOT).to(x.dtype), (1, 2, 3)
+    p, t, axes = probabilities(x), torch.tensor(ONE_HOT).to(x.dtype), (1, 2, 3)
     return (1 - (2 * (p * t).sum(axes) + 1e-5) / (p.sum(axes) + t.sum(axes) + 1e-5)).mean()
 
 
 SCAN = (1, *GRID, 4)
 CASES = {
-    "conv_norm": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), SCAN, ((4, 12),)),
-    "conv_norm of differences": Case(
-        conv_norm.conv_instance_norm,
+    "pointwise_conv_norm": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), SCAN, ((4, 12),)),
+    "pointwise_conv_norm of differences": Case(
+        pointwise_conv_norm,
         lambda x, k: torch_instance_norm(x @ k),
         SCAN,
         ((4, 12),),
         lambda k: k - k.mean(0),
     ),
-    "conv_norm of one channel": Case(
-        conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, *GRID, 1), ((1, 12),)
+    "pointwise_conv_norm of one channel": Case(
+        pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), (2, *GRID, 1), ((1, 12),)
     ),
-    "conv_norm in 2-D": Case(conv_norm.conv_instance_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
-    "norm_conv": Case(
-        norm_conv.norm_act_conv,
+    "pointwise_conv_norm in 2-D": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
+    "norm_act_conv": Case(
+        norm_act_conv,
         lambda x, k: last(F.conv3d(F.leaky_relu(F.instance_norm(first(x))), kernel(k), padding=1)),
         SCAN,
         ((*CUBE, 4, 5),),
     ),
-    "instance norm": Case(norm.instance_norm, torch_instance_norm, SCAN),
-    "instance norm in 2-D": Case(norm.instance_norm, torch_instance_norm, (2, 30, 33, 4)),
-    "layer norm": Case(norm.layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
-    "plain layer norm": Case(norm.layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
+    "instance norm": Case(instance_norm, torch_instance_norm, SCAN),
+    "instance norm in 2-D": Case(instance_norm, torch_instance_norm, (2, 30, 33, 4)),
+    "layer norm": Case(layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
+    "layer norm without scale and bias": Case(layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
     "group norm": Case(
-        lambda x, s, b: norm.group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
+        lambda x, s, b: group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
     ),
     "batch norm in training": Case(
         batch_norm,
@@ -150,69 +161,71 @@ CASES = {
         ((4,), (4,)),
     ),
     "conv of kernel 1 with bias": Case(
-        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: add_bias(conv(x, k), b),
         lambda x, k, b: last(F.conv3d(first(x), kernel(k), b)),
         SCAN,
         ((1, 1, 1, 4, 5), (5,)),
     ),
     "conv of kernel 3 with bias": Case(
-        lambda x, k, b: bias.add_bias(conv.conv(x, k), b),
+        lambda x, k, b: add_bias(conv(x, k), b),
         lambda x, k, b: last(F.conv3d(first(x), kernel(k), b, padding=1)),
         SCAN,
         ((*CUBE, 4, 5), (5,)),
     ),
     "conv of few voxels": Case(
-        conv.conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
+        conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
     ),
     "patch_conv": Case(
-        conv.patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
+        patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
     ),
     "upsample": Case(
-        upsample.upsample,
+        upsample,
         lambda x, k: last(F.conv_transpose3d(first(x), transposed(k), stride=2)),
         (1, 6, 7, 5, 4),
         ((2, 2, 2, 4, 5),),
     ),
     "up_conv": Case(
-        up_conv.up_conv,
+        up_conv,
         torch_up_conv,
         (1, 3, 4, 5, 6),
         ((1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (*CUBE, 8, 3), (1, 1, 1, 8, 3)),
     ),
-    "folded up_conv": Case(
-        up_conv.up_conv,
+    "up_conv with fused kernels": Case(
+        up_conv,
         torch_up_conv,
         (1, 8, 8, 8, 8),
         ((1, 16, 16, 16, 8), (2, 2, 2, 8, 8), (*CUBE, 16, 8), (1, 1, 1, 16, 8)),
     ),
     "dense with bias": Case(
-        lambda x, k, b: bias.add_bias(dense.dense(x, k), b), lambda x, k, b: x @ k + b, (1, *GRID, 24), ((24, 30), (30,))
+        lambda x, k, b: add_bias(dense(x, k), b), lambda x, k, b: x @ k + b, (1, *GRID, 24), ((24, 30), (30,))
     ),
-    "gelu": Case(activation.gelu, F.gelu, SCAN),
-    "leaky_relu": Case(activation.leaky_relu, F.leaky_relu, SCAN),
+    "gelu": Case(gelu, F.gelu, SCAN),
+    "leaky_relu": Case(leaky_relu, F.leaky_relu, SCAN),
     "attention, queries": Case(
-        lambda x, *rest: attention.window_attention(windows(x), *rest),
+        lambda x, *rest: window_attention(windows(x), *rest),
         lambda x, *rest: torch_attention(windows(x), *rest),
         (1, *GRID, 8),
         HEADS,
     ),
     "attention, keys": Case(
-        lambda x, q, v, b: attention.window_attention(q, windows(x), v, b),
+        lambda x, q, v, b: window_attention(q, windows(x), v, b),
         lambda x, q, v, b: torch_attention(q, windows(x), v, b),
         (1, *GRID, 8),
         HEADS,
     ),
     "attention, values": Case(
-        lambda x, q, k, b: attention.window_attention(q, k, windows(x), b),
+        lambda x, q, k, b: window_attention(q, k, windows(x), b),
         lambda x, q, k, b: torch_attention(q, k, windows(x), b),
         (1, *GRID, 8),
         HEADS,
     ),
     "Dice of a softmax": Case(
-        lambda x: losses.dice_loss(x, HOT, activation="softmax"), lambda x: torch_dice(x, lambda x: torch.softmax(x, -1)), SCAN
+        lambda x: losses.dice_loss(x, ONE_HOT, activation="softmax"),
+        lambda x: torch_dice(x, lambda x: torch.softmax(x, -1)),
+        SCAN,
     ),
     "Dice of sigmoids": Case(
-        lambda x: losses.dice_loss(x, HOT, activation="sigmoid"), lambda x: torch_dice(x, torch.sigmoid), SCAN
+        lambda x: losses.dice_loss(x, ONE_HOT, activation="sigmoid"), lambda x: torch_dice(x, torch.sigmoid), SCAN
     ),
     "cross-entropy": Case(
         lambda x: losses.cross_entropy(x, LABELS, activation="softmax"),
@@ -220,8 +233,8 @@ CASES = {
         SCAN,
     ),
     "binary cross-entropy": Case(
-        lambda x: losses.cross_entropy(x, HOT, activation="sigmoid"),
-        lambda x: F.binary_cross_entropy_with_logits(x, torch.tensor(HOT).to(x.dtype)),
+        lambda x: losses.cross_entropy(x, ONE_HOT, activation="sigmoid"),
+        lambda x: F.binary_cross_entropy_with_logits(x, torch.tensor(ONE_HOT).to(x.dtype)),
         SCAN,
     ),
 }
@@ -231,7 +244,7 @@ CASES = {
 @pytest.mark.fault("1.8")
 @pytest.mark.fault("1.9")
 @pytest.mark.parametrize("name", CASES)
-def test_an_operation_rounds_at_most_four_times_as_much_as_torch(name):
+def test_rounding_errors_are_at_most_four_times_those_of_torch(name):
     case, worst = CASES[name], {}
     values_and_gradients = jax.jit(our_results, static_argnums=0)
     for draw in range(DRAWS):
@@ -246,16 +259,16 @@ def test_an_operation_rounds_at_most_four_times_as_much_as_torch(name):
                 errors = worst.setdefault((kind, place), [0.0, 0.0])
                 errors[:] = np.maximum(errors, [error(got, expected), error(other, expected)])
     bad = {at: errors for at, errors in worst.items() if not errors[0] <= max(FACTOR * errors[1], FLOOR)}
-    assert not bad  # by kind of input and number of the result: our error and PyTorch's
+    assert not bad  # (kind of input, index of the result): [our error, error of PyTorch]
 
 
 def error(got: Any, expected: np.ndarray) -> float:
-    """The largest error over the largest true value; where all is 0, over 1."""
+    """Returns the largest error over the largest true value, or over 1 if all true values are 0."""
     return float(np.abs(np.asarray(got, np.float64) - expected).max() / (np.abs(expected).max() or 1))
 
 
 def weights_of(shape: tuple[int, ...]) -> np.ndarray:
-    """What the results are summed with: positive on the whole, as the gradients of a loss often are."""
+    """Returns weights for a sum of results, mostly positive, as the gradients of a loss often are."""
     return (np.random.default_rng(7).normal(size=shape) + 0.5).astype(np.float32)
 
 

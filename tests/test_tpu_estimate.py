@@ -1,4 +1,4 @@
-"""What is read from the text of a program that the TPU compiler made."""
+"""The estimate that is read from the text of a program for a TPU."""
 
 from tools.tpu_estimate import estimate
 
@@ -32,8 +32,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
 
 
-def test_loops_count_as_often_as_they_run_and_fusions_once():
-    found = estimate(PROGRAM)
-    assert found.cycles == 5 + 7 * 10
-    assert found.left_out == 2  # the kernel and the gather
-    assert found.top(1) == [(70, "f | fusion | f32[8]{0:T(128)} | jit(f)/neg")]
+def test_a_loop_is_counted_for_each_iteration_and_a_fusion_once():
+    result = estimate(PROGRAM)
+    assert result.cycles == 5 + 7 * 10
+    assert result.without_estimate == 2  # the kernel and the gather
+    assert result.top(1) == [(70, "f | fusion | f32[8]{0:T(128)} | jit(f)/neg")]

@@ -1,4 +1,4 @@
-"""Windows on a grid, against literal arrays and against MONAI's tables."""
+"""Windows on a grid, compared with literal arrays and with MONAI's tables."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.model import windows
-from swinunetr_jax.ops.position_bias import position_bias
+from swinunetr_jax.ops.attention.position_bias import position_bias
 
 
 def test_clip_window_axis_by_axis():
@@ -34,9 +34,9 @@ def test_reverse_undoes_partition(grid, window):
     np.testing.assert_array_equal(windows.reverse(windows.partition(x, window), window, grid), x)
 
 
-def test_inside_by_hand():
-    np.testing.assert_array_equal(windows.inside((3, 2), (2, 2))[..., 0], [[[1, 1], [1, 1]], [[1, 1], [0, 0]]])
-    assert windows.inside((4, 2), (2, 2)) is None
+def test_valid_tokens_by_hand():
+    np.testing.assert_array_equal(windows.valid_tokens((3, 2), (2, 2))[..., 0], [[[1, 1], [1, 1]], [[1, 1], [0, 0]]])
+    assert windows.valid_tokens((4, 2), (2, 2)) is None
 
 
 def test_region_ids_by_hand():
@@ -76,8 +76,8 @@ def test_index_equals_monais(window):
 
 
 @pytest.mark.parametrize("window", [(7, 7), (4, 4, 4), (7, 7, 7), (3, 5, 2), (1, 2)])
-def test_position_bias_is_the_tables_rows(window):
-    """Values to the bit, and the gradient, which sums the entries of a row."""
+def test_position_bias_has_the_rows_of_the_table(window):
+    """The values are equal, and the gradient sums the entries of a row."""
     rng, index = np.random.default_rng(0), windows.relative_index(window)
     table, weight = rng.normal(size=(index.max() + 1, 3)), rng.normal(size=(3, *index.shape))
     with jax.enable_x64(True):

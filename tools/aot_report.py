@@ -1,4 +1,4 @@
-"""What the compilers make of this project for machines that are not here: TPUs and an H200, by their own account.
+"""Compiles the network for machines that are not available, TPUs and an H200, and reports the compilers' estimates.
 
     pip install libtpu                      # TPU targets; compiles, needs no TPU
     pip install "jax[cuda13]"               # the H200, in an environment of its own; compiles, needs no GPU
@@ -6,10 +6,10 @@
     python -m tools.aot_report --target h200 --sizes 96 128
 
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two of time. "schedule" is the sum
-of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`), but for the instructions "left out", which it
-gives none. "roofline" is `optimal_seconds`, which takes each instruction at the chip's peak rates and a loop's body once. For the H200
-there is no estimate of time: the compiled program is read instead (`gpu_program`), for transposes beside convolutions, attention weights
-that reach memory, temporaries (without cuDNN's work space) and bytes moved.
+of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`), except for the instructions "without estimate",
+which have none. "roofline" is `optimal_seconds`, which takes each instruction at the chip's peak rates and a loop's body once. For the
+H200 there is no estimate of time. Instead the compiled program is read (`gpu_program`): transposes next to convolutions, attention weights
+that are written to memory, temporaries (without cuDNN's work space) and bytes moved.
 """
 
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about its TPU
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,9 @@ import tyro
 from flax import nnx
 from jax.experimental import topologies
 
-from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console, traced_for
-from swinunetr_jax.compiler import GPU_OPTIONS, in_order
+from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console
+from swinunetr_jax.runtime.dispatch import for_device
+from swinunetr_jax.runtime.xla import GPU_OPTIONS, pin_gradient_layout
 from tools import gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
@@ -50,47 +51,47 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_description_str: "NVIDIA H200"
 """
-# Without a GPU nothing chooses the tiles of Triton's matrix products, and the compiler's first guess fails: cuBLAS does them all.
+# Without a GPU the tiles of Triton's matrix products cannot be tuned, and the default ones fail: cuBLAS computes all products.
 COMPILER_OPTIONS = {"h200": GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}}
 
 
 @dataclass
 class Options:
-    """What to compile."""
+    """The programs to compile."""
 
     target: tuple[Literal["v5e", "v6e", "h200"], ...] = ("v5e", "v6e")
     work: tuple[Literal["forward", "train"], ...] = ("forward", "train")
     sizes: tuple[int, ...] = (96,)
-    """Edge of the volume, batch 1."""
+    """Edges of the volume; the batch is 1."""
     feature_size: int = 48
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: bool = False
     """Recompute blocks in the backward pass."""
     top: int = 0
-    """Also list so many of a TPU program's most expensive instructions."""
+    """The number of a TPU program's most expensive instructions to list."""
     out: Path | None = None
     """Also write the rows as JSON here."""
     programs: Path | None = None
-    """Folder for the compiled programs' text."""
+    """Folder into which the text of the compiled programs is written."""
 
 
 def device(target: str) -> Any:
-    """One described device of the target."""
+    """Returns a description of one device of the target."""
     if target in TPU:
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=TPU[target]).devices[0]
         except Exception as error:
             sys.exit(
                 f"error: the TPU compiler does not start ({str(error)[:200]}): is `libtpu` installed, and does no other program use it? "
-                "One that was killed leaves /tmp/libtpu_lockfile behind."
+                "A killed program does not remove /tmp/libtpu_lockfile."
             )
-    jax.devices()  # finds the CUDA plugin, which is not used but has to be there
+    jax.devices()  # loads the CUDA plugin, which must be present although no device is used
     described = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
     return described.devices[0]
 
 
 def compiled(target: str, work: str, size: int, options: Options) -> Any:
-    """The program for one device of the target."""
+    """Returns the compiled program for one device of the target."""
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
@@ -103,7 +104,7 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
 
     x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
     if work == "forward":
-        forward = traced_for(described, lambda state, x: nnx.merge(structure, state)(x))
+        forward = for_device(described, lambda state, x: nnx.merge(structure, state)(x))
         return jax.jit(forward).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
     optimizer = optax.adamw(1e-4)
     labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
@@ -116,16 +117,16 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
             return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
 
         value, gradients = jax.value_and_grad(loss)(state)
-        updates, moments = optimizer.update(in_order(gradients), moments, state)
+        updates, moments = optimizer.update(pin_gradient_layout(gradients), moments, state)
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)
-    lowered = jax.jit(traced_for(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
+    lowered = jax.jit(for_device(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
     return lowered.compile(COMPILER_OPTIONS.get(target))
 
 
 def describe(target: str, work: str, size: int, options: Options) -> dict[str, Any]:
-    """A row of the report."""
+    """Returns a row of the report."""
     started = time.perf_counter()
     program = compiled(target, work, size, options)
     memory, cost = program.memory_analysis(), program.cost_analysis() or {}
@@ -142,7 +143,7 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
         "compile_seconds": time.perf_counter() - started,
         "schedule_ms": spent.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
         "roofline_ms": roofline(cost["optimal_seconds"]) * 1e3 if target in TPU else None,
-        "left_out": spent.left_out if target in TPU else None,
+        "without_estimate": spent.without_estimate if target in TPU else None,
         "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in spent.top(options.top)]
         if target in TPU
         else [],
@@ -154,12 +155,12 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
 
 
 def roofline(optimal_seconds: float) -> float:
-    """The estimate without the -1 that it holds for each of the compiler's internal calls."""
+    """Returns the estimate without the -1 that it contains for each of the compiler's internal calls."""
     return optimal_seconds - math.floor(optimal_seconds)
 
 
 def read_program(text: str) -> dict[str, Any]:
-    """Facts of a compiled program's text that outlive a compiler's version: what instructions of the entry produce."""
+    """Returns facts about the results of the entry's instructions, which do not depend on the compiler's version."""
     entry = text[text.index("\nENTRY ") :]
     results = re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = \(?(\w+)\[([\d,]*)\][^ ]* (\S+?)\(", entry, re.MULTILINE)
     sizes = [
@@ -179,11 +180,12 @@ def read_program(text: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ["target", "work", "size", "schedule ms", "left out", "roofline ms", "TFLOP", "temporaries GB", "arguments GB"]
+    """Returns the rows of TPU programs as a Markdown table."""
+    head = ["target", "work", "size", "schedule ms", "without estimate", "roofline ms", "TFLOP", "temporaries GB", "arguments GB"]
     head += ["of chip memory", "largest result", "transposes or copies of volumes", "t × t tensors"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in rows:
-        times = [f"{row['schedule_ms']:.2f}", str(row["left_out"]), f"{row['roofline_ms']:.2f}"]
+        times = [f"{row['schedule_ms']:.2f}", str(row["without_estimate"]), f"{row['roofline_ms']:.2f}"]
         cells = [row["target"], row["work"], f"{row['size']}³", *times, f"{row['tflop']:.2f}", f"{row['temporaries_gb']:.2f}"]
         cells += [
             f"{row['held_gb']:.2f}",

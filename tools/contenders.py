@@ -70,8 +70,9 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     import optax
     from flax import nnx
 
-    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, compiler_options, sliding_window_inference, traced_for
-    from swinunetr_jax.compiler import in_order, trim_after_compiling
+    from swinunetr_jax import SwinUNETR, SwinUNETRConfig, jit, sliding_window_inference
+    from swinunetr_jax.runtime.memory import release_compile_memory
+    from swinunetr_jax.runtime.xla import pin_gradient_layout
 
     config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
@@ -82,10 +83,10 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """For this device alone, as the README has it for programs whose device is known."""
-        return jax.jit(traced_for(jax.devices()[0], function), compiler_options=compiler_options(), **options)
+        """Compiles as the README recommends."""
+        return jit(function, **options)
 
-    trim_after_compiling()
+    release_compile_memory()
     forward = compiled(lambda state, x: nnx.merge(structure, state)(x))
     if work == "case":
 
@@ -110,7 +111,7 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
         gradients = jax.grad(lambda state: jnp.square(nnx.merge(structure, state)(x).astype(jnp.float32)).mean())(state)
-        updates, moments = optimizer.update(in_order(gradients), moments, state)
+        updates, moments = optimizer.update(pin_gradient_layout(gradients), moments, state)
         return optax.apply_updates(state, updates), moments
 
     result[:] = state, jax.jit(optimizer.init)(state)

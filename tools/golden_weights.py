@@ -1,11 +1,11 @@
-"""Weights and inputs made from a seed by NumPy alone: the same bytes with any version of NumPy on any machine.
+"""Random weights and inputs that are the same bytes for a seed with any version of NumPy on any machine.
 
-Stored reference outputs (tests/goldens) need no stored weights that way: MONAI is filled with these tensors where the outputs are made
-and ours where they are compared. Only uniform numbers of the frozen `RandomState` stream and exact arithmetic are used, since
-logarithms and square roots of arrays may differ in the last bit between platforms.
+So the stored reference outputs (tests/goldens) need no stored weights: MONAI has these weights when the outputs are computed, and our
+network has them when the outputs are compared. Only uniform numbers of the frozen `RandomState` stream and exact arithmetic are used,
+since logarithms and square roots of arrays may differ in the last bit between platforms.
 
-Every tensor is away from its initial value, norms and bias tables included, so that none can be left out unnoticed; kernels keep the
-variance of what passes through them, so that every part of the network matters in the output.
+Every tensor differs from its initial value, also in norms and bias tables, so that a missing tensor changes the output. Kernels preserve
+the variance of their inputs, so that every part of the network contributes to the output.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-COMPUTED = "relative_position_index"  # the one buffer that is not a weight: each side computes its own
+COMPUTED = "relative_position_index"  # a buffer that both libraries compute themselves
 
 
 def signed(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Uniform in -1 … 1, float64, from the seed and the name alone: the order of calls does not matter."""
+    """Returns uniform numbers in [-1, 1), float64, which depend on the seed and the name only, not on the order of calls."""
     return 2 * np.random.RandomState([seed, zlib.crc32(name.encode())]).random_sample(shape) - 1
 
 
 def tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """One tensor of MONAI's state dict, by its name there."""
+    """Returns the tensor of MONAI's state dict with a name."""
     *_, owner, leaf = name.split(".")
     if leaf == "num_batches_tracked":
         return np.array(3, np.int64)
@@ -38,24 +38,24 @@ def tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     elif leaf in ("bias", "running_mean"):
         value = 0.25 * noise
     else:
-        # a transposed convolution's [in, out, *k] has no overlapping taps: each output sums over the inputs alone
+        # the taps of a transposed convolution [in, out, *k] do not overlap: each output is a sum over the inputs only
         fan_in = shape[0] if owner == "conv" and ".transp_conv." in name else math.prod(shape[1:])
         value = math.sqrt(3 / fan_in) * noise
     return value.astype(np.float32)
 
 
 def state(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Tensors for a whole state dict, without the index tables."""
+    """Returns the tensors of a whole state dict, without the index tables."""
     return {name: tensor(name, tuple(shape), seed) for name, shape in shapes.items() if not name.endswith(COMPUTED)}
 
 
 def volume(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """An input [b, *grid, c], channels last, of mean 0 and deviation 1."""
+    """Returns an input [b, *grid, c] of mean 0 and standard deviation 1."""
     return (math.sqrt(3) * signed("input", shape, seed)).astype(np.float32)
 
 
 def digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names and bytes."""
+    """Returns the SHA-256 of names and bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
@@ -63,7 +63,7 @@ def digest(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def sample(array: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` values at even distances over an array in C order, the first and the last among them."""
+    """Returns up to `count` evenly spaced values of an array in C order, including the first and the last one."""
     flat = array.reshape(-1)
     if flat.size <= count:
         return flat.astype(np.float32)
@@ -71,5 +71,5 @@ def sample(array: np.ndarray, count: int) -> np.ndarray:
 
 
 def statistics(array: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation and largest magnitude, float64."""
+    """Returns mean, standard deviation and largest magnitude, float64."""
     return np.array([array.mean(dtype=np.float64), array.std(dtype=np.float64), np.abs(array).max()], np.float64)

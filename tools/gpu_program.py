@@ -1,7 +1,7 @@
-"""Reads the text of a program compiled for a GPU: what it moves through memory, and what surrounds its convolutions.
+"""Reads from the text of a program compiled for a GPU which bytes it moves, and which kernels are next to its convolutions.
 
-Each instruction of the entry computation is a kernel or a library call (bitcasts and the like are free), so its operands are read from
-memory and its results written to it. Time is not in the text; bytes are.
+Each instruction of the entry computation is a kernel or a library call (bitcasts and similar instructions are free), which reads its
+operands from memory and writes its results to memory. The text contains bytes but no times.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-# of an element; types that are not here count nothing
+# of an element; other types are counted as 0 bytes
 BYTES = {
     "f64": 8,
     "s64": 8,
@@ -32,6 +32,8 @@ SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclass
 class Instruction:
+    """An instruction, with the types and shapes of its results and the names of its operands and users."""
+
     name: str
     shapes: list[tuple[str, tuple[int, ...]]]
     opcode: str
@@ -41,7 +43,7 @@ class Instruction:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each result."""
+        """The bytes of each result."""
         return [BYTES.get(kind, 0) * math.prod(dims) for kind, dims in self.shapes]
 
     @property
@@ -55,7 +57,7 @@ class Instruction:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Every computation's instructions by name, and the name of the entry."""
+    """Returns the instructions of every computation by name, and the name of the entry."""
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         head = re.match(r"^(ENTRY )?%?([\w.\-]+) .*\{$", line)
@@ -76,7 +78,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def read(text: str) -> dict[str, Any]:
-    """The facts of a program that the report shows."""
+    """Returns the facts of a program that the report contains."""
     computations, entry_name = parse(text)
     entry = computations[entry_name]
     kernels = [i for i in entry.values() if i.opcode not in FREE]
@@ -91,7 +93,7 @@ def read(text: str) -> dict[str, Any]:
     size, shape = max((size, f"{k}[{','.join(map(str, d))}]") for i in kernels for size, (k, d) in zip(i.sizes, i.shapes))
     return {
         "convolutions": len(convs),
-        "transposes_beside_convolutions": len(moving),
+        "transposes_next_to_convolutions": len(moving),
         "attention_weights_in_memory": len(pairs),
         "largest_result_mb": size / 1e6,
         "largest_result": shape,
@@ -101,6 +103,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows of GPU programs as a Markdown table."""
     columns = {
         "target": lambda row: row["target"],
         "work": lambda row: row["work"],
@@ -109,7 +112,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "arguments GB": lambda row: f"{row['held_gb']:.2f}",
         "largest result": lambda row: f"{row['largest_result']} {row['largest_result_mb']:.0f} MB",
         "convolutions": lambda row: str(row["convolutions"]),
-        "transposes beside them": lambda row: str(row["transposes_beside_convolutions"]),
+        "transposes next to them": lambda row: str(row["transposes_next_to_convolutions"]),
         "t × t tensors": lambda row: str(row["attention_weights_in_memory"]),
         "kernels": lambda row: str(row["kernels"]),
         "GB moved at most": lambda row: f"{row['traffic_gb']:.1f}",
@@ -119,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def traffic(instruction: Instruction, entry: dict[str, Instruction]) -> int:
-    """Bytes of all operands and results: an upper bound, since a kernel may read a part of an operand."""
+    """Returns the bytes of all operands and results, an upper bound, since a kernel may read only a part of an operand."""
     read_ = 0
     for operand in dict.fromkeys(instruction.operands):
         if operand in entry:
@@ -128,14 +131,14 @@ def traffic(instruction: Instruction, entry: dict[str, Instruction]) -> int:
 
 
 def _neighbours(conv: Instruction, entry: dict[str, Instruction]) -> set[str]:
-    """What produces a convolution's operands and what consumes its results, looking through instructions that are free."""
-    found, seen = set(), set()
+    """Returns the kernels that compute a convolution's operands and those that read its results, skipping free instructions."""
+    found, visited = set(), set()
     todo = [(name, "operands") for name in conv.operands] + [(name, "users") for name in conv.users]
     while todo:
         name, side = todo.pop()
-        if name in seen or name not in entry:
+        if name in visited or name not in entry:
             continue
-        seen.add(name)
+        visited.add(name)
         if entry[name].opcode in FREE:
             todo += [(other, side) for other in getattr(entry[name], side)]
         else:
@@ -144,13 +147,13 @@ def _neighbours(conv: Instruction, entry: dict[str, Instruction]) -> set[str]:
 
 
 def _transposes_a_volume(instruction: Instruction, computations: dict[str, dict[str, Instruction]]) -> bool:
-    """Whether a kernel moves the channels of a volume; a depth-to-space, which moves whole voxels, does not."""
+    """Returns whether a kernel moves the channels of a volume; a depth-to-space moves whole voxels and does not count."""
     body = computations[instruction.called].values() if instruction.called in computations else [instruction]
     return any(i.opcode in ("transpose", "copy") and any(map(_is_volume, i.shapes)) and not _keeps_last(i) for i in body)
 
 
 def _is_volume(shape: tuple[str, tuple[int, ...]]) -> bool:
-    """A grid of 12³ voxels at least, with channels; the kernels of layers are smaller along their axes."""
+    """Returns whether a shape is a grid of at least 12³ voxels with channels; kernels of layers are smaller along their axes."""
     return len(shape[1]) >= 4 and sum(n >= 12 for n in shape[1]) >= 4
 
 

@@ -1,11 +1,11 @@
-"""Makes the stored reference outputs of tests/goldens with the installed MONAI, so that parity is tested without torch.
+"""Writes the reference outputs in tests/goldens with the installed MONAI, so that parity is tested without torch.
 
     python -m tools.make_goldens            every case of the installed MONAI: "legacy…" with MONAI <= 1.4, all others with a newer one
     python -m tools.make_goldens v2 2d      some of them
 
-Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in an environment of its own; jax is not needed. A file holds the
-configuration, names and shapes of the state dict, versions, and samples and statistics of every intermediate, but no weights: those
-come from the seed (golden_weights.py).
+Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in an environment of its own; jax is not needed. A file contains the
+configuration, names and shapes of the state dict, versions, and samples and statistics of every intermediate. It contains no weights,
+which are random by a seed (golden_weights.py).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tools import golden_weights, reference
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
 SEED = 20220104
-LOGITS, INTERMEDIATE = 4096, 48  # values kept of the logits and of each intermediate
+LOGITS, INTERMEDIATE = 4096, 48  # the number of stored values of the logits and of each intermediate
 
 SMALL: dict[str, Any] = {"in_channels": 4, "out_channels": 3, "feature_size": 12}
 OPTIONS: dict[str, Any] = {
@@ -33,8 +33,8 @@ OPTIONS: dict[str, Any] = {
     "patch_norm": True,
     "normalize": False,
 }
-# No two axes alike, and six voxels at 1/32 resolution: an instance norm of two is little more than a sign, and multiplies rounding a
-# hundredfold.
+# No two axes have the same size, and there are six voxels at 1/32 resolution. An instance norm of two voxels would be little more than a
+# sign, which multiplies rounding errors by a hundred.
 VOLUME = (1, 64, 96, 32)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, input [b, *grid]
     "merging": (SMALL, VOLUME),
@@ -49,13 +49,13 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, input [b
 
 
 def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The content of one file."""
+    """Returns the content of one file."""
     net = reference.network(fields)
     reference.fill(net, SEED)
     x = golden_weights.volume((*shape, fields["in_channels"]), SEED)
     with torch.no_grad():
-        _, seen = reference.record(net, reference.channels_first(x))
-    logits = seen.pop("logits")
+        _, intermediates = reference.record(net, reference.channels_first(x))
+    logits = intermediates.pop("logits")
     tensors = {name: value.numpy() for name, value in net.state_dict().items()}
     weights = {name: value for name, value in tensors.items() if not name.endswith(golden_weights.COMPUTED)}
     about = {
@@ -65,13 +65,13 @@ def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray
         "versions": reference.VERSIONS,
         "weights": golden_weights.digest(weights),
         "state": {name: value.shape for name, value in tensors.items()},
-        "names": list(seen),
+        "names": list(intermediates),
     }
-    short = [np.resize(golden_weights.sample(value, INTERMEDIATE), INTERMEDIATE) for value in seen.values()]
+    short = [np.resize(golden_weights.sample(value, INTERMEDIATE), INTERMEDIATE) for value in intermediates.values()]
     return {
         "about": np.array(json.dumps(about)),
         "samples": np.stack(short),
-        "statistics": np.stack([golden_weights.statistics(value) for value in seen.values()]),
+        "statistics": np.stack([golden_weights.statistics(value) for value in intermediates.values()]),
         "logits": golden_weights.sample(logits, LOGITS),
         "logits_statistics": golden_weights.statistics(logits),
     }
@@ -79,10 +79,12 @@ def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; without any, all that are this MONAI's to make")
+    parser.add_argument(
+        "cases", nargs="*", help=f"some of {', '.join(CASES)}; by default all that the installed MONAI can compute"
+    )
     names = parser.parse_args().cases or [name for name in CASES if name.startswith("legacy") == reference.OLD]
     if unknown := sorted(set(names) - set(CASES)):
-        parser.error(f"unknown {', '.join(unknown)}; known are {', '.join(CASES)}")
+        parser.error(f"unknown {', '.join(unknown)}; the cases are {', '.join(CASES)}")
     GOLDENS.mkdir(exist_ok=True)
     for name in names:
         try:

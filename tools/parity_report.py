@@ -1,10 +1,10 @@
-"""Stage by stage, how far this project is from the installed MONAI: the largest and the mean difference of every intermediate.
+"""Reports the largest and the mean difference of every intermediate between this project and the installed MONAI.
 
     python -m tools.parity_report --feature-size 48 --size 96 96 96
     python -m tools.parity_report --checkpoint model.pt --downsample merging --size 96 96 96
 
-Without a checkpoint weights come from a seed and are away from their initial values in every tensor. They go through a PyTorch file and
-the ordinary converter. Legacy checkpoints need MONAI <= 1.4 beside this project.
+Without a checkpoint the weights are random by a seed and differ from their initial values in every tensor. They are saved to a PyTorch file
+and read by the converter. Legacy checkpoints need an installed MONAI <= 1.4.
 """
 
 import json
@@ -27,13 +27,13 @@ from tools import golden_weights, reference
 
 @dataclass
 class Options:
-    """What to compare."""
+    """The network and the input to compare."""
 
     size: tuple[int, ...] = (64, 64, 64)
     """Spatial size of the input, a multiple of 32 on each axis; two sizes for a 2-D network."""
     batch: int = 1
     checkpoint: Path | None = None
-    """Weights to compare with, instead of random ones; the network is then read off the file."""
+    """Weights to use instead of random ones; the architecture is then that of the file."""
     downsample: Literal["legacy", "merging", "mergingv2"] = "merging"
     in_channels: int = 4
     out_channels: int = 3
@@ -47,12 +47,13 @@ class Options:
     patch_norm: bool = False
     normalize: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computation type of ours; MONAI's is float32."""
+    """Computation type of our network; that of MONAI is float32."""
     seed: int = 0
     json: bool = False
     """Print JSON instead of a table."""
 
     def fields(self) -> dict[str, Any]:
+        """Returns the fields of the network's configuration."""
         window = self.window_size * len(self.size) if len(self.window_size) == 1 else self.window_size
         config = SwinUNETRConfig(
             in_channels=self.in_channels,
@@ -73,18 +74,22 @@ class Options:
 
 
 def compare(options: Options) -> list[dict[str, Any]]:
-    """A row for each intermediate, in the order of the forward pass.
+    """Returns a row for each intermediate, in the order of the forward pass.
 
     Raises:
         InputError: a bad option or checkpoint; `reference.Unsupported`: the installed MONAI has no such network.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt"
-        told: dict[str, Any] = {"downsample": options.downsample, "normalize": options.normalize, "dtype": options.dtype}
+        options_of_use: dict[str, Any] = {
+            "downsample": options.downsample,
+            "normalize": options.normalize,
+            "dtype": options.dtype,
+        }
         if options.num_groups:
-            told["num_groups"] = options.num_groups
+            options_of_use["num_groups"] = options.num_groups
         if options.checkpoint:
-            given = open_checkpoint(options.checkpoint, **told)
+            given = open_checkpoint(options.checkpoint, **options_of_use)
             save_params(path, given.config, given.params, to="monai")
             fields = {n: tuple(v) if isinstance(v, list) else v for n, v in given.config.to_dict().items()}
             net = reference.network(fields)
@@ -98,14 +103,14 @@ def compare(options: Options) -> list[dict[str, Any]]:
         x = golden_weights.volume((options.batch, *options.size, fields["in_channels"]), options.seed)
         with torch.no_grad():
             _, theirs = reference.record(net, reference.channels_first(x))
-        del net  # at 128³ every gigabyte counts
-        model = open_checkpoint(path, **told).model()
-    seen = jax.jit(lambda model, x: model.forward(x)[1])(model, x)
-    if set(seen) != set(theirs):
-        raise AssertionError(f"one side alone has {', '.join(sorted(set(seen) ^ set(theirs)))}")
+        del net  # frees memory, which is scarce at 128³
+        model = open_checkpoint(path, **options_of_use).model()
+    intermediates = jax.jit(lambda model, x: model.forward(x)[1])(model, x)
+    if set(intermediates) != set(theirs):
+        raise AssertionError(f"only one library has {', '.join(sorted(set(intermediates) ^ set(theirs)))}")
     rows = []
-    for name in list(theirs):  # in the order of the pass, which jit forgets
-        ours, expected = np.asarray(seen.pop(name), np.float32), theirs.pop(name)
+    for name in list(theirs):  # in the order of the forward pass, which jit does not preserve
+        ours, expected = np.asarray(intermediates.pop(name), np.float32), theirs.pop(name)
         error = np.abs(ours - expected)
         scale = float(np.abs(expected).max())
         row = {"name": name, "shape": list(expected.shape), "scale": scale, "max_error": float(error.max())}
@@ -114,6 +119,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows as a Markdown table."""
     lines = ["| intermediate | shape | largest value | max error | mean error | max error / largest value |", "| --- " * 6 + "|"]
     for row in rows:
         shape = " × ".join(map(str, row["shape"][1:]))

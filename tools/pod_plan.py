@@ -1,14 +1,14 @@
-"""What training on a TPU pod will take, before there is a pod: the real train step, compiled by the TPU compiler for a named topology.
+"""Estimates the memory and the time of training on a TPU pod: compiles the trainer's step for a topology, without TPUs.
 
     pip install libtpu                                             # compiles; needs no TPU
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
     python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --depth 8
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
 
-It is the step of `python -m train`, on the same mesh of data and depth. Memory, operations, collectives and their bytes are those of the
-compiled program; seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) and hide nothing behind them.
-What is expected of fewer chips takes the compiled step of one chip's share and adds the time that its gradients take between chips, by
-a ring on all links at the bandwidth in `LINK_BYTES`: an upper bound, since the compiler sends them while it computes.
+The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
+Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The expectation for other numbers
+of chips is the compiled step of one chip's share plus the time of its gradients between chips, by a ring on all links at the bandwidth in
+`LINK_BYTES`: an upper bound, since the compiler sends gradients while it computes.
 """
 
 import json
@@ -24,22 +24,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask about its TPU
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
 
 import jax
 import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task, console, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, console
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.runtime.sharding import device_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy
 from swinunetr_jax.training.config import Optim
 from swinunetr_jax.training.step import Training
 from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
-# All links of a chip in one direction: 1600 and 3584 Gbit/s both ways, as Google states them.
+# All links of a chip in one direction: half of the 1600 and 3584 Gbit/s in both directions that Google documents.
 LINK_BYTES = {"v5e": 100e9, "v6e": 224e9}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 SIZES = (64, 96, 128, 160, 192, 224, 256)  # of the crops that --fit tries
@@ -47,7 +49,7 @@ SIZES = (64, 96, 128, 160, 192, 224, 256)  # of the crops that --fit tries
 
 @dataclass
 class Options:
-    """What to plan for."""
+    """The training to plan."""
 
     topology: tuple[str, ...] = ("v5e:16x16",)
     """Chip and grid of chips, such as v5e:16x16 or v6e:4x4."""
@@ -61,16 +63,16 @@ class Options:
     remat: bool = False
     """Recompute blocks in the backward pass."""
     chips: tuple[int, ...] = (1, 4, 16, 64, 256)
-    """How many chips to expect something of."""
+    """The numbers of chips for which to print an expectation."""
     fit: bool = False
-    """Look for the largest batch and the largest crop that fit."""
+    """Search for the largest batch and the largest crop that fit."""
     out: Path | None = None
     """Also write the figures as JSON here."""
 
 
 @dataclass
 class Program:
-    """Figures of a compiled step, per chip."""
+    """The figures of a compiled step, per chip."""
 
     topology: str
     chips: int
@@ -83,7 +85,7 @@ class Program:
     schedule_seconds: float
     roofline_seconds: float
     collectives: dict[str, tuple[int, int]]
-    """By kind: how many, and the bytes that they give a chip."""
+    """By kind: the number of collectives, and the bytes that a chip receives."""
     gradient_bytes: int
     compile_seconds: float
 
@@ -99,11 +101,11 @@ class Program:
 def compile_step(
     topology: str, options: Options, *, roi: tuple[int, ...], batch_per_chip: int, chips: int | None = None
 ) -> Program:
-    """The train step for a topology, or for the first chips of it.
+    """Compiles the train step for a topology, or for its first chips.
 
     Raises:
         InputError: the topology is not known.
-        jax.errors.JaxRuntimeError: the compiler's, where a chip's memory does not suffice among others.
+        jax.errors.JaxRuntimeError: the compiler fails, for example because the memory of a chip is too small.
     """
     kind = topology.partition(":")[0]
     if kind not in CHIP_BYTES or kind not in LINK_BYTES:
@@ -115,14 +117,14 @@ def compile_step(
     except Exception as error:
         raise InputError(
             f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed, and does no other program use "
-            "it? One that was killed leaves /tmp/libtpu_lockfile behind."
+            "it? A killed program does not remove /tmp/libtpu_lockfile."
         ) from error
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))[:chips]
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     batch = len(devices) // options.depth * batch_per_chip
-    layout = parallel.Jitted(parallel.device_mesh(batch, options.depth, devices))
+    layout = JitStrategy(device_mesh(batch, options.depth, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
     image = jax.ShapeDtypeStruct((batch, *roi, 4), jnp.float32)
     label, flags = jax.ShapeDtypeStruct((batch, *roi), jnp.uint8), jax.ShapeDtypeStruct((len(devices),), jnp.int32)
@@ -147,24 +149,24 @@ def compile_step(
 
 
 def read_collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Collective operations of a compiled program, by kind: how many, and the bytes of their results."""
+    """Returns the collective operations of a compiled program by kind: their number, and the bytes of their results."""
     count, size = Counter(), Counter()
     for result, kind, start in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
         shapes = [(name, [int(n) for n in sizes.split(",") if n]) for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)]
         whole = [BYTES.get(name, 0) * math.prod(sizes) for name, sizes in shapes]
-        # one that is started names what goes in beside what comes out
+        # the start of an asynchronous one lists its inputs, too
         count[kind] += 1
         size[kind] += max(whole, default=0) if start and kind != "all-reduce" else sum(whole)
     return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
 
 
 def between_chips(program: Program, chips: int) -> float:
-    """Seconds in which the gradients of so many chips become one sum, if nothing hides them."""
+    """Returns the seconds that summing the gradients of so many chips takes, if no computation overlaps with it."""
     return 2 * program.gradient_bytes * (chips - 1) / chips / LINK_BYTES[program.chip]
 
 
 def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: int) -> bool:
-    """Whether one group of chips holds so much; compiled for that group alone, since others add nothing to it."""
+    """Returns whether the step fits into one group of chips, from compiling it for that group; other groups need no more memory."""
     try:
         program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.depth)
     except jax.errors.JaxRuntimeError as error:
@@ -175,20 +177,20 @@ def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: 
 
 
 def largest(program: Program, options: Options) -> tuple[int, int]:
-    """(largest batch per group at the options' crop, edge of the largest cube at batch 1); 0 for none.
+    """Returns (the largest batch per group for the crop of the options, the edge of the largest cube for batch 1), 0 for none.
 
-    Temporaries grow with the voxels of a step, nearly: what they were in a compiled one says where to look first, and what holds there
-    is found by compiling. A compiler short of memory trades it for time, so that more may fit than that.
+    Temporaries are nearly proportional to the voxels of a step. So those of a compiled step give a first guess, around which steps are
+    compiled. More may fit than the guess, since a compiler that is short of memory saves memory at the cost of time.
     """
     of_a_sample = program.temporary_bytes / (program.batch * program.depth / program.chips)
     guess = (CHIP_BYTES[program.chip] - program.held_bytes) / of_a_sample
     topology = program.topology
 
     def batch_fits(batch: int) -> bool:
-        return _told(f"{topology}: batch {batch}", fits(topology, options, options.roi, batch))
+        return _print_fit(f"{topology}: batch {batch}", fits(topology, options, options.roi, batch))
 
     def cube_fits(index: int) -> bool:
-        return index <= len(SIZES) and _told(
+        return index <= len(SIZES) and _print_fit(
             f"{topology}: {SIZES[index - 1]}³", fits(topology, options, (SIZES[index - 1],) * 3, 1)
         )
 
@@ -197,7 +199,7 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
 
 
 def search(holds: Callable[[int], bool], guess: int) -> int:
-    """The largest number for which it holds, where it holds for all smaller ones too; 0 for none. Looks around a guess."""
+    """Returns the largest number for which a condition holds, which holds for all smaller ones, too; 0 for none."""
     number = max(guess, 1)
     if holds(number):
         while holds(number + 1):
@@ -208,13 +210,13 @@ def search(holds: Callable[[int], bool], guess: int) -> int:
     return number - 1
 
 
-def _told(what: str, holds: bool) -> bool:
+def _print_fit(what: str, holds: bool) -> bool:
     print(f"{what} {'fits' if holds else 'does not fit'}", file=sys.stderr, flush=True)
     return holds
 
 
 def table(programs: list[Program]) -> str:
-    """Markdown: a row for each program."""
+    """Returns the programs as a Markdown table."""
     head = ["topology", "crop", "batch", "chips a volume", "held GB", "temporaries GB", "of a chip's memory", "TFLOP a chip"]
     head += ["schedule ms", "roofline ms", "collectives: number, MB a chip", "compiled in s"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
@@ -235,7 +237,7 @@ def table(programs: list[Program]) -> str:
 
 
 def expectation(program: Program, chips: tuple[int, ...]) -> str:
-    """Markdown: what the step's estimate means for other numbers of chips, each with the same share."""
+    """Returns a Markdown table of the expectation for other numbers of chips, each with the same share of the batch."""
     head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops a second", "of perfect scaling"]
     lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in chips:

@@ -1,11 +1,11 @@
-"""What an accelerator's faster products of float32 numbers cost in accuracy, emulated here: errors of the logits against full float32.
+"""Emulates the faster products of float32 numbers on an accelerator, and reports the errors of the logits compared with float32.
 
     python -m tools.precision_report --feature-size 48 --size 64 64 64
 
 By default a GPU rounds the operands of matrix products and convolutions to tf32 (10 bits of mantissa) and a TPU to bfloat16 (7 bits), and
-sums in float32; `jax.default_matmul_precision` asks for more. A CPU takes no notice of it. So the network is traced, the formulations for
-a GPU are picked from the trace, and its equations are evaluated one by one, with the operands of products rounded to the nearest. Weights
-and input come from a seed; a label counts as changed where any output changes its sign.
+both sum in float32; `jax.default_matmul_precision` requests more. A CPU ignores this setting. So the network is traced with the
+implementations for a GPU, and its equations are evaluated one by one, with the operands of products rounded to the nearest number.
+Weights and input are random, by a seed; a label has changed if any output changes its sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ Product = Callable[[Multiply, Array, Array], Array]
 
 @dataclass
 class Options:
-    """What to measure."""
+    """The network to measure."""
 
     size: tuple[int, int, int] = (64, 64, 64)
     """Spatial size of the input, multiples of 32."""
@@ -41,7 +41,7 @@ class Options:
 
 
 class Row(NamedTuple):
-    """Errors of one arithmetic, and the share of labels that it changes."""
+    """The errors of one arithmetic, and the share of labels that it changes."""
 
     name: str
     max_error: float
@@ -53,22 +53,24 @@ class Row(NamedTuple):
 
 
 def exact(multiply: Multiply, a: Array, b: Array) -> Array:
+    """Returns the product of operands that are not rounded."""
     return multiply(a, b)
 
 
 def once(bits: int) -> Product:
-    """Of operands rounded to `bits` of mantissa."""
+    """Returns the function that multiplies operands rounded to `bits` of mantissa."""
     return lambda multiply, a, b: multiply(rounded(a, bits), rounded(b, bits))
 
 
 def in_three_passes(multiply: Multiply, a: Array, b: Array) -> Array:
-    """Each operand as the sum of two bfloat16 numbers, without the product of the two small ones."""
+    """Returns the product of operands that are sums of two bfloat16 numbers, without the product of the two smaller ones."""
     high_a, high_b = rounded(a, BFLOAT16), rounded(b, BFLOAT16)
     low_a, low_b = rounded(a - high_a, BFLOAT16), rounded(b - high_b, BFLOAT16)
     return multiply(high_a, high_b) + (multiply(high_a, low_b) + multiply(low_a, high_b))
 
 
 def rounded(a: Array, bits: int) -> Array:
+    """Returns the array rounded to `bits` of mantissa."""
     return lax.reduce_precision(a, exponent_bits=8, mantissa_bits=bits)
 
 
@@ -76,7 +78,7 @@ def rounded(a: Array, bits: int) -> Array:
 
 
 def emulate(function: Callable[..., Array], platform: str, product: Product) -> Callable[..., Array]:
-    """`function` by its formulations for `platform`, every product of two arrays taken by `product`."""
+    """Returns the function with its implementations for `platform`, where `product` computes every product of two arrays."""
 
     def run(*inputs: Any) -> Array:
         traced = jax.make_jaxpr(function)(*inputs)
@@ -86,10 +88,10 @@ def emulate(function: Callable[..., Array], platform: str, product: Product) -> 
 
 
 def evaluate(traced: core.ClosedJaxpr, inputs: Sequence[Any], platform: str, product: Product) -> list[Any]:
-    """The results of a traced function.
+    """Returns the results of a traced function.
 
     Raises:
-        NotImplementedError: for loops, which no formulation for a GPU has.
+        NotImplementedError: the function contains a loop, which no implementation for a GPU does.
     """
     values = dict(zip(traced.jaxpr.invars, inputs)) | dict(zip(traced.jaxpr.constvars, traced.consts))
 
@@ -107,14 +109,14 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
     if name in PRODUCTS:
         return [product(lambda a, b: equation.primitive.bind(a, b, **parameters), *inputs)]
     if name == "platform_index":
-        return [None]  # the choice is made below
+        return [None]  # the branch is chosen at "cond"
     if name == "cond" and parameters.get("branches_platforms"):
         groups = parameters["branches_platforms"]
         chosen = next(index for index, group in enumerate(groups) if group is None or platform in group)
         return evaluate(parameters["branches"][chosen], inputs[1:], platform, product)
     inside = parameters.get("jaxpr", parameters.get("call_jaxpr"))
     if name in ("scan", "while", "cond"):
-        raise NotImplementedError(f"a {name} in a formulation for {platform}")
+        raise NotImplementedError(f"a {name} in an implementation for {platform}")
     if isinstance(inside, core.ClosedJaxpr):
         return evaluate(inside, inputs, platform, product)
     results = equation.primitive.bind(*inputs, **parameters)
@@ -125,20 +127,20 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
 
 
 def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
-    """With every weight away from its initial value."""
-    known = shapes(config)
+    """Returns a network whose weights are all different from their initial values."""
+    parameters = shapes(config)
     table = [entry for entry in entries(config) if entry.path is not None]
-    made = golden_weights.state({e.name: e.layout.shape(known[e.path].shape) for e in table}, seed)
-    return build(config, {entry.path: entry.layout.read(made[entry.name]) for entry in table})
+    weights = golden_weights.state({e.name: e.layout.shape(parameters[e.path].shape) for e in table}, seed)
+    return build(config, {entry.path: entry.layout.read(weights[entry.name]) for entry in table})
 
 
 def measure(options: Options) -> tuple[list[Row], float]:
-    """A row for each arithmetic, with errors against float32 by the same formulations; and the deviation of those logits."""
+    """Returns a row for each arithmetic, with errors from float32 by the same implementations, and the deviation of those logits."""
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=options.feature_size)
     config.check_spatial(options.size)
     x = golden_weights.volume((1, *options.size, config.in_channels), options.seed)
     model = network(config, options.seed)
-    short = network(config.replace(dtype="bfloat16"), options.seed)
+    bfloat16 = network(config.replace(dtype="bfloat16"), options.seed)
 
     def forward(model: SwinUNETR, x: Array) -> Array:
         return model(x)
@@ -153,16 +155,17 @@ def measure(options: Options) -> tuple[list[Row], float]:
         return Row(name, float(error.max()), float(error.mean()), float(changed.mean()))
 
     rows = [
-        row("float32, by a CPU's formulations", np.asarray(jax.jit(forward)(model, x))),
+        row("float32, by the implementations for a CPU", np.asarray(jax.jit(forward)(model, x))),
         row("bfloat16 in three passes", logits(model, in_three_passes)),
         row("tf32", logits(model, once(TF32))),
         row("bfloat16", logits(model, once(BFLOAT16))),
-        row('all in bfloat16 (`dtype="bfloat16"`)', logits(short, exact)),
+        row('all in bfloat16 (`dtype="bfloat16"`)', logits(bfloat16, exact)),
     ]
     return rows, float(reference.std())
 
 
 def table(rows: list[Row]) -> str:
+    """Returns the rows as a Markdown table."""
     lines = ["| products of | max error | mean error | changed labels |", "| --- " * 4 + "|"]
     lines += [f"| {row.name} | {row.max_error:.1e} | {row.mean_error:.1e} | {row.changed:.2%} |" for row in rows]
     return "\n".join(lines)

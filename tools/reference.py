@@ -1,7 +1,7 @@
 """MONAI's Swin UNETR as the reference: built from our configuration fields, with every intermediate under our names.
 
-Needs torch and MONAI, and neither jax nor our library, so that it also runs beside a MONAI of long ago. Arrays that leave this file are
-channels last.
+It needs torch and MONAI, but neither jax nor our library, so that it also runs with old versions of MONAI. The arrays that functions
+return have channels last.
 """
 
 import inspect
@@ -16,17 +16,17 @@ from monai.networks.nets import SwinUNETR
 from tools import golden_weights
 
 VERSIONS = {"monai": monai.__version__, "torch": torch.__version__}
-# What MONAI <= 1.4 calls "merging" is our "legacy"; since 1.5 the name stands for another order of neighbours.
+# "merging" in MONAI <= 1.4 is our "legacy"; since 1.5 it is another order of neighbours.
 OLD = tuple(map(int, monai.__version__.split(".")[:2])) < (1, 5)
 FIXED_IN_OLD = {"qkv_bias": True, "mlp_ratio": 4.0, "patch_norm": False, "use_flash_attention": False}
 
 
 class Unsupported(ValueError):
-    """The installed MONAI has no such network; the message says which one has."""
+    """The installed MONAI has no such network; the message names the versions that have it."""
 
 
 def network(fields: Mapping[str, Any]) -> SwinUNETR:
-    """MONAI's network for our configuration fields, in evaluation mode.
+    """Returns MONAI's network for our configuration fields, in evaluation mode.
 
     Raises:
         Unsupported: the installed MONAI cannot build it.
@@ -48,10 +48,10 @@ def network(fields: Mapping[str, Any]) -> SwinUNETR:
     groups = fields.pop("num_groups", None)
     if groups is not None:
         fields["norm_name"] = ("group", {"num_groups": groups})
-    known = inspect.signature(SwinUNETR).parameters
+    parameters = inspect.signature(SwinUNETR).parameters
     if OLD:
-        fields["img_size"] = (64,) * dims  # asked for and not used
-    for name in set(fields) - set(known):
+        fields["img_size"] = (64,) * dims  # required but not used
+    for name in set(fields) - set(parameters):
         value, fixed = fields.pop(name), {"window_size": [7] * dims, **FIXED_IN_OLD}[name]
         if value != fixed and not (name == "window_size" and set(np.ravel(value)) == {7}):
             raise Unsupported(f"MONAI {monai.__version__} has no `{name}`, it is always {fixed}: got {value}.")
@@ -59,10 +59,10 @@ def network(fields: Mapping[str, Any]) -> SwinUNETR:
 
 
 def fill(net: SwinUNETR, seed: int) -> None:
-    """Random weights from a seed, away from the initial ones in every tensor."""
-    made = golden_weights.state({name: value.shape for name, value in net.state_dict().items()}, seed)
+    """Fills the network with random weights by a seed, which differ from the initial ones in every tensor."""
+    weights = golden_weights.state({name: value.shape for name, value in net.state_dict().items()}, seed)
     indices = {name: value for name, value in net.state_dict().items() if name.endswith(golden_weights.COMPUTED)}
-    net.load_state_dict({name: torch.as_tensor(value) for name, value in made.items()} | indices, strict=True)
+    net.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()} | indices, strict=True)
 
 
 def channels_first(x: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -74,29 +74,29 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 
 
 def record(net: SwinUNETR, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
-    """The logits [b, c, *grid], and every intermediate by the name that our `SwinUNETR.forward` gives it, channels last."""
-    seen: dict[str, np.ndarray] = {}
+    """Returns the logits [b, c, *grid], and every intermediate by its name in our `SwinUNETR.forward`, with channels last."""
+    intermediates: dict[str, np.ndarray] = {}
     handles = []
     for module, name, first in _points(net):
 
         def keep(module: Any, inputs: Any, output: torch.Tensor, name: str = name, first: bool = first) -> None:
-            seen[name] = channels_last(output) if first else output.detach().cpu().numpy().copy()
+            intermediates[name] = channels_last(output) if first else output.detach().cpu().numpy().copy()
 
         handles.append(module.register_forward_hook(keep))
 
     def keep_hidden(module: Any, inputs: Any, outputs: list[torch.Tensor]) -> None:
-        seen.update({f"hidden{index}": channels_last(output) for index, output in enumerate(outputs)})
+        intermediates.update({f"hidden{index}": channels_last(output) for index, output in enumerate(outputs)})
 
     handles.append(net.swinViT.register_forward_hook(keep_hidden))
     try:
-        return net(x), seen
+        return net(x), intermediates
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _points(net: SwinUNETR) -> Iterator[tuple[torch.nn.Module, str, bool]]:
-    """Modules to listen to, with our name for their output and whether its channels come first."""
+    """Yields modules, our names for their outputs, and whether the outputs have channels first."""
     yield net.swinViT.pos_drop, "swin.patch_embed", True
     for stage in range(4):
         layer = getattr(net.swinViT, f"layers{stage + 1}")[0]

@@ -1,21 +1,21 @@
-"""Reads the time estimates that the TPU compiler leaves in the text of a compiled program.
+"""Reads the time estimates of the TPU compiler from the text of a compiled program.
 
-Every instruction that the compiler schedules carries `estimated_cycles`, its cost model's answer for the tiling and the layout it chose.
-Their sum over the program, a loop's body as often as the loop runs, is the estimate here. It takes copies between layouts, padding of
-channels to 128 lanes and a matrix unit that is only partly filled for what they cost, which `cost_analysis()["optimal_seconds"]` does
-not: that is a roofline, per instruction the larger of operations and bytes at the chip's peaks. Copies that run beside other work
-(`copy-start`, `copy-done`) carry no cycles and cost nothing in either.
+Every instruction that the compiler schedules has `estimated_cycles`, the result of its cost model for the tiling and the layout that it
+chose. The estimate here is their sum over the program, with a loop's body counted for each iteration. It includes the cost of copies
+between layouts, of padding channels to 128 lanes and of a matrix unit that is only partly filled. `cost_analysis()["optimal_seconds"]`
+does not: it is a roofline, for each instruction the larger of operations and bytes at the chip's peak rates. Copies that run in parallel
+with other work (`copy-start`, `copy-done`) have no cycles and cost nothing in either estimate.
 
-Kernels written by hand (custom calls) and fusions of gathers and scatters carry no cycles: they are counted in `left_out`, so that an
-estimate that leaves something out can be told from one that does not. `optimal_seconds` holds -1 for each kernel.
+Kernels written by hand (custom calls) and fusions of gathers and scatters have no cycles. They are counted in `without_estimate`, which
+shows whether an estimate is complete. `optimal_seconds` contains -1 for each kernel.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-# v5e: its peak of 197 TFLOP/s by the 131,072 operations a cycle of its matrix units. v6e: assumed, its peak does not tell; between two
-# programs for a v6e only the ratio counts.
+# v5e: its peak of 197 TFLOP/s divided by the 131,072 operations per cycle of its matrix units. v6e: assumed, since it does not follow from
+# the peak; only ratios between two programs for a v6e are meaningful.
 CYCLES_PER_SECOND = {"v5e": 1.5e9, "v6e": 1.75e9}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", re.MULTILINE)
@@ -24,21 +24,21 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 
 @dataclass
 class Estimate:
-    """Cycles of a program and where they go."""
+    """The cycles of a program and of its instructions."""
 
     cycles: int = 0
-    left_out: int = 0
-    """Instructions that do work and carry no cycles."""
+    without_estimate: int = 0
+    """The number of instructions that take time and have no cycles."""
     costs: Counter = field(default_factory=Counter)
     """Cycles by instruction: (name, opcode, shape with layout, source operation)."""
 
     def top(self, count: int) -> list[tuple[int, str]]:
-        """The most expensive instructions, as (cycles, line)."""
+        """Returns the most expensive instructions, as (cycles, line)."""
         return [(cycles, " | ".join(key)) for key, cycles in self.costs.most_common(count)]
 
 
 def estimate(text: str) -> Estimate:
-    """The estimate of a whole compiled program."""
+    """Returns the estimate of a whole compiled program."""
     computations, entry = _computations(text)
     result = Estimate()
     _add(result, computations, entry, 1)
@@ -60,7 +60,7 @@ def _add(result: Estimate, computations: dict[str, list[str]], name: str, times:
                 _add(result, computations, part, times)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
         silent = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
-        result.left_out += times * (silent and not cycles)
+        result.without_estimate += times * (silent and not cycles)
         if cycles:
             source = re.search(r'op_name="([^"]*)"', line)
             key = instruction, opcode, shape, source[1] if source else ""
@@ -69,13 +69,13 @@ def _add(result: Estimate, computations: dict[str, list[str]], name: str, times:
 
 
 def _trips(condition: list[str]) -> int:
-    """How often a loop runs: jax counts from 0 while below a constant."""
+    """Returns the number of iterations of a loop; JAX counts from 0 to a constant."""
     limits = [int(n) for n in re.findall(r" = s32\[\]\S* constant\((\d+)\)", "\n".join(condition))]
     return max(limits, default=1)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation by its name, and the entry's name."""
+    """Returns the lines of each computation by its name, and the name of the entry."""
     found, entry, lines = {}, "", []
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and (head := _COMPUTATION.match(line)):

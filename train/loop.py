@@ -87,7 +87,7 @@ class Saver:
             return
         self.step = run.progress.step
         if processes.is_leader():
-            state = checkpoints.snapshot(run.layout.one(run.state))
+            state = checkpoints.snapshot(run.layout.unreplicate(run.state))
             options = run.progress, run.training.config, run.cases.task
             self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
         run.log.resumed()
@@ -130,14 +130,14 @@ def _advance(run: Run, stop: "Stop") -> None:
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            shared = layout.divide(
+            shared = layout.shard_batch(
                 {"image": batch["image"], "label": batch["label"], "sample": _sample_numbers(recipe.batch, step)}
             )
-            run.state, metrics = step_of(run.state, augment(shared), layout.flags(bool(stop)))
+            run.state, metrics = step_of(run.state, augment(shared), layout.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")
             if processes.several():  # read one step late like all numbers: all of them stop after the same step
-                stopping = bool(layout.one(raised))
+                stopping = bool(layout.unreplicate(raised))
             _read(run, pending)
             saver.writer.check()
             pending = {"step": step + 1, "metrics": metrics, "wait": waited, "names": names}
@@ -157,7 +157,7 @@ def _read(run: Run, pending: dict[str, Any] | None) -> None:
     """The numbers of a dispatched step, into the log. Raises InputError if its loss is not finite."""
     if pending is None:
         return
-    values = {name: float(value) for name, value in run.layout.one(pending["metrics"]).items()}
+    values = {name: float(value) for name, value in run.layout.unreplicate(pending["metrics"]).items()}
     if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
         raise InputError(
             f"step {pending['step']}: the loss is {values['loss']:g} and its gradient {values['grad_norm']:g}, on "
@@ -176,7 +176,7 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
         if stop:
             raise Interrupted
 
-    progress, network, started = run.progress, run.layout.one(run.state.network), time.perf_counter()
+    progress, network, started = run.progress, run.layout.unreplicate(run.state.network), time.perf_counter()
     objective = make_objective(run.training)
     try:
         scores = objective.validate(

@@ -11,9 +11,10 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint, parallel
+from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint
 from swinunetr_jax.data.discovery.channels import channel_key
-from swinunetr_jax.parallel import Layout
+from swinunetr_jax.runtime.sharding import device_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, PmapStrategy
 from swinunetr_jax.training import checkpoints, processes
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Network, Options, flat
@@ -75,7 +76,7 @@ class Run:
     folder: Path
     cases: Cases
     training: Training
-    layout: Layout
+    layout: ParallelStrategy
     state: State
     progress: Progress
     log: Log
@@ -163,16 +164,16 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     return Run(recipe, folder, cases, training, layout, layout.replicate(state), progress, log)
 
 
-def _layout(recipe: Recipe) -> Layout:
+def _layout(recipe: Recipe) -> ParallelStrategy:
     """How the batch is shared, by all devices there are."""
-    mesh = parallel.device_mesh(recipe.batch, recipe.devices.depth)
+    mesh = device_mesh(recipe.batch, recipe.devices.depth)
     each = recipe.batch // mesh.size
     if recipe.devices.pmap and each % recipe.optim.accumulate:
         raise InputError(
             f"a device's {each} samples of a batch of {recipe.batch} cannot be split into {recipe.optim.accumulate} parts, and "
             "`devices.pmap` splits them on each device: choose another batch or `optim.accumulate`."
         )
-    return parallel.Mapped(tuple(mesh.devices.flat)) if recipe.devices.pmap else parallel.Jitted(mesh)
+    return PmapStrategy(tuple(mesh.devices.flat)) if recipe.devices.pmap else JitStrategy(mesh)
 
 
 def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:

@@ -12,9 +12,10 @@ import optax
 from flax import nnx
 from jax import Array
 
-from swinunetr_jax import Task, compiler_options
-from swinunetr_jax.compiler import in_order, trim_after_compiling
-from swinunetr_jax.parallel import Layout
+from swinunetr_jax import Task
+from swinunetr_jax.runtime.memory import release_compile_memory
+from swinunetr_jax.runtime.strategies import ParallelStrategy
+from swinunetr_jax.runtime.xla import compiler_options, pin_gradient_layout
 from swinunetr_jax.training.config import Optim
 from swinunetr_jax.training.objective import (
     Batch,
@@ -115,11 +116,12 @@ class Training:
         # an optax transformation is a named tuple itself
         return (made, None) if hasattr(made, "update") else made
 
-    def compile(self, layout: Layout | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
+    def compile(self, layout: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """The step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
 
-        With a layout states, batches and metrics lie on devices as it says, and the function is that of `Layout.compile`, with the
-        processes' flags beside the batch. Runs that differ in nothing but their data, as folds do, share one program.
+        With a layout, states, batches and metrics are stored on devices as it says, and the function is that of
+        `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ only in their data, such as folds, share
+        one program.
         """
         return _compiled(self, layout)
 
@@ -142,7 +144,7 @@ class Training:
         key = key if share is None else jax.random.fold_in(key, share)
         trained = {**state.params, **state.own}
         (loss, (stats, metrics)), gradients = average(self._gradients(trained, state.stats, batch, key))
-        gradients = in_order(gradients)
+        gradients = pin_gradient_layout(gradients)
         transformation, schedule = self.transformation()
         updates, opt = transformation.update(gradients, state.opt, trained)
         new = optax.apply_updates(trained, updates)
@@ -201,8 +203,8 @@ def _moving_average(decay: Array, old: Array, new: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training, layout: Layout | None) -> Callable[..., tuple[State, dict[str, Array]]]:
-    trim_after_compiling()
+def _compiled(training: Training, layout: ParallelStrategy | None) -> Callable[..., tuple[State, dict[str, Array]]]:
+    release_compile_memory()
     if layout is None:
         return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
     return layout.compile(training.step, compiler_options())

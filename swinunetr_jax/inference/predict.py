@@ -13,9 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from swinunetr_jax import parallel
 from swinunetr_jax.alarm import quiet_compilation
-from swinunetr_jax.compiler import compiler_options, trim_after_compiling
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
@@ -27,6 +25,9 @@ from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.scan_grid import Seen, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
+from swinunetr_jax.runtime.memory import release_compile_memory
+from swinunetr_jax.runtime.sharding import device_mesh, replicate, spatially_sharded
+from swinunetr_jax.runtime.xla import compiler_options
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.params import NetworkConfig
 
@@ -109,7 +110,7 @@ class Segmenter:
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
         self.whole, self.depth = whole, depth
         self.in_channels = configs[0].in_channels
-        mesh = parallel.device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
+        mesh = device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
         self._networks = [_network(model, mesh) for model in models]
         self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
 
@@ -251,21 +252,21 @@ def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
 
 def _network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
     structure, state = nnx.split(model)
-    state = state if mesh is None else parallel.everywhere(state, mesh)
+    state = state if mesh is None else replicate(state, mesh)
     run = quiet_compilation(_compiled(structure, mesh))
     return lambda patches: run(state, patches)
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
-    trim_after_compiling()
+    release_compile_memory()
 
     # the parameters are an argument, so that networks of one structure share one program
     def run(state: nnx.State, patches: jax.Array) -> jax.Array:
         return nnx.merge(structure, state)(patches)
 
     if mesh is not None:
-        return parallel.shared(run, mesh, compiler_options())
+        return spatially_sharded(run, mesh, compiler_options())
     return jax.jit(run, compiler_options=compiler_options())
 
 

@@ -1,6 +1,6 @@
 """The convolutional blocks (MONAI: `UnetResBlock`, `UnetrUpBlock`), channels last.
 
-Blocks return their output and a flat dict of new running statistics by name, empty but for a batch norm in training.
+Blocks return their output and a flat dict of new running statistics by name, which is empty except for a batch norm in training.
 """
 
 import jax
@@ -9,16 +9,17 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.model.layers import Conv, ConvNorm, UpConv
-from swinunetr_jax.ops.activation import leaky_relu
+from swinunetr_jax.ops.lane_blocks import Grid, map_grid
+from swinunetr_jax.ops.pointwise import leaky_relu
 from swinunetr_jax.ops.up_conv import up_conv
 
 Stats = dict[str, Array]
 
 
 class ResBlock(nnx.Module):
-    """conv → norm → lrelu → conv → norm, plus the input, then lrelu.
+    """conv → norm → leaky ReLU → conv → norm, plus the input, then leaky ReLU.
 
-    Where the channels change, the input passes a 1×1 convolution and a norm of its own first.
+    If the number of channels changes, the input first goes through a convolution of kernel 1 and a norm.
     """
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, norm: str | None = None, rngs: nnx.Rngs):
@@ -29,42 +30,44 @@ class ResBlock(nnx.Module):
         self.conv3 = Conv(c_in, c_out, 1, config, rngs=rngs) if c_in != c_out else None
         self.norm3 = ConvNorm(c_out, config, norm) if c_in != c_out else None
 
-    def __call__(self, x: Array, train: bool = False) -> tuple[Array, Stats]:
-        shortcut, stats = (x, {}) if self.conv3 is None else self.norm3.behind(self.conv3, x, train)
-        return self.rest(self.conv1(x), shortcut, stats, train)
+    def __call__(self, x: Grid, train: bool = False) -> tuple[Grid, Stats]:
+        """[b, *grid, c_in] -> [b, *grid, c_out] and new running statistics."""
+        shortcut, stats = (x, {}) if self.conv3 is None else self.norm3.after_conv(self.conv3, x, train)
+        return self.from_first_conv(self.conv1(x), shortcut, stats, train)
 
-    def rest(self, y: Array, shortcut: Array, stats3: Stats, train: bool = False) -> tuple[Array, Stats]:
-        """What follows conv1, whose result `y` is; `shortcut` is added in the end, `stats3` came with its norm."""
-        y, stats1 = self.norm1.in_front_of(self.conv2, y, train)
+    def from_first_conv(self, y: Grid, shortcut: Grid, stats3: Stats, train: bool = False) -> tuple[Grid, Stats]:
+        """Returns the block's output from the result `y` of conv1, the normalised shortcut and the statistics of its norm."""
+        y, stats1 = self.norm1.act_conv(self.conv2, y, train)
         y, stats2 = self.norm2(y, train)
         stats = named("norm1", stats1) | named("norm2", stats2) | named("norm3", stats3)
-        return leaky_relu(y + shortcut.astype(y.dtype)), stats
+        return map_grid(lambda y, shortcut: leaky_relu(y + shortcut.astype(y.dtype)), y, shortcut), stats
 
 
 class UpBlock(nnx.Module):
-    """Upsamples, puts the skip's channels behind and runs a residual block."""
+    """Upsamples, concatenates the skip connection's channels and applies a residual block."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.dtype = config.dtype
         self.up = UpConv(c_in, c_out, config, rngs=rngs)
         self.block = ResBlock(2 * c_out, c_out, config, rngs=rngs)
 
-    def __call__(self, x: Array, skip: Array, train: bool = False) -> tuple[Array, Stats]:
+    def __call__(self, x: Grid, skip: Grid, train: bool = False) -> tuple[Grid, Stats]:
+        """[b, *grid, c_in] and [b, *(2 * grid), c_out] -> [b, *(2 * grid), c_out] and new running statistics."""
         kernels = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, self.block.conv3))
         y, shortcut = up_conv(x.astype(self.dtype), skip.astype(self.dtype), *kernels)
-        y, stats = self.block.rest(y, *self.block.norm3(shortcut, train), train)
+        y, stats = self.block.from_first_conv(y, *self.block.norm3(shortcut, train), train)
         return y, named("block", stats)
 
 
 def named(prefix: str, values: Stats) -> Stats:
-    """The same values with `prefix.` before each name."""
+    """Returns the same values with `prefix.` before each name."""
     return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
-def run(block: nnx.Module, *inputs: Array, train: bool, remat: bool) -> tuple[Array, Stats]:
-    """Calls a block, recomputing its inside in the backward pass where asked."""
+def call_block(block: nnx.Module, *inputs: Grid, train: bool, remat: bool) -> tuple[Grid, Stats]:
+    """Calls a block. If `remat`, its intermediates are computed again in the backward pass instead of being kept."""
 
-    def call(block: nnx.Module, *inputs: Array) -> tuple[Array, Stats]:
+    def call(block: nnx.Module, *inputs: Grid) -> tuple[Grid, Stats]:
         return block(*inputs, train=train)
 
     return (jax.checkpoint(call) if remat else call)(block, *inputs)

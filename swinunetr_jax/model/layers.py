@@ -1,7 +1,6 @@
 """Leaf layers with PyTorch's exact semantics and initialisation, channels last.
 
-Parameters are stored in `config.param_dtype` and used in `config.dtype`. Randomness is given: a layer called without a key is
-deterministic.
+Parameters are stored in `config.param_dtype` and used in `config.dtype`. A layer that is called without a random key is deterministic.
 """
 
 import math
@@ -16,34 +15,35 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.ops.activation import leaky_relu
-from swinunetr_jax.ops.bias import add_bias
 from swinunetr_jax.ops.conv import conv, patch_conv
-from swinunetr_jax.ops.conv_norm import conv_instance_norm
-from swinunetr_jax.ops.dense import dense
-from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize
-from swinunetr_jax.ops.norm_conv import norm_act_conv
+from swinunetr_jax.ops.lane_blocks import Grid, array_of, like, map_grid
+from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
+from swinunetr_jax.ops.norm.moments import moments, normalize
+from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
+from swinunetr_jax.ops.norm.pointwise_conv_norm import pointwise_conv_norm
+from swinunetr_jax.ops.pointwise import add_bias, dense, leaky_relu
 
 BATCH_NORM_MOMENTUM = 0.1
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: str) -> nnx.Param:
-    """PyTorch's default start for weights and biases alike: uniform in ±1/sqrt(fan_in)."""
+    """Returns PyTorch's default initialisation of weights and of biases: uniform in ±1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return nnx.Param(
-        draw(rngs, lambda r: r.uniform(-bound, bound, shape), jax.random.uniform, shape, -bound, bound).astype(dtype)
+        sample(rngs, lambda r: r.uniform(-bound, bound, shape), jax.random.uniform, shape, -bound, bound).astype(dtype)
     )
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nnx.Param:
-    return nnx.Param((std * draw(rngs, lambda r: r.standard_normal(shape), jax.random.normal, shape)).astype(dtype))
+    """Returns a parameter that is normally distributed with mean 0."""
+    return nnx.Param((std * sample(rngs, lambda r: r.standard_normal(shape), jax.random.normal, shape)).astype(dtype))
 
 
-def draw(rngs: nnx.Rngs, on_host: Callable, traced: Callable, *args: Any) -> Array:
-    """A random array from the next key: drawn by numpy on the host, seeded by the key.
+def sample(rngs: nnx.Rngs, on_host: Callable, traced: Callable, *args: Any) -> Array:
+    """Returns a random array for the next key, sampled by numpy on the host with the key as seed.
 
-    jax.random would compile a program for each of the hundred shapes of a network: half a minute on a CPU. It is used only where
-    the constructor itself is traced (`nnx.eval_shape`, where no number is drawn, or `jax.jit`, where the numbers are then others).
+    jax.random would compile a program for each of the hundred shapes of a network, which takes half a minute on a CPU. It is used only
+    if the constructor itself is traced: by `nnx.eval_shape`, which computes no numbers, or by `jax.jit`, with different numbers.
     """
     key = rngs.params()
     if isinstance(key, jax.core.Tracer):
@@ -53,19 +53,19 @@ def draw(rngs: nnx.Rngs, on_host: Callable, traced: Callable, *args: Any) -> Arr
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
-    """`count` independent keys, or as many None: no key means deterministic."""
+    """Returns `count` independent keys, or `count` times None if there is no key."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes elements with probability `rate` and scales the rest, where a key is given."""
+    """Sets elements to zero with probability `rate` and scales the others, if a key is given."""
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes whole samples of [b, ...] with probability `rate` and scales the rest, where a key is given."""
+    """Sets whole samples of [b, ...] to zero with probability `rate` and scales the others, if a key is given."""
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -95,9 +95,9 @@ class Conv(nnx.Module):
         self.kernel = uniform(rngs, (*sizes, c_in, c_out), fan_in, config.param_dtype)
         self.bias = uniform(rngs, (c_out,), fan_in, config.param_dtype) if bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Grid) -> Grid:
         y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else add_bias(y, self.bias[...])
+        return y if self.bias is None else map_grid(lambda y: add_bias(y, self.bias[...]), y)
 
 
 class PatchConv(nnx.Module):
@@ -116,7 +116,7 @@ class PatchConv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """The kernel of a transposed convolution, kernel 2 and stride 2, no bias; `ops.up_conv` uses it."""
+    """The kernel of a transposed convolution of kernel 2 and stride 2 without bias, which `ops.up_conv` applies."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         sizes = (2,) * config.spatial_dims
@@ -125,7 +125,7 @@ class UpConv(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the channels of [..., c], with scale and bias."""
+    """Layer norm over the channels of [..., c], with scale and bias."""
 
     def __init__(self, channels: int, config: SwinUNETRConfig):
         self.dtype = config.dtype
@@ -137,9 +137,9 @@ class LayerNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """The norm of the convolutional blocks, by `config.norm_name` (or `kind`): instance, group or batch.
+    """The norm of the convolutional blocks: an instance, group or batch norm, as `config.norm_name` (or `kind`) says.
 
-    Returns the normalised tensor and, for a batch norm in training, its new running statistics by name (else an empty dict).
+    A call returns the normalised grid and, for a batch norm in training, its new running statistics by name, otherwise an empty dict.
     """
 
     def __init__(self, channels: int, config: SwinUNETRConfig, kind: str | None = None):
@@ -153,13 +153,18 @@ class ConvNorm(nnx.Module):
             self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
             self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+        if self.kind == "batch" and train:
+            y, running = self._batch_norm_in_training(array_of(x))
+            return like(x, y), running
         if self.kind == "instance":
-            return instance_norm(x), {}
+            return map_grid(instance_norm, x), {}
+        scale, bias = self.scale[...], self.bias[...]
         if self.kind == "group":
-            return group_norm(x, self.num_groups, self.scale[...], self.bias[...]), {}
-        if not train:
-            return batch_norm(x, self.mean[...], self.var[...], self.scale[...], self.bias[...]), {}
+            return map_grid(lambda x: group_norm(x, self.num_groups, scale, bias), x), {}
+        return map_grid(lambda x: batch_norm(x, self.mean[...], self.var[...], scale, bias), x), {}
+
+    def _batch_norm_in_training(self, x: Array) -> tuple[Array, dict[str, Array]]:
         size = math.prod(x.shape[:-1])
         if size == 1:
             raise InputError("a batch norm in training needs more than one voxel per channel: use a larger volume or batch.")
@@ -172,16 +177,17 @@ class ConvNorm(nnx.Module):
         }
         return normalize(x, statistics, self.scale[...], self.bias[...]), running
 
-    def behind(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
-        """The norm of conv(x), for a convolution of kernel 1 without bias."""
+    def after_conv(self, conv: Conv, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+        """Returns the norm of conv(x), for a convolution of kernel 1 without bias."""
         if self.kind != "instance":
             return self(conv(x), train)
         kernel = conv.kernel[...].astype(conv.dtype)
-        return conv_instance_norm(x.astype(conv.dtype), kernel.reshape(kernel.shape[-2:])), {}
+        kernel = kernel.reshape(kernel.shape[-2:])
+        return map_grid(lambda x: pointwise_conv_norm(x.astype(conv.dtype), kernel), x), {}
 
-    def in_front_of(self, conv: Conv, x: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
-        """conv(leaky_relu(norm of x)), for a convolution without bias."""
+    def act_conv(self, conv: Conv, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+        """Returns conv(leaky_relu(norm of x)), for a convolution without bias."""
         if self.kind == "instance":
             return norm_act_conv(x.astype(conv.dtype), conv.kernel[...].astype(conv.dtype)), {}
         y, stats = self(x, train)
-        return conv(leaky_relu(y)), stats
+        return conv(map_grid(leaky_relu, y)), stats

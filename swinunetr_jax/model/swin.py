@@ -1,10 +1,9 @@
 """The Swin transformer encoder (MONAI: `SwinTransformer`): WindowAttention → SwinBlock → PatchMerging → Stage → SwinTransformer.
 
-Grids are [b, *grid, c], channels last.
+Grids are [b, *grid, c]. Windows are [n, t, c], with n windows of t tokens.
 """
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,15 @@ from jax import Array
 
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.model import windows
-from swinunetr_jax.model.blocks import ResBlock, named, run
+from swinunetr_jax.model.blocks import ResBlock, call_block, named
 from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
-from swinunetr_jax.ops import pieces
-from swinunetr_jax.ops.activation import gelu
 from swinunetr_jax.ops.attention import window_attention
-from swinunetr_jax.ops.position_bias import position_bias
+from swinunetr_jax.ops.attention.position_bias import position_bias
+from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, from_blocks, map_grid, roll
+from swinunetr_jax.ops.pointwise import gelu
 
-# Offsets (d, h, w) of the eight neighbours that a patch merging puts side by side, in the order of its input channels.
-# "legacy" takes 101 and 010 and 001 twice or so and never 110 and 011: every published checkpoint was trained with it.
+# Offsets (d, h, w) of the eight neighbours that a patch merging concatenates, in the order of its input channels. "legacy", with which
+# every published checkpoint was trained, has (0, 1, 0) and (0, 0, 1) twice and neither (1, 1, 0) nor (0, 1, 1).
 NEIGHBOURS_3D = {
     "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
     "merging": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
@@ -45,18 +44,20 @@ class WindowAttention(nnx.Module):
         self.proj = Linear(width, width, config, rngs=rngs)
 
     def __call__(self, x: Array, regions: np.ndarray | None, key: Array | None = None) -> Array:
-        """x: [n, t, c]; regions: [windows, t] or None."""
+        """Returns [n, t, c] for x [n, t, c] and regions [windows, t] or None (see `windows.region_ids`)."""
         n, t, c = x.shape
         attn_key, proj_key = split_key(key, 2)
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)  # each [n, t, m, c / m]
-        # Where the window was clipped to fewer tokens, the reference takes the corner of the full window's table, although most of
-        # its entries then belong to other distances: weights are trained with it.
+        # If the window was clipped to fewer tokens, MONAI takes the corner of the full window's bias, although most of its entries then
+        # belong to other distances; the published weights were trained with it.
         bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]
         y = window_attention(q * (c // self.heads) ** -0.5, k, v, bias, regions, drop_rate=self.attn_drop_rate, key=attn_key)
         return dropout(self.proj(y.reshape(n, t, c)), self.drop_rate, proj_key)
 
 
 class MLP(nnx.Module):
+    """linear → GELU → linear, with dropout after both."""
+
     def __init__(self, width: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         hidden = int(width * config.mlp_ratio)
         self.drop_rate = config.drop_rate
@@ -81,35 +82,37 @@ class SwinBlock(nnx.Module):
         self.norm2 = LayerNorm(width, config)
         self.mlp = MLP(width, config, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None, grid: tuple[int, ...] | None = None) -> Array:
-        """x: [b, *grid, c], or with `grid` given the grid's full windows as pieces, [b, windows, *window, c].
+    def __call__(self, x: Grid, key: Array | None = None, grid: tuple[int, ...] | None = None) -> Grid:
+        """[b, *grid, c] -> [b, *grid, c].
 
-        In pieces a key drops other elements of the MLP's, as their order is another.
+        Args:
+            x: a grid, or the full windows of a padded grid as blocks.
+            key: drives dropout. In blocks it drops other elements in the MLP, since the elements are in another order.
+            grid: the sizes of the grid without padding, if `x` is in blocks.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
-        y = self.norm1(x)
-        y = self._attend(y, attn_key) if grid is None else self._attend_in_pieces(y, attn_key, grid)
-        x = x + drop_path(y, self.drop_path_rate, path_key1)
-        return x + drop_path(self.mlp(self.norm2(x), mlp_key), self.drop_path_rate, path_key2)
+        y = map_grid(self.norm1, x)
+        y = self._attend_in_blocks(y, attn_key, grid) if isinstance(y, BlockedGrid) else self._attend(y, attn_key)
+        x = map_grid(lambda x, y: x + drop_path(y, self.drop_path_rate, path_key1), x, y)
+        return map_grid(lambda x: x + drop_path(self.mlp(self.norm2(x), mlp_key), self.drop_path_rate, path_key2), x)
 
-    def _attend_in_pieces(self, x: Array, key: Array | None, grid: tuple[int, ...]) -> Array:
-        """As `_attend`, but nothing is taken apart and put together."""
-        counts = windows.counts(grid, self.window)
-        padded = tuple(count * win for count, win in zip(counts, self.window))
-        inside = windows.inside(grid, self.window)
-        x = (
-            x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
-        )  # padding, which the MLP and the norm have filled
-        x = pieces.roll(x, tuple(-sh for sh in self.shift), counts)
-        tokens = x.reshape(-1, int(np.prod(self.window)), x.shape[-1])
+    def _attend_in_blocks(self, x: BlockedGrid, key: Array | None, grid: tuple[int, ...]) -> BlockedGrid:
+        """Applies window attention to windows that are blocks, without partitioning a grid."""
+        padded = tuple(count * win for count, win in zip(x.counts, self.window))
+        valid = windows.valid_tokens(grid, self.window)
+        if valid is not None:  # the padding, which the MLP and the norm have filled, is zeros again
+            x = map_grid(lambda x: jnp.where(valid, x, jnp.zeros((), x.dtype)), x)
+        x = roll(x, tuple(-sh for sh in self.shift))
+        tokens = x.array.reshape(-1, int(np.prod(self.window)), x.array.shape[-1])
         y = self.attn(tokens, windows.region_ids(padded, self.window, self.shift), key)
-        return pieces.roll(y.reshape(x.shape), self.shift, counts)
+        return roll(BlockedGrid(y.reshape(x.array.shape), x.counts), self.shift)
 
     def _attend(self, x: Array, key: Array | None) -> Array:
+        """Applies window attention to a grid."""
         grid = x.shape[1:-1]
         axes = tuple(range(1, x.ndim - 1))
         window, shift = windows.clip_window(grid, self.window, self.shift)
-        x = windows.pad_to_windows(x, window)  # after the norm, so padding is zeros; it is attended to, the reference does
+        x = windows.pad_to_windows(x, window)  # after the norm, so that padding is zeros; tokens attend to it, as in MONAI
         padded = x.shape[1:-1]
         if any(shift):
             x = jnp.roll(x, tuple(-sh for sh in shift), axes)
@@ -121,7 +124,7 @@ class SwinBlock(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Halves every axis and doubles the channels: neighbours side by side → LayerNorm → linear. Odd sizes are padded with zeros."""
+    """Halves every axis and doubles the channels: concatenated neighbours → layer norm → linear. Odd sizes are padded with zeros."""
 
     def __init__(self, width: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.neighbours = NEIGHBOURS_3D[config.downsample] if config.spatial_dims == 3 else NEIGHBOURS_2D
@@ -135,7 +138,7 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Swin blocks, every second one shifted, then a patch merging."""
+    """Swin blocks, every second one with shifted windows, then a patch merging."""
 
     def __init__(self, stage: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         width = config.stage_width(stage)
@@ -150,22 +153,19 @@ class Stage(nnx.Module):
         self.merge = PatchMerging(width, config, rngs=rngs)
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
-        """The merged grid [b, *(grid / 2), 2c], and every block's output by name."""
-        seen, grid, cut_from = {}, x.shape[1:-1], None
-        counts = windows.counts(grid, self.window)
-        # on a TPU, tokens stay in the windows of the blocks without shift, padding among them, where these are many and none is clipped
-        if len(grid) == 3 and min(counts) > 1 and pieces.pays(math.prod(counts)):
-            x, cut_from = pieces.cut(windows.pad_to_windows(x, self.window), counts), grid
-        within = (slice(None), *map(slice, grid))
-        run = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
+        """Returns the merged grid [b, *(grid / 2), 2 c], and every block's output by name."""
+        intermediates, grid = {}, x.shape[1:-1]
+        without_padding = (slice(None), *map(slice, grid))
+        call = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
+        y, x = x, windows.maybe_to_window_blocks(x, self.window)
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            x = run(block, x, block_key, cut_from)
-            y = seen[f"block{index}"] = pieces.join(x, counts)[within]
-        return self.merge(y), seen
+            x = call(block, x, block_key, grid)
+            y = intermediates[f"block{index}"] = from_blocks(x)[without_padding]
+        return self.merge(y), intermediates
 
 
 class PatchEmbed(nnx.Module):
-    """Patches of 2 voxels per axis to tokens of `feature_size` channels."""
+    """Maps patches of 2 voxels along each axis to tokens of `feature_size` channels."""
 
     def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.drop_rate = config.drop_rate
@@ -178,26 +178,26 @@ class PatchEmbed(nnx.Module):
 
 
 class SwinTransformer(nnx.Module):
-    """The encoder: patch embedding and four stages, each (v2) behind a residual block of its own."""
+    """The encoder: a patch embedding and four stages; in v2 there is a residual block before each stage."""
 
     def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.remat = config.use_checkpoint
         self.patch_embed = PatchEmbed(config, rngs=rngs)
         self.stages = nnx.List(Stage(stage, config, rngs=rngs) for stage in range(STAGES))
         widths = [config.stage_width(stage) for stage in range(STAGES)] if config.use_v2 else []
-        # the reference gives these blocks an instance norm whatever `norm_name` says
+        # in MONAI these blocks have an instance norm for every `norm_name`
         self.convs = nnx.List(ResBlock(width, width, config, norm="instance", rngs=rngs) for width in widths)
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[list[Array], dict[str, Array]]:
-        """Five feature grids, from half resolution down to 1/32, and every intermediate by name."""
+        """Returns five feature grids, from half resolution down to 1/32, and every intermediate by name."""
         embed_key, *stage_keys = split_key(key, 1 + STAGES)
         x = self.patch_embed(x, embed_key)
-        features, seen = [x], {"patch_embed": x}
+        features, intermediates = [x], {"patch_embed": x}
         for index, (stage, stage_key) in enumerate(zip(self.stages, stage_keys)):
             if self.convs:
-                x, _ = run(self.convs[index], x, train=False, remat=self.remat)
-                seen[f"stage{index}.conv"] = x
-            x, inside = stage(x, stage_key)
-            seen |= named(f"stage{index}", inside) | {f"stage{index}": x}
+                x, _ = call_block(self.convs[index], x, train=False, remat=self.remat)
+                intermediates[f"stage{index}.conv"] = x
+            x, of_stage = stage(x, stage_key)
+            intermediates |= named(f"stage{index}", of_stage) | {f"stage{index}": x}
             features.append(x)
-        return features, seen
+        return features, intermediates

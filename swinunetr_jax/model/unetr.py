@@ -7,7 +7,7 @@
     stage 2 ─────────────── decoder5 ───┘                                                              1/16
     stage 3 ── encoder10 ───┘                                                                          1/32
 
-Names are MONAI's. Unlike the paper's figure, stage 2's features enter decoder5 as they are, as in MONAI.
+The names are those of MONAI. Unlike in the paper's figure, and as in MONAI, there is no block between stage 2 and decoder5.
 """
 
 import jax.numpy as jnp
@@ -15,22 +15,22 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from swinunetr_jax import parallel
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.blocks import ResBlock, UpBlock, named, run
+from swinunetr_jax.model.blocks import ResBlock, UpBlock, call_block, named
 from swinunetr_jax.model.layers import Conv
 from swinunetr_jax.model.swin import SwinTransformer
-from swinunetr_jax.ops import pieces
+from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
 from swinunetr_jax.ops.norm import layer_norm
+from swinunetr_jax.runtime.sharding import auto_sharded
 
 
 class SwinUNETR(nnx.Module):
-    """The whole network.
+    """The network, [b, d, h, w, in_channels] -> [b, d, h, w, out_channels].
 
     Args:
-        config: what to build.
-        rngs: where the initial parameters come from, e.g. `nnx.Rngs(0)`.
+        config: the configuration.
+        rngs: the random number generator of the initial parameters, such as `nnx.Rngs(0)`.
     """
 
     def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
@@ -50,27 +50,27 @@ class SwinUNETR(nnx.Module):
         self.out = Conv(width, config.out_channels, 1, config, bias=True, rngs=rngs)
 
     def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
-        """Logits of a batch of volumes.
+        """Returns the logits of a batch of volumes.
 
         Args:
-            x: [b, d, h, w, in_channels] (2-D: [b, h, w, in_channels]); sizes are multiples of 32. Array axes are those of the scan as
-                nibabel gives them.
-            key: drives dropout and stochastic depth; without it the pass is deterministic.
-            train: a batch norm takes the batch's statistics instead of the running ones.
+            x: [b, d, h, w, in_channels] (2-D: [b, h, w, in_channels]); sizes are multiples of 32. The axes are those of the scan as
+                nibabel returns it.
+            key: the random key of dropout and stochastic depth; without it the result is deterministic.
+            train: whether a batch norm takes the statistics of the batch instead of the running ones.
 
         Returns:
             [b, d, h, w, out_channels] in `config.dtype`.
 
         Raises:
-            InputError: for a shape that the network cannot take.
+            InputError: the network cannot take the shape of x.
         """
         return self.forward(x, key=key, train=train)[0]
 
     def forward(self, x: Array, *, key: Array | None = None, train: bool = False) -> tuple[Array, dict[str, Array]]:
-        """As `__call__`, and also every intermediate by name, e.g. "stage2.block1", "hidden3", "encoder1", "decoder4".
+        """Returns the logits, and every intermediate by name, such as "swin.stage2.block1", "hidden3", "encoder1" or "decoder4".
 
-        In training with a batch norm the new running statistics are there too, under "batch_stats." and the variable's path; nothing
-        is updated in place: see `update_batch_stats`.
+        In training with a batch norm the intermediates contain the new running statistics, under "batch_stats." and the variable's path.
+        The network itself is not changed: see `update_batch_stats`.
         """
         self._check(x)
         structure, weights = nnx.split(self)
@@ -79,29 +79,29 @@ class SwinUNETR(nnx.Module):
             return nnx.merge(structure, weights)._forward(x, key, train)
 
         def specs(spec: PartitionSpec) -> tuple[PartitionSpec, ...]:
-            """Logits are divided as the input is; intermediates, whose grids the mesh need not divide evenly, by their samples alone."""
+            """Shards logits as the input, and intermediates, whose grids the mesh may not divide evenly, by their samples only."""
             return PartitionSpec(*spec[:-1]), PartitionSpec(*spec[:1]), PartitionSpec()
 
-        logits, grids, stats = parallel.divided_by_the_compiler(run, x, weights, key, specs=specs)
+        logits, grids, stats = auto_sharded(run, x, weights, key, specs=specs)
         return logits, grids | stats | {"logits": logits}
 
     def _forward(self, x: Array, key: Array | None, train: bool) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """The logits, every intermediate grid by name, and new running statistics by name."""
+        """Returns the logits, every intermediate grid by name, and new running statistics by name."""
         x = jnp.asarray(x, self.config.dtype)
-        features, inside = self.swin(x, key)
+        features, of_encoder = self.swin(x, key)
         hidden = [layer_norm(feature) for feature in features] if self.config.normalize else features
         statistics: dict[str, Array] = {}
-        seen = named("swin", inside) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
+        intermediates = named("swin", of_encoder) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
 
-        def block(name: str, *inputs: Array) -> Array:
-            y, stats = run(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
-            seen[name] = pieces.join(y)
+        def block(name: str, *inputs: Grid) -> Grid:
+            y, stats = call_block(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
+            intermediates[name] = from_blocks(y)
             statistics.update(named(f"batch_stats.{name}", stats))
             return y
 
-        # on a TPU the finest grids are in pieces from here on
-        skip0 = block("encoder1", pieces.split(x))
-        skip1 = block("encoder2", pieces.split(hidden[0]))
+        # on a TPU the finest grids are in blocks
+        skip0 = block("encoder1", maybe_to_blocks(x))
+        skip1 = block("encoder2", maybe_to_blocks(hidden[0]))
         skip2 = block("encoder3", hidden[1])
         skip3 = block("encoder4", hidden[2])
         y = block("encoder10", hidden[4])
@@ -110,18 +110,18 @@ class SwinUNETR(nnx.Module):
         y = block("decoder3", y, skip2)
         y = block("decoder2", y, skip1)
         y = block("decoder1", y, skip0)
-        return pieces.join(self.out(y)), seen, statistics
+        return from_blocks(self.out(y)), intermediates, statistics
 
-    def update_batch_stats(self, seen: dict[str, Array]) -> None:
-        """Takes over the running statistics that a training pass of `forward` returned (outside of jit)."""
-        for name, value in seen.items():
+    def update_batch_stats(self, intermediates: dict[str, Array]) -> None:
+        """Stores the running statistics that a training pass of `forward` returned. It is called outside of `jax.jit`."""
+        for name, value in intermediates.items():
             if name.startswith("batch_stats."):
                 *path, leaf = name.split(".")[1:]
                 module = self
                 for part in path:
                     module = getattr(module, part)
                 variable = getattr(module, leaf)
-                variable[...] = value.astype(variable.dtype)  # float32, in a float64 network too
+                variable[...] = value.astype(variable.dtype)  # running statistics are float32 also in a float64 network
 
     def _check(self, x: Array) -> None:
         axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"

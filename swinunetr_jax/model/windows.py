@@ -1,15 +1,19 @@
-"""Shifted windows on a 2-D or 3-D grid: pure functions, no parameters (Liu et al. 2021, in the form of MONAI's Swin UNETR).
+"""Shifted windows on a 2-D or 3-D grid (Liu et al. 2021, arXiv 2103.14030, as in MONAI's Swin UNETR): pure functions without parameters.
 
-Letters: b batch, d h w (or h w) grid axes, n windows, t tokens of a window, c channels.
-Index tables and region ids are numpy constants, since they depend on shapes alone.
+Letters in shapes: b batch, d h w (or h w) grid, n windows, t tokens of a window, c channels. Index tables and region ids are numpy
+constants, since they only depend on shapes.
 """
 
+import math
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+
+from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, is_profitable, to_blocks
+from swinunetr_jax.runtime.dispatch import Implementation, Table, layout_dispatch
 
 Size = tuple[int, ...]
 
@@ -21,37 +25,74 @@ _REVERSE = {ndim: " -> ".join(reversed(pattern.split(" -> "))) for ndim, pattern
 
 
 def clip_window(grid: Size, window: Size, shift: Size) -> tuple[Size, Size]:
-    """Where the grid is no larger than the window, the window is the grid and is not shifted; axis by axis."""
+    """Returns window and shift, where an axis of the grid that is not larger than the window is one window without shift."""
     clipped = tuple(min(size, win) for size, win in zip(grid, window))
     shifts = tuple(0 if size <= win else sh for size, win, sh in zip(grid, window, shift))
     return clipped, shifts
 
 
 def pad_to_windows(x: jax.Array, window: Size) -> jax.Array:
-    """Zeros at the high end of each grid axis of [b, *grid, c], up to a multiple of the window."""
+    """Pads [b, *grid, c] with zeros at the high end of each axis of the grid, up to a multiple of the window."""
     pads = [(0, -size % win) for size, win in zip(x.shape[1:-1], window)]
     return jnp.pad(x, [(0, 0), *pads, (0, 0)]) if any(high for _, high in pads) else x
 
 
 def counts(grid: Size, window: Size) -> Size:
-    """Windows along each axis of the padded grid."""
+    """Returns the number of windows along each axis of the padded grid."""
     return tuple(-(-size // win) for size, win in zip(grid, window))
 
 
 def partition(x: jax.Array, window: Size) -> jax.Array:
-    """[b, *grid, c] -> [b * windows, tokens, c]; windows and tokens in row-major order."""
+    """Returns the windows of a grid: [b, *grid, c] -> [b * windows, tokens, c]; windows and tokens are in row-major order."""
     return rearrange(x, _PARTITION[len(window)], **_axes(window))
 
 
 def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
-    """The inverse of `partition`: [b * windows, tokens, c] -> [b, *grid, c]."""
+    """Inverts `partition`: [b * windows, tokens, c] -> [b, *grid, c]."""
     along = dict(zip("dhw"[-len(grid) :], counts(grid, window)))
     return rearrange(windows, _REVERSE[len(window)], **_axes(window), **along)
 
 
+def maybe_to_window_blocks(x: jax.Array, window: Size) -> Grid:
+    """Returns [b, *grid, c] with its windows as blocks, if the program is for a TPU and there are enough windows; otherwise unchanged.
+
+    The blocks are the windows without shift, with padding.
+    """
+    return layout_dispatch(WINDOW_BLOCKS, x, window)
+
+
+def _unchanged(x: jax.Array, window: Size) -> jax.Array:
+    return x
+
+
+def _to_window_blocks(x: jax.Array, window: Size) -> BlockedGrid:
+    along = counts(x.shape[1:-1], window)
+    return to_blocks(pad_to_windows(x, window), along)
+
+
+def _has_many_windows(x: jax.Array, window: Size) -> bool:
+    along = counts(x.shape[1:-1], window)
+    return len(along) == 3 and min(along) > 1 and is_profitable(math.prod(along))
+
+
+WINDOW_BLOCKS = Table(
+    "window_blocks",
+    Implementation(_unchanged),
+    {
+        "tpu": (
+            Implementation(
+                _to_window_blocks,
+                supports=_has_many_windows,
+                requires="a 3-D grid of 128 windows or more, none of them clipped, that is not sharded spatially",
+            ),
+        )
+    },
+)
+
+
 @lru_cache(maxsize=32)
-def inside(grid: Size, window: Size) -> np.ndarray | None:
-    """Which tokens are of the grid and not of its padding: bool [windows, *window, 1], None where there is no padding."""
+def valid_tokens(grid: Size, window: Size) -> np.ndarray | None:
+    """Returns which tokens belong to the grid and not to its padding: bool [windows, *window, 1], None if there is no padding."""
     padded = tuple(count * win for count, win in zip(counts(grid, window), window))
     if padded == grid:
         return None
@@ -61,10 +102,10 @@ def inside(grid: Size, window: Size) -> np.ndarray | None:
 
 @lru_cache(maxsize=128)
 def region_ids(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
-    """Which tokens of a shifted window were neighbours before the roll: int32 [windows, tokens], None without a shift.
+    """Returns which tokens of a shifted window were neighbours before the roll: int32 [windows, tokens], None without a shift.
 
-    Tokens attend to one another where their ids are equal. The grid is the padded one: padding is not a region of its own, the
-    reference attends to it. An axis without shift is one region.
+    Tokens with equal ids attend to one another. The grid is the padded one: padding is not a region of its own, since tokens attend to
+    it in the reference implementation. An axis without shift is one region.
     """
     if not any(shift):
         return None
@@ -80,7 +121,7 @@ def region_ids(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
 
 @lru_cache(maxsize=32)
 def relative_index(window: Size) -> np.ndarray:
-    """Row of the bias table for each pair of tokens of a full window: int32 [tokens, tokens], first axis slowest."""
+    """Returns the row of the bias table for each pair of tokens of a full window: int32 [tokens, tokens], first axis slowest."""
     coords = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij")).reshape(len(window), -1)
     relative = coords[:, :, None] - coords[:, None, :] + np.reshape(window, (-1, 1, 1)) - 1
     return np.ravel_multi_index(tuple(relative), tuple(2 * win - 1 for win in window)).astype(np.int32)

@@ -1,0 +1,64 @@
+"""Normalisation with PyTorch's numbers: epsilon 1e-5, biased variance, statistics in float32 at least.
+
+If the statistics are those of the input, the gradient is written by hand: it needs the input and three numbers for each mean, where JAX
+would keep three arrays of the input's size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from swinunetr_jax.ops.norm.moments import EPSILON, Axes, Moments, gradient, grid_axes, moments, normalize
+
+
+def layer_norm(x: Array, scale: Array | None = None, bias: Array | None = None) -> Array:
+    """Normalises over the channels of [..., c]; scale and bias [c] are applied if they are given."""
+    return normalize_by_own_moments(x, scale, bias, (x.ndim - 1,))
+
+
+def instance_norm(x: Array) -> Array:
+    """Normalises over the grid, for each sample and channel of [b, *grid, c], without scale and bias."""
+    return normalize_by_own_moments(x, None, None, grid_axes(x))
+
+
+def group_norm(x: Array, num_groups: int, scale: Array, bias: Array) -> Array:
+    """Normalises over the grid and the channels of a group, for each sample of [b, *grid, c]."""
+    groups = x.reshape(*x.shape[:-1], num_groups, x.shape[-1] // num_groups)
+    shape = groups.shape[-2:]
+    y = normalize_by_own_moments(groups, scale.reshape(shape), bias.reshape(shape), (*grid_axes(x), x.ndim))
+    return y.reshape(x.shape)
+
+
+def batch_norm(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+    """Normalises by the given statistics [c], the running ones in evaluation. In training `normalize` takes those of the batch."""
+    return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize_by_own_moments(x: Array, scale: Array | None, bias: Array | None, axes: Axes) -> Array:
+    """Normalises by the mean and variance of x over `axes`; scale and bias have the last axes of x."""
+    return normalize(x, moments(x, axes), scale, bias)
+
+
+Saved = tuple[Array, Moments, Array | None, Array | None]
+
+
+def _forward(x: Array, scale: Array | None, bias: Array | None, axes: Axes) -> tuple[Array, Saved]:
+    statistics = moments(x, axes)
+    return normalize(x, statistics, scale, bias), (x, statistics, scale, bias)
+
+
+def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None, Array | None]:
+    x, statistics, scale, bias = saved
+    if scale is None or bias is None:
+        return gradient(x, statistics, dy, axes), None, None
+    summed = tuple(range(x.ndim - scale.ndim))
+    wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
+    dbias = dy.sum(summed).astype(bias.dtype)
+    dscale = (dy * (statistics.centre(wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed).astype(scale.dtype)
+    return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
+
+
+normalize_by_own_moments.defvjp(_forward, _backward)

@@ -1,0 +1,136 @@
+"""Means and variances, what is normalised by them, and the gradient of that.
+
+The one-pass variance E[x²] - E[x]² loses all precision if the mean is large (an error of 952 for mean 1000 and deviation 1), and a mean of
+1000 that is rounded to float32 is itself wrong by a thousandth of a deviation of 0.01. So a mean is stored as two numbers (`Moments`), and
+every sum, here and in the gradient, is taken over numbers of the size of the deviation.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
+
+EPSILON = 1e-5
+SAMPLE_STEP = (
+    5  # along each axis but the first; no divisor of the usual sizes, so that all phases of a periodic pattern are sampled
+)
+
+Axes = tuple[int, ...]
+
+
+class Moments(NamedTuple):
+    """A mean and a biased variance over some axes, which are kept as axes of size 1, in float32 at least.
+
+    The mean is `near + rest`: a number close to it, without a gradient, and the difference. x - near - rest is then exact up to the
+    rounding of the deviations, whereas x - mean contains the rounding of the mean.
+    """
+
+    near: Array
+    rest: Array
+    var: Array
+
+    @property
+    def mean(self) -> Array:
+        return self.near + self.rest
+
+    def centre(self, x: Array) -> Array:
+        """Returns x minus the mean."""
+        return (x - self.near) - self.rest
+
+
+def grid_axes(x: Array) -> Axes:
+    """Returns the axes of the grid of [b, *grid, c]."""
+    return tuple(range(1, x.ndim - 1))
+
+
+def moments(x: Array, axes: Axes) -> Moments:
+    """Returns the mean and the biased variance of `x` over `axes`.
+
+    The mean over channels is computed twice, which takes no time: that of x, and that of the remainder. Over a grid all sums are taken
+    in one pass, over x - s and its square, where s is the mean of a sparse sample of the grid. The remainder of the mean is then of the
+    size of the deviation, so that nothing cancels.
+    """
+    over_channels = axes == (x.ndim - 1,)
+    if over_channels:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        near = lax.stop_gradient(wide.mean(axes, keepdims=True))
+    else:
+        near = sparse_mean(x, axes)
+    rest, squares = platform_dispatch(_channel_moments(axes) if over_channels else _grid_moments(axes), x, near)
+    return Moments(near, rest, squares - jnp.square(rest))
+
+
+def sparse_mean(x: Array, axes: Axes) -> Array:
+    """Returns the mean of a sparse sample of the grid, with axes of size 1, in float32 at least and without a gradient.
+
+    The sample is taken from `x` itself: a compiler would first compute a whole float32 copy of it. The first axis is not sampled, since
+    on a TPU it is on the lanes, where strides are expensive.
+    """
+    sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
+    return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
+
+
+def mean(x: Array, axes: Axes) -> Array:
+    """Returns the mean over `axes`, which are kept as axes of size 1.
+
+    If the last axis is one of several, it is summed after the others: a CPU adds a row of adjacent voxels in many partial sums, but
+    interleaved channels one voxel after another in a single sum, in which small numbers are lost.
+    """
+    last = x.ndim - 1
+    if len(axes) == 1 or last not in axes:
+        return x.mean(axes, keepdims=True)
+    return x.mean(tuple(axis for axis in axes if axis != last), keepdims=True).mean(last, keepdims=True)
+
+
+def _one_read(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
+    """Returns the means of x - near and of its square in one pass."""
+    return mean(x.astype(near.dtype) - near, axes), mean(jnp.square(x.astype(near.dtype) - near), axes)
+
+
+def _two_reads(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
+    """Returns the same in two passes over x. In one pass a CPU would write x - near to memory in between."""
+    # two barriers; otherwise XLA would write here, and keep, what `normalize` and the gradient also compute from x
+    once, again = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
+    return mean(once.astype(near.dtype) - near, axes), mean(jnp.square(again.astype(near.dtype) - near), axes)
+
+
+@functools.lru_cache(maxsize=64)
+def _grid_moments(axes: Axes) -> Table:
+    one_read, two_reads = (functools.partial(function, axes) for function in (_one_read, _two_reads))
+    return Table("moments", Implementation(one_read), {"cpu": (Implementation(two_reads),)})
+
+
+@functools.lru_cache(maxsize=64)
+def _channel_moments(axes: Axes) -> Table:
+    return Table("moments", Implementation(functools.partial(_one_read, axes)), {})
+
+
+def normalize(x: Array, statistics: Moments, scale: Array | None = None, bias: Array | None = None) -> Array:
+    """Returns (x - mean) / sqrt(var + epsilon), times scale plus bias if they are given, in the dtype of `x`."""
+    wide = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
+    y = statistics.centre(x.astype(wide)) * lax.rsqrt(statistics.var.astype(wide) + EPSILON)
+    if scale is not None:
+        y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def gradient(x: Array, statistics: Moments, dy: Array, axes: Axes, mean_y_dy: Array | None = None) -> Array:
+    """Returns the gradient of x from that of y = `normalize(x, statistics)`, where the statistics are the `moments` of x over `axes`.
+
+    Args:
+        x, dy: the input and the gradient of y.
+        mean_y_dy: the mean of y * dy, if the caller has it.
+    """
+    dtype, inverse = x.dtype, lax.rsqrt(statistics.var + EPSILON)
+    x, dy = x.astype(inverse.dtype), dy.astype(inverse.dtype)
+    mean_dy = mean(dy, axes)
+    if mean_y_dy is None:  # from a sum over x - near, since x itself may be a thousand times larger than its deviations
+        mean_y_dy = inverse * (mean(dy * (x - statistics.near), axes) - statistics.rest * mean_dy)
+    slope = inverse * mean_y_dy
+    # This is inverse * (dy - mean_dy - y * mean_y_dy), but without an array of the input's size that the forward pass computes, too:
+    # XLA would keep such an array.
+    dx = inverse * dy - (inverse * slope) * (x - statistics.near) - inverse * (mean_dy - statistics.rest * slope)
+    return dx.astype(dtype)

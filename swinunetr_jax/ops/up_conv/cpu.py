@@ -1,0 +1,111 @@
+"""The first convolutions of a decoder block on a CPU, for large grids, with the two kernels fused into one (see `fuse_kernels`).
+
+A window of the coarse grid is two neighbours along each axis, with zeros beyond the grid; there are D + 1 windows along D voxels. Fine
+voxel 2 i + p reads window i + p, so window j contributes to the fine voxels 2 j - 1 (p = 1) and 2 j (p = 0).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from swinunetr_jax.ops.conv import conv_on_one_device
+from swinunetr_jax.ops.fuse_kernels import SAVES_WORK, fuse_kernels_by_parity, saves_work
+from swinunetr_jax.ops.pointwise import dense
+from swinunetr_jax.ops.uninitialized import uninitialized_like
+from swinunetr_jax.ops.up_conv.upsample import upsample
+from swinunetr_jax.runtime.dispatch import Implementation
+
+
+def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
+    """Returns both results of `ops.up_conv.up_conv`.
+
+    The kernels are fused in each call, which takes less than one hundredth of a network's time: too little to store fused kernels in
+    addition to the parameters.
+    """
+    u = up.shape[-1]
+    on_up, on_skip = kernel[..., :u, :], kernel[..., u:, :]
+    y = from_windows(x, fuse_kernels_by_parity(up, on_up)) + conv_on_one_device(skip, on_skip)
+    direct = upsample(x, jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u]))
+    return y, direct + dense(skip, shortcut[0, 0, 0, u:])
+
+
+FUSED = Implementation(fused, supports=saves_work, requires=SAVES_WORK)
+
+
+@jax.custom_vjp
+def from_windows(x: Array, kernel: Array) -> Array:
+    """Returns the convolution by the fused kernel, in a loop over the coarse planes: [b, d, h, w, c] -> [b, 2 d, 2 h, 2 w, o]."""
+    b, depth, h, w, c = x.shape
+    o = kernel.shape[-1]
+    taps = kernel.transpose(1, 2, 3, 0, 4, 5, 6, 7).reshape(2, 2, c, -1)  # the depth neighbours s become outputs
+
+    def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        out, early = state  # `early` is what plane j - 1 contributed to window j
+        plane = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
+        shares = lax.conv_general_dilated(plane, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        shares = shares.reshape(b, h + 1, w + 1, 2, 2, 4 * o)
+        window = early + shares[..., 1, :, :]
+        out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 1, :], o), jnp.maximum(2 * j - 1, 0), 1)
+        out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1)
+        # as if it were the last window; writing the last window after the loop would copy the whole result
+        out = lax.dynamic_update_index_in_dim(out, _interleave(shares[..., 0, 1, :], o), 2 * j + 1, 1)
+        return out, shares[..., 0, :, :]
+
+    start = uninitialized_like((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
+    return lax.fori_loop(0, depth, step, start)[0]
+
+
+def _interleave(windows: Array, o: int) -> Array:
+    """Returns a fine plane from a plane of windows: [b, h + 1, w + 1, (p q o)] -> [b, 2 h, 2 w, o]."""
+    b, h, w = windows.shape[0], windows.shape[1] - 1, windows.shape[2] - 1
+    parts = windows.reshape(b, h + 1, w + 1, 2, 2, o)
+    rows = jnp.stack([parts[:, :h, :, 0], parts[:, 1:, :, 1]], axis=2)  # [b, h, 2, w + 1, q, o]
+    return jnp.stack([rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4).reshape(b, 2 * h, 2 * w, o)
+
+
+def _collect(plane: Array) -> Array:
+    """Applies the transpose of `_interleave`: [b, 2 h, 2 w, o] -> [b, h + 1, w + 1, (p q o)]."""
+    b, h, w, o = plane.shape[0], plane.shape[1] // 2, plane.shape[2] // 2, plane.shape[3]
+    parts = plane.reshape(b, h, 2, w, 2, o)
+    placed = [jnp.pad(parts[:, :, p, :, q], ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0))) for p in range(2) for q in range(2)]
+    return jnp.concatenate(placed, axis=-1)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return from_windows(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    depth, h, w, c = x.shape[1:]
+    o = kernel.shape[-1]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    # plane d contributed to window d as neighbour 1 and to window d + 1 as neighbour 0
+    back = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
+
+    def window_gradient(j: Array) -> Array:
+        """Returns the gradient of the windows j, [b, h + 1, w + 1, (p1 p2 p3 o)]."""
+        low = lax.dynamic_index_in_dim(dy, jnp.minimum(2 * j, 2 * depth - 1), 1, keepdims=False)
+        high = lax.dynamic_index_in_dim(dy, jnp.maximum(2 * j - 1, 0), 1, keepdims=False)
+        low, high = jnp.where(j < depth, low, 0), jnp.where(j > 0, high, 0)
+        return jnp.concatenate([_collect(low), _collect(high)], axis=-1)
+
+    def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        dx, dkernel, here = state
+        above = window_gradient(j + 1)
+        both = jnp.concatenate([above, here], axis=-1)  # neighbour 0 of window j + 1, neighbour 1 of window j
+        shares = (both @ back).reshape(*both.shape[:3], 2, 2, c)  # window (y, x) reads coarse voxel (y - 1 + s, x - 1 + s)
+        plane = sum(shares[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2))
+        dx = lax.dynamic_update_index_in_dim(dx, plane.astype(dx.dtype), j, 1)
+        own = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
+        placed = [jnp.pad(own, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
+        product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(placed, axis=-1), both, preferred_element_type=wide)
+        return dx, dkernel + product, above
+
+    start = uninitialized_like(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide), window_gradient(jnp.asarray(0))
+    dx, dkernel, _ = lax.fori_loop(0, depth, step, start)
+    dkernel = dkernel.reshape(2, 2, c, 2, 2, 2, 2, o).transpose(3, 0, 1, 2, 4, 5, 6, 7)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+from_windows.defvjp(_forward, _backward)

@@ -1,0 +1,13 @@
+"""The first convolutions of a decoder block by their definition, without the concatenation."""
+
+from jax import Array
+
+from swinunetr_jax.ops.conv import conv
+from swinunetr_jax.ops.up_conv.upsample import upsample
+
+
+def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
+    """Returns both results of `ops.up_conv.up_conv`: the convolution of a concatenation is the sum of two convolutions."""
+    fine, u = upsample(x, up), up.shape[-1]
+    y, direct = (conv(fine, k[..., :u, :]) + conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
+    return y, direct

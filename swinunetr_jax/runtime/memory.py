@@ -1,0 +1,32 @@
+"""Memory of the host that compilation takes and the C library does not return."""
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+import jax
+
+# JAX's names of the two steps of compilation that take much memory
+COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+SHORTEST = 0.2  # seconds; a program that compiles faster takes little memory
+
+
+@functools.cache
+def release_compile_memory() -> None:
+    """From now on, returns the memory that tracing and compiling a large program took to the system as soon as the program is compiled.
+
+    The C library glibc would keep it: half a gigabyte for one of these networks, in addition to what the program then allocates. With
+    another C library the function does nothing.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def on_duration(event: str, seconds: float, **_: Any) -> None:
+        if event in COMPILE_EVENTS and seconds > SHORTEST:
+            trim(0)
+
+    if trim is not None:
+        jax.monitoring.register_event_duration_secs_listener(on_duration)

@@ -1,0 +1,198 @@
+"""Meshes of devices, and functions that are sharded over them.
+
+Steps and networks are written as for one device. A mesh has two axes: the samples of a batch are sharded along `data`, the first spatial
+axis of each sample along `spatial`, so that volumes too large for one device are trained on and predicted whole. The compiler partitions
+the program by the shardings of its inputs. Two functions are sharded here by hand, because the compiler cannot partition the loops in
+their implementations: those over rows (`shard_rows`) and convolutions along depth (`shard_depth_with_halo`).
+
+Letters in shapes: b batch, d h w grid, c channels.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.runtime.dispatch import for_device
+
+DATA, SPATIAL = "data", "spatial"
+
+T = TypeVar("T")
+
+
+# ---- meshes
+
+
+def device_mesh(batch: int, spatial: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of `device_grid`, by default of all devices."""
+    grid = device_grid(batch, spatial, jax.devices() if devices is None else devices)
+    return Mesh(grid, (DATA, SPATIAL), axis_types=(AxisType.Auto,) * 2)
+
+
+def device_grid(batch: int, spatial: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Returns as many of the devices, [data, spatial], as can share a batch of that many samples evenly.
+
+    Each sample is shared by `spatial` devices, which belong to one process. Several processes use all of their devices.
+
+    Raises:
+        InputError: there are too few devices, or some processes would have no work.
+    """
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    processes = len({device.process_index for device in devices})
+    own = len(devices) // processes
+    if spatial < 1 or own < spatial or (processes > 1 and own % spatial):
+        raise InputError(f"a volume cannot be divided among {spatial} of the {own} devices of a process: choose another depth.")
+    groups = len(devices) // spatial
+    used = max(n for n in range(1, groups + 1) if batch % n == 0)
+    if processes > 1 and used < groups:
+        each = f" with {spatial} for each sample" if spatial > 1 else ""
+        raise InputError(
+            f"a batch of {batch} cannot be shared evenly by {len(devices)} devices of {processes} processes{each}: choose a multiple "
+            f"of {groups}."
+        )
+    return np.array(devices[: used * spatial]).reshape(used, spatial)
+
+
+def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+    """Returns the function such that it is traced for the mesh over which it will be sharded, and for the platform of its devices."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return for_device(mesh.devices.flat[0], traced)
+
+
+def replicate(tree: T, mesh: Mesh) -> T:
+    """Copies weights to every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+# ---- functions sharded by the compiler
+
+
+def spatially_sharded(
+    network: Callable[[Any, Array], Array], mesh: Mesh, options: Mapping[str, Any]
+) -> Callable[[Any, Array], Array]:
+    """Compiles (weights, patches [n, d, h, w, c]) -> logits for a mesh whose devices share each patch along d.
+
+    The weights must be replicated. The patches come from one device, and the logits are returned on the mesh's first device.
+    """
+    replicated, sharded = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, SPATIAL)))
+    run = jax.jit(
+        with_mesh(mesh, network), in_shardings=(replicated, sharded), out_shardings=sharded, compiler_options=dict(options)
+    )
+    return lambda weights, patches: jax.device_put(run(weights, jax.device_put(patches, sharded)), mesh.devices.flat[0])
+
+
+def auto_sharded(function: Callable[..., Any], x: Array, *rest: Any, specs: Callable[[PartitionSpec], Any]) -> Any:
+    """Returns `function(x, *rest)`, which the compiler partitions, also over a mesh whose axes are explicit.
+
+    Explicit axes, the default of `jax.make_mesh`, are part of an array's type, and each operation has to say how its result is sharded.
+    Inside the function they are automatic.
+
+    Args:
+        x: an array, whose type contains its sharding.
+        rest: pytrees of arrays.
+        specs: maps the sharding of `x` to that of the results, a pytree prefix of them. It is only used over explicit axes.
+    """
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((x, rest)))
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return function(x, *rest)
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit)
+    results = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(jax.typeof(x).sharding.spec))
+    return jax.sharding.auto_axes(function, axes=axes, out_sharding=results)(x, *rest)
+
+
+# ---- functions sharded by hand
+
+
+def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], shared: Sequence[Array]) -> Array:
+    """Returns `function(*rows, *shared)` of rows that are independent of one another; every device computes its share of them.
+
+    Args:
+        function: maps arrays of n rows, and the shared arrays, to n rows.
+        rows: arrays of rows. An array may have fewer rows than the first one; they are then repeated. All arrays are padded with zeros
+            to the same number of rows for each device.
+        shared: arrays that every device needs whole.
+    """
+    mesh, count = _sharding_mesh(), len(rows[0])
+    if mesh is None or count < mesh.size:
+        return function(*rows, *shared)
+    share, by_row, whole = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()
+
+    def place(a: Array | None) -> tuple[Array | None, PartitionSpec]:
+        if a is None or (len(a) < count and share * mesh.size == count and share % len(a) == 0):
+            return a, whole  # each device repeats it itself
+        repeated = jnp.tile(a, (count // len(a), *[1] * (a.ndim - 1)))
+        return jnp.pad(repeated, [(0, share * mesh.size - count), *[(0, 0)] * (a.ndim - 1)]), by_row
+
+    placed, specs = zip(*map(place, rows))
+    sharded = jax.shard_map(function, in_specs=(*specs, *[whole] * len(shared)), out_specs=by_row, check_vma=False)
+    return sharded(*placed, *shared)[:count]
+
+
+@dataclass(frozen=True)
+class HaloOperation:
+    """An operation on grids [b, d, h, w, c] that reads one plane beyond each end of a slab along d, and takes zeros beyond the grid.
+
+    Attributes:
+        interior: (*grids, *shared) -> results, of a slab alone, with zeros beyond it.
+        edge: (*planes, *shared, tap) -> for each result, what one more plane [b, h, w, c] of each grid adds to the slab's plane next to
+            it. The kernel's first plane (tap 0) or last plane (tap 2) meets the plane. None for a result that does not depend on it.
+    """
+
+    interior: Callable[..., tuple[Array, ...]]
+    edge: Callable[..., tuple[Array | None, ...]]
+
+
+def shard_depth_with_halo(operation: HaloOperation, grids: Sequence[Array], shared: Sequence[Array]) -> tuple[Array, ...]:
+    """Returns the operation's results on grids [b, d, h, w, c]; every device computes a slab of d.
+
+    No slab is copied together with its neighbours' planes, which would take twice the memory. A convolution is linear, so what a
+    neighbouring plane adds is added afterwards.
+    """
+    mesh = _sharding_mesh()
+    parts = 1 if mesh is None else mesh.shape[SPATIAL]
+    if mesh is None or parts == 1 or any(grid.shape[1] % parts for grid in grids) or grids[0].shape[0] % mesh.shape[DATA]:
+        return operation.interior(*grids, *shared)
+    up = [(low, low + 1) for low in range(parts - 1)]
+    down = [(high, low) for low, high in up]
+
+    def slab(*args: Array) -> tuple[Array, ...]:
+        own, shared = args[: len(grids)], args[len(grids) :]
+        # at the ends of the grid nothing is sent, and ppermute returns zeros
+        below = [lax.ppermute(grid[:, -1], SPATIAL, up) for grid in own]
+        above = [lax.ppermute(grid[:, 0], SPATIAL, down) for grid in own]
+        results = operation.interior(*own, *shared)
+        first, last = operation.edge(*below, *shared, 0), operation.edge(*above, *shared, 2)
+        return tuple(
+            y if low is None or high is None else y.at[:, 0].add(low).at[:, -1].add(high)
+            for y, low, high in zip(results, first, last, strict=True)
+        )
+
+    spec = PartitionSpec(DATA, SPATIAL)
+    specs = (spec,) * len(grids) + (PartitionSpec(),) * len(shared)
+    return jax.shard_map(slab, in_specs=specs, out_specs=spec, check_vma=False)(*grids, *shared)
+
+
+def is_spatially_sharded() -> bool:
+    """Returns whether devices share each volume of the program that is being traced."""
+    mesh = _sharding_mesh()
+    return mesh is not None and mesh.shape[SPATIAL] > 1
+
+
+def _sharding_mesh() -> AbstractMesh | None:
+    """Returns the mesh over which the program that is being traced is sharded, None for one device or one program per device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_ours = mesh.axis_names == (DATA, SPATIAL) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if is_ours and mesh.size > 1 else None
