@@ -12,7 +12,7 @@ import pytest
 
 from swinunetr_jax import InputError, __version__, arguments, cli
 from swinunetr_jax.commands.info import Info
-from swinunetr_jax.training import __main__ as trainer
+from swinunetr_jax.training import command as trainer
 
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "matplotlib", "scipy", "optax", "grain"}
 RECIPES = ("brats21", "btcv", "msd", "phantom")
@@ -134,7 +134,7 @@ def test_a_message_on_a_bad_value_names_the_type_and_an_example(given, wanted, e
         (("convert", "a"), "OUT must be given"),
         (("convert", "a", "b", "c"), "c is one argument too many"),
         (("info", "a", "--json", "b"), "b is one argument too many"),
-        (("train", "msd"), "python -m train"),
+        (("train", "msd"), "the recipe msd needs a data set: name its folder or list with --data"),
         (("--roi", "predict"), "give the command first"),
     ],
 )

@@ -17,7 +17,19 @@ from refusals import refused
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.data.phantom.dataset import write_phantom
-from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation, checkpoints, command, folds, loop, start
+from swinunetr_jax.training import (
+    Network,
+    Optim,
+    Phantom,
+    Recipe,
+    Validation,
+    checkpoints,
+    command,
+    folds,
+    loop,
+    objective,
+    start,
+)
 from swinunetr_jax.training.log import LOG, Log, read_rows
 from swinunetr_jax.training.loop import Stopped, train
 from swinunetr_jax.training.optim import learning_rate
@@ -38,7 +50,7 @@ def plain_steps(monkeypatch):
     """A step only counts, and a validation's score is a hundredth of its step."""
 
     def compiled(self, layout=None):
-        def step(state, image, label, flags):
+        def step(state, batch, flags):
             rate = learning_rate(self.optim, self.steps)(state.step)
             numbers = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "lr": jnp.float32(rate), "flag": jnp.asarray(False)}
             return dataclasses.replace(state, step=state.step + 1), numbers
@@ -52,7 +64,7 @@ def plain_steps(monkeypatch):
         return Scores(tuple(CaseScore(case, {"TC": 0.5, "WT": 0.25 + len(scored) / 100, "ET": 0.5}) for case in cases))
 
     monkeypatch.setattr(Training, "compile", compiled)
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(objective, "validate", validate)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(command, "_keep_programs", lambda: None)
 
@@ -123,7 +135,7 @@ def test_a_run_is_given_again_refused_with_other_options_and_extended(data, tmp_
         assert "other options" in error and "--steps, --epochs" in error and error.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
-    assert exit_code(monkeypatch, command.Resume(resume=run, steps=8).recipe(), resume=True) == 0
+    assert exit_code(monkeypatch, command.Resume(resume=run, steps=8).changed_recipe(), resume=True) == 0
     said = capsys.readouterr().out
     assert (
         "the run ends after 8 steps instead of 4: from here on the learning rate follows the schedule of a run of 8 steps" in said
@@ -143,13 +155,13 @@ def test_epochs_extend_a_run_and_patience_starts_again(data, tmp_path, monkeypat
     monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
     train(recipe(data, run, steps=None, epochs=4, validation=Validation(every=1, overlap=0.0, patience=2)))
     assert len(rates(run)) == 3 and is_finished(run)  # two training cases; no better score at steps 2 and 3
-    longer = command.Resume(resume=run, epochs=6).recipe()
+    longer = command.Resume(resume=run, epochs=6).changed_recipe()
     assert (longer.steps, longer.epochs) == (None, 6)
     train(longer, resume=True)
     assert len(rates(run)) == 5
     assert json.loads((run / "run.json").read_text())["parts"][-1]["changes"] == {"epochs": [4, 6]}
     with refused("--steps and --epochs both say how long"):
-        command.Resume(resume=run, epochs=6, steps=12).recipe()
+        command.Resume(resume=run, epochs=6, steps=12).changed_recipe()
 
 
 @pytest.mark.fault("1.16")

@@ -61,7 +61,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         if changes.keys() & set(LENGTH):  # the table, by which a cross-validation counts as finished, is made again
             for ending in ("csv", "json"):
                 (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
-        write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe)
+        write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe.file)
     for fold in numbers:
         run = out / f"fold{fold}"
         if processes.is_leader():

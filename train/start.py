@@ -13,6 +13,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint
 from swinunetr_jax.data.discovery.channels import channel_key
+from swinunetr_jax.model.custom import NetworkFactory
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, PmapStrategy
 from swinunetr_jax.training import checkpoints, processes
@@ -20,7 +21,7 @@ from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Network, Options, flat
 from swinunetr_jax.training.data import Cases, gather
 from swinunetr_jax.training.log import Log
-from swinunetr_jax.training.recipe import Recipe, load_recipe
+from swinunetr_jax.training.recipe import Recipe, RecipeFile, load_recipe
 from swinunetr_jax.training.step import State, Training
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.params import NetworkConfig, read_config
@@ -112,7 +113,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     processes.check_same([told, cases.names, cases.task.to_dict(), steps, text], "cases, options or recipe")
     weights = None
     if taken_up:
-        config = _stored_network(folder, before, recipe)  # the checkpoint that the run started from may be gone
+        config = _stored_network(folder, before, recipe.network_factory)  # the checkpoint that the run started from may be gone
     else:
         config, weights = _network(recipe, cases)
     config.check_spatial(cases.task.roi)
@@ -253,12 +254,12 @@ def read_description(folder: Path, kind: type[D] = Description) -> D:
     return files.read_json(path, kind, REMEDY)
 
 
-def write_description(folder: Path, values: Head, recipe: Recipe) -> None:
+def write_description(folder: Path, values: Head, file: RecipeFile | None = None) -> None:
     """Writes RUN/run.json in one step, and when the run starts also the text of the recipe's file. Raises OSError, which names it."""
-    if recipe.file is not None:
-        values["recipe_file"] = str(recipe.file.path)
+    if file is not None:
+        values["recipe_file"] = str(file.path)
         if not files.exists(folder / RECIPE_TEXT):
-            files.write_text(folder / RECIPE_TEXT, recipe.file.text)
+            files.write_text(folder / RECIPE_TEXT, file.text)
     files.write_json(folder / DESCRIPTION, values)
 
 
@@ -288,9 +289,9 @@ def _stored_options(folder: Path, description: Head) -> Options:
         raise InputError(f"{folder / DESCRIPTION}: {str(error).rstrip('.')}: {REMEDY}.") from error
 
 
-def _stored_network(folder: Path, description: Description, recipe: Recipe) -> NetworkConfig:
+def _stored_network(folder: Path, description: Description, factory: NetworkFactory | None = None) -> NetworkConfig:
     try:
-        return read_config(description["network"], recipe.network_factory)
+        return read_config(description["network"], factory)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder / DESCRIPTION} describes no network ({str(error).rstrip('.')}): {REMEDY}.") from error
 
@@ -357,4 +358,4 @@ def _describe(
         "convention": CONVENTION,
         "parts": [*(before["parts"] if before else []), part],
     }
-    write_description(folder, values, recipe)
+    write_description(folder, values, recipe.file)
