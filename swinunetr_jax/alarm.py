@@ -1,8 +1,8 @@
 """Removes XLA's alarm about slow compilation from stderr.
 
-XLA's C++ code writes the alarm directly to the stderr of the process, a block between lines of stars with advice for XLA's developers, if a
-network compiles for two minutes or a constant for one second. The only option that disables it also disables XLA's error messages. So
-the block is filtered out of stderr, and only during compilation.
+XLA writes this block of asterisks and advice to its developers directly from C++ to the stderr of the process, when a network takes more
+than two minutes to compile or a constant more than a second. The only option against it suppresses all messages of XLA, including errors.
+Therefore only this block is removed from stderr, and only during compilation.
 """
 
 import contextlib
@@ -18,25 +18,29 @@ from typing import Any
 import jax
 import numpy as np
 
-_MESSAGE = re.compile(rb"[IWEF]\d{4} ")  # the start of a line in XLA's log
+_MESSAGE = re.compile(rb"[IWEF]\d{4} ")  # the start of a line of XLA's log
 _ALARM = re.compile(rb"[IWE]\d{4} .*slow_operation_alarm\.cc:\d+\]")
 _STARS = re.compile(rb"\*{10,}\s*")
-_LAST_LINE = b"If you'd like to file a bug"  # ends the alarm about constants; that about a program ends with stars
-_LONGEST = 20  # the largest number of lines in an alarm
+# The end of the alarm about constants; the one about a program ends with its second line of asterisks.
+_LAST_LINE = b"If you'd like to file a bug"
+_LONGEST = 20  # lines of an alarm
 
 
 def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a compiled function whose first call for new shapes of its arguments, except of the first one, prints no alarm."""
-    compiled_shapes: set[tuple[tuple[int, ...], ...]] = set()
+    """Wraps a compiled function so that calls which compile run without the alarm.
+
+    These are the first calls for each combination of shapes of all arguments except the first one, which are the weights.
+    """
+    seen: set[tuple[tuple[int, ...], ...]] = set()
 
     @functools.wraps(function)
     def quiet(first: Any, *rest: Any) -> Any:
         key = tuple(np.shape(leaf) for leaf in jax.tree.leaves(rest))
-        if key in compiled_shapes:
+        if key in seen:
             return function(first, *rest)
         with without_alarm():
             result = function(first, *rest)
-        compiled_shapes.add(key)
+        seen.add(key)
         return result
 
     return quiet
@@ -44,10 +48,10 @@ def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def without_alarm() -> Iterator[None]:
-    """While the block runs, stderr goes through a filter that drops the alarm and writes everything else immediately."""
+    """Passes stderr through a filter while the block runs, which removes the alarm and writes everything else immediately."""
     try:
         stderr, (source, sink) = os.dup(2), os.pipe()
-    except OSError:  # stderr is closed, so that nothing is printed
+    except OSError:  # stderr is closed, so nothing is printed
         yield
         return
     stop = threading.Event()
@@ -61,7 +65,7 @@ def without_alarm() -> Iterator[None]:
     finally:
         _flush()
         os.dup2(stderr, 2)
-        stop.set()  # the pipe may stay open: a process that was started in the meantime has inherited it
+        stop.set()  # a process started in the meantime may keep the pipe open, so its end may never arrive
         thread.join()
         os.close(source)
         os.close(stderr)
@@ -73,35 +77,36 @@ def _flush() -> None:
 
 
 def _copy(source: int, target: int, stop: threading.Event) -> None:
-    """Copies from one file descriptor to the other until `stop` is set and there is no more input."""
-    filter_ = Filter()
+    """Copies from one file descriptor to the other until `stop` is set and no more bytes arrive."""
+    kept = Filter()
     while True:
         ready = select.select([source], [], [], 0.05)[0]
         chunk = os.read(source, 1 << 16) if ready else b""
         with contextlib.suppress(OSError):  # stderr is closed or full; the program must not wait for a reader of the pipe
-            os.write(target, filter_.feed(chunk))
+            os.write(target, kept.passed(chunk))
         if not chunk and stop.is_set():
             with contextlib.suppress(OSError):
-                os.write(target, filter_.rest)
+                os.write(target, kept.rest)
             return
 
 
 class Filter:
-    """Removes the alarm from a stream of bytes. `rest` is the beginning of a line that may become one of the alarm."""
+    """Removes the alarm from a stream of bytes. `rest` holds the start of a line that may belong to an alarm."""
 
     def __init__(self) -> None:
         self.rest = b""
-        self._lines = self._stars = 0  # the lines of the current alarm
+        self._lines = self._stars = 0  # lines and lines of asterisks of the current alarm
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Takes more bytes and returns those that can be written."""
+    def passed(self, chunk: bytes) -> bytes:
+        """Returns the bytes to write after receiving a chunk."""
         *lines, self.rest = (self.rest + chunk).split(b"\n")
-        output = b"".join(line + b"\n" for line in lines if self._keeps(line))
+        passed = b"".join(line + b"\n" for line in lines if self._keeps(line))
         if self.rest and not self._lines and not _MESSAGE.match(self.rest[:6] + b"E0000 "[len(self.rest) :]):
-            output, self.rest = output + self.rest, b""  # such as a progress bar, which does not end with a line feed
-        return output
+            passed, self.rest = passed + self.rest, b""  # such as a progress bar, which ends without a line feed
+        return passed
 
     def _keeps(self, line: bytes) -> bool:
+        """Returns whether a line is not part of an alarm."""
         if _ALARM.match(line):
             self._lines, self._stars = 1, 0
             return False

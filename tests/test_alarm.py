@@ -39,12 +39,12 @@ OTHERS = [
 def test_the_alarm_is_dropped_and_all_else_is_kept(size):
     parts = [OTHERS[0], PROGRAM, OTHERS[1], END, OTHERS[2], CONSTANT, CONSTANT, *OTHERS[3:], PROGRAM]
     text, kept = "".join(parts).encode(), Filter()
-    passed = b"".join(kept.feed(text[start : start + size]) for start in range(0, len(text), size)) + kept.rest
+    passed = b"".join(kept.passed(text[start : start + size]) for start in range(0, len(text), size)) + kept.rest
     assert passed.decode() == "".join(OTHERS)
 
 
 def test_a_line_without_an_end_is_written_at_once():
-    assert Filter().feed(b"\r 3 %") == b"\r 3 %"
+    assert Filter().passed(b"\r 3 %") == b"\r 3 %"
 
 
 @pytest.mark.fault("3.8")

@@ -174,7 +174,7 @@ def test_fused_kernels_and_their_gradients(shape, c, u, o):
 def test_fused_kernels_in_bfloat16():
     shapes = ((1, 3, 4, 5, 6), (1, 6, 8, 10, 4), (2, 2, 2, 6, 4), (3, 3, 3, 8, 4), (1, 1, 1, 8, 4))
     inputs = [jnp.asarray(normal(*s), jnp.bfloat16) for s in shapes]
-    exact = up_conv_reference.conv(*(a.astype(jnp.float32) for a in inputs))
+    exact = up_conv_reference.up_conv(*(a.astype(jnp.float32) for a in inputs))
     for got, expected in zip(up_conv_cpu.FUSED(*inputs), exact):
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), expected, 3e-2)

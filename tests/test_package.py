@@ -21,7 +21,9 @@ def test_the_wheel_holds_only_the_library_and_works(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"swinunetr_jax"}
     packaged = {name for name in names if name.endswith(".py")}
-    assert packaged == {str(path.relative_to(ROOT)) for path in (ROOT / "swinunetr_jax").rglob("*.py")}
+    library = {str(path.relative_to(ROOT)) for path in (ROOT / "swinunetr_jax").rglob("*.py")}
+    trainer = {f"swinunetr_jax/training/{path.relative_to(ROOT / 'train')}" for path in (ROOT / "train").rglob("*.py")}
+    assert packaged == library | trainer
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
     program = (
         "import sys, swinunetr_jax; from swinunetr_jax import *; "
@@ -38,6 +40,14 @@ def test_the_wheel_holds_only_the_library_and_works(tmp_path):
         [sys.executable, "-m", "swinunetr_jax.cli", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert "predict" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "swinunetr_jax.cli", "train", "msd", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "--network.feature-size" in done.stdout and "swinunetr train msd" in done.stdout, done.stdout + done.stderr
 
 
 def test_every_fault_of_the_list_has_its_test():
