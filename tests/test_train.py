@@ -467,7 +467,7 @@ def test_every_recipe_builds_and_survives_json(name):
     config = shipped.network.config(4, 3)
     if shipped.roi:
         config.check_spatial(shipped.roi)
-    assert "python -m train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
+    assert "train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
 
 
 def test_a_run_is_found_again_by_its_folder(tmp_path):

@@ -45,13 +45,13 @@ def network_of_run(path: str | os.PathLike) -> tuple[Path, str | None]:
     newest = _newest(path)
     if newest is None:
         raise InputError(
-            f"{path} is a training run that has not saved a network yet: continue it with `python -m train --resume {path}`, or give "
+            f"{path} is a training run that has not saved a network yet: continue it with `swinunetr train --resume {path}`, or give "
             "another checkpoint."
         )
     end = f" of {description['steps']}" if "steps" in description else ""
     return newest, (
         f"{path} is a training run that no validation has looked at yet, so there is no best network: its newest one, of step "
-        f"{int(newest.name)}{end}, is used; `python -m train --resume {path}` continues the run."
+        f"{int(newest.name)}{end}, is used; `swinunetr train --resume {path}` continues the run."
     )
 
 

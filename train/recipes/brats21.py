@@ -1,6 +1,6 @@
 """BraTS 2021 as in the paper: 128³ crops, Dice loss over TC, WT, ET.
 
-    python -m train brats21 --data BraTS2021_Training_Data --out runs/brats21 --network.dtype bfloat16
+    swinunetr train brats21 --data BraTS2021_Training_Data --out runs/brats21 --network.dtype bfloat16
 
 Data: the BraTS folders of any year, four modalities; or, for the paper's folds, their list (--data BraTS2021/brats21_folds.json).
 Optimizer: AdamW 1e-4, weight decay 1e-5, 300 epochs of which 50 warm up, cosine; the paper's table used 8e-4 and 800 epochs

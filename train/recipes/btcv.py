@@ -1,6 +1,6 @@
 """BTCV, 13 abdominal organs in CT: crops of 96³ around labels, Dice with cross-entropy.
 
-    python -m train btcv --data BTCV/dataset_0.json --out runs/btcv --fold None
+    swinunetr train btcv --data BTCV/dataset_0.json --out runs/btcv --fold None
 
 Data: a MONAI datalist with a validation list (--fold None), or a folder in the nnU-Net layout (--fold 0). Scans are brought to RAS,
 1.5 × 1.5 × 2 mm and -175 … 250 HU. A single model of the paper scores a Dice of 82.25 on the test set.

@@ -1,6 +1,6 @@
 """Any data set of the Medical Segmentation Decathlon or of nnU-Net: labels, channels and crop are read from the data.
 
-    python -m train msd --data Task04_Hippocampus --out runs/hippocampus
+    swinunetr train msd --data Task04_Hippocampus --out runs/hippocampus
 
 Softmax Dice with cross-entropy over the labels of dataset.json (overlapping regions where it names such), five folds by seed. CT is
 taken from -175 to 250 HU unless --window says otherwise, and cropped around labels; give it one voxel size, such as --spacing 1.5 1.5 2.
