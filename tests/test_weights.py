@@ -706,7 +706,7 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path):
             save_params(tmp_path / "a", FLAT, params | {"out.bias": np.ones(3, np.float32)}, to=to)
         with pytest.raises(InputError, match=r"\n  out.scale: got \(2,\), expected nothing"):
             save_params(tmp_path / "a", FLAT, params | {"out.scale": np.ones(2, np.float32)}, to=to)
-        with pytest.raises(InputError, match="the task names 3 outputs, the network has 2"):
+        with pytest.raises(InputError, match="the task names 3 outputs, but the network has 2"):
             save_params(tmp_path / "a", FLAT, params, task=Task.classes(3), to=to)
     with pytest.raises(InputError, match="`to` must be one of orbax, monai, safetensors, got 'pickle'"):
         save_params(tmp_path / "a", FLAT, params, to="pickle")
