@@ -11,7 +11,7 @@ program.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -100,9 +100,12 @@ def explain(
     if platform not in PLATFORMS:
         raise InputError(f"the platform must be one of {', '.join(PLATFORMS)}, got {platform!r}.")
     if isinstance(operation, SwinUNETRConfig):
-        function, inputs = _network(operation), [jax.ShapeDtypeStruct(tuple(shapes), operation.dtype)]
+        function, inputs = _network(operation), [jax.ShapeDtypeStruct(tuple(cast("Sequence[int]", shapes)), operation.dtype)]
     elif operation in OPERATIONS:
-        function, inputs = OPERATIONS[operation], [jax.ShapeDtypeStruct(tuple(shape), dtype) for shape in shapes]
+        function, inputs = (
+            OPERATIONS[operation],
+            [jax.ShapeDtypeStruct(tuple(shape), dtype) for shape in cast("Sequence[Sequence[int]]", shapes)],
+        )
     else:
         raise InputError(f"the operation must be one of {', '.join(OPERATIONS)}, or a SwinUNETRConfig, got {operation!r}.")
     with record_choices(platform) as choices:

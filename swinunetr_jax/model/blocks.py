@@ -9,7 +9,7 @@ from jax import Array
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.model.layers import Conv, ConvNorm, UpConv
-from swinunetr_jax.ops.lane_blocks import Grid, map_grid
+from swinunetr_jax.ops.lane_blocks import G, Grid, map_grid
 from swinunetr_jax.ops.pointwise import leaky_relu
 from swinunetr_jax.ops.up_conv import up_conv
 
@@ -30,12 +30,14 @@ class ResBlock(nnx.Module):
         self.conv3 = Conv(c_in, c_out, 1, config, rngs=rngs) if c_in != c_out else None
         self.norm3 = ConvNorm(c_out, config, norm) if c_in != c_out else None
 
-    def __call__(self, x: Grid, train: bool = False) -> tuple[Grid, Stats]:
+    def __call__(self, x: G, train: bool = False) -> tuple[G, Stats]:
         """[b, *grid, c_in] -> [b, *grid, c_out] and new running statistics."""
-        shortcut, stats = (x, {}) if self.conv3 is None else self.norm3.after_conv(self.conv3, x, train)
+        if self.conv3 is None or self.norm3 is None:
+            return self.from_first_conv(self.conv1(x), x, {}, train)
+        shortcut, stats = self.norm3.after_conv(self.conv3, x, train)
         return self.from_first_conv(self.conv1(x), shortcut, stats, train)
 
-    def from_first_conv(self, y: Grid, shortcut: Grid, stats3: Stats, train: bool = False) -> tuple[Grid, Stats]:
+    def from_first_conv(self, y: G, shortcut: G, stats3: Stats, train: bool = False) -> tuple[G, Stats]:
         """Returns the block's output from the result `y` of conv1, the normalised shortcut and the statistics of its norm."""
         y, stats1 = self.norm1.act_conv(self.conv2, y, train)
         y, stats2 = self.norm2(y, train)
@@ -53,9 +55,11 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x: Grid, skip: Grid, train: bool = False) -> tuple[Grid, Stats]:
         """[b, *grid, c_in] and [b, *(2 * grid), c_out] -> [b, *(2 * grid), c_out] and new running statistics."""
-        kernels = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, self.block.conv3))
-        y, shortcut = up_conv(x.astype(self.dtype), skip.astype(self.dtype), *kernels)
-        y, stats = self.block.from_first_conv(y, *self.block.norm3(shortcut, train), train)
+        conv3, norm3 = self.block.conv3, self.block.norm3
+        assert conv3 is not None and norm3 is not None  # the block changes the number of channels
+        up, kernel, shortcut_kernel = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, conv3))
+        y, shortcut = up_conv(x.astype(self.dtype), skip.astype(self.dtype), up, kernel, shortcut_kernel)
+        y, stats = self.block.from_first_conv(y, *norm3(shortcut, train), train)
         return y, named("block", stats)
 
 
@@ -64,10 +68,10 @@ def named(prefix: str, values: Stats) -> Stats:
     return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
-def call_block(block: nnx.Module, *inputs: Grid, train: bool, remat: bool) -> tuple[Grid, Stats]:
+def call_block(block: nnx.Module, *inputs: G, train: bool, remat: bool) -> tuple[G, Stats]:
     """Calls a block. If `remat`, its intermediates are computed again in the backward pass instead of being kept."""
 
-    def call(block: nnx.Module, *inputs: Grid) -> tuple[Grid, Stats]:
+    def call(block: nnx.Module, *inputs: G) -> tuple[G, Stats]:
         return block(*inputs, train=train)
 
     return (jax.checkpoint(call) if remat else call)(block, *inputs)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.ops.conv import conv, patch_conv
-from swinunetr_jax.ops.lane_blocks import Grid, array_of, like, map_grid
+from swinunetr_jax.ops.lane_blocks import G, array_of, like, map_grid
 from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from swinunetr_jax.ops.norm.moments import moments, normalize
 from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
@@ -46,7 +47,7 @@ def sample(rngs: nnx.Rngs, on_host: Callable, traced: Callable, *args: Any) -> A
     if the constructor itself is traced: by `nnx.eval_shape`, which computes no numbers, or by `jax.jit`, with different numbers.
     """
     key = rngs.params()
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         return traced(key, args[0], jnp.float32, *args[1:])
     seed = np.asarray(jax.random.key_data(key)).tolist()
     return jnp.asarray(on_host(np.random.Generator(np.random.Philox(seed))), jnp.float32)
@@ -95,9 +96,10 @@ class Conv(nnx.Module):
         self.kernel = uniform(rngs, (*sizes, c_in, c_out), fan_in, config.param_dtype)
         self.bias = uniform(rngs, (c_out,), fan_in, config.param_dtype) if bias else None
 
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: G) -> G:
         y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else map_grid(lambda y: add_bias(y, self.bias[...]), y)
+        bias = None if self.bias is None else self.bias[...]
+        return y if bias is None else map_grid(lambda y: add_bias(y, bias), y)
 
 
 class PatchConv(nnx.Module):
@@ -153,7 +155,7 @@ class ConvNorm(nnx.Module):
             self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
             self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+    def __call__(self, x: G, train: bool = False) -> tuple[G, dict[str, Array]]:
         if self.kind == "batch" and train:
             y, running = self._batch_norm_in_training(array_of(x))
             return like(x, y), running
@@ -177,7 +179,7 @@ class ConvNorm(nnx.Module):
         }
         return normalize(x, statistics, self.scale[...], self.bias[...]), running
 
-    def after_conv(self, conv: Conv, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+    def after_conv(self, conv: Conv, x: G, train: bool = False) -> tuple[G, dict[str, Array]]:
         """Returns the norm of conv(x), for a convolution of kernel 1 without bias."""
         if self.kind != "instance":
             return self(conv(x), train)
@@ -185,7 +187,7 @@ class ConvNorm(nnx.Module):
         kernel = kernel.reshape(kernel.shape[-2:])
         return map_grid(lambda x: pointwise_conv_norm(x.astype(conv.dtype), kernel), x), {}
 
-    def act_conv(self, conv: Conv, x: Grid, train: bool = False) -> tuple[Grid, dict[str, Array]]:
+    def act_conv(self, conv: Conv, x: G, train: bool = False) -> tuple[G, dict[str, Array]]:
         """Returns conv(leaky_relu(norm of x)), for a convolution without bias."""
         if self.kind == "instance":
             return norm_act_conv(x.astype(conv.dtype), conv.kernel[...].astype(conv.dtype)), {}

@@ -17,7 +17,7 @@ from swinunetr_jax.model.blocks import ResBlock, call_block, named
 from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.attention.position_bias import position_bias
-from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, from_blocks, map_grid, roll
+from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, from_blocks, like, map_grid, roll
 from swinunetr_jax.ops.pointwise import gelu
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging concatenates, in the order of its input channels. "legacy", with which
@@ -82,18 +82,21 @@ class SwinBlock(nnx.Module):
         self.norm2 = LayerNorm(width, config)
         self.mlp = MLP(width, config, rngs=rngs)
 
-    def __call__(self, x: Grid, key: Array | None = None, grid: tuple[int, ...] | None = None) -> Grid:
+    def __call__(self, x: G, key: Array | None = None, grid: tuple[int, ...] | None = None) -> G:
         """[b, *grid, c] -> [b, *grid, c].
 
         Args:
             x: a grid, or the full windows of a padded grid as blocks.
             key: drives dropout. In blocks it drops other elements in the MLP, since the elements are in another order.
-            grid: the sizes of the grid without padding, if `x` is in blocks.
+            grid: the sizes of the grid without padding, if `x` is in blocks of a padded grid.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
-        y = map_grid(self.norm1, x)
-        y = self._attend_in_blocks(y, attn_key, grid) if isinstance(y, BlockedGrid) else self._attend(y, attn_key)
-        x = map_grid(lambda x, y: x + drop_path(y, self.drop_path_rate, path_key1), x, y)
+        normed = map_grid(self.norm1, x)
+        if isinstance(normed, BlockedGrid):
+            y = self._attend_in_blocks(normed, attn_key, grid or normed.shape[1:-1]).array
+        else:
+            y = self._attend(normed, attn_key)
+        x = like(x, array_of(x) + drop_path(y, self.drop_path_rate, path_key1))
         return map_grid(lambda x: x + drop_path(self.mlp(self.norm2(x), mlp_key), self.drop_path_rate, path_key2), x)
 
     def _attend_in_blocks(self, x: BlockedGrid, key: Array | None, grid: tuple[int, ...]) -> BlockedGrid:
@@ -157,10 +160,10 @@ class Stage(nnx.Module):
         intermediates, grid = {}, x.shape[1:-1]
         without_padding = (slice(None), *map(slice, grid))
         call = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
-        y, x = x, windows.maybe_to_window_blocks(x, self.window)
+        y, blocks = x, windows.maybe_to_window_blocks(x, self.window)
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            x = call(block, x, block_key, grid)
-            y = intermediates[f"block{index}"] = from_blocks(x)[without_padding]
+            blocks = call(block, blocks, block_key, grid)
+            y = intermediates[f"block{index}"] = from_blocks(blocks)[without_padding]
         return self.merge(y), intermediates
 
 

@@ -124,7 +124,7 @@ def relative_index(window: Size) -> np.ndarray:
     """Returns the row of the bias table for each pair of tokens of a full window: int32 [tokens, tokens], first axis slowest."""
     coords = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij")).reshape(len(window), -1)
     relative = coords[:, :, None] - coords[:, None, :] + np.reshape(window, (-1, 1, 1)) - 1
-    return np.ravel_multi_index(tuple(relative), tuple(2 * win - 1 for win in window)).astype(np.int32)
+    return np.asarray(np.ravel_multi_index(tuple(relative), tuple(2 * win - 1 for win in window)), np.int32)
 
 
 def _axes(window: Size) -> dict[str, int]:

@@ -15,6 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jax import Array, lax
 from swinunetr_jax.runtime.dispatch import Implementation, Table, layout_dispatch
 from swinunetr_jax.runtime.sharding import is_spatially_sharded
 
-Counts = tuple[int, int, int]  # blocks along each axis; they are numbered with the last axis fastest
+Counts = tuple[int, ...]  # blocks along each axis; they are numbered with the last axis fastest
 
 LANES = 128
 COUNTS = (4, 4, 8)
@@ -55,9 +56,10 @@ class BlockedGrid:
 
 
 Grid = Array | BlockedGrid  # [b, *grid, c]
+G = TypeVar("G", Array, BlockedGrid, Grid)
 
 
-def map_grid(function: Callable[..., Array], *grids: Grid) -> Grid:
+def map_grid(function: Callable[..., Array], *grids: G) -> G:
     """Returns the function's result on the arrays of grids that are all in the same blocks or all in none.
 
     The function must compute the same whether an array has an axis of blocks or not.
@@ -70,9 +72,9 @@ def array_of(grid: Grid) -> Array:
     return grid.array if isinstance(grid, BlockedGrid) else grid
 
 
-def like(grid: Grid, array: Array) -> Grid:
-    """Returns an array as a grid in the same blocks as another one."""
-    return BlockedGrid(array, grid.counts) if isinstance(grid, BlockedGrid) else array
+def like(grid: G, array: Array) -> G:
+    """Returns an array as a grid that is in the same blocks as another grid."""
+    return jax.tree.map(lambda _: array, grid)
 
 
 # ---- into blocks and back
@@ -141,7 +143,7 @@ def halo_exchange(x: BlockedGrid) -> Array:
     return array
 
 
-def roll(x: BlockedGrid, shifts: tuple[int, int, int]) -> BlockedGrid:
+def roll(x: BlockedGrid, shifts: tuple[int, ...]) -> BlockedGrid:
     """Returns `jnp.roll` of the grid, by less than a block along each axis."""
     array = x.array
     for axis, shift in enumerate(shifts):

@@ -134,7 +134,7 @@ def target_platform() -> str:
     """Returns the platform on which the program that is traced is expected to run: that of `for_device`, or of the default device."""
     if _target.value != ANY:
         return _target.value
-    device = jax.config.jax_default_device
+    device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     return getattr(device, "platform", device) or jax.default_backend()
 
 

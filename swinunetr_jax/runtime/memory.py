@@ -23,10 +23,11 @@ def release_compile_memory() -> None:
     another C library the function does nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:
+        return
 
-    def on_duration(event: str, seconds: float, **_: Any) -> None:
-        if event in COMPILE_EVENTS and seconds > SHORTEST:
+    def on_duration(event: str, duration_secs: float, **_: Any) -> None:
+        if event in COMPILE_EVENTS and duration_secs > SHORTEST:
             trim(0)
 
-    if trim is not None:
-        jax.monitoring.register_event_duration_secs_listener(on_duration)
+    jax.monitoring.register_event_duration_secs_listener(on_duration)

@@ -121,11 +121,11 @@ def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], sha
 
     Args:
         function: maps arrays of n rows, and the shared arrays, to n rows.
-        rows: arrays of rows. An array may have fewer rows than the first one; they are then repeated. All arrays are padded with zeros
+        rows: arrays of rows. An array with fewer rows than the others is repeated; None stays None. All arrays are padded with zeros
             to the same number of rows for each device.
         shared: arrays that every device needs whole.
     """
-    mesh, count = _sharding_mesh(), len(rows[0])
+    mesh, count = _sharding_mesh(), max(len(array) for array in rows if array is not None)
     if mesh is None or count < mesh.size:
         return function(*rows, *shared)
     share, by_row, whole = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()

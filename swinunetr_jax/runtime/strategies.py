@@ -22,6 +22,7 @@ class ParallelStrategy(Protocol):
     @property
     def size(self) -> int:
         """The number of devices in use."""
+        ...
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
         """Returns the step as a compiled function (state, batch, stop flags) -> (state, metrics), which donates the state.
@@ -29,18 +30,23 @@ class ParallelStrategy(Protocol):
         The metric "flag" is true if any process raised its flag. It is computed in the step's program because collective operations of
         two programs may run in a different order in another process.
         """
+        ...
 
     def stop_flags(self, flag: bool) -> Array:
         """Returns this process's flag as the step takes it."""
+        ...
 
     def replicate(self, tree: T) -> T:
         """Copies a state from the host or from one device to every device."""
+        ...
 
     def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
         """Puts this process's share of a batch on its devices."""
+        ...
 
     def unreplicate(self, tree: T) -> T:
         """Returns a replicated tree as one device holds it."""
+        ...
 
 
 @dataclass(frozen=True)

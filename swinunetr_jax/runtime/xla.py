@@ -28,7 +28,7 @@ def jit(function: Callable[..., Any], *, device: jax.Device | None = None, **jit
         device: a device on which the program will run, or one of several alike; by default the default device of JAX.
         jit_options: the options of `jax.jit`. `compiler_options` are added to those that are set here.
     """
-    device = device or _default_device()
+    device = _default_device() if device is None else device
     options = _options_for(device.platform) | (jit_options.pop("compiler_options", None) or {})
     return jax.jit(for_device(device, function), compiler_options=options, **jit_options)
 
@@ -47,7 +47,7 @@ def _options_for(platform: str) -> dict[str, bool]:
 
 
 def _default_device() -> jax.Device:
-    device = jax.config.jax_default_device
+    device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     return device if isinstance(device, jax.Device) else jax.devices(device)[0]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -25,7 +25,7 @@ def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> 
     return _loop(chunk, len(q), bias, (uninitialized_like(v.shape, v),))[0]
 
 
-def _chunks_vjp(inputs: tuple[Array | None, ...], _y: Array, dy: Array) -> tuple[Array | None, ...]:
+def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | None, ...]:
     """Returns the gradients by such a loop, too, which computes the weights again; None for the regions."""
     q, k, v, bias, regions = inputs
 

@@ -9,6 +9,7 @@ that are NaN (pytorch/pytorch#196678).
 
 import functools
 import warnings
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,16 @@ def supports(q: Array, k: Array, v: Array, bias: Array, regions: np.ndarray | No
     return is_16bit and has_few_regions and _channels(q.shape[-1]) <= MAX_CHANNELS and _builds(q.shape[1:], q.dtype.name)
 
 
-def cudnn(q: Array, k: Array, v: Array, bias: Array, regions: Array | None, implementation: str | None = "cudnn") -> Array:
+def cudnn(
+    q: Array, k: Array, v: Array, bias: Array, regions: Array | None, implementation: Literal["xla", "cudnn"] = "cudnn"
+) -> Array:
     """Returns the attention, with regions numbered from 0; `implementation` is that of `jax.nn.dot_product_attention`."""
     n, t, m, c = q.shape
-    regions = jnp.zeros((1, t), jnp.int8) if regions is None else regions
-    regions = lax.optimization_barrier(regions)  # a constant: otherwise XLA spends minutes on folding what follows
-    sign = jax.nn.one_hot(regions, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], exact: 10²
-    sign = jnp.broadcast_to(sign[None, :, :, None], (n // len(regions), *regions.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
+    labels: Array = lax.optimization_barrier(
+        jnp.zeros((1, t), jnp.int8) if regions is None else regions
+    )  # a constant: otherwise XLA spends minutes on folding what follows
+    sign = jax.nn.one_hot(labels, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], exact: 10²
+    sign = jnp.broadcast_to(sign[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
     channels, tokens = _channels(c) - c, _tokens(t) - t
     q, k = (jnp.pad(jnp.concatenate([a, sign], axis=-1), ((0, 0), (0, tokens), (0, 0), (0, channels - REGIONS))) for a in (q, k))
     v = jnp.pad(v, ((0, 0), (0, tokens), (0, 0), (0, channels)))

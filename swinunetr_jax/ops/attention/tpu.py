@@ -8,6 +8,7 @@ which is 1: as a sum it takes longer than all products together.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -34,7 +35,7 @@ def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> 
     return _from_chunks(lax.map(step, jnp.arange(count)))
 
 
-def _chunks_vjp(inputs: tuple[Array | None, ...], y: Array, dy: Array) -> tuple[Array | None, ...]:
+def _chunks_vjp(inputs: tuple[Any, ...], y: Array, dy: Array) -> tuple[Array | None, ...]:
     """Returns the gradients by such a loop, too, which computes the weights again; None for the regions."""
     q, k, v, bias, regions = inputs
     count, of_chunk = _chunks(CHUNK_BYTES_GRADIENT, bias, q, k, v, y, dy, regions=regions)
@@ -70,7 +71,7 @@ def _exp_logits(q: Array, k: Array, bias: Array, regions: Array | None) -> Array
     return jnp.exp(logits - logits.max(2, keepdims=True))
 
 
-def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> tuple[int, Callable[[Array], list[Array | None]]]:
+def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> tuple[int, Callable[[Array], list[Any]]]:
     """Returns the number of chunks and a function that maps a chunk's index to its windows of the arrays, [n, m, c, t], and its regions.
 
     Of `count` chunks each takes every `count`-th window, so that windows that are sharded over devices stay on their devices.
@@ -83,7 +84,7 @@ def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> t
     if regions is not None:
         arrays_by_chunk.append(jnp.tile(regions, (windows // len(regions), 1)).reshape(-1, count, regions.shape[-1]))
 
-    def of_chunk(index: Array) -> list[Array | None]:
+    def of_chunk(index: Array) -> list[Any]:
         parts = [lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in arrays_by_chunk]
         return parts if regions is not None else [*parts, None]
 

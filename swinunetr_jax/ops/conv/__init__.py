@@ -4,7 +4,7 @@ from jax import Array
 
 from swinunetr_jax.ops.conv import cpu, reference, tpu, winograd
 from swinunetr_jax.ops.conv.blocks import CONV_BLOCKS
-from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, map_grid
+from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, like, map_grid
 from swinunetr_jax.ops.pointwise import dense
 from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch
 from swinunetr_jax.runtime.sharding import HaloOperation, shard_depth_with_halo
@@ -21,7 +21,7 @@ PATCH_CONV = Table(
 )
 
 
-def conv(x: Grid, kernel: Array) -> Grid:
+def conv(x: G, kernel: Array) -> G:
     """Convolves with stride 1 and zero padding that keeps the size.
 
     Args:
@@ -36,8 +36,9 @@ def conv(x: Grid, kernel: Array) -> Grid:
     if isinstance(x, BlockedGrid):
         return dispatch(CONV_BLOCKS, x, kernel)
     if kernel.shape[:-2] != (3, 3, 3):
-        return reference.conv(x, kernel)
-    return shard_depth_with_halo(HaloOperation(_interior, _edge), (x,), (kernel,))[0]
+        return like(x, reference.conv(array_of(x), kernel))
+    (y,) = shard_depth_with_halo(HaloOperation(_interior, _edge), (array_of(x),), (kernel,))
+    return like(x, y)
 
 
 def conv_on_one_device(x: Array, kernel: Array) -> Array:

@@ -51,14 +51,12 @@ def filters(*points: Fraction | int) -> Filters:
             result = [below - root * own for below, own in zip([Fraction(0), *result], [*result, Fraction(0)])]
         return result
 
-    points = tuple(map(Fraction, points))
-    m = len(points) - 1
-    others = [points[:i] + points[i + 1 :] for i in range(m + 1)]
-    outputs = [[point**power for point in points] + [power == m - 1] for power in range(m)]
-    kernel = [
-        [point**tap / math.prod(point - other for other in rest) for tap in range(3)] for point, rest in zip(points, others)
-    ]
-    inputs = [[*polynomial(rest), 0] for rest in others] + [polynomial(points)]
+    exact = tuple(map(Fraction, points))
+    m = len(exact) - 1
+    others = [exact[:i] + exact[i + 1 :] for i in range(m + 1)]
+    outputs = [[point**power for point in exact] + [power == m - 1] for power in range(m)]
+    kernel = [[point**tap / math.prod(point - other for other in rest) for tap in range(3)] for point, rest in zip(exact, others)]
+    inputs = [[*polynomial(rest), 0] for rest in others] + [polynomial(exact)]
     return Filters(*(np.array(rows, np.float64) for rows in (outputs, [*kernel, [0, 0, 1]], inputs)))
 
 
@@ -240,7 +238,7 @@ def _both_axes(tiles: Callable[[Array, int], list[Array]], plane: Array) -> Arra
     return both.reshape(both.shape[0] * both.shape[1], -1, both.shape[-1])
 
 
-def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
+def _combine(matrix: np.ndarray, parts: Sequence[Array] | Array) -> list[Array]:
     """Returns matrix · parts as sums; most entries of the matrix are 0, 1 or -1."""
 
     def term(factor: float, part: Array) -> Array:

@@ -4,8 +4,6 @@ If the statistics are those of the input, the gradient is written by hand: it ne
 would keep three arrays of the input's size.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -36,8 +34,7 @@ def batch_norm(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> 
     return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize_by_own_moments(x: Array, scale: Array | None, bias: Array | None, axes: Axes) -> Array:
+def _normalize_by_own_moments(x: Array, scale: Array | None, bias: Array | None, axes: Axes) -> Array:
     """Normalises by the mean and variance of x over `axes`; scale and bias have the last axes of x."""
     return normalize(x, moments(x, axes), scale, bias)
 
@@ -61,4 +58,5 @@ def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None,
     return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
 
 
+normalize_by_own_moments = jax.custom_vjp(_normalize_by_own_moments, nondiff_argnums=(3,))
 normalize_by_own_moments.defvjp(_forward, _backward)

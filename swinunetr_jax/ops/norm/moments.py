@@ -112,7 +112,7 @@ def normalize(x: Array, statistics: Moments, scale: Array | None = None, bias: A
     """Returns (x - mean) / sqrt(var + epsilon), times scale plus bias if they are given, in the dtype of `x`."""
     wide = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
     y = statistics.centre(x.astype(wide)) * lax.rsqrt(statistics.var.astype(wide) + EPSILON)
-    if scale is not None:
+    if scale is not None and bias is not None:
         y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
     return y.astype(x.dtype)
 

@@ -8,14 +8,14 @@ import jax
 from jax import Array, lax
 
 from swinunetr_jax.ops.conv import conv
-from swinunetr_jax.ops.lane_blocks import Grid, array_of, like
+from swinunetr_jax.ops.lane_blocks import G, Grid, array_of, like
 from swinunetr_jax.ops.norm.moments import Moments, gradient, grid_axes, mean, moments, normalize
 from swinunetr_jax.ops.pointwise import leaky_relu, leaky_relu_gradient
 from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
 
 
 @jax.custom_vjp
-def norm_act_conv(x: Grid, kernel: Array) -> Grid:
+def norm_act_conv(x: G, kernel: Array) -> G:
     """Returns conv(leaky_relu(instance_norm(x)), kernel).
 
     Args:
@@ -31,7 +31,7 @@ def norm_act_conv(x: Grid, kernel: Array) -> Grid:
 Saved = tuple[Grid, Moments, Grid, Array]
 
 
-def _forward(x: Grid, kernel: Array) -> tuple[Grid, Saved]:
+def _forward(x: G, kernel: Array) -> tuple[G, Saved]:
     array = array_of(x)
     statistics = moments(array, grid_axes(array))
     z = like(x, _norm_act(array, statistics))

@@ -8,6 +8,8 @@ diagonal of Wᵀ cov(x) W, but if channels are nearly equal (two contrasts of on
 small difference of large numbers.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -74,7 +76,7 @@ def _product(x: Array, near: Array, kernel: Array) -> Array:
     XLA would write the result of a matrix product to memory, and a GPU would round its factors.
     """
     x, kernel = x.astype(near.dtype) - near, kernel.astype(near.dtype)
-    return sum(x[..., i, None] * kernel[i] for i in range(len(kernel)))
+    return cast(Array, sum(x[..., i, None] * kernel[i] for i in range(len(kernel))))
 
 
 def _in_one_sum(x: Array, dy: Array) -> Array:

@@ -1,9 +1,11 @@
 """The first convolutions of a decoder block, which read the concatenation of an upsampled grid and a skip connection."""
 
+from typing import overload
+
 from jax import Array
 
 from swinunetr_jax.ops.conv import plane_conv
-from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid
+from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, array_of
 from swinunetr_jax.ops.up_conv import cpu, cuda, reference, tpu
 from swinunetr_jax.ops.up_conv.blocks import up_conv_blocks
 from swinunetr_jax.ops.up_conv.upsample import upsample
@@ -17,6 +19,12 @@ UP_CONV = Table(
 )
 
 
+@overload
+def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]: ...
+@overload
+def up_conv(x: Grid, skip: BlockedGrid, up: Array, kernel: Array, shortcut: Array) -> tuple[BlockedGrid, BlockedGrid]: ...
+@overload
+def up_conv(x: Grid, skip: Grid, up: Array, kernel: Array, shortcut: Array) -> tuple[Grid, Grid]: ...
 def up_conv(x: Grid, skip: Grid, up: Array, kernel: Array, shortcut: Array) -> tuple[Grid, Grid]:
     """Returns both convolutions of concat([upsample(x, up), skip]).
 
@@ -32,9 +40,11 @@ def up_conv(x: Grid, skip: Grid, up: Array, kernel: Array, shortcut: Array) -> t
     """
     if isinstance(skip, BlockedGrid):
         return up_conv_blocks(x, skip, up, kernel, shortcut)
+    x = array_of(x)
     if x.ndim != 5:
         return reference.up_conv(x, skip, up, kernel, shortcut)
-    return shard_depth_with_halo(HaloOperation(_interior, _edge), (x, skip), (up, kernel, shortcut))
+    y, direct = shard_depth_with_halo(HaloOperation(_interior, _edge), (x, skip), (up, kernel, shortcut))
+    return y, direct
 
 
 def _interior(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:

@@ -4,6 +4,8 @@ A window of the coarse grid is two neighbours along each axis, with zeros beyond
 voxel 2 i + p reads window i + p, so window j contributes to the fine voxels 2 j - 1 (p = 1) and 2 j (p = 0).
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -95,7 +97,8 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         above = window_gradient(j + 1)
         both = jnp.concatenate([above, here], axis=-1)  # neighbour 0 of window j + 1, neighbour 1 of window j
         shares = (both @ back).reshape(*both.shape[:3], 2, 2, c)  # window (y, x) reads coarse voxel (y - 1 + s, x - 1 + s)
-        plane = sum(shares[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2))
+        parts = [shares[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2)]
+        plane = cast(Array, sum(parts))
         dx = lax.dynamic_update_index_in_dim(dx, plane.astype(dx.dtype), j, 1)
         own = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
         placed = [jnp.pad(own, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
