@@ -107,7 +107,7 @@ def test_a_worker_that_is_killed_ends_the_run(runner):
     (worker,) = workers_of(process)
     os.kill(worker, signal.SIGKILL)
     runner.finish([process], 2)
-    assert re.search(r"error: batch \d+ or one soon after it, of BraTS2021_\d+\b.*could not be made", runner.said(process))
+    assert re.search(r"error: batch \d+ or one soon after it, of BraTS2021_\d+\b.*could not be prepared", runner.said(process))
     assert "Traceback" not in runner.said(process)
 
 
