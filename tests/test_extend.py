@@ -6,6 +6,7 @@ The examples with a Swin UNETR run with `small_network` in its place, and among 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.inference import predict
-from swinunetr_jax.training import checkpoints, load_recipe, loop, start, step
+from swinunetr_jax.training import Network, checkpoints, load_recipe, loop, start, step
 from swinunetr_jax.training import command as train_command
 from swinunetr_jax.training.log import read_rows
 
@@ -164,6 +165,13 @@ def test_a_file_that_is_no_recipe_is_one_sentence(text, said, tmp_path):
     with pytest.raises(InputError, match=said) as refused:
         load_recipe(path)
     assert str(path) in str(refused.value)
+
+
+def test_the_crops_that_swin_unetr_cannot_take_are_for_another_network_to_judge():
+    recipe = replace(load_recipe(FOLDER / "network.py"), roi=(32, 32, 32))
+    recipe.check()
+    with pytest.raises(InputError, match="one voxel at 1/32 resolution"):
+        replace(recipe, network=Network(feature_size=12)).check()
 
 
 def test_options_of_a_part_that_is_a_function_are_refused(data, tmp_path, capsys):

@@ -12,6 +12,8 @@ from small_network import forget, put_in_place
 from swinunetr_jax import Task
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.runtime.sharding import device_mesh
+from swinunetr_jax.runtime.strategies import JitStrategy
 from swinunetr_jax.training import checkpoints
 from swinunetr_jax.training import step as training_step
 from swinunetr_jax.training.checkpoints import Progress
@@ -126,6 +128,18 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
     # Adam's first step is the gradient's sign: where that is rounding alone, the two may differ by two learning rates
     apart = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
     assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
+
+
+def test_a_step_can_be_compiled_from_shapes_alone(small_network):
+    """As the plan for a pod does."""
+    training, layout = make(lr=1e-3), JitStrategy(device_mesh(2, 1, jax.devices()[:1]))
+    samples = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout.batch_sharding(array.ndim))
+        for name, array in batch(training.task, 0, 2).items()
+    }
+    flags = jax.ShapeDtypeStruct((1,), jnp.int32)
+    state, metrics = layout.compile(training.step, {}).lower(training.like(), samples, flags).out_info
+    assert state.params["out.kernel"].shape == (12, 3) and {"loss", "grad_norm", "lr", "flag"} == set(metrics)
 
 
 def test_clipping_and_averaging(brats_batch, small_network):

@@ -96,7 +96,7 @@ def train_ours(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
 
     def one(image: np.ndarray, label: np.ndarray) -> float:
         nonlocal state
-        state, metrics = step(state, image, label)
+        state, metrics = step(state, {"image": image, "label": label})
         return float(metrics["loss"])
 
     def score() -> dict[str, float]:

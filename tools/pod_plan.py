@@ -126,10 +126,14 @@ def compile_step(
     batch = len(devices) // options.depth * batch_per_chip
     layout = JitStrategy(device_mesh(batch, options.depth, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
-    image = jax.ShapeDtypeStruct((batch, *roi, 4), jnp.float32)
-    label, flags = jax.ShapeDtypeStruct((batch, *roi), jnp.uint8), jax.ShapeDtypeStruct((len(devices),), jnp.int32)
+    shapes = {"image": ((batch, *roi, 4), jnp.float32), "label": ((batch, *roi), jnp.uint8), "sample": ((batch,), jnp.int32)}
+    samples = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch_sharding(len(shape)))
+        for name, (shape, dtype) in shapes.items()
+    }
+    flags = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
     started = time.perf_counter()
-    program = layout.compile(training.step, {}).lower(training.like(), image, label, flags).compile()
+    program = layout.compile(training.step, {}).lower(training.like(), samples, flags).compile()
     memory, cost, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
     return Program(
         topology=topology,

@@ -95,7 +95,9 @@ class Recipe(Options):
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
-        self.options().check()
+        options = self.options()
+        # which crops a network takes is known of Swin UNETR alone
+        (options if self.network_factory is None else dataclasses.replace(options, roi=None)).check()
         functions = self.functions()
         if "objective" in functions and "loss" in functions:
             raise InputError(

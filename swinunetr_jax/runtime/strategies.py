@@ -86,12 +86,13 @@ class JitStrategy:
         )
 
     def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        def put(array: np.ndarray) -> Array:
-            """Shards an array along its first axis and, if it has more than one, along its second."""
-            sharded = NamedSharding(self.mesh, PartitionSpec(*(DATA, SPATIAL)[: array.ndim]))
-            return jax.make_array_from_process_local_data(sharded, array)
+        return {
+            name: jax.make_array_from_process_local_data(self.batch_sharding(array.ndim), array) for name, array in batch.items()
+        }
 
-        return {name: put(array) for name, array in batch.items()}
+    def batch_sharding(self, ndim: int) -> NamedSharding:
+        """Returns how an array of a batch is sharded: along its first axis and, if it has more than one, along its second."""
+        return NamedSharding(self.mesh, PartitionSpec(*(DATA, SPATIAL)[:ndim]))
 
     def unreplicate(self, tree: T) -> T:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, Array) else leaf, tree)
