@@ -150,6 +150,18 @@ def test_a_recipe_that_changed_is_named_when_its_run_is_resumed(unet_run, tmp_pa
     assert "is not there any more: name the file with --recipe" in capsys.readouterr().err
 
 
+def test_a_network_that_changed_is_refused_and_no_state_is_set_aside(unet_run, tmp_path, capsys):
+    saved = sorted(path.name for path in (unet_run / "checkpoints").iterdir())
+    moved = tmp_path / "mine.py"
+    moved.write_text((FOLDER / "network.py").read_text().replace("32", "24"))
+    assert run_command("train", "--resume", unet_run, "--steps", "9", "--recipe", moved) == 2
+    said = capsys.readouterr().err
+    assert (
+        "holds the weights of another UNet than the recipe makes now" in said and "down.bias: got (32,), expected (24,)" in said
+    )
+    assert sorted(path.name for path in (unet_run / "checkpoints").iterdir()) == saved
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

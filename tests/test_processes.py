@@ -13,7 +13,7 @@ from runner import OPTIONS, ROOT, SECONDS, free_port, losses
 from swinunetr_jax import InputError
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.log import read_rows
-from swinunetr_jax.training.processes import Launch, join
+from swinunetr_jax.training.processes import Launch, initialize
 
 VALIDATE = ("--validation.every", "2")
 SRUN = """#!/bin/bash
@@ -107,12 +107,12 @@ def test_a_mistake_ends_all(runner):
     assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.said(begun[0])
 
 
-def test_who_is_among_several():
-    assert not processes._among_several({})
-    assert not processes._among_several({"SLURM_NTASKS": "4"})  # within an allocation, but not started by srun
-    assert not processes._among_several({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"})
-    assert processes._among_several({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a[1-4]"})
-    assert processes._among_several({"TPU_WORKER_HOSTNAMES": "a,b"}) and not processes._among_several(
+def test_who_is_is_one_of_several():
+    assert not processes._is_one_of_several({})
+    assert not processes._is_one_of_several({"SLURM_NTASKS": "4"})  # within an allocation, but not started by srun
+    assert not processes._is_one_of_several({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"})
+    assert processes._is_one_of_several({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a[1-4]"})
+    assert processes._is_one_of_several({"TPU_WORKER_HOSTNAMES": "a,b"}) and not processes._is_one_of_several(
         {"TPU_WORKER_HOSTNAMES": "a"}
     )
 
@@ -128,11 +128,11 @@ def test_who_is_among_several():
 )
 def test_options_that_contradict(launch, said):
     with pytest.raises(InputError, match=said):
-        join(launch)
+        initialize(launch)
 
 
 def test_alone_nothing_waits():
     processes.barrier("nothing")
     np.testing.assert_array_equal(processes.gather(np.array([1.5])), [[1.5]])
     np.testing.assert_array_equal(processes.from_process(np.arange(3), 0), np.arange(3))
-    assert processes.is_leader() and not processes.several()
+    assert processes.is_leader() and not processes.is_distributed()

@@ -29,7 +29,7 @@ import numpy as np
 from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.training.step import State
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
-from swinunetr_jax.weights.checkpoint import DESCRIPTION, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import NetworkConfig, Weights
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
@@ -278,6 +278,8 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
         raise _Damaged(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
     try:
         stored = read_checkpoint(folder, getattr(config, "factory", None))
+    except OtherNetworkError:
+        raise
     except InputError as error:
         raise _Damaged(str(error)) from error
     try:

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
         _keep_programs()
-        processes.join(launch)
+        processes.initialize(launch)
         found = "unfinished" if resume else earlier_run(recipe)
         processes.barrier("the folder was looked at")  # before the leader writes into it
         if found == "finished":
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.depth (with --resume: --depth)",
                 EXIT_ERROR,
             )
-        elif processes.several() and any(word in str(error) for word in LOST):
+        elif processes.is_distributed() and any(word in str(error) for word in LOST):
             reason = str(error).strip().partition("\n")[0]
             code = _say(
                 f"error: another process of this run was lost ({reason[:200]}); start all of them again with --resume {recipe.out}",

@@ -68,13 +68,13 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     task = _task(recipe, dataset, chosen, channels)
     cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
     with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
-        if processes.several():  # each its share; what is wrong with it comes to light below, where all look at all
+        if processes.is_distributed():  # each its share; what is wrong with it comes to light below, where all look at all
             with contextlib.suppress(InputError):
                 own = chosen[jax.process_index() :: jax.process_count()]
                 prepare_training_cases(own, task, cache, **form, progress=progress)
             processes.barrier("cases are prepared")
         try:
-            alone = not processes.several()  # else each case was verified above, by one of them
+            alone = not processes.is_distributed()  # else each case was verified above, by one of them
             prepared = prepare_training_cases(chosen, task, cache, **form, verify=alone, progress=progress)
         except InputError as error:
             raise InputError(*error.args, f"All that is wrong with the data set: swinunetr validate {dataset.root}") from error

@@ -106,7 +106,7 @@ def _advance(run: Run, stop: "Stop") -> None:
     try:
         while True:
             step = run.progress.step
-            if not processes.several():
+            if not processes.is_distributed():
                 stopping = bool(stop)
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
             if validation_due or stopping or saver.due():
@@ -136,7 +136,7 @@ def _advance(run: Run, stop: "Stop") -> None:
             run.state, metrics = step_of(run.state, augment(shared), layout.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")
-            if processes.several():  # read one step late like all numbers: all of them stop after the same step
+            if processes.is_distributed():  # read one step late like all numbers: all of them stop after the same step
                 stopping = bool(layout.unreplicate(raised))
             _read(run, pending)
             saver.writer.check()

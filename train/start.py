@@ -150,7 +150,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         )
     where = f"going on after step {progress.step}" if found else "from the start"
     device = f"{layout.size} × {jax.devices()[0].device_kind}" if layout.size > 1 else jax.devices()[0].device_kind
-    if processes.several():
+    if processes.is_distributed():
         device += f" of {jax.process_count()} processes"
     count = sum(np.size(value) for value in jax.tree.leaves(state.params))
     log.say(

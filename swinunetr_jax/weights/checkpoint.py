@@ -22,7 +22,7 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.custom import NetworkFactory
+from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.params import NetworkConfig, Params, check, count_bytes, digest, mismatches, read_config, shapes
@@ -36,6 +36,10 @@ _MAX_DESCRIPTION_BYTES = 64 << 20
 # Weights hardly compress. A network that takes this many times its bytes on the disk, and is not small, was made to fill the memory.
 _MAX_RATIO, _MAX_SMALL = 64, 512 << 20
 _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
+
+
+class OtherNetworkError(InputError):
+    """A checkpoint is sound and holds the weights of another network than the factory makes that was given for it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
             )
         got = array_shapes(path / folder)  # before any array is read: a few bytes on the disk can stand for gigabytes
         wrong = mismatches(got, config)
+        if wrong and isinstance(config, CustomConfig):  # its files are what was saved, so the factory has changed
+            raise OtherNetworkError(
+                f"{path} holds the weights of another {config.name} than the recipe makes now:", *(f"  {line}" for line in wrong)
+            )
         if wrong:
             lines = (f"  {console.literal(line)}" for line in wrong)
             raise InputError(f"{path} does not hold the weights of its own configuration:", *lines)
