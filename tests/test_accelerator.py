@@ -1,4 +1,4 @@
-"""On a GPU or TPU, where there is one: the same results as on the CPU. Run as `JAX_PLATFORMS=cuda,cpu python -m pytest -m accelerator`."""
+"""On a GPU or TPU the results are those of the CPU. Run as `JAX_PLATFORMS=cuda,cpu python -m pytest -m accelerator`."""
 
 import jax
 import jax.numpy as jnp
@@ -23,45 +23,45 @@ def network(**fields):
 
 
 def on(device, function, model, *inputs):
-    """What `function` gives on one device; which formulations run is decided by its platform."""
+    """Returns the result of a function on one device, whose platform determines the implementations."""
     with jax.default_device(device):
         results = jax.jit(function)(*jax.device_put((model, *inputs), device))
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), results)
 
 
-def here_and_on_the_cpu(function, dtype, *inputs):
-    """On the accelerator in `dtype`, on the CPU in float32."""
-    here = on(jax.devices()[0], function, network(dtype=dtype), *inputs)
-    return here, on(jax.local_devices(backend="cpu")[0], function, network(), *inputs)
+def on_both(function, dtype, *inputs):
+    """Returns the results on the accelerator in `dtype` and on the CPU in float32."""
+    accelerated = on(jax.devices()[0], function, network(dtype=dtype), *inputs)
+    return accelerated, on(jax.local_devices(backend="cpu")[0], function, network(), *inputs)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
-def test_logits_equal_the_cpus(dtype, tolerance):
+def test_logits_equal_those_of_the_cpu(dtype, tolerance):
     x = rng.normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
-    here, expected = here_and_on_the_cpu(lambda model, x: model(x), dtype, x)
-    assert error(here, expected) <= tolerance
+    got, expected = on_both(lambda model, x: model(x), dtype, x)
+    assert error(got, expected) <= tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
-def test_gradients_equal_the_cpus(dtype, tolerance):
-    """All of them as one vector, of the logits' mean square, and each in float32."""
+def test_gradients_equal_those_of_the_cpu(dtype, tolerance):
+    """Gradients of the logits' mean square: all of them as one vector, and in float32 each of them."""
     x = rng.normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
 
     def gradients(model, x):
         return jax.grad(lambda model: jnp.square(model(x).astype(jnp.float32)).mean())(model)
 
-    here, expected = (flatten(found) for found in here_and_on_the_cpu(gradients, dtype, x))
-    assert here.keys() == expected.keys()
-    every = [np.concatenate([found[name].ravel() for name in expected]) for found in (here, expected)]
+    got, expected = (flatten(found) for found in on_both(gradients, dtype, x))
+    assert got.keys() == expected.keys()
+    every = [np.concatenate([found[name].ravel() for name in expected]) for found in (got, expected)]
     assert error(*every) <= tolerance
     if dtype == "float32":
         largest = max(np.linalg.norm(value) for value in expected.values())
         for name, value in expected.items():
-            assert np.linalg.norm(here[name] - value) <= tolerance * max(np.linalg.norm(value), 1e-3 * largest), name
+            assert np.linalg.norm(got[name] - value) <= tolerance * max(np.linalg.norm(value), 1e-3 * largest), name
 
 
-def test_a_volume_by_windows_equals_the_cpus():
-    """Odd sizes, a last window moved back inside; compiled for the device alone, as `predict` does."""
+def test_a_volume_by_windows_equals_that_of_the_cpu():
+    """With odd sizes, so that the last window is moved back into the volume."""
     x = rng.normal(size=(1, 75, 70, 91, 4)).astype(np.float32)
 
     def segmented(device):
@@ -70,5 +70,5 @@ def test_a_volume_by_windows_equals_the_cpus():
             forward = jit(lambda model, x: model(x), device=device)
             return sliding_window_inference(x, (64, 64, 64), 2, lambda x: forward(model, x), 0.5, "gaussian")
 
-    here, expected = (segmented(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))
-    assert error(here, expected) <= 1e-4
+    got, expected = (segmented(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))
+    assert error(got, expected) <= 1e-4
