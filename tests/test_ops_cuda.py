@@ -50,7 +50,7 @@ SHAPES = [((5, 6, 3), (5, 3, 3), (2, 1, 0)), ((8, 8, 4), (4, 4, 4), (2, 2, 0)), 
 
 
 @pytest.mark.parametrize(("grid", "window", "shift"), SHAPES)
-@pytest.mark.parametrize("c", [4, 16])
+@pytest.mark.parametrize("c", [4, pytest.param(16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_a_mask_as_channels_equals_the_mask(grid, window, shift, c, shifted):
     regions = windows.region_ids(grid, window, shift) if shifted else None
@@ -140,7 +140,7 @@ def up_conv_inputs(shape, c, u, o, dtype):
 
 
 @pytest.mark.parametrize(("shape", "c", "u", "o"), UP_SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), pytest.param(np.float32, 2e-6, marks=pytest.mark.long)])
 def test_fused_kernels_and_their_gradients(shape, c, u, o, dtype, tolerance):
     with jax.enable_x64(dtype == np.float64):
         inputs, weights = up_conv_inputs(shape, c, u, o, dtype)

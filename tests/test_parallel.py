@@ -27,6 +27,7 @@ DEVICES, STEPS = 8, 5
 FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
 ONE = "jit 1x1"
+SOME = ("jit 2x1", "jit 1x2", "jit 2x4", "pmap 4")
 ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
 
 
@@ -43,7 +44,7 @@ def in_subprocess(function: str, *args: str) -> dict:
 
 
 def test_five_steps_of_a_small_network_on_any_number_of_devices_equal_those_on_one():
-    check_losses(in_subprocess("losses_of_a_small_network", "8", ONE, *ALL))
+    check_losses(in_subprocess("losses_of_a_small_network", "8", ONE, *SOME))
 
 
 @pytest.mark.long
@@ -117,24 +118,26 @@ def check_sharded(*names: str) -> None:
     found = in_subprocess("sharded", *names)
     for name in names:
         assert found[name]["logits"] < 1e-12 and found[name]["gradient"] < 1e-9, found[name]
+
+
+def test_a_sharded_prediction_of_a_small_network_is_that_of_one_device():
+    check_predictions("small")
+
+
+@pytest.mark.long
+def test_a_sharded_prediction_is_that_of_one_device():
+    check_predictions("whole")
+
+
+def check_predictions(network: str) -> None:
+    found = in_subprocess("predictions", network)
     assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
 
 
 def sharded(*names: str) -> dict:
-    """Returns differences from one device: of logits and gradients in float64, relative to the largest value, and of a prediction."""
-    found = {"probabilities": 0.0, "labels that differ": 0}
-    volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
-    model = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
-    task = Task.classes(2)
-    expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
-    found["labels"] = np.unique(expected[0]).tolist()
+    """Returns the differences of logits and gradients from those of one device in float64, relative to the largest value."""
+    found = {}
     sizes = [tuple(map(int, name.split("x"))) for name in names]
-    for depth in sorted({depth for _, depth in sizes}):
-        labels, likely, windows = Segmenter([model], task, whole=True, depth=depth).run(volume, probabilities=True)
-        assert windows == 1
-        found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
-        found["labels that differ"] += int((labels != expected[0]).sum())
-
     jax.config.update("jax_enable_x64", True)
     config = CONFIG.replace(dtype="float64", param_dtype="float64", depths=(2, 1, 1, 1))
     weights = flatten(SwinUNETR(config, rngs=nnx.Rngs(0)))
@@ -158,6 +161,25 @@ def sharded(*names: str) -> dict:
     for name, others in results.items():
         errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
         found[name] = {"logits": errors[0], "gradient": max(errors[1:])}
+    return found
+
+
+def predictions(network: str) -> dict:
+    """Returns the differences of predictions from those of one device, and the labels that occur."""
+    from small_network import SmallNetwork
+
+    found = {"probabilities": 0.0, "labels that differ": 0}
+    volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
+    model = (SmallNetwork if network == "small" else SwinUNETR)(CONFIG, rngs=nnx.Rngs(0))
+    task = Task.classes(2)
+    expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
+    found["labels"] = np.unique(expected[0]).tolist()
+    for depth in (2, 4):
+        labels, likely, windows = Segmenter([model], task, whole=True, depth=depth).run(volume, probabilities=True)
+        assert windows == 1
+        found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
+        found["labels that differ"] += int((labels != expected[0]).sum())
+
     return found
 
 
@@ -243,5 +265,5 @@ def test_errors_of_devices_that_cannot_share(batch, depth, processes, each, mess
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
-    work = {f.__name__: f for f in (losses, losses_of_a_small_network, sharded, in_blocks)}
+    work = {f.__name__: f for f in (losses, losses_of_a_small_network, sharded, predictions, in_blocks)}
     print(json.dumps(work[sys.argv[1]](*sys.argv[2:])))

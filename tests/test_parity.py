@@ -148,6 +148,7 @@ def only(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("results", [name], indirect=True)
 
 
+@pytest.mark.long
 @only("batch norm in training")
 def test_running_statistics_after_a_step_and_in_evaluation(results):
     """The model stores the same running statistics as torch, and uses them in evaluation."""
