@@ -51,5 +51,4 @@ def put_in_place(patch: pytest.MonkeyPatch) -> None:
 def forget() -> None:
     """Forgets what was made of configurations before."""
     params._described.cache_clear()
-    params.statistics.cache_clear()
     step._compiled.cache_clear()

@@ -188,4 +188,8 @@ def test_the_crops_that_swin_unetr_cannot_take_are_for_another_network_to_judge(
 
 def test_options_of_a_part_that_is_a_function_are_refused(data, tmp_path, capsys):
     assert train_example("network", data, tmp_path / "run", "--network.feature-size", "24") == 2
-    assert "the options --network.* have no effect here" in capsys.readouterr().err
+    assert "--network.feature-size has no effect here" in capsys.readouterr().err
+    assert train_example("optimizer", data, tmp_path / "run", "--optim.lr", "1e-3") == 2
+    assert "--optim.lr has no effect here, since the recipe gives a function for `optimizer`" in capsys.readouterr().err
+    assert train_example("augmentation", data, tmp_path / "run", "--devices.pmap") == 2
+    assert "`devices.pmap` has no batch but each device's samples" in capsys.readouterr().err

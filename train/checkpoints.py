@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax import InputError, Task, files
+from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.training.step import State
 from swinunetr_jax.weights.arrays import file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, read_checkpoint, write_checkpoint
@@ -277,7 +278,7 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
     if wrong:
         raise _Damaged(f"{folder} is damaged, these differ from their digests or are missing: {', '.join(wrong[:8])}.")
     try:
-        stored = read_checkpoint(folder, getattr(config, "factory", None))
+        stored = read_checkpoint(folder, config.factory if isinstance(config, CustomConfig) else None)
     except OtherNetworkError:
         raise
     except InputError as error:

@@ -83,8 +83,10 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     if processes.is_leader():
         for note in grid_notes(task, [case.affine for case in prepared]):
             warn(note)
-    passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
-    flips = mirrored_axes(recipe.host_augment.flips, task, [case.affine for case in prepared], passes)
+    flips: tuple[int, ...] = ()
+    if recipe.transforms is None:  # otherwise the recipe decides what is mirrored
+        passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
+        flips = mirrored_axes(recipe.host_augment.flips, task, [case.affine for case in prepared], passes)
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
 
 

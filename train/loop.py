@@ -96,7 +96,7 @@ class Saver:
 def _advance(run: Run, stop: "Stop") -> None:
     recipe, total, layout = run.recipe, run.total, run.layout
     step_of = quiet_compilation(run.training.compile(layout))
-    augment = device_augmentation(recipe)
+    augment = device_augmentation(recipe, layout)
     every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from flax import nnx
 from jax import Array
 
-from swinunetr_jax import SwinUNETR, Task
+from swinunetr_jax import InputError, SwinUNETR, Task
 from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import Scores, validate
-from swinunetr_jax.weights.params import NetworkConfig
+from swinunetr_jax.weights.params import NetworkConfig, dotted
 
 Batch = dict[str, Array]
 """A batch on the device: `image` [b, x, y, z, c] float32, `label` [b, x, y, z] uint8, `sample` [b] int32, the samples' numbers since the
@@ -110,24 +110,22 @@ def training_pass(model: nnx.Module, image: Array, key: Array | None) -> Array:
     return logits
 
 
-def split_objective(objective: Objective) -> tuple[nnx.GraphDef, dict[str, Array]]:
-    """The structure of an objective, and its own parameters by dotted path.
+def own_parameters(objective: Objective) -> dict[str, Array]:
+    """An objective's own parameters by dotted path.
 
     Raises:
-        TypeError: it holds variables other than `nnx.Param`, which a training step could not change.
+        InputError: it holds variables other than `nnx.Param`, which a training step could not change.
     """
-    structure, state = nnx.split(objective)
-    variables = nnx.to_flat_state(state)
-    other = [".".join(map(str, path)) for path, variable in variables if not isinstance(variable, nnx.Param)]
+    variables = nnx.to_flat_state(nnx.state(objective))
+    other = [dotted(path) for path, variable in variables if not isinstance(variable, nnx.Param)]
     if other:
-        raise TypeError(f"an objective's variables must be nnx.Param, and these are not: {', '.join(other)}")
-    return structure, {".".join(map(str, path)): variable[...] for path, variable in variables}
+        raise InputError(
+            f"the variables of an objective must be nnx.Param, and these are not: {', '.join(other)}; change the recipe."
+        )
+    return {dotted(path): variable[...] for path, variable in variables}
 
 
-def merge_objective(structure: nnx.GraphDef, parameters: dict[str, Array]) -> Objective:
-    """The objective with these parameters."""
-    return nnx.merge(structure, nnx.from_flat_state([(tuple(_part(p) for p in n.split(".")), v) for n, v in parameters.items()]))
-
-
-def _part(name: str) -> str | int:
-    return int(name) if name.isdecimal() else name
+def with_parameters(objective: Objective, parameters: dict[str, Array]) -> Objective:
+    """The objective with other values of its own parameters."""
+    structure, state = nnx.split(objective)
+    return nnx.merge(structure, nnx.from_flat_state([(path, parameters[dotted(path)]) for path, _ in nnx.to_flat_state(state)]))

@@ -21,11 +21,20 @@ from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
-from swinunetr_jax.training.config import Augment, Network, Options
+from swinunetr_jax.training.config import Augment, Network, Options, flat
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
 from swinunetr_jax.weights.params import NetworkConfig
 
 ATTRIBUTE = "RECIPE"
+# The options that a function takes the place of, by the beginning of their dotted names.
+REPLACED = {
+    "network": ("network.",),
+    "loss": ("loss.",),
+    "objective": ("loss.",),
+    "augment": ("augment.",),
+    "transforms": ("augment.",),
+    "optimizer": tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip")),
+}
 
 Optimizer = optax.GradientTransformation | tuple[optax.GradientTransformation, optax.Schedule]
 BatchAugmentation = Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -85,11 +94,13 @@ class Recipe(Options):
         Raises:
             InputError: an option was given of a part that is a function.
         """
-        functions, defaults = self.functions(), self.options()
-        for name in functions:
-            if getattr(options, name, None) != getattr(defaults, name, None):
+        functions = self.functions()
+        given, defaults = flat(options.to_dict()), flat(self.options().to_dict())
+        for part in functions:
+            useless = [name for name in given if name.startswith(REPLACED[part]) and given[name] != defaults[name]]
+            if useless:
                 raise InputError(
-                    f"the options --{name}.* have no effect here, since the recipe gives a function for `{name}`: leave them out."
+                    f"--{useless[0].replace('_', '-')} has no effect here, since the recipe gives a function for `{part}`: leave it out."
                 )
         return dataclasses.replace(self, **vars(options) | functions)
 
@@ -106,6 +117,10 @@ class Recipe(Options):
         for name, function in functions.items():
             if not callable(function):
                 raise InputError(f"`{name}` of the recipe must be options or a function, got {type(function).__name__}.")
+        if "augment" in functions and options.devices.pmap:
+            raise InputError(
+                "the recipe changes batches on the device, and `devices.pmap` has no batch but each device's samples: leave one out."
+            )
 
     def network_config(self, in_channels: int, out_channels: int) -> NetworkConfig:
         """The configuration of the run's network."""
@@ -148,7 +163,8 @@ def load_recipe(path: str | Path) -> Recipe:
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader=None, origin=str(path)))
     module.__file__ = str(path)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # a recipe may import its neighbours
+    if str(path.parent) not in sys.path:  # a recipe may import its neighbours, in worker processes too
+        sys.path.append(str(path.parent))
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
     except InputError as error:
@@ -157,8 +173,6 @@ def load_recipe(path: str | Path) -> Recipe:
         frame = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
         line = f", line {frame.lineno}" if frame is not None else ""
         raise InputError(f"the recipe {path}{line} failed with {type(error).__name__}: {error}; mend it.") from error
-    finally:
-        sys.path.remove(str(path.parent))
     recipe = getattr(module, ATTRIBUTE, None)
     if not isinstance(recipe, Recipe):
         kind = "none" if recipe is None else f"one of type {type(recipe).__name__}"

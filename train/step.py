@@ -24,8 +24,8 @@ from swinunetr_jax.training.objective import (
     Objective,
     ObjectiveFactory,
     Supervised,
-    merge_objective,
-    split_objective,
+    own_parameters,
+    with_parameters,
 )
 from swinunetr_jax.training.optim import ema_decay, learning_rate, optimizer
 from swinunetr_jax.weights.params import NetworkConfig, Weights, build, flatten, make_network, read_statistics, shapes, statistics
@@ -102,7 +102,7 @@ class Training:
         fixed = statistics(self.config)
         stats = {name: jnp.asarray(value) for name, value in weights.items() if name in fixed}
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
-        own = {f"{OWN}{name}": jnp.asarray(value) for name, value in split_objective(make_objective(self))[1].items()}
+        own = {f"{OWN}{name}": jnp.asarray(value) for name, value in own_parameters(make_objective(self)).items()}
         opt = self.transformation()[0].init({**params, **own})
         # an own copy: the state is donated, and no buffer may be in it twice
         average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
@@ -161,12 +161,11 @@ class Training:
     def _gradients(self, trained: Weights, stats: Weights, batch: Batch, key: Array) -> Any:
         """((loss, (statistics, metrics)), gradients) of a batch, in as many parts as asked for, one after the other."""
         objective, own_names = make_objective(self), [name for name in trained if name.startswith(OWN)]
-        structure = split_objective(objective)[0]
 
         def loss_of(trained: Weights, stats: Weights, batch: Batch, key: Array) -> tuple[Array, tuple[Weights, dict[str, Array]]]:
             model = build(self.config, {**trained, **stats})
             own = {name.removeprefix(OWN): trained[name] for name in own_names}
-            current = merge_objective(structure, own) if own else objective
+            current = with_parameters(objective, own) if own else objective
             loss, metrics = current(model, batch, key)
             return loss, (read_statistics(model), metrics)
 

@@ -1,4 +1,4 @@
-"""Another augmentation: noise on the device, and on the host quarter turns in the axial plane after the usual changes."""
+"""Another augmentation: the host adds quarter turns to the usual changes of a sample, and the device adds noise to a batch."""
 
 import jax
 
@@ -7,12 +7,12 @@ from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation
 
 
 def transforms(task):
-    """What happens to a sample on the host: the paper's crop, normalisation and changes, then quarter turns of square crops."""
+    """Returns the transforms of a sample on the host: those of the paper, and then quarter turns in the axial plane."""
     return [*brats_recipe(task.roi), RandomRotate90(probability=0.5, axes=(0, 1))]
 
 
 def add_noise(images, labels, keys):
-    """What happens to a batch on the device: Gaussian noise with a deviation between 0 and 0.1, drawn by each sample's key."""
+    """Adds Gaussian noise to a batch on the device. Each sample's key draws its standard deviation, between 0 and 0.1."""
 
     def one(image, key):
         strength, noise = jax.random.split(key)

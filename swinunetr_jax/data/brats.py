@@ -1,4 +1,4 @@
-"""What the library knows of the BraTS data sets: their MRI sequences, grid, file names, labels and regions.
+"""The properties of the BraTS data sets: MRI sequences, grid, file names, labels and regions.
 
 The enhancing tumour has the label 4 in data up to 2022 and the label 3 in data since 2023. In BraTS 2024 both labels occur: 3 is the
 enhancing tumour and 4 the resection cavity. Whatever depends on the year is therefore keyed by the enhancing tumour's label, 4 or 3.

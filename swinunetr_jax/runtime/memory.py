@@ -17,7 +17,7 @@ SHORTEST = 0.2  # seconds; a program that compiles faster takes little memory
 
 @functools.cache
 def release_compile_memory() -> None:
-    """From now on, returns the memory that tracing and compiling a large program took to the system as soon as the program is compiled.
+    """Makes JAX free the memory that it needed to trace and compile a large program as soon as the program is compiled.
 
     The C library glibc would keep it: half a gigabyte for one of these networks, in addition to what the program then allocates. With
     another C library the function does nothing.

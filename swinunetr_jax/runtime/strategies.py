@@ -17,7 +17,7 @@ Step = Callable[..., tuple[Any, dict[str, Array]]]
 
 
 class ParallelStrategy(Protocol):
-    """Where states and batches are stored on devices, and how a step is compiled for that."""
+    """Stores states and batches on devices, and compiles a step for states and batches that are stored so."""
 
     @property
     def size(self) -> int:

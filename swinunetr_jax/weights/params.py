@@ -40,18 +40,18 @@ def read_config(values: Mapping[str, Any], factory: NetworkFactory | None = None
 
 def shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every variable of a network, without making it."""
-    return {_name(path): variable for path, variable in _described(config, jax.config.jax_enable_x64)[1]}
+    return {dotted(path): variable for path, variable in _described(config, jax.config.jax_enable_x64)[1]}
 
 
 def flatten(model: nnx.Module) -> Params:
     """The variables of a network, copied to the host."""
-    return {_name(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
+    return {dotted(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def build(config: NetworkConfig, params: Mapping[str, np.ndarray]) -> Any:
     """A network with these variables, whose names and shapes must be those of `shapes(config)`."""
-    graph, variables = _described(config, jax.config.jax_enable_x64)
-    return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[_name(path)], v.dtype)) for path, v in variables]))
+    graph, variables, _ = _described(config, jax.config.jax_enable_x64)
+    return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[dotted(path)], v.dtype)) for path, v in variables]))
 
 
 def check(params: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
@@ -104,35 +104,33 @@ def digest_all(digests: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=32)  # tracing the constructor takes up to a second
-def _described(config: NetworkConfig, x64: bool) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...]]:
-    """What a network is made of, and its variables' places, shapes and types."""
-    graph, variables = _split(config)
-    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in variables)
-
-
-def _split(config: NetworkConfig) -> tuple[nnx.GraphDef, Any]:
+def _described(
+    config: NetworkConfig, x64: bool
+) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...], frozenset[str]]:
+    """What a network is made of; its variables' places, shapes and types; the names of those that no gradient changes."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0))))
     variables = nnx.to_flat_state(state)
-    random = [_name(path) for path, variable in variables if isinstance(variable, nnx.RngState)]
+    random = [dotted(path) for path, variable in variables if isinstance(variable, nnx.RngState)]
     if random:
         raise InputError(
             f"the network keeps random state ({', '.join(random[:4])}), which is not saved: let its dropout take the `key` of the call, as "
             "in `nnx.Dropout(rate)(x, rngs=nnx.Rngs(key))`."
         )
-    return graph, variables
+    fixed = frozenset(dotted(path) for path, variable in variables if not isinstance(variable, nnx.Param))
+    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in variables), fixed
 
 
-@lru_cache(maxsize=32)
 def statistics(config: NetworkConfig) -> frozenset[str]:
     """Names of the variables that no gradient changes, such as a batch norm's running statistics."""
-    return frozenset(_name(path) for path, variable in _split(config)[1] if not isinstance(variable, nnx.Param))
+    return _described(config, jax.config.jax_enable_x64)[2]
 
 
 def read_statistics(model: nnx.Module) -> dict[str, jax.Array]:
     """The values of the variables that no gradient changes, by name."""
     variables = nnx.to_flat_state(nnx.state(model))
-    return {_name(path): variable[...] for path, variable in variables if not isinstance(variable, nnx.Param)}
+    return {dotted(path): variable[...] for path, variable in variables if not isinstance(variable, nnx.Param)}
 
 
-def _name(path: Path) -> str:
+def dotted(path: Path) -> str:
+    """The name of a variable, from its place in a module."""
     return ".".join(map(str, path))

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and the records in which it is reported.
+"""The kinds of faults that a data set can have, and the records that report them.
 
 kind            severity  meaning
 incomplete      error     a channel is missing or occurs twice, or a listed file does not exist

@@ -1,1 +1,1 @@
-"""From a case's files to arrays on the network's grid, and the cache of them that training reads."""
+"""Reads a case's files into arrays on the network's grid, and keeps these arrays in a cache for training."""

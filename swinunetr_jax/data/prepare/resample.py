@@ -177,7 +177,7 @@ class InverseResample:
 
     @property
     def axis_aligned(self) -> bool:
-        """Whether logits can be interpolated axis by axis. If not, the scan's grid is sheared."""
+        """True if logits can be interpolated axis by axis. It is False if the scan's grid is sheared."""
         return is_axis_aligned(self.matrix, self.reorient.shape)
 
     def along(self, axis: int) -> np.ndarray:
