@@ -1,9 +1,11 @@
 """Another augmentation: the host adds quarter turns to the usual changes of a sample, and the device adds noise to a batch."""
 
+from dataclasses import replace
+
 import jax
 
 from swinunetr_jax.data.augment.transforms import RandomRotate90, brats_recipe
-from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 
 def transforms(task):
@@ -21,15 +23,4 @@ def add_noise(images, labels, keys):
     return jax.vmap(one)(images, keys), labels
 
 
-RECIPE = Recipe(
-    kind="phantom",
-    steps=240,
-    roi=(64, 64, 32),
-    orientation="LPS",
-    phantom=Phantom(cases=20, size=(96, 96, 64)),
-    network=Network(feature_size=12),
-    transforms=transforms,
-    augment=add_noise,
-    optim=Optim(lr=4e-3, warmup=20),
-    validation=Validation(every=80, overlap=0.25),
-)
+RECIPE = replace(PHANTOM, roi=(64, 64, 32), transforms=transforms, augment=add_noise)

@@ -1,10 +1,13 @@
 """Deep supervision: the coarser grids of the decoder predict the label map too, through heads that only training has."""
 
+from dataclasses import replace
+
 from flax import nnx
 from jax import numpy as jnp
 
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.training import Network, Objective, Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training import Objective
+from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 
 class DeepSupervision(Objective):
@@ -26,14 +29,4 @@ class DeepSupervision(Objective):
         return total, {"full_resolution_loss": first}
 
 
-RECIPE = Recipe(
-    kind="phantom",
-    steps=240,
-    roi=(32, 64, 32),
-    orientation="LPS",
-    phantom=Phantom(cases=20, size=(96, 96, 64)),
-    network=Network(feature_size=12),
-    objective=DeepSupervision,
-    optim=Optim(lr=4e-3, warmup=20),
-    validation=Validation(every=80, overlap=0.25),
-)
+RECIPE = replace(PHANTOM, objective=DeepSupervision)

@@ -1,10 +1,12 @@
 """Another loss: the Dice loss plus a focal term, which counts voxels that are classified badly more than others."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
 from swinunetr_jax.losses import dice_loss, targets
-from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 GAMMA = 2.0
 
@@ -17,14 +19,4 @@ def dice_focal(logits, labels, task):
     return dice_loss(logits, wanted) + focal.mean()
 
 
-RECIPE = Recipe(
-    kind="phantom",
-    steps=240,
-    roi=(32, 64, 32),
-    orientation="LPS",
-    phantom=Phantom(cases=20, size=(96, 96, 64)),
-    network=Network(feature_size=12),
-    loss=dice_focal,
-    optim=Optim(lr=4e-3, warmup=20),
-    validation=Validation(every=80, overlap=0.25),
-)
+RECIPE = replace(PHANTOM, loss=dice_focal)

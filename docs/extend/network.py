@@ -1,10 +1,12 @@
 """Another network: a small U-Net of plain flax layers."""
 
+from dataclasses import replace
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from swinunetr_jax.training import Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 
 class UNet(nnx.Module):
@@ -24,13 +26,4 @@ class UNet(nnx.Module):
         return self.out(jnp.concatenate([self.up(deep), skip], axis=-1))
 
 
-RECIPE = Recipe(
-    kind="phantom",
-    steps=240,
-    roi=(32, 64, 32),
-    orientation="LPS",
-    phantom=Phantom(cases=20, size=(96, 96, 64)),
-    network=UNet,
-    optim=Optim(lr=4e-3, warmup=20),
-    validation=Validation(every=80, overlap=0.25),
-)
+RECIPE = replace(PHANTOM, network=UNet)

@@ -1,8 +1,10 @@
 """Another optimizer: the first stages of the encoder are frozen, and biases and norms have no weight decay."""
 
+from dataclasses import replace
+
 import optax
 
-from swinunetr_jax.training import Network, Phantom, Recipe, Validation
+from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 FROZEN = ("swin.patch_embed.", "swin.stages.0.")
 
@@ -24,13 +26,4 @@ def optimizer(steps):
     return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, group_of), schedule
 
 
-RECIPE = Recipe(
-    kind="phantom",
-    steps=240,
-    roi=(32, 64, 32),
-    orientation="LPS",
-    phantom=Phantom(cases=20, size=(96, 96, 64)),
-    network=Network(feature_size=12),
-    optimizer=optimizer,
-    validation=Validation(every=80, overlap=0.25),
-)
+RECIPE = replace(PHANTOM, optimizer=optimizer)
