@@ -17,9 +17,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tools/ is not installed
 
+pytest.register_assert_rewrite("helpers")
+
 from runner import Runner  # noqa: E402
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
+from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
+from swinunetr_jax.data.prepare import cache  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -128,3 +132,24 @@ def fresh_traces() -> Iterator[None]:
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cases that are read from their files while training cases are prepared."""
+    names: list[str] = []
+    read = cache.read_case
+
+    def record(case: Case, *rest: Any) -> Any:
+        names.append(case.name)
+        return read(case, *rest)
+
+    monkeypatch.setattr(cache, "read_case", record)
+    return names
+
+
+@pytest.fixture
+def nothing_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fails a test in which anything is printed: faults are reported by the exception alone, and nibabel's own log is silent."""
+    yield
+    assert capfd.readouterr() == ("", "")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.training_cases import prepare, write_case
 from refusals import refused
 
 from swinunetr_jax.data.augment.crops import RandomCrop
@@ -250,8 +251,6 @@ def test_invalid_arguments(options, words):
 
 
 def test_from_the_cache(tmp_path):
-    from test_cache import prepare, write_case
-
     cases = [write_case(Path(tmp_path) / "data", name, seed) for seed, name in enumerate("ab")]
     prepared = prepare(cases, tmp_path / "cache", dtype="float16")
     batches = take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0), 3)
