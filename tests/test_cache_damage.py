@@ -13,6 +13,7 @@ from swinunetr_jax import files
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.prepare import cache, cache_entry
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files.atomic import temporary_name
 
 
 @pytest.mark.fault("2.4")
@@ -162,7 +163,7 @@ def test_temporary_files_of_a_killed_preparation_are_removed_by_the_next_one(tmp
         process.wait()
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: process.pid)
-        ended = files._temporary_name("a-image.npy", "")
+        ended = temporary_name("a-image.npy", "")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ended).write_bytes(b"half")
     prepare([write_case(tmp_path / "data")], tmp_path / "cache")

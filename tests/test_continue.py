@@ -17,6 +17,7 @@ from refusals import refused
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.data.phantom.dataset import write_phantom
+from swinunetr_jax.files.atomic import temporary_name
 from swinunetr_jax.training import (
     Network,
     Optim,
@@ -330,7 +331,7 @@ def test_a_damaged_description_of_a_saved_step_is_one_warning(tmp_path, text):
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
-    ours = [".last.tmp", ".best.0123abcd.tmp", files._temporary_name("run.json", "")]
+    ours = [".last.tmp", ".best.0123abcd.tmp", temporary_name("run.json", "")]
     others = [".thesis.tmp", ".cache.tmp.old", "notes.tmp"]
     for name in (*ours, *others):
         (tmp_path / name).write_text("")

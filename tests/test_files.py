@@ -11,6 +11,7 @@ from refusals import refused
 
 from swinunetr_jax import cli, files
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files.atomic import temporary_name
 
 
 class Entry(TypedDict):
@@ -70,9 +71,9 @@ def test_json_of_the_right_types_is_read(tmp_path):
 
 
 def test_temporary_files_of_ended_processes_are_removed_and_others_are_kept(tmp_path):
-    code = "import sys; from swinunetr_jax import files; print(files._temporary_name(sys.argv[1], '.nii.gz'))"
+    code = "import sys; from swinunetr_jax.files.atomic import temporary_name; print(temporary_name(sys.argv[1], '.nii.gz'))"
     ended = subprocess.run([sys.executable, "-c", code, "case.nii.gz"], capture_output=True, text=True, check=True).stdout.strip()
-    mine = files._temporary_name("case.nii.gz", ".nii.gz")
+    mine = temporary_name("case.nii.gz", ".nii.gz")
     for name in (ended, mine, ".other.tmp", "case.nii.gz"):
         (tmp_path / name).write_text("")
     files.remove_stale_temporaries(tmp_path)
@@ -127,7 +128,7 @@ def test_a_path_without_permission_is_refused_with_one_sentence(tmp_path, monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     assert files.is_file(__file__) and files.is_folder(tmp_path) and not files.is_file(tmp_path)
-    monkeypatch.setattr(files.os, "stat", denied)
+    monkeypatch.setattr(os, "stat", denied)
     for ask in (files.exists, files.is_file, files.is_folder):
         with pytest.raises(InputError, match=r"a: cannot be accessed \(Permission denied\)"):
             ask(tmp_path / "a")

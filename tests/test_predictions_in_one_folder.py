@@ -8,10 +8,10 @@ import pytest
 from helpers.fake_predictor import FakePredictor, predict, predict_overlapping, predict_together, recorded, scan
 from refusals import refused
 
-from swinunetr_jax import files
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.prediction_record import Record
 from swinunetr_jax.data.nifti import read_volume
+from swinunetr_jax.files.atomic import temporary_name
 from swinunetr_jax.inference.batch import predict_cases
 
 
@@ -85,7 +85,7 @@ def test_files_of_a_killed_run_are_removed_by_the_next_one(tmp_path):
 
 def temporary_of_another(folder):
     """A temporary file of a process that still runs."""
-    name = files._temporary_name("x.nii.gz", "").replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    name = temporary_name("x.nii.gz", "").replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
     (folder / name).write_text("")
     return name
 

@@ -1,9 +1,10 @@
-"""Training here beside training with MONAI and PyTorch: the same network and starting weights, cases, crops, order, loss and optimizer.
+"""Compares training in this project with training in MONAI and PyTorch.
 
     python -m tools.compare_training --data Task04_Hippocampus --out comparison
 
-Both see the very same batches, from this project's pipeline; both are scored on the whole scans of one validation fold, by Dice of each
-label. Every network is trained in turn, and the table is written anew after each.
+Network, initial weights, cases, crops, their order, loss and optimizer are the same. Both trainings receive the same batches from this
+project's pipeline, and both are scored on the whole scans of one validation fold by the Dice of each label. The networks are trained one
+after the other, and the table is rewritten after each of them.
 """
 
 import dataclasses
@@ -42,8 +43,8 @@ class Options:
     """A data set with a label map per case, such as a task of the Decathlon."""
     out: Path
     """Folder for the cache, the table (comparison.md) and the numbers (comparison.json)."""
-    looks: tuple[int, ...] = (100, 200, 400)
-    """Steps after which to score; the last one ends the training."""
+    score_after: tuple[int, ...] = (100, 200, 400)
+    """Steps after which to score the network; the training ends after the last of them."""
     seeds: tuple[int, ...] = (0, 1)
     feature_size: int = 12
     batch: int = 2
@@ -51,14 +52,22 @@ class Options:
     lr: float = 1e-3
     warmup: int = 25
     flips: tuple[int, ...] = ()
-    """Axes to mirror along; by default none, for a mirrored hippocampus has its front behind."""
+    """Axes to mirror; none by default, because labels of the hippocampus distinguish anterior and posterior."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Dice of each label at each look, and the median seconds of a step."""
+    """The result of one training.
 
-    who: str
+    Attributes:
+        trainer: the name of the trainer.
+        seed: the seed of the initial weights and of the crops.
+        dice: the Dice of each label by its name, for each number of steps.
+        losses: the loss of each step.
+        seconds: the median time of a step.
+    """
+
+    trainer: str
     seed: int
     dice: dict[int, dict[str, float]]
     losses: list[float]
@@ -71,7 +80,7 @@ def main(options: Options) -> None:
         data=options.data,
         batch=options.batch,
         roi=options.roi,
-        steps=max(options.looks),
+        steps=max(options.score_after),
         cache=options.out / "cache",
         network=Network(feature_size=options.feature_size),
         optim=Optim(lr=options.lr, weight_decay=1e-5, warmup=options.warmup),
@@ -81,20 +90,22 @@ def main(options: Options) -> None:
     results = []
     for seed in options.seeds:
         for train in (train_ours, train_monai):
-            results.append(train(dataclasses.replace(recipe, seed=seed), cases, options.looks))
+            results.append(train(dataclasses.replace(recipe, seed=seed), cases, options.score_after))
             write(options.out, results, cases)
 
 
 def setup(recipe: Recipe, cases: Cases) -> Training:
+    """Returns the network, its initial weights and the step of a recipe."""
     config = recipe.network.config(cases.in_channels, len(cases.task.outputs))
     return Training(config, cases.task, recipe.loss, recipe.optim, recipe.steps, recipe.seed)
 
 
-def train_ours(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
+def train_ours(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> Result:
+    """Trains with this project."""
     training = setup(recipe, cases)
     state, step = training.init(training.random_weights()), training.compile()
 
-    def one(image: np.ndarray, label: np.ndarray) -> float:
+    def train_step(image: np.ndarray, label: np.ndarray) -> float:
         nonlocal state
         state, metrics = step(state, {"image": image, "label": label})
         return float(metrics["loss"])
@@ -103,10 +114,11 @@ def train_ours(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
         quiet = lambda done, total: None  # noqa: E731
         return validate(training.config, state.network, cases.validation, cases.task, recipe.validation, quiet).by_output
 
-    return run("here", recipe, cases, looks, one, score)
+    return run("this project", recipe, cases, score_after, train_step, score)
 
 
-def train_monai(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
+def train_monai(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> Result:
+    """Trains with MONAI's network and loss and PyTorch's optimizer, from the same initial weights."""
     training = setup(recipe, cases)
     network = SwinUNETR(
         in_channels=cases.in_channels, out_channels=len(cases.task.outputs), feature_size=training.config.feature_size
@@ -121,7 +133,7 @@ def train_monai(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
     numbers = np.zeros(256, np.int64)
     numbers[values] = np.arange(len(values))
 
-    def one(image: np.ndarray, label: np.ndarray) -> float:
+    def train_step(image: np.ndarray, label: np.ndarray) -> float:
         nonlocal done
         network.train()
         classes = numbers[label][:, None]
@@ -145,40 +157,41 @@ def train_monai(recipe: Recipe, cases: Cases, looks: tuple[int, ...]) -> Result:
             scores.append(case_dice(labels, np.asarray(case.label), cases.task))
         return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
-    return run("MONAI", recipe, cases, looks, one, score)
+    return run("MONAI", recipe, cases, score_after, train_step, score)
 
 
 def run(
-    who: str,
+    trainer: str,
     recipe: Recipe,
     cases: Cases,
-    looks: tuple[int, ...],
-    one: Callable[[np.ndarray, np.ndarray], float],
+    score_after: tuple[int, ...],
+    train_step: Callable[[np.ndarray, np.ndarray], float],
     score: Callable[[], dict[str, float]],
 ) -> Result:
-    """The loop that both share."""
+    """Runs the loop of a training, which is the same for both."""
     data, dice, losses, seconds = batches(recipe, cases), {}, [], []
     for step in range(1, recipe.steps + 1):
         batch = next(data)
         started = time.perf_counter()
-        losses.append(one(batch["image"], batch["label"]))
+        losses.append(train_step(batch["image"], batch["label"]))
         seconds.append(time.perf_counter() - started)
-        if step in looks:
+        if step in score_after:
             dice[step] = score()
             each = ", ".join(f"{name} {value:.4f}" for name, value in dice[step].items())
-            print(f"{who}, seed {recipe.seed}, step {step}: loss {losses[-1]:.4f}, Dice {each}", flush=True)
+            print(f"{trainer}, seed {recipe.seed}, step {step}: loss {losses[-1]:.4f}, Dice {each}", flush=True)
     data.close()
-    return Result(who, recipe.seed, dice, losses, statistics.median(seconds))
+    return Result(trainer, recipe.seed, dice, losses, statistics.median(seconds))
 
 
 def write(out: Path, results: list[Result], cases: Cases) -> None:
+    """Writes and prints the table."""
     names = list(next(iter(results[0].dice.values())))
-    looks = list(results[0].dice)
-    head = ["trained", "seed", *(f"{name}, {look} steps" for look in looks for name in names), "s a step"]
+    steps = list(results[0].dice)
+    head = ["trained", "seed", *(f"{name}, {step} steps" for step in steps for name in names), "seconds per step"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for result in results:
-        cells = [f"{result.dice[look][name]:.4f}" for look in looks for name in names]
-        lines.append(f"| {result.who} | {result.seed} | {' | '.join(cells)} | {result.seconds:.2f} |")
+        cells = [f"{result.dice[step][name]:.4f}" for step in steps for name in names]
+        lines.append(f"| {result.trainer} | {result.seed} | {' | '.join(cells)} | {result.seconds:.2f} |")
     text = f"{len(cases.train)} training and {len(cases.validation)} validation cases\n\n" + "\n".join(lines) + "\n"
     (out / "comparison.md").write_text(text)
     (out / "comparison.json").write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1))

@@ -1,6 +1,6 @@
 """The contenders of `tools.benchmark`: this project's network, MONAI's and medicai's, each ready to run a step.
 
-A contender lives in a process of its own and imports there what it needs.
+A contender runs in its own process and imports its libraries there.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ CASE = (240, 240, 155)
 CHANNELS = 4, 3
 NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
-waited = 0.0  # seconds, of this process for others
+waited = 0.0  # the seconds for which this process has waited for others
 
 
 @contextlib.contextmanager
-def alone(lock: str) -> Iterator[None]:
-    """While libraries choose kernels by their time, other contenders do not."""
+def exclusive(lock: str) -> Iterator[None]:
+    """Runs the block in one contender at a time, because libraries choose kernels by their time."""
     global waited
     started = time.perf_counter()
     with open(lock, "w") as file:
@@ -33,25 +33,31 @@ def alone(lock: str) -> Iterator[None]:
 
 @dataclass
 class Contender:
+    """A network that is ready to work.
+
+    Attributes:
+        run: starts a step.
+        device_peak: returns the peak memory on the device in bytes, or None on a CPU.
+        wait: waits for the steps that were started.
+        warm: runs before the first turn, instead of a step.
+        tune: allows the library to choose kernels by their time.
+        rest: frees the memory that is not needed until the next turn, and restarts the measurement of its peak.
+        on_device: whether the work runs on an accelerator.
+        compiling: the seconds of compilation, if they can be measured without the first call.
+    """
+
     run: Callable[[], None]
-    """Starts a step."""
     device_peak: Callable[[], int | None]
     wait: Callable[[], None] = lambda: None
-    """For the steps that were started."""
     warm: Callable[[], None] | None = None
-    """What comes before the first turn, if it is not a step."""
     tune: Callable[[], None] = lambda: None
-    """From now on kernels may be chosen by their time."""
     rest: Callable[[], None] = lambda: None
-    """Gives memory back that it does not need until its next turn, and starts counting its peak."""
     on_device: bool = False
-    """Not on this machine's CPU."""
     compiling: float | None = None
-    """Seconds from the function to a compiled program, where that can be had apart from the first call."""
 
 
 def build(name: str, work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
-    """By its name; `lock` is the file of `alone`."""
+    """Returns the contender with a name; `lock` is the file of `exclusive`."""
     if name == "ours":
         return ours(work, size, features, dtype, lock)
     if name == "medicai":
@@ -60,11 +66,13 @@ def build(name: str, work: str, size: int, features: int, dtype: str, lock: str)
 
 
 def volume(work: str, size: int) -> np.ndarray:
+    """Returns the input [1, d, h, w, c] of a kind of work."""
     shape = CASE if work == "case" else (size,) * 3
     return np.random.default_rng(0).normal(size=(1, *shape, CHANNELS[0])).astype(np.float32)
 
 
 def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
+    """Returns this project's network."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -101,7 +109,7 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
         jax.block_until_ready(result)
 
     if work == "forward":
-        forward, compiling = compile_alone(lock, forward, state, x)
+        forward, compiling = compile_exclusively(lock, forward, state, x)
 
         def run() -> None:
             result[0] = forward(state, x)
@@ -115,7 +123,7 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
         return optax.apply_updates(state, updates), moments
 
     result[:] = state, jax.jit(optimizer.init)(state)
-    step, compiling = compile_alone(lock, compiled(step, donate_argnums=(0, 1)), *result, x)
+    step, compiling = compile_exclusively(lock, compiled(step, donate_argnums=(0, 1)), *result, x)
 
     def run() -> None:
         result[:] = step(*result, x)
@@ -123,15 +131,16 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     return Contender(run, peak, wait, on_device=on_device, compiling=compiling)
 
 
-def compile_alone(lock: str, function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
-    """The compiled program, and the seconds that took."""
-    with alone(lock):
+def compile_exclusively(lock: str, function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
+    """Returns the compiled program and the seconds of its compilation."""
+    with exclusive(lock):
         started = time.perf_counter()
         program = function.lower(*args).compile()
         return program, time.perf_counter() - started
 
 
 def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
+    """Returns MONAI's network, in the variant that the name says."""
     import torch
     from monai.inferers import sliding_window_inference
     from monai.networks.nets import SwinUNETR
@@ -152,7 +161,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
     peaks: list[int] = []
 
     def peak() -> int | None:
-        return max(peaks[1:], default=None) if device == "cuda" else None  # without the warm-up's
+        return max(peaks[1:], default=None) if device == "cuda" else None  # without that of the warm-up
 
     def rest() -> None:
         if device == "cuda":
@@ -188,12 +197,13 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
 
 
 def medicai(work: str, size: int, features: int) -> Contender:
+    """Returns medicai's network, which is compared in the forward pass only."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
     from medicai.models import SwinUNETR
 
     if work != "forward":
-        raise ValueError("medicai takes part in the forward pass alone")
+        raise ValueError("medicai is compared in the forward pass only")
     net = SwinUNETR(input_shape=(size, size, size, CHANNELS[0]), num_classes=CHANNELS[1], feature_size=features)
     forward = jax.jit(lambda x: net(x, training=False))
     x = volume(work, size)

@@ -1,9 +1,10 @@
-"""Damages files at random and reads them: each must be refused in a sentence or give what another reader makes of it.
+"""Damages files at random and reads them: each must be refused with a sentence or give the values that another reader gives.
 
     python -m tools.fuzz --count 2000 --seed 0 --only pt nifti1
 
-Every reader of files that a user gives or that a run left is tried: weight files against torch's and safetensors' own readers, our
-checkpoint against what was saved, NIfTI against nibabel, JSON against its schema. Prints a table and ends with 1 if any was wrong.
+It tests every reader of files from users or from earlier runs: weight files are compared with the readers of torch and safetensors,
+checkpoints with the saved values, NIfTI files with nibabel, and JSON files with their schema. It prints a table, and the exit code is 1 if
+any file was read wrongly.
 """
 
 import contextlib
@@ -33,21 +34,21 @@ LIMIT_SECONDS = 60  # for one file
 
 @dataclass(frozen=True)
 class Options:
-    """What is damaged, and how often."""
+    """Which files to damage, and how often."""
 
     count: int = 200
     """Damaged files of each kind."""
     seed: int = 0
-    """Another seed gives other damage."""
+    """The seed that determines the damage."""
     only: tuple[str, ...] = ()
-    """Kinds of files; all without it."""
+    """Kinds of files; all kinds by default."""
     keep: Path | None = None
-    """Folder for the damaged files that were read wrongly."""
+    """Folder into which damaged files that were read wrongly are copied."""
 
 
 @dataclass
 class Tally:
-    """What became of the damaged files of one kind; times in seconds, memory in MB."""
+    """The number of damaged files of one kind and how they were read; the slowest read in seconds, the growth of memory in MB."""
 
     kind: str
     tried: int = 0
@@ -59,7 +60,7 @@ class Tally:
 
 
 def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tally:
-    """Damages one of the target's files `count` times, and reads it each time; the file is whole again afterwards."""
+    """Damages one of the target's files `count` times and reads it each time. Afterwards the file is restored."""
     tally, rng = Tally(target.kind), random.Random(f"{target.kind} {seed}")
     if fault := target.fault(target.read()):
         raise RuntimeError(f"the sound files of {target.kind} are read wrongly: {fault}")
@@ -67,7 +68,7 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
         path = rng.choice(target.files)
         sound = path.read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # zipfile's, of a member that an archive has twice
+            warnings.simplefilter("ignore")  # of zipfile, about a member that an archive has twice
             damaged = rng.choice((damage_bytes, *target.mutations))(rng, sound)
         if damaged == sound:
             continue
@@ -84,7 +85,7 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
 
 
 def _try(target: Target, tally: Tally) -> str | None:
-    """What is wrong with how the target's damaged file is read, None where nothing is."""
+    """Reads the damaged file and returns what is wrong with the result, or None."""
     before, start = _peak(), time.perf_counter()
     try:
         with _limited(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -104,6 +105,8 @@ def _try(target: Target, tally: Tally) -> str | None:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
+    """Raises TimeoutError in a block that takes too long."""
+
     def end(*_: Any) -> None:
         raise TimeoutError(f"more than {LIMIT_SECONDS} s")
 
@@ -117,12 +120,13 @@ def _limited() -> Iterator[None]:
 
 
 def _peak() -> float:
-    """The most memory that this process ever had, in MB (Linux counts in kB, macOS in bytes)."""
+    """Returns the peak memory of this process in MB. Linux reports it in kB and macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    lines = ["| kind | tried | refused | accepted | wrong | slowest s | memory grew by MB |", "| --- " * 7 + "|"]
+    """Returns the tallies as a Markdown table."""
+    lines = ["| kind | tried | refused | accepted | wrong | slowest s | growth of memory in MB |", "| --- " * 7 + "|"]
     lines += [
         f"| {t.kind} | {t.tried} | {t.refused} | {t.accepted} | {len(t.wrong)} | {t.slowest:.2f} | {t.growth:.0f} |"
         for t in tallies
@@ -131,7 +135,7 @@ def table(tallies: Sequence[Tally]) -> str:
 
 
 def run(options: Options, say: Callable[[str], None] = print) -> list[Tally]:
-    """Tries every kind that is asked for. Raises InputError for a kind that does not exist."""
+    """Damages files of all chosen kinds. Raises InputError for a kind that does not exist."""
     unknown = sorted(set(options.only) - TARGETS.keys())
     if unknown:
         raise InputError(f"--only has {', '.join(unknown)}, expected some of {', '.join(TARGETS)}.")
@@ -145,6 +149,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> list[Tally]:
 
 
 def main(options: Options) -> int:
+    """Prints the table and returns the exit code."""
     tallies = run(options)
     print(table(tallies))
     return int(any(tally.wrong for tally in tallies))

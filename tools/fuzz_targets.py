@@ -1,4 +1,4 @@
-"""What `tools.fuzz` damages: sound files of each kind, how each is read, and another reader to compare with."""
+"""The files that `tools.fuzz` damages: sound files of each kind, a function that reads them, and another reader to compare with."""
 
 import json
 import logging
@@ -31,12 +31,20 @@ from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file
 from tools.mutations import Mutation, edit_json, edit_log, edit_nifti, edit_safetensors, repack_gzip, repack_zip
 
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs while it reads
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # nibabel reports what it repairs while it reads
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of file: the sound files to damage and how, how they are read, and what is wrong with a value that was read."""
+    """One kind of file.
+
+    Attributes:
+        kind: its name.
+        files: the sound files, of which one is damaged at a time.
+        mutations: the functions that damage it.
+        read: reads all files with the project's reader.
+        fault: returns what is wrong with a value that `read` returned, or None.
+    """
 
     kind: str
     files: Sequence[Path]
@@ -53,7 +61,7 @@ def pt(folder: Path) -> Target:
         try:
             theirs = torch.load(path, weights_only=True)
         except Exception:
-            return None  # torch refuses what it would have to trust, and damage that is not in the numbers
+            return None  # torch refuses files with code, and damage outside the numbers
         return _differences(tree, theirs)
 
     return Target("pt", [path], [repack_zip, repack_zip], lambda: read_torch_file(path), fault)
@@ -99,7 +107,7 @@ def nifti(kind: str, image: type[nib.Nifti1Image]) -> Callable[[Path], Target]:
             nib.save(image(array, affine), path)
 
         def read() -> list[Any]:
-            """Both files, of which one is damaged; the sound one costs little."""
+            """Reads both files, of which one is damaged. Reading the sound one as well takes little time."""
             volumes, refused = [], None
             for path in paths:
                 try:
@@ -124,13 +132,13 @@ def nifti(kind: str, image: type[nib.Nifti1Image]) -> Callable[[Path], Target]:
                 with np.errstate(all="ignore"):
                     stored = stored.reshape(volume.array.shape).astype(np.float32)
                 if not np.array_equal(volume.array, stored, equal_nan=True):
-                    return f"{path.name}: its voxels are not nibabel's"
+                    return f"{path.name}: its voxels differ from those of nibabel"
                 if not np.array_equal(volume.affine, affine):
-                    return f"{path.name}: its affine is not nibabel's"
+                    return f"{path.name}: its affine differs from that of nibabel"
                 if shape != volume.array.shape or orientation != "".join(nib.aff2axcodes(affine)):
-                    return f"{path.name}: its geometry is not nibabel's"
+                    return f"{path.name}: its geometry differs from that of nibabel"
                 if labels is not None and np.abs(labels.array - stored).max() > 1e-3:
-                    return f"{path.name}: its labels are not nibabel's"
+                    return f"{path.name}: its labels differ from those of nibabel"
             return None
 
         return Target(kind, paths, [edit_nifti, edit_nifti, _repack_if_gzip], read, fault)
@@ -189,7 +197,7 @@ def run(folder: Path) -> Target:
 
     def read() -> Any:
         if not isinstance(read_recipe(folder), Recipe):
-            raise TypeError("the recipe is none")
+            raise TypeError("the recipe is not a Recipe")
         return read_description(folder, Description)
 
     return Target("run.json", [path], [edit_json, edit_json], read, _of_type(Description))
@@ -255,17 +263,17 @@ def _tensors() -> dict[str, torch.Tensor]:
 
 
 def _differences(ours: Any, theirs: Any, where: str = "") -> str | None:
-    """Where a tree of arrays differs from a tree of tensors."""
+    """Returns where a tree of arrays differs from a tree of tensors, or None."""
     if isinstance(theirs, torch.Tensor):
         same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
-        return None if same else f"tensor {where} is not the other reader's"
+        return None if same else f"the tensor {where} differs from that of the other reader"
     if isinstance(theirs, Mapping):
         if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
-            return f"{where} has other keys than the other reader's"
+            return f"{where} has other keys than in the other reader"
         return next(filter(None, (_differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
     if isinstance(theirs, list | tuple):
         if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
-            return f"{where} is another sequence than the other reader's"
+            return f"{where} is another sequence than in the other reader"
         return next(filter(None, (_differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
     both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
     return (
@@ -286,7 +294,7 @@ def _of_type(kind: Any) -> Callable[[Any], str | None]:
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            return f"what was read is no {kind} ({error})"
+            return f"the value is not of the type {kind} ({error})"
         return None
 
     return fault

@@ -1,6 +1,6 @@
-"""Random damage to files: of any bytes, of JSON's structure, of a NIfTI header's fields, of what a zip archive holds.
+"""Random damage to files: to any bytes, to the structure of JSON, to the fields of a NIfTI header, and to members of a zip archive.
 
-Every function takes a random.Random and the content of a sound file, and returns other content; the same seed gives the same.
+Every function takes a `random.Random` and the content of a sound file, and returns the damaged content, which the seed determines.
 """
 
 import gzip
@@ -24,7 +24,7 @@ _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-30, 1e30, -1e30, 3.4e38, 352.5, math.
 
 
 def damage_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Flips bits, changes, cuts, inserts, doubles, moves or empties bytes, at one to four places."""
+    """Flips bits, or replaces, inserts, repeats, removes or zeroes bytes, or cuts off the rest, at one to four places."""
     content = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         size = len(content)
@@ -51,10 +51,10 @@ def damage_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def edit_json(rng: random.Random, data: bytes) -> bytes:
-    """Deletes, renames, retypes, nests or repeats values at one to three places of a JSON text."""
+    """Deletes, renames, nests, repeats or replaces values at one to three places of a JSON text."""
     tree = {"": json.loads(data)}
     for _ in range(rng.choice((1, 1, 2, 3))):
-        if places := _places(tree):  # all may have been deleted
+        if places := _places(tree):  # unless all of them are deleted
             _edit_place(rng, *rng.choice(places))
     text = json.dumps(tree.get(""))
     if rng.random() < 0.05:
@@ -65,7 +65,7 @@ def edit_json(rng: random.Random, data: bytes) -> bytes:
 
 
 def _places(tree: Any, depth: int = 0) -> list[tuple[Any, Any]]:
-    """Every container of a tree with every key in it."""
+    """Returns every container of a tree with each of its keys."""
     found: list[tuple[Any, Any]] = []
     if depth < 30 and isinstance(tree, dict | list):
         for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
@@ -97,7 +97,7 @@ def _edit_place(rng: random.Random, container: Any, key: Any) -> None:
 
 
 def edit_log(rng: random.Random, data: bytes) -> bytes:
-    """`edit_json` of one line of a log of one JSON value a line."""
+    """Applies `edit_json` to one line of a log, which has a JSON value in each line."""
     lines = data.splitlines()
     index = rng.randrange(len(lines))
     lines[index] = edit_json(rng, lines[index])
@@ -105,14 +105,14 @@ def edit_log(rng: random.Random, data: bytes) -> bytes:
 
 
 def edit_nifti(rng: random.Random, data: bytes) -> bytes:
-    """Sets one to three fields of the header, of a file that may be compressed."""
+    """Sets one to three fields of the header. The file may be compressed."""
     packed = data.startswith(b"\x1f\x8b")
     raw = bytearray(gzip.decompress(data) if packed else data)
     kind = nib.Nifti1Header if int.from_bytes(raw[:4], "little") == 348 else nib.Nifti2Header
     header = np.frombuffer(raw[: kind.sizeof_hdr], kind.template_dtype).copy()
     for _ in range(rng.choice((1, 1, 2, 3))):
         name = rng.choice(kind.template_dtype.names)
-        field = header[name][0:1].reshape(-1)  # a view: of one value, or of all in an array of eight
+        field = header[name][0:1].reshape(-1)  # a view of the value, or of all values of a field that is an array
         place = rng.randrange(field.size)
         if field.dtype.kind == "f":
             field[place] = rng.choice((*_FLOATS, rng.uniform(-3, 3)))
@@ -126,7 +126,7 @@ def edit_nifti(rng: random.Random, data: bytes) -> bytes:
 
 
 def repack_gzip(rng: random.Random, data: bytes) -> bytes:
-    """Damages what a gzip file holds, and compresses it again, in one member or two, perhaps with more behind it."""
+    """Damages the content of a gzip file and compresses it again, as two members and perhaps with additional bytes at the end."""
     raw = damage_bytes(rng, gzip.decompress(data))
     cut = rng.randrange(len(raw) + 1)
     tail = rng.choice((b"", b"", bytes(8), rng.randbytes(5)))
@@ -134,7 +134,7 @@ def repack_gzip(rng: random.Random, data: bytes) -> bytes:
 
 
 def repack_zip(rng: random.Random, data: bytes) -> bytes:
-    """Damages, renames, drops or doubles one member of a zip archive, with right checksums."""
+    """Damages, renames, deletes or repeats one member of a zip archive, and corrects the checksums."""
     content = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
@@ -157,7 +157,7 @@ def repack_zip(rng: random.Random, data: bytes) -> bytes:
 
 
 def edit_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """Edits the JSON header, with the length that it then has."""
+    """Applies `edit_json` to the header and corrects its length."""
     length = int.from_bytes(data[:8], "little")
     header = edit_json(rng, data[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + data[8 + length :]

@@ -1,0 +1,38 @@
+"""Files that are written completely or not at all, JSON files with checked types, and digests. Imports neither JAX nor numpy.
+
+Every file of this project is written with `atomic_path` (or `write_text` and `write_json`), and every JSON file of its own is read by
+`read_json`.
+"""
+
+from swinunetr_jax.files.atomic import (
+    atomic_folder,
+    atomic_path,
+    is_temporary,
+    locked,
+    remove_stale_temporaries,
+    write_bytes,
+    write_text,
+)
+from swinunetr_jax.files.json_file import decode_json, digest_of_json, read_json, write_json
+from swinunetr_jax.files.paths import digest_of_file, exists, is_file, is_folder, local_path, make_folder, reason
+
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "decode_json",
+    "digest_of_file",
+    "digest_of_json",
+    "exists",
+    "is_file",
+    "is_folder",
+    "is_temporary",
+    "local_path",
+    "locked",
+    "make_folder",
+    "read_json",
+    "reason",
+    "remove_stale_temporaries",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,88 @@
+"""JSON files whose content is checked against types."""
+
+import hashlib
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files.atomic import write_text
+from swinunetr_jax.files.paths import reason
+
+T = TypeVar("T")
+MAX_JSON_BYTES = 1 << 30  # no JSON file of this project is larger
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes JSON, indented by one space, with `atomic_path`. Raises ValueError for NaN and infinities, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
+    """Returns the content of one of the project's own JSON files after checking its types.
+
+    Args:
+        path: the file.
+        kind: the type of the content: a TypedDict, a dataclass, or a type such as dict[str, list[float]].
+        remedy: what the user should do about a damaged file, such as "delete it", for the end of the message.
+
+    Raises:
+        FileNotFoundError: the file does not exist, which a caller may distinguish from a damaged one.
+        InputError: the file cannot be read, is not JSON, or has other types; the message says where.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+            raise InputError(f"{path} is not a file: {remedy}.")
+        if status.st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path} has {status.st_size} bytes, expected at most {MAX_JSON_BYTES}: {remedy}.")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(f"{path} cannot be read ({reason(error)}): {remedy}.") from error
+    return decode_json(data, kind, str(path), remedy)
+
+
+def decode_json(data: bytes, kind: type[T], where: str, remedy: str) -> T:
+    """Returns the content of JSON text, such as a line of a log, with the checks of `read_json`; `where` names it in messages."""
+    try:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            if b"\\ud" not in data.lower():
+                raise
+            # A file name that is not UTF-8 is stored with lone surrogates, which json reads and msgspec does not.
+            return msgspec.convert(json.loads(data, parse_constant=_no_number, parse_float=_finite), type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where} has unexpected content ({_lower(str(error))}): {remedy}.") from error
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise InputError(f"{where} is damaged ({_lower(str(error))}): {remedy}.") from error
+
+
+def digest_of_json(value: Any) -> str:
+    """Returns the SHA-256 of a JSON value in hexadecimal, which does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
