@@ -15,7 +15,7 @@ from swinunetr_jax.version import __version__
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
-TRAIN = "train"  # it has options of its own, by recipe, and its own exit codes
+TRAIN = "train"  # its options depend on the recipe, and its exit codes differ from those of the other commands
 ABOUT_TRAIN = "Train a network by a recipe: one of ours, or a Python file of yours."
 ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, score the results, check data sets.
 

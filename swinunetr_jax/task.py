@@ -21,7 +21,7 @@ IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that were not a
 
 
 class NetworkShape(Protocol):
-    """What a task needs to know of a network's configuration."""
+    """The fields of a network's configuration that a task uses."""
 
     in_channels: int
     out_channels: int

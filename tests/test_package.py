@@ -30,6 +30,7 @@ def test_the_wheel_holds_only_the_library_and_works(tmp_path):
     library = {str(path.relative_to(ROOT)) for path in (ROOT / "swinunetr_jax").rglob("*.py")}
     trainer = {f"swinunetr_jax/training/{path.relative_to(ROOT / 'train')}" for path in (ROOT / "train").rglob("*.py")}
     assert packaged == library | trainer
+    assert "swinunetr_jax/py.typed" in names
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
     program = (
         "import sys, swinunetr_jax; from swinunetr_jax import *; "

@@ -1,7 +1,7 @@
 """Compiles the network for machines that are not available, TPUs and an H200, and reports the compilers' estimates.
 
     pip install libtpu                      # TPU targets; compiles, needs no TPU
-    pip install "jax[cuda13]"               # the H200, in an environment of its own; compiles, needs no GPU
+    pip install "jax[cuda13]"               # the H200, in a separate environment; compiles, needs no GPU
     python -m tools.aot_report --target v5e v6e --sizes 96 128
     python -m tools.aot_report --target h200 --sizes 96 128
 

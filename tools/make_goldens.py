@@ -3,7 +3,7 @@
     python -m tools.make_goldens            every case of the installed MONAI: "legacy…" with MONAI <= 1.4, all others with a newer one
     python -m tools.make_goldens v2 2d      some of them
 
-Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in an environment of its own; jax is not needed. A file contains the
+Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in a separate environment; jax is not needed. A file contains the
 configuration, names and shapes of the state dict, versions, and samples and statistics of every intermediate. It contains no weights,
 which are random by a seed (golden_weights.py).
 """

@@ -100,7 +100,7 @@ def evaluate(
         predictions: label maps by case name.
         references: the references.
         task: the meaning of the labels.
-        record: the result of `read_record`, which tells the label maps that are from an older run and the names of images.
+        record: the result of `read_record`, which names the label maps of older runs and the images.
         refused: cases that are not scored, with the reasons.
         tolerance_mm: the tolerance of the surface Dice.
         lesion_wise: whether to score each lesion too.

@@ -1,4 +1,4 @@
-"""Networks other than Swin UNETR: what the trainer, checkpoints and predictions need to know of one."""
+"""Networks other than Swin UNETR: the interface that the trainer, checkpoints and predictions use."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,9 +9,9 @@ from swinunetr_jax.errors import InputError
 
 
 class NetworkFactory(Protocol):
-    """Makes a network, which is called as `model(x, key=None, train=False)`: x [b, x, y, z, in_channels] -> [b, x, y, z, out_channels].
+    """A function that returns a network, or a subclass of `flax.nnx.Module` whose constructor takes these arguments.
 
-    A class derived from `flax.nnx.Module` whose constructor takes these arguments is one.
+    The network is called as `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns [b, x, y, z, out_channels].
     """
 
     __name__: str
@@ -21,7 +21,7 @@ class NetworkFactory(Protocol):
 
 @dataclass(frozen=True)
 class CustomConfig:
-    """The configuration of a network that a factory makes, in the place of a `SwinUNETRConfig`."""
+    """The configuration of a network that a factory creates. It takes the place of a `SwinUNETRConfig`."""
 
     factory: NetworkFactory
     in_channels: int
@@ -32,26 +32,26 @@ class CustomConfig:
 
     @property
     def name(self) -> str:
-        """The factory's name, by which a checkpoint knows the network."""
+        """The name of the factory, which a checkpoint stores."""
         return self.factory.__name__
 
     def make(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The network with random weights."""
+        """Returns the network with random weights."""
         return self.factory(self.in_channels, self.out_channels, rngs=rngs)
 
     def check_spatial(self, spatial_shape: tuple[int, ...]) -> None:
-        """Any size is tried; the network itself says what it cannot take."""
+        """Accepts any size, because only the network itself knows its limits."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns the configuration as values of JSON, without the factory."""
         return {"network": self.name, "in_channels": self.in_channels, "out_channels": self.out_channels}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], factory: NetworkFactory | None) -> "CustomConfig":
-        """The reverse of `to_dict`, with the factory that the caller has.
+        """Returns the configuration from the result of `to_dict` and the factory.
 
         Raises:
-            InputError: there is no factory, or it is another one.
+            InputError: the factory is None, or its name is not the stored one.
         """
         name = values.get("network")
         if factory is None:

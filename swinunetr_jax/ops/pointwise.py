@@ -24,7 +24,7 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 
 def matmul_cpu(x: Array, kernel: Array) -> Array:
-    """Returns the matrix product, which has a gradient of its own on a CPU."""
+    """Returns the matrix product. On a CPU its gradient is written by hand."""
     return x @ kernel
 
 

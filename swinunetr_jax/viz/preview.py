@@ -87,7 +87,7 @@ def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Ta
 
 
 def _cropped(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both arrays cut to the patient with a margin. The corner voxel tells the value of air."""
+    """Returns both arrays cut to the patient with a margin. The value of air is that of the corner voxel."""
     air = image[0, 0, 0]
     box = slices(bounding_box((image != air) | (labels > 0), _MARGIN) or whole_box(image.shape))
     return image[box], labels[box]

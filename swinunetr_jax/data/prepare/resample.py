@@ -159,7 +159,7 @@ def neighbours(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @dataclass(frozen=True, eq=False)
 class InverseResample:
-    """How a resampled grid lies on the grid it was computed from, and how that one becomes the scan's grid again.
+    """The position of a resampled grid on the grid that it was computed from, and the way from that one back to the scan's grid.
 
     The network sees the resampled grid, which has `shape` and `affine`. The grid before resampling has the affine `source` and the shape
     `reorient.shape`; `reorient` turns it into the scan's own grid.

@@ -14,9 +14,9 @@ from jax import Array, lax
 from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
 
 EPSILON = 1e-5
-SAMPLE_STEP = (
-    5  # along each axis but the first; no divisor of the usual sizes, so that all phases of a periodic pattern are sampled
-)
+# The step of the sparse sample along each axis but the first. It divides none of the usual sizes, so that all phases of a periodic pattern
+# are sampled.
+SAMPLE_STEP = 5
 
 Axes = tuple[int, ...]
 
