@@ -61,12 +61,12 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         InputError: an option is unknown, missing, or has an invalid value; the message says which one and what it accepts.
     """
     printed, complained = io.StringIO(), io.StringIO()
-    given = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(arguments):  # at any position
         arguments = ["--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
-            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, **given)
+            fields = tyro.MISSING_NONPROP if default is None else default
+            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=fields)
         _check_paths(value)
         return value
     except SystemExit as stop:
@@ -99,7 +99,7 @@ def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Optio
             continue
         value = _default(field) if default is None else getattr(default, field.name)
         bare = any(getattr(mark, "name", None) == "" for mark in marks) or _marked(OmitArgPrefixes, marks)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             inner = None if value is dataclasses.MISSING else value
             yield from options(hint, inner, prefix if bare else f"{prefix}{_dashed(field.name)}.")
             continue
@@ -182,10 +182,11 @@ def _taken(hint: Any, values: list[str]) -> tuple[list[str], list[str]]:
     if hint is bool:
         return [], values
     counts = [_count(part) for part in _alternatives(hint)]
-    if None in counts:
+    limits = [count for count in counts if count is not None]
+    if len(limits) < len(counts):
         return values, []
-    fitting = [n for n in sorted(counts, reverse=True) if n <= len(values)]
-    count = fitting[0] if fitting else max(counts)
+    fitting = [n for n in sorted(limits, reverse=True) if n <= len(values)]
+    count = fitting[0] if fitting else max(limits)
     return values[:count], values[count:]
 
 

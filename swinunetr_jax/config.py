@@ -146,14 +146,20 @@ class SwinUNETRConfig:
         self._set("num_groups", None if groups is None else int(groups))
 
     def _check_rates(self) -> None:
-        if not isinstance(self.mlp_ratio, Real) or not self.mlp_ratio * self.feature_size >= 1:
+        if not _is_real(self.mlp_ratio) or not self.mlp_ratio * self.feature_size >= 1:
             raise InputError(f"`mlp_ratio` must be a positive number, got {self.mlp_ratio!r}.")
         self._set("mlp_ratio", float(self.mlp_ratio))
         for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value < 1:
+            if not _is_real(value) or not 0 <= value < 1:
                 raise InputError(f"`{name}` must be at least 0 and less than 1, got {value!r}.")
             self._set(name, float(value))
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The attention window, with a size for each axis."""
+        assert isinstance(self.window_size, tuple)  # as __post_init__ stores it
+        return self.window_size
 
     def stage_width(self, stage: int) -> int:
         """Returns the number of channels in stage 0 … 3, or of the encoder's last output for 4."""
@@ -217,6 +223,11 @@ class SwinUNETRConfig:
 def _is_int(value: Any) -> bool:
     """Returns whether the value is an integer of Python or numpy, but not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    """Returns whether the value is a real number of Python or numpy."""
+    return isinstance(value, Real)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[int, ...]:

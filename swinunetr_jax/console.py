@@ -133,9 +133,9 @@ def literal_lines(error: BaseException) -> str:
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks."""
-    stream = stream or sys.stdout
-    stream.write("\n".join(map(literal, text.split("\n"))) + "\n")  # in one call, so that lines of several processes do not mix
-    stream.flush()
+    output = stream or sys.stdout
+    output.write("\n".join(map(literal, text.split("\n"))) + "\n")  # in one call, so that lines of several processes do not mix
+    output.flush()
 
 
 def warn(text: str) -> None:

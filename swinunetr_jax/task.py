@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
+from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
 
@@ -23,10 +23,16 @@ IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that were not a
 class NetworkShape(Protocol):
     """The fields of a network's configuration that a task uses."""
 
-    in_channels: int
-    out_channels: int
+    @property
+    def in_channels(self) -> int: ...
 
-    def check_spatial(self, spatial_shape: tuple[int, ...]) -> None: ...
+    @property
+    def out_channels(self) -> int: ...
+
+    @property
+    def spatial_dims(self) -> int: ...
+
+    def check_spatial(self, shape: tuple[int, ...], /) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +234,9 @@ class Task:
         values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != IGNORE}
         if not values:
             return None
-        if not any(isinstance(value, list) for value in values.values()):
-            ordered = sorted(values.items(), key=lambda item: item[1])
+        classes = {name: value for name, value in values.items() if not isinstance(value, list)}
+        if len(classes) == len(values):
+            ordered = sorted(classes.items(), key=lambda item: item[1])
             outputs = [Output(name="background", value=0), *(Output(name=name, value=value) for name, value in ordered)]
             return cls(**{"kind": "classes", "outputs": tuple(outputs), **changes})
         members = [tuple(value) if isinstance(value, list) else (value,) for value in values.values()]
@@ -247,7 +254,7 @@ class Task:
         return cls(**{"kind": "regions", "outputs": tuple(outputs), "paint": paint, **changes})
 
     @classmethod
-    def default(cls, config: SwinUNETRConfig) -> "Task":
+    def default(cls, config: NetworkShape) -> "Task":
         """Returns the assumed task of a checkpoint without one.
 
         A network with 4 inputs and 3 outputs is for BraTS, one with a single output for a region, and any other for classes.

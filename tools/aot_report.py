@@ -52,7 +52,7 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_description_str: "NVIDIA H200"
 """
 # Without a GPU the tiles of Triton's matrix products cannot be tuned, and the default ones fail: cuBLAS computes all products.
-COMPILER_OPTIONS = {"h200": GPU_OPTIONS | {"xla_gpu_enable_triton_gemm": False}}
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"h200": {**GPU_OPTIONS, "xla_gpu_enable_triton_gemm": False}}
 
 
 @dataclass

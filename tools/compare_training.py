@@ -20,11 +20,11 @@ import jax
 import numpy as np
 import torch
 import tyro
-from monai.inferers import sliding_window_inference
-from monai.losses import DiceCELoss
-from monai.networks.nets import SwinUNETR
+from monai.inferers.utils import sliding_window_inference
+from monai.losses.dice import DiceCELoss
+from monai.networks.nets.swin_unetr import SwinUNETR
 
-from swinunetr_jax import console
+from swinunetr_jax import SwinUNETRConfig, console
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.training import Augment, Network, Optim, Recipe
 from swinunetr_jax.training.data import Cases, batches, gather
@@ -96,7 +96,8 @@ def main(options: Options) -> None:
 
 def setup(recipe: Recipe, cases: Cases) -> Training:
     """Returns the network, its initial weights and the step of a recipe."""
-    config = recipe.network.config(cases.in_channels, len(cases.task.outputs))
+    config = recipe.network_config(cases.in_channels, len(cases.task.outputs))
+    assert recipe.steps is not None  # as `main` has set it
     return Training(config, cases.task, recipe.loss, recipe.optim, recipe.steps, recipe.seed)
 
 
@@ -119,16 +120,16 @@ def train_ours(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> Re
 
 def train_monai(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> Result:
     """Trains with MONAI's network and loss and PyTorch's optimizer, from the same initial weights."""
-    training = setup(recipe, cases)
-    network = SwinUNETR(
-        in_channels=cases.in_channels, out_channels=len(cases.task.outputs), feature_size=training.config.feature_size
-    )
+    training, roi = setup(recipe, cases), cases.task.roi
+    config = training.config
+    assert isinstance(config, SwinUNETRConfig) and roi is not None  # the recipe `msd` has both
+    network = SwinUNETR(in_channels=cases.in_channels, out_channels=len(cases.task.outputs), feature_size=config.feature_size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "start.pt"
-        save_params(path, training.config, training.random_weights(), to="monai")
+        save_params(path, config, training.random_weights(), to="monai")
         network.load_state_dict(torch.load(path), strict=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
-    rate, loss_of, done = learning_rate(recipe.optim, recipe.steps), DiceCELoss(softmax=True, to_onehot_y=True), 0
+    rate, loss_of, done = learning_rate(recipe.optim, training.steps), DiceCELoss(softmax=True, to_onehot_y=True), 0
     values = np.array([output.value for output in cases.task.outputs], np.uint8)
     numbers = np.zeros(256, np.int64)
     numbers[values] = np.arange(len(values))
@@ -138,7 +139,7 @@ def train_monai(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> R
         network.train()
         classes = numbers[label][:, None]
         for group in optimizer.param_groups:
-            group["lr"] = float(rate(done))
+            group["lr"] = float(np.asarray(rate(done)))
         loss = loss_of(network(torch.from_numpy(np.moveaxis(image, -1, 1).copy())), torch.from_numpy(classes))
         optimizer.zero_grad()
         loss.backward()
@@ -152,7 +153,8 @@ def train_monai(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> R
         scores = []
         for case in cases.validation:
             image = torch.from_numpy(np.moveaxis(normalized(np.asarray(case.image), cases.task), -1, 0).copy())[None]
-            logits = sliding_window_inference(image, cases.task.roi, 1, network, overlap=0.5, mode="gaussian")
+            logits = sliding_window_inference(image, roi, 1, network, overlap=0.5, mode="gaussian")
+            assert isinstance(logits, torch.Tensor)  # the network has one output
             labels = values[logits.argmax(1)[0].numpy()]
             scores.append(case_dice(labels, np.asarray(case.label), cases.task))
         return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
@@ -170,7 +172,7 @@ def run(
 ) -> Result:
     """Runs the loop of a training, which is the same for both."""
     data, dice, losses, seconds = batches(recipe, cases), {}, [], []
-    for step in range(1, recipe.steps + 1):
+    for step in range(1, max(score_after) + 1):
         batch = next(data)
         started = time.perf_counter()
         losses.append(train_step(batch["image"], batch["label"]))

@@ -90,12 +90,8 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """Compiles as the README recommends."""
-        return jit(function, **options)
-
     release_compile_memory()
-    forward = compiled(lambda state, x: nnx.merge(structure, state)(x))
+    forward = jit(lambda state, x: nnx.merge(structure, state)(x))  # with `jit` of this project, as its documentation recommends
     if work == "case":
 
         def segment(x: np.ndarray) -> None:
@@ -111,10 +107,10 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     if work == "forward":
         forward, compiling = compile_exclusively(lock, forward, state, x)
 
-        def run() -> None:
+        def run_forward() -> None:
             result[0] = forward(state, x)
 
-        return Contender(run, peak, wait, on_device=on_device, compiling=compiling)
+        return Contender(run_forward, peak, wait, on_device=on_device, compiling=compiling)
     optimizer = optax.adamw(1e-4)
 
     def step(state: Any, moments: Any, x: Any) -> tuple[Any, Any]:
@@ -123,12 +119,12 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
         return optax.apply_updates(state, updates), moments
 
     result[:] = state, jax.jit(optimizer.init)(state)
-    step, compiling = compile_exclusively(lock, compiled(step, donate_argnums=(0, 1)), *result, x)
+    program, compiling = compile_exclusively(lock, jit(step, donate_argnums=(0, 1)), *result, x)
 
-    def run() -> None:
-        result[:] = step(*result, x)
+    def run_step() -> None:
+        result[:] = program(*result, x)
 
-    return Contender(run, peak, wait, on_device=on_device, compiling=compiling)
+    return Contender(run_step, peak, wait, on_device=on_device, compiling=compiling)
 
 
 def compile_exclusively(lock: str, function: Any, *args: Any) -> tuple[Callable[..., Any], float]:
@@ -142,15 +138,17 @@ def compile_exclusively(lock: str, function: Any, *args: Any) -> tuple[Callable[
 def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
     """Returns MONAI's network, in the variant that the name says."""
     import torch
-    from monai.inferers import sliding_window_inference
-    from monai.networks.nets import SwinUNETR
+    from monai.inferers.utils import sliding_window_inference
+    from monai.networks.nets.swin_unetr import SwinUNETR
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    flash = {"use_flash_attention": True} if name == "monai-flash" else {}
+    flash: dict[str, Any] = {"use_flash_attention": True} if name == "monai-flash" else {}
     net = SwinUNETR(*CHANNELS, feature_size=features, **flash).to(device)
     x = torch.tensor(np.moveaxis(volume(work, size), -1, 1).copy(), device=device)
     if name.endswith("channels-last"):
-        net, x = net.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d
+        net = net.to(memory_format=layout)  # pyright: ignore[reportCallIssue] - torch's annotations lack this argument
+        x = x.to(memory_format=layout)
     run_net = torch.compile(net) if "compile" in name else net
     low = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -175,14 +173,14 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
     if work == "train":
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
-        def run() -> None:
+        def run_step() -> None:
             optimizer.zero_grad(set_to_none=True)
             with low:
                 loss = run_net(x).float().square().mean()
             loss.backward()
             optimizer.step()
 
-        return Contender(run, peak, wait, tune=tune, rest=rest, on_device=device == "cuda")
+        return Contender(run_step, peak, wait, tune=tune, rest=rest, on_device=device == "cuda")
     net.eval()
 
     def run(x: torch.Tensor = x) -> None:
@@ -200,7 +198,7 @@ def medicai(work: str, size: int, features: int) -> Contender:
     """Returns medicai's network, which is compared in the forward pass only."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
-    from medicai.models import SwinUNETR
+    from medicai.models import SwinUNETR  # pyright: ignore[reportMissingImports] - not installed by this project
 
     if work != "forward":
         raise ValueError("medicai is compared in the forward pass only")

@@ -31,6 +31,8 @@ from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file
 from tools.mutations import Mutation, edit_json, edit_log, edit_nifti, edit_safetensors, repack_gzip, repack_zip
 
+TASK = Task.classes(2, names=("background", "tumour"))
+
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # nibabel reports what it repairs while it reads
 
 
@@ -86,7 +88,7 @@ def checkpoint(folder: Path) -> Target:
     config = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
     rng = np.random.default_rng(0)
     params = {name: rng.random(leaf.shape).astype(leaf.dtype) for name, leaf in shapes(config).items()}
-    write_checkpoint(path, config, params, Task.from_labels({"background": 0, "tumour": 1}, None))
+    write_checkpoint(path, config, params, TASK)
     sound = read_checkpoint(path)
 
     def fault(stored: Stored) -> str | None:
@@ -125,7 +127,7 @@ def nifti(kind: str, image: type[nib.Nifti1Image]) -> Callable[[Path], Target]:
         def fault(volumes: list[Any]) -> str | None:
             for path, shape, orientation, volume, labels in volumes:
                 try:
-                    theirs = nib.load(path, mmap=False)
+                    theirs: Any = nib.load(path, mmap=False)  # nibabel declares the type of any image file
                     stored, affine = np.asanyarray(theirs.dataobj), theirs.affine
                 except Exception:  # nibabel refuses it
                     continue
@@ -168,13 +170,14 @@ def cache(folder: Path) -> Target:
     paths = [folder / "a.nii.gz", folder / "a_seg.nii.gz"]
     for array, path in ((image, paths[0]), (label, paths[1])):
         nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-    task = Task.from_labels({"background": 0, "tumour": 1}, None)
+    task = TASK
     case = Case("a", (paths[0],), None, paths[1])
     (prepared,) = prepare_training_cases([case], task, folder / "cache", in_channels=1)
     sound = json.loads(prepared.path.read_text())
 
     def read() -> Any:
         entry = cache_entry.read_entry(prepared.path, np.dtype(np.float32), 1, {0, 1})
+        assert entry is not None  # the file exists
         return cache_entry.check_arrays(prepared.path, entry, np.dtype(np.float32), 1)
 
     def fault(entry: Any) -> str | None:
@@ -192,7 +195,7 @@ def run(folder: Path) -> Target:
         "parts": [part],
         "steps": 10,
     }
-    config, task = SwinUNETRConfig(in_channels=1, out_channels=2), Task.from_labels({"background": 0, "tumour": 1}, None)
+    config, task = SwinUNETRConfig(in_channels=1, out_channels=2), TASK
     files.write_json(path, description | {"task": task.to_dict(), "network": config.to_dict(), "convention": "nan"})
 
     def read() -> Any:

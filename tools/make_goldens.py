@@ -78,7 +78,7 @@ def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "cases", nargs="*", help=f"some of {', '.join(CASES)}; by default all that the installed MONAI can compute"
     )
@@ -92,7 +92,7 @@ def main() -> None:
         except reference.Unsupported as error:
             parser.error(f"{name}: {error}")
         path = GOLDENS / f"{name}.npz"
-        np.savez_compressed(path, **content)
+        np.savez_compressed(path, allow_pickle=False, **content)
         print(f"{name}: {path.stat().st_size / 1e3:.0f} kB, MONAI {reference.VERSIONS['monai']}")
 
 

@@ -111,7 +111,7 @@ def edit_nifti(rng: random.Random, data: bytes) -> bytes:
     kind = nib.Nifti1Header if int.from_bytes(raw[:4], "little") == 348 else nib.Nifti2Header
     header = np.frombuffer(raw[: kind.sizeof_hdr], kind.template_dtype).copy()
     for _ in range(rng.choice((1, 1, 2, 3))):
-        name = rng.choice(kind.template_dtype.names)
+        name = rng.choice(kind.template_dtype.names or ())
         field = header[name][0:1].reshape(-1)  # a view of the value, or of all values of a field that is an array
         place = rng.randrange(field.size)
         if field.dtype.kind == "f":

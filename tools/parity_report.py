@@ -90,8 +90,10 @@ def compare(options: Options) -> list[dict[str, Any]]:
             options_of_use["num_groups"] = options.num_groups
         if options.checkpoint:
             given = open_checkpoint(options.checkpoint, **options_of_use)
-            save_params(path, given.config, given.params, to="monai")
-            fields = {n: tuple(v) if isinstance(v, list) else v for n, v in given.config.to_dict().items()}
+            config = given.config
+            assert isinstance(config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
+            save_params(path, config, given.params, to="monai")
+            fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in config.to_dict().items()}
             net = reference.network(fields)
             net.load_state_dict(torch.load(path, weights_only=True), strict=True)
         else:

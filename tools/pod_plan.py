@@ -135,6 +135,7 @@ def compile_step(
     started = time.perf_counter()
     program = layout.compile(training.step, {}).lower(training.like(), samples, flags).compile()
     memory, cost, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
+    assert memory is not None and text is not None  # the compiler for TPUs reports both
     return Program(
         topology=topology,
         chips=len(devices),

@@ -129,9 +129,9 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
 def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
     """Returns a network whose weights are all different from their initial values."""
     parameters = shapes(config)
-    table = [entry for entry in entries(config) if entry.path is not None]
-    weights = golden_weights.state({e.name: e.layout.shape(parameters[e.path].shape) for e in table}, seed)
-    return build(config, {entry.path: entry.layout.read(weights[entry.name]) for entry in table})
+    table = {entry.path: entry for entry in entries(config) if entry.path is not None}
+    weights = golden_weights.state({e.name: e.layout.shape(parameters[path].shape) for path, e in table.items()}, seed)
+    return build(config, {path: entry.layout.read(weights[entry.name]) for path, entry in table.items()})
 
 
 def measure(options: Options) -> tuple[list[Row], float]:

@@ -11,7 +11,7 @@ from typing import Any
 import monai
 import numpy as np
 import torch
-from monai.networks.nets import SwinUNETR
+from monai.networks.nets.swin_unetr import SwinUNETR
 
 from tools import golden_weights
 

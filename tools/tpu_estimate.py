@@ -52,8 +52,8 @@ def _add(result: Estimate, computations: dict[str, list[str]], name: str, times:
             continue
         instruction, shape, opcode = match.groups()
         if opcode == "while":
-            condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
-            _add(result, computations, body, times * _trips(computations[condition]))
+            parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+            _add(result, computations, parts["body"], times * _trips(computations[parts["condition"]]))
             continue
         if opcode in ("call", "conditional", "async-start"):
             for part in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):

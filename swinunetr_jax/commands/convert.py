@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.config import SwinUNETRConfig
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Convert:
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)
-        task = self.meaning.apply(checkpoint, self.source)
-        save_params(self.target, checkpoint.config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
+        task, config = self.meaning.apply(checkpoint, self.source), checkpoint.config
+        assert isinstance(config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
+        save_params(self.target, config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
         console.say(str(checkpoint.report))
         console.say(f"{self.source} → {self.target} ({to}), weights {checkpoint.digest[:16]}")
         return 0

@@ -116,7 +116,8 @@ class Predict:
             whole=self.whole,
             depth=self.depth,
         )
-        precision = self.precision or jax.config.jax_default_matmul_precision
+        default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
+        precision = self.precision or default
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
             "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
@@ -150,7 +151,7 @@ class Predict:
         from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_groups
         from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 
-        if len(self.input) > 1:
+        if len(self.input) != 1:
             if self.base is not None:
                 raise InputError("--base is for a dataset.json or datalist, but single files were given; leave it out.")
             cases, et_label = (case_from_files(self.input),), None

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -74,7 +74,7 @@ class TrainingData:
         samples = self._order.random_map(_Sampler(self.cases, tuple(transforms)))
         self._batches = samples.batch(batch // processes, drop_remainder=True, batch_fn=_collate)
         self._step = 0
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: grain.DatasetIterator[Batch] | None = None
 
     def __iter__(self) -> "TrainingData":
         return self
@@ -103,12 +103,12 @@ class TrainingData:
         """Returns the indices of the cases in this process's share of a batch, by default the next one."""
         share = self.batch // self.processes
         first = (self._step if step is None else step) * self.batch + self.process * share
-        return [self._order[n] for n in range(first, first + share)]
+        return [self._case(n) for n in range(first, first + share)]
 
     def names(self) -> list[str]:
         """Returns the names of the cases in the next batch, over all processes."""
         first = self._step * self.batch
-        return [self.cases[self._order[n]].name for n in range(first, first + self.batch)]
+        return [self.cases[self._case(n)].name for n in range(first, first + self.batch)]
 
     def get_state(self) -> dict[str, int]:
         """Returns the state for `set_state` of a pipeline of the same cases, transforms, batch and seed."""
@@ -129,7 +129,13 @@ class TrainingData:
         if hasattr(self, "_iterator"):
             self.close()
 
-    def _start(self) -> Any:
+    def _case(self, number: int) -> int:
+        """Returns the index of the case of a sample."""
+        index = self._order[number]
+        assert index is not None  # the order is not filtered
+        return index
+
+    def _start(self) -> grain.DatasetIterator[Batch]:
         # The share of process p in global batch b is batch b·processes + p of all shares.
         batches = self._batches[self._step * self.processes + self.process :: self.processes]
         ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
@@ -148,7 +154,9 @@ def _belong_to_parent(*_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker is not the main process
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

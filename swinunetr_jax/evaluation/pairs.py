@@ -120,7 +120,7 @@ def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dic
     return {name: same[0] for name, same in groups.items() if len(same) == 1}, refused
 
 
-def read_record(predictions: str | os.PathLike) -> dict[str, Any]:
+def read_record(predictions: str | os.PathLike) -> Mapping[str, Any]:
     """Returns the record that `predict` wrote next to its label maps, or {} if there is none. Raises InputError if it is damaged."""
     predictions = Path(predictions)
     path = (predictions if files.is_folder(predictions) else predictions.parent) / prediction_record.RECORD

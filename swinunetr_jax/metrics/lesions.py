@@ -13,6 +13,7 @@ Source: the challenge's program, github.com/rachitsaluja/BraTS-2023-Metrics, whi
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy.ndimage import binary_dilation, find_objects, generate_binary_structure, label
@@ -77,14 +78,14 @@ def lesion_scores(
     if box is None:
         return LesionScores((), 0, 0)
     pred, ref = pred[slices(box)], ref[slices(box)]
-    components, count = label(pred, _ALL_NEIGHBOURS)
-    merged, _ = label(binary_dilation(ref, _DILATING, dilation), _ALL_NEIGHBOURS)
+    components, count = _label(pred)
+    merged, _ = _label(np.asarray(binary_dilation(ref, _DILATING, dilation)))
     merged[~ref] = 0
     boxes = find_objects(components)
     lesions, ignored, used = [], 0, np.zeros(count + 1, bool)  # used: components that belong to a lesion
     for number, place in enumerate(find_objects(merged), 1):
         near = tuple(slice(max(s.start - dilation, 0), s.stop + dilation) for s in place)
-        around = binary_dilation(merged[near] == number, _DILATING, dilation)
+        around = np.asarray(binary_dilation(merged[near] == number, _DILATING, dilation), bool)
         touching = np.zeros(count + 1, bool)
         touching[components[near][around]] = True
         touching[0] = False
@@ -105,6 +106,12 @@ def _score(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], compon
         return Lesion(volume, 0, 0.0, WORST_HD95)
     dice = 2 * int(np.count_nonzero(pred & ref)) / (int(np.count_nonzero(pred)) + voxels)
     return Lesion(volume, components, dice, surfel_distances(pred, ref, spacing).hausdorff(0.95))
+
+
+def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns the number of the component of each voxel, from 1, and the number of components."""
+    # scipy declares no types; the result is a pair, because no array for it is given
+    return cast("tuple[np.ndarray, int]", label(mask, _ALL_NEIGHBOURS))
 
 
 def _hull(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 from scipy.ndimage import binary_erosion
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue] - a compiled module without types
 from surface_distance import lookup_tables
 
 from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
@@ -50,7 +50,7 @@ def edge_hausdorff(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]
 
     Quantiles between two distances are interpolated. Source: `monai.metrics.compute_hausdorff_distance`.
     """
-    pred, ref = (np.argwhere(mask & ~binary_erosion(mask)) for mask in _cropped(pred, ref))
+    pred, ref = (np.argwhere(mask & np.logical_not(binary_erosion(mask))) for mask in _cropped(pred, ref))
     return float(max(np.quantile(_nearest(pred, ref, spacing), share), np.quantile(_nearest(ref, pred, spacing), share)))
 
 

@@ -61,7 +61,7 @@ class CustomConfig:
             )
         if factory.__name__ != name:
             raise InputError(f"the network is {name}, and the recipe makes {factory.__name__}: give the recipe of this run.")
-        channels = values.get("in_channels"), values.get("out_channels")
-        if not all(isinstance(count, int) and count > 0 for count in channels):
+        inputs, outputs = values.get("in_channels"), values.get("out_channels")
+        if not (isinstance(inputs, int) and isinstance(outputs, int) and inputs > 0 and outputs > 0):
             raise InputError("`in_channels` and `out_channels` of the network must be integers above 0.")
-        return cls(factory, *channels)
+        return cls(factory, inputs, outputs)

@@ -163,7 +163,9 @@ class ConvNorm(nnx.Module):
             return map_grid(instance_norm, x), {}
         scale, bias = self.scale[...], self.bias[...]
         if self.kind == "group":
-            return map_grid(lambda x: group_norm(x, self.num_groups, scale, bias), x), {}
+            groups = self.num_groups
+            assert groups is not None  # the configuration has checked this
+            return map_grid(lambda x: group_norm(x, groups, scale, bias), x), {}
         return map_grid(lambda x: batch_norm(x, self.mean[...], self.var[...], scale, bias), x), {}
 
     def _batch_norm_in_training(self, x: Array) -> tuple[Array, dict[str, Array]]:

@@ -36,7 +36,7 @@ class WindowAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.window = config.window_size
+        self.window = config.window
         self.attn_drop_rate, self.drop_rate = config.attn_drop_rate, config.drop_rate
         rows = int(np.prod([2 * win - 1 for win in self.window]))
         self.relative_position_bias = normal(rngs, (rows, heads), BIAS_STD, config.param_dtype)
@@ -74,7 +74,7 @@ class SwinBlock(nnx.Module):
     """norm → (shifted) window attention → residual → norm → MLP → residual."""
 
     def __init__(self, width: int, heads: int, shifted: bool, drop_path_rate: float, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
-        self.window = config.window_size
+        self.window = config.window
         self.shift = tuple(win // 2 if shifted else 0 for win in self.window)
         self.drop_path_rate = drop_path_rate
         self.norm1 = LayerNorm(width, config)
@@ -148,7 +148,7 @@ class Stage(nnx.Module):
         rates = np.linspace(0, config.dropout_path_rate, sum(config.depths))  # one ramp over all blocks of all stages
         first = sum(config.depths[:stage])
         self.remat = config.use_checkpoint
-        self.window = config.window_size
+        self.window = config.window
         self.blocks = nnx.List(
             SwinBlock(width, config.num_heads[stage], index % 2 == 1, float(rates[first + index]), config, rngs=rngs)
             for index in range(config.depths[stage])

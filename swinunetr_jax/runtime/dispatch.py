@@ -17,6 +17,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from swinunetr_jax.runtime.device import Device
+
 ANY = "any"
 CERTAIN_PLATFORMS = ("cpu", "tpu")  # a device of the platform "gpu" may be NVIDIA's or AMD's
 _target = jax.make_user_context(ANY)
@@ -115,7 +117,7 @@ def layout_dispatch(table: Table, *inputs: Any) -> Any:
 # ---- the platform
 
 
-def for_device(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
+def for_device(device: Device, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function such that only the implementations for the device's platform are traced, which takes a third less time.
 
     It is meant for programs whose devices are known. Otherwise a program is traced for all platforms, and the compiler chooses its own,

@@ -20,6 +20,7 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.runtime.device import Device
 from swinunetr_jax.runtime.dispatch import for_device
 
 DATA, SPATIAL = "data", "spatial"
@@ -30,13 +31,13 @@ T = TypeVar("T")
 # ---- meshes
 
 
-def device_mesh(batch: int, spatial: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def device_mesh(batch: int, spatial: int = 1, devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of `device_grid`, by default of all devices."""
     grid = device_grid(batch, spatial, jax.devices() if devices is None else devices)
     return Mesh(grid, (DATA, SPATIAL), axis_types=(AxisType.Auto,) * 2)
 
 
-def device_grid(batch: int, spatial: int, devices: Sequence[jax.Device]) -> np.ndarray:
+def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarray:
     """Returns as many of the devices, [data, spatial], as can share a batch of that many samples evenly.
 
     Each sample is shared by `spatial` devices, which belong to one process. Several processes use all of their devices.

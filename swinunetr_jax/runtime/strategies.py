@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from swinunetr_jax.runtime.device import Device
 from swinunetr_jax.runtime.dispatch import for_device
 from swinunetr_jax.runtime.sharding import DATA, SPATIAL, with_mesh
 
@@ -59,7 +60,7 @@ class JitStrategy:
     def size(self) -> int:
         return self.mesh.size
 
-    def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
+    def compile(self, step: Step, options: Mapping[str, Any]) -> jax.stages.Wrapped:
         def step_with_flags(state: Any, batch: dict[str, Array], flags: Array) -> tuple[Any, dict[str, Array]]:
             state, metrics = step(state, batch)
             return state, metrics | {"flag": flags.sum() > 0}
@@ -106,14 +107,14 @@ class PmapStrategy:
     leading axis, the devices of this process. `jax.pmap` takes no compiler options.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
 
     @property
     def size(self) -> int:
         return len(self.devices)
 
     @property
-    def _local_devices(self) -> list[jax.Device]:
+    def _local_devices(self) -> list[Device]:
         return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:

@@ -8,6 +8,7 @@ import jax
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from swinunetr_jax.runtime.device import Device
 from swinunetr_jax.runtime.dispatch import for_device
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ T = TypeVar("T")
 GPU_OPTIONS = {"xla_gpu_force_conv_nhwc": True}
 
 
-def jit(function: Callable[..., Any], *, device: jax.Device | None = None, **jit_options: Any) -> Any:
+def jit(function: Callable[..., Any], *, device: Device | None = None, **jit_options: Any) -> Any:
     """Returns `jax.jit(function, **jit_options)`, traced and compiled as is fastest for a network on one kind of device.
 
     Only the implementations for the device's platform are traced, which takes a third less time than tracing those of all platforms, and
@@ -46,7 +47,7 @@ def _options_for(platform: str) -> dict[str, bool]:
     return {name: value for name, value in GPU_OPTIONS.items() if xla_supports(name, value)} if platform == "gpu" else {}
 
 
-def _default_device() -> jax.Device:
+def _default_device() -> Device:
     device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     return device if isinstance(device, jax.Device) else jax.devices(device)[0]
 

@@ -101,7 +101,9 @@ def _channels(volume: Volume, names: list[str], findings: Findings) -> list[Chan
         if low is not None and low == high:
             findings.add("constant", volume.path, f"{which}all voxels are {low:g}, expected an image; give the real one.")
         share = np.count_nonzero(plane) / plane.size
-        digest = hashlib.blake2b(np.ascontiguousarray(plane.T), digest_size=16).hexdigest()  # the order of the file needs no copy
+        digest = hashlib.blake2b(
+            np.ascontiguousarray(plane.T).data, digest_size=16
+        ).hexdigest()  # the order of the file needs no copy
         found.append(Channel(name, volume.path, low, high, round(share, 4), digest))
     return found
 
@@ -149,7 +151,8 @@ def _check_grids(grids: list[Volume], findings: Findings) -> Volume | None:
         return None
     most = max(groups, key=len)  # if several are equally large, the one with the first image
     for i in sorted(i for group in groups if group is not most for i in group):
-        findings.add("grid", grids[i].path, _grid_fault(short[most[0]], short[i]))
+        if fault := _grid_fault(short[most[0]], short[i]):
+            findings.add("grid", grids[i].path, fault)
     return grids[most[0]]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from swinunetr_jax.data import brats
 from swinunetr_jax.data.check.check_case import check_case
-from swinunetr_jax.data.check.findings import CaseReport, Channel, Finding
+from swinunetr_jax.data.check.findings import CaseReport, Finding
 from swinunetr_jax.data.discovery.cases import Dataset
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
@@ -53,9 +53,10 @@ class DatasetReport:
         for report in self.cases:
             for value, volume in (report.volumes_ml or {}).items():
                 present.setdefault(value, []).append(volume)
-        ranges: dict[str, list[Channel]] = {}
-        for channel in (channel for report in self.cases for channel in report.channels if channel.low is not None):
-            ranges.setdefault(channel.name, []).append(channel)
+        ranges: dict[str, list[tuple[float, float]]] = {}
+        for channel in (channel for report in self.cases for channel in report.channels):
+            if channel.low is not None and channel.high is not None:
+                ranges.setdefault(channel.name, []).append((channel.low, channel.high))
         return {
             "cases": len(cases),
             "splits": dict(Counter(case.split for case in cases)),
@@ -65,7 +66,7 @@ class DatasetReport:
             "spacing": _spread([report.spacing for report in self.cases if report.spacing]),
             "orientations": dict(Counter(report.orientation for report in self.cases if report.orientation).most_common()),
             "intensities": {
-                name: {"low": _short(min(c.low for c in found)), "high": _short(max(c.high for c in found))}
+                name: {"low": _short(min(low for low, _ in found)), "high": _short(max(high for _, high in found))}
                 for name, found in ranges.items()
             },
             "labels": {

@@ -81,7 +81,7 @@ def check_values(case: Case, counts: dict[int, int], labels: Collection[int] | N
             f"renumber it to {et_label}{cavity}."
         )
         findings.add("et-label", case.label, text)
-    elif unknown:  # among them may be a label above 255
+    elif known is not None and unknown:  # among them may be a label above 255
         values = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (
             len(unknown) > 8
         )

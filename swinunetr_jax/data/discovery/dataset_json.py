@@ -49,7 +49,7 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
         for name, value in labels.items():
             _text(name, "labels", path)
             _text(value if isinstance(value, str) else "", "labels", path)
-        found = None
+        found: dict[str, int | list[int]] | None = None
         if all(isinstance(v, str) and k.isdecimal() for k, v in labels.items()) and len(set(labels.values())) == len(labels):
             found = {name: int(value) for value, name in labels.items()}
         elif all(_is_label(v) or (isinstance(v, list) and v and all(map(_is_label, v))) for v in labels.values()):

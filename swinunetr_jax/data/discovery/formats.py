@@ -77,9 +77,8 @@ def find_cases(
         where = error.filename or path
         raise InputError(f"{where}: cannot be read ({error.strerror}); check the path and the permissions.") from error
     if not dataset.cases:
-        why = (
-            f" ({survey.problems[0].problem[:-1]})" if survey.problems else f" ({survey.ignored[:-1]})" if survey.ignored else ""
-        )
+        reason = survey.problems[0].problem if survey.problems else survey.ignored
+        why = f" ({reason[:-1]})" if reason else ""
         raise InputError(f"{path}: no case was found{why}, expected .nii or .nii.gz images in a known layout; check the folder.")
     cases = [*dataset.cases, *survey.problems]
     cases = [case if case.problem else replace(case, problem=_link_problem(case)) for case in unique_names(cases, dataset.root)]

@@ -190,9 +190,10 @@ class Record:
         return stale
 
     def _add(self, case: Case, entry: CaseEntry) -> None:
-        entry = self.cases[case.name] = CaseEntry(**entry, key=self.key)
+        stored: CaseEntry = {**entry, "key": self.key}
+        self.cases[case.name] = stored
         self._write()
-        self.before = entry
+        self.before = stored
 
     def _read(self) -> dict[str, CaseEntry]:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -139,7 +139,8 @@ def _header(path: Path, block: bytes) -> Any:
     """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
     second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
     kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
-    for order, endianness in (("little", "<"), ("big", ">")):
+    orders: tuple[tuple[Literal["little", "big"], str], ...] = (("little", "<"), ("big", ">"))
+    for order, endianness in orders:
         length = int.from_bytes(block[:4], order)
         if length not in kinds:
             continue
@@ -180,7 +181,7 @@ def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) 
 def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
     """Returns the unscaled voxels, in the shape and type of `header`. A gzip file is read to its end, which verifies its checksum."""
     raw = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
-    view, done, packed = memoryview(raw), 0, packed_name(path)
+    view, done, packed = raw.data, 0, packed_name(path)
     with _stream(path, packed) as stream:
         ahead = header.offset
         while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):

@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from swinunetr_jax.data.nifti.nifti_file import read_header, read_voxels
 from swinunetr_jax.errors import InputError
@@ -34,7 +35,7 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, ...]:
         """The voxel sizes in mm."""
-        return tuple(float(s) for s in nib.affines.voxel_sizes(self.affine))
+        return tuple(float(s) for s in voxel_sizes(self.affine))
 
     def without_voxels(self) -> "Volume":
         """Returns the volume with an array of the same grid that takes no memory."""

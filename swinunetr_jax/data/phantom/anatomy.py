@@ -94,7 +94,7 @@ def tissues(
         at = np.flatnonzero(part == number)
         for name, amount in build(head, [p[at] for p in points], depth[at], inward[:, at], width).items():
             out[name][at] = amount
-    out["wm"] = 1 - sum(out.values())
+    out["wm"] = np.asarray(1 - sum(out.values()))
     deep = np.flatnonzero((ellipse(points, (0, -20, 0), (48, 64, 40)) < 0) | (part == STEM))
     centre = {name: values[deep] for name, values in out.items()}
     for name, amount in _centre(head, [p[deep] for p in points], width):

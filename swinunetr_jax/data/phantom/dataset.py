@@ -10,6 +10,7 @@ from typing import TypedDict
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec
 
 from swinunetr_jax import console, files
 from swinunetr_jax.data import brats
@@ -114,7 +115,7 @@ def _volume_of(labels: np.ndarray, folder: Path) -> Volume:
     """Returns the labels as a volume that fills the field of BraTS: axes L, P, S; with voxels of 1 mm the first is at (0, 239, 0) mm."""
     spacing = spacing_of(labels.shape)
     shift = [(s - 1) / 2 for s in spacing]
-    affine = nib.affines.from_matvec(np.diag([-spacing[0], -spacing[1], spacing[2]]), [0 - shift[0], 239 - shift[1], shift[2]])
+    affine = from_matvec(np.diag([-spacing[0], -spacing[1], spacing[2]]), [0 - shift[0], 239 - shift[1], shift[2]])
     header = nib.Nifti1Header()
     header.set_data_shape(labels.shape)
     header.set_qform(affine, 1)

@@ -159,7 +159,7 @@ def phantom_case(
     if not is_count(index):
         raise InputError(f"`index` of a phantom is {index!r}, expected an integer of at least 0; correct it.")
     rng = np.random.default_rng((seed, index))
-    body = Body.make(rng, tuple(size))
+    body = Body.make(rng, (size[0], size[1], size[2]))
     scanners = [Scanner.make(rng, channel) for channel in brats.CHANNELS]
     images = {scanner.channel: body.volume(scanner.scan(rng, body)) for scanner in scanners}
     return images, body.volume(body.labels(et_label))
@@ -170,7 +170,7 @@ def spacing_of(size: Sequence[int]) -> tuple[float, ...]:
     return tuple(f / n for f, n in zip(FIELD, size))
 
 
-def _grid(size: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+def _grid(size: Sequence[int]) -> tuple[tuple[slice, slice, slice], list[np.ndarray]]:
     """Returns the part of the field that contains heads, and the coordinates of its voxels along each axis, which broadcast."""
     box, grid = [], []
     for axis, (n, s, origin, sign, (low, high)) in enumerate(zip(size, spacing_of(size), _ORIGIN, (1, -1, 1), _BOX)):
@@ -178,7 +178,7 @@ def _grid(size: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
         held = np.flatnonzero((mm > low) & (mm < high))
         box.append(slice(int(held[0]), int(held[-1]) + 1))
         grid.append(mm[box[-1]].astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)]))
-    return tuple(box), grid
+    return (box[0], box[1], box[2]), grid
 
 
 def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
@@ -195,4 +195,4 @@ def check_parameters(size: Any, seed: Any, et_label: Any) -> None:
 
 def is_count(value: Any) -> bool:
     """Returns whether the value is an integer of at least 0."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)

@@ -39,8 +39,9 @@ class Focus:
     @classmethod
     def make(cls, rng: np.random.Generator, site: Place, largest: float, *, small: bool) -> "Focus":
         core = rng.uniform(_SMALLEST, 10.0) if small else rng.uniform(_SMALLEST + 1, largest)
+        x, y, z = (float(s + d) for s, d in zip(site, rng.uniform(-5, 5, 3)))
         return cls(
-            centre=tuple(float(s + d) for s, d in zip(site, rng.uniform(-5, 5, 3))),
+            centre=(x, y, z),
             core=core,
             rim=rng.uniform(0.18, 0.28) * core + 1.0,
             extent=rng.uniform(6, 10) if small else rng.uniform(9, 20),

@@ -79,7 +79,7 @@ def tilted(points: Points, centre: Place, degrees: float) -> Points:
 
 def tube(points: Points, *knots: tuple[float, float, float, float]) -> np.ndarray:
     """Returns the distance to a chain of round rods through the knots (x, y, z, radius)."""
-    out = np.float32(np.inf)
+    out = np.full((), np.inf, np.float32)
     for (*a, thick), (*b, thin) in itertools.pairwise(knots):
         rel = [p - o for p, o in zip(points, a)]
         way = [end - start for start, end in zip(a, b)]

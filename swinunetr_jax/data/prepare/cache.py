@@ -240,11 +240,11 @@ def _from_entry(name: str, path: Path, sources: Sequence[Path], above: float, en
         sources=tuple(sources),
         image_path=path.parent / entry["image"]["file"],
         label_path=path.parent / entry["label"]["file"],
-        box=tuple(tuple(side) for side in entry["box"]),
-        shape=tuple(entry["shape"]),
+        box=entry["box"],
+        shape=entry["shape"],
         affine=np.array(entry["affine"]),
         above=above,
-        foreground=tuple(tuple(side) for side in entry["foreground"]),
+        foreground=entry["foreground"],
         statistics=(np.array(entry["mean"]), np.array(entry["deviation"])),
         notes=tuple(entry["notes"]),
     )
@@ -254,11 +254,11 @@ def _source(file: Path, entry: Entry | None) -> Source:
     """Returns what identifies a file's content. The digest is that of the entry if path, size and time are unchanged."""
     try:
         status = file.stat()
-        current = {"path": str(file.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        path, size, modified = str(file.absolute()), status.st_size, status.st_mtime_ns
         for known in entry["sources"] if entry else ():
-            if known == {**current, "sha256": known["sha256"]}:
+            if (known["path"], known["bytes"], known["modified_ns"]) == (path, size, modified):
                 return known
-        return {**current, "sha256": files.digest_of_file(file)}
+        return {"path": path, "bytes": size, "modified_ns": modified, "sha256": files.digest_of_file(file)}
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read ({files.reason(error)}); give the file, or leave the case out.") from error
 

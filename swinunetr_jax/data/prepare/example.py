@@ -16,4 +16,4 @@ Example = dict[str, Any]
 
 def foreground(image: np.ndarray, above: float = 0.0) -> Box:
     """Returns the box of voxels of [x, y, z, c] that are above the threshold in any channel; the whole grid if there are none."""
-    return bounding_box((image > above).any(-1)) or whole_box(image.shape[:3])
+    return bounding_box(np.asarray((image > above).any(-1))) or whole_box(image.shape[:3])

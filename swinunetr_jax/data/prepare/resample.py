@@ -18,7 +18,9 @@ TIE = 1e-3  # voxels, also shares of a vote; smaller differences count as ties, 
 PIECE_VOXELS = 1 << 20  # voxels for which coordinates and votes exist at a time
 
 
-def spacing_grid(shape: tuple[int, ...], affine: np.ndarray, spacing: tuple[float, ...]) -> tuple[tuple[int, ...], np.ndarray]:
+def spacing_grid(
+    shape: tuple[int, ...], affine: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[tuple[int, int, int], np.ndarray]:
     """Returns (shape, affine) of the grid with voxels of `spacing` mm along the same axes.
 
     The first voxel has the position of the old first voxel, and the last one is within half a voxel of the old last one. If exactly half
@@ -43,7 +45,7 @@ def spacing_grid(shape: tuple[int, ...], affine: np.ndarray, spacing: tuple[floa
         target[:3, 3] = affine[:3, 3]
     else:  # no corner of a sheared grid is the first along all axes, so the centres of both grids coincide
         target[:3, 3] = affine[:3, :3] @ (np.array(shape) / 2) + affine[:3, 3] - target[:3, :3] @ (new / 2)
-    return tuple(int(size) for size in new), target
+    return (int(new[0]), int(new[1]), int(new[2])), target
 
 
 def is_same_grid(shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray) -> bool:
@@ -77,7 +79,7 @@ def interpolated(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) 
         ndimage.affine_transform(
             array[(..., *channel)],
             np.diag(linear) if is_axis_aligned(matrix, shape) else linear,  # the former is much faster
-            matrix[:3, 3],
+            matrix[:3, 3],  # pyright: ignore[reportArgumentType] - scipy declares no types, and the default is a number
             output=out[(..., *channel)],
             output_shape=shape,
             order=1,
