@@ -62,7 +62,7 @@ class SwinUNETRConfig:
     window_size: tuple[int, ...] | int = 7
     qkv_bias: bool = True
     mlp_ratio: float = 4.0
-    norm_name: Any = "instance"
+    norm_name: Any = "instance"  # given as text or as MONAI's pair, and stored as text: no type of a field says both
     num_groups: int | None = None
     patch_norm: bool = False
     normalize: bool = True
@@ -75,7 +75,7 @@ class SwinUNETRConfig:
     use_flash_attention: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
-    patch_size: InitVar[Any] = 2
+    patch_size: InitVar[int | tuple[int, ...]] = 2
     use_hyena: InitVar[bool] = False
 
     def __post_init__(self, patch_size: Any, use_hyena: bool) -> None:

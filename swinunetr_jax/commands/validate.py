@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,7 +136,7 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
         yield ""
         yield f"{title}: {len(findings)}"
         grouped = len(report.findings) > MOST_ROWS
-        groups: dict[Any, list[Finding]] = {}
+        groups: dict[Hashable, list[Finding]] = {}
         for number, finding in enumerate(findings):
             groups.setdefault(_key(finding) if grouped else number, []).append(finding)
         heads = [_row(group, report) for group in groups.values()]

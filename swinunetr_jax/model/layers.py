@@ -40,7 +40,9 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nn
     return nnx.Param((std * sample(rngs, lambda r: r.standard_normal(shape), jax.random.normal, shape)).astype(dtype))
 
 
-def sample(rngs: nnx.Rngs, on_host: Callable, traced: Callable, *args: Any) -> Array:
+def sample(
+    rngs: nnx.Rngs, on_host: Callable[[np.random.Generator], np.ndarray], traced: Callable[..., Array], *args: Any
+) -> Array:
     """Returns a random array for the next key, sampled by numpy on the host with the key as seed.
 
     jax.random would compile a program for each of the hundred shapes of a network, which takes half a minute on a CPU. It is used only

@@ -26,7 +26,7 @@ _target = jax.make_user_context(ANY)
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an operation.
+    """One way to compute an operation. Operations differ in their inputs and outputs, whose types are therefore not stated here.
 
     Attributes:
         forward: inputs -> output.

@@ -54,7 +54,7 @@ class ForegroundCrop:
 
 
 @dataclass(frozen=True)
-class RandomCrop(RandomTransform):
+class RandomCrop(RandomTransform[tuple[int, ...]]):
     """Crops a fixed size anywhere in the volume, or in its foreground (`inside`). The parameters are the crop's first voxel there.
 
     A smaller volume is padded on both sides, with the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
@@ -73,7 +73,7 @@ class RandomCrop(RandomTransform):
 
 
 @dataclass(frozen=True)
-class CropByLabel(RandomTransform):
+class CropByLabel(RandomTransform[tuple[int, ...]]):
     """Crops around a random voxel, which is labelled with the odds `positive` : `negative`. The parameters are the crop's centre.
 
     All labelled voxels are equally likely, and so are all other voxels whose image is above `above`. The crop is moved into the volume or

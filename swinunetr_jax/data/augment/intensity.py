@@ -39,7 +39,7 @@ class ScaleWindow:
 
 
 @dataclass(frozen=True)
-class ScaleIntensity(RandomTransform):
+class ScaleIntensity(RandomTransform[float]):
     """Multiplies the image by 1 + f, with a probability; f is uniform in [-factor, factor] and the same for all channels.
 
     Source: MONAI's `RandScaleIntensity`.
@@ -56,7 +56,7 @@ class ScaleIntensity(RandomTransform):
 
 
 @dataclass(frozen=True)
-class ShiftIntensity(RandomTransform):
+class ShiftIntensity(RandomTransform[float]):
     """Adds s to all voxels, also to zeros, with a probability; s is uniform in [-offset, offset] and the same for all channels.
 
     Source: MONAI's `RandShiftIntensity`.

@@ -18,7 +18,7 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 
 @dataclass(frozen=True)
-class RandomFlip(RandomTransform):
+class RandomFlip(RandomTransform[tuple[bool, ...]]):
     """Mirrors along each axis independently with a probability. The parameters are a bool for each axis; the result is a view."""
 
     probability: float = 0.5
@@ -33,7 +33,7 @@ class RandomFlip(RandomTransform):
 
 
 @dataclass(frozen=True)
-class RandomRotate90(RandomTransform):
+class RandomRotate90(RandomTransform[int]):
     """Rotates by 1 … `max_k` quarter turns in the plane of two axes, with a probability.
 
     The parameter is the number of quarter turns; the result is a view. Source: MONAI's `RandRotate90`.

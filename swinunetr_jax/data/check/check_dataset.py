@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from swinunetr_jax.data import brats
 from swinunetr_jax.data.check.check_case import check_case
 from swinunetr_jax.data.check.findings import CaseReport, Finding
-from swinunetr_jax.data.discovery.cases import Dataset
+from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def check_dataset(
     return DatasetReport(dataset, tuple(reports))
 
 
-def _each(examine: Callable, cases: Sequence, workers: int) -> Iterator[CaseReport]:
+def _each(examine: Callable[[Case], CaseReport], cases: Sequence[Case], workers: int) -> Iterator[CaseReport]:
     """Yields the reports in order. Threads suffice, because decompression and most of numpy release Python's lock."""
     if workers == 1:
         yield from map(examine, cases)
@@ -187,8 +189,8 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
 def _differing(
     reports: Sequence[CaseReport],
     kind: str,
-    value_of: Callable[[CaseReport], Any],
-    message: Callable[[Any, Any, str], str],
+    value_of: Callable[[CaseReport], T | None],
+    message: Callable[[T, T, str], str],
     severity: str = "warning",
 ) -> list[Finding]:
     """Returns a finding for each case that differs from the majority, or one for the data set if there is no majority.
@@ -200,8 +202,7 @@ def _differing(
         message: a function of the case's value, the majority's value, and a phrase on the size of the majority.
         severity: the severity of the findings.
     """
-    values = [(report, value_of(report)) for report in reports]
-    values = [(report, value) for report, value in values if value]
+    values = [(report, value) for report in reports if (value := value_of(report))]
     counts = Counter(value for _, value in values).most_common()
     if len(counts) < 2:
         return []

@@ -95,7 +95,7 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
 
 def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
     """Returns the cases without repetitions, that is entries with the same images and the same role."""
-    kept: dict[Any, Case] = {}
+    kept: dict[tuple[Path, ...] | int, Case] = {}
     again = []
     for number, case in enumerate(cases):
         key = case.images if case.images else number

@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -40,7 +41,7 @@ class CheckedHeader:
     `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
     """
 
-    nifti: Any
+    nifti: nib.Nifti1Header
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int
@@ -80,10 +81,11 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
         )
 
     voxels = math.prod(stored)
-    offset, least = header["vox_offset"].item(), header.single_vox_offset
-    if not math.isfinite(offset) or offset < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
-        raise InputError(f"{path}: vox_offset is {offset}, expected at least {least}, the end of the header; correct the header.")
-    offset = int(offset)
+    start: float = np.asarray(header["vox_offset"]).item()
+    least = header.single_vox_offset
+    if not math.isfinite(start) or start < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
+        raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
+    offset = int(start)
     claimed = voxels * dtype.itemsize + offset
     if claimed > (size * GZIP_RATIO if packed else size):
         raise InputError(
@@ -135,7 +137,7 @@ def _sniff(path: Path) -> tuple[int, bool]:
     return status.st_size, packed
 
 
-def _header(path: Path, block: bytes) -> Any:
+def _header(path: Path, block: bytes) -> nib.Nifti1Header:
     """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
     second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
     kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
@@ -202,7 +204,8 @@ def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
 
 
 @contextmanager
-def _stream(path: Path, packed: bool) -> Iterator[Any]:
+def _stream(path: Path, packed: bool) -> Iterator[gzip.GzipFile | BufferedReader]:
+    """Opens a file, decompressed if it is packed, and turns errors of reading into InputErrors."""
     try:
         with gzip.open(path) if packed else open(path, "rb") as stream:
             yield stream

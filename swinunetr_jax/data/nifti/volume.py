@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +28,7 @@ class Volume:
 
     array: np.ndarray
     affine: np.ndarray
-    header: Any
+    header: nib.Nifti1Header  # also a Nifti2Header, which is a subclass
     path: Path
 
     @property

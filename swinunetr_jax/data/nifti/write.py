@@ -4,8 +4,8 @@ import contextlib
 import gzip
 import os
 from pathlib import Path
-from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -56,7 +56,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
     return path
 
 
-def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:
     """Returns the header of `like` for other voxels, without the fields that describe its own."""
     header = like.header.as_byteswapped("<")
     header.set_data_shape(shape)
