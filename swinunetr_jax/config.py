@@ -6,12 +6,13 @@ Names, defaults and limits of the arguments are those of `monai.networks.nets.Sw
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.fields import is_int
 
 DOWNSAMPLE_MODES = ("legacy", "merging", "mergingv2")
 NORM_NAMES = ("instance", "batch", "group")
@@ -84,13 +85,13 @@ class SwinUNETRConfig:
         if set(_as_tuple("patch_size", patch_size)) != {2}:
             raise InputError(f"`patch_size` must be 2, got {patch_size}: the last decoder upsamples by a fixed factor of 2.")
         for name in ("in_channels", "out_channels"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+            if not is_int(getattr(self, name)) or getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be a positive integer, got {getattr(self, name)!r}.")
             self._set(name, int(getattr(self, name)))
         if self.spatial_dims not in (2, 3):
             raise InputError(f"`spatial_dims` must be 2 or 3, got {self.spatial_dims!r}.")
         self._set("spatial_dims", int(self.spatial_dims))
-        if not _is_int(self.feature_size) or self.feature_size < 12 or self.feature_size % 12:
+        if not is_int(self.feature_size) or self.feature_size < 12 or self.feature_size % 12:
             raise InputError(
                 f"`feature_size` must be a multiple of 12, got {self.feature_size!r}; published models use 12, 24 and 48."
             )
@@ -140,7 +141,7 @@ class SwinUNETRConfig:
             )
         if (norm == "group") != (groups is not None):
             raise InputError(f"`num_groups` is valid only with the group norm: got norm {norm!r} and `num_groups` {groups!r}.")
-        if groups is not None and (not _is_int(groups) or groups < 1 or self.feature_size % groups):
+        if groups is not None and (not is_int(groups) or groups < 1 or self.feature_size % groups):
             raise InputError(f"`num_groups` must divide `feature_size` {self.feature_size}, got {groups!r}.")
         self._set("norm_name", norm)
         self._set("num_groups", None if groups is None else int(groups))
@@ -220,11 +221,6 @@ class SwinUNETRConfig:
         return cls(**{"in_channels": 1, "out_channels": 14, "feature_size": 48, **changes})
 
 
-def _is_int(value: Any) -> bool:
-    """Returns whether the value is an integer of Python or numpy, but not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def _is_real(value: Any) -> bool:
     """Returns whether the value is a real number of Python or numpy."""
     return isinstance(value, Real)
@@ -232,7 +228,7 @@ def _is_real(value: Any) -> bool:
 
 def _as_tuple(name: str, value: Any) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim == 1) else (value,)
-    if not values or not all(_is_int(item) for item in values):
+    if not values or not all(is_int(item) for item in values):
         raise InputError(f"`{name}` must be an integer or a sequence of integers, got {value!r}.")
     return tuple(map(int, values))
 

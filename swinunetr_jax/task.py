@@ -5,16 +5,14 @@ A task is stored with each checkpoint, so that `predict` needs no options.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Protocol
-
-import numpy as np
 
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.fields import is_int, is_number, set_tuple
 
 INTENSITIES = ("zscore", "window", "none")
 IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that were not annotated
@@ -49,7 +47,7 @@ class Output:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise InputError(f"`name` of an output must be text, got {self.name!r}.")
-        _set_tuple(self, "members", "label values", _is_label)
+        set_tuple(self, "members", "label values", _is_label)
         if not _is_label(self.value):
             raise InputError(
                 f"`value` of {self.name} must be an integer in 0 … 255, the range of uint8 label maps, got {self.value!r}."
@@ -86,15 +84,15 @@ class Task:
     def __post_init__(self) -> None:
         if self.kind not in ("regions", "classes"):
             raise InputError(f"`kind` must be 'regions' or 'classes', got {self.kind!r}.")
-        _set_tuple(self, "outputs", "Output, one for each output channel", lambda value: isinstance(value, Output))
-        _set_tuple(self, "paint", "channel numbers", _is_int)
-        _set_tuple(self, "channels", "names", lambda value: isinstance(value, str) and value != "")
+        set_tuple(self, "outputs", "Output, one for each output channel", lambda value: isinstance(value, Output))
+        set_tuple(self, "paint", "channel numbers", is_int)
+        set_tuple(self, "channels", "names", lambda value: isinstance(value, str) and value != "")
         if self.window is not None:
-            _set_tuple(self, "window", "two intensities, a low and a high one", _is_number)
+            set_tuple(self, "window", "two intensities, a low and a high one", is_number)
         if self.roi is not None:
-            _set_tuple(self, "roi", f"multiples of {SIZE_MULTIPLE}", _is_size)
+            set_tuple(self, "roi", f"multiples of {SIZE_MULTIPLE}", _is_size)
         if self.spacing is not None:
-            _set_tuple(self, "spacing", "three voxel sizes in mm", _is_number)
+            set_tuple(self, "spacing", "three voxel sizes in mm", is_number)
             if len(self.spacing) != 3 or not all(0 < size < math.inf for size in self.spacing):
                 raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
         names = [output.name for output in self.outputs]
@@ -266,48 +264,12 @@ class Task:
         return cls.classes(config.out_channels)
 
 
-def _is_int(value: Any) -> bool:
-    """Returns whether the value is an integer of Python or numpy, but not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _is_label(value: Any) -> bool:
-    return _is_int(value) and 0 <= value <= 255
+    return is_int(value) and 0 <= value <= 255
 
 
 def _is_size(value: Any) -> bool:
-    return _is_int(value) and value > 0 and value % SIZE_MULTIPLE == 0
-
-
-def _set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) -> None:
-    """Stores a field that may be any sequence as a tuple, so that owners can be compared by value.
-
-    Args:
-        owner: the dataclass.
-        name: the field.
-        want: a description of the values, for the error message.
-        fits: returns whether a value is valid.
-
-    Raises:
-        InputError: the field is not a sequence of valid values.
-    """
-    values = getattr(owner, name)
-    if (
-        not isinstance(values, (tuple, list, np.ndarray))
-        or (isinstance(values, np.ndarray) and values.ndim != 1)
-        or not all(map(fits, values))
-    ):
-        raise InputError(f"`{name}` must be a sequence of {want}, got {values!r}.")
-    object.__setattr__(owner, name, tuple(map(_python_number, values)))  # the dataclass is frozen
-
-
-def _python_number(value: Any) -> Any:
-    """Returns a number of numpy as one of Python, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
+    return is_int(value) and value > 0 and value % SIZE_MULTIPLE == 0
 
 
 def _is_orientation(codes: Any) -> bool:

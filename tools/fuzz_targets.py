@@ -2,13 +2,11 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import nibabel as nib
 import numpy as np
 import safetensors.torch
@@ -29,6 +27,7 @@ from swinunetr_jax.weights.checkpoint import Stored, read_checkpoint, write_chec
 from swinunetr_jax.weights.params import shapes
 from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file
+from tools.fuzz_comparison import differences, of_type
 from tools.mutations import Mutation, edit_json, edit_log, edit_nifti, edit_safetensors, repack_gzip, repack_zip
 
 TASK = Task.classes(2, names=("background", "tumour"))
@@ -64,7 +63,7 @@ def pt(folder: Path) -> Target:
             theirs = torch.load(path, weights_only=True)
         except Exception:
             return None  # torch refuses files with code, and damage outside the numbers
-        return _differences(tree, theirs)
+        return differences(tree, theirs)
 
     return Target("pt", [path], [repack_zip, repack_zip], lambda: read_torch_file(path), fault)
 
@@ -78,7 +77,7 @@ def safetensors_file(folder: Path) -> Target:
             theirs = safetensors.torch.load_file(path)
         except Exception as error:
             return f"safetensors refuses it ({error})"
-        return _differences(dict(tensors), theirs)
+        return differences(dict(tensors), theirs)
 
     return Target("safetensors", [path], [edit_safetensors], lambda: read_safetensors(path), fault)
 
@@ -161,7 +160,7 @@ def predictions(folder: Path) -> Target:
     case |= {"seconds": 1.5, "volumes_ml": {"WT": 3.25}, "notes": ["a note"]}
     record = {"swinunetr_jax": "1", "devices": ["cpu"], "settings": {"overlap": 0.5}, "cases": {"a": case, "b": {"error": "no"}}}
     files.write_json(path, record)
-    return Target("predict.json", [path], [edit_json, edit_json], lambda: read_record(path), _of_type(RecordFile))
+    return Target("predict.json", [path], [edit_json, edit_json], lambda: read_record(path), of_type(RecordFile))
 
 
 def cache(folder: Path) -> Target:
@@ -203,7 +202,7 @@ def run(folder: Path) -> Target:
             raise TypeError("the recipe is not a Recipe")
         return read_description(folder, Description)
 
-    return Target("run.json", [path], [edit_json, edit_json], read, _of_type(Description))
+    return Target("run.json", [path], [edit_json, edit_json], read, of_type(Description))
 
 
 def log(folder: Path) -> Target:
@@ -213,7 +212,7 @@ def log(folder: Path) -> Target:
     path.write_text("".join(json.dumps(row) + "\n" for row in (step, validation, step | {"step": 2})))
 
     def fault(rows: list[dict[str, Any]]) -> str | None:
-        return next(filter(None, (_of_type(ROWS[row["kind"]])(row) for row in rows)), None)
+        return next(filter(None, (of_type(ROWS[row["kind"]])(row) for row in rows)), None)
 
     return Target("log.jsonl", [path], [edit_log, edit_log], lambda: read_rows(folder), fault)
 
@@ -239,7 +238,7 @@ def dataset(folder: Path) -> Target:
             inside = all(image.resolve().is_relative_to(folder.resolve()) for image in (*case.images, case.label or folder))
             if not inside or not (case.name or case.problem):
                 return f"case {case.name!r} has files outside the data set, or no name"
-        return _of_type(dict[str, int | list[int]] | None)(found.labels)
+        return of_type(dict[str, int | list[int]] | None)(found.labels)
 
     return Target("dataset.json", [path], [edit_json, edit_json], lambda: find_cases(folder), fault)
 
@@ -263,44 +262,6 @@ def _tensors() -> dict[str, torch.Tensor]:
     base = torch.rand((6, 8), generator=generator)
     whole = {"count": torch.tensor(3), "empty": torch.zeros((0, 2)), "flags": torch.tensor([True, False])}
     return whole | {"a": base, "b": base.t(), "half": base.half(), "short": base.bfloat16(), "long": (base * 9).long()}
-
-
-def _differences(ours: Any, theirs: Any, where: str = "") -> str | None:
-    """Returns where a tree of arrays differs from a tree of tensors, or None."""
-    if isinstance(theirs, torch.Tensor):
-        same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
-        return None if same else f"the tensor {where} differs from that of the other reader"
-    if isinstance(theirs, Mapping):
-        if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
-            return f"{where} has other keys than in the other reader"
-        return next(filter(None, (_differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
-    if isinstance(theirs, list | tuple):
-        if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
-            return f"{where} is another sequence than in the other reader"
-        return next(filter(None, (_differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
-    both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
-    return (
-        None
-        if both_nan or ours == theirs or not isinstance(theirs, int | float | str)
-        else f"{where} is {ours!r}, not {theirs!r}"
-    )
-
-
-def _bytes(array: np.ndarray | torch.Tensor) -> bytes:
-    if isinstance(array, torch.Tensor):
-        return array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b""
-    return np.ascontiguousarray(array).tobytes()
-
-
-def _of_type(kind: Any) -> Callable[[Any], str | None]:
-    def fault(value: Any) -> str | None:
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            return f"the value is not of the type {kind} ({error})"
-        return None
-
-    return fault
 
 
 def _or_refused(read: Callable[[Path], Any], path: Path) -> Any:

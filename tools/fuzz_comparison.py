@@ -1,0 +1,49 @@
+"""Comparisons of what a reader of `tools.fuzz_targets` returned with the result of another reader, or with a type."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+
+def differences(ours: Any, theirs: Any, where: str = "") -> str | None:
+    """Returns where a tree of arrays differs from a tree of tensors, or None."""
+    if isinstance(theirs, torch.Tensor):
+        same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
+        return None if same else f"the tensor {where} differs from that of the other reader"
+    if isinstance(theirs, Mapping):
+        if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
+            return f"{where} has other keys than in the other reader"
+        return next(filter(None, (differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
+    if isinstance(theirs, list | tuple):
+        if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
+            return f"{where} is another sequence than in the other reader"
+        return next(filter(None, (differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
+    both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
+    return (
+        None
+        if both_nan or ours == theirs or not isinstance(theirs, int | float | str)
+        else f"{where} is {ours!r}, not {theirs!r}"
+    )
+
+
+def _bytes(array: np.ndarray | torch.Tensor) -> bytes:
+    if isinstance(array, torch.Tensor):
+        return array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b""
+    return np.ascontiguousarray(array).tobytes()
+
+
+def of_type(kind: Any) -> Callable[[Any], str | None]:
+    """Returns a function that returns how a value differs from a type, or None."""
+
+    def fault(value: Any) -> str | None:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            return f"the value is not of the type {kind} ({error})"
+        return None
+
+    return fault
