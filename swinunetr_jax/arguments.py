@@ -11,7 +11,7 @@ import io
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -74,6 +74,23 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
             console.say("\n".join(map(str.rstrip, printed.getvalue().rstrip().split("\n"))))
             sys.exit(0)
     raise InputError(_mistake(list(options(kind, default)), arguments, prog) or _tyro_message(complained.getvalue(), prog))
+
+
+def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Returns a command line with renamed options under their new names, and warns about each old one.
+
+    Args:
+        arguments: the words of the command line.
+        names: old name -> new name.
+    """
+    renamed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in names:
+            console.warn(f"{name} is now {names[name]}; the old name will be removed in the next version.")
+            argument = f"{names[name]}{equals}{value}"
+        renamed.append(argument)
+    return renamed
 
 
 def _check_paths(value: Any) -> None:

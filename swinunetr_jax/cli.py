@@ -15,6 +15,7 @@ from swinunetr_jax.version import __version__
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
+RENAMED_OPTIONS = {"predict": {"--depth": "--spatial-shards"}}  # the old names work for one more version
 TRAIN = "train"  # its options depend on the recipe, and its exit codes differ from those of the other commands
 ABOUT_TRAIN = "Train a network by a recipe: one of ours, or a Python file of yours."
 ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, score the results, check data sets.
@@ -57,6 +58,7 @@ def _run(arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         return _overview()
     if name in COMMANDS:
+        rest = command_line.rename_options(rest, RENAMED_OPTIONS.get(name, {}))
         return command_line.parse(COMMANDS[name], rest, prog=f"swinunetr {name}").run()
     if name == TRAIN:
         from swinunetr_jax.training.command import main as train

@@ -157,6 +157,31 @@ def test_a_cache_of_an_older_version_is_prepared_again_with_one_sentence(tmp_pat
     assert len(os.listdir(folder)) == 6 + len(kept) and kept.keys() <= set(os.listdir(folder))
 
 
+def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sentence(tmp_path, names_read):
+    cases = [write_case(tmp_path / "data", name, seed) for seed, name in enumerate("ab")]
+    prepare(cases, tmp_path / "cache")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = [write_case(tmp_path / "moved", name, seed) for seed, name in enumerate("ab")]
+    messages = []
+    for _ in range(2):
+        prepare(moved, tmp_path / "cache", warn=messages.append)
+    assert sorted(names_read) == ["a", "a", "b", "b"]
+    assert messages == [
+        f"{tmp_path / 'cache'} holds a, b from files in another place: they were prepared again from the present files."
+    ]
+
+
+def test_entries_of_a_newer_version_are_not_used_with_one_sentence(tmp_path, names_read):
+    case, messages = write_case(tmp_path / "data"), []
+    (first,) = prepare([case], tmp_path / "cache")
+    entry = json.loads(first.path.read_text())
+    newer = entry | {"settings": entry["settings"] | {"version": cache_entry.VERSION + 1}}
+    first.path.write_text(json.dumps(newer))
+    first.path.rename(first.path.with_name(f"a-{'0' * 16}.json"))
+    prepare([case], tmp_path / "cache", warn=messages.append)
+    assert names_read == ["a", "a"] and len(messages) == 1 and "a newer version of swinunetr_jax (1) are not used" in messages[0]
+
+
 @pytest.mark.fault("2.6")
 def test_temporary_files_of_a_killed_preparation_are_removed_by_the_next_one(tmp_path, monkeypatch):
     with subprocess.Popen(["true"]) as process:

@@ -14,7 +14,7 @@ from swinunetr_jax.data.discovery.folds import unlabelled
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.task import Task
 from swinunetr_jax.training import Recipe
-from swinunetr_jax.training.data import gather
+from swinunetr_jax.training.data import collect_cases
 
 
 @pytest.mark.fault("1.5")
@@ -136,7 +136,10 @@ def test_training_reports_the_cases_that_it_does_not_use(tmp_path, capsys):
         save(tmp_path / f"imagesTr/c{number}_0000.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE) + number)
     for number in range(2):
         save(tmp_path / f"labelsTr/c{number}.nii", ball(number))
-    found = gather(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
+    found = collect_cases(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
     assert len(found.train) == len(found.validation) == 1
     printed = capsys.readouterr().out
-    assert "2 of 4 scans have no label map and are not trained on: c2, c3" in printed and "2 cases count as 2 patients" in printed
+    assert (
+        "2 of 4 scans have no label map and are not used for training: c2, c3" in printed
+        and "2 cases count as 2 patients" in printed
+    )

@@ -14,7 +14,7 @@ from swinunetr_jax.data.check.check_dataset import check_dataset
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.training import Recipe
-from swinunetr_jax.training.data import gather
+from swinunetr_jax.training.data import collect_cases
 
 
 def header_bomb(path):
@@ -142,7 +142,7 @@ def test_bombs_are_refused_before_memory_is_allocated(faulty):
 def test_training_refuses_to_start_and_names_every_faulty_case(faulty, tmp_path):
     root, expected = faulty
     with pytest.raises(InputError) as refused:
-        gather(Recipe(kind="brats", data=root), tmp_path)
+        collect_cases(Recipe(kind="brats", data=root), tmp_path)
     first, *lines = str(refused.value).splitlines()
     faulty_cases = sorted({case for case, severity, *_ in expected if severity == "error"})
     assert f"{len(faulty_cases)} of " in first and f"swinunetr validate {root}" in lines.pop()

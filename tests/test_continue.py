@@ -26,15 +26,17 @@ from swinunetr_jax.training import (
     Validation,
     checkpoints,
     command,
+    description,
     folds,
     loop,
     objective,
-    start,
 )
+from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import LOG, Log, read_rows
 from swinunetr_jax.training.loop import Stopped, train
 from swinunetr_jax.training.optim import learning_rate
 from swinunetr_jax.training.rerun import earlier_run, is_finished
+from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import Training
 from swinunetr_jax.training.validation import CaseScore, Scores
 
@@ -161,7 +163,7 @@ def test_epochs_extend_a_run_and_patience_starts_again(data, tmp_path, monkeypat
     train(longer, resume=True)
     assert len(rates(run)) == 5
     assert json.loads((run / "run.json").read_text())["parts"][-1]["changes"] == {"epochs": [4, 6]}
-    with refused("--steps and --epochs both say how long"):
+    with refused("--steps and --epochs both state the length"):
         command.Resume(resume=run, epochs=6, steps=12).changed_recipe()
 
 
@@ -214,6 +216,44 @@ def test_the_table_of_all_folds_holds_no_formula_and_no_half_file(tmp_path):
     assert (tmp_path / "out_of_fold.csv").read_text() == "case,fold,'=A1\n'=HYPERLINK(1),fold0,0.500000\nmean,,0.500000\n"
 
 
+def test_a_run_is_refused_for_another_task_and_says_where_its_cache_is_missing(data, tmp_path, capsys):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    asked = recipe(data, run, cache=cache, steps=2)
+    train(asked)
+    capsys.readouterr()
+    cache.rename(tmp_path / "moved")
+    longer = replace(asked, steps=3)
+    train(longer, resume=True)
+    said = capsys.readouterr().err
+    assert (
+        said.count(f"the run's prepared cases are not in {cache} any more, so all cases are prepared again; --cache names") == 1
+    )
+    values = json.loads((run / "run.json").read_text())
+    values["task"]["outputs"][0]["name"] = "core"
+    (run / "run.json").write_text(json.dumps(values))
+    with refused(
+        "was trained for another task than the data set defines now (`outputs` was core (1, 4), WT", "and is TC (1, 4), WT"
+    ):
+        train(longer, resume=True)
+
+
+def test_folders_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").symlink_to("checkpoints")
+    with refused("checkpoints is not a folder"):
+        checkpoints.has_steps(tmp_path)
+    for folder in ("run/checkpoints", "phantom"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def forbidden(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.listdir", forbidden)
+    with refused("checkpoints cannot be read (Permission denied)"):
+        checkpoints.has_steps(tmp_path / "run")
+    with refused("phantom: cannot be read (Permission denied)"):
+        source_of(recipe(tmp_path / "phantom", tmp_path)).dataset(recipe(tmp_path / "phantom", tmp_path), tmp_path)
+
+
 # ---- descriptions that were edited or damaged
 
 
@@ -230,7 +270,7 @@ def described(tmp_path_factory, data) -> Path:
         "convention": "brats",
         "parts": [{"after_step": 0, "versions": {"jax": "0"}, "device": "cpu"}],
     }
-    start.write_description(folder, values)
+    description.write_description(folder, values)
     return folder
 
 
@@ -275,8 +315,8 @@ def test_an_edited_run_json_is_refused_in_one_sentence_that_names_it(described, 
     values = EDITS[edit](json.loads((described / "run.json").read_text()))
     (tmp_path / "run.json").write_text(values if isinstance(values, str) else json.dumps(values))
     with refused(tmp_path / "run.json", "restore it, or start a new run with another --out"):
-        start.read_recipe(tmp_path)
-        start._stored_network(tmp_path, start.read_description(tmp_path, start.Description))
+        description.read_recipe(tmp_path)
+        description.stored_network(tmp_path, description.read_description(tmp_path))
 
 
 def test_a_run_json_of_an_earlier_version_loads(described, tmp_path):
@@ -284,8 +324,8 @@ def test_a_run_json_of_an_earlier_version_loads(described, tmp_path):
     values["recipe"]["augment"] = {"flips": [0, 1, 2], "normalize_after_crop": True}
     del values["recipe"]["devices"]
     (tmp_path / "run.json").write_text(json.dumps(values))
-    loaded = start.read_recipe(tmp_path)
-    assert loaded.augment.flips == (0, 1, 2) and loaded.devices.depth == 1 and loaded.out == tmp_path
+    loaded = description.read_recipe(tmp_path)
+    assert loaded.augment.flips == (0, 1, 2) and loaded.devices.spatial_shards == 1 and loaded.out == tmp_path
 
 
 @pytest.mark.fault("3.3")
@@ -325,7 +365,7 @@ def test_a_damaged_description_of_a_saved_step_is_one_warning(tmp_path, text):
     (folder / "training.json").write_text(text)
     (folder / "checkpoint.json").write_text("{}")
     assert checkpoints.newest_progress(tmp_path) is None
-    with pytest.raises(InputError, match="holds no sound state to go on from") as error:
+    with pytest.raises(InputError, match="holds no intact state to continue from") as error:
         checkpoints.restore(tmp_path, None, None)
     assert "00000004 is" in str(error.value) and "damaged-00000004" in str(error.value)
 
@@ -336,7 +376,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     for name in (*ours, *others):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoints" / ".00000004.tmp").mkdir(parents=True)
-    with checkpoints.locked(tmp_path):
+    with locked(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {*others, "checkpoints", "lock"}
         assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -357,7 +397,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
         pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
         pytest.param(["--resume", "."], "holds no run, it has no run.json", marks=pytest.mark.fault("5.16")),
         pytest.param(
-            ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change in a run that", marks=pytest.mark.fault("5.5")
+            ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change when a run is resumed", marks=pytest.mark.fault("5.5")
         ),
         (["msd", "--resume", "."], "leave out msd"),
         (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),

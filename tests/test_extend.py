@@ -16,7 +16,7 @@ from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.inference import predict
-from swinunetr_jax.training import Network, checkpoints, load_recipe, loop, start, step
+from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop, step
 from swinunetr_jax.training import command as train_command
 from swinunetr_jax.training.log import read_rows
 
@@ -98,7 +98,7 @@ def test_parameters_of_an_objective_are_trained_and_saved_beside_the_network(dat
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
     assert sum(name.startswith("own.") for name in own) == 4 and any(name.startswith("opt.") for name in own)
-    first = start.read_recipe(tmp_path / "run")
+    first = description.read_recipe(tmp_path / "run")
     assert not any("objective" in name for name in open_checkpoint(last).params)
     assert first.objective is not None and all(
         "full_resolution_loss" in row["metrics"] for row in read_rows(tmp_path / "run")[:2]
@@ -125,6 +125,7 @@ def unet_run(data, tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "swinunetr_jax.cli", "train", FOLDER / "network.py", *shared]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=run.parent, env=os.environ, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "recipe network, UNet" in (run / "report.html").read_text()
     return run
 
 
@@ -147,7 +148,7 @@ def test_a_recipe_that_changed_is_named_when_its_run_is_resumed(unet_run, tmp_pa
     assert f"{moved} has changed since the run started" in said and str(unet_run / "recipe.py") in said
     moved.unlink()
     assert run_command("train", "--resume", unet_run, "--steps", "7") == 2
-    assert "is not there any more: name the file with --recipe" in capsys.readouterr().err
+    assert "does not exist any more: name the file with --recipe" in capsys.readouterr().err
 
 
 def test_a_network_that_changed_is_refused_and_no_state_is_set_aside(unet_run, tmp_path, capsys):
@@ -192,4 +193,4 @@ def test_options_of_a_part_that_is_a_function_are_refused(data, tmp_path, capsys
     assert train_example("optimizer", data, tmp_path / "run", "--optim.lr", "1e-3") == 2
     assert "--optim.lr has no effect here, since the recipe gives a function for `optimizer`" in capsys.readouterr().err
     assert train_example("augmentation", data, tmp_path / "run", "--devices.pmap") == 2
-    assert "`devices.pmap` has no batch but each device's samples" in capsys.readouterr().err
+    assert "with `devices.pmap` each device has only its own samples" in capsys.readouterr().err

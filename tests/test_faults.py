@@ -18,9 +18,10 @@ from small_network import forget, put_in_place
 from swinunetr_jax import InputError
 from swinunetr_jax.training import checkpoints
 from swinunetr_jax.training.checkpoints import Progress
+from swinunetr_jax.training.description import read_description
 from swinunetr_jax.training.log import read_rows
-from swinunetr_jax.training.start import read_description
 from swinunetr_jax.training.step import Training
+from swinunetr_jax.training.writer import Writer
 
 STEPS = "12"
 OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
@@ -92,7 +93,7 @@ def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
         assert runner.wait_for(process, lambda: (run / "checkpoints" / "00000006").exists())
     process.send_signal(signal.SIGTERM)
     runner.finish([process], 143)
-    assert (run / "last" / "training.json").exists() and "go on with" in runner.said(process)
+    assert (run / "last" / "training.json").exists() and "continue with" in runner.said(process)
     runner.finish(runner.start("--resume", str(run), count=1), 0)
     assert bytes_of(run) == bytes_of(finished)
 
@@ -172,7 +173,7 @@ def test_any_file_of_a_state_that_is_damaged(stopped, damage):
             continue
         progress, (warning,) = restored(run, training)
         assert progress.step == int(STEPS) - 1, name
-        assert newest.name in warning and f"set aside as damaged-{newest.name}" in warning
+        assert newest.name in warning and f"renamed to damaged-{newest.name}" in warning
         (newest.with_name(f"damaged-{newest.name}")).rename(newest)
         (newest / name).write_bytes(whole)
     assert restored(run, training) == (replace(restored(run, training)[0], step=int(STEPS)), [])
@@ -193,7 +194,7 @@ def test_nothing_sound_is_left(stopped):
     run, training = stopped
     for folder in (run / "checkpoints").iterdir():
         (folder / "training.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds no sound state to go on from: .*00000012.*00000011"):
+    with pytest.raises(InputError, match=r"holds no intact state to continue from: .*00000012.*00000011"):
         restored(run, training)
 
 
@@ -209,7 +210,7 @@ def test_a_run_whose_folder_vanishes(stopped):
     run, training = stopped
     state, progress, _ = checkpoints.restore(run, training.like(), training.config)
     shutil.rmtree(run)
-    with pytest.raises(InputError, match=r"00000012 cannot be written \(.*run is gone"):
+    with pytest.raises(InputError, match=r"00000012 cannot be written \(.*run does not exist any more"):
         checkpoints.save(run, state, progress, training.config, training.task, keep=2)
     assert not run.exists()
 
@@ -218,7 +219,7 @@ def test_a_writer_tells_at_the_next_call_what_failed():
     def fail() -> None:
         raise InputError("the disk is full")
 
-    writer = checkpoints.Writer()
+    writer = Writer()
     writer.start(lambda: None)
     writer.wait()
     writer.start(fail)

@@ -12,7 +12,7 @@ from swinunetr_jax.data.check.check_dataset import check_dataset
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.task import Output, Task
 from swinunetr_jax.training import Recipe
-from swinunetr_jax.training.data import gather
+from swinunetr_jax.training.data import collect_cases
 
 
 @pytest.mark.fault("4.6")
@@ -44,4 +44,4 @@ def test_training_names_the_file_of_a_label_above_255(tmp_path):
         save(tmp_path / f"{name}.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE))
         save(tmp_path / f"{name}_seg.nii.gz", ball(1).astype(np.int16) * 300)
     with refused(tmp_path / "a_seg.nii.gz", "300", "above 255"):
-        gather(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
+        collect_cases(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")

@@ -22,7 +22,7 @@ STEP = Program(
     topology="v5e:4x4",
     chips=16,
     batch=8,
-    depth=2,
+    spatial_shards=2,
     roi=(128, 128, 128),
     held_bytes=2 << 30,
     temporary_bytes=6 << 30,
@@ -76,7 +76,7 @@ def test_what_fits_is_looked_for_where_memory_would_be_full(monkeypatch):
         return batch <= 3 and roi[0] <= 160
 
     monkeypatch.setattr(pod_plan, "fits", fits)
-    assert pod_plan.largest(STEP, Options(depth=2)) == (3, 160)
+    assert pod_plan.largest(STEP, Options(spatial_shards=2)) == (3, 160)
     assert asked == [(160, 1), (192, 1), (128, 2), (128, 3), (128, 4)]
 
 

@@ -97,8 +97,28 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 × cpu of 2 processes, from the start" in done.stdout and (run / "report.html").exists()
     again = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-    assert again.returncode == 0 and "going on after step 6" in again.stdout, again.stdout + again.stderr  # queued again
+    assert again.returncode == 0 and "continuing after step 6" in again.stdout, again.stdout + again.stderr  # queued again
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+
+
+def test_a_recipe_file_on_two_processes(runner):
+    """Its functions are executed in each process; the loss is that of the file."""
+    file = str(ROOT / "docs" / "extend" / "loss.py")
+    shared = (
+        "--data",
+        str(runner.folder / "data"),
+        "--cache",
+        str(runner.folder / "cache"),
+        "--steps",
+        "2",
+        "--validation.every",
+        "2",
+    )
+    alone, run = runner.folder / "file alone", runner.folder / "file"
+    runner.finish(runner.start(file, *OPTIONS[1:], *shared, "--out", str(alone), count=1), 0)
+    runner.finish(runner.start(file, *OPTIONS[1:], *shared, "--out", str(run)), 0)
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+    assert (run / "recipe.py").read_text() == Path(file).read_text() and (run / "report.html").exists()
 
 
 def test_a_mistake_ends_all(runner):

@@ -25,7 +25,7 @@ from swinunetr_jax.inference import scan_grid, slab_sum
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.metrics import dice
 from swinunetr_jax.task import Output
-from swinunetr_jax.training import pictures
+from swinunetr_jax.training import plots
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import ScanGrid, predict_options, validate
 
@@ -260,7 +260,7 @@ def test_a_validation_gives_the_dice_of_predict_and_evaluate(segmenter, tmp_path
     for score in scores.cases:
         assert 0.1 < score.dice["class 1"] < 1
         assert score.dice["class 1"] == pytest.approx(found.scores[score.case.name]["class 1"]["dice_brats"], abs=1e-12)
-    pictures.write_comparison(tmp_path / "validation.png", scores.first, task)
+    plots.write_comparison(tmp_path / "validation.png", scores.first, task)
     grid = ScanGrid.of(prepared[0], task)
     assert grid.image(prepared[0]).shape == grid.reference(prepared[0]).shape == scores.first[0].prediction.shape
     if spacing is not None:

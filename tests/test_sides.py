@@ -9,8 +9,9 @@ from swinunetr_jax.data.augment.sides import axes_of_affine, describe, sided_axe
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.task import Task
-from swinunetr_jax.training.data import fitted_roi, mirrored_axes
+from swinunetr_jax.training.data import fitted_roi
 from swinunetr_jax.training.recipes import brats21, msd
+from swinunetr_jax.training.transforms import mirrored_axes
 
 LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from swinunetr_jax import Task
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.task import Output
-from swinunetr_jax.training import loop, pictures, validation
-from swinunetr_jax.training.report import write_report
+from swinunetr_jax.training import loop, plots, validation
+from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.viz import figures, preview
 
 NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
@@ -55,15 +55,15 @@ def test_pictures_of_a_run_draw_any_name_literally(tmp_path, drawn):
     dice = dict.fromkeys(NASTY, 0.5)
     rows = [{"kind": "step", "step": 1, "loss": 1.0, "lr": 0.1}]
     rows += [{"kind": "validation", "step": 1, "score": 0.5, "dice": dice}]
-    pictures.write_progress(tmp_path / "progress.png", rows, 2)
+    plots.write_progress(tmp_path / "progress.png", rows, 2)
     texts = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
     assert texts[:2] == ["$\\badmacro$", "_hidden"] and texts[-1] == "mean"
     labels = np.ones((8, 8, 8), np.uint8)
     case = SimpleNamespace(name="$\\badmacro$_", affine=np.eye(4), shape=labels.shape)
     score = SimpleNamespace(case=case, prediction=labels, dice=dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "whole", lambda case: (np.random.default_rng(0).random((8, 8, 8, 1)), labels))
-        pictures.write_comparison(tmp_path / "validation.png", [score], nasty_task())
+        patch.setattr(validation, "full_grid", lambda case: (np.random.default_rng(0).random((8, 8, 8, 1)), labels))
+        plots.write_comparison(tmp_path / "validation.png", [score], nasty_task())
     assert drawn[1].axes[0].get_title() == "$\\badmacro$_"
 
 
@@ -85,8 +85,8 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
     def fail(*arguments):
         raise ValueError("no font\x1b")
 
-    monkeypatch.setattr(pictures, "write_progress", fail)
-    monkeypatch.setattr(pictures, "write_comparison", lambda path, scores, task: drawn.append(path.name))
+    monkeypatch.setattr(plots, "write_progress", fail)
+    monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append(path.name))
     run = SimpleNamespace(
         log=SimpleNamespace(say=said.append, rows=[]), folder=tmp_path, total=1, cases=SimpleNamespace(task=None)
     )

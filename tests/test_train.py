@@ -28,15 +28,16 @@ from swinunetr_jax.training import (
     Validation,
     checkpoints,
     command,
+    description,
     loop,
-    start,
     step,
 )
-from swinunetr_jax.training.data import Cases, batches, gather, grid_notes
+from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
 from swinunetr_jax.training.folds import train_folds
+from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import Log, read_rows
 from swinunetr_jax.training.loop import Stopped, train
-from swinunetr_jax.training.validation import Scores, can_crop, whole
+from swinunetr_jax.training.validation import Scores, can_crop, full_grid
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 
@@ -228,7 +229,7 @@ def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data
     first = read_rows(run)[0]["loss"]
     assert first < read_rows(finished)[0]["loss"]  # it was trained already
     shutil.rmtree(source)
-    resumed = start.read_recipe(run)
+    resumed = description.read_recipe(run)
     assert resumed.init.checkpoint == source
     with pytest.raises(InputError, match=r"lr.*0\.001.*choose another --out"):
         train(replace(begun, optim=Optim(lr=1e-4, ema=0.9), init=resumed.init), resume=True)
@@ -237,6 +238,8 @@ def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data
     with pytest.raises(InputError, match="takes FLAIR, T1ce, T1, T2, the data come as T1"):
         other = recipe(data, tmp_path / "other", channels=("T1", "T1ce", "T2", "FLAIR"), init=Init(checkpoint=finished))
         train(other)
+    with pytest.raises(InputError, match="which holds one network: leave out `key`"):
+        train(recipe(data, tmp_path / "other", init=Init(checkpoint=finished / "best", key="model_ema")))
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
@@ -264,7 +267,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data,
     victim.write_bytes(bytes(content))
     train(recipe(data, run), resume=True)
     said = capsys.readouterr().out
-    assert "damaged" in said and "damaged-00000004" in said and "going on after step 2" in said
+    assert "damaged" in said and "damaged-00000004" in said and "continuing after step 2" in said
     assert bytes_of(run) == bytes_of(finished)
 
 
@@ -322,7 +325,7 @@ def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **
 
 
 def test_labels_that_no_list_names_are_read_from_the_label_maps(tmp_path):
-    cases = gather(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
+    cases = collect_cases(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
     assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
     assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
     assert len(cases.train) == 4 and len(cases.validation) == 2
@@ -330,11 +333,11 @@ def test_labels_that_no_list_names_are_read_from_the_label_maps(tmp_path):
 
 def test_a_ct_is_windowed_alike_in_training_and_validation(tmp_path):
     asked = Recipe(kind="labels", data=dataset(tmp_path, (0, 2), "CT"), folds=3, batch=2, augment=Augment(flips=()))
-    cases = gather(asked, tmp_path / "run")
+    cases = collect_cases(asked, tmp_path / "run")
     assert (cases.task.intensity, cases.task.window) == ("window", (-175.0, 250.0))
     assert [output.name for output in cases.task.outputs] == ["background", "organ 2"]
     batch = next(batches(asked, cases))
-    image, reference = whole(cases.validation[0])
+    image, reference = full_grid(cases.validation[0])
     shown = normalized(image, cases.task)
     assert shown.min() == 0 and shown.max() == 1 and reference.shape == (20, 40, 24)
     assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # brighter and darker by a tenth at most
@@ -344,7 +347,7 @@ def test_a_ct_is_windowed_alike_in_training_and_validation(tmp_path):
 
 def test_the_data_sets_own_validation_list(tmp_path):
     listed = dataset(tmp_path, (0, 1), training=slice(0, 4), validation=slice(4, 6))
-    cases = gather(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
+    cases = collect_cases(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
     assert cases.names == {"train": [f"image{n}" for n in range(4)], "validation": ["image4", "image5"]}
 
 
@@ -353,7 +356,7 @@ def test_a_wrong_base_folder_is_one_sentence_for_all_cases(tmp_path):
     for image in tmp_path.glob("image*.nii.gz"):
         image.unlink()
     with pytest.raises(InputError) as refused:
-        gather(Recipe(kind="labels", data=listed), tmp_path / "run")
+        collect_cases(Recipe(kind="labels", data=listed), tmp_path / "run")
     said = str(refused.value)
     assert said.count("does not exist") == 1 and "6 cases" in said and "image0" in said and "--base" in said
 
@@ -376,13 +379,13 @@ def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
 @pytest.mark.fault("1.0")
 def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path, capsys, monkeypatch):
     asked = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
-    cases = gather(asked, tmp_path / "run")
+    cases = collect_cases(asked, tmp_path / "run")
     assert cases.flips == (1, 2)
     said = capsys.readouterr().out
     assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in said and "--augment.flips" in said
-    turned = gather(replace(asked, orientation="SAL"), tmp_path / "run")
+    turned = collect_cases(replace(asked, orientation="SAL"), tmp_path / "run")
     assert turned.flips == (0, 1)
-    chosen = gather(replace(asked, augment=Augment(flips=(0,))), tmp_path / "run")
+    chosen = collect_cases(replace(asked, augment=Augment(flips=(0,))), tmp_path / "run")
     assert chosen.flips == (0,)
     warned = capsys.readouterr().err
     assert "mirrored along axis 0 (left-right: kidney_left, kidney_right), as --augment.flips asks" in warned
@@ -431,12 +434,12 @@ def test_programs_are_kept_where_there_is_a_home(home, tmp_path, monkeypatch, ca
 
 def test_a_folder_with_a_run_is_not_overwritten(data, tmp_path):
     (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"holds a run already: go on with `--resume"):
+    with pytest.raises(InputError, match=r"already holds a run: continue it with `--resume"):
         train(recipe(data, tmp_path))
 
 
 def test_two_processes_cannot_have_one_run(tmp_path):
-    with checkpoints.locked(tmp_path), pytest.raises(InputError, match="in use by another"), checkpoints.locked(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another"), locked(tmp_path):
         pass
 
 
@@ -472,5 +475,5 @@ def test_every_recipe_builds_and_survives_json(name):
 
 def test_a_run_is_found_again_by_its_folder(tmp_path):
     made = recipe(tmp_path / "data", tmp_path / "elsewhere")
-    (tmp_path / start.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
-    assert start.read_recipe(tmp_path) == replace(made, out=tmp_path)
+    (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
+    assert description.read_recipe(tmp_path) == replace(made, out=tmp_path)

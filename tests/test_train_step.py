@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_network import forget, put_in_place
 
-from swinunetr_jax import Task
+from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -195,6 +195,15 @@ def test_both_kinds_of_statistics_are_restored(tmp_path):
     network = checkpoints.read_checkpoint(tmp_path / "last").params
     np.testing.assert_array_equal(network[mean], state.average_stats[mean])
     assert not np.array_equal(network[mean], state.stats[mean])
+
+
+def test_a_state_of_other_shapes_is_refused_before_any_array_is_read(tmp_path, small_network, monkeypatch):
+    training = make(ema=0.9)
+    checkpoints.save(tmp_path, checkpoints.snapshot(start(training)), Progress(step=3), SMALLEST, training.task, keep=1)
+    monkeypatch.setattr(checkpoints, "read_arrays", lambda *_: pytest.fail("the arrays were read"))
+    with pytest.raises(InputError, match="the state of another network or optimizer") as error:
+        checkpoints.read(tmp_path, 3, make().like(), SMALLEST)
+    assert "params.out.kernel: got (12, 3), expected nothing" in str(error.value)
 
 
 def test_the_schedules():

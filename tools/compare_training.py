@@ -27,7 +27,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from swinunetr_jax import SwinUNETRConfig, console
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.training import Augment, Network, Optim, Recipe
-from swinunetr_jax.training.data import Cases, batches, gather
+from swinunetr_jax.training.data import Cases, batches, collect_cases
 from swinunetr_jax.training.optim import learning_rate
 from swinunetr_jax.training.recipes import msd
 from swinunetr_jax.training.step import Training
@@ -86,7 +86,7 @@ def main(options: Options) -> None:
         optim=Optim(lr=options.lr, weight_decay=1e-5, warmup=options.warmup),
         augment=Augment(flips=options.flips),
     )
-    cases = gather(recipe, options.out)
+    cases = collect_cases(recipe, options.out)
     results = []
     for seed in options.seeds:
         for train in (train_ours, train_monai):

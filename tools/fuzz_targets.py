@@ -21,8 +21,8 @@ from swinunetr_jax.data.prepare import cache_entry
 from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.training import Recipe
+from swinunetr_jax.training.description import DESCRIPTION, Description, read_description, read_recipe
 from swinunetr_jax.training.log import LOG, ROWS, read_rows
-from swinunetr_jax.training.start import DESCRIPTION, Description, read_description, read_recipe
 from swinunetr_jax.weights.checkpoint import Stored, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import shapes
 from swinunetr_jax.weights.safetensors_file import read_safetensors

@@ -2,7 +2,7 @@
 
     pip install libtpu                                             # compiles; needs no TPU
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
-    python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --depth 8
+    python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --spatial-shards 8
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
 
 The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +32,7 @@ import tyro
 from jax.experimental import topologies
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, console
+from swinunetr_jax.arguments import rename_options
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy
@@ -58,7 +59,7 @@ class Options:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     batch_per_chip: int = 1
     """Samples for each chip, or for each group of chips that shares a volume."""
-    depth: int = 1
+    spatial_shards: int = 1
     """Chips that share a volume."""
     remat: bool = False
     """Recompute blocks in the backward pass."""
@@ -77,7 +78,7 @@ class Program:
     topology: str
     chips: int
     batch: int
-    depth: int
+    spatial_shards: int
     roi: tuple[int, ...]
     held_bytes: int
     temporary_bytes: int
@@ -123,8 +124,8 @@ def compile_step(
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
-    batch = len(devices) // options.depth * batch_per_chip
-    layout = JitStrategy(device_mesh(batch, options.depth, devices))
+    batch = len(devices) // options.spatial_shards * batch_per_chip
+    layout = JitStrategy(device_mesh(batch, options.spatial_shards, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
     shapes = {"image": ((batch, *roi, 4), jnp.float32), "label": ((batch, *roi), jnp.uint8), "sample": ((batch,), jnp.int32)}
     samples = {
@@ -140,7 +141,7 @@ def compile_step(
         topology=topology,
         chips=len(devices),
         batch=batch,
-        depth=options.depth,
+        spatial_shards=options.spatial_shards,
         roi=tuple(roi),
         held_bytes=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
@@ -173,7 +174,7 @@ def between_chips(program: Program, chips: int) -> float:
 def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: int) -> bool:
     """Returns whether the step fits into one group of chips, from compiling it for that group; other groups need no more memory."""
     try:
-        program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.depth)
+        program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.spatial_shards)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error):
             return False
@@ -187,7 +188,7 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
     Temporaries are nearly proportional to the voxels of a step. So those of a compiled step give a first guess, around which steps are
     compiled. More may fit than the guess, since a compiler that is short of memory saves memory at the cost of time.
     """
-    of_a_sample = program.temporary_bytes / (program.batch * program.depth / program.chips)
+    of_a_sample = program.temporary_bytes / (program.batch * program.spatial_shards / program.chips)
     guess = (CHIP_BYTES[program.chip] - program.held_bytes) / of_a_sample
     topology = program.topology
 
@@ -231,7 +232,7 @@ def table(programs: list[Program]) -> str:
             p.topology,
             "×".join(map(str, p.roi)),
             p.batch,
-            p.depth,
+            p.spatial_shards,
             f"{p.held_bytes / 1e9:.2f}",
             f"{p.temporary_bytes / 1e9:.2f}",
         ]
@@ -246,13 +247,19 @@ def expectation(program: Program, chips: tuple[int, ...]) -> str:
     head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops a second", "of perfect scaling"]
     lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in chips:
-        groups = max(count // program.depth, 1)
-        batch = groups * program.batch * program.depth // program.chips
+        groups = max(count // program.spatial_shards, 1)
+        batch = groups * program.batch * program.spatial_shards // program.chips
         sent = between_chips(program, count)
         step = program.schedule_seconds + sent
         cells = [count, batch, f"{program.schedule_seconds * 1e3:.1f}", f"{sent * 1e3:.2f}", f"{batch / step:.1f}"]
         lines.append(f"| {' | '.join(map(str, [*cells, f'{program.schedule_seconds / step:.1%}']))} |")
     return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Returns the options of a command line. The old name of --spatial-shards works for one more version."""
+    renamed = rename_options(arguments, {"--depth": "--spatial-shards"})
+    return tyro.cli(Annotated[Options, tyro.conf.arg(name="")], args=renamed, description=__doc__)
 
 
 def main(options: Options) -> None:
@@ -265,7 +272,7 @@ def main(options: Options) -> None:
         if options.fit:
             batch, edge = found[topology] = largest(programs[-1], options)
             print(
-                f"\n{topology}: a {'group' if options.depth > 1 else 'chip'} holds a batch of {batch} crops of "
+                f"\n{topology}: a {'group' if options.spatial_shards > 1 else 'chip'} holds a batch of {batch} crops of "
                 f"{'×'.join(map(str, options.roi))}, or one of {edge}³.",
                 flush=True,
             )
@@ -277,7 +284,7 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     console.configure_streams()
     try:
-        main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+        main(parse(sys.argv[1:]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The trainer. It is extended from a Python file of yours, anywhere; see `Recipe`.
+"""The trainer. A Python file anywhere can extend it; see `Recipe`.
 
     from swinunetr_jax.training import Recipe, Network, Optim
     RECIPE = Recipe(kind="labels", network=Network(feature_size=24), loss=my_loss)
@@ -6,8 +6,8 @@
     swinunetr train my_experiment.py --data DATA --out RUN
 
 The package has one name in a clone, in a wheel and in an editable install: `swinunetr_jax.training`. Its files are in the folder `train` of
-the repository, which `swinunetr_jax/training` is a link to, so that `python -m train` works there. Imports of the old name `train` are
-answered with the same modules and a warning.
+the repository, to which `swinunetr_jax/training` is a link, so that `python -m train` works there. Imports of the old name `train` return
+the same modules, with a warning.
 """
 
 from importlib import import_module
@@ -44,11 +44,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for."""
+    """Imports a public name when it is first used."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"swinunetr_jax.training.{_HOME[name]}"), name)
 
 
 if __name__ == "train":
-    import_module("swinunetr_jax.training.old_name").answer()
+    import_module("swinunetr_jax.training.old_name").redirect_imports()

@@ -1,4 +1,4 @@
-"""`python -m train` in a clone; installed it is `swinunetr train`."""
+"""`python -m train`, which in a clone is the same as `swinunetr train`."""
 
 from swinunetr_jax.training.command import main
 

@@ -1,4 +1,4 @@
-"""From a recipe to the cases of a run: found, split, prepared once into a cache; what they are for; batches of them."""
+"""The cases of a run: found, split into training and validation, and prepared in the cache; and batches of them."""
 
 import contextlib
 import math
@@ -16,28 +16,25 @@ from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.console import Progress, literal, name_list, say, warn
 from swinunetr_jax.data.augment import sides
-from swinunetr_jax.data.augment.transforms import brats_recipe, ct_recipe
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case, Dataset
-from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabelled, with_folds
-from swinunetr_jax.data.discovery.formats import find_cases
-from swinunetr_jax.data.nifti import read_geometry, read_labels
-from swinunetr_jax.data.phantom.dataset import write_phantom
+from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.transforms import host_transforms, mirrored_axes
 
-ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; of a CT for which no other is asked
-MIXED_SPACING = 1.05  # scans whose voxel sizes differ by more than this factor are said to be mixed
-MIRRORING_PASSES = 25  # passes over the cases from which on samples are mirrored; after 5 passes it costs Dice, see the README
-LARGEST_FITTED_ROI = 96  # what a network of 48 features trains on in 16 GB
+ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; for a CT without the option `window`
+MIXED_SPACING = 1.05  # scans whose voxel sizes differ by a larger factor are reported
+LARGEST_FITTED_ROI = 96  # a network of 48 features trains on crops of this size in 16 GB
 
 
 @dataclass(frozen=True)
 class Cases:
-    """The prepared cases of a run and the task that they teach."""
+    """The prepared cases of a run, and their task."""
 
     task: Task
     in_channels: int
@@ -50,35 +47,25 @@ class Cases:
         return {"train": [case.name for case in self.train], "validation": [case.name for case in self.validation]}
 
 
-def gather(recipe: Recipe, run: Path) -> Cases:
-    """Finds, splits and prepares the cases of a run; says what it does.
+def collect_cases(recipe: Recipe, run: Path) -> Cases:
+    """Finds, splits and prepares the cases of a run, and prints what it does.
 
     Raises:
-        InputError: there is no data set, it cannot be split so, or cases are faulty (all of them are named).
+        InputError: there is no data set, it cannot be split as asked, or cases are faulty, in which case all of them are named.
     """
-    dataset = find_dataset(recipe, run)
-    train, validation = fold_split(folded(recipe, dataset), recipe.fold)
+    source = source_of(recipe)
+    dataset = source.dataset(recipe, run)
+    train, validation = fold_split(assign_folds(recipe, dataset), None if recipe.fold is None else _fold_number(recipe))
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
-    _say_unused(dataset)
+    _print_unused(dataset)
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
-        lines = problem_lines([(case.name, case.problem) for case in chosen])
+        lines = problem_lines([(case.name, case.problem or "") for case in chosen])
         raise InputError("no case can be used for training:", *lines)
     channels, count = _channels(recipe, dataset, chosen)
-    task = _task(recipe, dataset, chosen, channels)
-    cache, form = recipe.cache or run / "cache", {"in_channels": count, "dtype": recipe.cache_dtype}
-    with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
-        if processes.is_distributed():  # each its share; what is wrong with it comes to light below, where all look at all
-            with contextlib.suppress(InputError):
-                own = chosen[jax.process_index() :: jax.process_count()]
-                prepare_training_cases(own, task, cache, **form, progress=progress)
-            processes.barrier("cases are prepared")
-        try:
-            alone = not processes.is_distributed()  # else each case was verified above, by one of them
-            prepared = prepare_training_cases(chosen, task, cache, **form, verify=alone, progress=progress)
-        except InputError as error:
-            raise InputError(*error.args, f"All that is wrong with the data set: swinunetr validate {dataset.root}") from error
-    if recipe.roi is None:  # by all scans, not this fold's: the networks of all folds are to fit together
+    task = source.task(dataset, chosen, _task_fields(recipe, channels))
+    prepared = _prepare(recipe, chosen, task, recipe.cache or run / "cache", count, dataset.root)
+    if recipe.roi is None:  # fitted to the scans of all folds, so that the networks of all folds have the same one
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
     if processes.is_leader():
         for note in grid_notes(task, [case.affine for case in prepared]):
@@ -90,45 +77,51 @@ def gather(recipe: Recipe, run: Path) -> Cases:
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
 
 
-def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float) -> tuple[int, ...]:
-    """Axes along which training samples are mirrored; it says what names of labels and the length of the run have to do with it.
+def _fold_number(recipe: Recipe) -> int:
+    if not isinstance(recipe.fold, int):
+        raise InputError(f"`fold` is {recipe.fold!r}, expected the number of one fold: `train_folds` trains all of them.")
+    return recipe.fold
 
-    Args:
-        asked: the axes that a user chose, which are taken; None takes all but those along which names of labels tell sides, and none
-            in a run that is too short for mirroring to be of use.
-        task, affines: the labels and the grids of the prepared scans, [4, 4] each.
-        passes: how often the run sees each training case.
-    """
-    sided = sides.sided_axes(task, affines)
-    free = tuple(axis for axis in range(3) if axis not in sided)
-    short = asked is None and bool(free) and passes < MIRRORING_PASSES
-    chosen = asked if asked is not None else () if short else free
-    wrong = {axis: sided[axis] for axis in chosen if axis in sided}
-    if processes.is_leader() and wrong:
-        warn(
-            f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels name sides along it, "
-            "which the network then cannot tell from each other."
-        )
-    elif processes.is_leader() and short:
-        axes = " ".join(map(str, free))
-        say(
-            f"samples are not mirrored: the run sees each case {passes:.3g} times, and below {MIRRORING_PASSES} times mirroring costs more "
-            f"than it gives; --augment.flips {axes} mirrors all the same"
-        )
-    elif processes.is_leader() and asked is None and sided:
-        say(
-            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels name sides along it; --augment.flips chooses "
-            "other axes"
-        )
-    return chosen
+
+def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_channels: int, root: Path) -> list[PreparedCase]:
+    """Returns the cases from the cache, after preparing those that it does not hold. Processes share this work."""
+    distributed = processes.is_distributed()
+    with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
+
+        def prepare(some: Sequence[Case], verify: bool) -> list[PreparedCase]:
+            return prepare_training_cases(
+                some, task, cache, in_channels=in_channels, dtype=recipe.cache_dtype, verify=verify, progress=progress
+            )
+
+        if distributed:
+            with contextlib.suppress(InputError):  # raised again below, where every process reads all entries
+                prepare(cases[jax.process_index() :: jax.process_count()], verify=True)
+            processes.barrier("cases are prepared")
+        try:
+            return prepare(cases, verify=not distributed)  # otherwise one of the processes has verified each case above
+        except InputError as error:
+            raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}") from error
+
+
+def assign_folds(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
+    """Returns the cases with their folds, or unchanged if the recipe asks for the data set's validation list. Prints the folds' origin."""
+    if recipe.fold is None:
+        return dataset.cases
+    splits = recipe.splits or find_splits(dataset.root, _print)
+    if splits is not recipe.splits and any(case.fold is not None for case in dataset.cases):
+        _print(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
+        splits = None
+    return with_folds(
+        dataset.cases, folds=recipe.folds, seed=recipe.fold_seed, patient=recipe.patient, splits=splits, notify=_print
+    )
 
 
 def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
-    """Sentences that say where the scans' orientations or voxel sizes are mixed, as the network gets them.
+    """Returns sentences on orientations or voxel sizes that differ among the scans as the network receives them.
 
     Args:
-        task: scans are brought to its orientation and spacing, where it has them.
-        affines: of the prepared scans, [4, 4] each, in mm.
+        task: its orientation and spacing, if it has them, are those of all scans.
+        affines: the affines of the prepared scans, [4, 4] each, in mm.
     """
     codes = Counter("".join(nib.aff2axcodes(affine)) for affine in affines)
     sizes = np.array([_size_by_direction(affine) for affine in affines])
@@ -136,8 +129,8 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     if len(codes) > 1:
         each = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
         notes.append(
-            f"the scans are stored in {len(codes)} orientations, {each}, and the network sees them as stored: --orientation RAS brings all "
-            "of them to one."
+            f"the scans are stored in {len(codes)} orientations, {each}, and the network receives them as stored: --orientation RAS brings "
+            "all of them to one."
         )
     low, high = sizes.min(axis=0), sizes.max(axis=0)
     if task.spacing is None and (high > MIXED_SPACING * low).any():
@@ -146,92 +139,62 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
         )
         median = " ".join(f"{size:.3g}" for size in np.median(sizes, axis=0))
         notes.append(
-            f"the scans' voxel sizes differ ({each}), and the network sees voxels, not mm: --orientation RAS --spacing {median} brings all "
-            "of them to the median."
+            f"the scans' voxel sizes differ ({each}), and the network does not know them: --orientation RAS --spacing {median} resamples "
+            "all scans to the median."
         )
     return notes
 
 
 def _size_by_direction(affine: np.ndarray) -> np.ndarray:
-    """Voxel sizes in mm, left-right, anterior-posterior and superior-inferior, of the axes nearest to these directions."""
+    """Returns the voxel sizes in mm along left-right, anterior-posterior and superior-inferior, of the axes nearest to them."""
     order = nib.io_orientation(affine)[:, 0]  # array axis -> direction
     return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(order)]
 
 
-def find_dataset(recipe: Recipe, run: Path) -> Dataset:
-    """The data set of a recipe; the phantom is made where it is not there yet."""
-    if recipe.kind != "phantom":
-        if recipe.data is None:
-            raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
-        return find_cases(recipe.data, channels=recipe.channels or None, base=recipe.base)
-    folder = recipe.data or run / "data"
-    if processes.is_leader():  # the others would look while it is being made
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantom.json").exists():
-            raise InputError(
-                f"{folder} holds other data, and this recipe makes its own: to train on yours take the recipe `msd` or `brats21`."
-            )
-        with Progress("making phantom cases", "case") as progress:
-            phantom = recipe.phantom
-            write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
-    processes.barrier("the phantom is made")
-    return find_cases(folder, channels=recipe.channels or None)
-
-
-def folded(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
-    """The cases with their folds; as they are where the data set's own validation list is asked for. Says where folds come from."""
-    if recipe.fold is None:
-        return dataset.cases
-    splits = recipe.splits or find_splits(dataset.root, _tell)
-    if splits is not recipe.splits and any(case.fold is not None for case in dataset.cases):
-        _tell(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
-        splits = None
-    options = {"folds": recipe.folds, "seed": recipe.fold_seed, "patient": recipe.patient, "splits": splits}
-    return with_folds(dataset.cases, **options, notify=_tell)
-
-
-def _say_unused(dataset: Dataset) -> None:
-    """Says which entries of the data set are not trained on, and why."""
+def _print_unused(dataset: Dataset) -> None:
+    """Prints which entries of the data set are not used for training, and why."""
     for text in (dataset.ignored, *dataset.warnings):
         if text:
-            _tell(text)
+            _print(text)
     unused = [case for case in dataset.cases if case.problem and case.split == "test" and not case.images]
-    for text in problem_lines([(case.name, case.problem) for case in unused]):
-        _tell(f"warning: not trained on: {text}")
+    for text in problem_lines([(case.name, case.problem or "") for case in unused]):
+        _print(f"warning: not used for training: {text}")
     if without := unlabelled(dataset):
         names = name_list(case.name for case in without)
-        of = len([case for case in dataset.cases if case.images])
-        _tell(f"warning: {len(without)} of {of} scans have no label map and are not trained on: {names}")
+        scans = len([case for case in dataset.cases if case.images])
+        _print(f"warning: {len(without)} of {scans} scans have no label map and are not used for training: {names}")
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     if processes.is_leader():
         say(literal(text))
 
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
-    """Endless training batches, this process's share, from the start; `set_state` takes up another place."""
-    task, augment = cases.task, recipe.host_augment
-    if recipe.transforms is not None:
-        transforms = tuple(recipe.transforms(task))
-    elif task.intensity == "window":
-        transforms = ct_recipe(task.roi, window=task.window, flip_axes=cases.flips)
-    else:
-        transforms = brats_recipe(task.roi, augment.normalize_after_crop, cases.flips, pad_foreground=augment.pad_foreground)
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
-    return TrainingData(cases.train, transforms, batch=recipe.batch, seed=recipe.seed, workers=recipe.workers, **share)
+    """Returns the endless iterator over this process's share of the training batches, which starts with the first one."""
+    return TrainingData(
+        cases.train,
+        host_transforms(recipe, cases.task, cases.flips),
+        batch=recipe.batch,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
 
 
 def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """A crop about as large as the median scan, as far as 96 voxels a side allow: multiples of 32, and not 32 along all axes.
+    """Returns a crop about as large as the median scan, at most 96 voxels per axis: multiples of 32, and not 32 along all axes.
 
-    An axis is rounded down where at most a quarter of its multiple is cut off, for padding costs more than it gives: on scans of
-    36×50×36 voxels crops of 32×64×32 learned faster than those of 64³ by each step, and a step took a quarter of the time.
+    An axis is rounded down if this cuts off at most a quarter of the multiple, because padding costs more than it gains: on scans of
+    36×50×36 voxels crops of 32×64×32 learned faster per step than those of 64³, and a step took a quarter of the time.
     """
     median = np.median(np.array([shape[:3] for shape in shapes]), axis=0)
-    sizes = [min(_fitted_size(size), LARGEST_FITTED_ROI) for size in median]
-    if all(size == SIZE_MULTIPLE for size in sizes):  # the one size that the network does not take
-        sizes[int(np.argmax(median))] *= 2
-    return tuple(sizes)
+    x, y, z = (min(_fitted_size(size), LARGEST_FITTED_ROI) for size in median)
+    if x == y == z == SIZE_MULTIPLE:  # the one size that the network does not take
+        longest = int(np.argmax(median))
+        x, y, z = (size * 2 if axis == longest else size for axis, size in enumerate((x, y, z)))
+    return x, y, z
 
 
 def _fitted_size(size: float) -> int:
@@ -240,7 +203,7 @@ def _fitted_size(size: float) -> int:
 
 
 def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[tuple[str, ...], int]:
-    """Names of the input channels, if there are any, and their number."""
+    """Returns the names of the input channels, empty if they are unknown, and their number."""
     names = recipe.channels or dataset.channels or ()
     if names:
         return tuple(names), len(names)
@@ -249,8 +212,8 @@ def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[
     return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1
 
 
-def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tuple[str, ...]) -> Task:
-    """What the network is to learn, and how scans are prepared for it."""
+def _task_fields(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the fields of the task that do not depend on the labels: how scans are prepared. Prints the window of a CT."""
     fields: dict[str, Any] = {
         "channels": channels,
         "orientation": recipe.orientation,
@@ -260,45 +223,5 @@ def _task(recipe: Recipe, dataset: Dataset, cases: Sequence[Case], channels: tup
     window = recipe.window
     if window is None and channels and all(name.upper() == "CT" for name in channels):
         window = ABDOMINAL_WINDOW
-        if processes.is_leader():
-            say(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
-    if window is not None:
-        fields |= {"intensity": "window", "window": window}
-    if recipe.kind in ("brats", "phantom"):
-        if dataset.et_label is None:
-            raise InputError(
-                f"{dataset.root}: the files are not named as BraTS names them, so the enhancing tumour may be label 3 or 4; take the "
-                "recipe `msd`, which reads labels from a dataset.json."
-            )
-        return Task.brats(et_label=dataset.et_label, **fields)
-    if "ignore" in (dataset.labels or {}):
-        raise InputError(
-            f"{dataset.root}: voxels to ignore are not supported in training; give them a label, or the background's."
-        )
-    told = Task.from_labels(dataset.labels, dataset.regions_class_order, **fields)
-    if told is not None and told.kind == "regions" and len(dataset.regions_class_order or ()) != len(told.outputs):
-        raise InputError(
-            f"{dataset.root}: {len(told.outputs)} regions need as many values in regions_class_order, got "
-            f"{dataset.regions_class_order}."
-        )
-    return told or Task.from_labels({f"label {value}": value for value in _values(cases)}, **fields)
-
-
-def _values(cases: Sequence[Case]) -> list[int]:
-    """All labels that occur, where no dataset.json names them. Raises InputError if there is none but the background."""
-    values: set[int] = set()
-    large: list[str] = []
-    for case in cases:
-        try:
-            found = np.unique(read_labels(case.label).array)
-        except InputError:
-            continue  # it is named with all other faults when the cases are prepared
-        values.update(found[found <= MAX_LABEL].tolist())  # a larger one is named then, too
-        large += [f"{case.label} ({found[-1]})"] * bool(found[-1] > MAX_LABEL)
-    if not values - {0} and large:
-        raise InputError(f"{name_list(large)}: the labels are above {MAX_LABEL}, the largest that is learned; renumber them.")
-    if not values - {0}:
-        raise InputError(
-            "the label maps hold nothing but background, expected labels to learn; check them with `swinunetr validate`."
-        )
-    return sorted(values - {0})
+        _print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
+    return fields if window is None else fields | {"intensity": "window", "window": window}

@@ -1,4 +1,4 @@
-"""Cross-validation: one network per fold, and the table of what each said of the cases it had not seen."""
+"""Cross-validation: one network per fold, and a table of each case's scores from the network that was not trained on it."""
 
 import csv
 import io
@@ -12,53 +12,43 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.console import csv_cell, literal, say, warn
 from swinunetr_jax.data.discovery.folds import fold_numbers
 from swinunetr_jax.training import processes
-from swinunetr_jax.training.data import find_dataset, folded
+from swinunetr_jax.training.data import assign_folds
+from swinunetr_jax.training.description import DESCRIPTION, Head, read_description, write_description
+from swinunetr_jax.training.html_report import scoring_note
 from swinunetr_jax.training.log import LOG, read_rows, without_nan
 from swinunetr_jax.training.loop import train
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.report import how_scored
-from swinunetr_jax.training.start import (
-    DESCRIPTION,
-    FREE,
-    LENGTH,
-    Head,
-    changed_options,
-    changed_recipe_file,
-    read_description,
-    write_description,
-)
+from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
+from swinunetr_jax.training.sources import source_of
 
 TABLE = "out_of_fold"
 
 
 def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
-    """Trains every fold into OUT/foldK, leaves finished ones as they are, and writes OUT/out_of_fold.csv and .json.
+    """Trains every fold into OUT/foldK, except for finished ones, writes OUT/out_of_fold.csv and .json, and returns the mean score.
 
     OUT/run.json lists the folds from the start, so that `predict -m OUT` knows which ones are missing.
 
     Raises:
-        InputError: as `train`; or OUT holds a run that is not to be continued, or one with other options or folds.
+        InputError: as `train`; or OUT holds a run that is not to be resumed, or one with other options or folds.
     """
     recipe.check()
     recipe = recipe.absolute()
     out = files.make_folder(recipe.out)
     if not resume and files.exists(out / DESCRIPTION):
-        raise InputError(f"{out} holds a run already: go on with `--resume {out}`, or choose another --out.")
+        raise InputError(f"{out} already holds a run: continue it with `--resume {out}`, or choose another --out.")
     before = read_description(out, Head) if resume else None
     changes = {} if before is None else changed_options(out, before, recipe, free=(*FREE, *LENGTH))
     notes = [] if before is None else changed_recipe_file(out, before, recipe)
-    cases = folded(recipe, find_dataset(recipe, out))
-    numbers = fold_numbers(cases)
-    if before is not None and before.get("folds", numbers) != numbers:
-        raise InputError(
-            f"{out} has the folds {before['folds']}, and the data set gives {numbers} now: restore it, or start a new run."
-        )
-    processes.barrier("the folder was looked at")
+    numbers = fold_numbers(assign_folds(recipe, source_of(recipe).dataset(recipe, out)))
+    if before is not None and (stored := before.get("folds", numbers)) != numbers:
+        raise InputError(f"{out} has the folds {stored}, and the data set gives {numbers} now: restore it, or start a new run.")
+    processes.barrier("every process has read the folder")
     if processes.is_leader():
         for note in notes:
             warn(note)
         files.remove_stale_temporaries(out)
-        if changes.keys() & set(LENGTH):  # the table, by which a cross-validation counts as finished, is made again
+        if changes.keys() & set(LENGTH):  # a table marks the cross-validation as finished, which it no longer is
             for ending in ("csv", "json"):
                 (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
         write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe.file)
@@ -67,34 +57,34 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         if processes.is_leader():
             say(f"== fold {fold} of {', '.join(map(str, numbers))} → {literal(run)}")
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
-        begun = files.exists(run / DESCRIPTION)
-        processes.barrier(f"fold {fold} begins")  # before the leader describes it
-        train(one, resume=begun)
+        started = files.exists(run / DESCRIPTION)
+        processes.barrier(f"fold {fold} starts")  # before the leader describes it
+        train(one, resume=started)
     if not processes.is_leader():
         return 0.0
     score = write_table(out, [out / f"fold{fold}" for fold in numbers])
-    say(f"each case was scored {how_scored(read_description(out / f'fold{numbers[0]}'))}, by the network of its fold")
+    say(f"each case was scored {scoring_note(read_description(out / f'fold{numbers[0]}'))}, by the network of its fold")
     return score
 
 
 def write_table(out: Path, runs: list[Path]) -> float:
-    """Writes each case's scores from the best network of the fold that held it out; returns the mean of all.
+    """Writes each case's scores from the best network of the fold that it validates, and returns the mean of all scores.
 
     Raises:
-        InputError: the log of a fold holds no validation, or other outputs than that of another fold.
+        InputError: the log of a fold holds no validation, or has other outputs than that of another fold.
     """
     cases: dict[str, dict[str, float]] = {}
     fold_of: dict[str, str] = {}
     outputs: list[str] = []
     for run in runs:
-        looks = [row for row in read_rows(run) if row["kind"] == "validation"]
-        if not looks or (outputs and set(looks[0]["dice"]) != set(outputs)):
-            what = "other outputs than the folds before it" if looks else "no validation"
+        validations = [row for row in read_rows(run) if row["kind"] == "validation"]
+        if not validations or (outputs and set(validations[0]["dice"]) != set(outputs)):
+            what = "other outputs than the folds before it" if validations else "no validation"
             raise InputError(
                 f"{run / LOG} holds {what}, so there is no table of all folds: restore it, or train that fold again."
             )
-        outputs = outputs or list(looks[0]["dice"])
-        best = max(looks, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
+        outputs = outputs or list(validations[0]["dice"])
+        best = max(validations, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
         cases |= best["cases"]
         fold_of |= dict.fromkeys(best["cases"], run.name)
     means = {name: float(np.mean([case[name] for case in cases.values()])) for name in outputs}

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a bar or plain lines, RUN/log.jsonl, and TensorBoard where tensorboardX is installed."""
+"""The log of a run: a progress bar or lines, RUN/log.jsonl, and TensorBoard if tensorboardX is installed."""
 
 import importlib.util
 import json
@@ -16,18 +16,18 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.console import duration, literal, say, warn
 
 LOG = "log.jsonl"
-PLAIN_SECONDS = 20.0
+LINE_SECONDS = 20.0  # time between lines without a terminal
 
 
 class Row(TypedDict):
-    """What every row of the log has."""
+    """The fields of every row of the log."""
 
     kind: Literal["step", "validation"]
     step: int
 
 
 class StepRow(Row):
-    """A finished step; `wait` and `seconds` are times, `metrics` the objective's further numbers (null where one is no number)."""
+    """A finished step. `wait` and `seconds` are times; `metrics` are the objective's further numbers, null for NaN and infinities."""
 
     loss: float
     grad_norm: NotRequired[float]
@@ -38,7 +38,7 @@ class StepRow(Row):
 
 
 class ValidationRow(Row):
-    """A finished validation: the mean Dice (null where it is no number), that of each output, and those of each case."""
+    """A finished validation: the mean score, that of each output, and those of each case; null for NaN."""
 
     score: float | None
     dice: dict[str, float | None]
@@ -50,14 +50,20 @@ ROWS = {"step": StepRow, "validation": ValidationRow}
 
 
 class Log:
-    """Rows of two kinds, {"kind": "step", …} and {"kind": "validation", …}, kept in memory too, for the curves.
+    """The rows of the log, which are also kept in memory for the curves, and the messages of a run.
 
-    With `silent`, of the processes that follow a leader, nothing is written or said.
+    Args:
+        run: the folder of the run. Rows of an earlier part of the run are kept up to the step from which it continues.
+        step: the number of finished steps.
+        total: the number of steps of the run.
+        batch: the number of images per step.
+        validated: the step of the last validation.
+        silent: whether to write and print nothing, for all processes but the leader.
     """
 
     def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
         self.path, self.total, self.batch, self.silent = run / LOG, total, batch, silent
-        # a run that goes on forgets what it does again
+        # A resumed run repeats the later steps.
         last = {"step": step, "validation": step if validated == step else step - 1}
         self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
         if not silent:
@@ -66,34 +72,34 @@ class Log:
         hidden = silent or not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
         self._board = None if silent else _tensorboard(run)
-        self._told = self._before = time.perf_counter()
-        self._told_step = step
+        self._printed = self._before = time.perf_counter()
+        self._printed_step = step
 
     def step(self, step: int, values: dict[str, Any]) -> None:
-        """A finished step: loss, gradient norm, learning rate, seconds waited for data."""
+        """Adds a finished step: loss, gradient norm, learning rate, seconds waited for data."""
         now = time.perf_counter()
         self._add({"kind": "step", "step": step, **values, "seconds": round(now - self._before, 4)})
         self._before = now
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {self._rate():.2f} images/s", refresh=False)
         self._bar.update(step - self._bar.n)
-        if self._bar.disable and not self.silent and (now - self._told >= PLAIN_SECONDS or step == self.total or step == 1):
-            pace = (now - self._told) / max(step - self._told_step, 1)
+        if self._bar.disable and not self.silent and (now - self._printed >= LINE_SECONDS or step == self.total or step == 1):
+            pace = (now - self._printed) / max(step - self._printed_step, 1)
             left = "" if step < 3 else f", {duration((self.total - step) * pace)} left"
             say(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}")
-            self._told, self._told_step = now, step
+            self._printed, self._printed_step = now, step
 
     def validation(self, step: int, values: dict[str, Any], text: str) -> None:
-        """A finished validation: score, Dice per output and per case."""
+        """Adds a finished validation: score, Dice per output and per case. Prints `text`."""
         self._add({"kind": "validation", "step": step, **values})
         self.say(text)
-        self._told = self._before = time.perf_counter()
+        self._printed = self._before = time.perf_counter()
 
-    def resumed(self) -> None:
-        """After a pause that is no step, such as saving: it does not count as one's time."""
+    def restart_clock(self) -> None:
+        """Restarts the clock of the next step after something else, such as saving."""
         self._before = time.perf_counter()
 
     def say(self, text: str) -> None:
-        """A line that does not tear the bar."""
+        """Prints a line without damaging the bar."""
         if not self.silent:
             with nullcontext() if self._bar.disable else tqdm.external_write_mode():
                 say(text)
@@ -105,7 +111,7 @@ class Log:
             self._board.close()
 
     def _rate(self) -> float:
-        """Images per second over the last steps; the first one, which compiles, is left out."""
+        """Returns the images per second over the last steps without the first one, which includes compilation."""
         seconds = [row["seconds"] for row in self.rows[-20:] if row["kind"] == "step"]
         seconds = seconds[1:] if len(seconds) > 1 else seconds
         return self.batch * len(seconds) / max(sum(seconds), 1e-9)
@@ -123,7 +129,7 @@ class Log:
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log. Damaged lines are left out, with a warning; so is a last line that a kill cut off, without one.
+    """Returns the rows of a run's log. Damaged lines are left out with a warning, and an incomplete last line without one.
 
     Raises:
         InputError: the file cannot be read.
@@ -142,17 +148,17 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
             if line.strip():
                 rows.append(_row(line, f"line {number} of {path}"))
         except InputError:
-            if number < len(lines):  # the last line ends with a line feed, unless a kill cut it off
+            if number < len(lines):  # the last line is empty, unless a kill interrupted the writing of a line
                 damaged.append(number)
     if damaged:
         some = ", ".join(map(str, damaged[:8])) + (f" and {len(damaged) - 8} more" if len(damaged) > 8 else "")
-        warn(f"{path}: damaged lines are left out of curves and tables: {some}.")
+        warn(f"{path}: damaged lines are ignored in curves and tables: {some}.")
     return rows
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    """A line of the log, its null scores as NaN. Raises InputError for any other than `StepRow` and `ValidationRow`."""
-    remedy = "it is left out"
+    """Returns a row from a line of the log, with NaN for null. Raises InputError unless it is a `StepRow` or a `ValidationRow`."""
+    remedy = "it is ignored"
     kind = files.decode_json(line, Row, where, remedy)["kind"]
     row = files.decode_json(line, ROWS[kind], where, remedy)
     if kind == "validation":
@@ -173,7 +179,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """A value for JSON, which has no NaN and no infinities: null stands for them."""
+    """Returns a value for JSON, which has no NaN and no infinities: they become null."""
     if isinstance(value, dict):
         return {name: without_nan(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

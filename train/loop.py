@@ -1,81 +1,86 @@
-"""The loop of a run. Its order is the contract: what is saved is always the state after a whole number of steps.
+"""The training loop. A saved state is always the state after a whole number of steps.
 
-start     lock the folder, gather cases, build the network, take up the newest sound state
+start     lock the folder, collect the cases, make the network, restore the newest intact state
 step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
-due       read the last numbers → save in the background → validate → keep the best → note it in what was saved
-signal    finish the step (of several processes, up to two more) → save → leave
+save      read the last numbers → save in the background → validate → save the best network → record the validation in the saved state
+signal    finish the step (with several processes, up to two more) → save → leave
 
-Several processes go through it side by side. Whatever decides where they meet is the same number in all of them; when to save, which
-the leader does alone, is not.
+Several processes run the same loop. Everything that decides when they communicate is the same number in all of them. Only the leader
+decides when to save.
 """
 
-import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
-from swinunetr_jax.training import checkpoints, pictures, processes
-from swinunetr_jax.training.augment import device_augmentation
+from swinunetr_jax.training import checkpoints, plots, processes
 from swinunetr_jax.training.data import batches
+from swinunetr_jax.training.html_report import write_report
+from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.report import write_report
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective
+from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
+from swinunetr_jax.training.transforms import device_augmentation
 from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
+from swinunetr_jax.training.writer import Writer
 
 SAVE_SECONDS = 20 * 60.0
-STEP_NUMBERS = ("loss", "grad_norm", "lr")  # of every step; others are the objective's
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+STEP_NUMBERS = ("loss", "grad_norm", "lr")  # of every step; the other metrics are the objective's
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> float:
-    """Trains, from the start or from the newest saved step, to the end; returns the best score.
+    """Trains from the start, or from the newest saved state, to the end, and returns the best score.
 
     Raises:
         InputError: the folder, the data or the options cannot be used; or the loss is not finite.
-        Stopped: by SIGINT or SIGTERM, after the state was saved.
+        Stopped: SIGINT or SIGTERM stopped the run after its state was saved.
     """
     recipe.check()
     recipe = recipe.absolute()
     leads = processes.is_leader()
-    with checkpoints.locked(recipe.out) if leads else nullcontext():
+    with locked(recipe.out) if leads else nullcontext():
         run = start(recipe, recipe.out, resume=resume)
         try:
-            with _signals() as stop:
+            with stop_on_signals() as stop:
                 _advance(run, stop)
         finally:
             run.log.close()
         if leads:
             _report(run)
-            _farewell(run)
+            _print_result(run)
         return run.progress.best_score or 0.0
+
+
+class PendingStep(NamedTuple):
+    """A dispatched step whose numbers have not been read: its number, its metrics on the device, its wait for data and its cases."""
+
+    step: int
+    metrics: dict[str, Array]
+    wait: float
+    names: list[str]
 
 
 @dataclass
 class Saver:
-    """Saves the run's state, in the background; `step` is the one that was saved last."""
+    """Saves the run's state in the background; `step` is the last saved step."""
 
     run: Run
     step: int
     at: float = field(default_factory=time.monotonic)
-    writer: checkpoints.Writer = field(default_factory=checkpoints.Writer)
+    writer: Writer = field(default_factory=Writer)
 
     def due(self) -> bool:
         every = self.run.recipe.save_every
@@ -87,21 +92,22 @@ class Saver:
             return
         self.step = run.progress.step
         if processes.is_leader():
-            state = checkpoints.snapshot(run.layout.unreplicate(run.state))
+            state = checkpoints.snapshot(run.strategy.unreplicate(run.state))
             options = run.progress, run.training.config, run.cases.task
             self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
-        run.log.resumed()
+        run.log.restart_clock()
 
 
-def _advance(run: Run, stop: "Stop") -> None:
-    recipe, total, layout = run.recipe, run.total, run.layout
-    step_of = quiet_compilation(run.training.compile(layout))
-    augment = device_augmentation(recipe, layout)
+def _advance(run: Run, stop: Stop) -> None:
+    """Runs steps until the last one, or until patience or a signal ends the run."""
+    recipe, total, strategy = run.recipe, run.total, run.strategy
+    step_of = quiet_compilation(run.training.compile(strategy))
+    augment = device_augmentation(recipe, strategy)
     every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
     saver = Saver(run, run.progress.step)
-    pending: dict[str, Any] | None = None
+    pending: PendingStep | None = None
     stopping = flag = False
     try:
         while True:
@@ -111,13 +117,13 @@ def _advance(run: Run, stop: "Stop") -> None:
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
             if validation_due or stopping or saver.due():
                 pending = _read(run, pending)
-                jax.block_until_ready(run.state)  # all of the step, not its numbers alone
+                jax.block_until_ready(run.state)  # the whole step, not only its numbers
                 saver.save()
                 if validation_due and not stopping:
                     stopping = not _validate(run, saver.writer, stop)
             if stopping:
                 saver.writer.wait()
-                processes.barrier("the last state is saved")  # a process that leaves takes the others with it
+                processes.barrier("the last state is saved")  # a process that ends earlier would end the others
                 raise Stopped(stop.number or signal.SIGTERM)
             if step == total or (patience and run.progress.since_best >= patience):
                 if step < total:
@@ -130,53 +136,55 @@ def _advance(run: Run, stop: "Stop") -> None:
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            shared = layout.shard_batch(
+            sharded = strategy.shard_batch(
                 {"image": batch["image"], "label": batch["label"], "sample": _sample_numbers(recipe.batch, step)}
             )
-            run.state, metrics = step_of(run.state, augment(shared), layout.stop_flags(bool(stop)))
+            run.state, metrics = step_of(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")
-            if processes.is_distributed():  # read one step late like all numbers: all of them stop after the same step
-                stopping = bool(layout.unreplicate(raised))
+            if (
+                processes.is_distributed()
+            ):  # read one step late, as all numbers are, so that all processes stop after the same step
+                stopping = bool(strategy.unreplicate(raised))
             _read(run, pending)
             saver.writer.check()
-            pending = {"step": step + 1, "metrics": metrics, "wait": waited, "names": names}
+            pending = PendingStep(step + 1, metrics, waited, names)
     finally:
         data.close()
         saver.writer.close()
 
 
 def _sample_numbers(batch: int, step: int) -> np.ndarray:
-    """The numbers of this process's samples of a step, int32 [samples], counted from the start of the run."""
+    """Returns the numbers of this process's samples of a step, int32 [samples], counted from the start of the run."""
     share = batch // jax.process_count()
     first = step * batch + jax.process_index() * share
     return np.arange(first, first + share).astype(np.int32)
 
 
-def _read(run: Run, pending: dict[str, Any] | None) -> None:
-    """The numbers of a dispatched step, into the log. Raises InputError if its loss is not finite."""
+def _read(run: Run, pending: PendingStep | None) -> None:
+    """Logs the numbers of a dispatched step, if there is one. Raises InputError if its loss is not finite."""
     if pending is None:
         return
-    values = {name: float(value) for name, value in run.layout.unreplicate(pending["metrics"]).items()}
+    values = {name: float(value) for name, value in run.strategy.unreplicate(pending.metrics).items()}
     if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
         raise InputError(
-            f"step {pending['step']}: the loss is {values['loss']:g} and its gradient {values['grad_norm']:g}, on "
-            f"{', '.join(pending['names'])}; look at these cases (`swinunetr validate`), lower --optim.lr or give --optim.clip 1. The "
-            f"last saved state is kept in {run.folder}."
+            f"step {pending.step}: the loss is {values['loss']:g} and its gradient {values['grad_norm']:g}, on "
+            f"{', '.join(pending.names)}; check these cases (`swinunetr validate`), lower --optim.lr or give --optim.clip 1. The last "
+            f"saved state is kept in {run.folder}."
         )
     metrics = {name: values.pop(name) for name in list(values) if name not in STEP_NUMBERS}
     more = {"metrics": metrics} if metrics else {}
-    run.log.step(pending["step"], values | {"wait": round(pending["wait"], 4)} | more)
+    run.log.step(pending.step, values | {"wait": round(pending.wait, 4)} | more)
 
 
-def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
-    """Scores the network and keeps it if it is the best so far; False where a stop in between leaves that undone."""
+def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
+    """Scores the network, and saves it if it is the best so far. Returns False if a signal interrupted the validation."""
 
-    def look(done: int, windows: int) -> None:
+    def interrupt(done: int, windows: int) -> None:
         if stop:
             raise Interrupted
 
-    progress, network, started = run.progress, run.layout.unreplicate(run.state.network), time.perf_counter()
+    progress, network, started = run.progress, run.strategy.unreplicate(run.state.network), time.perf_counter()
     objective = make_objective(run.training)
     try:
         scores = objective.validate(
@@ -185,8 +193,8 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
             run.cases.validation,
             run.cases.task,
             run.recipe.validation,
-            look,
-            depth=run.recipe.devices.depth,
+            interrupt,
+            spatial_shards=run.recipe.devices.spatial_shards,
         )
     except Interrupted:
         return False
@@ -209,23 +217,23 @@ def _validate(run: Run, writer: checkpoints.Writer, stop: "Stop") -> bool:
     )
     if not processes.is_leader():
         return True
-    checkpoints.note(run.folder, run.progress)
+    checkpoints.write_progress(run.folder, run.progress)
     _draw(run, scores, better)
-    run.log.resumed()
+    run.log.restart_clock()
     return True
 
 
 def _is_better(score: float, best: float | None, objective: Objective) -> bool:
-    """Whether a score is the best so far, in the direction that the objective names."""
+    """Returns whether a score is better than the best one so far, in the direction that the objective states."""
     return best is None or (score > best if objective.higher_is_better else score < best)
 
 
 def _draw(run: Run, scores: Scores, better: bool) -> None:
-    """Draws the pictures of a validation. One that fails, whatever the reason, ends no run: a warning says so."""
+    """Draws the pictures of a validation. A failure of any kind is only a warning, and the run continues."""
     compared = {"validation.png": scores.first} | ({"worst.png": scores.worst, "best.png": scores.best} if better else {})
-    tasks = {"progress.png": lambda path: pictures.write_progress(path, run.log.rows, run.total)}
+    tasks: dict[str, Callable[[Path], None]] = {"progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)}
     for name, cases in compared.items():
-        tasks[name] = partial(pictures.write_comparison, scores=cases, task=run.cases.task)
+        tasks[name] = partial(plots.write_comparison, scores=cases, task=run.cases.task)
     for name, draw in tasks.items():
         try:
             draw(run.folder / name)
@@ -234,49 +242,23 @@ def _draw(run: Run, scores: Scores, better: bool) -> None:
 
 
 def _report(run: Run) -> None:
-    """Writes the report, which ends no run that it cannot describe."""
+    """Writes the report. A failure of any kind is only a warning, because the network is complete."""
     try:
         write_report(run.folder, run.log.rows)
     except Exception as error:
         console.warn(f"report.html was not written ({console.literal(error) or type(error).__name__}); the network is complete.")
 
 
-def _farewell(run: Run) -> None:
+def _print_result(run: Run) -> None:
+    """Prints the best score, and the commands that use the network."""
     steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
     data, folder = console.literal(run.recipe.data or run.folder / "data"), console.literal(run.folder)
     options = predict_options(run.recipe.validation, run.cases.task, run.training.config.dtype)
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
     console.say(
         f"best validation {make_objective(run.training).metric} {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
-        f"{100 * share:.1f} % of the steps' time went into waiting for data\n"
+        f"waiting for data took {100 * share:.1f} % of the steps' time\n"
         f"curves and cases:  {folder}/report.html\n"
         f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}{options}\n"
         f"score the result:  swinunetr evaluate {folder}/predictions {data}"
     )
-
-
-class Stop:
-    """True once SIGINT or SIGTERM came."""
-
-    number = 0
-
-    def __bool__(self) -> bool:
-        return self.number != 0
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.number:  # the second time at once
-            raise KeyboardInterrupt
-        self.number = number
-        with suppress(OSError):  # nobody may read it; and print may be in the middle of a line
-            os.write(2, b"stopping once the step is done and saved; once more to stop at once\n")
-
-
-@contextmanager
-def _signals() -> Iterator[Stop]:
-    stop = Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""What a run minimises: `objective(model, batch, key) -> loss, metrics`, the one seam of the training step.
+"""The objective of a run, `objective(model, batch, key) -> loss, metrics`: the one part of the training step that can be replaced.
 
-`Supervised` is the objective of segmentation, a loss of logits and label maps. Another one is a function of the same arguments, or a class
-derived from `Objective` where more than the step differs: parameters of its own, or what a validation measures.
+`Supervised` is the objective of segmentation, a loss of logits and label maps. Another objective is a function of the same arguments, or a
+class derived from `Objective` if it has parameters of its own or another validation.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,32 +17,32 @@ from swinunetr_jax.training.validation import Scores, validate
 from swinunetr_jax.weights.params import NetworkConfig, dotted
 
 Batch = dict[str, Array]
-"""A batch on the device: `image` [b, x, y, z, c] float32, `label` [b, x, y, z] uint8, `sample` [b] int32, the samples' numbers since the
-start of the run, by which anything random can be drawn for a sample whatever the number of devices."""
+"""A batch on the device: `image` [b, x, y, z, c] float32, `label` [b, x, y, z] uint8, and `sample` [b] int32. A sample's number, counted
+from the start of the run, can seed anything that is random in it, so that it does not depend on the number of devices."""
 
 LossFunction = Callable[[Array, Array, Task], Array]
 """(logits [b, x, y, z, outputs], label map [b, x, y, z], task) -> the loss, a number."""
 
 
 class Objective(nnx.Module):
-    """The objective of a run. Derive from it, and define `__call__`.
+    """The objective of a run. A subclass defines `__call__`.
 
-    `nnx.Param` variables of an objective are its own parameters, such as a projection head: they are trained, sharded, saved and resumed
-    beside the network, and are no part of its checkpoint.
+    `nnx.Param` variables of an objective are its own parameters, such as those of a projection head: they are trained, sharded, saved and
+    resumed with the network, and are not part of the network's checkpoint.
     """
 
     metric: str = "Dice"
-    """Name of what `validate` measures."""
+    """Name of the score that `validate` returns."""
     higher_is_better: bool = True
-    """Whether a larger value of `metric` is a better network."""
+    """Whether a larger score is a better network."""
 
     def __call__(self, model: nnx.Module, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """The loss of a batch, a number, and further numbers by name, which go into the log.
+        """Returns the loss of a batch, a number, and further numbers by name, which are logged.
 
         Args:
             model: the network with the weights of this step; `training_pass(model, image, key)` runs it.
             batch: see `Batch`.
-            key: drives dropout and all else that is random in this step.
+            key: the random key of this step, for dropout and everything else that is random.
         """
         raise NotImplementedError
 
@@ -54,18 +54,18 @@ class Objective(nnx.Module):
         task: Task,
         options: Validation,
         progress: Callable[[int, int], None],
-        depth: int = 1,
+        spatial_shards: int = 1,
     ) -> Scores:
-        """The scores of the network on the validation cases, by default their Dice; see `validation.validate`."""
-        return validate(config, network, cases, task, options, progress, depth=depth)
+        """Returns the scores of the network on the validation cases, by default their Dice; see `validation.validate`."""
+        return validate(config, network, cases, task, options, progress, spatial_shards=spatial_shards)
 
 
 class Supervised(Objective):
-    """A loss between the network's logits and the label maps.
+    """A loss of the network's logits and the label maps.
 
     Args:
         loss: (logits, labels, task) -> a number, such as `swinunetr_jax.losses.Loss(kind="dice_ce")`.
-        task: what the outputs stand for.
+        task: the meaning of the outputs.
     """
 
     def __init__(self, loss: LossFunction, task: Task):
@@ -76,7 +76,7 @@ class Supervised(Objective):
 
 
 class FromFunction(Objective):
-    """A function as an objective: (model, batch, key) -> loss, or (loss, metrics)."""
+    """An objective from a function: (model, batch, key) -> loss, or (loss, metrics)."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
@@ -87,21 +87,22 @@ class FromFunction(Objective):
 
 
 class ObjectiveFactory(Protocol):
-    """Makes the objective of a run, once its task and its network are known."""
+    """A function that returns the objective of a run when its task and its network are known."""
 
     def __call__(self, task: Task, config: NetworkConfig, rngs: nnx.Rngs) -> "Objective | Callable[..., Any]":
         """
         Args:
-            task: what is learned.
+            task: the task of the run.
             config: the network's configuration, such as a `SwinUNETRConfig`.
-            rngs: draws the initial values of the objective's own parameters, by the run's seed.
+            rngs: random numbers for the initial values of the objective's own parameters, from the run's seed.
         """
+        ...
 
 
 def training_pass(model: nnx.Module, image: Array, key: Array | None) -> Array:
-    """The logits [b, x, y, z, outputs] of a training pass over images [b, x, y, z, c].
+    """Returns the logits [b, x, y, z, outputs] of a forward pass in training mode over images [b, x, y, z, c].
 
-    New running statistics of batch norms are written into the model, where the training step finds them.
+    It also updates the running statistics of batch norms in the model, from which the training step reads them.
     """
     if not isinstance(model, SwinUNETR):
         return model(image, key=key, train=True)
@@ -111,10 +112,10 @@ def training_pass(model: nnx.Module, image: Array, key: Array | None) -> Array:
 
 
 def own_parameters(objective: Objective) -> dict[str, Array]:
-    """An objective's own parameters by dotted path.
+    """Returns an objective's own parameters by dotted path.
 
     Raises:
-        InputError: it holds variables other than `nnx.Param`, which a training step could not change.
+        InputError: the objective holds variables other than `nnx.Param`, which a training step could not change.
     """
     variables = nnx.to_flat_state(nnx.state(objective))
     other = [dotted(path) for path, variable in variables if not isinstance(variable, nnx.Param)]
@@ -126,6 +127,6 @@ def own_parameters(objective: Objective) -> dict[str, Array]:
 
 
 def with_parameters(objective: Objective, parameters: dict[str, Array]) -> Objective:
-    """The objective with other values of its own parameters."""
+    """Returns the objective with other values of its own parameters."""
     structure, state = nnx.split(objective)
     return nnx.merge(structure, nnx.from_flat_state([(path, parameters[dotted(path)]) for path, _ in nnx.to_flat_state(state)]))

@@ -1,4 +1,4 @@
-"""Imports of `train.X`, the trainer's name before it could be installed, give the module `swinunetr_jax.training.X` and a warning."""
+"""Imports of `train.X`, the trainer's name before it could be installed, return the module `swinunetr_jax.training.X` with a warning."""
 
 import sys
 import warnings
@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 OLD, NEW = "train", "swinunetr_jax.training"
-_COMMAND = f"{OLD}.__main__"  # `python -m train` is no old name
+_COMMAND = f"{OLD}.__main__"  # `python -m train` is not deprecated
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -22,14 +22,16 @@ class _Finder(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = NEW + spec.name.removeprefix(OLD)
-        warnings.warn(f"{spec.name} is {new} now; the old name goes with the next version.", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{spec.name} is now {new}; the old name will be removed in the next version.", DeprecationWarning, stacklevel=2
+        )
         return import_module(new)
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module was executed under its new name already."""
+        """Does nothing, because the module has been executed under its new name."""
 
 
-def answer() -> None:
-    """Answers imports of the old name from now on."""
+def redirect_imports() -> None:
+    """Makes imports of the old name work from now on."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -1,4 +1,4 @@
-"""AdamW with its learning rate, and everything that happens to a gradient on the way."""
+"""AdamW, its learning rate, and the decay of the average of the weights."""
 
 import jax.numpy as jnp
 import optax
@@ -8,7 +8,7 @@ from swinunetr_jax.training.config import Optim
 
 
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, …: a linear warm-up that does not waste its first step at 0, then the schedule down to 0."""
+    """Returns the learning rate of step 0, 1, …: a linear warm-up, whose first step is above 0, and then the schedule down to 0."""
     warmup = round(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
     rest = max(steps - warmup, 1)
     if optim.schedule == "constant":
@@ -24,7 +24,7 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """As `torch.optim.AdamW`: the decay is not adapted and reaches every parameter, biases and norms too."""
+    """Returns AdamW as in `torch.optim.AdamW`: weight decay is not adapted, and applies to all parameters, also to biases and norms."""
     clip = [] if optim.clip is None else [optax.clip_by_global_norm(optim.clip)]
     beta1, beta2 = optim.betas
     adamw = optax.adamw(learning_rate(optim, steps), beta1, beta2, eps=1e-8, weight_decay=optim.weight_decay)
@@ -32,5 +32,5 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 
 
 def ema_decay(decay: float, step: Array) -> Array:
-    """The average's decay at a step: short at first, so that the random start is forgotten."""
+    """Returns the decay of the average at a step. It is smaller in the first steps, so that the random weights are forgotten."""
     return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -46,7 +46,9 @@ def initialize(launch: Launch) -> None:
     given = [number is not None for number in numbers]
     if where in ("auto", "detect", "off"):
         if any(given):
-            raise InputError("--processes and --process say who is who at an address: give --distributed HOST:PORT with them.")
+            raise InputError(
+                "--processes and --process number the processes at an address: give --distributed HOST:PORT with them."
+            )
         if where == "off" or (where == "auto" and not _is_one_of_several(os.environ)):
             return
         address: dict[str, Any] = {}
@@ -62,9 +64,9 @@ def initialize(launch: Launch) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"the other processes could not be met ({reason}): check --distributed and that all were started."
+            f"the other processes could not be reached ({reason}): check --distributed, and that all of them were started."
         ) from error
-    barrier("all are here")  # the first collective operation has a short timeout, and what follows may take long
+    barrier("all processes are connected")  # the first collective operation has a short timeout, and what follows may take long
 
 
 def _is_one_of_several(environment: Any) -> bool:
@@ -75,14 +77,18 @@ def _is_one_of_several(environment: Any) -> bool:
 def check_joined() -> None:
     """Raises InputError if the devices belong to several processes that are not connected, as on a TPU pod without `--distributed`."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise InputError(f"this is one of {jax.process_count()} processes and has not met the others: give --distributed detect.")
+        raise InputError(
+            f"this is one of {jax.process_count()} processes and is not connected to the others: give --distributed detect."
+        )
 
 
 def check_same(values: Any, what: str) -> None:
     """Raises InputError in all processes unless they have the same values, which must be serialisable as JSON."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
     if len({row.tobytes() for row in gather(np.frombuffer(digest, np.uint8))}) > 1:
-        raise InputError(f"the processes have other {what}: start all with the same command and let all see the same files.")
+        raise InputError(
+            f"the processes have different {what}: start all of them with the same command, with access to the same files."
+        )
 
 
 def is_distributed() -> bool:

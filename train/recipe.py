@@ -1,7 +1,7 @@
-"""A recipe: the options of a run, and the functions that take the place of the trainer's own parts.
+"""A recipe: the options of a run, and functions that replace parts of the trainer.
 
-A recipe is the value RECIPE of a Python file, one of `train/recipes/` or any other. Its functions are executed from that file, in a resumed
-run too; the text that is kept in the run's folder is compared with the file and never executed.
+A recipe is the value RECIPE of a Python file, which is one of `train/recipes/` or any other file. Its functions are executed from that
+file, also when a run is resumed. The text that is stored in the run's folder is only compared with the file and never executed.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cloudpickle
 import optax
@@ -21,24 +22,19 @@ from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
-from swinunetr_jax.training.config import Augment, Network, Options, flat
+from swinunetr_jax.training.config import Augment, Network
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
+from swinunetr_jax.training.options import Options, flatten
 from swinunetr_jax.weights.params import NetworkConfig
 
 ATTRIBUTE = "RECIPE"
-# The options that a function takes the place of, by the beginning of their dotted names.
-REPLACED = {
-    "network": ("network.",),
-    "loss": ("loss.",),
-    "objective": ("loss.",),
-    "augment": ("augment.",),
-    "transforms": ("augment.",),
-    "optimizer": tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip")),
-}
+REPLACES = (
+    "replaces"  # key of a field's metadata: the options that have no effect if the field is a function, as beginnings of names
+)
 
 Optimizer = optax.GradientTransformation | tuple[optax.GradientTransformation, optax.Schedule]
 BatchAugmentation = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""(images [b, x, y, z, c], label maps [b, x, y, z], keys [b]) -> the same, changed at random by each sample's key."""
+"""(images [b, x, y, z, c], label maps [b, x, y, z], keys [b]) -> changed images and label maps, where a sample's key draws its changes."""
 
 
 @dataclass(frozen=True)
@@ -51,63 +47,72 @@ class RecipeFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """A training run: its options, of which some can be functions, and further functions.
+    """A training run: its options, some of which may be functions instead, and further functions.
 
     Attributes:
         network: options of a Swin UNETR, or (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is
             called as `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns logits [b, x, y, z, out_channels].
         loss: options of the Dice loss, or (logits, labels, task) -> a number.
-        augment: options of the random changes on the host, or a function of a batch on the device, see `BatchAugmentation`. It is a
-            program of its own that runs before the training step; the samples' keys depend on the seed and the samples' numbers alone.
-        objective: (task, config, rngs) -> an `Objective` or a function (model, batch, key) -> loss, or loss and metrics; it takes the
-            place of `loss`.
-        transforms: (task) -> the transforms of a sample on the host, which take the place of the crop, the normalisation and the
-            random changes of `augment`. The last one must give arrays of one size.
-        optimizer: (number of steps) -> an optax transformation, or the pair of that and its schedule of learning rates, which is then
-            logged. It takes the place of AdamW and the options of `optim`, but for the batch's parts and the average of the weights.
-        file: where the recipe was read from.
+        augment: options of the random changes on the host, or a function of a batch on the device, see `BatchAugmentation`. The function is
+            a separate program that runs before the training step. A sample's key depends only on the seed and the sample's number.
+        objective: (task, config, rngs) -> an `Objective`, or a function (model, batch, key) -> loss, or loss and metrics. It replaces
+            `loss`.
+        transforms: (task) -> the transforms of a sample on the host. They replace the crop, the normalisation and the random changes of
+            `augment`. The last one must return arrays of one size.
+        optimizer: (number of steps) -> an optax transformation, or a pair of it and its schedule of learning rates, which is then logged.
+            It replaces AdamW and the options of `optim`, except for `accumulate` and `ema`.
+        file: the file that the recipe was read from.
     """
 
     network: Network | NetworkFactory = dataclasses.field(default_factory=Network)
     loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)
     augment: Augment | BatchAugmentation = dataclasses.field(default_factory=Augment)
-    objective: ObjectiveFactory | None = None
-    transforms: Callable[[Task], Sequence[Transform]] | None = None
-    optimizer: Callable[[int], Optimizer] | None = None
+    objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.",)})
+    transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(default=None, metadata={REPLACES: ("augment.",)})
+    optimizer: Callable[[int], Optimizer] | None = dataclasses.field(
+        default=None,
+        metadata={
+            REPLACES: tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip"))
+        },
+    )
     file: RecipeFile | None = None
 
     def functions(self) -> dict[str, Any]:
-        """The parts that are functions, by the name of the field."""
-        mixed = {"network": Network, "loss": Loss, "augment": Augment}
-        given = {name: getattr(self, name) for name in ("objective", "transforms", "optimizer")}
-        given |= {name: getattr(self, name) for name, kind in mixed.items() if not isinstance(getattr(self, name), kind)}
-        return {name: function for name, function in given.items() if function is not None}
+        """Returns the parts that are functions, by field: those that are not options, and groups of options that are a function."""
+        plain, found = get_type_hints(Options), {}
+        for name in _parts():
+            value = getattr(self, name)
+            if value is not None and not (name in plain and isinstance(value, plain[name])):
+                found[name] = value
+        return found
 
     def options(self) -> Options:
-        """The options alone, with the default in the place of each function."""
+        """Returns only the options, with the default in the place of each function."""
         functions = self.functions()
         return Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Options) if f.name not in functions})
 
     def with_options(self, options: Options) -> "Recipe":
-        """The recipe with other options and its own functions.
+        """Returns the recipe with other options and its own functions.
 
         Raises:
-            InputError: an option was given of a part that is a function.
+            InputError: an option of a part was given that is replaced by a function.
         """
-        functions = self.functions()
-        given, defaults = flat(options.to_dict()), flat(self.options().to_dict())
+        functions, parts = self.functions(), _parts()
+        given, defaults = flatten(options.to_dict()), flatten(self.options().to_dict())
         for part in functions:
-            useless = [name for name in given if name.startswith(REPLACED[part]) and given[name] != defaults[name]]
-            if useless:
+            replaced = parts[part].metadata.get(REPLACES, (f"{part}.",))
+            without_effect = [name for name in given if name.startswith(replaced) and given[name] != defaults[name]]
+            if without_effect:
                 raise InputError(
-                    f"--{useless[0].replace('_', '-')} has no effect here, since the recipe gives a function for `{part}`: leave it out."
+                    f"--{without_effect[0].replace('_', '-')} has no effect here, since the recipe gives a function for `{part}`: leave it "
+                    "out."
                 )
         return dataclasses.replace(self, **vars(options) | functions)
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
         options = self.options()
-        # which crops a network takes is known of Swin UNETR alone
+        # The crops that a network takes are known only of Swin UNETR.
         (options if self.network_factory is None else dataclasses.replace(options, roi=None)).check()
         functions = self.functions()
         if "objective" in functions and "loss" in functions:
@@ -119,18 +124,19 @@ class Recipe(Options):
                 raise InputError(f"`{name}` of the recipe must be options or a function, got {type(function).__name__}.")
         if "augment" in functions and options.devices.pmap:
             raise InputError(
-                "the recipe changes batches on the device, and `devices.pmap` has no batch but each device's samples: leave one out."
+                "the recipe changes batches on the device, but with `devices.pmap` each device has only its own samples: leave one of "
+                "them out."
             )
 
     def network_config(self, in_channels: int, out_channels: int) -> NetworkConfig:
-        """The configuration of the run's network."""
+        """Returns the configuration of the run's network."""
         if isinstance(self.network, Network):
             return self.network.config(in_channels, out_channels)
         return CustomConfig(self.network, in_channels, out_channels)
 
     @property
     def network_factory(self) -> NetworkFactory | None:
-        """What makes the network where it is not a Swin UNETR."""
+        """The function or class that makes the network, or None for a Swin UNETR."""
         return None if isinstance(self.network, Network) else self.network
 
     @property
@@ -140,12 +146,19 @@ class Recipe(Options):
 
     @property
     def device_augment(self) -> BatchAugmentation | None:
-        """The function that changes a batch on the device, if there is one."""
+        """The function that changes a batch on the device, or None."""
         return None if isinstance(self.augment, Augment) else self.augment
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plain values, for JSON; functions are no part of them."""
+        """Returns the options, without the functions, as JSON values."""
         return self.options().to_dict()
+
+
+def _parts() -> dict[str, dataclasses.Field]:
+    """Returns the fields of a recipe that may be functions: those that it declares itself, except for `file`."""
+    return {
+        field.name: field for field in dataclasses.fields(Recipe) if field.name in Recipe.__annotations__ and field.name != "file"
+    }
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -160,10 +173,10 @@ def load_recipe(path: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} cannot be read ({error}): give a Python file.") from error
     name = f"swinunetr_recipe_{path.stem}"
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader=None, origin=str(path)))
+    module = importlib.util.module_from_spec(ModuleSpec(name, loader=None, origin=str(path)))
     module.__file__ = str(path)
     sys.modules[name] = module
-    if str(path.parent) not in sys.path:  # a recipe may import its neighbours, in worker processes too
+    if str(path.parent) not in sys.path:  # a recipe may import modules of its folder, in worker processes too
         sys.path.append(str(path.parent))
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
@@ -172,7 +185,7 @@ def load_recipe(path: str | Path) -> Recipe:
     except (Exception, SystemExit) as error:
         frame = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None)
         line = f", line {frame.lineno}" if frame is not None else ""
-        raise InputError(f"the recipe {path}{line} failed with {type(error).__name__}: {error}; mend it.") from error
+        raise InputError(f"the recipe {path}{line} failed with {type(error).__name__}: {error}; correct it.") from error
     recipe = getattr(module, ATTRIBUTE, None)
     if not isinstance(recipe, Recipe):
         kind = "none" if recipe is None else f"one of type {type(recipe).__name__}"

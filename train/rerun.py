@@ -1,6 +1,6 @@
-"""What a command without --resume does where its --out folder holds a run already: the command was given a second time.
+"""A command without --resume whose --out folder already holds a run, as when a command is given a second time.
 
-The same options continue an unfinished run, and of a finished one they say where its result is. Other options are refused.
+With the same options an unfinished run continues, and a finished one is reported. With other options the command is refused.
 """
 
 from pathlib import Path
@@ -8,27 +8,28 @@ from typing import Literal
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training.description import DESCRIPTION, Description, Head, read_description, read_options
 from swinunetr_jax.training.folds import TABLE
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.start import DESCRIPTION, FREE, Description, Head, changed_options, read_description, read_options
+from swinunetr_jax.training.resume import FREE, changed_options
 
-# Beside a command the data set is named, not moved: another one is another run.
+# A command states which data set it means; with another one it means another run.
 FREE_AGAIN = tuple(name for name in FREE if name not in ("data", "base", "splits"))
 
 
 def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
-    """What the recipe's --out folder holds of a run with the same options.
+    """Returns whether the recipe's --out folder holds a run with the same options.
 
     Raises:
-        InputError: it holds a run with other options, or one whose description is lost or damaged.
+        InputError: it holds a run with other options, or one whose description is missing or damaged.
     """
     recipe = recipe.absolute()
     folder = recipe.out
     if not files.exists(folder / DESCRIPTION):
         if checkpoints.has_steps(folder):
             raise InputError(
-                f"{folder} holds a run already, but not its {DESCRIPTION}: restore that and go on with `--resume {folder}`, or choose "
-                "another --out."
+                f"{folder} already holds a run, but not its {DESCRIPTION}: restore the file and continue with `--resume {folder}`, or "
+                "choose another --out."
             )
         return "none"
     changed_options(folder, read_description(folder, Head), recipe, free=FREE_AGAIN)
@@ -36,7 +37,7 @@ def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder, or each fold of a cross-validation, has come to its end and has written its report.
+    """Returns whether the run in a folder, or each fold of a cross-validation, has ended and written its report.
 
     Raises:
         InputError: a description is damaged.
@@ -45,7 +46,7 @@ def is_finished(folder: Path) -> bool:
     if "folds" in head:
         folds = [folder / f"fold{number}" for number in head["folds"]]
         return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
-    if read_options(folder).fold == "all":  # a cross-validation of an earlier version: it continues, and lists its folds
+    if read_options(folder).fold == "all":  # a cross-validation of an earlier version, which lists its folds when it continues
         return False
     progress = checkpoints.newest_progress(folder)
     if progress is None or progress.validated != progress.step or not files.exists(folder / "report.html"):
@@ -56,7 +57,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def finished_note(folder: Path) -> str:
-    """Where the result of a finished run is, and how to train on."""
+    """Returns a sentence on where the result of a finished run is, and how to train longer."""
     if "folds" in read_description(folder, Head):
         result = f"the scores of all cases are in {folder / TABLE}.csv, and `swinunetr predict -m {folder}` uses all folds"
     else:
@@ -64,6 +65,6 @@ def finished_note(folder: Path) -> str:
         score = "" if progress is None or progress.best_score is None else f" with a validation Dice of {progress.best_score:.4f}"
         result = f"it ended{score}; {folder / 'report.html'} shows it, and `swinunetr predict -m {folder}` uses it"
     return (
-        f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N trains it to more steps, another --out "
-        "trains anew."
+        f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N trains it to more steps, and another "
+        "--out starts a new run."
     )

@@ -1,4 +1,4 @@
-"""One training step: a pure function of state and batch, compiled once, its state donated."""
+"""The training step: a pure function of state and batch, which is compiled once and whose state is donated."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -30,25 +30,25 @@ from swinunetr_jax.training.objective import (
 from swinunetr_jax.training.optim import ema_decay, learning_rate, optimizer
 from swinunetr_jax.weights.params import NetworkConfig, Weights, build, flatten, make_network, read_statistics, shapes, statistics
 
-OWN = "objective."  # what the names of an objective's own parameters begin with
+OWN = "objective."  # prefix of the names of an objective's own parameters
 STATE_FIELDS = ["step", "params", "stats", "opt", "average", "average_stats", "own"]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=STATE_FIELDS, meta_fields=[])
 @dataclass(frozen=True)
 class State:
-    """Everything that a step changes.
+    """The training state: everything that a step changes.
 
     Attributes:
         step: number of finished steps, int32 [].
         params: weights by dotted path.
-        stats: running statistics of the batch norms that see these weights, {} without batch norms.
+        stats: running statistics of the batch norms of a network with these weights, or {} without batch norms.
         opt: the optimizer's state.
-        average: the moving average of the weights, or {} where none is kept.
-        average_stats: the moving average of `stats`, by the same decay, or {}. The raw weights' statistics do not fit the average,
-            whose activations have other means and variances. Averaged statistics are those of the average to first order in how far
-            the weights move within the average's memory; timm and TensorFlow average them in the same way. Counts are not averaged.
-        own: the objective's own parameters, {} where it has none; they are no part of the network.
+        average: the exponential moving average of the weights, or {} if there is none.
+        average_stats: the moving average of `stats` with the same decay, or {}. The statistics of the raw weights do not fit the averaged
+            weights, whose activations have other means and variances. Averaged statistics do, to first order in the distance that the
+            weights move within the memory of the average; timm and TensorFlow average them in the same way. Counts are not averaged.
+        own: the objective's own parameters, which are not part of the network, or {} if it has none.
     """
 
     step: Array
@@ -61,23 +61,23 @@ class State:
 
     @property
     def network(self) -> Weights:
-        """The network that is validated and kept: the average and its statistics where one is kept, else the weights and theirs."""
+        """The network that is validated and saved: the average with its statistics if there is one, otherwise the weights with theirs."""
         return {**self.average, **self.average_stats} if self.average else {**self.params, **self.stats}
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a step needs beside state and batch; fixed for a run.
+    """Everything that a step needs in addition to state and batch. It is fixed for a run.
 
     Attributes:
         config: the network's configuration.
-        task: what is learned.
+        task: the task.
         loss: the loss of the supervised objective.
         optim: options of the optimizer.
         steps: number of steps of the run.
-        seed: seed of the initial weights and of all that is random in a step.
-        objective: makes another objective than the supervised one; see `recipe.Recipe`.
-        optimizer: makes another optimizer than AdamW; see `recipe.Recipe`.
+        seed: the seed of the initial weights and of everything that is random in a step.
+        objective: a function that returns the objective, by default the supervised one; see `recipe.Recipe`.
+        optimizer: a function that returns the optimizer, by default AdamW; see `recipe.Recipe`.
     """
 
     config: NetworkConfig
@@ -90,40 +90,40 @@ class Training:
     optimizer: Callable[[int], Any] | None = None
 
     def random_weights(self) -> dict[str, np.ndarray]:
-        """Initial weights, drawn by the seed."""
+        """Returns random initial weights, which depend on the seed."""
         return flatten(make_network(self.config, nnx.Rngs(self.seed)))
 
     def like(self) -> State:
-        """Shapes and types of the state."""
+        """Returns the shapes and types of the state."""
         return jax.eval_shape(self.init, shapes(self.config))
 
     def init(self, weights: Mapping[str, np.ndarray]) -> State:
-        """The state before the first step, from these weights."""
+        """Returns the state before the first step, with these weights."""
         fixed = statistics(self.config)
         stats = {name: jnp.asarray(value) for name, value in weights.items() if name in fixed}
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
         own = {f"{OWN}{name}": jnp.asarray(value) for name, value in own_parameters(make_objective(self)).items()}
         opt = self.transformation()[0].init({**params, **own})
-        # an own copy: the state is donated, and no buffer may be in it twice
+        # A copy, since the state is donated, and must not hold a buffer twice.
         average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats, own)
 
     def transformation(self) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
-        """The optimizer, and its schedule of learning rates where that is known."""
+        """Returns the optimizer, and its schedule of learning rates or None if it is unknown."""
         if self.optimizer is None:
             return optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
         made = self.optimizer(self.steps)
-        # an optax transformation is a named tuple itself
+        # An optax transformation is a named tuple, too.
         return (made, None) if hasattr(made, "update") else made
 
-    def compile(self, layout: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
-        """The step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
+    def compile(self, strategy: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
+        """Returns the step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
 
-        With a layout, states, batches and metrics are stored on devices as it says, and the function is that of
+        With a strategy, it stores states, batches and metrics on devices as the strategy does, and is the function of
         `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ only in their data, such as folds, share
         one program.
         """
-        return _compiled(self, layout)
+        return _compiled(self, strategy)
 
     def step(
         self,
@@ -133,12 +133,15 @@ class Training:
         average: Callable[[Any], Any] = lambda tree: tree,
         share: Array | None = None,
     ) -> tuple[State, dict[str, Array]]:
-        """One optimizer step; `loss` and `grad_norm` are those before it, `lr` its learning rate where that is known.
+        """Returns the state after one optimizer step, and its metrics.
+
+        The metrics are those of the objective, `loss` and `grad_norm` before the step, and its learning rate `lr` if it is known.
 
         Args:
-            state: what the step changes.
+            state: the state before the step.
             batch: the samples.
-            average, share: where each device runs the step on its own samples, the mean over devices and the number of this one.
+            average: the mean over devices, if each device runs the step on its own samples.
+            share: the number of this device in this case.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         key = key if share is None else jax.random.fold_in(key, share)
@@ -159,7 +162,7 @@ class Training:
         return State(state.step + 1, params, stats, opt, *kept, own), numbers
 
     def _gradients(self, trained: Weights, stats: Weights, batch: Batch, key: Array) -> Any:
-        """((loss, (statistics, metrics)), gradients) of a batch, in as many parts as asked for, one after the other."""
+        """Returns ((loss, (statistics, metrics)), gradients) of a batch, which is computed in `accumulate` parts, one after another."""
         objective, own_names = make_objective(self), [name for name in trained if name.startswith(OWN)]
 
         def loss_of(trained: Weights, stats: Weights, batch: Batch, key: Array) -> tuple[Array, tuple[Weights, dict[str, Array]]]:
@@ -179,7 +182,7 @@ class Training:
             (one, (stats, metrics)), gradients = gradient(trained, stats, *part)
             return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), metrics
 
-        # every parts-th sample, so that what devices share stays evenly shared within a part
+        # A part takes every parts-th sample, so that the devices share each part evenly.
         split = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}
         start = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, trained))
         (loss, stats, gradients), metrics = jax.lax.scan(body, start, (split, jax.random.split(key, parts)))
@@ -188,22 +191,22 @@ class Training:
 
 @functools.lru_cache(maxsize=8)
 def make_objective(training: Training) -> Objective:
-    """The objective of a run, with the initial values of its own parameters."""
+    """Returns the objective of a run, with the initial values of its own parameters."""
     if training.objective is None:
         return Supervised(training.loss, training.task)
-    with jax.ensure_compile_time_eval():  # it may be asked for while a step is traced
+    with jax.ensure_compile_time_eval():  # this may be called while a step is traced
         made = training.objective(training.task, training.config, nnx.Rngs(training.seed))
     return made if isinstance(made, Objective) else FromFunction(made)
 
 
 def _moving_average(decay: Array, old: Array, new: Array) -> Array:
-    """The average with a new value in it; an integer, which counts batches, is replaced."""
+    """Returns the average updated by a new value; an integer, which counts batches, is replaced."""
     return old + (1 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(training: Training, layout: ParallelStrategy | None) -> Callable[..., tuple[State, dict[str, Array]]]:
+def _compiled(training: Training, strategy: ParallelStrategy | None) -> Callable[..., tuple[State, dict[str, Array]]]:
     release_compile_memory()
-    if layout is None:
+    if strategy is None:
         return jax.jit(training.step, donate_argnums=0, compiler_options=compiler_options())
-    return layout.compile(training.step, compiler_options())
+    return strategy.compile(training.step, compiler_options())

@@ -1,7 +1,7 @@
-"""Whole validation scans through the library's sliding window, and their Dice on the scans' own grids.
+"""Validation: whole scans are segmented by the library's sliding window, and their Dice is computed on the scans' own grids.
 
-The numbers are those of `swinunetr predict` with the options that `predict_options` names, and `swinunetr evaluate`, for the same network:
-logits come back onto the scan's grid on the same road, and are compared with the label map as it is in its file.
+The scores are those of `swinunetr predict`, with the options that `predict_options` returns, and `swinunetr evaluate` for the same network:
+logits return to the scan's grid in the same way, and are compared with the label map as it is in its file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +22,17 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.weights.params import NetworkConfig, Weights, build
 
-CONVENTION = "brats"  # an empty reference counts 1 where the prediction is empty too, else 0
-
-
-FIRST, EXTREMES = 4, 2  # cases that are drawn: the first ones, the best and the worst
+CONVENTION = "brats"  # the Dice of an empty reference is 1 if the prediction is empty, too, otherwise 0
+FIRST, EXTREMES = 4, 2  # numbers of cases to draw: the first ones, and the best and worst ones
 
 
 class Interrupted(Exception):
-    """Ends a validation from within its progress."""
+    """A progress function raises it to end a validation."""
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """Dice of each output of one case; of those that are drawn, also the prediction uint8 [x, y, z] on the grid of `ScanGrid`."""
+    """The Dice of each output of one case and, if it is drawn, the prediction, uint8 [x, y, z] on the grid of `ScanGrid`."""
 
     case: PreparedCase
     dice: dict[str, float]
@@ -47,7 +45,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all validation cases; `mean` is over cases and outputs, the number by which networks are compared."""
+    """The scores of all validation cases. `mean`, over cases and outputs, is the number by which networks are compared."""
 
     cases: tuple[CaseScore, ...]
 
@@ -61,7 +59,7 @@ class Scores:
 
     @property
     def ranked(self) -> list[CaseScore]:
-        """Worst first; those that are equal stay in their order, as in `_drawn`."""
+        """Worst first; equal ones stay in their order, as in `_drawn`."""
         return sorted(self.cases, key=lambda case: case.mean)
 
     @property
@@ -80,7 +78,7 @@ class Scores:
 
 
 def _drawn(means: Mapping[int, float]) -> set[int]:
-    """Numbers of the cases to draw, of those that were scored, in their order."""
+    """Returns the numbers of the cases to draw among those that were scored."""
     ranked = sorted(means, key=means.__getitem__)
     return {index for index in means if index < FIRST} | {*ranked[:EXTREMES], *ranked[-EXTREMES:]}
 
@@ -92,14 +90,21 @@ def validate(
     task: Task,
     options: Validation,
     progress: Callable[[int, int], None],
-    depth: int = 1,
+    spatial_shards: int = 1,
 ) -> Scores:
-    """Segments and scores the cases; several processes share them, and all get all scores.
+    """Segments and scores the cases. Several processes share this work, and every process returns all scores.
 
     Args:
+        config: the configuration of the network.
         network: weights by dotted path, on this process's first device.
-        progress: called with windows done and windows in all of the case at hand. Where it raises Interrupted in one process, all do.
-        depth: devices of this process that share each window.
+        cases: the prepared cases.
+        task: the task of the network.
+        options: the sliding window.
+        progress: called with the number of windows that are done and of all windows of the current case.
+        spatial_shards: the number of this process's devices that share each window.
+
+    Raises:
+        Interrupted: `progress` raised it in one of the processes.
     """
     segmenter = Segmenter(
         [build(config, network)],
@@ -109,14 +114,14 @@ def validate(
         blend=options.blend,
         batch=options.batch,
         crop=can_crop(task),
-        depth=depth,
+        depth=spatial_shards,
     )
     names = [output.name for output in task.outputs if output.value]
-    dice, predictions, interrupted = np.full((len(cases), len(names)), np.nan), {}, False
+    dice, predictions, interrupted = np.full((len(cases), len(names)), np.nan), dict[int, np.ndarray](), False
     process, count = jax.process_index(), jax.process_count()
     try:
         for index in range(process, len(cases), count):
-            image, grid = whole(cases[index])[0], ScanGrid.of(cases[index], task)
+            image, grid = full_grid(cases[index])[0], ScanGrid.of(cases[index], task)
             labels, _, _ = segmenter.run(normalized(image, task), back=grid.back, progress=progress)
             found = case_dice(labels, grid.reference(cases[index]), task)
             dice[index] = [found[name] for name in names]
@@ -141,12 +146,12 @@ def validate(
 
 
 def can_crop(task: Task) -> bool:
-    """Whether zeros around a scan may be left out: not where intensities are windowed, nor where nothing stands for background."""
+    """Returns whether the zeros around a scan may be excluded: not if intensities are windowed, nor if no output is the background."""
     return task.intensity == "zscore" and (task.kind == "regions" or any(output.value == 0 for output in task.outputs))
 
 
 def predict_options(options: Validation, task: Task, dtype: str) -> str:
-    """The options, each after a space, with which `swinunetr predict` does what a validation does; empty where its defaults do."""
+    """Returns the options, each after a space, with which `swinunetr predict` computes the same as a validation, without its defaults."""
     given = {
         " --crop": can_crop(task),
         f" --overlap {options.overlap:g}": options.overlap != 0.5,
@@ -158,9 +163,9 @@ def predict_options(options: Validation, task: Task, dtype: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ScanGrid:
-    """The grid on which a case is scored and drawn: the scan's own one, at most turned.
+    """The grid on which a case is scored and drawn: the scan's own grid, or its reorientation.
 
-    `back` says how the grid of the cached arrays lies on it; None where they are on it already, since nothing was resampled.
+    `back` maps the grid of the cached arrays to it, and is None if they are on it already, because nothing was resampled.
     """
 
     shape: tuple[int, int, int]
@@ -169,34 +174,38 @@ class ScanGrid:
 
     @classmethod
     def of(cls, case: PreparedCase, task: Task) -> "ScanGrid":
-        """Reads the header of the scan, if the task resamples. Raises InputError if it cannot be read."""
+        """Returns the grid of a case, from the header of the scan if the task resamples. Raises InputError if it cannot be read."""
         if task.spacing is None:
             return cls(case.shape, case.affine)
         shape, affine, _ = read_geometry(case.sources[0])
         return cls(shape[:3], affine, network_grid(shape[:3], affine, task)[1])
 
     def reference(self, case: PreparedCase) -> np.ndarray:
-        """The label map [x, y, z], never resampled: read from its file if the cached one is. Raises InputError if it cannot be read."""
+        """Returns the label map [x, y, z] without resampling, from its file if the cached one is resampled.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         if self.back is None:
-            return whole(case)[1]
+            return full_grid(case)[1]
         labels = read_labels(case.sources[-1]).array
         if labels.shape != self.shape:
             raise InputError(
-                f"{case.sources[-1]}: the label map has shape {labels.shape}, its scan {self.shape}, and they had the same when the run "
+                f"{case.sources[-1]}: the label map has shape {labels.shape} and its scan {self.shape}, which were equal when the run "
                 "started; restore the file."
             )
         return labels
 
     def image(self, case: PreparedCase) -> np.ndarray:
-        """The first channel [x, y, z], for pictures."""
-        image = whole(case)[0][..., 0]
+        """Returns the first channel [x, y, z], for pictures."""
+        image = full_grid(case)[0][..., 0]
         if isinstance(self.back, InverseResample):
             return self.back.reorient.apply(interpolated(image, self.back.matrix, self.back.reorient.shape))
         return image if self.back is None else self.back.apply(image)
 
 
-def whole(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
-    """Scan and label map on the whole grid, of which the cache holds the box that is not empty."""
+def full_grid(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scan and the label map on the whole grid; the cache holds only the box that is not empty."""
     box = tuple(slice(low, high) for low, high in case.box)
     image = np.zeros((*case.shape, case.image.shape[-1]), np.float32)
     label = np.zeros(case.shape, np.uint8)
@@ -205,6 +214,6 @@ def whole(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
 
 
 def case_dice(labels: np.ndarray, reference: np.ndarray, task: Task) -> dict[str, float]:
-    """Dice of each region, or of each class but the background."""
+    """Returns the Dice of each region, or of each class except the background."""
     found, wanted = masks(labels, task), masks(reference, task)
     return {name: dice(found[name], wanted[name], empty=CONVENTION) for name in wanted}

@@ -49,7 +49,7 @@ class Predict:
     """Predict only inside the box of voxels that are not background, which takes fewer windows, at other positions."""
     whole: bool = False
     """Give the network the whole scan at once instead of windows."""
-    depth: int = 1
+    spatial_shards: int = 1
     """The number of devices that share each window, or the whole scan, along its first axis if it does not fit into one's memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the computation."""
@@ -114,7 +114,7 @@ class Predict:
             mirror=self.mirror,
             crop=self.crop,
             whole=self.whole,
-            depth=self.depth,
+            depth=self.spatial_shards,
         )
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default

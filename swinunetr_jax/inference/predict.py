@@ -96,7 +96,8 @@ class Segmenter:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
         if depth < 1 or (self.roi[0] % depth and not whole):
             raise InputError(
-                f"{depth} devices cannot share windows of {self.roi} evenly along the first axis: choose another depth."
+                f"{depth} devices cannot share windows of {self.roi} evenly along the first axis: choose another number of "
+                "spatial shards."
             )
         if whole and roi is not None:
             raise InputError(f"the whole scan at once has no windows, and the roi {roi} is one: give one of the two.")

@@ -49,7 +49,9 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
     processes = len({device.process_index for device in devices})
     own = len(devices) // processes
     if spatial < 1 or own < spatial or (processes > 1 and own % spatial):
-        raise InputError(f"a volume cannot be divided among {spatial} of the {own} devices of a process: choose another depth.")
+        raise InputError(
+            f"a volume cannot be divided among {spatial} of the {own} devices of a process: choose another number of spatial shards."
+        )
     groups = len(devices) // spatial
     used = max(n for n in range(1, groups + 1) if batch % n == 0)
     if processes > 1 and used < groups:

@@ -4,22 +4,22 @@
 #     sbatch --nodes 2 train/launch/slurm.sh brats21 --data /shared/BraTS2021 --out /shared/runs/brats --batch 16
 #     sbatch --nodes 2 train/launch/slurm.sh --resume /shared/runs/brats
 #
-# What follows the script goes to `python -m train` as it is. Run it from the project's folder. All nodes must see the data set and
-# --out under the same names; --batch is a multiple of the number of processes.
+# The arguments of the script are passed to `python -m train` unchanged. Run it from the project's folder. The data set and --out must have
+# the same paths on all nodes, and --batch must be a multiple of the number of processes.
 
 #SBATCH --job-name=swinunetr
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Two minutes before the time is up the trainer gets a SIGTERM: it saves, ends with 143, and below the job is queued again.
+# Two minutes before its time ends, SLURM sends the trainer a SIGTERM: it saves and ends with code 143, and the job is queued again below.
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
 set -euo pipefail
 
-# A job that is queued again, or submitted anew, goes on where it was.
+# A job that is queued or submitted again continues its run.
 arguments=("$@") run=runs/latest
 for ((i = 0; i < $#; i++)); do
   case ${arguments[i]} in
@@ -29,13 +29,13 @@ for ((i = 0; i < $#; i++)); do
   esac
 done
 if [ -n "$run" ] && [ -e "$run/run.json" ]; then
-  echo "$run was begun before: it goes on with the options it was begun with"
+  echo "$run already holds a run, which continues with its own options"
   arguments=(--resume "$run")
 fi
 
-# srun tells each process which one it is; `python -m train` reads that by itself, and the first node's name for the meeting point.
-# Where one process ends by an error, the others notice by themselves; srun's own way to end them would look like a SIGTERM (143).
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # which srun does not take over from the job
+# `python -m train` reads the number of its process and the address of the first node from the variables that srun sets. If one process
+# fails, the others notice this themselves; if srun ended them, this would look like a SIGTERM (143).
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from the job
 code=0
 srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m train "${arguments[@]}" || code=$?
 if [ "$code" = 143 ]; then

@@ -1,1 +1,1 @@
-"""One file per experiment: its data, its hardware, what to expect and the command, in its docstring; its fields in RECIPE."""
+"""The recipes of the trainer, one per file. A docstring states the command, the data, the hardware and the result to expect."""

@@ -1,10 +1,10 @@
-"""BTCV, 13 abdominal organs in CT: crops of 96³ around labels, Dice with cross-entropy.
+"""BTCV, 13 abdominal organs in CT: crops of 96³ around labels, and the Dice loss with cross-entropy.
 
     swinunetr train btcv --data BTCV/dataset_0.json --out runs/btcv --fold None
 
-Data: a MONAI datalist with a validation list (--fold None), or a folder in the nnU-Net layout (--fold 0). Scans are brought to RAS,
-1.5 × 1.5 × 2 mm and -175 … 250 HU. A single model of the paper scores a Dice of 82.25 on the test set.
-Start from the self-supervised encoder: --init.checkpoint model_swinvit.pt --init.encoder-only --init.downsample legacy.
+Data: a MONAI datalist with a validation list (--fold None), or a folder in the nnU-Net layout (--fold 0). Scans are resampled to RAS and
+1.5 × 1.5 × 2 mm, and -175 … 250 HU become 0 to 1. A single model of the paper scores a Dice of 82.25 on the test set.
+To start from the self-supervised encoder: --init.checkpoint model_swinvit.pt --init.encoder-only --init.downsample legacy.
 Hardware: a GPU with 24 GB.
 """
 

@@ -1,10 +1,11 @@
-"""Any data set of the Medical Segmentation Decathlon or of nnU-Net: labels, channels and crop are read from the data.
+"""Any data set of the Medical Segmentation Decathlon or of nnU-Net: the labels, the channels and the crop come from the data.
 
     swinunetr train msd --data Task04_Hippocampus --out runs/hippocampus
 
-Softmax Dice with cross-entropy over the labels of dataset.json (overlapping regions where it names such), five folds by seed. CT is
-taken from -175 to 250 HU unless --window says otherwise, and cropped around labels; give it one voxel size, such as --spacing 1.5 1.5 2.
-Hardware: the default suits scans of one or two channels on a CPU or a small GPU; give --network.feature-size 48 on a large one.
+The loss is the softmax Dice with cross-entropy over the labels of dataset.json, or of overlapping regions if it defines them. Five folds
+are drawn by the seed. For CT -175 to 250 HU become 0 to 1, which --window changes, and crops are around labels; give CT scans one voxel
+size, such as --spacing 1.5 1.5 2.
+Hardware: the default suits scans of one or two channels on a CPU or a small GPU; on a large one give --network.feature-size 48.
 """
 
 from swinunetr_jax.losses import Loss

@@ -1,9 +1,9 @@
-"""A first run on data made on the spot: BraTS-like heads with a tumour, small enough for two CPU cores.
+"""A first run on synthetic data, heads with a tumour as in BraTS, which is small enough for two CPU cores.
 
     python -m train
 
-Makes the heads, prepares them, trains a small Swin UNETR on TC, WT and ET, and leaves curves, pictures, a report and a network that
-`swinunetr predict` takes. Nothing but this command is needed.
+The command makes the heads, prepares them, trains a small Swin UNETR on TC, WT and ET, and writes curves, pictures, a report and a network
+for `swinunetr predict`. It needs no data.
 """
 
 from swinunetr_jax.losses import Loss

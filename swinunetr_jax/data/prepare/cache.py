@@ -25,7 +25,17 @@ from swinunetr_jax import console, files
 from swinunetr_jax.data.boxes import Box, bounding_box, slices, whole_box
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.prepare.cache_entry import VERSION, Array, Entry, Source, check_arrays, enter, read_entry, write_entry
+from swinunetr_jax.data.prepare.cache_entry import (
+    VERSION,
+    Array,
+    Entry,
+    Source,
+    check_arrays,
+    enter,
+    read_entry,
+    settings_digest,
+    write_entry,
+)
 from swinunetr_jax.data.prepare.example import Example, foreground
 from swinunetr_jax.data.prepare.intensity import nonzero_statistics
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
@@ -103,7 +113,8 @@ def prepare_training_cases(
         dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
         verify: whether to compare the digests; False is for a caller who has just compared them.
         progress: called with the numbers of cases done and of all cases.
-        warn: called with a sentence for each damaged entry, and for a cache of an older version.
+        warn: called with a sentence for each damaged entry, for a cache of another version, and for cases that were prepared from files
+            in another place.
 
     Raises:
         InputError: some cases cannot be used, in which case all of them are named, one per line; or the folder cannot be written.
@@ -133,6 +144,11 @@ def prepare_training_cases(
             raise InputError(f"{folder}: cannot be written ({files.reason(error)}); give a folder with space.") from error
         finally:
             pool.shutdown(cancel_futures=True)
+    if store.moved:
+        warn(
+            f"{console.literal(folder)} holds {console.name_list(map(console.literal, sorted(store.moved)))} from files in another place: "
+            "they were prepared again from the present files."
+        )
     if faults:
         lines = problem_lines([(cases[index].name, faults[index]) for index in sorted(faults)])
         raise InputError(f"{len(faults)} of {len(cases)} cases cannot be used for training:", *lines)
@@ -146,8 +162,10 @@ class _Store:
         self.folder, self.task, self.in_channels, self.dtype = folder, task, in_channels, np.dtype(dtype)
         self.verify, self.warn = verify, warn
         files.make_folder(folder)
-        if old := enter(folder):
-            warn(old)
+        contents = enter(folder)
+        if contents.note:
+            warn(contents.note)
+        self.elsewhere, self.moved = contents.elsewhere, set[str]()
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
         self.above = task.window[0] if task.window else 0.0
         # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
@@ -165,6 +183,7 @@ class _Store:
             raise InputError(f"{paths[0]}: cannot be read ({files.reason(error)}); give an existing file.") from error
         identity = files.digest_of_json([case.name, case.channels, self.settings, resolved])
         path = self.folder / f"{_file_name(case.name)}-{identity[:16]}.json"
+        is_new = not files.exists(path)
         entry = self._checked(case, path, read_entry, self.dtype, self.in_channels, self.known)
         sources = [_source(file, entry) for file in paths]
         key = files.digest_of_json([case.channels, self.settings, *(source["sha256"] for source in sources)])
@@ -172,8 +191,13 @@ class _Store:
             entry = None
         if entry is not None and self.verify:
             entry = self._checked(case, path, check_arrays, entry, self.dtype, self.in_channels)
-        if entry is None or entry["sources"] != sources:
-            entry = self._prepare(case, key, sources) if entry is None else entry | {"sources": sources}
+        if entry is None:
+            entry = self._prepare(case, key, sources)
+            write_entry(path, entry)
+            if is_new and settings_digest(case.name, self.settings) in self.elsewhere:
+                self.moved.add(case.name)
+        elif entry["sources"] != sources:
+            entry = entry | {"sources": sources}
             write_entry(path, entry)
         return _from_entry(case.name, path, paths, self.above, entry)
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -70,6 +71,17 @@ class _AnyEntry(TypedDict):
     sources: list[dict[str, Any]]
 
 
+@dataclass
+class Contents:
+    """What `enter` found in the folder of a cache.
+
+    `elsewhere` holds the digest of name and settings of each usable entry. `note` is a sentence on entries of other versions, or None.
+    """
+
+    elsewhere: set[str] = field(default_factory=set)
+    note: str | None = None
+
+
 def write_entry(path: Path, entry: Entry) -> None:
     """Writes an entry with its digest. Raises OSError."""
     files.write_json(path, entry | {"digest": _digest(entry)})
@@ -121,41 +133,53 @@ def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> En
     return entry
 
 
-def enter(folder: Path) -> str | None:
+def settings_digest(name: str, settings: dict[str, Any]) -> str:
+    """Returns the digest of a case's name and settings, which does not depend on where its files are."""
+    return files.digest_of_json([name, settings])
+
+
+def enter(folder: Path) -> Contents:
     """Marks the folder as used by this process until the process ends, and removes obsolete files if no other process uses it.
 
     Obsolete are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their sources
     have changed.
 
     Returns:
-        A sentence on entries of older versions, or None if there are none.
+        The contents of the folder.
     """
+    contents = Contents()
     with _used(folder) as alone:
-        named, old, newer = set(), [], False
+        named, old, newer = set(), [], 0
         for path in folder.glob("*.json"):
             if _ENTRY.fullmatch(path.name) is None:
                 continue
             with contextlib.suppress(InputError, OSError):  # a damaged entry is replaced when its case is prepared
                 version = files.read_json(path, _AnyEntry, _REMEDY)["settings"]["version"]
-                newer |= version > VERSION
+                newer += version > VERSION
                 if version < VERSION:
                     old.append(path)
                 elif version == VERSION:
                     entry = files.read_json(path, Entry, _REMEDY)
                     named |= {entry["image"]["file"], entry["label"]["file"]}
+                    contents.elsewhere.add(settings_digest(entry["name"], entry["settings"]))
         if alone:
             files.remove_stale_temporaries(folder)
             arrays = [] if newer else [path for path in folder.glob("*.npy") if _ARRAY.fullmatch(path.name)]
             for path in (*old, *(path for path in arrays if path.name not in named)):
                 with contextlib.suppress(OSError):
                     path.unlink()
-    if not old:
-        return None
-    fate = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
-    return (
-        f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {fate}, and the cases "
-        "of this training are prepared again."
-    )
+    if old:
+        fate = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
+        contents.note = (
+            f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {fate}, and the cases "
+            "of this training are prepared again."
+        )
+    elif newer:
+        contents.note = (
+            f"{console.literal(folder)}: entries of a newer version of swinunetr_jax ({newer}) are not used, so the cases of this training "
+            "that have no other entry are prepared again."
+        )
+    return contents
 
 
 @contextlib.contextmanager

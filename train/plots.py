@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and validation scans with reference and prediction side by side.
+"""Pictures of a run: its curves, and validation scans next to the reference and the prediction.
 
 matplotlib is imported when the first picture is drawn.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING = 0.9
-MOST_SCORES = 8  # that a picture names of a case
+MOST_SCORES = 8  # scores of a case that a picture names
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
-    """Loss and learning rate over the steps so far, and Dice at each validation. Raises InputError if the file cannot be written."""
+    """Draws loss and learning rate over the steps so far, and the Dice of each validation. Raises InputError if it cannot be written."""
     with literal_text():
         save(_progress(rows, total), path)
 
@@ -37,7 +37,7 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
     from matplotlib.figure import Figure
 
     steps = [row for row in rows if row["kind"] == "step"]
-    looks = [row for row in rows if row["kind"] == "validation"]
+    validations = [row for row in rows if row["kind"] == "validation"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     at, loss = [row["step"] for row in steps], [row["loss"] for row in steps]
@@ -51,12 +51,12 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
         rate.plot(*zip(*rates), color="0.6", linestyle=":", linewidth=1)
         rate.set_ylabel("learning rate (dotted)", color="0.5")
         rate.set_ylim(bottom=0)
-    if looks:
-        at, names, lines = [row["step"] for row in looks], list(looks[0]["dice"]), []
+    if validations:
+        at, names, lines = [row["step"] for row in validations], list(validations[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):
-            lines += right.plot(at, [_number(row["dice"][name]) for row in looks], ".-", color=colour)
-        lines += right.plot(at, [_number(row["score"]) for row in looks], "k.-", linewidth=2)
-        best = max(looks, key=lambda row: _number(row["score"]) if np.isfinite(_number(row["score"])) else -1)
+            lines += right.plot(at, [_number(row["dice"][name]) for row in validations], ".-", color=colour)
+        lines += right.plot(at, [_number(row["score"]) for row in validations], "k.-", linewidth=2)
+        best = max(validations, key=lambda row: _number(row["score"]) if np.isfinite(_number(row["score"])) else -1)
         right.plot(best["step"], _number(best["score"]), "k*", markersize=14)
         right.set_title(f"best {_number(best['score']):.4f} at step {best['step']}", fontsize=10)
         add_legend(right, lines, [*names, "mean"], loc="best", frameon=False, fontsize=8, ncols=1 + len(names) // 8)
@@ -67,9 +67,9 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
 
 
 def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
-    """A row per case: the axial slice with most labels as the scan shows it, with the reference, with the prediction.
+    """Draws a row per case: the axial slice with the most labels, without labels, with the reference, and with the prediction.
 
-    Seen as radiologists do: the patient's right is on the left, anterior on top. Raises InputError if the file cannot be written.
+    The patient's right is on the left and anterior on top, as radiologists view it. Raises InputError if the file cannot be written.
     """
     with literal_text():
         save(_comparison(scores, task), path)
@@ -111,12 +111,12 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
 
 
 def _number(value: float | None) -> float:
-    """A score of the log, which holds null where there is none."""
+    """Returns a score of the log, where null stands for NaN."""
     return np.nan if value is None else value
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """An exponential mean that is not drawn to its start."""
+    """Returns an exponential mean, without a bias towards its start."""
     total = weight = 0.0
     smooth = []
     for value in values:

@@ -1,4 +1,4 @@
-"""RUN/report.html: one file that shows what came out of a run, readable anywhere and without the run's folder."""
+"""RUN/report.html: one file with the results of a run, which can be read anywhere and without the run's folder."""
 
 import base64
 import html
@@ -11,8 +11,9 @@ from typing import Any
 
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
-from swinunetr_jax.training.config import Options
-from swinunetr_jax.training.start import read_description
+from swinunetr_jax.training.description import Description, read_description
+from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.validation import predict_options
 
 STYLE = """
@@ -24,8 +25,8 @@ td:first-child, th:first-child { text-align: left; } tr.mean td { font-weight: b
 img { max-width: 100%; } pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 12.5px; } .note { color: #666; }
 """
 SYNTHETIC = (
-    "The patients of this run are synthetic: a program made the heads and their tumours. Its scores show that training works, and say "
-    "nothing about scans of patients."
+    "The patients of this run are synthetic: a program made the heads and their tumours. Its scores show that training works, but not how "
+    "well the network would segment scans of patients."
 )
 
 
@@ -37,13 +38,13 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
         OSError: the report cannot be written.
     """
     about = read_description(run)
-    looks = [row for row in rows if row["kind"] == "validation"]
-    best = max(looks, key=lambda row: _rank(row["score"])) if looks else None
+    validations = [row for row in rows if row["kind"] == "validation"]
+    best = max(validations, key=lambda row: _rank(row["score"])) if validations else None
     steps = [row for row in rows if row["kind"] == "step"]
-    recipe = about["recipe"]
-    title = f"{run.resolve().name}: recipe {recipe.get('name') or recipe['kind']}, Swin UNETR"
+    options = Options.from_dict(about["recipe"])
+    title = f"{run.resolve().name}: recipe {options.name or options.kind}, {about['network'].get('network', 'Swin UNETR')}"
     parts = [f"<h1>{_text(title)}</h1>", _summary(about, steps, best)]
-    if recipe["kind"] == "phantom":
+    if source_of(options).is_synthetic:
         parts.append(f"<p><b>{SYNTHETIC}</b></p>")
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:
@@ -53,8 +54,8 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     for part in about["parts"]:
         versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
         parts.append(f"<p>From step {part['after_step']}: {_text(versions)}; {_text(part['device'])}</p>")
-    for name in ("recipe", "network", "task"):
-        parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(about[name], indent=1))}</pre></details>")
+    for name, values in (("recipe", about["recipe"]), ("network", about["network"]), ("task", about["task"])):
+        parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(values, indent=1))}</pre></details>")
     head = [
         "<!doctype html>",
         '<html lang="en">',
@@ -68,7 +69,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def _summary(about: dict[str, Any], steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
+def _summary(about: Description, steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
     score = f"Best validation Dice <b>{_score(best['score'], 4)}</b> at step {best['step']}" if best else "No validation"
     after = [row["seconds"] for row in steps[1:]] or [0.0]
     count = {name: len(cases) for name, cases in about["cases"].items()}
@@ -79,7 +80,7 @@ def _summary(about: dict[str, Any], steps: Sequence[dict[str, Any]], best: dict[
     )
 
 
-def _table(best: dict[str, Any], about: dict[str, Any]) -> str:
+def _table(best: dict[str, Any], about: Description) -> str:
     names = list(best["dice"])
     head = "".join(f"<th>{_text(name)}</th>" for name in ("case", *names, "mean"))
     rows = []
@@ -91,7 +92,7 @@ def _table(best: dict[str, Any], about: dict[str, Any]) -> str:
     means = "".join(f"<td>{_score(value)}</td>" for value in (*(best["dice"][name] for name in names), best["score"]))
     rows.append(f'<tr class="mean"><td>mean</td>{means}</tr>')
     convention = CONVENTIONS[f"dice_{about['convention']}"]
-    note = f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(how_scored(about))}.</p>'
+    note = f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(scoring_note(about))}.</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
 
 
@@ -104,14 +105,14 @@ def _score(value: float | None, digits: int = 3) -> str:
 
 
 def _text(text: object) -> str:
-    """Text from data for HTML, as it is."""
+    """Returns text from data for HTML, unchanged."""
     return html.escape(console.literal(text))
 
 
-def how_scored(about: dict[str, Any]) -> str:
-    """By which commands the scores of a run, as its run.json describes it, are found again."""
+def scoring_note(about: Description) -> str:
+    """Returns the commands that compute the scores of a run, which its run.json describes, as the end of a sentence."""
     recipe = Options.from_dict(about["recipe"])
-    options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"]["dtype"])
+    options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"].get("dtype", "float32"))
     rounded = ", but from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
     return f"as by swinunetr predict{options} and swinunetr evaluate{rounded}"
 

@@ -1,0 +1,100 @@
+"""The options of a run: old names of options and of fields in run.json, paths in groups, and which options may change."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from refusals import refused
+
+from swinunetr_jax import arguments, cli
+from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.training import Augment, Devices, Init, Recipe, command, description, resume
+from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.sources import SOURCES, source_of
+from tools import pod_plan
+
+OLD_NAME = "the old name will be removed in the next version"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A folder with the run.json of a run that an earlier version started with two devices per volume."""
+    values = Recipe(kind="phantom", steps=3).to_dict()
+    values["devices"] = {"depth": 2, "pmap": False}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": values}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [["--devices.depth", "2"], ["--devices.depth=2"]])
+def test_the_old_name_of_spatial_shards_works_with_a_warning(words, capsys):
+    recipe, _, _ = command.parse(["phantom", *words])
+    assert recipe.devices == Devices(spatial_shards=2)
+    assert capsys.readouterr().err == f"warning: --devices.depth is now --devices.spatial-shards; {OLD_NAME}.\n"
+    assert command.parse(["phantom", "--devices.spatial-shards", "2"])[0].devices.spatial_shards == 2
+    assert not capsys.readouterr().err
+
+
+def test_a_stored_run_with_the_old_name_loads_and_is_resumed_with_either_name(run, capsys):
+    assert description.read_recipe(run).devices == Devices(spatial_shards=2)
+    for name, warned in (("--depth", True), ("--spatial-shards", False)):
+        recipe, continues, _ = command.parse(["--resume", str(run), name, "4"])
+        assert continues and recipe.devices.spatial_shards == 4
+        assert (OLD_NAME in capsys.readouterr().err) == warned
+        changes = resume.changed_options(run, description.read_description(run, description.Head), recipe, free=resume.FREE)
+        assert changes == {"devices.spatial_shards": [2, 4]}
+
+
+@pytest.mark.parametrize(("name", "warned"), [("--depth", True), ("--spatial-shards", False)])
+def test_predict_takes_the_old_name_of_spatial_shards(name, warned, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(Predict, "run", lambda self: taken.append(self.spatial_shards) or 0)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["predict", "-i", "scan", "-o", "out", "-m", "run", name, "4"])
+    assert done.value.code == 0 and taken == [4] and (OLD_NAME in capsys.readouterr().err) == warned
+
+
+def test_the_plan_for_a_pod_takes_the_old_name_of_spatial_shards(capsys):
+    assert pod_plan.parse(["--depth", "8"]) == pod_plan.parse(["--spatial-shards", "8"]) == pod_plan.Options(spatial_shards=8)
+    assert capsys.readouterr().err.count(OLD_NAME) == 1
+
+
+def test_only_whole_names_are_renamed():
+    assert arguments.rename_options(["--depths", "-d", "depth", "--depth-2"], {"--depth": "--spatial-shards"}) == [
+        "--depths", "-d", "depth", "--depth-2",
+    ]  # fmt: skip
+
+
+def test_all_paths_become_absolute_also_in_groups_and_beside_functions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("data", "base", "out", "splits", "cache")
+    recipe = Recipe(kind="labels", **{name: Path(name) for name in names}, init=Init(checkpoint=Path("start")), loss=max)
+    moved = recipe.absolute()
+    assert [getattr(moved, name) for name in names] == [tmp_path / name for name in names]
+    assert moved.init.checkpoint == tmp_path / "start" and moved.loss is max and moved.augment == Augment()
+    assert replace(moved, **{name: Path(name) for name in names}, init=recipe.init) == recipe
+    with refused("is an address of a remote store"):
+        replace(recipe, init=Init(checkpoint=Path("gs://b/x"))).check()
+
+
+def test_the_functions_of_a_recipe_are_the_fields_that_are_no_options():
+    plain = Recipe(kind="labels")
+    assert plain.functions() == {} and plain.options() == Options(kind="labels")
+    given = replace(plain, augment=max, transforms=min)
+    assert given.functions() == {"augment": max, "transforms": min} and given.options() == Options(kind="labels")
+    with refused("--augment.pad-foreground has no effect here, since the recipe gives a function for `augment`"):
+        given.with_options(Options(kind="labels", augment=Augment(pad_foreground=False)))
+
+
+def test_the_options_that_may_change_are_those_of_resume():
+    names = {f.name for f in fields(Options)} | {f"devices.{f.name}" for f in fields(Devices)}
+    assert set(resume.FREE) <= names and {"devices.spatial_shards", "devices.pmap", "cache", "out"} <= set(resume.FREE)
+    assert not set(resume.FREE) & set(resume.LENGTH)
+
+
+def test_each_kind_has_a_source():
+    assert {kind for kind, source in SOURCES.items() if source.is_synthetic} == {"phantom"}
+    with refused("`kind` must be one of phantom, brats, labels, got 'other'"):
+        source_of(Options(kind="other"))
+    with refused("the options of --init state how a checkpoint is used, but none was given"):
+        Recipe(kind="phantom", init=Init(key="model_ema")).check()

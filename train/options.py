@@ -1,0 +1,224 @@
+"""All options of a run, which are stored in RUN/run.json; `recipe.Recipe` adds functions to them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_type_hints
+
+import msgspec
+from tyro.conf import Suppress
+
+from swinunetr_jax import InputError
+from swinunetr_jax.files import local_path
+from swinunetr_jax.losses import Loss
+from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
+
+T = TypeVar("T", bound=Any)
+Kind = Literal["phantom", "brats", "labels"]
+# Options whose names have changed since a version that stored runs may be of.
+RENAMED = {"devices.depth": "devices.spatial_shards"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All options of a training run."""
+
+    name: Suppress[str] = ""
+    """Name of the recipe for the report, which the command line sets."""
+    data: Path | None = None
+    """The data set, in any layout that `swinunetr predict` reads."""
+    base: Path | None = None
+    """Folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    out: Path = Path("runs/latest")
+    """Folder of the run."""
+    kind: Kind
+    """phantom: synthetic data made by the run; brats: tumour regions; labels: the labels that the data set states."""
+    steps: int | None = None
+    """Optimizer steps, by default those of the epochs."""
+    epochs: int = 300
+    """Passes over the training cases, if --steps is not given."""
+    batch: int = 1
+    """Volumes per step."""
+    seed: int = 0
+    """Seed of the initial weights, the order of cases, the crops and dropout."""
+    fold: Literal["all"] | int | None = 0
+    """Fold to validate on; all trains one network per fold; None takes the data set's own validation list."""
+    folds: int = 5
+    """Number of folds to draw if the data set has none."""
+    fold_seed: int = 0
+    """Seed of drawing the folds, so that runs with other seeds validate on the same cases."""
+    splits: Path | None = None
+    """nnU-Net's splits_final.json with the folds, by default the one of the data set, if there is one."""
+    patient: str | None = None
+    """Regular expression that finds the patient in a case's name, by its first group or the whole match: '(P[0-9]+)_'. Cases of one patient
+    stay in one fold. By default BIDS, BraTS and the usual PATIENT_VISIT names are recognised."""
+    roi: tuple[int, int, int] | None = None
+    """Size of the training crop and the window, multiples of 32; by default fitted to the scans."""
+    channels: tuple[str, ...] = ()
+    """Input channels by name, by default the data set's."""
+    orientation: str | None = None
+    """Orientation that scans are brought to, such as RAS; None leaves them as stored."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm that scans are resampled to; None leaves them as stored."""
+    window: tuple[float, float] | None = None
+    """Intensities that become 0 and 1, for CT, which is then cropped around labels; None normalises by each channel's statistics."""
+    cache: Path | None = None
+    """Folder for prepared cases, by default RUN/cache."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the prepared scans; float16 takes half the disk space."""
+    workers: int = 0
+    """Processes that read and augment; 0 does it in threads."""
+    save_every: int | None = None
+    """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
+    keep: int = 2
+    """Saved states to keep in addition to the best network."""
+    network: Network = field(default_factory=Network)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    augment: Augment = field(default_factory=Augment)
+    validation: Validation = field(default_factory=Validation)
+    init: Init = field(default_factory=Init)
+    devices: Devices = field(default_factory=Devices)
+    phantom: Suppress[Phantom] = field(default_factory=Phantom)  # options only of the recipe `phantom`
+
+    def check(self) -> None:
+        """Raises InputError for a value that no run can have. Construction does not check, because tyro constructs options, too."""
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("epochs", self.epochs, 1),
+            ("batch", self.batch, 1),
+            ("folds", self.folds, 2),
+            ("workers", self.workers, 0),
+            ("keep", self.keep, 1),
+            ("save_every", self.save_every, 1),
+            ("optim.accumulate", self.optim.accumulate, 1),
+            ("devices.spatial_shards", self.devices.spatial_shards, 1),
+            ("validation.every", self.validation.every, 1),
+            ("validation.cases", self.validation.cases, 1),
+            ("validation.patience", self.validation.patience, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"`{name}` must be at least {least}, got {value}.")
+        for name, value, fits, want in (
+            ("optim.accumulate", self.optim.accumulate, self.batch % self.optim.accumulate == 0, f"divide `batch` {self.batch}"),
+            ("optim.lr", self.optim.lr, self.optim.lr > 0, "be above 0"),
+            ("optim.clip", self.optim.clip, self.optim.clip is None or self.optim.clip > 0, "be above 0"),
+            ("optim.warmup", self.optim.warmup, self.optim.warmup >= 0, "be at least 0"),
+            ("optim.weight_decay", self.optim.weight_decay, self.optim.weight_decay >= 0, "be at least 0"),
+            ("optim.ema", self.optim.ema, self.optim.ema is None or 0 < self.optim.ema < 1, "be between 0 and 1"),
+            ("validation.overlap", self.validation.overlap, 0 <= self.validation.overlap < 1, "be at least 0 and below 1"),
+            ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
+            ("augment.flips", self.augment.flips, set(self.augment.flips or ()) <= {0, 1, 2}, "name axes 0, 1 and 2"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
+            ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),
+        ):
+            if not fits:
+                raise InputError(f"`{name}` must {want}, got {value}.")
+        for name, value in flatten(self.to_dict()).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"`{name}` must be a finite number, got {value}.")
+        _map_paths(self, local_path)
+        init = self.init
+        if init.checkpoint is None and (init.key or init.encoder_only or init.adapt_channels or init.downsample):
+            raise InputError(
+                "the options of --init state how a checkpoint is used, but none was given: name it with --init.checkpoint."
+            )
+        if self.devices.pmap:
+            self._check_pmap()
+        network = self.network.config(1, 2)  # its constructor checks the options of the network
+        if self.roi is not None:
+            network.check_spatial(self.roi)
+
+    def _check_pmap(self) -> None:
+        """Raises InputError for an option that needs more than each device's samples."""
+        for name, given, why in (
+            ("devices.spatial_shards", self.devices.spatial_shards > 1, "divides a volume, which needs sharding under jax.jit"),
+            ("network.norm_name batch", self.network.norm_name == "batch", "takes statistics of the whole batch"),
+            ("loss.batch", self.loss.batch, "takes the Dice of the whole batch"),
+        ):
+            if given:
+                raise InputError(
+                    f"`{name}` {why}, but with `devices.pmap` each device sees only its own samples: leave one of them out."
+                )
+
+    def absolute(self) -> Self:
+        """Returns the options with absolute paths, so that the run can be continued from any folder."""
+        return _map_paths(self, Path.absolute)
+
+    def total_steps(self, cases: int) -> int:
+        """Returns the number of steps of a run with this number of training cases."""
+        return self.steps or -(-self.epochs * cases // self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return _json_value(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the options of a dict from `to_dict`, also that of an earlier version: a field that it lacks has its default.
+
+        Raises:
+            InputError: a field is unknown, or has a value of another type.
+        """
+        values = _renamed(values)
+        unknown = [name for name in flatten(values) if not _is_field(Options, name)]
+        if unknown:
+            raise InputError(f"the options of the run hold {', '.join(unknown[:4])}, which this version does not know.")
+        try:
+            return cls(**vars(msgspec.convert(values, Options, dec_hook=_decode)))
+        except msgspec.ValidationError as error:
+            raise InputError(f"the options of the run have unexpected values ({error}).") from error
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested options by dotted name, such as optim.lr."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found
+
+
+def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options) -> T:
+    """Returns the options with a function applied to all paths among the fields of `kind` and of its groups."""
+    changed: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(options, name)
+        if isinstance(value, Path):
+            changed[name] = change(value)
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, hint):
+            changed[name] = _map_paths(value, change, hint)
+    return dataclasses.replace(options, **changed)
+
+
+def _renamed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested options with those of `RENAMED` under their present names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        old = f"{prefix}{name}"
+        found[RENAMED.get(old, old).removeprefix(prefix)] = _renamed(value, f"{old}.") if isinstance(value, Mapping) else value
+    return found
+
+
+def _is_field(kind: type, name: str) -> bool:
+    """Returns whether a dotted name is that of a field of a dataclass, or of a field of one of its groups."""
+    first, _, rest = name.partition(".")
+    hint = get_type_hints(kind).get(first)
+    return hint is not None and (not rest or (dataclasses.is_dataclass(hint) and _is_field(hint, rest)))
+
+
+def _json_value(value: Any) -> Any:
+    """Returns a value of JSON: tuples as lists, paths as text."""
+    if isinstance(value, dict):
+        return {name: _json_value(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """Returns a path from its text, for msgspec, which does not know paths."""
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError(f"expected `{kind.__name__}`, got {type(value).__name__}")
+    return Path(value)

@@ -1,0 +1,158 @@
+"""The sources of a run's cases, one for each value of the option `kind`: they find the data set, and the task that its labels define."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from swinunetr_jax import InputError, Task, files
+from swinunetr_jax.console import Progress, name_list
+from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.nifti import read_labels
+from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
+from swinunetr_jax.task import IGNORE
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.options import Kind, Options
+
+
+class Source(Protocol):
+    """A source of cases."""
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the run makes its data, so that no data set has to be given."""
+        ...
+
+    def dataset(self, options: Options, run: Path) -> Dataset:
+        """Returns the data set of a run in the folder `run`. Raises InputError if there is none."""
+        ...
+
+    def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
+        """Returns the task that the labels define.
+
+        Args:
+            dataset: the data set.
+            cases: the cases of the run.
+            fields: the task's other fields.
+
+        Raises:
+            InputError: the labels define no task, or one that cannot be trained.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A data set whose dataset.json names the labels, or whose label maps hold them."""
+
+    is_synthetic: bool = False
+
+    def dataset(self, options: Options, run: Path) -> Dataset:
+        return _given_dataset(options)
+
+    def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
+        if IGNORE in (dataset.labels or {}):
+            raise InputError(
+                f"{dataset.root}: voxels to ignore are not supported in training; give them a label, or the background's."
+            )
+        task = Task.from_labels(dataset.labels, dataset.regions_class_order, **fields)
+        if task is None:
+            task = Task.from_labels({f"label {value}": value for value in _stored_labels(cases)}, **fields)
+            assert task is not None  # there is at least one label
+        elif task.kind == "regions" and len(dataset.regions_class_order or ()) != len(task.outputs):
+            raise InputError(
+                f"{dataset.root}: {len(task.outputs)} regions need as many values in regions_class_order, got "
+                f"{dataset.regions_class_order}."
+            )
+        return task
+
+
+@dataclass(frozen=True)
+class Brats:
+    """A data set of BraTS, whose tumour regions overlap."""
+
+    is_synthetic: bool = False
+
+    def dataset(self, options: Options, run: Path) -> Dataset:
+        return _given_dataset(options)
+
+    def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
+        if dataset.et_label is None:
+            raise InputError(
+                f"{dataset.root}: the files are not named as in BraTS, so the enhancing tumour may be label 3 or 4; take the recipe "
+                "`msd`, which reads labels from a dataset.json."
+            )
+        return Task.brats(et_label=dataset.et_label, **fields)
+
+
+@dataclass(frozen=True)
+class PhantomHeads(Brats):
+    """Synthetic heads with the labels of BraTS, which the run makes unless they exist."""
+
+    is_synthetic: bool = True
+
+    def dataset(self, options: Options, run: Path) -> Dataset:
+        folder = options.data or run / "data"
+        if processes.is_leader():  # the other processes would search the folder while it is being written
+            if _holds_other_files(folder):
+                raise InputError(
+                    f"{folder} holds other data, and this recipe makes its own: take the recipe `msd` or `brats21` to train on yours."
+                )
+            with Progress("making phantom cases", "case") as progress:
+                phantom = options.phantom
+                write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
+        processes.barrier("the phantom is made")
+        return find_cases(folder, channels=options.channels or None)
+
+
+SOURCES: dict[Kind, Source] = {"phantom": PhantomHeads(), "brats": Brats(), "labels": Labels()}
+
+
+def source_of(options: Options) -> Source:
+    """Returns the source that the options choose. Raises InputError if a recipe file gives another `kind`."""
+    source = SOURCES.get(options.kind)
+    if source is None:
+        raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
+    return source
+
+
+def _given_dataset(options: Options) -> Dataset:
+    if options.data is None:
+        raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
+    return find_cases(options.data, channels=options.channels or None, base=options.base)
+
+
+def _holds_other_files(folder: Path) -> bool:
+    """Returns whether a folder holds files, but not a phantom. Raises InputError if it cannot be read."""
+    try:
+        return files.is_folder(folder) and bool(os.listdir(folder)) and not files.exists(folder / RECORD)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({files.reason(error)}); give another folder with --data.") from error
+
+
+def _stored_labels(cases: Sequence[Case]) -> list[int]:
+    """Returns all labels in the label maps except 0, in order. Raises InputError if there is none."""
+    values: set[int] = set()
+    large: list[str] = []
+    for case in cases:
+        if case.label is None:
+            continue
+        try:
+            found = np.unique(read_labels(case.label).array)
+        except InputError:
+            continue  # preparing the cases names it together with all other faults
+        values.update(found[found <= MAX_LABEL].tolist())
+        if found[-1] > MAX_LABEL:  # named likewise
+            large.append(f"{case.label} ({found[-1]})")
+    if not values - {0} and large:
+        raise InputError(f"{name_list(large)}: the labels are above {MAX_LABEL}, the largest that is supported; renumber them.")
+    if not values - {0}:
+        raise InputError(
+            "the label maps hold only background, expected labels to learn; check the data set with `swinunetr validate`."
+        )
+    return sorted(values - {0})

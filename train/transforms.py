@@ -1,0 +1,113 @@
+"""Random changes of training samples: transforms of a sample on the host, and the augmentation of a batch on the device."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swinunetr_jax import InputError, Task
+from swinunetr_jax.console import literal, say, warn
+from swinunetr_jax.data.augment import sides
+from swinunetr_jax.data.augment.transforms import Transform, brats_recipe, ct_recipe
+from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.config import Augment
+from swinunetr_jax.training.objective import Batch
+from swinunetr_jax.training.recipe import Recipe
+
+# Samples are mirrored in runs with at least this number of passes over the cases. In a run of 5 passes it lowers the Dice, see the README.
+MIRRORING_PASSES = 25
+
+
+def host_transforms(recipe: Recipe, task: Task, flips: tuple[int, ...]) -> tuple[Transform, ...]:
+    """Returns the transforms of a sample on the host: those of the recipe, or the usual ones for the task's intensities.
+
+    Args:
+        recipe: the recipe of the run.
+        task: the task, with the size of the crop.
+        flips: the axes to mirror along.
+    """
+    if recipe.transforms is not None:
+        return tuple(recipe.transforms(task))
+    return _FOR_INTENSITY[task.intensity](task, recipe.host_augment, flips)
+
+
+def _normalized_transforms(task: Task, augment: Augment, flips: tuple[int, ...]) -> tuple[Transform, ...]:
+    return brats_recipe(crop_size(task), augment.normalize_after_crop, flips, pad_foreground=augment.pad_foreground)
+
+
+def _windowed_transforms(task: Task, augment: Augment, flips: tuple[int, ...]) -> tuple[Transform, ...]:
+    assert task.window is not None  # `Task` holds one for this intensity
+    return ct_recipe(crop_size(task), window=task.window, flip_axes=flips)
+
+
+_FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...]], tuple[Transform, ...]]] = {
+    "zscore": _normalized_transforms,
+    "window": _windowed_transforms,
+    "none": _normalized_transforms,
+}
+
+
+def crop_size(task: Task) -> tuple[int, int, int]:
+    """Returns the size of the training crops, which a task of 3-D scans has once its cases are prepared."""
+    if task.roi is None or len(task.roi) != 3:
+        raise InputError(f"the task has the window size {task.roi}, expected three sizes: give --roi.")
+    return task.roi[0], task.roi[1], task.roi[2]
+
+
+def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float) -> tuple[int, ...]:
+    """Returns the axes along which training samples are mirrored, and prints the reason if they are not all axes.
+
+    Args:
+        asked: the axes that the user chose. None takes all axes except those along which the names of labels state sides, and none in a
+            run that is too short to benefit from mirroring.
+        task: the task, with the names of the labels.
+        affines: the affines of the prepared scans, [4, 4] each.
+        passes: how often the run sees each training case.
+    """
+    sided = sides.sided_axes(task, affines)
+    free = tuple(axis for axis in range(3) if axis not in sided)
+    short = asked is None and bool(free) and passes < MIRRORING_PASSES
+    chosen = asked if asked is not None else () if short else free
+    wrong = {axis: sided[axis] for axis in chosen if axis in sided}
+    if processes.is_leader() and wrong:
+        warn(
+            f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels state sides along it, "
+            "which the network then cannot tell apart."
+        )
+    elif processes.is_leader() and short:
+        axes = " ".join(map(str, free))
+        say(
+            f"samples are not mirrored: the run sees each case {passes:.3g} times, and below {MIRRORING_PASSES} times mirroring lowers the "
+            f"score; --augment.flips {axes} mirrors them nevertheless"
+        )
+    elif processes.is_leader() and asked is None and sided:
+        say(
+            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels state sides along it; --augment.flips chooses "
+            "other axes"
+        )
+    return chosen
+
+
+def device_augmentation(recipe: Recipe, strategy: ParallelStrategy) -> Callable[[Batch], Batch]:
+    """Returns the recipe's augmentation of batches as a compiled function, or a function that returns the batch unchanged.
+
+    A sample's key is derived from the run's seed and the sample's number, so that it does not depend on devices, on processes or on where a
+    run was resumed. The batch keeps its sharding.
+    """
+    augment = recipe.device_augment
+    if augment is None:
+        return lambda batch: batch
+    assert isinstance(strategy, JitStrategy)  # `Recipe.check` refuses the other one
+    shardings = {"image": strategy.batch_sharding(5), "label": strategy.batch_sharding(4), "sample": strategy.batch_sharding(1)}
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def run(batch: Batch) -> Batch:
+        sample_key = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = sample_key(jax.random.fold_in(jax.random.key(recipe.seed), 1), batch["sample"].astype(jnp.uint32))
+        image, label = augment(batch["image"], batch["label"], keys)
+        return {**batch, "image": image, "label": label}
+
+    return run

@@ -1,0 +1,33 @@
+"""Writing in the background while training continues."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Writer:
+    """Writes one thing at a time in the background. An error of a write is raised by the next call of a method except `close`."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[Any] | None = None
+
+    def start(self, write: Callable[[], Any]) -> None:
+        """Starts a write, after waiting for the one before it."""
+        self.wait()
+        self._pending = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raises the error of the last write, if it has ended."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last write has ended, and raises its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits until the last write has ended, and ignores its error."""
+        self._thread.shutdown(wait=True)
