@@ -210,15 +210,17 @@ def _keep_programs() -> None:
 
     A container may have no home directory: HOME is unset and there is no such user, or the folder cannot be created.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
+    enabled: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
+    if folder is not None or not enabled:
         return
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
+        programs = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (RuntimeError, OSError) as error:  # RuntimeError: there is no home
         why = files.reason(error).rstrip(".")
         console.say(f"compiled programs are not kept for the next run ({why}): JAX_COMPILATION_CACHE_DIR names a folder for them")
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(programs))

@@ -188,6 +188,6 @@ def without_nan(value: Any) -> Any:
 def _tensorboard(run: Path) -> Any:
     if importlib.util.find_spec("tensorboardX") is None:
         return None
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports] - an optional dependency
 
     return SummaryWriter(str(run / "tensorboard"))

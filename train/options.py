@@ -205,7 +205,9 @@ def _is_field(kind: type, name: str) -> bool:
     """Returns whether a dotted name is that of a field of a dataclass, or of a field of one of its groups."""
     first, _, rest = name.partition(".")
     hint = get_type_hints(kind).get(first)
-    return hint is not None and (not rest or (dataclasses.is_dataclass(hint) and _is_field(hint, rest)))
+    return hint is not None and (
+        not rest or (isinstance(hint, type) and dataclasses.is_dataclass(hint) and _is_field(hint, rest))
+    )
 
 
 def _json_value(value: Any) -> Any:

@@ -83,6 +83,7 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     axes = figure.subplots(len(scores), 3, squeeze=False)
     colours = colours_of(task)
     for row, score in zip(axes, scores):
+        assert score.prediction is not None  # the scores of cases to draw hold one
         case = score.case
         grid = ScanGrid.of(case, task)
         image = grid.image(case) if task.window is None else scale_window(grid.image(case), *task.window)

@@ -42,10 +42,9 @@ def initialize(launch: Launch) -> None:
     Raises:
         InputError: the options contradict one another, or the other processes cannot be reached.
     """
-    where, numbers = launch.distributed, (launch.processes, launch.process)
-    given = [number is not None for number in numbers]
+    where = launch.distributed
     if where in ("auto", "detect", "off"):
-        if any(given):
+        if launch.processes is not None or launch.process is not None:
             raise InputError(
                 "--processes and --process number the processes at an address: give --distributed HOST:PORT with them."
             )
@@ -55,9 +54,10 @@ def initialize(launch: Launch) -> None:
     else:
         if not re.fullmatch(r"\S+:\d+", where):
             raise InputError(f"--distributed must be auto, detect, off or HOST:PORT, got {where!r}.")
-        if not all(given) or not 0 <= launch.process < launch.processes:
+        count, number = launch.processes, launch.process
+        if count is None or number is None or not 0 <= number < count:
             raise InputError("--distributed HOST:PORT needs --processes N and --process from 0 to N - 1.")
-        address = {"coordinator_address": where, "num_processes": launch.processes, "process_id": launch.process}
+        address = {"coordinator_address": where, "num_processes": count, "process_id": number}
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM instead of the trainer
     try:
         jax.distributed.initialize(**address, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)

@@ -64,9 +64,10 @@ class Recipe(Options):
         file: the file that the recipe was read from.
     """
 
-    network: Network | NetworkFactory = dataclasses.field(default_factory=Network)
-    loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)
-    augment: Augment | BatchAugmentation = dataclasses.field(default_factory=Augment)
+    # A function may replace these groups of options, so their types are wider than those of `Options`.
+    network: Network | NetworkFactory = dataclasses.field(default_factory=Network)  # pyright: ignore[reportIncompatibleVariableOverride]
+    loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)  # pyright: ignore[reportIncompatibleVariableOverride]
+    augment: Augment | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
     objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.",)})
     transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(default=None, metadata={REPLACES: ("augment.",)})
     optimizer: Callable[[int], Optimizer] | None = dataclasses.field(

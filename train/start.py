@@ -30,6 +30,7 @@ from swinunetr_jax.training.log import Log
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
 from swinunetr_jax.training.step import State, Training
+from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.load import RUNTIME_FIELDS
 from swinunetr_jax.weights.params import NetworkConfig
@@ -136,7 +137,7 @@ def _parallel_strategy(recipe: Recipe) -> ParallelStrategy:
 
 def _check_crop(recipe: Recipe, cases: Cases, config: NetworkConfig) -> None:
     """Raises InputError unless the network takes crops of the task's size, channels and outputs, and the devices can share them."""
-    roi, shards = cases.task.roi or (), recipe.devices.spatial_shards
+    roi, shards = crop_size(cases.task), recipe.devices.spatial_shards
     config.check_spatial(roi)
     if roi[0] % shards:
         raise InputError(
@@ -229,7 +230,7 @@ def _print_summary(run: Run, parameters: int, where: str) -> None:
         device += f" of {jax.process_count()} processes"
     run.log.say(
         f"{len(cases.train)} training and {len(cases.validation)} validation cases; {parameters / 1e6:.1f} M parameters, crops of "
-        f"{'×'.join(map(str, cases.task.roi or ()))}, {recipe.batch} per step, {run.total} steps on {device}, {where}"
+        f"{'×'.join(map(str, crop_size(cases.task)))}, {recipe.batch} per step, {run.total} steps on {device}, {where}"
     )
     if used < jax.device_count():
         shards = recipe.devices.spatial_shards

@@ -1,7 +1,7 @@
 """The training step: a pure function of state and batch, which is compiled once and whose state is donated."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,15 +151,16 @@ class Training:
         transformation, schedule = self.transformation()
         updates, opt = transformation.update(gradients, state.opt, trained)
         new = optax.apply_updates(trained, updates)
-        params, own = {name: new[name] for name in state.params}, {name: new[name] for name in state.own}
-        kept = state.average, state.average_stats
-        if state.average:
+        params, own = _weights_of(new, state.params), _weights_of(new, state.own)
+        average_weights, average_stats = state.average, state.average_stats
+        if self.optim.ema is not None:
             decay = ema_decay(self.optim.ema, state.step)
-            kept = jax.tree.map(functools.partial(_moving_average, decay), kept, (params, stats))
+            averages = functools.partial(_moving_average, decay)
+            average_weights, average_stats = jax.tree.map(averages, (average_weights, average_stats), (params, stats))
         numbers = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradients)}
         if schedule is not None:
             numbers["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
-        return State(state.step + 1, params, stats, opt, *kept, own), numbers
+        return State(state.step + 1, params, stats, opt, average_weights, average_stats, own), numbers
 
     def _gradients(self, trained: Weights, stats: Weights, batch: Batch, key: Array) -> Any:
         """Returns ((loss, (statistics, metrics)), gradients) of a batch, which is computed in `accumulate` parts, one after another."""
@@ -197,6 +198,11 @@ def make_objective(training: Training) -> Objective:
     with jax.ensure_compile_time_eval():  # this may be called while a step is traced
         made = training.objective(training.task, training.config, nnx.Rngs(training.seed))
     return made if isinstance(made, Objective) else FromFunction(made)
+
+
+def _weights_of(tree: Any, names: Iterable[str]) -> Weights:
+    """Returns the weights with these names from a dict, which for optax is a tree of any kind."""
+    return {name: tree[name] for name in names}
 
 
 def _moving_average(decay: Array, old: Array, new: Array) -> Array:

@@ -177,8 +177,8 @@ class ScanGrid:
         """Returns the grid of a case, from the header of the scan if the task resamples. Raises InputError if it cannot be read."""
         if task.spacing is None:
             return cls(case.shape, case.affine)
-        shape, affine, _ = read_geometry(case.sources[0])
-        return cls(shape[:3], affine, network_grid(shape[:3], affine, task)[1])
+        (x, y, z, *_), affine, _ = read_geometry(case.sources[0])
+        return cls((x, y, z), affine, network_grid((x, y, z), affine, task)[1])
 
     def reference(self, case: PreparedCase) -> np.ndarray:
         """Returns the label map [x, y, z] without resampling, from its file if the cached one is resampled.
