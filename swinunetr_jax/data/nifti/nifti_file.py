@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -81,8 +81,8 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
         )
 
     voxels = math.prod(stored)
-    start: float = np.asarray(header["vox_offset"]).item()
-    least = header.single_vox_offset
+    field: Any = header["vox_offset"]  # a float or an integer, by the kind of header
+    start, least = field.item(), header.single_vox_offset
     if not math.isfinite(start) or start < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
         raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
     offset = int(start)
