@@ -5,16 +5,20 @@ network. Compiling Swin UNETR takes half a minute and a step of it seconds; of t
 class, so that all else is the trainer's and the library's own: configurations, checkpoints, steps, validations.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import pytest
 from flax import nnx
 from jax import Array
 
 from swinunetr_jax import SwinUNETRConfig
 from swinunetr_jax.training import step
 from swinunetr_jax.weights import fit, params
+
+if TYPE_CHECKING:
+    import pytest  # the check of the documentation runs without it
 
 
 class SmallNetwork(nnx.Module):

@@ -1,0 +1,104 @@
+"""Checks that each option that the documentation names exists, for `check_docs.py`."""
+
+import ast
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from swinunetr_jax import arguments as command_line
+from swinunetr_jax import cli
+from swinunetr_jax.training.command import PhantomCommand, Resume
+from swinunetr_jax.training.config import Options
+
+ROOT = Path(__file__).parents[1]
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")
+_TOOL = re.compile(r"python -m tools\.(\w+)")
+# Options of other programs, by the first words of the command.
+FOREIGN = {
+    "pip install": {"--dry-run"},
+    "mkdocs build": {"--strict"},
+    "sbatch": {"--nodes"},
+    "docker run": {"--gpus", "--rm"},
+    "XLA": {"--xla_force_host_platform_device_count"},
+}
+EVERYWHERE = {"--help", "--version"}
+
+
+def shown(page: Path) -> str:
+    """Returns the path of a page for messages."""
+    return str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page.name)
+
+
+def check_options(page: Path, prose: Sequence[tuple[int, str]], blocks: Sequence[Any]) -> tuple[list[str], Counter[str]]:
+    """Returns the options on a page that do not exist, and how many were checked.
+
+    In a command an option has to be one of that command. In the text it has to be one of any command or tool.
+    """
+    faults, counts = [], Counter[str]()
+    for number, line in prose:
+        for code in re.findall(r"`[^`]*`", line):
+            for option in _OPTION.findall(code):
+                counts["options checked"] += 1
+                if option not in _of_all():
+                    faults.append(f"{shown(page)}:{number}: there is no option {option}")
+    for block in blocks:
+        if block.language != "shell":
+            continue
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            options = [word.partition("=")[0] for word in words if word.startswith("--")]
+            known = _of_command(words)
+            counts["options checked"] += len(options)
+            faults += [
+                f"{block.where}: {' '.join(words[:3])} has no option {option}" for option in options if option not in known
+            ]
+    return faults, counts
+
+
+@cache
+def _of_all() -> frozenset[str]:
+    """Returns the options of all commands, tools and other programs."""
+    tools = [_of_tool(path.stem) for path in (ROOT / "tools").glob("*.py")]
+    commands = [_names(kind) for kind in (*cli.COMMANDS.values(), Resume)]
+    return frozenset(EVERYWHERE | _of_training()).union(*tools, *commands, *FOREIGN.values())
+
+
+def _of_command(words: Sequence[str]) -> set[str] | frozenset[str]:
+    """Returns the options of a command, given with its words."""
+    text = " ".join(words)
+    if tool := _TOOL.search(text):
+        return _of_tool(tool[1])
+    if text.startswith(("swinunetr train", "python -m train")) or " -m train" in text:
+        return EVERYWHERE | (_names(Resume) if "--resume" in words else _of_training())
+    if words and words[0] == "swinunetr":
+        return EVERYWHERE | (_names(cli.COMMANDS[words[1]]) if words[1] in cli.COMMANDS else set())
+    return _of_all()
+
+
+@cache
+def _of_training() -> set[str]:
+    return _names(PhantomCommand, PhantomCommand(Options(kind="labels")))
+
+
+def _names(kind: type, default: Any = None) -> set[str]:
+    """Returns the options of a dataclass, and for a flag also the form that switches it off."""
+    found = set()
+    for option in command_line.options(kind, default):
+        names = [name.replace("_", "-") for name in option.names if name.startswith("--")]
+        found.update(names)
+        if option.is_flag:
+            found.update(f"--{head}{dot}no-{last}" for head, dot, last in (name[2:].rpartition(".") for name in names))
+    return found
+
+
+@cache
+def _of_tool(name: str) -> set[str]:
+    """Returns the fields of a tool's dataclasses, which are its options, without importing what the tool imports."""
+    tree = ast.parse((ROOT / "tools" / f"{name}.py").read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    fields = [node.target.id for kind in classes for node in kind.body if isinstance(node, ast.AnnAssign)]
+    return {f"--{field.replace('_', '-')}" for field in fields}
