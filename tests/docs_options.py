@@ -11,8 +11,9 @@ from typing import Any
 
 from swinunetr_jax import arguments as command_line
 from swinunetr_jax import cli
-from swinunetr_jax.training.command import PhantomCommand, Resume
-from swinunetr_jax.training.config import Options
+from swinunetr_jax.training.command import PhantomCommand
+from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.resume import Resume
 
 ROOT = Path(__file__).parents[1]
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")

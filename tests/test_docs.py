@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from check_docs import blocks_of, check_links, commands_of, prose_of, read_pages, shortened
+from check_docs import HISTORY, blocks_of, check_links, commands_of, prose_of, read_pages, shortened
 from docs_options import check_options
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,8 @@ PAGES = read_pages([])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_options_of_a_page_exist(page):
     assert check_links(page)[0] == []
-    assert check_options(page, prose_of(page), blocks_of(page))[0] == []
+    if page.name not in HISTORY:
+        assert check_options(page, prose_of(page), blocks_of(page))[0] == []
 
 
 def test_faults_of_a_page_are_found(tmp_path):
@@ -54,7 +55,7 @@ def test_commands_are_read_as_a_shell_reads_them():
 def test_the_readme_is_short_and_its_pictures_are_small():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
-    assert len(pictures) == 2
+    assert len(pictures) <= 2
     assert all((ROOT / picture).stat().st_size < 200_000 for picture in pictures)
 
 
