@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from swinunetr_jax.data.augment.transforms import Transform
-from swinunetr_jax.data.prepare.cache import PreparedCase
+from swinunetr_jax.data.prepare.prepared_case import PreparedCase
 from swinunetr_jax.errors import InputError
 
 AHEAD = 2  # batches of a worker between the one that is waited for and the one that it works on

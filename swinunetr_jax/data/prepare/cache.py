@@ -15,14 +15,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from swinunetr_jax import console, files
-from swinunetr_jax.data.boxes import Box, bounding_box, slices, whole_box
+from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.prepare.cache_entry import (
@@ -36,8 +35,9 @@ from swinunetr_jax.data.prepare.cache_entry import (
     settings_digest,
     write_entry,
 )
-from swinunetr_jax.data.prepare.example import Example, foreground
+from swinunetr_jax.data.prepare.example import foreground
 from swinunetr_jax.data.prepare.intensity import nonzero_statistics
+from swinunetr_jax.data.prepare.prepared_case import PreparedCase, prepared_case
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -45,49 +45,6 @@ from swinunetr_jax.task import Task
 DTYPES = ("float32", "float16")
 THREADS = 4  # decompression releases Python's lock; each thread holds a whole case in memory
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedCase:
-    """A case in the cache.
-
-    `path` is its JSON; `sources` are the files that it was prepared from, the images and then the label map.
-    `image` and `label` are opened at each access, so that the case is cheap to send to another process.
-    `shape` and `affine` are those of the whole grid in the task's orientation and voxel size; `box` is the part of it that is stored.
-    `foreground` is the box, within the stored part, of voxels above `above`; `statistics` are the `nonzero_statistics` of the image.
-    """
-
-    name: str
-    path: Path
-    sources: tuple[Path, ...]
-    image_path: Path
-    label_path: Path
-    box: Box
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    above: float
-    foreground: Box
-    statistics: tuple[np.ndarray, np.ndarray]
-    notes: tuple[str, ...]
-
-    @property
-    def image(self) -> np.memmap:
-        """[x, y, z, c], float32 or float16, read-only."""
-        return np.load(self.image_path, mmap_mode="r")
-
-    @property
-    def label(self) -> np.memmap:
-        """uint8 [x, y, z], read-only."""
-        return np.load(self.label_path, mmap_mode="r")
-
-    def example(self) -> Example:
-        """Returns the example that transforms take: both arrays and their measurements."""
-        return {
-            "image": np.asarray(self.image),
-            "label": np.asarray(self.label),
-            "foreground": {self.above: self.foreground},
-            "statistics": self.statistics,
-        }
 
 
 def prepare_training_cases(
@@ -197,9 +154,10 @@ class _Store:
             if is_new and settings_digest(case.name, self.settings) in self.elsewhere:
                 self.moved.add(case.name)
         elif entry["sources"] != sources:
-            entry = entry | {"sources": sources}
+            current: Entry = {**entry, "sources": sources}
+            entry = current
             write_entry(path, entry)
-        return _from_entry(case.name, path, paths, self.above, entry)
+        return prepared_case(case.name, path, paths, self.above, entry)
 
     def _checked(self, case: Case, path: Path, check: Callable[..., Entry | None], *values: Any) -> Entry | None:
         """Returns the entry in `path`. If it or an array is damaged, warns, removes the entry and returns None."""
@@ -255,23 +213,6 @@ class _Store:
                 "between 6e-8 and 65504; store this cache in float32 (--cache-dtype float32)."
             )
         return half
-
-
-def _from_entry(name: str, path: Path, sources: Sequence[Path], above: float, entry: Entry) -> PreparedCase:
-    return PreparedCase(
-        name=name,
-        path=path,
-        sources=tuple(sources),
-        image_path=path.parent / entry["image"]["file"],
-        label_path=path.parent / entry["label"]["file"],
-        box=entry["box"],
-        shape=entry["shape"],
-        affine=np.array(entry["affine"]),
-        above=above,
-        foreground=entry["foreground"],
-        statistics=(np.array(entry["mean"]), np.array(entry["deviation"])),
-        notes=tuple(entry["notes"]),
-    )
 
 
 def _source(file: Path, entry: Entry | None) -> Source:

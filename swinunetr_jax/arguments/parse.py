@@ -1,0 +1,83 @@
+"""Parses a command line with tyro."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from swinunetr_jax import console
+from swinunetr_jax.arguments.mistakes import mistake
+from swinunetr_jax.arguments.option import options
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import local_path
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None) -> T:
+    """Returns a value of the dataclass `kind` from a command line. `--help` prints the help and exits with code 0.
+
+    Args:
+        kind: the dataclass.
+        arguments: the words of the command line, without the command.
+        prog: the command, as a user types it.
+        description: the text at the top of the help; by default the docstring of `kind`.
+        default: a value whose fields are the defaults.
+
+    Raises:
+        InputError: an option is unknown, missing, or has an invalid value; the message says which one and what it accepts.
+    """
+    printed, complained = io.StringIO(), io.StringIO()
+    if {"-h", "--help"} & set(arguments):  # at any position
+        arguments = ["--help"]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+            fields = tyro.MISSING_NONPROP if default is None else default
+            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=fields)
+        _check_paths(value)
+        return value
+    except SystemExit as stop:
+        if not stop.code:
+            console.say("\n".join(map(str.rstrip, printed.getvalue().rstrip().split("\n"))))
+            sys.exit(0)
+    raise InputError(mistake(list(options(kind, default)), arguments, prog) or _tyro_message(complained.getvalue(), prog))
+
+
+def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Returns a command line with renamed options under their new names, and warns about each old one.
+
+    Args:
+        arguments: the words of the command line.
+        names: old name -> new name.
+    """
+    renamed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in names:
+            console.warn(f"{name} is now {names[name]}; the old name will be removed in the next version.")
+            argument = f"{names[name]}{equals}{value}"
+        renamed.append(argument)
+    return renamed
+
+
+def _check_paths(value: Any) -> None:
+    """Raises InputError if a path among the options is the address of a remote store."""
+    if isinstance(value, Path):
+        local_path(value)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _check_paths(getattr(value, field.name))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _check_paths(item)
+
+
+def _tyro_message(text: str, prog: str) -> str:
+    """Returns tyro's own message on one line, without its frame."""
+    words = " ".join(line.strip("|+- ╭╮╰╯│─") for line in text.splitlines()).split()
+    return f"the command line cannot be read ({' '.join(words)}): `{prog} --help` shows all options."
