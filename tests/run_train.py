@@ -1,7 +1,7 @@
-"""`python -m train` for tests, in a process of its own.
+"""`python -m train` for tests, in a separate process.
 
-The network is `small_network` and no pictures are drawn; with SWINUNETR_TEST_WHOLE=1 it is the network of the options, and there are
-pictures. Either is compiled with less effort, which takes longer than running small networks.
+The network is `small_network`, and no pictures are drawn. With SWINUNETR_TEST_WHOLE=1 it is Swin UNETR, and pictures are drawn. Either is
+compiled with less effort, because compiling takes longer than running small networks.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Starts runs of the trainer as processes of their own, on a small phantom, and looks at what they leave."""
+"""Starts runs of the trainer in separate processes, on a small phantom, and reads their results."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ SECONDS = 300
 
 
 def free_port(least: int = 0) -> int:
-    """A port that nobody has, at least this one."""
+    """Returns a port that is not in use, with at least this number."""
     for port in range(least, 1 << 16) if least else [0]:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("localhost", port))
@@ -36,7 +36,7 @@ def free_port(least: int = 0) -> int:
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
-    """The newest saved state, weights and all the rest."""
+    """Returns the arrays of the newest saved state: the weights and the rest of the training state."""
     stored = checkpoints.read_checkpoint(run / "last").params
     rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
     return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
@@ -49,11 +49,11 @@ def losses(run: Path) -> list[float]:
 
 
 class Runner:
-    """Starts the trainer's processes; `started` are all of them."""
+    """Starts processes of the trainer; `started` holds all of them."""
 
     def __init__(self, folder: Path, programs: Path):
         self.folder, self.started = folder, []
-        # what one of these runs compiled the others need not, as with a user's; nothing is kept from one session of tests to another
+        # Runs share compiled programs, as a user's runs do. Another session of tests does not.
         self.environment = {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(programs),
@@ -63,29 +63,29 @@ class Runner:
     def start(self, *arguments: str, count: int = 2, environment: dict[str, str] | None = None) -> list[subprocess.Popen]:
         address = f"localhost:{free_port()}"
         environment = os.environ | self.environment | (environment or {})
-        begun = []
+        processes = []
         for index in range(count):
             among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
-            log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process has it
+            log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process writes into it
             command = [sys.executable, ROOT / "tests" / "run_train.py", *arguments, *among]
-            begun.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-            self.started.append(begun[-1])
-        return begun
+            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            self.started.append(processes[-1])
+        return processes
 
     def said(self, process: subprocess.Popen) -> str:
         return (self.folder / f"{self.started.index(process)}.log").read_text()
 
-    def stop(self, begun: list[subprocess.Popen], run: Path, after: int) -> int:
-        """A signal to the last of them once a step is done; all of them stop with that step or a later one saved: its number."""
-        self.wait_for_step(begun[0], run, after)
-        begun[-1].send_signal(signal.SIGTERM)
-        self.finish(begun, 143)
+    def stop(self, processes: list[subprocess.Popen], run: Path, after: int) -> int:
+        """Signals the last process after a step, checks that all of them stop with a saved state, and returns its step."""
+        self.wait_for_step(processes[0], run, after)
+        processes[-1].send_signal(signal.SIGTERM)
+        self.finish(processes, 143)
         stopped = len(losses(run))
         assert stopped >= after and (run / "last").resolve().name == f"{stopped:08d}"
         return stopped
 
-    def finish(self, begun: list[subprocess.Popen], code: int) -> None:
-        for process in begun:
+    def finish(self, processes: list[subprocess.Popen], code: int) -> None:
+        for process in processes:
             assert process.wait(SECONDS) == code, self.said(process)
 
     def begin(self, run: Path, *more: str, **options: Any) -> list[subprocess.Popen]:
@@ -93,7 +93,7 @@ class Runner:
         return self.start(*OPTIONS, *shared, "--out", str(run), *more, **options)
 
     def wait_for(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
-        """Until it happened, True, or the process is over, False."""
+        """Waits until it has happened, and returns True, or until the process has ended, and returns False."""
         deadline = time.monotonic() + SECONDS
         while not happened():
             if process.poll() is not None:

@@ -1,4 +1,4 @@
-"""A network of three layers in the place of Swin UNETR, for tests of what the trainer does around a network.
+"""A network of three layers that replaces Swin UNETR in tests of the trainer.
 
 Such a test asks whether the same bytes come out of a run that was stopped, killed or shared by processes, which does not depend on the
 network. Compiling Swin UNETR takes half a minute and a step of it seconds; of this one both take a moment. It takes the place of the
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SmallNetwork(nnx.Module):
-    """Features at half the resolution, beside the input: [b, d, h, w, in_channels] -> [b, d, h, w, out_channels]."""
+    """Adds features at half and at full resolution: [b, d, h, w, in_channels] -> [b, d, h, w, out_channels]."""
 
     def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -35,24 +35,24 @@ class SmallNetwork(nnx.Module):
 
     def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
         coarse = self.coarse(jnp.asarray(x, self.config.dtype))
-        # intermediates that Swin UNETR has too, of the same sizes
+        # Swin UNETR has these intermediates, too, of the same sizes.
         grids = {"decoder2": coarse, "decoder3": jnp.concatenate([coarse, -coarse], axis=-1)[:, ::2, ::2, ::2]}
         for axis in range(1, x.ndim - 1):
             coarse = jnp.repeat(coarse, 2, axis=axis)
         return self.out(nnx.relu(coarse + self.fine(x))), grids
 
     def update_batch_stats(self, seen: dict[str, Array]) -> None:
-        """It has none."""
+        """Does nothing, because the network has no batch norms."""
 
 
 def put_in_place(patch: pytest.MonkeyPatch) -> None:
-    """From now on this is the network that configurations describe; `forget` after the patch is undone."""
+    """Makes configurations describe this network from now on. Call `forget` after undoing the patch."""
     for module in (params, fit):
         patch.setattr(module, "SwinUNETR", SmallNetwork)
     forget()
 
 
 def forget() -> None:
-    """Forgets what was made of configurations before."""
+    """Clears the caches of networks and programs that were made from configurations."""
     params._described.cache_clear()
     step._compiled.cache_clear()

@@ -1,6 +1,6 @@
-"""What a command does where a run is already there: continue it, extend it, say that it is finished, or refuse; and cross-validations.
+"""A command whose folder holds a run continues it, extends it, reports that it is finished, or is refused; and cross-validations.
 
-The step of the trainer is a plain function here and the scores are made up: what is tested is everything around them.
+The trainer's step is a trivial function here and the scores are invented, since everything around them is tested.
 """
 
 import csv
@@ -49,8 +49,8 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def plain_steps(monkeypatch):
-    """A step only counts, and a validation's score is a hundredth of its step."""
+def trivial_steps(monkeypatch):
+    """A step only counts, and the scores of validations increase."""
 
     def compiled(self, layout=None):
         def step(state, batch, flags):
@@ -103,7 +103,7 @@ def stop_after(monkeypatch, number: int) -> None:
 
 
 def exit_code(monkeypatch, asked: Recipe, resume: bool = False) -> int:
-    """That of `python -m train` with these options."""
+    """Returns the exit code of `python -m train` with these options."""
     monkeypatch.setattr(command, "parse", lambda _: (asked, resume, command.Launch()))
     with pytest.raises(SystemExit) as done:
         command.main([])
@@ -116,7 +116,7 @@ def rates(run: Path) -> list[float]:
 
 @pytest.mark.fault("5.5")
 @pytest.mark.fault("5.11")
-def test_a_run_is_given_again_refused_with_other_options_and_extended(data, tmp_path, monkeypatch, capsys):
+def test_a_command_given_twice_continues_reports_refuses_and_extends(data, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     asked = recipe(data, run)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -128,7 +128,7 @@ def test_a_run_is_given_again_refused_with_other_options_and_extended(data, tmp_
     assert is_finished(run) and len(rates(run)) == 4
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert exit_code(monkeypatch, replace(asked, workers=3)) == 0  # which changes no number
+    assert exit_code(monkeypatch, replace(asked, workers=3)) == 0  # this option changes no number
     said = capsys.readouterr().out
     assert "holds a finished run of the same options" in said and str(run / "report.html") in said and "--steps N" in said
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -153,7 +153,7 @@ def test_a_run_is_given_again_refused_with_other_options_and_extended(data, tmp_
         train(recipe(data, run, steps=6), resume=True)
 
 
-def test_epochs_extend_a_run_and_patience_starts_again(data, tmp_path, monkeypatch):
+def test_epochs_extend_a_run_and_reset_its_patience(data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
     train(recipe(data, run, steps=None, epochs=4, validation=Validation(every=1, overlap=0.0, patience=2)))
@@ -170,7 +170,7 @@ def test_epochs_extend_a_run_and_patience_starts_again(data, tmp_path, monkeypat
 @pytest.mark.fault("1.16")
 @pytest.mark.fault("2.6")
 @pytest.mark.fault("5.11")
-def test_a_cross_validation_lists_its_folds_and_its_table_is_whole_or_not_there(data, tmp_path, monkeypatch, capsys):
+def test_a_cross_validation_lists_its_folds_and_writes_a_complete_table_or_none(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "cv"
     asked = recipe(data, out, fold="all", steps=2)
     original = folds.train
@@ -208,7 +208,7 @@ def test_a_cross_validation_lists_its_folds_and_its_table_is_whole_or_not_there(
 
 
 @pytest.mark.fault("2.6")
-def test_the_table_of_all_folds_holds_no_formula_and_no_half_file(tmp_path):
+def test_the_table_of_all_folds_holds_no_formula(tmp_path):
     (tmp_path / "fold0").mkdir()
     row = {"kind": "validation", "step": 1, "score": 0.5, "dice": {"=A1": 0.5}, "cases": {"=HYPERLINK(1)": {"=A1": 0.5}}}
     (tmp_path / "fold0" / LOG).write_text(json.dumps(row) + "\n")
@@ -216,7 +216,7 @@ def test_the_table_of_all_folds_holds_no_formula_and_no_half_file(tmp_path):
     assert (tmp_path / "out_of_fold.csv").read_text() == "case,fold,'=A1\n'=HYPERLINK(1),fold0,0.500000\nmean,,0.500000\n"
 
 
-def test_a_run_is_refused_for_another_task_and_says_where_its_cache_is_missing(data, tmp_path, capsys):
+def test_another_task_is_refused_and_a_missing_cache_is_reported(data, tmp_path, capsys):
     run, cache = tmp_path / "run", tmp_path / "cache"
     asked = recipe(data, run, cache=cache, steps=2)
     train(asked)
@@ -259,7 +259,7 @@ def test_folders_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory, data) -> Path:
-    """A folder with the run.json of a run."""
+    """The folder of a run that holds only its run.json."""
     folder = tmp_path_factory.mktemp("described")
     values = {
         "recipe": recipe(data, folder).to_dict(),
@@ -282,7 +282,7 @@ EDITS = {
     "no JSON": lambda v: "{",
     "nothing": lambda v: "",
     "a list": lambda v: "[1]",
-    "deep": lambda v: "[" * 100_000,
+    "deeply nested": lambda v: "[" * 100_000,
     "a number": lambda v: "3",
     "NaN": lambda v: json.dumps(v | {"steps": float("nan")}),
     "no recipe": lambda v: without(v, "recipe"),
@@ -329,7 +329,7 @@ def test_a_run_json_of_an_earlier_version_loads(described, tmp_path):
 
 
 @pytest.mark.fault("3.3")
-def test_damaged_lines_of_a_log_are_left_out_with_a_sentence(tmp_path, capsys):
+def test_damaged_lines_of_a_log_are_ignored_with_a_warning(tmp_path, capsys):
     good = [
         {"kind": "step", "step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1, "wait": 0.0, "seconds": 1.0},
         {"kind": "validation", "step": 1, "score": None, "dice": {"TC": 0.5}, "cases": {"a": {"TC": 0.5}}, "took": 1.0},
@@ -341,14 +341,14 @@ def test_damaged_lines_of_a_log_are_left_out_with_a_sentence(tmp_path, capsys):
         json.dumps(good[1] | {"dice": {}}), json.dumps(good[1] | {"cases": {"a": {"TC": "x"}}}), '{"step": 1, "kind": null}',
     ]  # fmt: skip
     lines = [json.dumps(good[0]), *bad, json.dumps(good[1])]
-    (tmp_path / LOG).write_text("\n".join(lines) + '\n{"kind": "st')  # the last line was cut off by a kill
+    (tmp_path / LOG).write_text("\n".join(lines) + '\n{"kind": "st')  # a kill interrupted the last line
     rows = read_rows(tmp_path)
     assert [row["kind"] for row in rows] == ["step", "validation"] and np.isnan(rows[1]["score"])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(tmp_path / LOG) in said and "2, 3, 4" in said and f"and {len(bad) - 8} more" in said
     log = Log(tmp_path, step=1, total=2, batch=1, validated=1)
     log.close()
-    assert len((tmp_path / LOG).read_text().splitlines()) == 2  # what cannot be read is not kept
+    assert len((tmp_path / LOG).read_text().splitlines()) == 2  # without the damaged lines
     (tmp_path / LOG).unlink()
     (tmp_path / LOG).mkdir()
     with refused(tmp_path / LOG, "is not a file"):
@@ -370,7 +370,7 @@ def test_a_damaged_description_of_a_saved_step_is_one_warning(tmp_path, text):
     assert "00000004 is" in str(error.value) and "damaged-00000004" in str(error.value)
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+def test_only_the_temporary_files_of_a_killed_run_are_removed(tmp_path):
     ours = [".last.tmp", ".best.0123abcd.tmp", temporary_name("run.json", "")]
     others = [".thesis.tmp", ".cache.tmp.old", "notes.tmp"]
     for name in (*ours, *others):
@@ -403,7 +403,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
         (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_makes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
         command.main(arguments)

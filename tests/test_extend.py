@@ -32,7 +32,7 @@ WITH_SWIN_UNETR = ("loss", "augmentation", "optimizer", "deep_supervision")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Compiled with less effort and without pictures; with a small network but in long tests."""
+    """Compiles with less effort, draws no pictures and, except in long tests, replaces Swin UNETR by a small network."""
     for module in (step, predict):
         monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
@@ -50,7 +50,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def run_command(*arguments: str | Path) -> int:
-    """`swinunetr` with these arguments, in this process; returns its exit code."""
+    """Runs `swinunetr` with these arguments in this process, and returns its exit code."""
     with pytest.raises(SystemExit) as done:
         cli.main(list(map(str, arguments)))
     return done.value.code or 0
@@ -77,7 +77,7 @@ def resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
     whole, half = folder / "whole", folder / "half"
     assert train_example(name, data, whole) == 0
     assert train_example(name, data, half) == 0
-    for newest in ("00000004", "last"):  # as if it had been stopped after step 2
+    for newest in ("00000004", "last"):  # as if the run had stopped after step 2
         path = half / "checkpoints" / newest if newest != "last" else half / "last"
         path.unlink() if path.is_symlink() else path.rename(path.with_name("set-aside"))
     assert run_command("train", "--resume", half) == 0
@@ -93,7 +93,7 @@ def test_an_example_is_one_file_of_at_most_40_lines():
     assert all(len(path.read_text().splitlines()) <= 40 for path in files)
 
 
-def test_parameters_of_an_objective_are_trained_and_saved_beside_the_network(data, tmp_path):
+def test_parameters_of_an_objective_are_trained_and_saved_apart_from_the_network(data, tmp_path):
     assert train_example("deep_supervision", data, tmp_path / "run") == 0
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
@@ -105,7 +105,7 @@ def test_parameters_of_an_objective_are_trained_and_saved_beside_the_network(dat
     )
 
 
-def test_frozen_parameters_stay_and_biases_have_no_decay(data, tmp_path):
+def test_frozen_parameters_do_not_change_and_biases_have_no_decay(data, tmp_path):
     example = load_recipe(FOLDER / "optimizer.py")
     transformation, _ = example.optimizer(10)
     params = {"swin.patch_embed.proj.kernel": np.ones(3), "out.kernel": np.ones(3), "out.bias": np.ones(3)}
@@ -119,7 +119,7 @@ def test_frozen_parameters_stay_and_biases_have_no_decay(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def unet_run(data, tmp_path_factory) -> Path:
-    """A run of the network example, in a process of its own, with two workers and started in another folder."""
+    """A run of the network example in a separate process with two workers, which was started in another folder."""
     run = tmp_path_factory.mktemp("unet") / "run"
     shared = ["--data", data / "phantom", "--cache", data / "cache", "--out", run, *SMALL, "--workers", "2"]
     command = [sys.executable, "-m", "swinunetr_jax.cli", "train", FOLDER / "network.py", *shared]
@@ -151,7 +151,7 @@ def test_a_recipe_that_changed_is_named_when_its_run_is_resumed(unet_run, tmp_pa
     assert "does not exist any more: name the file with --recipe" in capsys.readouterr().err
 
 
-def test_a_network_that_changed_is_refused_and_no_state_is_set_aside(unet_run, tmp_path, capsys):
+def test_a_network_that_changed_is_refused_and_no_state_is_renamed(unet_run, tmp_path, capsys):
     saved = sorted(path.name for path in (unet_run / "checkpoints").iterdir())
     moved = tmp_path / "mine.py"
     moved.write_text((FOLDER / "network.py").read_text().replace("32", "24"))
@@ -172,7 +172,7 @@ def test_a_network_that_changed_is_refused_and_no_state_is_set_aside(unet_run, t
         ("RECIPE = (", "failed with SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_one_sentence(text, said, tmp_path):
+def test_a_file_without_a_recipe_is_refused_in_one_sentence(text, said, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(InputError, match=said) as refused:
@@ -180,14 +180,14 @@ def test_a_file_that_is_no_recipe_is_one_sentence(text, said, tmp_path):
     assert str(path) in str(refused.value)
 
 
-def test_the_crops_that_swin_unetr_cannot_take_are_for_another_network_to_judge():
+def test_crops_that_swin_unetr_cannot_take_are_allowed_for_another_network():
     recipe = replace(load_recipe(FOLDER / "network.py"), roi=(32, 32, 32))
     recipe.check()
     with pytest.raises(InputError, match="one voxel at 1/32 resolution"):
         replace(recipe, network=Network(feature_size=12)).check()
 
 
-def test_options_of_a_part_that_is_a_function_are_refused(data, tmp_path, capsys):
+def test_options_that_a_function_replaces_are_refused(data, tmp_path, capsys):
     assert train_example("network", data, tmp_path / "run", "--network.feature-size", "24") == 2
     assert "--network.feature-size has no effect here" in capsys.readouterr().err
     assert train_example("optimizer", data, tmp_path / "run", "--optim.lr", "1e-3") == 2

@@ -1,4 +1,4 @@
-"""Whatever happens to a run from outside, it goes on to the bytes of a run to which nothing happened."""
+"""A run that is killed or signalled, or whose files are damaged, continues to the same bytes as an undisturbed run."""
 
 import os
 import random
@@ -29,7 +29,7 @@ OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
-    """The runs that are restored here were made with it."""
+    """Replaces Swin UNETR, because the runs that are restored here were made with the small network."""
     put_in_place(monkeypatch)
     yield
     monkeypatch.undo()
@@ -38,7 +38,7 @@ def small_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(runner) -> Path:
-    """A run to which nothing happened."""
+    """The folder of an undisturbed run."""
     run = runner.folder / "finished"
     runner.finish(runner.begin(run, *OFTEN, count=1), 0)
     return run
@@ -57,7 +57,7 @@ def test_killed_at_twenty_moments(runner, finished):
 
 
 def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: int) -> None:
-    """In turn within a random time of a step and while a state is being written; each run is then finished."""
+    """Kills runs alternately a random time after a step and while a state is written, and lets each of them finish."""
     rng, done, number = random.Random(seed), 0, 0
     while done < kills:
         run, number = runner.folder / f"killed{seed}-{number}", number + 1
@@ -71,25 +71,25 @@ def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: in
 
 
 def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: bool, delay: float) -> bool:
-    """Kills a run after its next step or in its next save; False where it was over before."""
-    told, checkpoints = len(read_rows(run)), run / "checkpoints"
+    """Kills a run after its next step or in its next save, and returns False if it ended before."""
+    logged, checkpoints = len(read_rows(run)), run / "checkpoints"
     if in_a_save:
         alive = runner.wait_for(process, lambda: any(checkpoints.glob(".*.tmp")))
     else:
-        alive = runner.wait_for(process, lambda: len(read_rows(run)) > told)
+        alive = runner.wait_for(process, lambda: len(read_rows(run)) > logged)
         time.sleep(delay)
     process.kill()
     return alive and process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("moment", [pytest.param("compilation", marks=pytest.mark.long), "validation"])
-def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
+def test_after_a_signal_at_any_moment_the_state_is_saved_and_the_run_continues(runner, finished, moment):
     run = runner.folder / moment
     fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if moment == "compilation" else {}
     (process,) = runner.begin(run, *OFTEN, count=1, environment=fresh)
     if moment == "compilation":
         assert runner.wait_for(process, lambda: "compiling the training step" in runner.said(process))
-    else:  # the sixth state is there, and its validation has not been told
+    else:  # the sixth state exists, and its validation has not ended
         assert runner.wait_for(process, lambda: (run / "checkpoints" / "00000006").exists())
     process.send_signal(signal.SIGTERM)
     runner.finish([process], 143)
@@ -98,7 +98,7 @@ def test_a_signal_at_any_moment_saves_and_goes_on(runner, finished, moment):
     assert bytes_of(run) == bytes_of(finished)
 
 
-# ---- what a run reads goes away
+# ---- workers and samples are lost
 
 
 def test_a_worker_that_is_killed_ends_the_run(runner):
@@ -127,18 +127,18 @@ def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
-    """Those of its children that make samples."""
-    lists = Path(f"/proc/{process.pid}/task").glob("*/children")  # each thread has its own
+    """Returns the child processes that prepare samples."""
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")  # each thread has a list
     children = [pid for list_ in lists for pid in list_.read_text().split()]
     return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-# ---- what was saved is damaged
+# ---- saved states are damaged
 
 
 @pytest.fixture
 def stopped(finished, tmp_path) -> tuple[Path, Training]:
-    """A copy of the finished run with its two newest states, and what restores them."""
+    """A copy of the finished run with its two newest states, and the `Training` that restores them."""
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
     about = read_description(run)
@@ -156,7 +156,7 @@ def restored(run: Path, training: Training) -> tuple[Progress, list[str]]:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "deleted"])
-def test_any_file_of_a_state_that_is_damaged(stopped, damage):
+def test_damage_to_any_file_of_a_state_is_found(stopped, damage):
     run, training = stopped
     newest = (run / "last").resolve()
     files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
@@ -179,18 +179,18 @@ def test_any_file_of_a_state_that_is_damaged(stopped, damage):
     assert restored(run, training) == (replace(restored(run, training)[0], step=int(STEPS)), [])
 
 
-def test_folders_that_are_no_states(stopped):
+def test_folders_that_are_not_states_are_ignored_or_renamed(stopped):
     run, training = stopped
     (run / "checkpoints" / "00000099").mkdir()
     (run / "checkpoints" / "notes").mkdir()
-    shutil.copytree(run / "best", run / "checkpoints" / "00000098")  # a network, but no state
+    shutil.copytree(run / "best", run / "checkpoints" / "00000098")  # a network without the rest of the state
     progress, warnings = restored(run, training)
     assert progress.step == int(STEPS)
     assert [("00000099" in warning, "00000098" in warning) for warning in warnings] == [(True, False), (False, True)]
     assert (run / "checkpoints" / "notes").is_dir()
 
 
-def test_nothing_sound_is_left(stopped):
+def test_if_all_states_are_damaged_the_error_names_them(stopped):
     run, training = stopped
     for folder in (run / "checkpoints").iterdir():
         (folder / "training.json").write_text("{}")
@@ -198,7 +198,7 @@ def test_nothing_sound_is_left(stopped):
         restored(run, training)
 
 
-def test_the_state_of_another_network(stopped):
+def test_the_state_of_another_network_is_refused(stopped):
     run, training = stopped
     other = replace(training, config=training.config.replace(in_channels=3))
     with pytest.raises(InputError, match="state of another network or optimizer") as error:
@@ -206,7 +206,7 @@ def test_the_state_of_another_network(stopped):
     assert "mu.coarse.kernel: got (2, 2, 2, 4, 12), expected (2, 2, 2, 3, 12)" in str(error.value)
 
 
-def test_a_run_whose_folder_vanishes(stopped):
+def test_a_state_is_not_written_if_the_folder_of_the_run_was_removed(stopped):
     run, training = stopped
     state, progress, _ = checkpoints.restore(run, training.like(), training.config)
     shutil.rmtree(run)
@@ -215,7 +215,7 @@ def test_a_run_whose_folder_vanishes(stopped):
     assert not run.exists()
 
 
-def test_a_writer_tells_at_the_next_call_what_failed():
+def test_a_writer_raises_an_error_at_the_next_call():
     def fail() -> None:
         raise InputError("the disk is full")
 
@@ -225,7 +225,7 @@ def test_a_writer_tells_at_the_next_call_what_failed():
     writer.start(fail)
     with pytest.raises(InputError, match="the disk is full"):
         writer.wait()
-    writer.wait()  # once
+    writer.wait()  # an error is raised once
     writer.start(fail)
     with pytest.raises(InputError, match="the disk is full"):
         while True:

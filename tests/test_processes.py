@@ -1,4 +1,4 @@
-"""Runs of two processes on one machine: the numbers of one process, and what becomes of a run whose processes are stopped or killed."""
+"""Runs of two processes on one machine have the numbers of one process, and continue after their processes were stopped or killed."""
 
 import os
 import subprocess
@@ -28,17 +28,19 @@ exit $code
 
 @pytest.fixture(scope="module")
 def alone(runner) -> Path:
-    """Six steps in one process."""
+    """The folder of a run of six steps in one process."""
     run = runner.folder / "alone"
     runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, count=1), 0)
     return run
 
 
-def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, alone):
+def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_continues(runner, alone):
     run = runner.folder / "two"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE), run, after=2) < 6
-    assert runner.stop(runner.start("--resume", str(run), "--workers", "2", count=1), run, after=4) < 6  # one, two workers
-    runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)  # two again
+    assert (
+        runner.stop(runner.start("--resume", str(run), "--workers", "2", count=1), run, after=4) < 6
+    )  # one process, two workers
+    runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)  # two processes again
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     ours, theirs = ([row for row in read_rows(folder) if row["kind"] == "validation"] for folder in (run, alone))
     assert [row["step"] for row in ours] == [2, 4, 6]
@@ -50,7 +52,7 @@ def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(runner, 
 
 @pytest.mark.long
 def test_swin_unetr_on_two_processes(runner):
-    """The network of the options instead of a small one, with the pictures of its validations."""
+    """The network is Swin UNETR instead of a small one, and pictures are drawn."""
     whole = {"SWINUNETR_TEST_WHOLE": "1"}
     alone, run = runner.folder / "whole alone", runner.folder / "whole"
     runner.finish(runner.begin(alone, "--steps", "4", *VALIDATE, count=1, environment=whole), 0)
@@ -60,13 +62,13 @@ def test_swin_unetr_on_two_processes(runner):
     assert (run / "worst.png").exists()
 
 
-def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
+def test_if_one_process_is_killed_the_other_ends_and_the_run_can_be_resumed(runner, alone):
     run = runner.folder / "killed"
-    begun = runner.begin(run, "--steps", "6", *VALIDATE, "--save-every", "1")
-    runner.wait_for_step(begun[0], run, 2)
-    begun[1].kill()
+    started = runner.begin(run, "--steps", "6", *VALIDATE, "--save-every", "1")
+    runner.wait_for_step(started[0], run, 2)
+    started[1].kill()
     killed = time.monotonic()
-    assert begun[0].wait(SECONDS) not in (0, None)
+    assert started[0].wait(SECONDS) not in (0, None)
     assert time.monotonic() - killed < 30
     runner.finish(runner.start("--resume", str(run)), 0)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
@@ -76,20 +78,20 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(runner, alone):
 def test_pmap_on_two_processes(runner, alone):
     run = runner.folder / "pmap"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE, "--devices.pmap"), run, after=2) < 6
-    runner.finish(runner.start("--resume", str(run), "--pmap", "False"), 0)  # and on without it
+    runner.finish(runner.start("--resume", str(run), "--pmap", "False"), 0)  # without pmap
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
 @pytest.mark.long
 def test_the_slurm_script_trains_on_all_tasks(runner, alone):
-    """Its own command line, with an `srun` that starts two tasks here as SLURM would."""
+    """The script runs unchanged, with an `srun` that starts two tasks on this machine."""
     tools, run = runner.folder / "bin", runner.folder / "slurm"
     tools.mkdir()
     (tools / "srun").write_text(SRUN)
     (tools / "python").write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT / "tests" / "run_train.py"} "$@"\n')
     for file in tools.iterdir():
         file.chmod(0o755)
-    job = str(free_port(61440) - 61440)  # JAX makes the meeting point's port of the job's number, modulo 4096
+    job = str(free_port(61440) - 61440)  # JAX derives the coordinator's port from the job's number modulo 4096
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job} | runner.environment
     shared = ["--data", runner.folder / "data", "--cache", runner.folder / "cache", "--out", run]
     script = ["bash", ROOT / "train" / "launch" / "slurm.sh", *OPTIONS, *shared, "--steps", "6", *VALIDATE]
@@ -102,7 +104,7 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
 
 
 def test_a_recipe_file_on_two_processes(runner):
-    """Its functions are executed in each process; the loss is that of the file."""
+    """Each process executes its functions."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
     shared = (
         "--data",
@@ -121,13 +123,13 @@ def test_a_recipe_file_on_two_processes(runner):
     assert (run / "recipe.py").read_text() == Path(file).read_text() and (run / "report.html").exists()
 
 
-def test_a_mistake_ends_all(runner):
-    begun = runner.begin(runner.folder / "odd", "--steps", "6", *VALIDATE, "--batch", "3")
-    runner.finish(begun, 2)
-    assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.said(begun[0])
+def test_a_mistake_ends_all_processes(runner):
+    started = runner.begin(runner.folder / "odd", "--steps", "6", *VALIDATE, "--batch", "3")
+    runner.finish(started, 2)
+    assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.said(started[0])
 
 
-def test_who_is_is_one_of_several():
+def test_several_processes_are_recognised_by_the_environment():
     assert not processes._is_one_of_several({})
     assert not processes._is_one_of_several({"SLURM_NTASKS": "4"})  # within an allocation, but not started by srun
     assert not processes._is_one_of_several({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"})
@@ -146,12 +148,12 @@ def test_who_is_is_one_of_several():
         (Launch(processes=2, process=0), "give --distributed HOST:PORT with them"),
     ],
 )
-def test_options_that_contradict(launch, said):
+def test_contradicting_options_are_refused(launch, said):
     with pytest.raises(InputError, match=said):
         initialize(launch)
 
 
-def test_alone_nothing_waits():
+def test_a_single_process_does_not_communicate():
     processes.barrier("nothing")
     np.testing.assert_array_equal(processes.gather(np.array([1.5])), [[1.5]])
     np.testing.assert_array_equal(processes.from_process(np.arange(3), 0), np.arange(3))

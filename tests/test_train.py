@@ -1,4 +1,4 @@
-"""Runs of the trainer on a small phantom: what they leave, how they stop, go on and refuse, and what is done with the result."""
+"""Runs of the trainer on a small phantom: their results, how they stop and continue, what they refuse, and how their networks are used."""
 
 import csv
 import json
@@ -47,18 +47,18 @@ CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """A small network instead of Swin UNETR, but in the tests of `whole_run`; compiled with less effort, and without pictures."""
+    """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, compiles with less effort, and draws no pictures."""
     compile_quickly(monkeypatch)
     if "whole_run" not in request.fixturenames:
         put_in_place(monkeypatch)
-    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # nobody looks at pictures but those of `whole_run`
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the tests of `whole_run` read pictures
     yield
     monkeypatch.undo()
     forget()
 
 
 def compile_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Compiling takes longer than these runs: XLA is to try less hard."""
+    """Lets XLA optimise less, because compiling takes longer than these runs."""
     for module in (step, __import__("swinunetr_jax.inference.predict", fromlist=["predict"])):
         patch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
@@ -89,7 +89,7 @@ def recipe(data: Path, out: Path, **changes) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """A run of the small network to its end."""
+    """The folder of a finished run of the small network."""
     with pytest.MonkeyPatch.context() as patch:
         compile_quickly(patch)
         put_in_place(patch)
@@ -102,7 +102,7 @@ def finished(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(data, tmp_path_factory) -> Path:
-    """A run of Swin UNETR to its end, with pictures."""
+    """The folder of a finished run of Swin UNETR, with pictures."""
     forget()
     with pytest.MonkeyPatch.context() as patch:
         compile_quickly(patch)
@@ -111,12 +111,12 @@ def whole_run(data, tmp_path_factory) -> Path:
     return out
 
 
-def looks_of(run: Path) -> list[dict]:
+def validations_of(run: Path) -> list[dict]:
     return [row for row in read_rows(run) if row["kind"] == "validation"]
 
 
 def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
-    """The signal comes while the numbers of step `number` are being logged, when the next step was dispatched already."""
+    """Sends the signal while the numbers of step `number` are logged, when the next step has been dispatched."""
     original = Log.step
 
     def log_step(self, at, values):
@@ -127,33 +127,33 @@ def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM)
     monkeypatch.setattr(Log, "step", log_step)
 
 
-def test_a_run_leaves_what_people_look_at(whole_run):
+def test_a_run_writes_its_log_pictures_report_and_networks(whole_run):
     names = {path.name for path in whole_run.iterdir()}
     assert {"run.json", "log.jsonl", "progress.png", "validation.png", "report.html", "best", "last", "checkpoints"} <= names
     rows = read_rows(whole_run)
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
-    looks = [row for row in rows if row["kind"] == "validation"]
-    assert [row["step"] for row in looks] == [2, 4] and set(looks[0]["dice"]) == {"TC", "WT", "ET"}
+    validations = [row for row in rows if row["kind"] == "validation"]
+    assert [row["step"] for row in validations] == [2, 4] and set(validations[0]["dice"]) == {"TC", "WT", "ET"}
     for name in ("progress.png", "validation.png", "best.png", "worst.png"):
         assert (whole_run / name).read_bytes().startswith(b"\x89PNG")
     report = (whole_run / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
-    assert all(case in report for case in looks[0]["cases"])
+    assert all(case in report for case in validations[0]["cases"])
     about = json.loads((whole_run / "run.json").read_text())
     assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
     assert (whole_run / "last").resolve().name == "00000004"
 
 
-def test_a_run_serves_as_its_best_network_and_last_as_its_newest(whole_run):
+def test_a_run_opens_as_its_best_network_and_last_as_its_newest(whole_run):
     best, last = open_checkpoint(whole_run), open_checkpoint(whole_run / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
     state = checkpoints.read_arrays(whole_run / "last" / checkpoints.STATE)
     name = "out.kernel"
-    assert not np.array_equal(state[f"params.{name}"], last.params[name])  # it is the average that is published
+    assert not np.array_equal(state[f"params.{name}"], last.params[name])  # the average is the network
     assert flatten(best.model()).keys() == best.params.keys()
 
 
-def test_predict_and_evaluate_need_no_option(whole_run, data, tmp_path, capsys):
+def test_predict_and_evaluate_need_no_options(whole_run, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(whole_run)])
     assert done.value.code == 0
@@ -164,7 +164,7 @@ def test_predict_and_evaluate_need_no_option(whole_run, data, tmp_path, capsys):
     assert "TC" in capsys.readouterr().out
 
 
-def test_a_stopped_run_of_swin_unetr_goes_on_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
+def test_a_stopped_run_of_swin_unetr_continues_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
         stop_after(patch, 1)
         train(recipe(data, tmp_path / "run"))
@@ -172,10 +172,10 @@ def test_a_stopped_run_of_swin_unetr_goes_on_to_the_same_bytes(whole_run, data, 
     assert bytes_of(tmp_path / "run") == bytes_of(whole_run)
 
 
-@pytest.mark.parametrize(("told", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])
-def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("signalled", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])
+def test_a_stopped_run_continues_to_the_same_bytes(signalled, saved, finished, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
-        stop_after(patch, told)
+        stop_after(patch, signalled)
         train(recipe(data, tmp_path / "run"))
     assert (tmp_path / "run" / "last").resolve().name == f"{saved:08d}"
     train(recipe(data, tmp_path / "run"), resume=True)
@@ -186,7 +186,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(told, saved, finished, data, tm
     ]
 
 
-def test_a_signal_in_a_validation_leaves_it_to_be_done_again(finished, data, tmp_path, monkeypatch):
+def test_a_validation_that_a_signal_interrupts_is_repeated(finished, data, tmp_path, monkeypatch):
     original, run = Segmenter.run, tmp_path / "run"
 
     def interrupted(self, array, *, progress, **options):
@@ -199,16 +199,18 @@ def test_a_signal_in_a_validation_leaves_it_to_be_done_again(finished, data, tmp
     assert (run / "last").resolve().name == "00000002" and not (run / "best").exists()
     train(recipe(data, run), resume=True)
     assert bytes_of(run) == bytes_of(finished)
-    assert [row["score"] for row in looks_of(run)] == [row["score"] for row in looks_of(finished)]
+    assert [row["score"] for row in validations_of(run)] == [row["score"] for row in validations_of(finished)]
 
 
-def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_serves(finished, data, tmp_path, monkeypatch):
+def test_a_state_that_cannot_be_written_is_an_error_and_the_run_resumes_from_the_one_before(
+    finished, data, tmp_path, monkeypatch
+):
     run, calls = tmp_path / "run", []
 
     def full(folder, arrays):
         calls.append(folder)
         if len(calls) == 2:
-            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")  # as Orbax says it
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")  # the text of Orbax
         write_arrays(folder, arrays)
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"00000004 cannot be written .*No space left"):
@@ -219,20 +221,20 @@ def test_a_state_that_cannot_be_written_is_told_and_the_one_before_it_serves(fin
     assert bytes_of(run) == bytes_of(finished)
 
 
-def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data, tmp_path, monkeypatch):
+def test_a_run_may_start_from_any_checkpoint_and_resume_without_it(finished, data, tmp_path, monkeypatch):
     source, run = tmp_path / "start", tmp_path / "run"
     shutil.copytree(finished / "best", source)
-    begun = recipe(data, run, init=Init(checkpoint=source))
+    started = recipe(data, run, init=Init(checkpoint=source))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 1)
-        train(begun)
+        train(started)
     first = read_rows(run)[0]["loss"]
-    assert first < read_rows(finished)[0]["loss"]  # it was trained already
+    assert first < read_rows(finished)[0]["loss"]  # because its weights were trained before
     shutil.rmtree(source)
     resumed = description.read_recipe(run)
     assert resumed.init.checkpoint == source
     with pytest.raises(InputError, match=r"lr.*0\.001.*choose another --out"):
-        train(replace(begun, optim=Optim(lr=1e-4, ema=0.9), init=resumed.init), resume=True)
+        train(replace(started, optim=Optim(lr=1e-4, ema=0.9), init=resumed.init), resume=True)
     train(resumed, resume=True)
     assert (run / "last").resolve().name == "00000004"
     with pytest.raises(InputError, match="takes FLAIR, T1ce, T1, T2, the data come as T1"):
@@ -242,14 +244,14 @@ def test_a_run_may_start_from_any_checkpoint_and_go_on_without_it(finished, data
         train(recipe(data, tmp_path / "other", init=Init(checkpoint=finished / "best", key="model_ema")))
 
 
-def test_patience_ends_a_run_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
+def test_patience_ends_a_run_that_does_not_improve(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0, patience=1))) == 0.5
-    assert [row["step"] for row in looks_of(tmp_path / "run")] == [1, 2]
+    assert [row["step"] for row in validations_of(tmp_path / "run")] == [1, 2]
     assert "no better score in 1 validations: stopped after step 2 of 4" in capsys.readouterr().out
 
 
-def test_a_score_that_is_no_number_is_never_the_best(data, tmp_path, monkeypatch, capsys):
+def test_a_score_of_nan_is_never_the_best(data, tmp_path, monkeypatch, capsys):
     scores = iter([float("nan"), 0.5, float("nan"), 0.4])
     monkeypatch.setattr(Scores, "mean", property(lambda self: next(scores)))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0))) == 0.5
@@ -258,7 +260,7 @@ def test_a_score_that_is_no_number_is_never_the_best(data, tmp_path, monkeypatch
     assert read_rows(tmp_path / "run")[-1]["step"] == 4
 
 
-def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(finished, data, tmp_path, capsys):
+def test_a_damaged_state_is_renamed_and_the_run_resumes_from_the_one_before(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe(data, run))
     victim = next(path for path in (run / "last" / checkpoints.STATE).rglob("*") if path.is_file() and path.stat().st_size > 999)
@@ -287,7 +289,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_pa
     monkeypatch.setattr(step.Training, "compile", with_a_broken_second_step)
     with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
         train(recipe(data, tmp_path / "run", validation=Validation(every=4), save_every=1))
-    saved = checkpoints.read_checkpoint(tmp_path / "run" / "last")  # which refuses what is not finite
+    saved = checkpoints.read_checkpoint(tmp_path / "run" / "last")  # it refuses weights that are not finite
     assert all(np.isfinite(value).all() for value in saved.params.values())
 
 
@@ -309,7 +311,7 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
 
 
 def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **lists) -> Path:
-    """A list of six tiny cases whose labels are `values`; with a modality, a Decathlon's dataset.json that names its labels."""
+    """Writes a list of six tiny cases whose labels are `values`; with a modality, a dataset.json of the Decathlon that names the labels."""
     rng = np.random.default_rng(0)
     for number in range(6):
         for kind, array in (
@@ -324,14 +326,14 @@ def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **
     return path
 
 
-def test_labels_that_no_list_names_are_read_from_the_label_maps(tmp_path):
+def test_labels_without_names_are_read_from_the_label_maps(tmp_path):
     cases = collect_cases(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
     assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
     assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
     assert len(cases.train) == 4 and len(cases.validation) == 2
 
 
-def test_a_ct_is_windowed_alike_in_training_and_validation(tmp_path):
+def test_ct_has_the_same_window_in_training_and_validation(tmp_path):
     asked = Recipe(kind="labels", data=dataset(tmp_path, (0, 2), "CT"), folds=3, batch=2, augment=Augment(flips=()))
     cases = collect_cases(asked, tmp_path / "run")
     assert (cases.task.intensity, cases.task.window) == ("window", (-175.0, 250.0))
@@ -340,12 +342,12 @@ def test_a_ct_is_windowed_alike_in_training_and_validation(tmp_path):
     image, reference = full_grid(cases.validation[0])
     shown = normalized(image, cases.task)
     assert shown.min() == 0 and shown.max() == 1 and reference.shape == (20, 40, 24)
-    assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # brighter and darker by a tenth at most
+    assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # at most a tenth brighter or darker
     assert 0.3 < batch["image"][batch["image"] > 0.01].mean() < 0.7
     assert not can_crop(cases.task)
 
 
-def test_the_data_sets_own_validation_list(tmp_path):
+def test_the_validation_list_of_the_data_set_is_used(tmp_path):
     listed = dataset(tmp_path, (0, 1), training=slice(0, 4), validation=slice(4, 6))
     cases = collect_cases(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
     assert cases.names == {"train": [f"image{n}" for n in range(4)], "validation": ["image4", "image5"]}
@@ -369,7 +371,7 @@ def two_kidneys(tmp_path: Path) -> Path:
 
 
 def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
-    """The axes along which samples of these cases are mirrored."""
+    """Returns the axes along which samples of these cases are mirrored."""
     taken = []
     monkeypatch.setattr("swinunetr_jax.training.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
     batches(asked, cases)
@@ -394,7 +396,7 @@ def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path
 
 
 @pytest.mark.fault("5.17")
-def test_mixed_orientations_and_voxel_sizes_are_said():
+def test_mixed_orientations_and_voxel_sizes_are_reported():
     ras, lps, thick = np.eye(4), np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 5, 1])
     task = Task.classes(2)
     assert grid_notes(task, [ras, ras]) == []
@@ -409,8 +411,8 @@ def test_mixed_orientations_and_voxel_sizes_are_said():
 
 @pytest.mark.fault("3.7")
 @pytest.mark.parametrize("home", ["none", "not writable", "a folder"])
-def test_programs_are_kept_where_there_is_a_home(home, tmp_path, monkeypatch, capsys):
-    """A container may have no HOME and no user of that number, or a home that is not there."""
+def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_path, monkeypatch, capsys):
+    """A container may have no HOME and no such user, or a home directory that does not exist."""
 
     def nobody():
         raise RuntimeError("Could not determine home directory.")
@@ -438,7 +440,7 @@ def test_a_folder_with_a_run_is_not_overwritten(data, tmp_path):
         train(recipe(data, tmp_path))
 
 
-def test_two_processes_cannot_have_one_run(tmp_path):
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(InputError, match="in use by another"), locked(tmp_path):
         pass
 
@@ -463,7 +465,7 @@ def test_a_mistake_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
-def test_every_recipe_builds_and_survives_json(name):
+def test_every_recipe_is_valid_and_the_same_after_json(name):
     shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
     assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
     assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
@@ -473,7 +475,7 @@ def test_every_recipe_builds_and_survives_json(name):
     assert "train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
 
 
-def test_a_run_is_found_again_by_its_folder(tmp_path):
+def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
     made = recipe(tmp_path / "data", tmp_path / "elsewhere")
     (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
     assert description.read_recipe(tmp_path) == replace(made, out=tmp_path)

@@ -1,4 +1,4 @@
-"""The training step against PyTorch: the same losses, step by step; and what a step promises about parts, averages and randomness."""
+"""The training step has the losses of PyTorch in every step; parts of a batch, averages, statistics and randomness of a step."""
 
 import dataclasses
 from pathlib import Path
@@ -40,12 +40,12 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """For what a step does with any network."""
+    """Replaces Swin UNETR, for tests that hold for any network."""
     put_in_place(monkeypatch)
 
 
 def batch(task: Task, index: int, count: int = 1, shape: tuple[int, ...] = SHAPE) -> dict[str, np.ndarray]:
-    """Noise around a labelled ball, different at each index."""
+    """Returns a batch of noise with a labelled ball, which differs for each index."""
     rng = np.random.default_rng(index)
     image = rng.normal(size=(count, *shape, 2)).astype(np.float32)
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
@@ -68,7 +68,7 @@ def test_ten_steps_agree_with_pytorch(name, tmp_path):
 
 
 def agrees_with_pytorch(name: str, config: SwinUNETRConfig, shape: tuple[int, ...], steps: int, tmp_path: Path) -> None:
-    """The paper's optimizer from the same initial weights, which reach PyTorch through our converter."""
+    """Compares the losses of the paper's optimizer from the same initial weights, which our converter writes for PyTorch."""
     torch = pytest.importorskip("torch")
     from monai.losses import DiceCELoss, DiceLoss
     from monai.networks.nets import SwinUNETR
@@ -125,13 +125,13 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
     two, others = parts.compile()(start(parts), brats_batch)
     np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
     np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
-    # Adam's first step is the gradient's sign: where that is rounding alone, the two may differ by two learning rates
+    # Adam's first step depends on the gradient's sign. If the gradient is only rounding, the two differ by up to two learning rates.
     apart = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
     assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
 
 
 def test_a_step_can_be_compiled_from_shapes_alone(small_network):
-    """As the plan for a pod does."""
+    """`tools/pod_plan.py` does this."""
     training, layout = make(lr=1e-3), JitStrategy(device_mesh(2, 1, jax.devices()[:1]))
     samples = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout.batch_sharding(array.ndim))
@@ -146,8 +146,8 @@ def test_clipping_and_averaging(brats_batch, small_network):
     training = make(lr=1e-3, ema=0.9, clip=1e-3)
     before = jax.tree.map(np.asarray, start(training))
     state, metrics = training.compile()(start(training), brats_batch)
-    assert metrics["grad_norm"] > 1e-3  # told as it was before clipping
-    decay = 1 / 10  # of the first step
+    assert metrics["grad_norm"] > 1e-3  # the norm before clipping
+    decay = 1 / 10  # that of the first step
     for name, weights in state.params.items():
         want = before.params[name] + (1 - decay) * (np.asarray(weights) - before.params[name])
         np.testing.assert_allclose(state.average[name], want, atol=1e-6)
@@ -158,7 +158,7 @@ def test_clipping_and_averaging(brats_batch, small_network):
 
 @pytest.mark.fault("1.15")
 def test_the_average_of_the_weights_has_statistics_of_its_own(monkeypatch):
-    """The network that is validated and kept: averaged weights and the average of the running statistics, by the same decay."""
+    """The network that is validated and saved has averaged weights and, with the same decay, averaged running statistics."""
     training = make(lr=1e-3, ema=0.9)
     monkeypatch.setattr(training_step, "statistics", lambda config: {"norm.mean", "norm.count"})
     weights = {"kernel": np.ones(3, np.float32), "norm.mean": np.zeros(2, np.float32), "norm.count": np.int32(0)}
@@ -175,7 +175,7 @@ def test_the_average_of_the_weights_has_statistics_of_its_own(monkeypatch):
     for name in ("kernel", "norm.mean"):
         np.testing.assert_allclose(state.network[name], want[name], rtol=1e-6)
     assert state.network["norm.count"] == 3
-    np.testing.assert_array_equal(state.stats["norm.mean"], [2, 2])  # those of the raw weights, which train on
+    np.testing.assert_array_equal(state.stats["norm.mean"], [2, 2])  # those of the raw weights
     plain = make(lr=1e-3).init(weights)
     assert plain.average_stats == {} and set(plain.network) == set(weights)
 
@@ -225,7 +225,7 @@ def test_stochastic_depth_depends_on_seed_and_step(brats_batch):
 
 
 def noisy(task, config, rngs):
-    """An objective that draws from the key."""
+    """Returns an objective that draws a random number."""
     return lambda model, batch, key: model(batch["image"]).mean() + jax.random.normal(key)
 
 
