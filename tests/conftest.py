@@ -10,6 +10,11 @@ from typing import Any
 # Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from compile_effort import OPTIMIZED, set_least_effort
+
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    set_least_effort()
+
 import jax
 import numpy as np
 import pytest
@@ -73,9 +78,8 @@ def run_forward() -> Callable[..., dict[str, np.ndarray]]:
     """A function (model, x, **options) -> everything `forward` computes, logits included, by name."""
 
     def run(model: SwinUNETR, x: np.ndarray, *, optimize: bool = False, **options: Any) -> dict[str, np.ndarray]:
-        # compiling takes longer than running small networks: XLA is to try less hard unless told otherwise
-        fast = None if optimize else {"xla_backend_optimization_level": 0}
-        seen = jax.jit(lambda model, x: model.forward(x, **options)[1], compiler_options=fast)(model, x)
+        compiler_options = OPTIMIZED if optimize else None
+        seen = jax.jit(lambda model, x: model.forward(x, **options)[1], compiler_options=compiler_options)(model, x)
         return {name: np.asarray(value) for name, value in seen.items()}
 
     return run

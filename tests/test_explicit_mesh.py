@@ -18,7 +18,6 @@ from swinunetr_jax.losses import Loss
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
-FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 PLANE, SPACE = (4, 64, 32, 1), (2, 64, 32, 32, 1)  # shapes of inputs
 
 
@@ -93,8 +92,8 @@ class Prepared:
             logits = nnx.merge(structure, weights)(x)
             return Loss(kind="dice_ce")(logits, label, Task.classes(2)), logits
 
-        self.forward = jax.jit(lambda weights, x: nnx.merge(structure, weights)(x), compiler_options=FAST)
-        self.gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+        self.forward = jax.jit(lambda weights, x: nnx.merge(structure, weights)(x))
+        self.gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def place(self, array: np.ndarray, *spec: str | None) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
@@ -149,7 +148,7 @@ def intermediates() -> dict[str, float]:
     """Returns the differences of intermediates from those of one device, with `jax.set_mesh`, in training with a batch norm."""
     model = SwinUNETR(configuration(PLANE, norm_name="batch"), rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=PLANE)
-    run = jax.jit(lambda model, x: model.forward(x, train=True)[1], compiler_options=FAST)
+    run = jax.jit(lambda model, x: model.forward(x, train=True)[1])
     expected = run(model, x)
     mesh = jax.make_mesh((2, 2), ("samples", "rows"))
     with jax.set_mesh(mesh):

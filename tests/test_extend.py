@@ -15,8 +15,7 @@ from runner import bytes_of
 from small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, cli, open_checkpoint
-from swinunetr_jax.inference import predict
-from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop, step
+from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop
 from swinunetr_jax.training import command as train_command
 from swinunetr_jax.training.log import read_rows
 
@@ -32,9 +31,7 @@ WITH_SWIN_UNETR = ("loss", "augmentation", "optimizer", "deep_supervision")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Compiles with less effort, draws no pictures and, except in long tests, replaces Swin UNETR by a small network."""
-    for module in (step, predict):
-        monkeypatch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
+    """Draws no pictures and, except in long tests, replaces Swin UNETR by a small network."""
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(train_command, "_keep_programs", lambda: None)
     if request.node.get_closest_marker("long") is None:

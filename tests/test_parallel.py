@@ -24,7 +24,6 @@ from swinunetr_jax.weights.params import build, flatten
 
 ROOT = Path(__file__).parents[1]
 DEVICES, STEPS = 8, 5
-FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
 ONE = "jit 1x1"
 SOME = ("jit 2x1", "jit 1x2", "jit 2x4", "pmap 4")
@@ -74,7 +73,6 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     from swinunetr_jax.training import step
     from swinunetr_jax.training.config import Optim
 
-    step.compiler_options = lambda: FAST
     training = step.Training(
         CONFIG, Task.classes(2), Loss(kind="dice_ce"), Optim(lr=1e-3, schedule="constant", ema=0.9), STEPS, seed=0
     )
@@ -153,7 +151,7 @@ def sharded(*names: str) -> dict:
         layout = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
         function = with_mesh(layout.mesh, jax.value_and_grad(loss, has_aux=True))
         batch = layout.shard_batch({"x": x, "factors": factors})
-        (_, logits), gradient = jax.jit(function, compiler_options=FAST)(layout.replicate(weights), batch["x"], batch["factors"])
+        (_, logits), gradient = jax.jit(function)(layout.replicate(weights), batch["x"], batch["factors"])
         if depth > 1:
             assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
         results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradient))]

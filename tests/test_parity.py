@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compile_effort import OPTIMIZED
 from flax import nnx
 
 from swinunetr_jax import SwinUNETR
@@ -78,9 +79,7 @@ def our_pass(
         logits, intermediates = nnx.merge(graph, params, rest).forward(x, train=train)
         return (logits * cotangent).sum(), intermediates
 
-    # compiling small networks takes longer than running them
-    fast = None if optimize else {"xla_backend_optimization_level": 0}
-    function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
+    function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIMIZED if optimize else None)
     dtype = model.config.param_dtype
     (_, intermediates), grads = function(params, jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype))
     named = to_monai(flatten(nnx.merge(graph, grads, rest)), model.config)
@@ -132,7 +131,7 @@ def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> I
     theirs = their_pass(pair.theirs.double().train(train), x, cotangent)
     with jax.enable_x64(True):
         model = pair.ours(dtype="float64", param_dtype="float64", use_checkpoint="recomputed" in request.param)
-        ours = our_pass(model, x, cotangent, train=train, optimize=plane)
+        ours = our_pass(model, x, cotangent, train=train)
         yield Results(pair, model, x, cotangent, *ours, *theirs)
 
 
@@ -194,7 +193,7 @@ def test_gradients_in_float32(monai_pair, monkeypatch):
         if isinstance(module, torch.nn.LeakyReLU):
             module.negative_slope = 1.0
     x, cotangent = golden_weights.volume((2, 96, 96, 1), seed=1), golden_weights.volume((2, 96, 96, 2), seed=2)
-    values, gradients = our_pass(pair.ours(), x, cotangent)
+    values, gradients = our_pass(pair.ours(), x, cotangent, optimize=True)
     their_values, their_gradients = their_pass(pair.theirs, x, cotangent)
     compare(values, their_values, FLOAT32)
     compare_gradients(gradients, their_gradients, FLOAT32)

@@ -47,20 +47,13 @@ CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, compiles with less effort, and draws no pictures."""
-    compile_quickly(monkeypatch)
+    """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, and draws no pictures."""
     if "whole_run" not in request.fixturenames:
         put_in_place(monkeypatch)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the tests of `whole_run` read pictures
     yield
     monkeypatch.undo()
     forget()
-
-
-def compile_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Lets XLA optimise less, because compiling takes longer than these runs."""
-    for module in (step, __import__("swinunetr_jax.inference.predict", fromlist=["predict"])):
-        patch.setattr(module, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +84,6 @@ def recipe(data: Path, out: Path, **changes) -> Recipe:
 def finished(data, tmp_path_factory) -> Path:
     """The folder of a finished run of the small network."""
     with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
         put_in_place(patch)
         patch.setattr(loop, "_draw", lambda *_: None)
         out = tmp_path_factory.mktemp("runs") / "finished"
@@ -104,10 +96,8 @@ def finished(data, tmp_path_factory) -> Path:
 def whole_run(data, tmp_path_factory) -> Path:
     """The folder of a finished run of Swin UNETR, with pictures."""
     forget()
-    with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
-        out = tmp_path_factory.mktemp("runs") / "whole"
-        train(recipe(data, out))
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe(data, out))
     return out
 
 

@@ -27,12 +27,10 @@ STEPS = 10
 SHAPE = (64, 64, 32)
 SMALL = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12)
 SMALLEST = SMALL.replace(depths=(1, 1, 1, 1))
-FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than these steps
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(training_step, "compiler_options", lambda: FAST)
     yield
     monkeypatch.undo()
     forget()
@@ -234,10 +232,10 @@ def test_the_key_of_a_step_depends_on_seed_and_step(brats_batch, small_network):
 
 
 def depends_on_seed_and_step(training: Training, samples: dict[str, np.ndarray]) -> None:
-    step = jax.jit(training.step, compiler_options=FAST)
+    step = jax.jit(training.step)
     state = start(training)
     first, again = (float(step(state, samples)[1]["loss"]) for _ in range(2))
     later = float(step(dataclasses.replace(state, step=jnp.int32(1)), samples)[1]["loss"])
-    other = jax.jit(dataclasses.replace(training, seed=1).step, compiler_options=FAST)
+    other = jax.jit(dataclasses.replace(training, seed=1).step)
     assert first == again
     assert len({first, later, float(other(state, samples)[1]["loss"])}) == 3
