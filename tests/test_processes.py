@@ -103,6 +103,7 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_recipe_file_on_two_processes(runner):
     """Each process executes its functions."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
