@@ -54,5 +54,5 @@ def put_in_place(patch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """Clears the caches of networks and programs that were made from configurations."""
-    params._described.cache_clear()
+    params._abstract_network.cache_clear()
     step._compiled.cache_clear()

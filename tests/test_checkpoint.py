@@ -484,7 +484,7 @@ def test_shapes_are_compared_before_any_array_is_read(copy, monkeypatch):
     write_checkpoint(copy, CONFIG, zeros)
     on_disk = sum(file.stat().st_size for file in (copy / PARAMS).rglob("*") if file.is_file())
     assert on_disk < sum(array.nbytes for array in zeros.values()) / 64
-    monkeypatch.setattr("swinunetr_jax.weights.checkpoint._MAX_SMALL", 0)
+    monkeypatch.setattr("swinunetr_jax.weights.checkpoint._SMALL_NETWORK_BYTES", 0)
     assert "far more than the params beside it can hold" in refused(copy)
 
 

@@ -8,7 +8,7 @@ from refusals import refused
 from swinunetr_jax import cli
 from swinunetr_jax.weights import load
 from swinunetr_jax.weights.checkpoint import DESCRIPTION
-from swinunetr_jax.weights.load import members, missing_members
+from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
 
 def run_with(folder, *folds, without_network=(), described=None, finished=False):
@@ -45,8 +45,8 @@ def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, m
     fields = dict(fields)
     folds = fields.pop("folds")
     folder = run_with(tmp_path / "cv", *folds, **fields)
-    assert members(folder) == tuple(folder / name for name in folds)
-    said = missing_members(folder)
+    assert ensemble_paths(folder) == tuple(folder / name for name in folds)
+    said = missing_folds(folder)
     assert said is None if sentence is None else f"{folder} is a cross-validation that is not finished: {sentence}"[:-1] in said
 
     def stop(*_, **__):
@@ -61,8 +61,8 @@ def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, m
 
 def test_one_network_is_no_cross_validation(tmp_path):
     single = run_with(tmp_path, ".")
-    assert members(single) == (single,) and missing_members(single) is None
-    assert members(tmp_path / "net.pt") == (tmp_path / "net.pt",) and missing_members(tmp_path / "net.pt") is None
+    assert ensemble_paths(single) == (single,) and missing_folds(single) is None
+    assert ensemble_paths(tmp_path / "net.pt") == (tmp_path / "net.pt",) and missing_folds(tmp_path / "net.pt") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"folds": 3}', '{"folds": ["a"]}', "[" * 100_000])
@@ -70,4 +70,4 @@ def test_a_damaged_description_is_a_sentence(tmp_path, text):
     folder = run_with(tmp_path, "fold0")
     (folder / "run.json").write_text(text)
     with refused("run.json", "restore it, or name the folds one by one"):
-        missing_members(folder)
+        missing_folds(folder)

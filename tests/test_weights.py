@@ -395,7 +395,7 @@ class Stub(dict):
             if entry.path is None:
                 self[entry.name] = relative_index(config.window_size)
             else:
-                self[entry.name] = np.broadcast_to(np.float32(0), entry.layout.shape(want[entry.path].shape))
+                self[entry.name] = np.broadcast_to(np.float32(0), entry.order.torch_shape(want[entry.path].shape))
 
 
 @pytest.mark.parametrize("ratio", [4.0, 2.0, 1.0, 0.5, 2.6, 1.1, 3.99, 7 / 3, 2 / 3, 0.3, 1.2345])

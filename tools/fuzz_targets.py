@@ -23,7 +23,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.training import Recipe
 from swinunetr_jax.training.description import DESCRIPTION, Description, read_description, read_recipe
 from swinunetr_jax.training.log import LOG, ROWS, read_rows
-from swinunetr_jax.weights.checkpoint import Stored, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.checkpoint import StoredCheckpoint, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import shapes
 from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file
@@ -90,7 +90,7 @@ def checkpoint(folder: Path) -> Target:
     write_checkpoint(path, config, params, TASK)
     sound = read_checkpoint(path)
 
-    def fault(stored: Stored) -> str | None:
+    def fault(stored: StoredCheckpoint) -> str | None:
         same = stored.config == sound.config and stored.task == sound.task and stored.params.keys() == sound.params.keys()
         same = same and all(np.array_equal(stored.params[name], params[name]) for name in params)
         return None if same else "it is not what was saved"

@@ -130,8 +130,8 @@ def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
     """Returns a network whose weights are all different from their initial values."""
     parameters = shapes(config)
     table = {entry.path: entry for entry in entries(config) if entry.path is not None}
-    weights = golden_weights.state({e.name: e.layout.shape(parameters[path].shape) for path, e in table.items()}, seed)
-    return build(config, {path: entry.layout.read(weights[entry.name]) for path, entry in table.items()})
+    weights = golden_weights.state({e.name: e.order.torch_shape(parameters[path].shape) for path, e in table.items()}, seed)
+    return build(config, {path: entry.order.to_jax(weights[entry.name]) for path, entry in table.items()})
 
 
 def measure(options: Options) -> tuple[list[Row], float]:

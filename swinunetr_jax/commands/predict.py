@@ -75,7 +75,8 @@ class Predict:
         from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
-        from swinunetr_jax.weights.load import members, missing_members, open_checkpoint
+        from swinunetr_jax.weights.load import open_checkpoint
+        from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
         for name in ("input", "model"):
             if not getattr(self, name):
@@ -85,9 +86,9 @@ class Predict:
                 f"--output {console.literal(self.output)} names a file, but results are written into a folder: give a folder."
             )
         for given in self.model:
-            if gap := missing_members(given):
+            if gap := missing_folds(given):
                 console.warn(console.literal(gap))
-        paths = [path for given in self.model for path in members(given)]
+        paths = [path for given in self.model for path in ensemble_paths(given)]
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe

@@ -1,10 +1,11 @@
-"""Our own checkpoint: a folder with the weights in Orbax's format and one JSON file that describes them.
+"""The project's own checkpoint: a folder with the weights in Orbax's format and a JSON file that describes them.
 
-    CHECKPOINT/checkpoint.json     format, configuration, task, digests of every leaf, every file and of this file itself
-    CHECKPOINT/params[-XXXXXXXX]/  Orbax: a nested dict with string keys; checkpoint.json names it, any other is a left-over
+    CHECKPOINT/checkpoint.json     format, configuration, task, and digests of every array, of every file and of this file itself
+    CHECKPOINT/params[-XXXXXXXX]/  the arrays as a nested dict in Orbax's format. checkpoint.json names this folder; any other folder of
+                                   such a name is the remainder of an interrupted save.
 
-Orbax does not notice a flipped bit in the numbers, and answers one elsewhere with pages of text, so every file is checked against
-its digest before Orbax sees it, and every leaf after. The same description, without files, lies in safetensors files of ours.
+Orbax does not notice a flipped bit in the numbers, and reports other damage with pages of text. Therefore every file is compared with
+its digest before Orbax reads it, and every array afterwards. The project's safetensors files contain the same description, without files.
 """
 
 import json
@@ -26,25 +27,26 @@ from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, read_arrays, reason, write_arrays
 from swinunetr_jax.weights.params import NetworkConfig, Params, check, count_bytes, digest, mismatches, read_config, shapes
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.weight_file import printable
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
 PARAMS = "params"
 _REMEDY = "restore it or take another checkpoint"
 _MAX_DESCRIPTION_BYTES = 64 << 20
-# Weights hardly compress. A network that takes this many times its bytes on the disk, and is not small, was made to fill the memory.
-_MAX_RATIO, _MAX_SMALL = 64, 512 << 20
+# Weights hardly compress. A description of a large network with few bytes on the disk was made to fill the memory.
+_MAX_COMPRESSION = 64
+_SMALL_NETWORK_BYTES = 512 << 20  # a network of at most this size is read regardless of its size on the disk
 _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
 
 
 class OtherNetworkError(InputError):
-    """A checkpoint is sound and holds the weights of another network than the factory makes that was given for it."""
+    """A checkpoint is undamaged, but its weights belong to another network than the one that the given factory creates."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A checkpoint as it was read."""
+class StoredCheckpoint:
+    """The content of a checkpoint folder. `task` is None if the checkpoint does not state one."""
 
     config: NetworkConfig
     task: Task | None
@@ -52,35 +54,43 @@ class Stored:
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-    return os.path.isfile(Path(path) / DESCRIPTION)  # no error for a name that cannot be
+    """Returns whether a path is a checkpoint folder; False for a path that cannot exist or be accessed."""
+    return os.path.isfile(Path(path) / DESCRIPTION)
 
 
 def write_checkpoint(
     path: str | os.PathLike, config: NetworkConfig, params: Params, task: Task | None = None, *, overwrite: bool = False
 ) -> None:
-    """Writes a checkpoint folder in one step: at any moment there is under its name a whole checkpoint or what was there before.
+    """Writes a checkpoint folder atomically: at any moment the path holds either the complete new checkpoint or the previous content.
+
+    Args:
+        path: the folder. If it is a link, the folder that the link points to is written.
+        config: the network's configuration.
+        params: the network's variables by dotted name.
+        task: the task that the network was trained for.
+        overwrite: whether to replace an existing checkpoint.
 
     Raises:
-        InputError: the path is taken (unless it is a checkpoint and `overwrite`), or cannot be written, or the weights hold NaN or are
-            not the configuration's.
+        InputError: the path exists (unless it is a checkpoint and `overwrite` is set) or cannot be written, or the weights contain NaN
+            or do not fit the configuration.
     """
-    path = Path(path).resolve()  # what a link points to is what is replaced
+    path = Path(path).resolve()
     replacing = is_checkpoint(path)
     if replacing and not overwrite:
         raise InputError(
-            f"{path} exists already, expected a free name: choose another or ask for it with `overwrite` (--overwrite)."
+            f"{path} exists already, expected a new name: choose another one, or replace it with `overwrite` (--overwrite)."
         )
     if not replacing and os.path.lexists(path):
-        raise InputError(f"{path} exists already and is not a checkpoint, expected a free name: choose another or remove it.")
+        raise InputError(f"{path} exists already and is not a checkpoint, expected a new name: choose another one or remove it.")
     check(params, config)
     files.remove_stale_temporaries(path.parent)
-    # a folder cannot take another's place in one step, a file can: the description is the checkpoint
+    # A folder cannot be replaced atomically, but a file can. So the new weights get a new name, and then the description is replaced.
     folder = f"{PARAMS}-{uuid.uuid4().hex[:8]}" if replacing else PARAMS
     try:
         if replacing:
             files.remove_stale_temporaries(path)
             with files.atomic_folder(path / folder) as temporary:
-                written = temporary / PARAMS  # Orbax makes its folder itself, from a temporary one beside it
+                written = temporary / PARAMS  # Orbax creates its folder itself, from a temporary folder next to it
                 write_arrays(written, params)
                 for entry in list(written.iterdir()):
                     entry.rename(temporary / entry.name)
@@ -92,49 +102,55 @@ def write_checkpoint(
                 write_arrays(temporary / folder, params)
                 text = describe(config, task, params, params=folder, files=file_digests(temporary))
                 (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-    except Exception as error:  # the system's and Orbax's, which raises many kinds
+    except Exception as error:  # OSError, and Orbax raises many types
         if replacing:
             shutil.rmtree(path / folder, ignore_errors=True)
         raise InputError(f"{path} cannot be written ({reason(error)}): check the folder and its free space.") from error
-    for other in path.iterdir():  # the replaced weights, and those of a save that was killed
+    for other in path.iterdir():  # the replaced weights, and those of an interrupted save
         if _PARAMS_NAME.fullmatch(other.name) and other.name != folder:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = None) -> Stored:
-    """Reads a checkpoint folder and verifies every byte of it; of a network that is no Swin UNETR with the factory that makes it.
+def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = None) -> StoredCheckpoint:
+    """Returns the content of a checkpoint folder, after every byte of it was compared with the digests.
+
+    Args:
+        path: the folder.
+        network: the factory that creates the network, if the network is not a Swin UNETR.
 
     Raises:
-        InputError: it is not a checkpoint, is damaged (naming the files or leaves), or is of a newer format.
+        InputError: the folder is not a checkpoint, is damaged (the message names the files or arrays), or has a newer format.
+        OtherNetworkError: the weights do not fit the network that the factory creates.
     """
     path = Path(path).absolute()
     where = path / DESCRIPTION
     try:
         if where.stat().st_size > _MAX_DESCRIPTION_BYTES:
-            raise InputError(f"{where} is larger than a description can be, it was not written by swinunetr_jax: {_REMEDY}.")
+            raise InputError(f"{where} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}.")
         content = where.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{path} is not a checkpoint, it has no {DESCRIPTION}: check which folder was given.") from error
+        raise InputError(f"{path} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read ({reason(error)}): {_REMEDY}.") from error
     config, task, values = parse_description(content, where, network)
     folder, stated = values.get("params"), values.get("files")
     if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stated is not None):
-        raise InputError(f"{where} does not name the weights beside it: it was not written by swinunetr_jax.")
+        raise InputError(f"{where} does not name the folder of its weights: it was not written by swinunetr_jax.")
     try:
         found = file_digests(path, folder)
         _refuse_damaged(path, [name for name in stated if stated[name] != found.get(name)])
-        room = max(_MAX_RATIO * count_file_bytes(path / folder), _MAX_SMALL)
-        if count_bytes(config) > room:
+        limit = max(_MAX_COMPRESSION * count_file_bytes(path / folder), _SMALL_NETWORK_BYTES)
+        if count_bytes(config) > limit:
             raise InputError(
-                f"{where} describes a network of {count_bytes(config):.1e} bytes, far more than the {folder} beside it can hold, "
-                f"expected at most {room:.1e}: take another checkpoint."
+                f"{where} describes a network of {count_bytes(config):.1e} bytes, far more than its folder {folder} can contain, "
+                f"expected at most {limit:.1e}: take another checkpoint."
             )
-        got = array_shapes(path / folder)  # before any array is read: a few bytes on the disk can stand for gigabytes
+        got = array_shapes(path / folder)  # Shapes come first, because a few bytes on the disk can stand for gigabytes.
         wrong = mismatches(got, config)
-        if wrong and isinstance(config, CustomConfig):  # its files are what was saved, so the factory has changed
+        if wrong and isinstance(config, CustomConfig):  # The files are as they were saved, so the factory has changed.
             raise OtherNetworkError(
-                f"{path} holds the weights of another {config.name} than the recipe makes now:", *(f"  {line}" for line in wrong)
+                f"{path} holds the weights of another {config.name} than the recipe creates now:",
+                *(f"  {line}" for line in wrong),
             )
         if wrong:
             lines = (f"  {console.literal(line)}" for line in wrong)
@@ -142,17 +158,17 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
         params = read_arrays(path / folder)
     except InputError:
         raise
-    except Exception as error:  # Orbax raises many kinds, with texts of many lines
+    except Exception as error:  # Orbax raises many types, with texts of many lines
         raise InputError(f"{path} cannot be read ({reason(error)}): {_REMEDY}.") from error
     check_digests(path, params, values)
-    return Stored(config, task, params)
+    return StoredCheckpoint(config, task, params)
 
 
-# ---- the description -------------------------------------------------------------------------------------------------------------
+# The description
 
 
 def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **more: Any) -> str:
-    """JSON that tells what weights are for and how they are recognised, with a digest of itself."""
+    """Returns JSON with the configuration, the task, the digest of every array, the values of `more`, and a digest of all of these."""
     values = {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -164,7 +180,7 @@ def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.n
 
 
 class Description(TypedDict):
-    """The JSON of a checkpoint; `params` and `files` are those of a folder."""
+    """The JSON that describes a checkpoint. Only the description of a folder has `params` and `files`."""
 
     format: int
     config: dict[str, Any]
@@ -177,42 +193,47 @@ class Description(TypedDict):
 def parse_description(
     content: bytes, where: Path, network: NetworkFactory | None = None
 ) -> tuple[NetworkConfig, Task | None, Description]:
-    """The reverse of `describe`: configuration, task, and all values as they stand there.
+    """Returns the configuration, the task and all values of a description that `describe` wrote.
+
+    Args:
+        content: the JSON.
+        where: the path of the file, for messages.
+        network: the factory that creates the network, if the network is not a Swin UNETR.
 
     Raises:
-        InputError: the text is damaged, or of a newer version.
+        InputError: the JSON is damaged or has a newer format, or no network can have this configuration.
     """
     everything = files.decode_json(content, dict[str, Any], str(where), _REMEDY)
     stated = everything.pop("digest", None)
     if stated != files.digest_of_json(everything):
-        raise InputError(f"{where} is damaged, it differs from its own digest: {_REMEDY}.")
+        raise InputError(f"{where} is damaged, because it differs from its own digest: {_REMEDY}.")
     version = everything.get("format")
     if isinstance(version, int) and version != FORMAT:
         raise InputError(f"{where} has format {version}, this version reads format {FORMAT}: use a newer swinunetr_jax.")
     values = files.decode_json(content, Description, str(where), _REMEDY)
     try:
         config = read_config(values["config"], network)
-        blocks = sum(config.depths) if isinstance(config, SwinUNETRConfig) else 0
-        if blocks > len(values["digests"]):  # before a network of millions of blocks is traced
+        if isinstance(config, SwinUNETRConfig) and sum(config.depths) > len(values["digests"]):  # do not trace millions of blocks
             raise InputError(f"`depths` {config.depths} needs more tensors than the {len(values['digests'])} that have digests.")
         shapes(config)
         return config, None if values["task"] is None else Task.from_dict(values["task"]), values
     except InputError as error:
         raise InputError(f"{where}: {console.literal(error)}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"{where} describes no network ({reason(error)}): it was not written by swinunetr_jax.") from error
+        raise InputError(
+            f"{where} does not describe a network ({reason(error)}): it was not written by swinunetr_jax."
+        ) from error
 
 
 def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Description) -> None:
-    """Raises InputError unless these are the described arrays, all of them and no other."""
+    """Raises InputError unless the arrays are exactly the ones that the description has digests of."""
     digests = values["digests"]
     names = sorted(digests.keys() | arrays.keys())
     _refuse_damaged(path, [name for name in names if name not in arrays or digest(arrays[name]) != digests.get(name)])
 
 
 def _refuse_damaged(path: Path, names: list[str]) -> None:
+    """Raises InputError with these names of damaged files or arrays, if there are any."""
     if names:
-        some = ", ".join(shown(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise InputError(
-            f"{path} is damaged, these differ from their digests or are missing: {some}; restore it or take another checkpoint."
-        )
+        some = ", ".join(printable(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise InputError(f"{path} is damaged, because these parts differ from their digests or are missing: {some}; {_REMEDY}.")

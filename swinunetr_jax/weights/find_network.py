@@ -1,8 +1,8 @@
-"""The network in the content of a weight file, whatever a trainer saved around and beside it.
+"""Finds the network in the content of a weight file, whatever else a trainer saved in it.
 
-Trainers save state dicts under many names (`state_dict`, `model`, `network_weights`, `ema`, `checkpoint.state_dict`, …) and put
-prefixes before the names in them. So nothing is looked up by name: every dict of tensors in a file is searched for networks, which
-their tensors' names tell. Where a file holds several networks, the caller has to say which one is meant.
+Trainers save state dicts under many names (`state_dict`, `model`, `network_weights`, `ema`, `checkpoint.state_dict`, …) and add
+prefixes to the names of the tensors. Therefore no name of a container is assumed: every dict of tensors in a file is searched for
+networks, which are recognised by the names of their tensors. If a file contains several networks, the caller chooses one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.weights.foreign_names import ANCHOR, is_of_network, is_reconstruction, prefix_of, to_monai_name
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.foreign_names import ANCHOR, is_reconstruction, is_within_network, prefix_of, to_monai_name
+from swinunetr_jax.weights.weight_file import printable
 
 Tensors = dict[str, np.ndarray]
-TOP = "."  # the key of a network whose tensors stand directly in the file
+TOP = "."  # the key of a network whose tensors are on the top level of the file
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file's tensors by name, and the names of those that are not part of the network.
+    """The tensors of a network in a file.
 
     Attributes:
         path: the file, for messages.
-        tensors: MONAI's names and axes, or ours where `is_ours`.
-        ignored: names in the file.
-        is_ours: whether the tensors are those of our own checkpoint folder.
-        doubtful: the names among `ignored` that belong to no known companion of a network.
+        tensors: the network's tensors, with MONAI's names and order of axes, or with this project's if `is_ours`.
+        ignored: the file's names of tensors that are not part of the network.
+        is_ours: whether the tensors come from a checkpoint folder of this project.
+        doubtful: those of `ignored` that are not known to accompany networks, so that the user should hear of them.
     """
 
     path: str
@@ -39,13 +39,14 @@ class Source:
 
 @dataclass(frozen=True)
 class _Network:
-    """A network in a file.
+    """A network that was found in a file.
 
     Attributes:
-        key: the entry that holds it, and the prefix of its names.
-        tensors: by MONAI's names.
-        known, unknown: names of tensors that stand among its own and are no part of it.
-        places: the full names in the file of all of these.
+        key: the dotted path of the entry that contains it, followed by the prefix of its names.
+        tensors: its tensors by MONAI's names.
+        known: names of tensors next to its own that are known not to be part of a network.
+        unknown: names of other tensors next to its own that are not part of it.
+        places: the dotted paths in the file of all of these tensors.
     """
 
     key: str
@@ -55,40 +56,41 @@ class _Network:
     places: frozenset[str]
 
     @property
-    def is_whole(self) -> bool:
+    def has_decoder(self) -> bool:
         return any(name.startswith("decoder") for name in self.tensors)
 
 
 def find_network(content: object, path: str, *, key: str | None = None, encoder_only: bool = False) -> Source:
-    """Finds the network in a file's content and brings its names to MONAI's.
+    """Returns the network in the content of a file, with MONAI's names.
 
     Args:
         content: nested dicts and lists with arrays.
         path: the file, for messages.
-        key: the entry of the file that holds the network, as a dotted path, such as "model_ema" or "checkpoint.state_dict".
-        encoder_only: whether a Swin encoder alone is wanted, so that one is as good as a whole network.
+        key: the dotted path of the entry that contains the network, such as "model_ema" or "checkpoint.state_dict".
+        encoder_only: whether only the Swin encoder is needed. Otherwise networks with a decoder take precedence over those without.
 
     Raises:
-        InputError: there is no network, or several of which none was chosen, or two names in it become the same.
+        InputError: there is no network, or there are several different ones and `key` does not choose one, or two names of tensors
+            become the same name.
     """
     states = list(_state_dicts(content, ""))
     places = [_join(where, name) for where, state in states for name in state]
     if not places:
         raise InputError(
-            f"{path} holds no state dict, expected tensors by name, or a dict of them under a name: check which file was given."
+            f"{path} holds no state dict, expected a dict of named tensors, alone or within other dicts: check which file was given."
         )
     found = [network for where, state in states for network in _networks(path, where, state)]
     complete = [network for network in found if ANCHOR in network.tensors]
     if complete:
         network = _choose(path, complete, key, encoder_only)
     elif found and key is None:
-        network = max(found, key=lambda network: len(network.tensors))  # loading says what it lacks
+        network = max(found, key=lambda network: len(network.tensors))  # the load reports what is missing
     else:
-        names = sorted(shown(place) for place in places)
+        names = sorted(printable(place) for place in places)
         some = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
         raise InputError(
-            f"{path} is not a Swin UNETR checkpoint, none of its {len(names)} names fits: expected names such as {ANCHOR}, got {some}; "
-            "check which file was given."
+            f"{path} is not a Swin UNETR checkpoint, because none of its {len(names)} names belongs to one: expected names such as "
+            f"{ANCHOR}, got {some}; check which file was given."
         )
     others = tuple(place for place in places if place not in network.places)
     doubtful = network.unknown + others
@@ -96,7 +98,10 @@ def find_network(content: object, path: str, *, key: str | None = None, encoder_
 
 
 def _state_dicts(content: object, where: str) -> Iterator[tuple[str, Tensors]]:
-    """Every dict with arrays in it, with its dotted path; optimizers are left out, whose moments may bear the network's names."""
+    """Yields the arrays of every dict that directly contains arrays, with the dict's dotted path.
+
+    Optimizers are skipped, because their moments may have the names of the network's tensors.
+    """
     if isinstance(content, list | tuple):
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, Mapping):
@@ -110,16 +115,16 @@ def _state_dicts(content: object, where: str) -> Iterator[tuple[str, Tensors]]:
 
 
 def _networks(path: str, where: str, state: Tensors) -> list[_Network]:
-    """The networks among the tensors of one dict, which prefixes tell apart; those without the anchor, too."""
+    """Returns the networks among the tensors of one dict, one for each prefix. Some may be incomplete and lack the anchor."""
     prefixes = {name: prefix_of(name) for name in state}
-    names: dict[str, dict[str, str]] = {}  # by prefix: from the name within the network to the one in the dict
+    names: dict[str, dict[str, str]] = {}  # for each prefix, the names within the network and those in the dict
     for name, prefix in prefixes.items():
         if prefix is not None:
             names.setdefault(prefix, {})[name.removeprefix(prefix)] = name
     anchored = [prefix for prefix, group in names.items() if any(to_monai_name(name) == ANCHOR for name in group)]
     for name, prefix in prefixes.items():
         around = [other for other in anchored if name.startswith(other)]
-        if prefix not in anchored and around:  # beside a network's own parts: the longest prefix is the nearest network's
+        if prefix not in anchored and around:  # The name is next to a network's own; the longest prefix is the closest network's.
             nearest = max(around, key=len)
             names[nearest][name.removeprefix(nearest)] = name
             if prefix is not None:
@@ -128,7 +133,7 @@ def _networks(path: str, where: str, state: Tensors) -> list[_Network]:
 
 
 def _network(path: str, key: str, where: str, names: Mapping[str, str], state: Tensors) -> _Network:
-    """The network of one prefix; `names` are those in it and in the dict."""
+    """Returns the network with one prefix. `names` maps the names within the network to those in the dict `state`."""
     reconstruction = is_reconstruction(names)
     tensors: Tensors = {}
     known, unknown = [], []
@@ -137,13 +142,11 @@ def _network(path: str, key: str, where: str, names: Mapping[str, str], state: T
         new = "" if reconstruction and name.startswith("out.") else to_monai_name(name)
         if not new:
             known.append(name)
-        elif (
-            not is_of_network(new) and tensor.ndim <= 1
-        ):  # a counter or a loss's buffer; a layer has a weight of two or more axes
+        elif not is_within_network(new) and tensor.ndim <= 1:  # such as a counter; a layer has a weight with at least two axes
             unknown.append(name)
         elif new in tensors:
             raise InputError(
-                f"{path} holds {shown(new)!r} twice, under names of two layouts, expected it once: save one of them alone."
+                f"{path} holds {printable(new)!r} twice, under names of two naming schemes, expected it once: save only one of the two."
             )
         else:
             tensors[new] = tensor
@@ -152,22 +155,22 @@ def _network(path: str, key: str, where: str, names: Mapping[str, str], state: T
 
 
 def _choose(path: str, networks: list[_Network], key: str | None, encoder_only: bool) -> _Network:
-    """The one network that is meant."""
-    keys = ", ".join(f"{shown(network.key)} ({len(network.tensors)} tensors)" for network in networks[:12])
+    """Returns the only network that `key` and `encoder_only` allow. Raises InputError if there is none or several different ones."""
+    keys = ", ".join(f"{printable(network.key)} ({len(network.tensors)} tensors)" for network in networks[:12])
     keys += f" and {len(networks) - 12} more" if len(networks) > 12 else ""
     fitting = networks
     if key is not None:
         fitting = [n for n in networks if n.key == key or (key != TOP and n.key.startswith(f"{key}."))]
         if not fitting:
-            raise InputError(f"{path} has no network under {shown(key)!r}, expected as `key` (--key) one of: {keys}.")
-    if not encoder_only and any(network.is_whole for network in fitting):
-        fitting = [network for network in fitting if network.is_whole]
-    if len(fitting) > 1 and not all(_same(network.tensors, fitting[0].tensors) for network in fitting[1:]):
+            raise InputError(f"{path} has no network under {printable(key)!r}, expected as `key` (--key) one of: {keys}.")
+    if not encoder_only and any(network.has_decoder for network in fitting):
+        fitting = [network for network in fitting if network.has_decoder]
+    if len(fitting) > 1 and not all(_equal(network.tensors, fitting[0].tensors) for network in fitting[1:]):
         raise InputError(f"{path} holds several networks, expected one: choose with `key` (--key) one of: {keys}.")
     return fitting[0]
 
 
-def _same(one: Tensors, other: Tensors) -> bool:
+def _equal(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 

@@ -1,4 +1,4 @@
-"""From a file's tensors to a network's parameters. All of them come from the file, unless a partial load was asked for."""
+"""Turns the tensors of a file into the parameters of a network. All of them come from the file unless a partial load is requested."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.weights import params as flat
 from swinunetr_jax.weights.find_network import Source
+from swinunetr_jax.weights.load_report import LoadReport
 from swinunetr_jax.weights.monai import Entry, entries, from_tensors, own_entries
-from swinunetr_jax.weights.report import LoadReport
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.weight_file import printable
 
 _INPUTS = ("swin.patch_embed.proj.kernel", "encoder1.conv1.kernel", "encoder1.conv3.kernel")
 _OUTPUTS = ("out.kernel", "out.bias")
@@ -22,19 +22,17 @@ _ENCODER = "swin."
 def fit(
     source: Source, config: SwinUNETRConfig, *, encoder_only: bool, adapt_channels: bool, seed: int
 ) -> tuple[flat.Params, LoadReport]:
-    """The network's parameters from a file's tensors, and what was done.
-
-    Only what `encoder_only` and `adapt_channels` name is initialised randomly or adapted.
+    """Returns the network's parameters and a report. Parameters are initialised randomly or adapted only if the options allow it.
 
     Args:
         source: the file's tensors.
-        config: the network.
-        encoder_only: take the Swin encoder alone.
-        adapt_channels: the file's network may have another number of input or output channels.
-        seed: of the random initialisation.
+        config: the network's configuration.
+        encoder_only: take only the Swin encoder from the file and initialise the rest randomly.
+        adapt_channels: allow another number of input or output channels in the file than in the network.
+        seed: the seed of the random initialisation.
 
     Raises:
-        InputError: the tensors are not the network's; the message has every name with both shapes.
+        InputError: the tensors do not fit the network. The message lists every name that differs, with both shapes.
     """
     expected = flat.shapes(config)
     table = own_entries(config, expected) if source.is_ours else entries(config)
@@ -57,16 +55,18 @@ def fit(
     report.initialized = [name for name in expected if name not in found]
     free = dropped | ({name for name in expected if not name.startswith(_ENCODER)} if encoder_only else set())
     lacking = [name for name in report.initialized if name not in free]
-    if lacking:  # a gap in the table of names must not become random numbers
-        raise InputError(f"{source.path} has no tensors for {', '.join(lacking)} of the network: save it as our own checkpoint.")
+    if lacking:  # A name that is missing from the table must not result in random weights.
+        raise InputError(
+            f"{source.path} has no tensors for {', '.join(lacking)} of the network: save it as a checkpoint folder of this project."
+        )
 
-    with np.errstate(over="ignore"):  # what a smaller type cannot hold is found below
+    with np.errstate(over="ignore"):  # numbers that overflow in a smaller type are reported below
         params = {name: array.astype(expected[name].dtype, order="C") for name, array in found.items()}
     bad = set(flat.not_finite(params))
     if bad:
         names = ", ".join(entry.name for entry in table if entry.path in bad)
         raise InputError(
-            f"{source.path} holds NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
+            f"{source.path} contains NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
             "take an earlier checkpoint."
         )
     report.read = [name for name in expected if name in params and name not in report.adapted]
@@ -79,7 +79,10 @@ def fit(
 def _adapt_inputs(
     source: Source, table: list[Entry], expected: dict[str, Any], faults: dict[str, str], report: LoadReport
 ) -> flat.Params:
-    """The weights that see the input, for another number of channels; what else is wrong with them stays a fault."""
+    """Returns the weights that are applied to the input, adapted to the network's number of input channels.
+
+    The adapted weights are added to the report and removed from `faults`. Weights with any other fault remain in `faults`.
+    """
     adapted = {}
     for entry in table:
         tensor = source.tensors.get(entry.name)
@@ -88,11 +91,11 @@ def _adapt_inputs(
         shape = expected[entry.path].shape
         if tensor.ndim != len(shape):
             continue
-        ours = entry.layout.read(tensor)  # [*k, channels, width]
+        ours = entry.order.to_jax(tensor)  # [*k, channels, width]
         *kernel, new, width = shape
         old = ours.shape[-2]
         if ours.shape == (*kernel, old, width) and old not in (0, new):
-            # the mean over the old channels, scaled so that like inputs give like outputs
+            # The mean over the old channels, scaled so that the output keeps its magnitude.
             mean = ours.astype(np.float32).mean(axis=-2, keepdims=True) * (old / new)
             adapted[entry.path] = np.broadcast_to(mean, shape)
             report.adapted[entry.path] = f"averaged over {old} input channels for {new}"
@@ -103,34 +106,39 @@ def _adapt_inputs(
 def _drop_outputs(
     source: Source, table: list[Entry], expected: dict[str, Any], faults: dict[str, str], report: LoadReport
 ) -> set[str]:
-    """Another number of outputs, or no output layer at all, is no fault: the layer is initialised randomly. Returns its paths."""
+    """Allows another number of outputs, or a file without output layer, so that the output layer is initialised randomly.
+
+    Returns the paths of the layer's parameters, or an empty set if the file's layer fits or has another fault. The layer is removed from
+    `faults`, and the report gets a note.
+    """
     layer = [entry for entry in table if entry.path in _OUTPUTS and entry.name in faults]
     tensors = [source.tensors.get(entry.name) for entry in layer]
     absent = all(tensor is None for tensor in tensors)
     others = all(
         tensor is not None
         and tensor.ndim == len(expected[entry.path].shape)
-        and entry.layout.read(tensor).shape[:-1] == expected[entry.path].shape[:-1]
+        and entry.order.to_jax(tensor).shape[:-1] == expected[entry.path].shape[:-1]
         for entry, tensor in zip(layer, tensors)
     )
     if len(layer) < len(_OUTPUTS) or not (absent or others):
         return set()
     had = "none" if absent else tensors[-1].shape[0]
     outputs = expected[_OUTPUTS[-1]].shape[0]
-    report.notes.append(f"out is initialised randomly: {outputs} outputs wanted, the file has {had}")
+    report.notes.append(f"out is initialised randomly, because {outputs} outputs are requested and the file has {had}")
     for entry in layer:
         del faults[entry.name]
     return set(_OUTPUTS)
 
 
 def _mismatch(source: Source, table: list[Entry], faults: dict[str, str], encoder_only: bool, adapt_channels: bool) -> InputError:
+    """Returns the error that lists all faults, with a hint if an option would allow them."""
     hint = ""
     ends = {entry.name for entry in table if entry.path in (*_INPUTS, *_OUTPUTS)}
     encoder = {entry.name for entry in table if entry.path is None or entry.path.startswith(_ENCODER)}
     if not adapt_channels and faults.keys() <= ends:
-        hint = " (for another number of input or output channels, ask for `adapt_channels`, --adapt-channels)"
+        hint = " (for another number of input or output channels, use `adapt_channels`, --adapt-channels)"
     elif not encoder_only and source.tensors.keys() <= encoder:
-        hint = " (to take the encoder alone and initialise the rest randomly, ask for `encoder_only`, --encoder-only)"
+        hint = " (to take only the encoder and initialise the rest randomly, use `encoder_only`, --encoder-only)"
     count = f"{len(faults)} names differ" if len(faults) > 1 else "one name differs"
-    lines = (f"  {shown(name)}: {faults[name]}" for name in sorted(faults))
+    lines = (f"  {printable(name)}: {faults[name]}" for name in sorted(faults))
     return InputError(f"{source.path} does not match the network, {count}{hint}:", *lines)

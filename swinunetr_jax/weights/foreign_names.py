@@ -1,24 +1,24 @@
-"""Names of a Swin UNETR's tensors in files of other trainers, and MONAI's names for them.
+"""The names that other trainers give to the tensors of a Swin UNETR, and MONAI's names for the same tensors.
 
-A name is a prefix that the trainer added (`module.`, `model.`, `ema.`, …) and a name within the network. The second is brought to
-MONAI's by the fixed rules of `FOREIGN_NAME_RULES`.
+A name consists of a prefix that the trainer added (`module.`, `model.`, `ema.`, …) and a name within the network. The rules of
+`FOREIGN_NAME_RULES` turn the latter into MONAI's name.
 """
 
 import re
 from collections.abc import Iterable
 
-ANCHOR = "swinViT.patch_embed.proj.weight"  # every network has it, and only once
+ANCHOR = "swinViT.patch_embed.proj.weight"  # every network has exactly one tensor of this name
 
-# Where the name within the network starts: at the first of these parts.
+# The name within the network starts at the first of these parts.
 _PART = re.compile(
     r"(?P<prefix>(?:[^.]+\.)*?)"
     r"(?:swinViT\.|swin_vit\.|encoder\.(?:patch_embed|layers[1-4]c?)\.|patch_embed\.|layers[1-4]c?\.\d"
     r"|encoder(?:1|2|3|4|10)\.|decoder[1-5]\.|out\.conv\.)"
 )
-_OWN = re.compile(r"(swinViT|encoder\d+|decoder\d+|out)\.")
+_WITHIN_NETWORK = re.compile(r"(swinViT|encoder\d+|decoder\d+|out)\.")
 
-# Names in files of self-supervised training and of tools, none of which is a name of MONAI's network. An empty replacement: the tensor
-# is not a part of the network.
+# Names in files of self-supervised training and of tools, none of which is a name of MONAI's network, with their replacements. The
+# replacement is empty for a tensor that is not part of the network.
 FOREIGN_NAME_RULES = (
     (r"^(rotation_head|contrastive_head|convTrans3d|conv|norm|mask_token)(\..*)?$", ""),
     (r"^encoder\.(mask_token|norm\.(weight|bias))$", ""),
@@ -30,27 +30,29 @@ FOREIGN_NAME_RULES = (
     (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
 )
 _RULES = tuple((re.compile(pattern), replacement) for pattern, replacement in FOREIGN_NAME_RULES)
-_RECONSTRUCTION = re.compile(r"encoder\.layers1\.0\.0\.")  # such a file's output layer reconstructs images, it does not segment
+_RECONSTRUCTION = re.compile(
+    r"encoder\.layers1\.0\.0\."
+)  # the output layer of such a file reconstructs images instead of segmenting
 
 
 def prefix_of(name: str) -> str | None:
-    """What a trainer put before a name of a Swin UNETR, such as "module." or ""; None for a name of something else."""
+    """Returns the prefix that a trainer added to a name of a Swin UNETR, such as "module." or "", or None for any other name."""
     found = _PART.match(name)
     return found["prefix"] if found else None
 
 
 def to_monai_name(name: str) -> str:
-    """MONAI's name for a name without its prefix; "" for a tensor that is not a part of the network."""
+    """Returns MONAI's name for a name without prefix, or "" for a tensor that is not part of the network."""
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
     return name
 
 
-def is_of_network(name: str) -> bool:
-    """Whether a name (MONAI's) is within a part of the network, known or not."""
-    return _OWN.match(name) is not None
+def is_within_network(name: str) -> bool:
+    """Returns whether a name in MONAI's form belongs to a module of the network, even if MONAI's network has no such tensor."""
+    return _WITHIN_NETWORK.match(name) is not None
 
 
 def is_reconstruction(names: Iterable[str]) -> bool:
-    """Whether these names are those of a network that was trained to reconstruct images."""
+    """Returns whether these are the names of a network that was trained to reconstruct images."""
     return any(_RECONSTRUCTION.match(name) for name in names)

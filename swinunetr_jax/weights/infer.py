@@ -1,7 +1,7 @@
-"""The configuration of a network, read off its tensors under MONAI's names.
+"""Infers the configuration of a network from its tensors, which have MONAI's names.
 
-What tensors cannot tell is asked for: the neighbour order of patch merging (the tensors are the same in all modes, the numbers that
-come out are not) and the number of groups of a group norm. `normalize` leaves no trace either and is taken as True.
+The caller has to give what tensors do not determine: the order of neighbours in patch merging, which changes the network's output but
+not its tensors, and the number of groups of a group norm. `normalize` leaves no trace in the tensors either; its default is True.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.weights.monai import is_index
+from swinunetr_jax.weights.monai import is_index_table
 
 _TABLE = "swinViT.layers{}.0.blocks.0.attn.relative_position_bias_table"
 _INDEX = "swinViT.layers1.0.blocks.0.attn.relative_position_index"
@@ -22,7 +22,7 @@ _OUT = "out.conv.conv.bias"
 
 
 class NotInferable(InputError):
-    """A configuration field that tensors do not tell and that was not given; `field` is its name."""
+    """A field of the configuration was not given and cannot be inferred from the tensors; `field` is its name."""
 
     def __init__(self, field: str, message: str):
         super().__init__(message)
@@ -30,17 +30,17 @@ class NotInferable(InputError):
 
 
 def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> SwinUNETRConfig:
-    """The configuration of the network that these tensors belong to.
+    """Returns the configuration of the network that the tensors belong to.
 
     Args:
-        tensors: by MONAI's names; the encoder alone will do where `out_channels` is given.
-        path: the file's name, for messages.
-        given: configuration fields, used instead of what the tensors say. Where they contradict it, loading fails later, tensor by
-            tensor with both shapes.
+        tensors: the tensors by MONAI's names. The encoder's are sufficient if `out_channels` is given.
+        path: the file, for messages.
+        given: fields of the configuration, which replace inferred values. If they contradict the tensors, the load fails later, with a
+            list of all tensors that differ.
 
     Raises:
-        NotInferable: a field that tensors cannot tell was not given.
-        InputError: the tensors are not a Swin UNETR's.
+        NotInferable: a field that cannot be inferred was not given.
+        InputError: the tensors do not belong to a Swin UNETR.
     """
     fields: dict[str, Any] = {}
     embed = _tensor(tensors, "swinViT.patch_embed.proj.weight", path, 4, 5)  # [width, in_channels, 2, 2(, 2)]
@@ -65,18 +65,19 @@ def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> 
         fields["downsample"] = _downsample(fields["spatial_dims"], path)
     try:
         return SwinUNETRConfig.from_dict(fields | given)
-    except InputError as error:  # the number out of range may be the file's
+    except InputError as error:  # the value that is out of range may come from the file
         raise InputError(f"{path}: {error}") from error
 
 
 def _tensor(tensors: Mapping[str, np.ndarray], name: str, path: str, *ndims: int) -> np.ndarray:
+    """Returns the tensor of this name. Raises InputError unless it exists, has one of these numbers of axes and is not empty."""
     if name not in tensors:
-        raise InputError(f"{path} is not a complete Swin UNETR, {name} is missing: check which file was given.")
+        raise InputError(f"{path} is not a complete Swin UNETR, because {name} is missing: check which file was given.")
     tensor = tensors[name]
     if tensor.ndim not in ndims or tensor.size == 0:
         want = " or ".join(map(str, ndims))
         raise InputError(
-            f"{path} is not a Swin UNETR: {name} has the shape {tensor.shape}, expected {want} axes and numbers in it."
+            f"{path} is not a Swin UNETR: {name} has the shape {tensor.shape}, expected {want} axes and at least one number."
         )
     return tensor
 
@@ -87,57 +88,62 @@ def _out_channels(tensors: Mapping[str, np.ndarray], path: str) -> int:
     if any(name.startswith("decoder") for name in tensors):
         raise NotInferable(
             "out_channels",
-            f"{path} has no output layer: to initialise that layer randomly, ask for it with `adapt_channels` (--adapt-channels) and give "
-            "`out_channels` (--out-channels), the number of outputs wanted.",
+            f"{path} has no output layer: to initialise this layer randomly, use `adapt_channels` (--adapt-channels) and give the number "
+            "of outputs as `out_channels` (--out-channels).",
         )
     raise NotInferable(
         "out_channels",
-        f"{path} holds a Swin encoder alone: to initialise all the rest randomly, ask for it with `encoder_only` (--encoder-only) and give "
-        "`out_channels` (--out-channels), the number of outputs wanted.",
+        f"{path} holds only a Swin encoder: to initialise the rest randomly, use `encoder_only` (--encoder-only) and give the number of "
+        "outputs as `out_channels` (--out-channels).",
     )
 
 
 def _depth(tensors: Mapping[str, np.ndarray], stage: int, path: str) -> int:
+    """Returns the number of blocks of a stage."""
     pattern = re.compile(rf"swinViT\.layers{stage}\.0\.blocks\.(\d+)\.")
     blocks = {int(match[1]) for match in map(pattern.match, tensors) if match}
     if not blocks or blocks != set(range(len(blocks))):
         got = ", ".join(map(str, sorted(blocks))) or "none"
         raise InputError(
-            f"{path} is not a complete Swin UNETR: expected blocks 0, 1, … without a gap in stage {stage}, got {got}."
+            f"{path} is not a complete Swin UNETR: expected the blocks 0, 1, … without a gap in stage {stage}, got {got}."
         )
     return len(blocks)
 
 
 def _mlp_ratio(stages: list[tuple[int, int]]) -> float:
-    """The ratio of fewest decimals for which int(width * ratio) is the hidden width of every stage, given as (width, hidden)."""
+    """Returns the ratio with the fewest decimals for which int(width * ratio) == hidden in every stage.
+
+    Args:
+        stages: (width, hidden) of each stage, where hidden is the width of the MLP's hidden layer.
+    """
     low = max(hidden / width for width, hidden in stages)
     decimals = [math.ceil(low * 10**places) / 10**places for places in range(16)]
-    for ratio in (*decimals[:6], low, *decimals[6:]):  # 4.0, 2.5; a fraction such as 7 / 3
+    for ratio in (*decimals[:6], low, *decimals[6:]):  # `low` itself may be a fraction such as 7 / 3
         if all(int(width * ratio) == hidden for width, hidden in stages):
             return ratio
-    return low  # no ratio makes these widths: loading tells which of them differ
+    return low  # no ratio gives these widths, so the load will list the tensors that differ
 
 
 def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> tuple[int, ...]:
-    """The window whose index table is the file's; without that buffer, the one cube that fits the bias table."""
+    """Returns the window that fits the file's index table or, if the file has no such buffer, the only cube that fits the bias table."""
     rows = len(_tensor(tensors, _TABLE.format(1), path, 2))
     index = tensors.get(_INDEX)
     fitting = _windows(rows, spatial_dims)
     if index is not None:
-        fitting = [w for w in fitting if is_index(index, w)]
+        fitting = [w for w in fitting if is_index_table(index, w)]
     cubes = [w for w in fitting if len(set(w)) == 1]
     if len(fitting) == 1 or (index is None and cubes):
         return (cubes or fitting)[0]
     some = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
     raise NotInferable(
         "window_size",
-        f"{path}: its tensors do not tell the attention window, {some} would fit: give `window_size` (--window-size), which the "
-        "training script has.",
+        f"{path}: the attention window cannot be inferred from the tensors, {some} would fit: give `window_size` (--window-size), which "
+        "the training script has.",
     )
 
 
 def _windows(rows: int, axes: int) -> list[tuple[int, ...]]:
-    """Every window whose bias table has so many rows, the product of 2 * side - 1 over its axes."""
+    """Returns every window with this number of axes whose bias table has `rows` rows: the product of (2 * side - 1) over the axes."""
     if axes == 0:
         return [()] if rows == 1 else []
     sides = [side for side in range(1, (rows + 1) // 2 + 1) if rows % (2 * side - 1) == 0] if axes > 1 else [(rows + 1) // 2]
@@ -145,6 +151,7 @@ def _windows(rows: int, axes: int) -> list[tuple[int, ...]]:
 
 
 def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
+    """Returns the name of the convolutional blocks' norm."""
     prefix = next((p for p in ("encoder1.layer.norm1.", "encoder10.layer.norm1.") if f"{p}weight" in tensors), None)
     if prefix is None:
         return "instance"
@@ -152,18 +159,18 @@ def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
         return "batch"
     raise NotInferable(
         "num_groups",
-        f"{path} has a group norm, and its tensors do not tell the number of groups: give `num_groups` (--num-groups), which the "
-        "training script has.",
+        f"{path} has a group norm, whose number of groups cannot be inferred from the tensors: give `num_groups` (--num-groups), which "
+        "the training script has.",
     )
 
 
 def _downsample(spatial_dims: int, path: str) -> str:
     if spatial_dims == 2:
-        return "merging"  # in 2-D all modes are the same
+        return "merging"  # in 2-D all modes are equal
     raise NotInferable(
         "downsample",
-        f"{path} does not say in which order its patch merging takes neighbours, and the wrong one gives wrong segmentations without "
-        "any other sign: give `downsample` (--downsample): 'legacy' for every published Swin UNETR (BraTS21, BTCV, the self-supervised "
-        "encoder) and for anything trained with MONAI <= 1.4 and its default; 'merging' for MONAI >= 1.5 and its default; 'mergingv2' "
-        "where the training script says so.",
+        f"{path} does not state the order of neighbours in its patch merging, and a wrong order results in wrong segmentations without "
+        "an error: give `downsample` (--downsample): 'legacy' for every published Swin UNETR (BraTS21, BTCV, the self-supervised "
+        "encoder) and for networks trained with MONAI <= 1.4 and its default; 'merging' for MONAI >= 1.5 and its default; 'mergingv2' "
+        "if the training script says so.",
     )

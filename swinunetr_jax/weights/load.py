@@ -1,13 +1,14 @@
-"""One door to all weight files: our folder, a PyTorch file, safetensors. A load is whole or an error, unless a part was asked for."""
+"""Reads and writes weights in every supported format: the project's checkpoint folder, PyTorch files and safetensors files.
 
-import contextlib
+A load that does not give all parameters is an error, unless a partial load is requested.
+"""
+
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
@@ -27,13 +28,13 @@ from swinunetr_jax.weights.checkpoint import (
 from swinunetr_jax.weights.find_network import Source, find_network
 from swinunetr_jax.weights.fit import fit
 from swinunetr_jax.weights.infer import infer_config
+from swinunetr_jax.weights.load_report import LoadReport, summary
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import NetworkConfig
-from swinunetr_jax.weights.report import LoadReport, summary
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
-from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, shown
+from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable
 from swinunetr_jax.weights.weight_folder import INDEX, read_shards, weight_file_in
 
 FORMATS = ("orbax", "monai", "safetensors")
@@ -50,12 +51,11 @@ RUNTIME_FIELDS = {
 CHANNEL_FIELDS = {"in_channels", "out_channels"}
 DECODER_FIELDS = {"out_channels", "norm_name", "num_groups", "normalize"}  # no part of the Swin encoder depends on them
 _METADATA_KEY = "swinunetr_jax"
-OUT_OF_FOLD = "out_of_fold.json"  # what the trainer writes when every fold is finished
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network's weights, its configuration, what it is for (None where the file does not say), and what loading did."""
+    """The weights of a network with its configuration, its task (None if the file does not state it) and the report of the load."""
 
     config: NetworkConfig
     task: Task | None
@@ -63,12 +63,12 @@ class Checkpoint:
     report: LoadReport
 
     def model(self) -> Any:
-        """The network itself."""
+        """Returns the network."""
         return flat.build(self.config, self.params)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all weights; the same for the same weights, whatever file they came from."""
+        """The SHA-256 of all weights, which does not depend on the format of the file."""
         return flat.digest_all({name: flat.digest(array) for name, array in self.params.items()})
 
 
@@ -82,22 +82,22 @@ def open_checkpoint(
     network: NetworkFactory | None = None,
     **fields: Any,
 ) -> Checkpoint:
-    """Reads the weights of a Swin UNETR from any kind of file. A warning names tensors that were ignored.
+    """Reads the weights of a network from a file or folder of any supported format. A warning names tensors that were ignored.
 
     Args:
-        path: our checkpoint folder or training run, a PyTorch or safetensors file of any trainer, a MONAI bundle's folder, or the index
-            file of several shards.
-        key: the entry of a file that holds the network, as a dotted path, such as "model_ema"; needed where there are several networks.
-        encoder_only: take the Swin encoder alone and initialise the rest randomly.
-        adapt_channels: `in_channels` and `out_channels` may differ from the file's: input weights are averaged over the file's
-            channels, the output layer is initialised randomly.
-        seed: of the random initialisation.
-        network: what makes the network where that is no Swin UNETR: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
-        fields: configuration fields, such as `downsample`, which a PyTorch file does not tell, or `dtype`.
+        path: a checkpoint folder or training run of this project, a PyTorch or safetensors file of any trainer, the folder of a MONAI
+            bundle, or the index file of several shards.
+        key: the dotted path of the entry of a file that contains the network, such as "model_ema"; required if there are several networks.
+        encoder_only: take only the Swin encoder and initialise the rest randomly.
+        adapt_channels: allow `in_channels` and `out_channels` that differ from the file's: input weights are averaged over the file's
+            channels, and the output layer is initialised randomly.
+        seed: the seed of the random initialisation.
+        network: the factory of a network that is not a Swin UNETR: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
+        fields: fields of the configuration, such as `downsample`, which a PyTorch file does not state, or `dtype`.
 
     Raises:
-        InputError: the file cannot be read, does not tell all it must, holds several networks, or does not match, listing every name
-            and both shapes.
+        InputError: the file cannot be read, lacks a required field, contains several networks, or does not fit the configuration; the
+            message lists every tensor that differs, with both shapes.
     """
     _check_names(fields)
     path, note = network_of_run(path)
@@ -105,89 +105,37 @@ def open_checkpoint(
         console.warn(console.literal(note))
     source, stored, task = _read(path, key, encoder_only, network)
     if isinstance(stored, CustomConfig):
-        return _custom(source, stored, task, encoder_only or adapt_channels, fields)
+        return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
     if stored is None:
         config = infer_config(source.tensors, source.path, **fields)
     else:
         free = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
-        config = _with_given(stored, fields, free, path)
+        config = _with_fields(stored, fields, free, path)
         if (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
-            task = None  # what the new channels mean is for the caller to say
+            task = None  # the meaning of the new channels is unknown
     params, report = fit(source, config, encoder_only=encoder_only, adapt_channels=adapt_channels, seed=seed)
     if source.doubtful:
         console.warn(
-            f"{source.path} holds tensors that are not part of the network, which were ignored: {summary(source.doubtful)}."
+            f"{source.path} contains tensors that are not part of the network, which were ignored: {summary(source.doubtful)}."
         )
     return Checkpoint(config, task, params, report)
 
 
-def _custom(source: Source, config: CustomConfig, task: Task | None, partly: bool, fields: dict[str, Any]) -> Checkpoint:
-    """The checkpoint of a network that is no Swin UNETR, which is taken as it is.
+def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_partial: bool, fields: dict[str, Any]) -> Checkpoint:
+    """Returns the checkpoint of a network that is not a Swin UNETR.
 
     Raises:
-        InputError: a part of it was asked for, or a field of a Swin UNETR.
+        InputError: a partial load was requested, or a field of the configuration of a Swin UNETR was given.
     """
     given = [name for name, value in fields.items() if (name, value) != ("dtype", config.dtype)]
-    if partly or given:
+    if is_partial or given:
         what = ", ".join(given) or "encoder_only and adapt_channels"
         raise InputError(f"{source.path} holds the network {config.name}, and {what} are for a Swin UNETR: leave them out.")
     return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
 
 
-class _Folds(TypedDict, total=False):
-    """What is needed here of a run.json: the folds of a cross-validation, by number."""
-
-    folds: list[int]
-
-
-def members(path: str | os.PathLike) -> tuple[Path, ...]:
-    """The checkpoints that a path stands for: the folds of a cross-validation (folders fold0, fold1, …), else the path alone.
-
-    `missing_members` says which folds are not among them.
-    """
-    return _folds(Path(path)) or (Path(path),)
-
-
-def missing_members(path: str | os.PathLike) -> str | None:
-    """A sentence about a cross-validation that is not finished: which folds `members` gives, and which are missing.
-
-    None where `path` is no cross-validation, or a finished one. A cross-validation is finished when its out_of_fold.json was written.
-
-    Raises:
-        InputError: the run.json of the cross-validation is damaged.
-    """
-    path = Path(path)
-    found = [run.name for run in _folds(path)]
-    if not found:
-        return None
-    finished = files.exists(path / OUT_OF_FOLD)
-    missing = [name for name in _expected_folds(path) if name not in found]
-    if finished and not missing:
-        return None
-    averaged = f"{path} is a cross-validation that is not finished: {', '.join(found)} {'are' if len(found) > 1 else 'is'} used"
-    if missing:
-        return f"{averaged}, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing."
-    return f"{averaged}, and there is no {OUT_OF_FOLD} yet, so the training of the last one may not have ended."
-
-
-def _folds(path: Path) -> tuple[Path, ...]:
-    """The runs of a cross-validation that have a network, in the order of their numbers."""
-    if is_checkpoint(path) or is_checkpoint(path / "best"):
-        return ()
-    runs = [run for run in path.glob("fold*") if is_checkpoint(run / "best")]
-    return tuple(sorted(runs, key=lambda run: (int(run.name[4:]) if run.name[4:].isdecimal() else math.inf, run.name)))
-
-
-def _expected_folds(path: Path) -> list[str]:
-    """The folds that the run's description names, and those whose folder exists."""
-    numbers = {int(run.name[4:]) for run in path.glob("fold*") if run.name[4:].isdecimal() and run.is_dir()}
-    with contextlib.suppress(FileNotFoundError):
-        numbers |= set(files.read_json(path / "run.json", _Folds, "restore it, or name the folds one by one").get("folds", ()))
-    return [f"fold{number}" for number in sorted(numbers)]
-
-
 def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
-    """The network of any weight file; arguments and errors are those of `open_checkpoint`."""
+    """Returns the network in a file or folder of any supported format, with the arguments and errors of `open_checkpoint`."""
     return open_checkpoint(path, **options).model()
 
 
@@ -199,12 +147,13 @@ def save_checkpoint(
     Args:
         path: the file or folder to write.
         model: the network.
-        task: what it is for.
-        to: "orbax" (our folder), "monai" (a PyTorch state dict) or "safetensors" (MONAI's names); by default, `format_of(path)`.
-        overwrite: replace what is there.
+        task: the task that the network was trained for.
+        to: "orbax" (a checkpoint folder), "monai" (a PyTorch state dict) or "safetensors" (with MONAI's names); by default,
+            `format_of(path)`.
+        overwrite: replace an existing file or checkpoint.
 
     Raises:
-        InputError: `path` is taken and not to be overwritten, or cannot be written, or its ending is that of another format.
+        InputError: `path` exists and `overwrite` is not set, or it cannot be written, or its ending belongs to another format.
     """
     save_params(path, model.config, flat.flatten(model), task=task, to=to, overwrite=overwrite)
 
@@ -218,7 +167,7 @@ def save_params(
     to: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """As `save_checkpoint`, from flat parameters."""
+    """Writes a network from its flat parameters, with the arguments and errors of `save_checkpoint`."""
     to = format_of(path) if to is None else to
     if to not in FORMATS:
         raise InputError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
@@ -229,7 +178,7 @@ def save_params(
         return
     if os.path.lexists(path) and not overwrite:
         raise InputError(
-            f"{path} exists already, expected a free name: choose another or ask for it with `overwrite` (--overwrite)."
+            f"{path} exists already, expected a new name: choose another one, or replace it with `overwrite` (--overwrite)."
         )
     flat.check(params, config)
     tensors = to_monai(params, config)
@@ -240,24 +189,24 @@ def save_params(
 
 
 def format_of(path: str | os.PathLike) -> str:
-    """The format that a name asks for: .pt and .pth are "monai", .safetensors is "safetensors", a name without an ending is "orbax".
+    """Returns the format for the ending of a name: "monai" for .pt and .pth, "safetensors" for .safetensors, "orbax" for no ending.
 
     Raises:
-        InputError: the name has another ending, such as .onnx, which is none of the formats that can be written.
+        InputError: the name has another ending, such as .onnx, whose format cannot be written.
     """
     ending = Path(path).suffix
     if ending.lower() in _FORMAT_OF_ENDING:
         return _FORMAT_OF_ENDING[ending.lower()]
-    if not ending[1:].isdigit() and ending and not is_checkpoint(path):  # digits are a part of a version, as in "model_1.5"
+    if not ending[1:].isdigit() and ending and not is_checkpoint(path):  # digits are part of a version, as in "model_1.5"
         raise InputError(
-            f"{path} has the ending {ending}, which is none of the formats that can be written, expected .pt, .pth, .safetensors or, for "
-            'a checkpoint folder, no ending: change the name, or say `to` (--to), which is "orbax" for a folder.'
+            f"{path} has the ending {ending}, whose format cannot be written, expected .pt, .pth, .safetensors or, for a checkpoint "
+            'folder, no ending: change the name, or give the format as `to` (--to), "orbax" for a folder.'
         )
     return "orbax"
 
 
 def _check_names(given: dict[str, Any]) -> None:
-    """Raises InputError for a misspelt name, before a large file is read."""
+    """Raises InputError for names that are not fields of the configuration, before a large file is read."""
     known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size", "use_hyena"}
     unknown = sorted(given.keys() - known)
     if unknown:
@@ -269,12 +218,14 @@ def _check_names(given: dict[str, Any]) -> None:
 def _read(
     path: Path, key: str | None, encoder_only: bool, network: NetworkFactory | None
 ) -> tuple[Source, NetworkConfig | None, Task | None]:
-    """A file's tensors, and what the file says of them (a foreign one: nothing)."""
+    """Returns the network in a file or folder, and the configuration and the task that it states, which other trainers' files do not."""
     if files.is_folder(path):
         inside = None if is_checkpoint(path) else weight_file_in(path)
         if inside is None:
             if key is not None:
-                raise InputError(f"{path} is a checkpoint folder, which holds one network: leave out `key` (--key) {shown(key)}.")
+                raise InputError(
+                    f"{path} is a checkpoint folder, which holds one network: leave out `key` (--key) {printable(key)}."
+                )
             stored = read_checkpoint(path, network)
             return Source(str(path), stored.params, is_ours=True), stored.config, stored.task
         path = inside
@@ -292,11 +243,11 @@ def _read(
     return find_network(content, str(path), key=key, encoder_only=encoder_only), config, task
 
 
-def _with_given(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], path: Path) -> SwinUNETRConfig:
-    """A stored configuration with fields given: those of use are free, those of structure must agree."""
+def _with_fields(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], path: Path) -> SwinUNETRConfig:
+    """Returns a stored configuration with the given fields. Raises InputError if a field that is not in `free` changes."""
     changed, stored = config.replace(**given), config.to_dict()
     for name, value in changed.to_dict().items():
         if name not in free and value != stored[name]:
-            hint = " or ask for `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
-            raise InputError(f"{path} was made with `{name}` {stored[name]!r}, and {value!r} was given: leave it out{hint}.")
+            hint = " or use `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
+            raise InputError(f"{path} was created with `{name}` {stored[name]!r}, but {value!r} was given: leave it out{hint}.")
     return changed

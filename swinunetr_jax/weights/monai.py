@@ -1,8 +1,8 @@
-"""MONAI's Swin UNETR state dict, read and written: one table of names and layouts, used in both directions.
+"""Converts from and to MONAI's state dict of a Swin UNETR, with one table of names and orders of axes for both directions.
 
-`entries(config)` lists every tensor of a network with MONAI's name, our path and how the two layouts relate. Nothing is guessed: a
-name that is not in the list is unexpected, a name of the list that is absent is missing, and either is an error unless a partial
-load was asked for. Files of other trainers are brought to MONAI's names first (find_network.py, foreign_names.py).
+`entries(config)` lists every tensor of a network with MONAI's name, our path and the order of its axes. Nothing is guessed: a name that
+is not in the table is unexpected, a name of the table that is absent is missing, and either is an error unless a partial load is
+requested. Names of other trainers are replaced by MONAI's first (find_network.py, foreign_names.py).
 """
 
 import math
@@ -17,49 +17,54 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.windows import relative_index
 from swinunetr_jax.weights.find_network import Source, Tensors
 
-# ---- the table -------------------------------------------------------------------------------------------------------------------
+# The table of names and orders of axes
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a tensor of MONAI's lies here: `axes(ndim)` are its axes in our order; `whole` numbers are int64 there, int32 here."""
+class AxisOrder:
+    """The relation between a tensor of PyTorch and the same array in JAX.
+
+    Attributes:
+        axes: a function of the number of axes that returns the tensor's axes in the order of the array.
+        is_integer: whether it holds integers, which are int64 in PyTorch and int32 in JAX.
+    """
 
     axes: Callable[[int], Sequence[int]]
-    whole: bool = False
+    is_integer: bool = False
 
-    def read(self, array: np.ndarray) -> np.ndarray:
-        """MONAI's tensor as ours."""
-        array = np.asarray(array.transpose(self.axes(array.ndim)), order="C")
-        return array.astype(np.int32) if self.whole else array
+    def to_jax(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns a tensor of PyTorch as an array with the order of axes of JAX."""
+        array = np.asarray(tensor.transpose(self.axes(tensor.ndim)), order="C")
+        return array.astype(np.int32) if self.is_integer else array
 
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """Our array as MONAI's."""
-        array = np.asarray(array.transpose(np.argsort(self.axes(array.ndim))), order="C")
-        return array.astype(np.int64) if self.whole else array
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Returns an array with the order of axes of PyTorch."""
+        tensor = np.asarray(array.transpose(np.argsort(self.axes(array.ndim))), order="C")
+        return tensor.astype(np.int64) if self.is_integer else tensor
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape there of an array that has this one here."""
-        return tuple(ours[axis] for axis in np.argsort(self.axes(len(ours))))
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape in PyTorch of an array that has the given shape in JAX."""
+        return tuple(shape[axis] for axis in np.argsort(self.axes(len(shape))))
 
 
-SAME = Layout(range)
-LINEAR = Layout(lambda ndim: (1, 0))  # [out, in] <-> [in, out]
-CONV = Layout(lambda ndim: (*range(2, ndim), 1, 0))  # [out, in, *k] <-> [*k, in, out]
-UPCONV = Layout(lambda ndim: (*range(2, ndim), 0, 1))  # [in, out, *k] <-> [*k, in, out]
-COUNT = Layout(range, whole=True)
+SAME = AxisOrder(range)
+LINEAR = AxisOrder(lambda ndim: (1, 0))  # [out, in] <-> [in, out]
+CONV = AxisOrder(lambda ndim: (*range(2, ndim), 1, 0))  # [out, in, *k] <-> [*k, in, out]
+UPCONV = AxisOrder(lambda ndim: (*range(2, ndim), 0, 1))  # [in, out, *k] <-> [*k, in, out]
+COUNT = AxisOrder(range, is_integer=True)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: MONAI's name, our path, the layout between them. `path` is None for a buffer that we compute."""
+    """A tensor with MONAI's name, our path and the order of axes. `path` is None for a buffer that we compute instead of storing it."""
 
     name: str
     path: str | None
-    layout: Layout = SAME
+    order: AxisOrder = SAME
 
 
 def entries(config: SwinUNETRConfig) -> list[Entry]:
-    """Every entry of MONAI's state dict for this network."""
+    """Returns every entry of MONAI's state dict for a network with this configuration."""
     table = [
         Entry("swinViT.patch_embed.proj.weight", "swin.patch_embed.proj.kernel", CONV),
         Entry("swinViT.patch_embed.proj.bias", "swin.patch_embed.proj.bias"),
@@ -123,65 +128,64 @@ def _res_block(theirs: str, ours: str, norm: str, *, shortcut: bool) -> list[Ent
 
 
 def own_entries(config: SwinUNETRConfig, expected: Mapping[str, jax.ShapeDtypeStruct]) -> list[Entry]:
-    """Every variable of the network as an entry of our own checkpoint, which has our names and axes."""
+    """Returns every variable of the network as an entry of a checkpoint folder, which has our names and orders of axes."""
     return [Entry(path, path, COUNT if leaf.dtype.kind in "iu" else SAME) for path, leaf in expected.items()]
 
 
 def to_monai(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> Tensors:
-    """Our flat parameters as a state dict that MONAI loads with strict=True (buffers included).
+    """Returns our flat parameters as a state dict with all buffers, which MONAI's network loads with strict=True.
 
     Raises:
-        InputError: a parameter has no place in MONAI's network.
+        InputError: MONAI's network has no counterpart for a parameter.
     """
     table = entries(config)
-    homeless = sorted(params.keys() - {entry.path for entry in table})
-    if homeless:
+    unknown = sorted(params.keys() - {entry.path for entry in table})
+    if unknown:
         raise InputError(
-            f"MONAI's network has no place for {', '.join(homeless)}, nothing was written: save as our own checkpoint."
+            f"MONAI's network has no counterpart for {', '.join(unknown)}, so nothing was written: save a checkpoint folder of this "
+            "project."
         )
     index = relative_index(config.window_size).astype(np.int64)
-    return {e.name: index if e.path is None else e.layout.write(np.asarray(params[e.path])) for e in table}
+    return {e.name: index if e.path is None else e.order.to_torch(np.asarray(params[e.path])) for e in table}
 
 
-# ---- from tensors to parameters --------------------------------------------------------------------------------------------------
+# From tensors to parameters
 
 
 def from_tensors(
     source: Source, table: list[Entry], config: SwinUNETRConfig, expected: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[Tensors, dict[str, str]]:
-    """Our flat parameters, as far as the file has them and they fit, and by the file's name what is wrong with all others.
+    """Returns those of our flat parameters that the file has and that fit, and a description of each fault by the file's name.
 
     Args:
         source: the file's tensors.
-        table: the network's entries, under the names that the file has.
-        config: the network.
-        expected: shape and type of each of our parameters.
+        table: the network's entries, with the names that the file uses.
+        config: the network's configuration.
+        expected: the shape and the type of each of our parameters.
     """
     params, faults = {}, {}
     for entry in table:
         tensor = source.tensors.get(entry.name)
         if entry.path is None:
-            if tensor is not None and not is_index(tensor, config.window_size):
+            if tensor is not None and not is_index_table(tensor, config.window_size):
                 faults[entry.name] = f"{tensor.shape} in the file is not the index table of window {config.window_size}"
             continue
-        shape = entry.layout.shape(expected[entry.path].shape)
+        shape = entry.order.torch_shape(expected[entry.path].shape)
         if tensor is None:
             faults[entry.name] = f"missing in the file, {shape} in the network"
         elif tensor.shape != shape:
             faults[entry.name] = f"{tensor.shape} in the file, {shape} in the network"
-        elif tensor.dtype.kind not in (
-            "iu" if entry.layout.whole else "fV"
-        ):  # V is bfloat16; integers would be quantised weights
-            kind = "whole" if entry.layout.whole else "real"
-            faults[entry.name] = f"numbers of type {tensor.dtype} in the file, {kind} ones in the network"
+        elif tensor.dtype.kind not in ("iu" if entry.order.is_integer else "fV"):  # V: bfloat16; integers: quantised weights
+            kind = "integers" if entry.order.is_integer else "floating-point numbers"
+            faults[entry.name] = f"numbers of type {tensor.dtype} in the file, {kind} in the network"
         else:
-            params[entry.path] = entry.layout.read(tensor)
+            params[entry.path] = entry.order.to_jax(tensor)
     for name in source.tensors.keys() - {entry.name for entry in table}:
         faults[name] = f"{source.tensors[name].shape} in the file, not in the network"
     return params, faults
 
 
-def is_index(tensor: np.ndarray, window: tuple[int, ...]) -> bool:
-    """Whether this is the index table (`relative_position_index`) of a window."""
-    # shape first: a table is as large as the window's sixth power, and only the file's own size bounds a window that a file names
+def is_index_table(tensor: np.ndarray, window: tuple[int, ...]) -> bool:
+    """Returns whether a tensor is the index table (`relative_position_index`) of a window."""
+    # The shape is compared first, because the table of a huge window, which a file may ask for, would not fit into the memory.
     return tensor.shape == (math.prod(window),) * 2 and np.array_equal(tensor, relative_index(window))

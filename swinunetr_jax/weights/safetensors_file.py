@@ -1,6 +1,6 @@
-"""Safetensors files read and written as NumPy arrays. No code can hide in one: the format to prefer.
+"""Reads and writes safetensors files as NumPy arrays. Such a file cannot contain code, so this format is preferable to a pickle.
 
-The format has no checksum: a flipped bit in the weights goes unnoticed unless a digest is kept elsewhere.
+The format has no checksum: a flipped bit in the weights remains unnoticed unless a digest is stored elsewhere.
 """
 
 import math
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.weights.weight_file import SAFETENSORS, atomic_file, file_kind, shown
+from swinunetr_jax.weights.weight_file import SAFETENSORS, atomic_file, file_kind, printable
 
 _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -31,8 +31,8 @@ _DTYPES: dict[str, np.dtype] = {
 }
 
 
-class _Place(msgspec.Struct):
-    """Where the numbers of one tensor are, as the header of a file says it."""
+class _Entry(msgspec.Struct):
+    """The entry of a tensor in the header of a file."""
 
     dtype: str
     shape: list[int]
@@ -40,10 +40,11 @@ class _Place(msgspec.Struct):
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads every tensor of a safetensors file, by name.
+    """Returns every tensor of a safetensors file by name.
 
     Raises:
-        InputError: the file is missing, of another kind, truncated or damaged, or holds a type of numbers that NumPy and ml_dtypes lack.
+        InputError: the file is missing, has another format, is truncated or damaged, or has numbers of a type that NumPy and ml_dtypes
+            lack.
     """
     kind = file_kind(path)
     if kind != SAFETENSORS:
@@ -51,46 +52,48 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            places = _places(file.read(length))
-            _refuse_unknown_types(path, places)
-            with safe_open(path, framework="numpy"):  # the format's own library checks that the places are in order
+            entries = _read_header(file.read(length))
+            _refuse_unknown_types(path, entries)
+            with safe_open(path, framework="numpy"):  # the format's own library checks the header
                 pass
             arrays = {}
-            for name, place in places.items():
-                start, end = place.data_offsets
-                dtype = _DTYPES[place.dtype]
-                if math.prod(place.shape) * dtype.itemsize != end - start:
-                    raise ValueError(f"{shown(name)} does not fill its place")
-                array = np.empty(place.shape, dtype)
+            for name, entry in entries.items():
+                start, end = entry.data_offsets
+                dtype = _DTYPES[entry.dtype]
+                if math.prod(entry.shape) * dtype.itemsize != end - start:
+                    raise ValueError(f"the shape of {printable(name)} does not fit its number of bytes")
+                array = np.empty(entry.shape, dtype)
                 file.seek(8 + length + start)
                 if array.size and file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
-                    raise ValueError(f"{shown(name)} ends after the file")
+                    raise ValueError(f"{printable(name)} ends after the file")
                 arrays[name] = array
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, msgspec.MsgspecError, OverflowError, RecursionError) as error:
         raise InputError(
-            f"{path} is truncated or damaged ({shown(error)}), expected a whole safetensors file: download or copy it again."
+            f"{path} is truncated or damaged ({printable(error)}), expected a complete safetensors file: download or copy it again."
         ) from error
     return arrays
 
 
-def _places(header: bytes) -> dict[str, _Place]:
+def _read_header(header: bytes) -> dict[str, _Entry]:
+    """Returns the entries of a header by the tensors' names."""
     entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-    return {name: msgspec.json.decode(raw, type=_Place) for name, raw in entries.items() if name != "__metadata__"}
+    return {name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items() if name != "__metadata__"}
 
 
-def _refuse_unknown_types(path: str | os.PathLike, places: Mapping[str, _Place]) -> None:
-    for name, place in places.items():
-        if place.dtype not in _DTYPES:
+def _refuse_unknown_types(path: str | os.PathLike, entries: Mapping[str, _Entry]) -> None:
+    """Raises InputError if a tensor has a type that NumPy and ml_dtypes lack."""
+    for name, entry in entries.items():
+        if entry.dtype not in _DTYPES:
             raise InputError(
-                f"{path} holds numbers of the type {shown(place.dtype)} in {shown(name)}, which NumPy and ml_dtypes lack, expected one "
-                f"of {', '.join(_DTYPES)}: save its weights as float32, float16 or bfloat16."
+                f"{path} has numbers of the type {printable(entry.dtype)} in {printable(name)}, which NumPy and ml_dtypes lack, expected "
+                f"one of {', '.join(_DTYPES)}: save its weights as float32, float16 or bfloat16."
             )
 
 
 def read_safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The text metadata of a safetensors file that `read_safetensors` reads; empty where it has none."""
+    """Returns the text metadata of a safetensors file that `read_safetensors` accepts; empty if it has none."""
     with safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
 
@@ -98,12 +101,12 @@ def read_safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
 def write_safetensors(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes named arrays, and optionally text `metadata`, in one step: `path` never holds half a file.
+    """Writes named arrays and optional text `metadata` atomically.
 
     Raises:
-        InputError: an array's type does not exist in safetensors, or the file cannot be written.
+        InputError: safetensors lacks the type of an array, or the file cannot be written.
     """
-    # safetensors writes the memory behind an array and ignores its strides: a transposed array would be stored wrongly
+    # safetensors writes the memory of an array and ignores its strides, so that a transposed array would be stored incorrectly.
     dense: dict[str, Any] = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         content = save(dense, metadata=None if metadata is None else dict(metadata))

@@ -1,7 +1,7 @@
-"""The names that the pickle of a PyTorch file may mention, and the answers to the calls it may ask for.
+"""The names that the pickle of a PyTorch file may contain, and the results of the calls that it may make.
 
-Nothing here imports, looks up or calls anything on behalf of a file: a name is compared with the tables below. A tensor becomes a
-NumPy array; a value that no network needs, such as a path or a date, becomes an `Opaque`, which holds its name and nothing else.
+Nothing here imports, looks up or calls anything that a file names: names are only compared with the tables below. A tensor becomes a
+NumPy array. A value that no network needs, such as a path or a date, becomes an `Opaque`, which has only the name of its class.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.weight_file import printable
 
 STORAGES = {
     "torch.DoubleStorage": np.dtype(np.float64),
@@ -27,7 +27,7 @@ STORAGES = {
     "torch.CharStorage": np.dtype(np.int8),
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
-    "torch.storage.UntypedStorage": None,  # types younger than the named storages; the tensor says which
+    "torch.storage.UntypedStorage": None,  # for types that have no storage class; the tensor states the type
 }
 STORAGE_OF = {dtype: name for name, dtype in STORAGES.items() if dtype is not None}
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")  # torch's and ml_dtypes' names
@@ -49,7 +49,7 @@ _FUNCTIONS = {
     "numpy._core.multiarray._reconstruct",
     "_codecs.encode",
 }
-# Classes of values without any effect that trainers save beside a network.
+# Classes of harmless values that trainers save together with a network.
 _HARMLESS = {
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -69,7 +69,7 @@ _HARMLESS = {
     ),
     *(
         f"{module}.{name}"
-        for module in ("builtins", "__builtin__")  # the second in pickles of protocol 2, which is torch's
+        for module in ("builtins", "__builtin__")  # the second one is used in protocol 2, which is torch's
         for name in (
             *("bool", "bytearray", "bytes", "complex", "dict", "Ellipsis", "float", "frozenset", "int", "list"),
             *("NotImplemented", "range", "set", "slice", "str", "tuple", "xrange"),
@@ -77,23 +77,23 @@ _HARMLESS = {
     ),
 }
 _NUMPY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
-_OTHER_NUMPY_CODES = re.compile(r"[USV]\d{1,9}|[Mm]8|f16|c32")  # text, bytes, times, long double: of no use in weights
-_MAX_NUMBER_TEXT = 16  # characters, for the bytes of a number
+_OTHER_NUMPY_CODES = re.compile(r"[USV]\d{1,9}|[Mm]8|f16|c32")  # text, bytes, times, long double: not needed for weights
+_MAX_NUMBER_TEXT = 16  # the number of characters that can encode the bytes of a number
 
 
 class Refused(Exception):
-    """Why a file is refused: the rest of a sentence that starts with its path."""
+    """A file is refused. The message is the rest of a sentence that starts with the path."""
 
 
 class Global:
-    """A function or storage type that a file named: only a name, so there is nothing behind it to call or to change."""
+    """The name of a function or storage type. It is only a name, so that a file cannot call or change what it stands for."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 class Opaque:
-    """A harmless value of which only the name of its class was kept; whatever a file does to it is dropped."""
+    """A harmless value, of which only the name of its class is kept. Everything that a file does to it is ignored."""
 
     def __init__(self, name: str):
         self.name = name
@@ -103,7 +103,10 @@ class Opaque:
 
 
 class Storage(NamedTuple):
-    """Where a tensor's numbers lie; dtype None: bytes of a type that the tensor gives."""
+    """The storage of a tensor's numbers: its key, type and number of elements.
+
+    If `dtype` is None, the elements are bytes and the tensor states the type.
+    """
 
     key: str
     dtype: np.dtype | None
@@ -111,13 +114,13 @@ class Storage(NamedTuple):
 
 
 def expect(condition: bool, what: str) -> None:
-    """Raises ValueError, which means a damaged file, unless the condition holds."""
+    """Raises ValueError, which stands for a damaged file, unless the condition is true."""
     if not condition:
         raise ValueError(what)
 
 
 def find_global(name: str) -> Global | Opaque | np.dtype:
-    """What stands for a name of a module's member. Raises Refused for every name that the tables do not have."""
+    """Returns the value that represents a dotted name. Raises Refused for every name that is not in the tables."""
     if name in DTYPES:
         return DTYPES[name]
     if name in STORAGES or name in _FUNCTIONS:
@@ -125,13 +128,13 @@ def find_global(name: str) -> Global | Opaque | np.dtype:
     if name in _HARMLESS:
         return Opaque(name)
     raise Refused(
-        f"asks for `{shown(name)}`, expected nothing but tensors, numbers and text, so it was refused and nothing was executed: "
-        "if you trust its author, load it in torch and save its state_dict alone"
+        f"requires `{printable(name)}`, expected only tensors, numbers and text, so it was refused and nothing was executed: "
+        "if you trust its author, load it in torch and save only its state_dict"
     )
 
 
 def find_storage(reference: Any) -> Storage:
-    """A storage from torch.save's reference to it."""
+    """Returns the storage that a reference of torch.save describes. Raises ValueError for any other value."""
     match reference:
         case (str("storage"), Global(name=name), str(key), str(), int(numel)) if name in STORAGES:
             return Storage(key, STORAGES[name], numel)
@@ -139,10 +142,16 @@ def find_storage(reference: Any) -> Storage:
 
 
 def call(function: Any, args: tuple, read: Callable[[str], bytes]) -> Any:
-    """The result of every call a file may ask for, with the arguments torch.save gives it. Raises Refused for all others."""
+    """Returns the result of a call that a file makes. Raises Refused for a function or arguments that torch.save does not write.
+
+    Args:
+        function: the value that represents the function.
+        args: the arguments of the call.
+        read: a function that returns the bytes of the storage with a key.
+    """
     if isinstance(function, Opaque):
         return Opaque(function.name)
-    expect(type(function) is Global, "REDUCE on no function")
+    expect(type(function) is Global, "REDUCE of a value that is not a function")
     match function.name.rpartition(".")[2], *args:
         case "_rebuild_tensor_v2", Storage(dtype=np.dtype()) as storage, offset, tuple(size), tuple(stride), _, _, *views:
             return _tensor(read(storage.key), storage, storage.dtype, offset, size, stride, views)
@@ -164,13 +173,18 @@ def call(function: Any, args: tuple, read: Callable[[str], bytes]) -> Any:
             return Opaque("numpy.generic")
         case "_reconstruct", Opaque(name="numpy.ndarray"), tuple(), bytes():
             return Opaque("numpy.ndarray")
-        case "encode", str(text), str("latin1"):  # bytes: pickle 2 has no other way
+        case "encode", str(text), str("latin1"):  # the only way to store bytes in protocol 2
             return text.encode("latin1") if len(text) <= _MAX_NUMBER_TEXT else Opaque("bytes")
-    raise Refused(f"calls `{function.name}` as torch.save never does, so it was refused: get the file from a source you trust")
+    raise Refused(
+        f"calls `{function.name}` in a way that torch.save never does, so it was refused: get the file from a source you trust"
+    )
 
 
 def build(target: Any, state: Any) -> None:
-    """Attributes given to an object: an OrderedDict's (module versions) are dropped, a NumPy dtype's may say nothing new."""
+    """Accepts the attributes that torch.save gives to an object. Raises Refused for all others.
+
+    Those of an OrderedDict, which are versions of modules, are ignored. Those of a NumPy dtype may only repeat its defaults.
+    """
     match target, state:
         case (dict(), dict()) | (Opaque(), _):
             return
@@ -180,16 +194,19 @@ def build(target: Any, state: Any) -> None:
 
 
 def _tensor(raw: bytes, storage: Storage, dtype: np.dtype, offset: Any, size: tuple, stride: tuple, views: list) -> np.ndarray:
-    """A read-only view of a storage's bytes, with every number the file gives for it checked: numpy reads where strides point."""
+    """Returns a read-only view of a storage's bytes, after every number that the file states for it was checked.
+
+    The checks are necessary because NumPy would read outside of the bytes for a wrong offset, shape or stride.
+    """
     if not all(type(view) is dict and not view for view in views):
-        raise Refused("holds a tensor that is a lazy conjugate or negative, expected plain ones: save `resolve_conj()` of it")
+        raise Refused("has a tensor that is a lazy conjugate or negative, expected its values: save `resolve_conj()` of it")
     itemsize = 1 if storage.dtype is None else storage.dtype.itemsize
     if len(raw) // itemsize != storage.numel:
         raise Refused(
-            f"claims {shown(str(storage.numel))} numbers for storage {shown(storage.key)} of {len(raw)} bytes, {itemsize} each, "
+            f"states {printable(str(storage.numel))} numbers for storage {printable(storage.key)} of {len(raw)} bytes, {itemsize} each, "
             "expected them to agree: download or copy it again"
         )
-    expect(len(size) == len(stride) <= 32, "a tensor with as many strides as sizes was expected")
+    expect(len(size) == len(stride) <= 32, "expected a tensor with as many strides as sizes")
     expect(all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)), "a size, stride or offset out of range")
     numel, available = math.prod(size), len(raw) // dtype.itemsize
     if numel == 0:
@@ -197,8 +214,8 @@ def _tensor(raw: bytes, storage: Storage, dtype: np.dtype, offset: Any, size: tu
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= available or numel > available:
         raise Refused(
-            f"holds a tensor of {shown(str(numel))} elements that ends at element {last + 1} of a storage of {available}, "
-            "expected it to fit: save `.contiguous()` tensors if it was expanded, else download or copy it again"
+            f"has a tensor of {printable(str(numel))} elements that ends at element {last + 1} of a storage of {available}, "
+            "expected it to fit: save `.contiguous()` tensors if it was expanded, otherwise download or copy it again"
         )
     strides = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True)]
     return np.ndarray(size, dtype, buffer=raw, offset=offset * dtype.itemsize, strides=strides)

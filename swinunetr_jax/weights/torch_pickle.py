@@ -1,8 +1,9 @@
-"""The pickle inside a PyTorch weight file, read without unpickling.
+"""Reads the pickle of a PyTorch weight file without unpickling.
 
-Unpickling runs whatever a file names, and torch's own `weights_only=True` was broken twice (CVE-2025-32434, CVE-2026-24747) and
-refuses real MONAI checkpoints (a NumPy scalar). So `interpret` follows the instructions itself: it knows those that torch.save
-writes, answers the few calls listed in torch_globals.py in its own words, and imports, calls and changes nothing on behalf of a file.
+Unpickling runs any function that a file names. torch's own `weights_only=True` had two vulnerabilities (CVE-2025-32434, CVE-2026-24747)
+and refuses real checkpoints of MONAI, which contain a NumPy scalar. Therefore `interpret` executes the instructions itself: it accepts
+only those that torch.save writes, computes the results of the few calls that torch_globals.py lists, and imports, calls or changes
+nothing that a file names.
 """
 
 import pickle
@@ -12,23 +13,23 @@ from collections.abc import Callable
 from typing import Any
 
 from swinunetr_jax.weights.torch_globals import Opaque, Refused, build, call, expect, find_global, find_storage
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.weight_file import printable
 
 _KEYS = {str, int, float, bool, bytes, type(None), Opaque}
-_MAX_KEY = 1 << 60  # Python hashes larger integers modulo 2**61 - 1: a file could choose thousands that collide
-_INSTRUCTIONS_PER_CALL = 16  # what a call costs, in instructions
+_MAX_KEY = 1 << 60  # Python hashes larger integers modulo 2**61 - 1, so that a file could choose thousands that collide
+_INSTRUCTIONS_PER_CALL = 16  # the time of a call in units of an instruction's
 
 
 def interpret(program: bytes, read: Callable[[str], bytes], max_instructions: int) -> Any:
-    """Follows the pickle instructions that torch.save writes, and refuses every other one by its name.
+    """Returns the value of a pickle that consists of instructions that torch.save writes.
 
     Args:
         program: the pickle.
-        read: gives the bytes of the storage with a key.
-        max_instructions: how many may be followed; an instruction takes a third of a microsecond, a call counts for several.
+        read: a function that returns the bytes of the storage with a key.
+        max_instructions: the limit for the number of instructions. One takes a third of a microsecond, and a call counts as several.
 
     Raises:
-        Refused: the file asks for something that weights do not need.
+        Refused: the pickle has an instruction or a name that weights do not need.
         LookupError, ValueError, OverflowError: the pickle is damaged.
     """
     machine, operations = _Machine(program, read, max_instructions), _OPERATIONS
@@ -41,34 +42,35 @@ def interpret(program: bytes, read: Callable[[str], bytes], max_instructions: in
             machine.refuse_instruction()
         machine.position += 1
         operation(machine)
-    raise _endless()
+    raise _too_many_instructions()
 
 
-def _endless() -> Refused:
+def _too_many_instructions() -> Refused:
     return Refused(
-        "has far more instructions in its pickle than tensors to rebuild, expected plain weights: get the file from a source you trust"
+        "has far more instructions in its pickle than tensors need, expected only weights: get the file from a source you trust"
     )
 
 
 class _Machine:
-    """The state of an interpretation; each method is one instruction, and `position` is behind its code."""
+    """The state of the interpreter. Each method executes one instruction and is called with `position` after the instruction's code."""
 
     def __init__(self, program: bytes, read: Callable[[str], bytes], max_instructions: int):
         self.program, self.position = program, 0
         self.read, self.calls_left = read, max_instructions // _INSTRUCTIONS_PER_CALL
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}  # not a list: an instruction of five bytes may name place 4,000,000,000
+        self.memo: dict[int, Any] = {}  # not a list, because an instruction of five bytes may use index 4,000,000,000
 
     def refuse_instruction(self) -> None:
+        """Raises Refused with the name of the instruction at `position`."""
         instruction, argument, _ = next(pickletools.genops(self.program[self.position : self.position + (1 << 12)]))
-        what = f"{instruction.name} {shown(argument)}" if isinstance(argument, str) else instruction.name
+        what = f"{instruction.name} {printable(argument)}" if isinstance(argument, str) else instruction.name
         raise Refused(
-            f"asks for the pickle instruction `{what}`, which torch.save never writes for weights, "
+            f"has the pickle instruction `{what}`, which torch.save never writes for weights, "
             "so it was refused and nothing was executed: get the file from a source you trust"
         )
 
-    # ---- what an instruction takes from the program and from the stack
+    # Arguments from the program and from the stack
 
     def take(self, count: int) -> bytes:
         start = self.position
@@ -93,7 +95,7 @@ class _Machine:
     def pop_to_mark(self) -> list:
         return self.pop(max(len(self.stack) - self.marks.pop(), 0))
 
-    # ---- values
+    # Values
 
     def skip(self, count: int) -> None:
         self.take(count)
@@ -133,7 +135,7 @@ class _Machine:
         self.take(self.integer(8))
         self.opaque("bytearray")
 
-    # ---- containers
+    # Containers
 
     def mark(self) -> None:
         self.marks.append(len(self.stack))
@@ -167,17 +169,17 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is Opaque:
             return
-        expect(type(target) is dict and len(items) % 2 == 0, "SETITEM on no dict")
-        for key in items[::2]:  # nested tuples as keys would be hashed recursively, without a limit
-            expect(type(key) in _KEYS, "a key that is neither text nor number")
+        expect(type(target) is dict and len(items) % 2 == 0, "SETITEM of a value that is not a dict")
+        for key in items[::2]:  # tuples are excluded, because Python hashes nested ones recursively and without a limit
+            expect(type(key) in _KEYS, "a key that is neither text nor a number")
             expect(type(key) is not int or -_MAX_KEY < key < _MAX_KEY, "a key that is too large a number")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def add_items(self) -> None:
         self.pop_to_mark()
-        expect(type(self.stack[-1]) is Opaque, "ADDITEMS on no set")
+        expect(type(self.stack[-1]) is Opaque, "ADDITEMS of a value that is not a set")
 
-    # ---- the memo
+    # The memo
 
     def put(self, size: int) -> None:
         self.memo[self.integer(size)] = self.stack[-1]
@@ -188,7 +190,7 @@ class _Machine:
     def get(self, size: int) -> None:
         self.stack.append(self.memo[self.integer(size)])
 
-    # ---- names and calls
+    # Names and calls
 
     def find_global(self) -> None:
         self.stack.append(find_global(f"{self.line()}.{self.line()}"))
@@ -206,7 +208,7 @@ class _Machine:
         expect(type(args) is tuple, "REDUCE without arguments")
         self.calls_left -= 1
         if self.calls_left < 0:
-            raise _endless()
+            raise _too_many_instructions()
         self.stack.append(call(function, args, self.read))
 
     def new_object(self) -> None:

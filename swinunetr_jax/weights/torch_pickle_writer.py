@@ -1,4 +1,4 @@
-"""The pickle inside a PyTorch weight file, written without torch: the instructions that `torch_pickle.interpret` reads."""
+"""Writes the pickle of a PyTorch weight file without torch, with the instructions that `torch_pickle.interpret` reads."""
 
 import math
 import pickle
@@ -12,25 +12,25 @@ from swinunetr_jax.weights.torch_globals import DTYPES, STORAGE_OF, Refused
 
 
 def pickled(state: Mapping[str, Any]) -> tuple[bytes, list[np.ndarray]]:
-    """Returns the pickle of nested mappings, and the contiguous arrays it refers to: array n is the storage with key "n".
+    """Returns the pickle of nested mappings and the contiguous arrays that it refers to. Array n is the storage with the key "n".
 
-    The comments give the names that pickletools has for the instructions.
+    The comments state the names of the instructions in pickletools.
 
     Raises:
-        Refused: a value or a key of another type than `write_torch_file` lists.
+        Refused: a value or a key has a type that `write_torch_file` does not list.
     """
     arrays: list[np.ndarray] = []
     return b"\x80\x02" + _pickled(state, "", arrays) + b".", arrays  # PROTO 2, STOP
 
 
 def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
-    """The instructions that build one value; `where` names it in messages, an array is appended to `arrays`."""
+    """Returns the instructions that build one value, and appends its arrays to `arrays`. `where` is its name in messages."""
     if isinstance(value, np.generic):
         value = value.item()
     match value:
         case Mapping():
             if not all(isinstance(key, str) for key in value):
-                raise Refused(f"{where or 'the state'} has a key that is no text, expected names: rename it")
+                raise Refused(f"{where or 'the state'} has a key that is not text, expected names: rename it")
             pairs = (
                 _pickled(key, where, arrays) + _pickled(item, f"{where}/{key}".lstrip("/"), arrays) for key, item in value.items()
             )
@@ -60,7 +60,7 @@ def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
 
 
 def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
-    """The call that rebuilds a contiguous tensor from the whole of the storage with this key."""
+    """Returns the call that rebuilds a contiguous tensor from all numbers of the storage with this key."""
 
     def pushed(*values: Any) -> bytes:
         return b"".join(_pickled(value, "", []) for value in values)
@@ -73,7 +73,9 @@ def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
     else:
         function, kind, numel = "torch._utils._rebuild_tensor_v3", "torch.storage.UntypedStorage", array.nbytes
         dtype = named(f"torch.{array.dtype.name}")
-    stride = [math.prod(max(n, 1) for n in array.shape[axis + 1 :]) for axis in range(array.ndim)]  # torch's, also when empty
+    stride = [
+        math.prod(max(n, 1) for n in array.shape[axis + 1 :]) for axis in range(array.ndim)
+    ]  # as torch computes them, also for an empty tensor
 
     storage = b"(" + pushed("storage") + named(kind) + pushed(key, "cpu", numel) + b"tQ"  # MARK ... TUPLE BINPERSID
     layout = pushed(0) + b"(" + pushed(*array.shape) + b"t(" + pushed(*stride) + b"t"  # offset, size, stride

@@ -1,4 +1,4 @@
-"""A weight file as a whole: what kind of file is at a path, how one is written in one step, how text from one is shown."""
+"""Functions for weight files of every format: they detect the format, write a file atomically and make text from a file printable."""
 
 import contextlib
 import os
@@ -23,18 +23,18 @@ _BY_FIRST_BYTES = {
 
 
 def file_kind(path: str | os.PathLike) -> str:
-    """Tells from its first bytes, never from its name, what a weight file is.
+    """Returns the format of a weight file, which depends on its first bytes and not on its name.
 
-    Returns `PYTORCH` for any zip archive (`read_torch_file` looks closer), `SAFETENSORS`, or a phrase such as "a gzip file".
+    The format is `PYTORCH` for any zip archive (`read_torch_file` checks the content), `SAFETENSORS`, or text such as "a gzip file".
 
     Raises:
-        InputError: nothing is there, or it is no file, empty, unreadable, a git-lfs pointer or a web page.
+        InputError: the path does not exist, is not a file, or is a file that is empty, unreadable, a git-lfs pointer or a web page.
     """
     path = Path(path)
     if not files.exists(path):
         raise InputError(f"{path} does not exist, expected a weight file: check the path.")
-    if not path.is_file():  # opening a pipe would wait for ever, reading a device might never end
-        what = "a folder" if path.is_dir() else "a device or a pipe"
+    if not files.is_file(path):  # opening a pipe would wait forever, and a device may have no end
+        what = "a folder" if files.is_folder(path) else "a device or a pipe"
         raise InputError(f"{path} is {what}, expected a weight file: give the path of the file itself.")
     try:
         with open(path, "rb") as file:
@@ -61,19 +61,24 @@ def file_kind(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Gives a binary file to write; `path` becomes that file when the block ends without an error, else it stays as it was.
+    """Writes a binary file atomically: the file becomes `path` when the block ends without an error; otherwise `path` is unchanged.
+
+    Yields:
+        The file to write.
 
     Raises:
-        InputError: the operating system refuses (no such folder, read-only, disk full).
+        InputError: the file cannot be written, for example because the folder does not exist or the disk is full.
     """
     try:
         with files.atomic_path(path) as temporary, open(temporary, "xb") as file:
             yield file
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}), expected a folder with room: check it.") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}), expected an existing folder with free space: check it."
+        ) from error
 
 
-def shown(text: object) -> str:
-    """Text from a file as part of a message: on one line, without control characters, and not too long."""
+def printable(text: object) -> str:
+    """Returns text from a file for use in a message: on one line, without control characters, and at most 120 characters long."""
     text = console.literal(text)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,14 +1,22 @@
-"""What a load did: for each part of the network how much was read, adapted or initialized, and what in the file was ignored."""
+"""The report of a load: how much of each part of the network was read, adapted or initialised, and which tensors were ignored."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from swinunetr_jax.weights.weight_file import shown
+from swinunetr_jax.weights.weight_file import printable
 
 
 @dataclass
 class LoadReport:
-    """Names by what became of them; `read`, `adapted` and `initialized` are our paths, `ignored` are the file's names."""
+    """What a load did with each tensor.
+
+    Attributes:
+        read: our names of the parameters that were read as they are.
+        adapted: our names of the parameters that were adapted to another number of channels, with a description of how.
+        initialized: our names of the parameters that were initialised randomly.
+        ignored: the file's names of the tensors that were not used.
+        notes: further sentences for the user.
+    """
 
     read: list[str] = field(default_factory=list)
     adapted: dict[str, str] = field(default_factory=dict)
@@ -17,7 +25,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """A table of the parts, with a column only for what happened."""
+        """Returns a table with a row for each part of the network and a column for each action that was taken."""
         kinds = {"read": self.read, "adapted": list(self.adapted), "initialized": self.initialized}
         counts = {kind: Counter(map(_group, names)) for kind, names in kinds.items() if names}
         groups = sorted(set().union(*counts.values()), key=_order)
@@ -30,13 +38,14 @@ class LoadReport:
 
 
 def summary(names: list[str] | tuple[str, ...]) -> str:
-    """Names of a file by their first part, such as "conv (3), rotation_head (2)"."""
+    """Returns the number of names for each first part, such as "conv (3), rotation_head (2)"."""
     parts = Counter(name.split(".")[0] for name in names)
-    some = [f"{shown(part)} ({parts[part]})" for part in sorted(parts)]
+    some = [f"{printable(part)} ({parts[part]})" for part in sorted(parts)]
     return ", ".join(some[:12]) + (f" and {len(some) - 12} more" if len(some) > 12 else "")
 
 
 def _group(path: str) -> str:
+    """Returns the part of the network that a parameter belongs to, such as "swin.stages.0" or "decoder1"."""
     parts = path.split(".")
     return ".".join(parts[: 3 if parts[1] in ("stages", "convs") else 2] if parts[0] == "swin" else parts[:1])
 
