@@ -20,7 +20,7 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, cli, loa
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.inference import predict
 from swinunetr_jax.inference.plan import Plan
-from swinunetr_jax.inference.predict import Segmenter, foreground_box, grown
+from swinunetr_jax.inference.predict import Segmenter, expand_box, foreground_box
 from swinunetr_jax.task import Output
 
 ROI = ("64", "32", "32")
@@ -277,14 +277,14 @@ def test_boxes_of_many_sizes_have_few_shapes():
     for size in (90, 96, 97, 120, 144, 145, 150, 155):
         box = tuple(slice(whole - size, whole) for whole in grid)
         plan = Plan.of((size,) * 3, roi, overlap)
-        seen = grown(box, plan.reach(overlap), grid)
+        seen = expand_box(box, plan.max_extent(overlap), grid)
         assert all(s.start >= 0 and s.start <= b.start and b.stop <= s.stop <= whole for b, s, whole in zip(box, seen, grid))
         shape = tuple(part.stop - part.start for part in seen)
         assert Plan.of(shape, roi, overlap).windows == plan.windows
         shapes.add(shape)
     assert shapes == {(96, 96, 96), (144, 144, 144), (192, 192, 155)}
-    assert grown((slice(10, 20),), (13,), (40,)) == (slice(9, 22),)
-    assert grown((slice(1, 20),), (30,), (25,)) == (slice(0, 25),)
+    assert expand_box((slice(10, 20),), (13,), (40,)) == (slice(9, 22),)
+    assert expand_box((slice(1, 20),), (30,), (25,)) == (slice(0, 25),)
 
 
 def test_the_box_of_the_foreground():

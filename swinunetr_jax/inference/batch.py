@@ -1,9 +1,10 @@
-"""Many cases, one after the other: skips what is done, goes on past a bad case, and records every step in one report file.
+"""Segments many cases one after the other, skips finished cases, continues after a case with a fault, and records every result.
 
 OUT/CASE.nii.gz                  the label map
-OUT/CASE_probabilities.nii.gz    where asked for
-OUT/CASE.png                     the preview, where asked for
-OUT/predict.json                 versions, weights' digest, settings; per case inputs, outputs, seconds, volumes or the error
+OUT/CASE_probabilities.nii.gz    the probabilities, if requested
+OUT/CASE.png                     the preview, if requested
+OUT/predict.json                 versions, the digest of the weights, settings, and for each case its inputs, outputs, seconds and volumes,
+                                 or the error
 """
 
 import contextlib
@@ -48,12 +49,15 @@ def predict_cases(
     """Segments every case into the folder `out` and returns the names of those that failed.
 
     Args:
-        identity: what makes results what they are (weights' digests, settings). A case is skipped where the report says that the
-            same identity made its outputs from the same inputs, and they are still there unchanged.
-        probabilities: write each output's probability too.
-        preview: write a picture of each case.
-        overwrite: do everything again, and replace files that no report knows.
-        et_label: what the data set says its enhancing tumour is labelled, 3 or 4; else the names of BraTS files say it.
+        segmenter: the networks.
+        cases: the cases.
+        out: the folder, which is created if necessary.
+        identity: everything that determines the results: the digests of the weights, and the settings. A case is skipped if its outputs
+            are recorded with the same identity and inputs, and exist unchanged.
+        probabilities: also write the probability of each output.
+        preview: also write a picture of each case.
+        overwrite: segment finished cases again, and replace files that are not recorded.
+        et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default, the names of BraTS files determine it.
 
     Raises:
         InputError: `out` cannot be written, or its predict.json is damaged.
@@ -67,8 +71,8 @@ def predict_cases(
     }
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
     failed: list[str] = []
-    alike: dict[str, list[str]] = {}  # cases by what failed, for a fault of hundreds is said once
-    seconds: list[float] = []  # of the cases that were segmented
+    alike: dict[str, list[str]] = {}  # the cases for each fault, because a fault of hundreds of cases is printed once
+    seconds: list[float] = []  # the time of each case that was segmented
     owners: dict[Path, str] = {}
     for case in cases:
         for path in _outputs(out, case, probabilities, preview).values():
@@ -91,24 +95,26 @@ def predict_cases(
                 console.say(f"{title}: note: {literal(note)}")
             entry = _write(record, result, case, inputs, outputs, task, overwrite, started)
         except AlreadyDone:
-            console.say(f"{title}: another run has finished it in the meantime with the same settings, its result stays")
+            console.say(f"{title}: another run has finished it in the meantime with the same settings, and its result is kept")
             continue
         except InputError as error:
             stale = record.fail(case, str(error))
-            stays = f" (an older result stays: {', '.join(o['path'] for o in stale.values())})" if stale else ""
+            kept = f" (an older result is kept: {', '.join(o['path'] for o in stale.values())})" if stale else ""
             same = alike.setdefault(problem_key(case.name, str(error)), [])
             same.append(case.name)
-            if len(same) <= ONE_BY_ONE or stays:
-                console.say(f"{title}: FAILED: {literal(error)}{literal(stays)}", sys.stderr)
+            if len(same) <= ONE_BY_ONE or kept:
+                console.say(f"{title}: FAILED: {literal(error)}{literal(kept)}", sys.stderr)
             failed.append(case.name)
             continue
         seconds.append(entry["seconds"])
         volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in entry["volumes_ml"].items())
         path = literal(outputs["labels"])
-        left = _time_left(seconds, len(cases) - number)
-        console.say(f"{title}: {entry['windows']} windows, {entry['seconds']:.1f} s, {volumes} → {path}{left}")
+        remaining = _remaining_time(seconds, len(cases) - number)
+        console.say(f"{title}: {entry['windows']} windows, {entry['seconds']:.1f} s, {volumes} → {path}{remaining}")
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
-            console.say(f"{title}: note: {literal(', '.join(older))} of an earlier run stays, and does not belong to this result")
+            console.say(
+                f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
+            )
     for same in alike.values():
         if len(same) > ONE_BY_ONE:
             console.say(
@@ -118,6 +124,7 @@ def predict_cases(
 
 
 def _outputs(out: Path, case: Case, probabilities: bool, preview: bool) -> dict[str, Path]:
+    """Returns the path of each output of a case by its kind."""
     paths = {"labels": out / f"{case.name}.nii.gz"}
     if probabilities:
         paths["probabilities"] = out / f"{case.name}_probabilities.nii.gz"
@@ -127,23 +134,24 @@ def _outputs(out: Path, case: Case, probabilities: bool, preview: bool) -> dict[
 
 
 def _check_distinct(case: Case, outputs: dict[str, Path], owners: dict[Path, str]) -> None:
-    """Raises InputError where an earlier case of this run writes the same file, as `a` and `a_probabilities` would."""
+    """Raises InputError if an earlier case of this run writes the same file, for example the cases `a` and `a_probabilities`."""
     for path in outputs.values():
         if owners[path] != case.name:
             raise InputError(f"{path} is also a result of the case {owners[path]}; rename one, or predict them into two folders.")
 
 
 def _task(task: Task, case: Case, et_label: int | None) -> Task:
-    """The task with the enhancing tumour's label of the case's data set, where it may be 3 or 4."""
+    """Returns the task with the label of the enhancing tumour in the case's data set, if the task has such a label."""
     label = et_label or case.et_label
     return task if label is None or task.et_label is None else task.with_et_label(label)
 
 
 def _et_note(own: Task, written: Task) -> list[str]:
+    """Returns a note if the label of the enhancing tumour differs from the network's own."""
     if own.et_label == written.et_label:
         return []
     return [
-        f"the enhancing tumour is written as label {written.et_label}, as in this data set, not as the network's {own.et_label}"
+        f"the enhancing tumour is written as label {written.et_label}, as in this data set, instead of the network's {own.et_label}"
     ]
 
 
@@ -157,9 +165,9 @@ def _write(
     overwrite: bool,
     started: float,
 ) -> CaseEntry:
-    """Writes all outputs of a case, or none: they get their names in one step, which also records them."""
+    """Writes and records all outputs of a case, or none of them. The files get their final names when all of them are complete."""
     with contextlib.ExitStack() as unfinished:
-        # Left in reverse order, so that the label map gets its name last: where it exists, the case is complete.
+        # The stack renames the files in reverse order, so that the label map comes last: if it exists, the case is complete.
         temporary = {kind: unfinished.enter_context(files.atomic_path(path, _ending(path))) for kind, path in outputs.items()}
         try:
             if result.probabilities is not None:
@@ -177,7 +185,7 @@ def _write(
             try:
                 unfinished.close()
             except OSError as error:
-                for kind in outputs.keys() - {"labels"}:  # nothing new without its label map
+                for kind in outputs.keys() - {"labels"}:  # no output remains without its label map
                     outputs[kind].unlink(missing_ok=True)
                 where = error.filename or outputs["labels"]
                 raise InputError(
@@ -202,7 +210,7 @@ def _ending(path: Path) -> str:
 
 
 def _volumes_ml(result: Segmentation, task: Task) -> dict[str, float]:
-    """Millilitres of each output but the background in the label map, counted as `evaluate` counts them."""
+    """Returns the volume in ml of each output except the background in the label map, computed as in `evaluate`."""
     voxel_ml = abs(np.linalg.det(result.scan.affine[:3, :3])) / 1000
     counts = np.bincount(result.labels.ravel("K"), minlength=256)
     return {
@@ -212,9 +220,12 @@ def _volumes_ml(result: Segmentation, task: Task) -> dict[str, float]:
     }
 
 
-def _time_left(seconds: Sequence[float], cases: int) -> str:
-    """How long the remaining cases will take; the first case compiles, so it is not counted where there are others."""
+def _remaining_time(seconds: Sequence[float], cases: int) -> str:
+    """Returns text with the estimated time of the remaining cases.
+
+    The time of the first case includes compilation, so it is used only as long as there is no other.
+    """
     if not cases:
         return ""
     counted = seconds[1:] or seconds
-    return f"; {cases} case{'s' * (cases != 1)} to do, {console.duration(cases * sum(counted) / len(counted))} left"
+    return f"; {cases} case{'s' * (cases != 1)} remaining, {console.duration(cases * sum(counted) / len(counted))} left"

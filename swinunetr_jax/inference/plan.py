@@ -1,6 +1,6 @@
-"""Where the windows of a sliding-window inference lie, and how much each of their voxels counts; numpy only.
+"""The positions of the windows of sliding-window inference and the weights of their voxels, computed with NumPy.
 
-Source: `monai.inferers.sliding_window_inference` and `monai.data.utils.compute_importance_map`, for the same arguments and numbers.
+Source: `monai.inferers.sliding_window_inference` and `monai.data.utils.compute_importance_map`, with the same arguments and results.
 """
 
 import functools
@@ -24,7 +24,14 @@ RoiSize = int | None | Sequence[int | None]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the windows lie on a volume: its size, the padding that brings it to at least one window, positions per axis."""
+    """The positions of the windows on a volume.
+
+    Attributes:
+        image: the size of the volume.
+        roi: the size of a window.
+        pads: the padding before and after each axis, which makes the volume at least as large as a window.
+        starts: the first index of the windows along each axis of the padded volume.
+    """
 
     image: tuple[int, ...]
     roi: tuple[int, ...]
@@ -33,20 +40,20 @@ class Plan:
 
     @classmethod
     def of(cls, image: Sequence[int], roi: RoiSize, overlap: PerAxis) -> "Plan":
-        """Windows a step of `int(roi * (1 - overlap))` apart, the last one moved back inside.
+        """Returns windows at intervals of `int(roi * (1 - overlap))`, of which the last one is moved back into the volume.
 
         Args:
-            image: the volume's size per axis.
-            roi: the window's size, one number for all axes or one per axis; None, 0 and negative numbers stand for the volume's size.
-            overlap: 0 to less than 1, one number for all axes or one per axis.
+            image: the size of the volume along each axis.
+            roi: the size of a window, for all axes or for each. None, 0 and negative numbers stand for the size of the volume.
+            overlap: the share by which windows overlap, at least 0 and less than 1, for all axes or for each.
 
         Raises:
-            InputError: a size or an overlap cannot be used, or there are too many or too few of them.
+            InputError: a size or an overlap is out of range, or the number of them does not fit the number of axes.
         """
         image = tuple(int(size) for size in image)
         if not image or min(image) < 1:
             raise InputError(f"the volume is empty: its shape is {image}.")
-        roi = _roi(roi, image)
+        roi = _window_size(roi, image)
         overlaps = per_axis("overlap", overlap, len(image))
         if not all(0 <= share < 1 for share in overlaps):
             raise InputError(f"`overlap` must be at least 0 and less than 1, got {overlap}.")
@@ -57,27 +64,31 @@ class Plan:
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """The volume's size with its padding."""
+        """The size of the volume with its padding."""
         return tuple(size + low + high for size, (low, high) in zip(self.image, self.pads))
 
     @property
     def windows(self) -> int:
+        """The number of windows."""
         return math.prod(map(len, self.starts))
 
-    def reach(self, overlap: PerAxis) -> tuple[int, ...]:
-        """The size of the largest volume that takes as many windows along each axis, at the plan's own overlap."""
+    def max_extent(self, overlap: PerAxis) -> tuple[int, ...]:
+        """Returns the size of the largest volume with the same number of windows along each axis. `overlap` must be the plan's own."""
         steps = (_step(size, share) for size, share in zip(self.roi, per_axis("overlap", overlap, len(self.roi))))
         return tuple(size + (len(starts) - 1) * step for size, starts, step in zip(self.roi, self.starts, steps))
 
     def pad(self, planes: np.ndarray, mode: str = "constant", cval: float = 0.0) -> np.ndarray:
-        """Planes [k, *rest, c] of the volume with its padding; along the first axis too, where the volume is thinner than a window."""
+        """Returns planes [k, *rest, c] of the volume with their padding.
+
+        If the volume is thinner than a window along the first axis, `planes` must be the whole volume, which is padded along this axis too.
+        """
         if not any(map(sum, self.pads)):
             return planes
         fill = {"constant_values": cval} if mode == "constant" else {}
         return np.pad(planes, [*self.pads, (0, 0)], PADDINGS[mode], **fill)
 
-    def inside(self, scale: Sequence[Fraction]) -> tuple[slice, ...]:
-        """The volume's own part of an output's padded grid, which is `scale` times as fine as the input's."""
+    def unpadded_box(self, scale: Sequence[Fraction]) -> tuple[slice, ...]:
+        """Returns the part of an output's grid without the padding. The grid is `scale` times as fine as the volume's."""
         parts = []
         for size, (low, high), whole, factor in zip(self.image, self.pads, self.padded, scale):
             stop = round((low + size) * factor) if low + high else int(whole * factor)
@@ -87,9 +98,15 @@ class Plan:
 
 @functools.lru_cache(maxsize=8)
 def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float | tuple[float, ...] = 0.125) -> np.ndarray:
-    """Weight of each voxel of a window, float32 [*roi]: ones, or a gaussian of peak 1 that is nowhere less than 0.001.
+    """Returns the weight of each voxel of a window, float32 [*roi].
 
-    `sigma_scale` is the gaussian's standard deviation, as a share of the window, for all axes or for each.
+    Args:
+        roi: the size of the window.
+        mode: "constant" for ones, or "gaussian" for a Gaussian with the maximum 1, whose values below 0.001 are raised to 0.001.
+        sigma_scale: the standard deviation of the Gaussian as a share of the window, for all axes or for each.
+
+    Raises:
+        InputError: the mode is unknown or `sigma_scale` is not positive.
     """
     if mode not in BLENDS:
         raise InputError(f"`mode` must be one of {', '.join(BLENDS)}, got {mode!r}.")
@@ -105,15 +122,15 @@ def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float | tuple[f
     return np.maximum(importance, max(float(importance.min()), MIN_IMPORTANCE)).astype(np.float32)
 
 
-def resized(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The nearest value of a weight map on a grid of another size. Source: torch's interpolation "nearest-exact"."""
+def resize_nearest(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a weight map resized with nearest-neighbour interpolation. Source: torch's mode "nearest-exact"."""
     for axis, (size, wanted) in enumerate(zip(importance.shape, shape)):
         importance = np.take(importance, ((np.arange(wanted) + 0.5) * size / wanted).astype(int), axis)
     return importance
 
 
 def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
-    """One number per axis of an argument that may be one number for all. Raises InputError if it is neither."""
+    """Returns the value of an argument for each axis. Raises InputError unless it is one number for all axes or one for each."""
     try:
         values = tuple(float(v) for v in value) if np.ndim(value) else (float(value),) * axes
     except (TypeError, ValueError):
@@ -123,20 +140,23 @@ def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
     return values
 
 
-def _roi(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
+def _window_size(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the size of a window along each axis. Raises InputError unless the sizes are integers, for all axes or for each."""
     sizes: list[Any] = [roi] * len(image) if roi is None or np.ndim(roi) == 0 else list(roi)
     if len(sizes) != len(image):
         raise InputError(f"`roi_size` must be one size or {len(image)}, one per axis of the volume, got {roi}.")
     if not all(size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool)) for size in sizes):
-        raise InputError(f"`roi_size` must hold integers, or None for the volume's own size, got {roi}.")
+        raise InputError(f"`roi_size` must contain integers, or None for the volume's own size, got {roi}.")
     return tuple(int(size) if size is not None and size > 0 else have for size, have in zip(sizes, image))
 
 
 def _step(roi: int, overlap: float) -> int:
+    """Returns the distance between neighbouring windows along an axis."""
     return max(int(roi * (1 - overlap)), 1)
 
 
 def _starts(image: int, roi: int, overlap: float) -> tuple[int, ...]:
+    """Returns the first indices of the windows along an axis."""
     if roi == image:
         return (0,)
     step = _step(roi, overlap)

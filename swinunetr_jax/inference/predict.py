@@ -1,4 +1,4 @@
-"""A prepared scan in, a label map on the scan's own grid out."""
+"""Segments a scan with one or several networks. The label map has the scan's own grid."""
 
 import functools
 import itertools
@@ -23,7 +23,7 @@ from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
-from swinunetr_jax.inference.scan_grid import Seen, on_scan_grid
+from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
 from swinunetr_jax.runtime.memory import release_compile_memory
 from swinunetr_jax.runtime.sharding import device_mesh, replicate, spatially_sharded
@@ -36,7 +36,15 @@ DEFAULT_ROI = (96, 96, 96)
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Arrays lie on the scan's own grid: `labels` uint8 [x, y, z], `probabilities` float32 [x, y, z, c] or None."""
+    """The result for a case. All arrays have the scan's own grid.
+
+    Attributes:
+        labels: the label map, uint8 [x, y, z].
+        probabilities: float32 [x, y, z, c], or None if they were not requested.
+        scan: the first channel's file.
+        windows: the number of windows.
+        notes: sentences for the user.
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray | None
@@ -46,25 +54,25 @@ class Segmentation:
 
 
 class Segmenter:
-    """Networks, and how they are run over a scan.
+    """Applies networks to scans.
 
     Args:
-        models: one network, or several as an ensemble whose logits are averaged; 3-D, all with the task's channels and outputs.
-        configs: their configurations, by default their attribute `config`, which a Swin UNETR has.
-        task: what they were trained for.
-        roi: window size, multiples of 32, one number for all axes or three; by default the task's, else 96³.
-        overlap: of neighbouring windows, 0 to less than 1.
-        blend: "gaussian" or "constant" weights within a window.
-        batch: windows per call of the network.
-        mirror: also run every window mirrored along all combinations of axes, and average the logits (8 times the work). An axis along
-            which names of labels tell sides, such as "left kidney", is left out, and a note says so.
-        crop: look only inside the box of voxels that are not background, zero in every prepared channel; all around it is background.
-            Fewer windows, at other places than without.
-        whole: the network sees the whole scan at once, filled up with zeros to the sizes it takes, instead of windows.
-        depth: this process's devices that share each window, divided along its first axis.
+        models: one 3-D network, or several as an ensemble whose logits are averaged. All have the task's channels and outputs.
+        task: the task that the networks were trained for.
+        configs: the configurations of the networks, by default their attribute `config`, which a Swin UNETR has.
+        roi: the size of a window, multiples of 32, for all axes or for each; by default the task's, otherwise 96³.
+        overlap: the share by which neighbouring windows overlap, at least 0 and less than 1.
+        blend: "gaussian" or "constant", the weights within a window.
+        batch: the number of windows per call of the network.
+        mirror: also apply the networks to each window mirrored along all combinations of axes, and average the logits, which takes 8 times
+            as long. Axes along which labels name sides, such as "left kidney", are not mirrored, and a note reports this.
+        crop: predict only inside the bounding box of the foreground, the voxels that are not zero in all prepared channels. The result is
+            background outside of this box. This needs fewer windows, at other positions.
+        whole: give the network the whole scan at once instead of windows, padded with zeros to a size that the network accepts.
+        depth: the number of this process's devices among which each window is divided along its first axis.
 
     Raises:
-        InputError: an argument out of range, networks that do not fit the task, or a crop where no class is background.
+        InputError: an argument is out of range, a network does not fit the task, or `crop` is set and no class is background.
     """
 
     def __init__(
@@ -100,14 +108,14 @@ class Segmenter:
                 "spatial shards."
             )
         if whole and roi is not None:
-            raise InputError(f"the whole scan at once has no windows, and the roi {roi} is one: give one of the two.")
+            raise InputError(f"`whole` uses no windows, but the roi {roi} is the size of one: give only one of the two.")
         if batch < 1:
             raise InputError(f"the batch must be at least 1, got {batch}.")
         if not 0 <= overlap < 1:
             raise InputError(f"the overlap must be at least 0 and less than 1, got {overlap}.")
         if crop and task.kind == "classes" and all(output.value for output in task.outputs):
             names = ", ".join(output.name for output in task.outputs)
-            raise InputError(f"a crop leaves background around it, and none of the classes {names} has the value 0: do not crop.")
+            raise InputError(f"a crop is surrounded by background, but none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
         self.whole, self.depth = whole, depth
         self.in_channels = configs[0].in_channels
@@ -116,19 +124,19 @@ class Segmenter:
         self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
-        """Where the windows lie on a volume of this shape."""
+        """Returns the positions of the windows on a volume of this shape."""
         return Plan.of(shape, self._whole_roi(shape) if self.whole else self.roi, self.overlap)
 
     def _whole_roi(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One window that holds the volume and that devices can share."""
+        """Returns the size of one window that contains the volume and that can be divided among the devices."""
         multiples = (math.lcm(SIZE_MULTIPLE, self.depth), SIZE_MULTIPLE, SIZE_MULTIPLE)
         roi = [-(-size // multiple) * multiple for size, multiple in zip(shape, multiples)]
-        if all(size == SIZE_MULTIPLE for size in roi):  # the one size that is too small
+        if all(size == SIZE_MULTIPLE for size in roi):  # the only size that is too small for the network
             roi[-1] *= 2
         return tuple(roi)
 
     def logits(self, patches: jax.Array) -> jax.Array:
-        """The ensemble's averaged logits of patches [n, *roi, c]."""
+        """Returns the averaged logits of the ensemble for patches [n, *roi, c]."""
         total = None
         for network, axes in itertools.product(self._networks, self._flips):
             y = jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
@@ -142,12 +150,13 @@ class Segmenter:
         """Reads and segments a case.
 
         Args:
-            probabilities: also return each output's probability (regions) or the softmax (classes).
-            et_label: for BraTS, the value to write for the enhancing tumour, by default the task's.
-            progress: called with windows done and windows in all.
+            case: the case.
+            probabilities: also return the probability of each output, by the sigmoid for regions and by the softmax for classes.
+            et_label: the label of the enhancing tumour for BraTS, by default the task's.
+            progress: a function that is called with the number of finished windows and the number of all windows.
 
         Raises:
-            InputError: the case is unsound; nothing is returned.
+            InputError: the case has a fault.
         """
         return self.segment_prepared(
             prepare(case, self.task, self.in_channels),
@@ -164,17 +173,17 @@ class Segmenter:
         et_label: int | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
-        """As `segment`, for a case that was prepared already."""
+        """Segments a case that `prepare` has read, with the arguments of `segment`."""
         if self.mirror:
             sided = sides.sided_axes(self.task, [prepared.scan.affine])
             self._flips = _flips(sided)
-            note = f"windows are not mirrored along {sides.describe(sided)}: these labels name sides along it"
+            note = f"windows are not mirrored along {sides.describe(sided)}, because labels name sides along it"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
-        labels, likely, windows = self.run(
+        labels, probability_maps, windows = self.run(
             prepared.array, back=prepared.back, task=task, probabilities=probabilities, progress=progress
         )
-        return Segmentation(labels, likely, prepared.scan, windows, prepared.notes)
+        return Segmentation(labels, probability_maps, prepared.scan, windows, prepared.notes)
 
     def run(
         self,
@@ -185,48 +194,54 @@ class Segmenter:
         probabilities: bool = False,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """Labels uint8 [x, y, z], probabilities [x, y, z, c] if asked for, and the number of windows of a normalised scan [x, y, z, c].
+        """Segments a normalised scan.
 
         Args:
-            back: how the grid of `array` lies on the scan's; results are then on the scan's grid, otherwise on that of `array`. On a
-                scan's grid of other voxels the logits are interpolated, and labels and probabilities are both computed from those.
-            task: may write the same outputs as other values than the networks' own.
-            probabilities: also return each output's probability.
-            progress: called with windows done and windows in all.
+            array: the scan [x, y, z, c].
+            back: the transformation from the grid of `array` to the scan's. If it is given, the results have the scan's grid, otherwise the
+                grid of `array`. If the scan was resampled, the logits are interpolated on the scan's grid, and labels and probabilities
+                are computed from the interpolated logits.
+            task: a task with the same outputs, possibly with other label values; by default the networks' own.
+            probabilities: also return the probability of each output.
+            progress: a function that is called with the number of finished windows and the number of all windows.
+
+        Returns:
+            Labels uint8 [x, y, z], probabilities float32 [x, y, z, c] or None, and the number of windows.
         """
         task, grid = task or self.task, array.shape[:3]
         turn = back.reorient if isinstance(back, InverseResample) else back
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
-        part = grown(box, self.plan(array[box].shape[:3]).reach(self.overlap), grid) if self.crop else box
-        plan = self.plan(array[part].shape[:3])
-        planes = predict_slabs(array[part], plan, self.batch, lambda x: (self.logits(x),), mode=self.blend, progress=progress)
-        seen = Seen(box, part, tuple(low for low, _ in plan.pads))
+        covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box
+        plan = self.plan(array[covered].shape[:3])
+        planes = predict_slabs(array[covered], plan, self.batch, lambda x: (self.logits(x),), mode=self.blend, progress=progress)
+        coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
         shape = grid if turn is None else turn.shape
         labels = np.zeros(shape, np.uint8)  # the label of background
-        likely = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
-        if likely is not None and box != tuple(slice(0, size) for size in grid):
-            likely[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
-        probabilities_of, labels_of = _finish(task)
-        for piece in on_scan_grid(planes, seen, back):
+        probability_maps = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
+        if probability_maps is not None and box != tuple(slice(0, size) for size in grid):
+            probability_maps[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
+        probabilities_of, labels_of = _output_functions(task)
+        for piece in on_scan_grid(planes, coverage, back):
             found = probabilities_of(piece.array)
             piece.write(labels_of(found), labels)
-            if likely is not None:
-                piece.write(found, likely)
+            if probability_maps is not None:
+                piece.write(found, probability_maps)
         if turn is not None:
-            labels, likely = turn.apply(labels), None if likely is None else turn.apply(likely)
-        return labels, likely, plan.windows
+            labels = turn.apply(labels)
+            probability_maps = None if probability_maps is None else turn.apply(probability_maps)
+        return labels, probability_maps, plan.windows
 
 
 def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box of [x, y, z, c] that holds every voxel which is not zero in all channels; the whole grid where none is."""
+    """Returns the bounding box of the voxels of [x, y, z, c] that are not zero in all channels, or the whole grid if there are none."""
     return slices(bounding_box((array != 0).any(-1)) or whole_box(array.shape[:3]))
 
 
-def grown(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[slice, ...]:
-    """A box grown on both sides to these sizes, as far as the grid allows.
+def expand_box(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[slice, ...]:
+    """Returns a box expanded on both sides to these sizes, as far as the grid allows.
 
-    What windows of a small box cover anyway is taken from the scan instead of padding, and boxes of different cases get the same few
-    shapes, for each of which programs are compiled.
+    The windows of a small box then contain voxels of the scan instead of padding. In addition, the boxes of different cases have the same
+    few shapes, so that fewer programs are compiled.
     """
     result = []
     for part, size, whole in zip(box, sizes, grid):
@@ -238,6 +253,7 @@ def grown(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...])
 
 
 def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns the three sizes of a window. Raises InputError for sizes that the network does not accept."""
     sizes = (roi,) * 3 if isinstance(roi, numbers.Integral) else tuple(roi)
     if len(sizes) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in sizes):
         got = " ".join(map(str, sizes)) or "none"
@@ -246,12 +262,13 @@ def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
-    """The combinations of axes of [n, x, y, z, c] that windows are mirrored along, without array axes along which there are sides."""
+    """Returns the combinations of axes of [n, x, y, z, c] along which windows are mirrored, without the array axes `sided`."""
     axes = [axis + 1 for axis in range(3) if axis not in sided]
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def _network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+    """Returns the network as a compiled function of patches [n, *roi, c], which are divided among the devices of the mesh."""
     structure, state = nnx.split(model)
     state = state if mesh is None else replicate(state, mesh)
     run = quiet_compilation(_compiled(structure, mesh))
@@ -262,7 +279,7 @@ def _network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.
 def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
     release_compile_memory()
 
-    # the parameters are an argument, so that networks of one structure share one program
+    # The parameters are an argument, so that networks of the same structure share one program.
     def run(state: nnx.State, patches: jax.Array) -> jax.Array:
         return nnx.merge(structure, state)(patches)
 
@@ -271,11 +288,11 @@ def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State
     return jax.jit(run, compiler_options=compiler_options())
 
 
-@functools.lru_cache(maxsize=8)  # a new function would be compiled again for every case
-def _finish(task: Task) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """(probabilities from averaged logits [..., c], labels from probabilities), both on the device.
+@functools.lru_cache(maxsize=8)  # because a new function would be compiled again for every case
+def _output_functions(task: Task) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """Returns the functions that compute probabilities from averaged logits [..., c], and labels from probabilities, on the device.
 
-    Two programs: labels are read off the very numbers that are written, so that both agree in every voxel.
+    They are two programs, so that labels are computed from the same numbers that are written and both agree in every voxel.
     """
     values = np.array([output.value for output in task.outputs], np.uint8)
 

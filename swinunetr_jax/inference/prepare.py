@@ -1,4 +1,4 @@
-"""From a case's files to the array a network takes: read on the task's grid, with the task's intensities."""
+"""Reads the files of a case as an array for a network, on the task's grid and with the task's intensities."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,13 @@ from swinunetr_jax.task import Task
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case ready for a network.
+    """A case as an array for a network.
 
-    `array` is [x, y, z, c] in the network's orientation and voxel size; `back` says how that grid lies on the scan's own, which `scan`
-    describes; `notes` are things a user should know, such as channels taken on trust.
+    Attributes:
+        array: [x, y, z, c] in the network's orientation and voxel size.
+        back: the transformation from the array's grid back to the scan's.
+        scan: the first channel's file, whose grid the results get.
+        notes: sentences for the user, for example about channels whose names could not be verified.
     """
 
     array: np.ndarray
@@ -27,17 +30,17 @@ class Prepared:
 
 
 def prepare(case: Case, task: Task, in_channels: int) -> Prepared:
-    """Reads a case and makes of it what the task's networks were trained on.
+    """Returns a case in the form that the task's networks were trained with.
 
     Raises:
-        InputError: a file cannot be read, channels are missing or too many, lie on different grids, are constant, or hold NaN.
+        InputError: a file cannot be read, the number of channels is wrong, or channels have different grids, are constant or contain NaN.
     """
     read = read_case(case, task, in_channels)
     return Prepared(normalized(read.array, task), read.back, read.scan, read.notes)
 
 
 def normalized(array: np.ndarray, task: Task) -> np.ndarray:
-    """A whole scan [x, y, z, c] with the task's intensities, float32."""
+    """Returns a complete scan [x, y, z, c] with the task's intensities, float32."""
     if task.intensity == "zscore":
         array = zscore_nonzero(array)
     elif task.intensity == "window":

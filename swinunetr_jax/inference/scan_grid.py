@@ -1,7 +1,7 @@
-"""Logits from the grid that a network sees to the scan's grid, a few planes at a time, so that whole logits exist on neither.
+"""Interpolates logits from the network's grid to the scan's, a few planes at a time, so that neither grid has all logits in memory.
 
-What is computed from logits (labels, probabilities) is computed where they have arrived: a label map that is resampled itself would have
-the edges of the network's voxels. Interpolation is linear; beyond the outermost voxels their values continue.
+Labels and probabilities are computed from the logits on the scan's grid, because a resampled label map would show the edges of the
+network's voxels. The interpolation is linear. Outside of the outermost voxels, their values are repeated.
 """
 
 from collections.abc import Iterator
@@ -19,23 +19,33 @@ Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Which part of its grid a network saw: `part`, whose results count only inside `box`; `pads` voxels were added before `part`."""
+class Coverage:
+    """The part of the network's grid that the windows cover.
+
+    Attributes:
+        box: the box whose results are used.
+        covered: the box that the windows cover, which contains `box`.
+        pads: the number of voxels of padding before `covered` along each axis.
+    """
 
     box: Box
-    part: Box
+    covered: Box
     pads: tuple[int, ...]
 
     def padded(self, axis: int, index: int) -> int:
-        """An index of the padded part from one of the whole grid."""
-        return index - self.part[axis].start + self.pads[axis]
+        """Returns the index on the padded box `covered` of an index on the network's grid."""
+        return index - self.covered[axis].start + self.pads[axis]
 
 
 @dataclass(frozen=True)
 class ScanPlanes:
-    """Logits [k, y, z, c] on the device; those at `take` fill the box `where` of the turned scan's grid.
+    """Logits of a box of the scan's grid before it is turned to the scan's orientation.
 
-    `valid` says which of these voxels count, where that is not all of them.
+    Attributes:
+        where: the box of the scan's grid.
+        take: the part of `array` that fills the box.
+        array: logits [k, y, z, c] on the device.
+        valid: a mask of the voxels of the box that are used, or None if all of them are.
     """
 
     where: Box
@@ -44,7 +54,7 @@ class ScanPlanes:
     valid: np.ndarray | None = None
 
     def write(self, part: jax.Array, result: np.ndarray) -> None:
-        """Writes what was computed from `array`, voxel by voxel, into a result on the turned scan's grid."""
+        """Writes `part`, which was computed from `array` voxel by voxel, into a result on the scan's grid before it is turned."""
         found = np.asarray(part)[self.take]
         if self.valid is None:
             result[self.where] = found
@@ -52,44 +62,47 @@ class ScanPlanes:
             result[self.where][self.valid] = found[self.valid]
 
 
-def on_scan_grid(planes: Iterator[Planes], seen: Seen, back: InverseReorient | InverseResample | None) -> Iterator[ScanPlanes]:
-    """Brings the finished planes of a sliding window to the scan's grid, as it is before `InverseReorient` turns it.
+def on_scan_grid(
+    planes: Iterator[Planes], coverage: Coverage, back: InverseReorient | InverseResample | None
+) -> Iterator[ScanPlanes]:
+    """Interpolates the finished planes of a sliding window on the scan's grid as it is before `InverseReorient` turns it.
 
     Args:
-        planes: of one output of `predict_slabs`, from the first on.
-        seen: which part of the network's grid they are of.
-        back: how that grid lies on the scan's.
+        planes: all planes of one output of `predict_slabs`, in their order.
+        coverage: the part of the network's grid that the planes cover.
+        back: the transformation from the network's grid to the scan's.
 
     Yields:
-        Planes that follow one another and together fill the voxels whose nearest voxel of the network's grid is inside `seen.box`.
+        Planes in their order, which together fill the voxels whose nearest voxel of the network's grid is inside `coverage.box`.
     """
     if not isinstance(back, InverseResample):
-        return _as_they_are(planes, seen)
-    return _axis_by_axis(planes, seen, back) if back.axis_aligned else _through_the_host(planes, seen, back)
+        return _not_resampled(planes, coverage)
+    return _axis_by_axis(planes, coverage, back) if back.axis_aligned else _on_host(planes, coverage, back)
 
 
-def _as_they_are(planes: Iterator[Planes], seen: Seen) -> Iterator[ScanPlanes]:
-    own = [slice(seen.padded(axis, side.start), seen.padded(axis, side.stop)) for axis, side in enumerate(seen.box)]
+def _not_resampled(planes: Iterator[Planes], coverage: Coverage) -> Iterator[ScanPlanes]:
+    """Yields the planes for a scan that was not resampled."""
+    own = [slice(coverage.padded(axis, side.start), coverage.padded(axis, side.stop)) for axis, side in enumerate(coverage.box)]
     for piece in planes:
         low, high = max(piece.first, own[0].start), min(piece.first + piece.count, own[0].stop)
         if low < high:
-            start, skip = seen.box[0].start + low - own[0].start, piece.skip + low - piece.first
-            where = (slice(start, start + high - low), *seen.box[1:])
+            start, skip = coverage.box[0].start + low - own[0].start, piece.skip + low - piece.first
+            where = (slice(start, start + high - low), *coverage.box[1:])
             yield ScanPlanes(where, (slice(skip, skip + high - low), *own[1:]), piece.array)
 
 
-def _axis_by_axis(planes: Iterator[Planes], seen: Seen, back: InverseResample) -> Iterator[ScanPlanes]:
-    """Each axis of the scan's grid follows one of the network's: two voxels and their shares for each index along it."""
+def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseResample) -> Iterator[ScanPlanes]:
+    """Interpolates along one axis after the other, for a scan each of whose axes is parallel to one of the network's grid."""
     where, sides = [], []
-    for axis, (box, part, size) in enumerate(zip(seen.box, seen.part, back.shape)):
+    for axis, (box, covered, size) in enumerate(zip(coverage.box, coverage.covered, back.shape)):
         at = back.along(axis)
         nearest = nearest_index(at, size)
         inside = np.flatnonzero((nearest >= box.start) & (nearest < box.stop))
         if not len(inside):  # the box lies between two voxels of a coarse scan
             return
         where.append(slice(int(inside[0]), int(inside[-1]) + 1))
-        low, high, share = neighbours(at[inside] - part.start, part.stop - part.start)
-        sides.append((low + seen.pads[axis], high + seen.pads[axis], share.astype(np.float32)))
+        low, high, share = neighbours(at[inside] - covered.start, covered.stop - covered.start)
+        sides.append((low + coverage.pads[axis], high + coverage.pads[axis], share.astype(np.float32)))
     (low, high, share), *rest = sides
     rest = [tuple(map(jnp.asarray, side)) for side in rest]
     done, carried, group = 0, None, 0
@@ -99,9 +112,11 @@ def _axis_by_axis(planes: Iterator[Planes], seen: Seen, back: InverseResample) -
             carried = piece.array[0]
             ready_at_once = -(-len(high) * len(piece.array) // int(high[-1] - low[0] + 1)) + 1
             group = min(_group(piece.array, [len(side[0]) for side in rest]), ready_at_once)
-        ready = int(np.searchsorted(high, end))  # planes of the scan that need no later one
+        ready = int(np.searchsorted(high, end))  # the number of planes of the scan that need no later piece
         while done < ready:
-            chosen = np.minimum(np.arange(done, done + group), ready - 1)  # one shape for the program, whatever is ready
+            chosen = np.minimum(
+                np.arange(done, done + group), ready - 1
+            )  # always the same number, so that one program is compiled
             first, second = (np.where(index[chosen] < piece.first, 0, index[chosen] - start + 1) for index in (low, high))
             logits = _interpolate(carried, piece.array, (first, second, share[chosen]), *rest)
             count = min(group, ready - done)
@@ -112,7 +127,7 @@ def _axis_by_axis(planes: Iterator[Planes], seen: Seen, back: InverseResample) -
 
 
 def _group(array: jax.Array, rest: list[int]) -> int:
-    """Planes of the scan's grid to compute at a time."""
+    """Returns the number of planes of the scan's grid to compute at a time."""
     plane = max(rest[0], array.shape[1]) * max(rest[1], array.shape[2]) * array.shape[3] * array.dtype.itemsize
     return max(PIECE_BYTES // plane, 1)
 
@@ -124,7 +139,7 @@ def _plane(array: jax.Array, index: int) -> jax.Array:
 
 @jax.jit
 def _interpolate(carried: jax.Array, array: jax.Array, *sides: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-    """By gathers and not by matrix products, which accelerators round to fewer digits."""
+    """Interpolates with gathers instead of matrix products, which accelerators compute with fewer digits."""
     array = jnp.concatenate([carried[None], array])
     for axis, (low, high, share) in enumerate(sides):
         share = share.astype(array.dtype).reshape(-1, *[1] * (array.ndim - 1 - axis))
@@ -133,18 +148,21 @@ def _interpolate(carried: jax.Array, array: jax.Array, *sides: tuple[jax.Array, 
     return array
 
 
-def _through_the_host(planes: Iterator[Planes], seen: Seen, back: InverseResample) -> Iterator[ScanPlanes]:
-    """For a sheared scan, where a plane of it crosses all planes of the network's grid: these are collected, those are not."""
-    inside = tuple(slice(pad, pad + part.stop - part.start) for pad, part in zip(seen.pads, seen.part))
+def _on_host(planes: Iterator[Planes], coverage: Coverage, back: InverseResample) -> Iterator[ScanPlanes]:
+    """Interpolates on the host, for a sheared scan.
+
+    Each plane of such a scan crosses all planes of the network's grid. Therefore all logits on the network's grid are collected first.
+    """
+    inside = tuple(slice(pad, pad + part.stop - part.start) for pad, part in zip(coverage.pads, coverage.covered))
     logits = None
     for piece in planes:
         if logits is None:
             sizes = [side.stop - side.start for side in inside]
             logits = np.empty((*sizes, piece.array.shape[-1]), piece.array.dtype)
         piece.write(piece.array, logits, inside)
-    shape, start = back.reorient.shape, np.array([part.start for part in seen.part], float)
+    shape, start = back.reorient.shape, np.array([part.start for part in coverage.covered], float)
     group = min(max(PIECE_BYTES // (shape[1] * shape[2] * logits.shape[-1] * logits.itemsize), 1), shape[0])
-    cropped = any(box.stop - box.start < size for box, size in zip(seen.box, back.shape))
+    cropped = any(box.stop - box.start < size for box, size in zip(coverage.box, back.shape))
     for first in range(0, shape[0], group):
         stop = min(first + group, shape[0])
         matrix = back.matrix
@@ -153,7 +171,7 @@ def _through_the_host(planes: Iterator[Planes], seen: Seen, back: InverseResampl
         valid = None
         if cropped:
             valid = np.logical_and.reduce(
-                [(at >= box.start) & (at < box.stop) for at, box in zip(back.nearest(first, stop), seen.box)]
+                [(at >= box.start) & (at < box.stop) for at, box in zip(back.nearest(first, stop), coverage.box)]
             )
         where = (slice(first, stop), slice(0, shape[1]), slice(0, shape[2]))
         yield ScanPlanes(where, (slice(None),), jnp.asarray(found), valid)

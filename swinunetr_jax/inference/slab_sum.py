@@ -1,4 +1,4 @@
-"""The weighted sum of windows over a slab of a volume, on the device: windows are added, and finished planes are taken off its top."""
+"""The weighted sum of windows over a slab of a volume on the device. Windows are added, and finished planes leave the slab."""
 
 import functools
 from collections.abc import Iterator
@@ -11,15 +11,23 @@ import numpy as np
 
 from swinunetr_jax.inference.plan import MIN_IMPORTANCE, Plan
 
-PIECE_BYTES = 64 << 20  # averages and what is computed from them exist for so many bytes of planes at a time
+PIECE_BYTES = 64 << 20  # the size of the planes for which averages, and results computed from them, exist at the same time
 
 
 @dataclass(frozen=True)
 class Planes:
     """Finished planes of the average of one output, on the device.
 
-    `array[skip : skip + count]` are the planes from `first` on of the padded volume, on the output's own grid, which is `scale` times as
-    fine as the input's; what else is in `array` is not finished.
+    The finished planes are `array[skip : skip + count]`, and the other planes of `array` must be ignored. They start at the plane `first`
+    of the padded volume on the output's grid.
+
+    Attributes:
+        output: the number of the output.
+        first: the first finished plane.
+        skip: the number of planes to ignore at the start of `array`.
+        count: the number of finished planes.
+        array: [k, *rest, c].
+        scale: the resolution of the output's grid relative to the input's, for each axis.
     """
 
     output: int
@@ -30,7 +38,7 @@ class Planes:
     scale: tuple[Fraction, ...]
 
     def write(self, part: jax.Array, result: np.ndarray, box: tuple[slice, ...]) -> None:
-        """Writes what was computed from `array` into `result`, which holds the `box` of the padded volume."""
+        """Writes `part`, which was computed from `array` plane by plane, into `result`, which is the `box` of the padded volume."""
         low, high = max(self.first, box[0].start), min(self.first + self.count, box[0].stop)
         if low < high:
             here = slice(low - self.first + self.skip, high - self.first + self.skip)
@@ -38,7 +46,13 @@ class Planes:
 
 
 class SlabSum:
-    """The weighted sum of one output over a slab as deep as a window, and the sum of the weights."""
+    """The weighted sum of one output and the sum of the weights, over a slab that is as deep as a window.
+
+    Args:
+        output: the first output of the predictor [n, *grid, c], for its shape and type.
+        plan: the positions of the windows.
+        importance: the weight of each voxel of a window on the output's grid.
+    """
 
     def __init__(self, output: jax.Array, plan: Plan, importance: np.ndarray):
         self.shape = output.shape
@@ -53,19 +67,27 @@ class SlabSum:
         self.planes = min(fitting, max(steps, default=shape[0]), shape[0])
 
     def row(self, start: int) -> int:
+        """Returns the first plane on the output's grid of windows that start at the plane `start` of the padded volume."""
         return int(start * self.scale[0])
 
     def add(self, output: jax.Array, starts: np.ndarray, live: int) -> None:
+        """Adds the first `live` windows of an output, which start at the positions `starts` [n, axes] of the slab."""
         starts = starts.copy()
         for axis, factor in enumerate(self.scale):
             if factor != 1:
                 starts[:, axis] = starts[:, axis] * factor.numerator // factor.denominator
         self.total, self.weight = _add(self.total, self.weight, output, self.importance, starts, live)
 
-    def finished(self, number: int, row: int, following: int) -> Iterator[Planes]:
-        """The averages of all planes before the next row of windows; then that row's planes are the slab's first."""
+    def pop_finished(self, number: int, row: int, next_row: int) -> Iterator[Planes]:
+        """Yields the averages of all planes before the next row of windows, and then moves the slab to this row.
+
+        Args:
+            number: the number of the output.
+            row: the first plane of the windows that were added last.
+            next_row: the first plane of the next windows.
+        """
         depth, base = self.shape[1], self.row(row)
-        step = min(self.row(following) - base, depth)
+        step = min(self.row(next_row) - base, depth)
         for first in range(0, step, self.planes):
             count, begin = min(self.planes, step - first), min(first, depth - self.planes)
             averages = _averages(self.total, self.weight, begin, self.planes)
@@ -93,13 +115,13 @@ def _add(
 @functools.partial(jax.jit, static_argnames="count")
 def _averages(total: jax.Array, weight: jax.Array, first: int, count: int) -> jax.Array:
     total, weight = (jax.lax.dynamic_slice_in_dim(array, first, count) for array in (total, weight))
-    # planes below the finished ones are not all covered yet: no division by zero there
+    # Some of the planes below the finished ones have no windows yet, so that their weight may be zero.
     return total / jnp.maximum(weight, MIN_IMPORTANCE**2)[..., None]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _move_up(slab: jax.Array, step: int) -> jax.Array:
-    """Plane by plane in place, as a shifted copy would take the memory of a second slab."""
+    """Shifts the planes in place, one by one, because a shifted copy would take the memory of a second slab."""
     depth = len(slab)
 
     def body(plane: int, slab: jax.Array) -> jax.Array:

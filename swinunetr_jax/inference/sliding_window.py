@@ -1,8 +1,8 @@
-"""Sliding-window inference: a function of patches becomes a function of whole volumes, with MONAI's numbers, in bounded memory.
+"""Sliding-window inference: applies a function of patches to complete volumes, with MONAI's results and in bounded memory.
 
-Windows are taken in row-major order of their positions, so everything above the current position of the first axis is finished. The
-device therefore holds one slab of sums, as deep as a window; when the first axis moves on, the finished planes leave the device a few at
-a time, are written into the one result that the host holds, and the rest moves up in place.
+Windows are processed in row-major order of their positions, so that all planes before the current position along the first axis are
+finished. Therefore the device only needs the sums of one slab, which is as deep as a window. When the position along the first axis
+increases, the finished planes are copied a few at a time into the result on the host, and the other planes move up in place.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 from swinunetr_jax.console import Progress as Bar
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.inference.plan import PADDINGS, PerAxis, Plan, RoiSize, importance_map, resized
+from swinunetr_jax.inference.plan import PADDINGS, PerAxis, Plan, RoiSize, importance_map, resize_nearest
 from swinunetr_jax.inference.slab_sum import Planes, SlabSum
 
 Predictor = Callable[[jax.Array], Any]
@@ -37,36 +37,38 @@ def sliding_window_inference(
     roi_weight_map: np.ndarray | None = None,
     reduce: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Any:
-    """The outputs of whole volumes: the weighted average of the windows' outputs.
+    """Returns the outputs for complete volumes, the weighted averages of the windows' outputs.
 
-    Arguments have the names, the forms and the meaning of MONAI's function of this name, except that axes are channels-last. MONAI's
-    `sw_device`, `device`, `buffer_steps` and `buffer_dim` have no counterpart, as slabs are always buffered (see Memory), nor have
-    `process_fn` and `with_coord`; further arguments of the predictor are bound by `functools.partial`.
+    The arguments have the names and the meaning of those of MONAI's function of this name, except that axes are channels-last. MONAI's
+    `sw_device`, `device`, `buffer_steps` and `buffer_dim` have no counterpart, because slabs are always buffered (see Memory).
+    `process_fn` and `with_coord` have none either. Use `functools.partial` for further arguments of the predictor.
 
     Args:
         inputs: [b, *grid, c].
-        roi_size: the window's size, for all axes or each; None, 0 and negative numbers stand for the volume's size. Where the volume is
-            smaller than a window, it is padded on both sides and the result is cropped.
-        sw_batch_size: windows per call of `predictor`.
-        predictor: [n, *roi, c] → [n, *roi, c_out]; compile it (`jax.jit`) for speed, it only ever sees one shape. It may also return
-            several outputs, as a tuple, list or dict, and outputs on a finer or coarser grid than the window's; where a window starts
-            between two voxels of that grid, it is laid on the lower one, as MONAI does.
-        overlap: 0 to less than 1, of neighbouring windows, for all axes or each.
-        mode: "constant" or "gaussian" weights within a window.
-        sigma_scale: standard deviation of the gaussian, as a share of the window, for all axes or each.
+        roi_size: the size of a window, for all axes or for each. None, 0 and negative numbers stand for the size of the volume. A volume
+            that is smaller than a window is padded on both sides, and the result is cropped.
+        sw_batch_size: the number of windows per call of `predictor`.
+        predictor: [n, *roi, c] → [n, *roi, c_out]. Compile it with `jax.jit` for speed; all calls have the same shape. It may also return
+            several outputs in a tuple, list or dict, and outputs on a finer or coarser grid than the window's. A window that starts
+            between two voxels of such a grid is placed on the lower one, as in MONAI.
+        overlap: the share by which neighbouring windows overlap, at least 0 and less than 1, for all axes or for each.
+        mode: "constant" or "gaussian", the weights within a window.
+        sigma_scale: the standard deviation of the Gaussian as a share of the window, for all axes or for each.
         padding_mode: "constant", "reflect", "replicate" or "circular".
         cval: the value of constant padding.
-        progress: True shows a bar; a function is called with windows done and windows in all of each volume.
-        roi_weight_map: weights within a window [*roi] instead of those of `mode`.
-        reduce: applied on the device to finished planes [k, *rest, c_out] of each output. It must keep the spatial axes, as an argmax
-            over the last one does, and its result is what is returned, so that whole logits exist nowhere.
+        progress: True to show a progress bar, or a function that is called with the number of finished windows and the number of all
+            windows of each volume.
+        roi_weight_map: the weights within a window [*roi], instead of those of `mode`.
+        reduce: a function that is applied on the device to finished planes [k, *rest, c_out] of each output. It must keep the spatial
+            axes, for example as an argmax over the last axis. Its results are returned instead of the outputs, so that the complete
+            outputs are never in memory.
 
     Returns:
-        [b, *grid, c_out] float32 on the host (or what `reduce` makes of it), in a tuple or dict where the predictor returns several.
+        [b, *grid, c_out] float32 on the host, or the result of `reduce`. If the predictor returns several outputs, a tuple or dict of them.
 
     Memory:
-        On the host one result, in which finished planes are written, and the input. On the device, beside the predictor's own needs, a
-        slab of the input and of the sums as deep as a window, and a piece of at most 64 MB (or one plane) of averages.
+        The host needs memory for the input and one result. The device needs memory for the predictor, for a slab of the input and a slab of
+        the sums that are as deep as a window, and for at most 64 MB (or one plane) of averages.
 
     Raises:
         InputError: an argument is out of range, or an output has a wrong shape.
@@ -96,15 +98,15 @@ def sliding_window_inference(
             def count(done: int, total: int, index: int = index) -> None:
                 bar(index * total + done, len(inputs) * total)
 
-            told = progress if callable(progress) else count
-            for planes in predict_slabs(inputs[index], plan, sw_batch_size, flat, **weights, **padding, progress=told):
-                part = planes.array if reduce is None else _reduced(reduce, planes.array)
-                box = plan.inside(planes.scale)
+            report = progress if callable(progress) else count
+            for planes in predict_slabs(inputs[index], plan, sw_batch_size, flat, **weights, **padding, progress=report):
+                part = planes.array if reduce is None else _apply_reduce(reduce, planes.array)
+                box = plan.unpadded_box(planes.scale)
                 if planes.output not in results:
                     shape = tuple(side.stop - side.start for side in box)
                     results[planes.output] = np.empty((len(inputs), *shape, *part.shape[spatial:]), part.dtype)
                 planes.write(part, results[planes.output][index], box)
-    return _packed(structure[0], [results[output] for output in sorted(results)])
+    return _unflatten(structure[0], [results[output] for output in sorted(results)])
 
 
 def predict_slabs(
@@ -120,10 +122,10 @@ def predict_slabs(
     cval: float = 0.0,
     progress: Progress | None = None,
 ) -> Iterator[Planes]:
-    """Yields the averaged outputs of a volume [*grid, c], from the first axis' low end on, a few finished planes at a time.
+    """Yields the averaged outputs of a volume [*grid, c], a few finished planes along the first axis at a time.
 
-    Arguments are those of `sliding_window_inference`, except that `predictor` returns a sequence of outputs; `progress` is called one
-    call of the predictor behind the device, so that the device never waits.
+    The arguments are those of `sliding_window_inference`, except that `predictor` returns a sequence of outputs. `progress` is called one
+    call of the predictor late, so that the device never waits for the host.
     """
     if batch < 1:
         raise InputError(f"`sw_batch_size` must be at least 1, got {batch}.")
@@ -135,13 +137,15 @@ def predict_slabs(
     batch = min(batch, len(starts))
     rows, depth = plan.starts[0], plan.roi[0]
     sums: list[SlabSum] = []
-    done, before = 0, None
+    done, previous = 0, None
     for index, row in enumerate(rows):
         slab = jnp.asarray(plan.pad(np.asarray(volume[row : row + depth]), padding_mode, cval))
         for first in range(0, len(starts), batch):
             chosen = starts[first : first + batch]
             live = len(chosen)
-            if live < batch:  # the last batch is filled up with copies that then count nothing: one shape for the network
+            if (
+                live < batch
+            ):  # fill the last batch with copies, which are not added, so that the network is compiled for one shape
                 chosen = np.concatenate([chosen, np.repeat(chosen[-1:], batch - live, 0)])
             outputs = predictor(_cut(slab, chosen, plan.roi))
             if not sums:
@@ -150,18 +154,19 @@ def predict_slabs(
             for sum_, output in zip(sums, outputs):
                 sum_.add(output, chosen, live)
             if progress and done:
-                jax.block_until_ready(before)
+                jax.block_until_ready(previous)
                 progress(done, plan.windows)
-            before = outputs
+            previous = outputs
             done += live
-        following = rows[index + 1] if index + 1 < len(rows) else row + depth
+        next_row = rows[index + 1] if index + 1 < len(rows) else row + depth
         for number, sum_ in enumerate(sums):
-            yield from sum_.finished(number, row, following)
+            yield from sum_.pop_finished(number, row, next_row)
     if progress:
         progress(done, plan.windows)
 
 
 def _importance(plan: Plan, mode: str, sigma_scale: PerAxis, given: np.ndarray | None) -> np.ndarray:
+    """Returns the weight of each voxel of a window: the given weights, or else those of the mode."""
     if given is None:
         return importance_map(plan.roi, mode, tuple(sigma_scale) if np.ndim(sigma_scale) else sigma_scale)
     given = np.asarray(given, np.float32)
@@ -171,13 +176,18 @@ def _importance(plan: Plan, mode: str, sigma_scale: PerAxis, given: np.ndarray |
 
 
 def _sums(outputs: Sequence[jax.Array], plan: Plan, batch: int, importance: np.ndarray) -> list[SlabSum]:
-    """Room for each output of the predictor, whose first call gave these. Raises InputError for shapes that cannot be outputs."""
+    """Returns an empty sum for each output of the predictor. Raises InputError for an output with a wrong shape.
+
+    Args:
+        outputs: the outputs of the predictor's first call.
+        plan: the positions of the windows.
+        batch: the number of windows per call.
+        importance: the weight of each voxel of a window.
+    """
     sums, current = [], importance
     for number, output in enumerate(outputs):
-        shape, which = (
-            getattr(output, "shape", None),
-            f"output {number} of the predictor" if len(outputs) > 1 else "the predictor's output",
-        )
+        shape = getattr(output, "shape", None)
+        which = f"output {number} of the predictor" if len(outputs) > 1 else "the predictor's output"
         want = f"({', '.join(map(str, (batch, *plan.roi)))}, channels)"
         if shape is None:
             raise InputError(f"{which} is a {type(output).__name__}, expected an array of shape {want}.")
@@ -187,52 +197,62 @@ def _sums(outputs: Sequence[jax.Array], plan: Plan, batch: int, importance: np.n
             if shape[2:] == plan.roi:
                 raise InputError(f"{which} has shape {tuple(shape)}, which is channels first, expected channels last: {want}.")
             _check_scale(which, shape, plan, want)
-            current = resized(current, shape[1:-1])  # from the output before, as the reference does
+            current = resize_nearest(current, shape[1:-1])  # from the weights of the previous output, as in MONAI
         sums.append(SlabSum(output, plan, importance if shape[1:-1] == plan.roi else current))
     return sums
 
 
 def _check_scale(which: str, shape: tuple[int, ...], plan: Plan, want: str) -> None:
-    """An output may be a whole number of times as fine or as coarse as the window, or any other that keeps all positions whole."""
+    """Raises InputError for a resolution of an output at which windows would start between voxels.
+
+    The number of voxels of an output along an axis may be a multiple or a divisor of the window's. Any other number is accepted if all
+    positions of windows are integers on the output's grid.
+    """
     for axis, (size, roi, starts) in enumerate(zip(shape[1:-1], plan.roi, plan.starts)):
         if size % roi and roi % size and any(start * size % roi for start in starts):
             raise InputError(
-                f"{which} has shape {tuple(shape)}, expected {want} or a grid a whole number of times as fine or as coarse: {size} voxels "
-                f"for {roi} along axis {axis} put windows between voxels."
+                f"{which} has shape {tuple(shape)}, expected {want} or a grid that is finer or coarser by an integer factor: with {size} "
+                f"voxels for {roi} along axis {axis}, windows would start between voxels."
             )
 
 
 def _check_outputs(outputs: Sequence[jax.Array], sums: list[SlabSum]) -> None:
+    """Raises InputError if the outputs do not have the shapes of the first call's."""
     shapes, want = [tuple(output.shape) for output in outputs], [tuple(sum_.shape) for sum_ in sums]
     if shapes != want:
-        raise InputError(f"the predictor's outputs have the shapes {shapes}, and had {want} for windows of the same size before.")
+        raise InputError(
+            f"the predictor's outputs have the shapes {shapes}, but had {want} in its first call with the same shape."
+        )
 
 
 def _flatten(outputs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(keys of a dict, or None; the outputs, in the order of sorted keys)."""
+    """Returns the sorted keys of a dict of outputs, or None, and the outputs in the order of these keys."""
     if isinstance(outputs, Mapping):
         keys = sorted(outputs)
         return keys, tuple(outputs[key] for key in keys)
     return None, tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
-def _packed(keys: Any, results: list[np.ndarray]) -> Any:
+def _unflatten(keys: Any, results: list[np.ndarray]) -> Any:
+    """Returns the results in the structure that the predictor's outputs have; `keys` is the first result of `_flatten`."""
     if keys is not None:
         return dict(zip(keys, results))
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _reduced(reduce: Callable[[jax.Array], jax.Array], planes: jax.Array) -> jax.Array:
+def _apply_reduce(reduce: Callable[[jax.Array], jax.Array], planes: jax.Array) -> jax.Array:
+    """Returns `reduce(planes)`. Raises InputError if it does not have the spatial axes of `planes`."""
     part = reduce(planes)
     if getattr(part, "shape", ())[: planes.ndim - 1] != planes.shape[:-1]:
         got = getattr(part, "shape", type(part).__name__)
         raise InputError(
-            f"`reduce` made {got} of planes {planes.shape}, expected their spatial axes {planes.shape[:-1]} to stay."
+            f"`reduce` returned {got} for planes {planes.shape}, expected it to keep their spatial axes {planes.shape[:-1]}."
         )
     return part
 
 
 @functools.partial(jax.jit, static_argnames="roi")
 def _cut(slab: jax.Array, offsets: np.ndarray, roi: tuple[int, ...]) -> jax.Array:
+    """Returns the windows [n, *roi, c] of a slab [*grid, c] at the positions `offsets` [n, axes]."""
     sizes = (*roi, slab.shape[-1])
     return jax.vmap(lambda offset: jax.lax.dynamic_slice(slab, (*offset, 0), sizes))(offsets)
