@@ -1,4 +1,4 @@
-"""Which networks `-m RUN` stands for, and what is said of a cross-validation that is not finished."""
+"""The networks that `-m RUN` stands for, and the warning about a cross-validation that is not finished."""
 
 import json
 
@@ -12,7 +12,7 @@ from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
 
 def run_with(folder, *folds, without_network=(), described=None, finished=False):
-    """The folder of a cross-validation: folds with a best network, others that have begun, and what run.json says."""
+    """Creates a cross-validation whose `folds` have a network; `described` are the folds in its run.json, if it has one."""
     for name in (*folds, *without_network):
         (folder / name / "best").mkdir(parents=True)
     for name in folds:
@@ -38,7 +38,7 @@ def run_with(folder, *folds, without_network=(), described=None, finished=False)
         ({"folds": ("fold0", "fold1")}, "fold0, fold1 are used, and there is no out_of_fold.json yet"),
         ({"folds": ("fold0", "fold2"), "described": [0, 1, 2], "finished": True}, "fold0, fold2 are used, and fold1 is missing."),
         ({"folds": ("fold3", "fold11"), "described": [3, 11], "finished": True}, None),
-        ({"folds": ("fold0", "fold1"), "finished": True}, None),  # of an earlier version, whose run.json names no folds
+        ({"folds": ("fold0", "fold1"), "finished": True}, None),  # as an earlier version wrote it, without folds in run.json
     ],
 )
 def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, monkeypatch, capsys, fields, sentence):
@@ -46,11 +46,15 @@ def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, m
     folds = fields.pop("folds")
     folder = run_with(tmp_path / "cv", *folds, **fields)
     assert ensemble_paths(folder) == tuple(folder / name for name in folds)
-    said = missing_folds(folder)
-    assert said is None if sentence is None else f"{folder} is a cross-validation that is not finished: {sentence}"[:-1] in said
+    warning = missing_folds(folder)
+    assert (
+        warning is None
+        if sentence is None
+        else f"{folder} is a cross-validation that is not finished: {sentence}"[:-1] in warning
+    )
 
     def stop(*_, **__):
-        raise load.InputError("the rest takes a network.")
+        raise load.InputError("the rest needs a network.")
 
     monkeypatch.setattr(load, "open_checkpoint", stop)
     with pytest.raises(SystemExit):
@@ -59,14 +63,14 @@ def test_an_unfinished_cross_validation_says_which_folds_are_missing(tmp_path, m
     assert ("not finished" in printed) == (sentence is not None) and (sentence is None or sentence[:-1] in printed)
 
 
-def test_one_network_is_no_cross_validation(tmp_path):
+def test_a_single_network_is_not_a_cross_validation(tmp_path):
     single = run_with(tmp_path, ".")
     assert ensemble_paths(single) == (single,) and missing_folds(single) is None
     assert ensemble_paths(tmp_path / "net.pt") == (tmp_path / "net.pt",) and missing_folds(tmp_path / "net.pt") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"folds": 3}', '{"folds": ["a"]}', "[" * 100_000])
-def test_a_damaged_description_is_a_sentence(tmp_path, text):
+def test_a_damaged_description_is_refused_in_one_sentence(tmp_path, text):
     folder = run_with(tmp_path, "fold0")
     (folder / "run.json").write_text(text)
     with refused("run.json", "restore it, or name the folds one by one"):

@@ -1,4 +1,4 @@
-"""The network in files of any trainer: where it is found, which one is meant where there are several, and what is ignored."""
+"""Networks are found in files of any trainer, and one of several is chosen; other tensors are ignored and reported."""
 
 import argparse
 import datetime
@@ -9,58 +9,45 @@ import shutil
 import numpy as np
 import pytest
 from refusals import refused
+from weight_states import CONFIG_2D, prefixed, random_params
 
-from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.weights import monai
 from swinunetr_jax.weights.load import open_checkpoint, save_params
 from swinunetr_jax.weights.monai import to_monai
-from swinunetr_jax.weights.params import shapes
 from swinunetr_jax.weights.safetensors_file import write_safetensors
 from swinunetr_jax.weights.torch_file import write_torch_file
 
-FLAT = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1), window_size=3, spatial_dims=2)
+CONFIG = CONFIG_2D.replace(downsample="merging")
 
 
 def params(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(leaf.shape, np.float32) for name, leaf in shapes(FLAT).items()}
+    return random_params(CONFIG, seed)
 
 
 @pytest.fixture(scope="module")
 def one() -> dict[str, np.ndarray]:
-    return to_monai(params(1), FLAT)
+    """The state dict of a network."""
+    return to_monai(params(1), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def two() -> dict[str, np.ndarray]:
-    return to_monai(params(2), FLAT)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    def save(content, name="file.pt"):
-        write_torch_file(tmp_path / name, content)
-        return tmp_path / name
-
-    return save
-
-
-def prefixed(state, prefix):
-    return {prefix + name: tensor for name, tensor in state.items()}
+    """The state dict of another network."""
+    return to_monai(params(2), CONFIG)
 
 
 def is_network(path, state, **options):
-    """Whether opening the file gives this network."""
+    """Returns whether opening the file gives the network with this state dict."""
     checkpoint = open_checkpoint(path, **options)
     assert checkpoint.report.initialized == []
     return np.array_equal(checkpoint.params["out.bias"], state["out.conv.conv.bias"])
 
 
-COUNT = {"n_averaged": np.array(7)}
-OTHER = {"conv.weight": np.ones((3, 3), np.float32), "head.bias": np.ones(3, np.float32)}
+COUNTER = {"n_averaged": np.array(7)}
+OTHER_NETWORK = {"conv.weight": np.ones((3, 3), np.float32), "head.bias": np.ones(3, np.float32)}
 
 
-# ---- one network
+# One network
 
 
 @pytest.mark.fault("1.11")
@@ -75,29 +62,29 @@ OTHER = {"conv.weight": np.ones((3, 3), np.float32), "head.bias": np.ones(3, np.
         lambda net: {"checkpoint": {"state_dict": net}},
         lambda net: {"ema": {"decay": 0.999, "shadow": net}},
         lambda net: {"my_own_name": {"deeper": {"still": prefixed(net, "student.backbone.")}}},
-        lambda net: {"model": OTHER, "net": net},
-        lambda net: {"generator": net, "discriminator": OTHER},
-        lambda net: {"teacher": OTHER, "student": net},
+        lambda net: {"model": OTHER_NETWORK, "net": net},
+        lambda net: {"generator": net, "discriminator": OTHER_NETWORK},
+        lambda net: {"teacher": OTHER_NETWORK, "student": net},
         lambda net: {"model": net, "optimizer": {"exp_avg": net}},
         lambda net: {"model": net, "pretrained": {n: t for n, t in net.items() if n.startswith("swinViT.")}},
         lambda net: {"model": net, "same": dict(net)},
     ],
 )
-def test_the_only_whole_network_is_found_under_any_name(saved, one, wrap):
-    assert is_network(saved(wrap(one)), one)
+def test_the_only_complete_network_is_found_under_any_name(state_file, one, wrap):
+    assert is_network(state_file(wrap(one)), one)
 
 
 @pytest.mark.fault("5.18")
 @pytest.mark.parametrize(
     "content, ignored",
     [
-        (lambda net: prefixed(net, "module.") | COUNT, ["n_averaged"]),
-        (lambda net: prefixed(net, "module.module.") | COUNT, ["n_averaged"]),
-        (lambda net: net | COUNT, ["n_averaged"]),
-        (lambda net: {"ema": prefixed(net, "module.") | COUNT}, ["ema.n_averaged"]),
+        (lambda net: prefixed(net, "module.") | COUNTER, ["n_averaged"]),
+        (lambda net: prefixed(net, "module.module.") | COUNTER, ["n_averaged"]),
+        (lambda net: net | COUNTER, ["n_averaged"]),
+        (lambda net: {"ema": prefixed(net, "module.") | COUNTER}, ["ema.n_averaged"]),
         (lambda net: prefixed(net, "model.") | {"loss.class_weights": np.ones(2, np.float32)}, ["loss.class_weights"]),
         (lambda net: net | {"criterion.weight": np.ones(2, np.float32)}, ["criterion.weight"]),
-        (lambda net: prefixed(net, "net.") | prefixed(OTHER, "critic."), ["critic.conv.weight", "critic.head.bias"]),
+        (lambda net: prefixed(net, "net.") | prefixed(OTHER_NETWORK, "critic."), ["critic.conv.weight", "critic.head.bias"]),
         (lambda net: prefixed(net, "model.") | {"ema.swinViTpatch": np.ones((2, 2))}, ["ema.swinViTpatch"]),
         (
             lambda net: net | {"swinViT.total_ops": np.ones(1), "out.total_params": np.ones(1)},
@@ -106,8 +93,8 @@ def test_the_only_whole_network_is_found_under_any_name(saved, one, wrap):
         (lambda net: prefixed(net, "net.") | {"stray\x1b[2J\nname": np.ones(1)}, ["stray\x1b[2J\nname"]),
     ],
 )
-def test_stray_entries_are_ignored_and_reported(saved, one, content, ignored, capsys):
-    path = saved(content(one))
+def test_unrelated_entries_are_ignored_and_reported(state_file, one, content, ignored, capsys):
+    path = state_file(content(one))
     assert is_network(path, one)
     report = open_checkpoint(path).report
     assert sorted(report.ignored) == ignored
@@ -116,12 +103,12 @@ def test_stray_entries_are_ignored_and_reported(saved, one, content, ignored, ca
     assert ("total_" in ignored[0]) == ("which were ignored" not in warned) and "\x1b" not in warned
 
 
-def test_a_layer_beside_the_networks_own_is_another_network(saved, one):
+def test_an_additional_layer_is_refused(state_file, one):
     with pytest.raises(ValueError, match=r"attention_gate.weight: \(2, 2\) in the file, not in the network"):
-        open_checkpoint(saved(one | {"attention_gate.weight": np.ones((2, 2), np.float32)}))
+        open_checkpoint(state_file(one | {"attention_gate.weight": np.ones((2, 2), np.float32)}))
 
 
-# ---- several networks
+# Several networks
 
 
 @pytest.mark.fault("1.11")
@@ -132,14 +119,14 @@ def test_a_layer_beside_the_networks_own_is_another_network(saved, one):
         (lambda a, b: {"net": b, "model": a}, "model", "net"),
         (lambda a, b: {"gan": prefixed(a, "generator.") | prefixed(b, "critic.")}, "gan.generator", "gan.critic"),
         (lambda a, b: prefixed(a, "student.") | prefixed(b, "teacher."), "student", "teacher"),
-        (lambda a, b: a | {"ema": b | COUNT}, ".", "ema"),
+        (lambda a, b: a | {"ema": b | COUNTER}, ".", "ema"),
         (lambda a, b: a | prefixed(b, "ema."), ".", "ema"),
         (lambda a, b: {"model": a, "ema": {"module": prefixed(b, "module.")}}, "model", "ema"),
         (lambda a, b: {"models": {"0": a, "1": prefixed(b, "module.")}}, "models.0", "models.1"),
     ],
 )  # fmt: skip
-def test_several_networks_are_listed_and_one_is_chosen(saved, one, two, content, first, second):
-    path = saved(content(one, two))
+def test_several_networks_are_listed_and_one_is_chosen(state_file, one, two, content, first, second):
+    path = state_file(content(one, two))
     with refused(path, "holds several networks", "--key", first, second):
         open_checkpoint(path)
     assert is_network(path, one, key=first) and is_network(path, two, key=second)
@@ -148,7 +135,7 @@ def test_several_networks_are_listed_and_one_is_chosen(saved, one, two, content,
 
 
 @pytest.mark.fault("1.11")
-def test_several_networks_in_a_safetensors_file(tmp_path, one, two):
+def test_a_network_of_a_safetensors_file_is_chosen(tmp_path, one, two):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, prefixed(one, "model.") | prefixed(two, "ema."))
     with refused(path, "several networks", "model (", "ema ("):
@@ -156,27 +143,27 @@ def test_several_networks_in_a_safetensors_file(tmp_path, one, two):
     assert is_network(path, two, key="ema")
 
 
-def test_encoders_count_as_networks_where_an_encoder_is_wanted(saved, one, two):
+def test_an_encoder_counts_as_a_network_if_only_an_encoder_is_needed(state_file, one, two):
     encoder = {name: tensor for name, tensor in two.items() if name.startswith("swinViT.")}
-    path = saved({"model": one, "pretrained": encoder})
+    path = state_file({"model": one, "pretrained": encoder})
     with refused("several networks", "pretrained"):
         open_checkpoint(path, encoder_only=True, out_channels=2)
     checkpoint = open_checkpoint(path, encoder_only=True, out_channels=2, key="pretrained")
     assert np.array_equal(checkpoint.params["swin.patch_embed.proj.bias"], two["swinViT.patch_embed.proj.bias"])
 
 
-def test_a_key_of_our_own_folder_is_refused(tmp_path):
-    save_params(tmp_path / "ours", FLAT, params(1))
+def test_a_key_for_a_checkpoint_folder_is_refused(tmp_path):
+    save_params(tmp_path / "ours", CONFIG, params(1))
     with refused(tmp_path / "ours", "--key", "leave out"):
         open_checkpoint(tmp_path / "ours", key="model")
 
 
-# ---- values beside a network
+# Other values in a file
 
 
 @pytest.mark.fault("5.18")
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_harmless_values_beside_a_network(tmp_path, one, protocol):
+def test_harmless_values_are_accepted(tmp_path, one, protocol):
     torch = pytest.importorskip("torch")
     from torch.optim.swa_utils import AveragedModel
 
@@ -201,23 +188,23 @@ def test_harmless_values_beside_a_network(tmp_path, one, protocol):
     assert is_network(tmp_path / "b.pt", one)
 
 
-# ---- folders and shards
+# Folders and shards
 
 
 @pytest.mark.fault("1.11")
-def test_a_bundles_folder_leads_to_its_weights(tmp_path, one, saved):
+def test_weights_are_found_in_the_folder_of_a_bundle(tmp_path, one, state_file):
     (tmp_path / "bundle" / "models").mkdir(parents=True)
     (tmp_path / "bundle" / "configs").mkdir()
-    saved({"model": one}, "bundle/models/model.pt")
+    state_file({"model": one}, "bundle/models/model.pt")
     assert is_network(tmp_path / "bundle", one)
-    saved({"model": one}, "bundle/pytorch_model.bin")
+    state_file({"model": one}, "bundle/pytorch_model.bin")
     with refused("several weight files", "models/model.pt", "pytorch_model.bin"):
         open_checkpoint(tmp_path / "bundle")
 
 
 @pytest.mark.fault("1.11")
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_an_index_leads_to_its_shards(tmp_path, one, ending):
+def test_shards_are_read_through_their_index(tmp_path, one, ending):
     folder = tmp_path / "hub"
     folder.mkdir()
     write = write_safetensors if ending == "safetensors" else write_torch_file
@@ -242,28 +229,28 @@ def test_an_index_leads_to_its_shards(tmp_path, one, ending):
             open_checkpoint(folder)
 
 
-# ---- nothing is dropped, nothing is made up
+# Our own checkpoints
 
 
 @pytest.mark.fault("1.12")
-def test_our_own_checkpoint_needs_no_table_of_names(tmp_path, monkeypatch):
-    save_params(tmp_path / "ours", FLAT, params(1))
-    save_params(tmp_path / "ours.pt", FLAT, params(1))
-    table = [entry for entry in monai.entries(FLAT) if entry.path != "encoder2.conv1.kernel"]
+def test_our_own_checkpoint_is_read_without_the_table_of_names(tmp_path, monkeypatch):
+    save_params(tmp_path / "ours", CONFIG, params(1))
+    save_params(tmp_path / "ours.pt", CONFIG, params(1))
+    table = [entry for entry in monai.entries(CONFIG) if entry.path != "encoder2.conv1.kernel"]
     monkeypatch.setattr("swinunetr_jax.weights.monai.entries", lambda config: table)
     monkeypatch.setattr("swinunetr_jax.weights.fit.entries", lambda config: table)
     read = open_checkpoint(tmp_path / "ours").params
     assert all(np.array_equal(read[name], array) for name, array in params(1).items())
-    with refused("no place for encoder2.conv1.kernel"):  # and MONAI's file does not lose it
-        save_params(tmp_path / "lost.pt", FLAT, params(1))
-    with pytest.raises(ValueError, match="encoder2"):  # nor does reading one make it up
+    with refused("no counterpart for encoder2.conv1.kernel"):  # the parameter is not left out
+        save_params(tmp_path / "lost.pt", CONFIG, params(1))
+    with pytest.raises(ValueError, match="encoder2"):  # nor initialised randomly
         open_checkpoint(tmp_path / "ours.pt")
 
 
 @pytest.mark.fault("1.12")
-def test_our_own_checkpoint_is_adapted_on_request(tmp_path):
-    save_params(tmp_path / "ours", FLAT, params(1))
-    with refused("was made with `out_channels` 2"):
+def test_our_own_checkpoint_is_adapted_only_on_request(tmp_path):
+    save_params(tmp_path / "ours", CONFIG, params(1))
+    with refused("was created with `out_channels` 2"):
         open_checkpoint(tmp_path / "ours", out_channels=3)
     changed = open_checkpoint(tmp_path / "ours", in_channels=2, out_channels=3, adapt_channels=True)
     assert sorted(changed.report.initialized) == ["out.bias", "out.kernel"] and len(changed.report.adapted) == 3
@@ -274,23 +261,23 @@ def test_our_own_checkpoint_is_adapted_on_request(tmp_path):
     assert set(encoder.report.ignored) == {name for name in params(1) if not name.startswith("swin.")}
 
 
-# ---- names of what is written
+# The format of a file
 
 
 @pytest.mark.fault("5.6")
 @pytest.mark.parametrize("name", ["m.onnx", "m.h5", "m.ckpt", "m.pt.gz", "m.npz", "m.v1"])
 def test_an_ending_of_another_format_is_refused(tmp_path, name):
     with refused(name, ".pt, .pth, .safetensors", "--to"):
-        save_params(tmp_path / name, FLAT, params(1))
+        save_params(tmp_path / name, CONFIG, params(1))
     assert not list(tmp_path.iterdir())
-    save_params(tmp_path / name, FLAT, params(1), to="orbax")
-    save_params(tmp_path / name, FLAT, params(2), overwrite=True)  # it is a checkpoint's name now
+    save_params(tmp_path / name, CONFIG, params(1), to="orbax")
+    save_params(tmp_path / name, CONFIG, params(2), overwrite=True)  # an existing checkpoint can be replaced
     shutil.rmtree(tmp_path / name)
 
 
 @pytest.mark.fault("5.6")
 @pytest.mark.parametrize("name, kind", [("m", "folder"), ("m_1.5", "folder"), ("m.PTH", "file"), ("m.safetensors", "file")])
-def test_the_ending_says_the_format(tmp_path, name, kind):
-    save_params(tmp_path / name, FLAT, params(1))
+def test_the_ending_determines_the_format(tmp_path, name, kind):
+    save_params(tmp_path / name, CONFIG, params(1))
     assert (tmp_path / name).is_dir() == (kind == "folder")
-    assert open_checkpoint(tmp_path / name).config == FLAT
+    assert open_checkpoint(tmp_path / name).config == CONFIG

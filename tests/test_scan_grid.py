@@ -1,6 +1,6 @@
-"""Logits come back onto the scan's grid before anything is read off them: labels, probabilities and scores of one run agree.
+"""Labels, probabilities and scores are computed from logits on the scan's grid, so that all of them agree.
 
-The network is a plain function, so that every right answer is known.
+The networks of these tests are simple functions, so that every correct result is known.
 """
 
 import tracemalloc
@@ -42,6 +42,7 @@ CLASSES = {"kind": "classes", "outputs": tuple(Output(name=f"class {n}", value=n
 
 
 def oblique():
+    """Returns the affine of a scan that is rotated about two axes."""
     a, b = 0.3, 0.2
     x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
@@ -49,6 +50,7 @@ def oblique():
 
 
 def task_of(fields, **changes):
+    """Returns a task with unchanged intensities and small windows."""
     return Task(**{"intensity": "none", "roi": ROI, **fields, **changes})
 
 
@@ -66,12 +68,13 @@ def segmenter(monkeypatch):
 
 
 def smooth(shape, channels, seed=0):
-    """Noise of a few voxels' width, so that labels have surfaces."""
+    """Returns smooth noise, so that labels have surfaces."""
     coarse = np.random.default_rng(seed).normal(size=(*(size // 4 + 2 for size in shape), channels)).astype(np.float32)
     return interpolated(coarse, np.diag([0.25, 0.25, 0.25, 1]), shape) * 3
 
 
 def save(folder, image, affine, label=None, name="scan"):
+    """Writes a scan and optionally its label map, and returns the case."""
     nib.save(nib.Nifti1Image(image, affine), folder / f"{name}.nii.gz")
     if label is not None:
         nib.save(nib.Nifti1Image(label, affine), folder / f"{name}_label.nii.gz")
@@ -79,7 +82,7 @@ def save(folder, image, affine, label=None, name="scan"):
 
 
 def expected(logits, task):
-    """(labels, probabilities, whether a label could be another one by rounding)."""
+    """Returns labels, probabilities, and a mask of the voxels whose label depends on rounding."""
     logits = logits.astype(np.float64)
     values = np.array([output.value for output in task.outputs], np.uint8)
     if task.kind == "classes":
@@ -93,6 +96,7 @@ def expected(logits, task):
 
 
 def labels_of(probabilities, task):
+    """Returns the labels for probabilities."""
     values = np.array([output.value for output in task.outputs], np.uint8)
     if task.kind == "classes":
         return values[probabilities.argmax(-1)]
@@ -108,7 +112,7 @@ GRIDS = {"anisotropic": ANISOTROPIC, "oblique": oblique(), "permuted": PERMUTED,
 @pytest.mark.fault("1.1")
 @pytest.mark.parametrize("fields", [REGIONS, CLASSES], ids=["regions", "classes"])
 @pytest.mark.parametrize(("affine", "spacing"), [(affine, (1.5, 1.5, 2.0)) for affine in GRIDS.values()], ids=GRIDS.keys())
-def test_labels_and_probabilities_are_those_of_the_whole_logits_on_the_scans_grid(
+def test_labels_and_probabilities_are_those_of_all_logits_on_the_scans_grid(
     segmenter, tmp_path, monkeypatch, affine, spacing, fields
 ):
     for module in (scan_grid, slab_sum):
@@ -126,7 +130,7 @@ def test_labels_and_probabilities_are_those_of_the_whole_logits_on_the_scans_gri
 
 
 @pytest.mark.fault("1.1")
-def test_an_ensemble_and_mirrored_windows_come_back_on_the_same_road(segmenter, tmp_path):
+def test_an_ensemble_with_mirrored_windows_is_resampled_in_the_same_way(segmenter, tmp_path):
     task = task_of(REGIONS, spacing=(2.0, 2.0, 2.0))
     case = save(tmp_path, smooth((40, 30, 21), 2), ANISOTROPIC)
     several = segmenter(task, lambda x: x * 3, lambda x: -x, mirror=True).segment(case, probabilities=True)
@@ -137,7 +141,7 @@ def test_an_ensemble_and_mirrored_windows_come_back_on_the_same_road(segmenter, 
 
 @pytest.mark.fault("1.1")
 @pytest.mark.parametrize("affine", [ANISOTROPIC, SHEARED], ids=["straight", "sheared"])
-def test_around_a_crop_on_other_voxels_there_is_background(segmenter, tmp_path, affine):
+def test_a_resampled_crop_is_surrounded_by_background(segmenter, tmp_path, affine):
     task = task_of(CLASSES, spacing=(1.3, 1.3, 2.0))
     image = smooth((44, 40, 24), 3)
     image[:12] = image[30:] = image[:, :9] = image[:, :, 18:] = 0
@@ -147,7 +151,7 @@ def test_around_a_crop_on_other_voxels_there_is_background(segmenter, tmp_path, 
     outside = cropped.probabilities[..., 0] == 1
     assert 0.4 < outside.mean() < 0.9 and not cropped.labels[outside].any()
     np.testing.assert_array_equal(cropped.probabilities[outside][:, 1:], 0)
-    assert cropped.labels[~outside].all()  # the network itself finds background nowhere
+    assert cropped.labels[~outside].all()  # the network itself predicts no background
     inner = np.zeros_like(outside)
     inner[15:27, 12:37, 3:15] = affine is ANISOTROPIC
     np.testing.assert_allclose(cropped.probabilities[inner], whole.probabilities[inner], atol=1e-5)
@@ -165,7 +169,7 @@ BALLS = [
 
 @pytest.mark.fault("1.1")
 @pytest.mark.parametrize(("scan", "network", "radius", "score"), BALLS)
-def test_a_network_that_knows_a_ball_exactly_scores_what_logits_can(segmenter, scan, network, radius, score):
+def test_a_perfect_network_has_the_best_possible_dice_score(segmenter, scan, network, radius, score):
     task = Task(
         kind="regions", outputs=(Output(name="ball", value=1, members=(1,)),), paint=(0,), intensity="none", spacing=network
     )
@@ -185,8 +189,8 @@ def test_a_network_that_knows_a_ball_exactly_scores_what_logits_can(segmenter, s
 
 
 @pytest.mark.fault("1.1")
-def test_neither_host_nor_device_holds_whole_logits_on_the_scans_grid(segmenter, monkeypatch):
-    """As a CT at 0.75 mm of a network at 1.5 mm with 14 classes: measured are numpy's allocations and JAX's live arrays."""
+def test_neither_host_nor_device_holds_all_logits_on_the_scans_grid(segmenter, monkeypatch):
+    """Measures NumPy's allocations and JAX's live arrays for a CT at 0.75 mm, a network at 1.5 mm and 14 classes."""
     for module in (scan_grid, slab_sum):
         monkeypatch.setattr(module, "PIECE_BYTES", 1 << 20)
     outputs = tuple(Output(name=f"class {n}", value=n) for n in range(14))
@@ -214,11 +218,11 @@ def test_neither_host_nor_device_holds_whole_logits_on_the_scans_grid(segmenter,
     assert held[0] - before < 2 * slab + (8 << 20) < whole / 3
 
 
-# ---- validation
+# Validation
 
 
 def spheres(shape, affine, count, seed):
-    """A scan whose values are 100 inside of a few balls and fall off around them, and its label map."""
+    """Returns a scan with a few balls, around which the values decrease with the distance, and the label map of the balls."""
     rng = np.random.default_rng(seed)
     at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T
     near = np.full(shape, np.inf)
@@ -231,7 +235,7 @@ def spheres(shape, affine, count, seed):
 @pytest.mark.fault("1.3")
 @pytest.mark.parametrize("intensity", ["none", "zscore"])
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 2.0)], ids=["as stored", "resampled"])
-def test_a_validation_gives_the_dice_of_predict_and_evaluate(segmenter, tmp_path, monkeypatch, spacing, intensity):
+def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp_path, monkeypatch, spacing, intensity):
     task = Task.classes(2, intensity=intensity, orientation="RAS", spacing=spacing, roi=ROI)
     cases = []
     for number, affine in enumerate((ANISOTROPIC, oblique(), PERMUTED)):
@@ -270,7 +274,7 @@ def test_a_validation_gives_the_dice_of_predict_and_evaluate(segmenter, tmp_path
             grid.reference(prepared[0])
 
 
-def test_a_scan_that_is_only_turned_is_not_interpolated(segmenter, tmp_path):
+def test_a_scan_that_only_needs_reorientation_is_not_interpolated(segmenter, tmp_path):
     task = task_of(REGIONS, orientation="RAS", spacing=(0.8, 0.8, 3.0004))
     case = save(tmp_path, smooth((34, 30, 12), 2), ANISOTROPIC)
     assert isinstance(read_case(case, task, 2).back, InverseReorient)

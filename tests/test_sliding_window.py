@@ -1,4 +1,4 @@
-"""Sliding windows: positions, blending and averaging as MONAI has them; one slab at a time."""
+"""Sliding-window inference has the positions, weights and averages of MONAI, and holds one slab at a time."""
 
 import tracemalloc
 
@@ -15,7 +15,7 @@ from swinunetr_jax.inference.sliding_window import predict_slabs, sliding_window
 CASES = [
     ((30, 20, 17), (16, 16, 16), 0.5),
     ((20, 40, 33), (32, 32, 32), 0.25),  # smaller than the window on one axis
-    ((7, 5, 9), (16, 16, 16), 0.5),  # on all, by odd numbers
+    ((7, 5, 9), (16, 16, 16), 0.5),  # smaller on all axes, by odd numbers
     ((30, 26, 9), (16, 24, 8), 0.7),
     ((16, 21, 16), (16, 16, 16), 0.9),
     ((30, 41), (16, 16), 0.6),
@@ -25,13 +25,13 @@ CASES = [
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize(("shape", "roi", "overlap"), CASES)
-def test_equals_monai(shape, roi, overlap, batch, mode):
+def test_the_result_equals_monais(shape, roi, overlap, batch, mode):
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 3)).astype(np.float32)
     mix = rng.normal(size=(3, 2)).astype(np.float32)
-    ramp = np.arange(roi[-1], dtype=np.float32)  # a predictor that knows where in the window it is
+    ramp = np.arange(roi[-1], dtype=np.float32)  # makes the output depend on the position within the window
 
     def theirs(patch):
         return torch.einsum("bc...,co->bo...", torch.sin(patch) * torch.tensor(ramp), torch.tensor(mix))
@@ -48,7 +48,7 @@ def test_equals_monai(shape, roi, overlap, batch, mode):
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_positions():
+def test_positions_and_padding_of_windows():
     plan = Plan.of((10, 4, 7), (4, 4, 4), 0.5)
     assert plan.starts == ((0, 2, 4, 6), (0,), (0, 2, 3))
     assert plan.windows == 12
@@ -56,11 +56,11 @@ def test_positions():
 
 
 @pytest.mark.parametrize(("overlap", "windows"), [(0.25, 18), (0.5, 18), (0.6, 32), (0.7, 32)])
-def test_window_count_of_a_brats_case(overlap, windows):
+def test_the_number_of_windows_of_a_brats_scan(overlap, windows):
     assert Plan.of((240, 240, 155), (128, 128, 128), overlap).windows == windows
 
 
-def test_importance():
+def test_the_weights_within_a_window():
     gaussian = importance_map((5, 5), "gaussian")
     assert gaussian[2, 2] == 1
     assert gaussian.min() == pytest.approx(1e-3)
@@ -68,11 +68,11 @@ def test_importance():
 
 
 def test_progress_counts_every_window():
-    told = []
+    calls = []
     plan = Plan.of((20, 20, 20), (16, 16, 16), 0.5)
-    list(predict_slabs(np.zeros((20, 20, 20, 1), np.float32), plan, 3, lambda p: (p,), progress=lambda *a: told.append(a)))
-    assert told[-1] == (8, 8)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    list(predict_slabs(np.zeros((20, 20, 20, 1), np.float32), plan, 3, lambda p: (p,), progress=lambda *a: calls.append(a)))
+    assert calls[-1] == (8, 8)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_progress_counts_every_window():
         ({"sw_batch_size": 0}, "sw_batch_size"),
     ],
 )
-def test_bad_arguments(change, text):
+def test_values_out_of_range_are_refused(change, text):
     arguments = {"roi_size": (8, 8, 8), "sw_batch_size": 1, "overlap": 0.5, "mode": "constant"} | change
     with pytest.raises(InputError, match=text):
         sliding_window_inference(np.zeros((1, 9, 9, 9, 1), np.float32), predictor=lambda p: p, **arguments)
 
 
-# ---- MONAI's argument forms, several outputs, outputs of another scale
+# Forms of arguments, several outputs, and outputs with another resolution
 
 
 def channels_first(x):
@@ -120,12 +120,12 @@ FORMS = {
 
 @pytest.mark.fault("4.1")
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_every_form_of_an_argument_that_monai_takes(form):
+def test_every_form_of_an_argument_of_monai_is_accepted(form):
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
     x = np.random.default_rng(0).normal(size=(2, 14, 11, 9, 2)).astype(np.float32)
 
-    def ours(patch):  # it knows where in the window it is
+    def ours(patch):  # the output depends on the position within the window
         return np.asarray(patch) * np.linspace(1, 2, patch.shape[1], dtype=np.float32)[:, None, None, None] ** 2
 
     def theirs(patch):
@@ -140,7 +140,7 @@ def test_every_form_of_an_argument_that_monai_takes(form):
 
 
 def pooled(patch, factor):
-    """The mean of each block of voxels, channels last; and each voxel repeated where the factor is below 1."""
+    """Returns the mean of each block of `factor`³ voxels, or repeats each voxel 1 / `factor` times along each axis. Channels are last."""
     patch = np.asarray(patch)
     if factor < 1:
         for axis in (1, 2, 3):
@@ -154,20 +154,22 @@ OUTPUTS = {
     "a tuple": lambda p: (p, p[..., :1] * 2),
     "a list of one": lambda p: [p + 1],
     "a dict": lambda p: {"z": p, "a": p[..., :1] ** 2},
-    "half as fine": lambda p: pooled(p, 2),
-    "twice as fine": lambda p: pooled(p, 0.5),
-    "a tuple of scales": lambda p: (p, pooled(p, 2), pooled(p, 4)),
-    "a dict of scales": lambda p: {"fine": pooled(p, 0.5), "deep": pooled(p, 2)},
+    "half the resolution": lambda p: pooled(p, 2),
+    "twice the resolution": lambda p: pooled(p, 0.5),
+    "a tuple of resolutions": lambda p: (p, pooled(p, 2), pooled(p, 4)),
+    "a dict of resolutions": lambda p: {"fine": pooled(p, 0.5), "deep": pooled(p, 2)},
 }
 
 
 @pytest.mark.fault("4.1")
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
 @pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS.keys())
-def test_several_outputs_and_outputs_of_another_scale_equal_monais(outputs, mode):
+def test_several_outputs_and_other_resolutions_equal_monais(outputs, mode):
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
-    x = np.random.default_rng(0).normal(size=(2, 21, 16, 6, 2)).astype(np.float32)  # a last window at 13; an axis below a window
+    x = (
+        np.random.default_rng(0).normal(size=(2, 21, 16, 6, 2)).astype(np.float32)
+    )  # the last window starts at 13; one axis is smaller than a window
     ramp = np.linspace(1, 3, 8, dtype=np.float32)[:, None, None, None]
 
     def theirs(patch):
@@ -189,13 +191,13 @@ def test_several_outputs_and_outputs_of_another_scale_equal_monais(outputs, mode
         np.testing.assert_allclose(got[key], channels_last(want[key]), atol=1e-5)
 
 
-def test_an_output_of_the_windows_scale_may_follow_one_of_another():
+def test_a_coarse_output_can_come_before_one_with_the_windows_resolution():
     x = np.random.default_rng(0).normal(size=(1, 20, 16, 9, 2)).astype(np.float32)
     both = sliding_window_inference(x, 8, 2, lambda p: (pooled(p, 2), p), mode="gaussian")
     np.testing.assert_allclose(both[1], x, atol=1e-6)
 
 
-# ---- wrong shapes
+# Wrong shapes
 
 
 WRONG = {
@@ -211,13 +213,13 @@ WRONG = {
 
 @pytest.mark.fault("1.10")
 @pytest.mark.parametrize(("predictor", "text"), WRONG.values(), ids=WRONG.keys())
-def test_outputs_of_a_wrong_shape_are_refused_with_both_shapes(predictor, text):
+def test_an_output_with_a_wrong_shape_is_refused_with_both_shapes(predictor, text):
     with pytest.raises(InputError, match=text):
         sliding_window_inference(np.zeros((1, 10, 10, 10, 2), np.float32), 8, 4, predictor, overlap=0.25)
 
 
 @pytest.mark.fault("1.10")
-def test_outputs_whose_shape_changes_between_windows_are_refused():
+def test_an_output_whose_shape_changes_is_refused():
     calls = []
 
     def predictor(patch):
@@ -243,17 +245,17 @@ def test_outputs_whose_shape_changes_between_windows_are_refused():
         ((1, 9, 9, 9, 1), {"reduce": lambda p: p.sum((1, 2))}, "spatial axes"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(inputs, change, text):
+def test_arguments_of_a_wrong_form_are_refused(inputs, change, text):
     arguments = {"roi_size": (8, 8, 8), "sw_batch_size": 1, "predictor": lambda p: p} | change
     with pytest.raises(InputError, match=text):
         sliding_window_inference(np.zeros(inputs, np.float32), **arguments)
 
 
-# ---- memory
+# Memory
 
 
 @pytest.mark.fault("4.2")
-def test_a_reduction_of_finished_planes_is_what_is_returned(monkeypatch):
+def test_the_results_of_reduce_are_returned(monkeypatch):
     monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 12 * 9 * 2 * 4 * 3)  # three planes
     seen = []
 
@@ -272,7 +274,7 @@ def test_a_reduction_of_finished_planes_is_what_is_returned(monkeypatch):
 @pytest.mark.fault("4.2")
 @pytest.mark.parametrize("reduced", [False, True])
 def test_the_host_holds_one_result_and_the_device_one_slab_of_sums(reduced, monkeypatch):
-    """Measured: numpy's allocations on the host, JAX's live arrays and the compiled programs' temporary memory on the device."""
+    """Measures NumPy's allocations on the host, and JAX's live arrays and the temporary memory of compiled programs on the device."""
     monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 1 << 18)
     volume = np.zeros((1, 160, 64, 64, 1), np.float32)
     classes, megabyte, held = 8, 1 << 20, [0]

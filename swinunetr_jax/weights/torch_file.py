@@ -113,7 +113,7 @@ class _Archive:
             raise Refused(f"has a pickle of {program.file_size} bytes, expected at most {most}: save a state_dict")
         if program.CRC == 0:
             raise Refused(
-                "was saved without checksums, which are required to notice damage: "
+                "was saved without checksums, expected one for each member, because damage is not noticed otherwise: "
                 "save it again with torch.serialization.set_crc32_options(True)"
             )
         if self._root + "byteorder" in self._members and self.read("byteorder") != b"little":
