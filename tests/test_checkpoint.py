@@ -152,6 +152,15 @@ def test_an_existing_path_is_not_replaced(checkpoint, tmp_path):
     assert (tmp_path / "folder" / "notes.txt").read_text() == "notes" and (tmp_path / "file").read_text() == "a file"
 
 
+@pytest.mark.parametrize("name", ["loop", "loop/below"])
+def test_a_link_to_itself_is_refused(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=f"{name} (exists already and is not a checkpoint|cannot be written)"):
+        write_checkpoint(tmp_path / name, CONFIG, random_params(CONFIG))
+    with pytest.raises(InputError, match=f"{name} does not exist"):
+        open_checkpoint(tmp_path / name)
+
+
 def test_overwrite_replaces_a_checkpoint_and_keeps_other_files(checkpoint, tmp_path):
     (checkpoint / "notes.txt").write_text("notes")
     (checkpoint / "params_backup").mkdir()

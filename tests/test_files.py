@@ -1,5 +1,7 @@
 """`files`: complete or absent files, JSON of the expected types, exclusive locks, and the removal of stale temporary files."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -34,10 +36,24 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
     assert caught.value.filename == str(tmp_path / "none" / "a.txt")
 
 
-def test_nan_is_not_written_as_json(tmp_path):
-    with pytest.raises(ValueError):
-        files.write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert os.listdir(tmp_path) == []
+def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
+    value = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, 2)], "c": {"d": math.nan}}
+    files.write_json(tmp_path / "a.json", value)
+    written = (tmp_path / "a.json").read_text()
+    assert json.loads(written) == {"a": None, "b": [None, 1.5, [None, 2]], "c": {"d": None}}
+    assert files.digest_of_json(value) == files.digest_of_json(json.loads(written))
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/below", "null\0character", "long" * 100])
+def test_the_real_path_of_an_impossible_path_is_the_path_itself(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "loop")
+    assert str(files.real_path(tmp_path / name)).startswith(str(tmp_path))
+
+
+def test_the_real_path_of_a_link_is_its_target(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert files.real_path(tmp_path / "link") == files.real_path(tmp_path) / "file"
 
 
 DAMAGED = (

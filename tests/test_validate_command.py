@@ -7,6 +7,7 @@ import numpy as np
 from helpers.sound_cases import at, brats, decathlon, image, run, save, with_voxel
 
 from swinunetr_jax import console
+from swinunetr_jax.data.check.check_dataset import DatasetReport
 
 
 def test_the_command_on_sound_data(tmp_path, capsys):
@@ -34,6 +35,13 @@ def test_the_command_on_sound_data(tmp_path, capsys):
     assert case["shape"] == [7, 6, 5] and case["volumes_ml"] == {"0": 0.206, "1": 0.001, "2": 0.002, "4": 0.001}
     assert [c["file"] for c in case["channels"]] == [f"BraTS2021_00000_{end}.nii.gz" for end in ("flair", "t1ce", "t1", "t2")]
     assert [f["kind"] for f in report["findings"]] == ["missing-label"]
+
+
+def test_the_report_is_json_even_if_a_number_is_not_finite(tmp_path, monkeypatch):
+    brats(tmp_path / "data", 0)
+    monkeypatch.setattr(DatasetReport, "to_dict", lambda report: {"low": np.nan, "spacing": [1.0, np.inf]})
+    assert run(tmp_path / "data", "--json", tmp_path / "report.json") == 0
+    assert (tmp_path / "report.json").read_text() == '{\n "low": null,\n "spacing": [\n  1.0,\n  null\n ]\n}\n'
 
 
 def test_few_findings_are_listed_separately(tmp_path, capsys):

@@ -1,13 +1,12 @@
 """`swinunetr info`."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from swinunetr_jax import console
+from swinunetr_jax import console, files
 from swinunetr_jax.commands.options import WeightOptions
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Info:
         checkpoint, unknown = _open(self.checkpoint, self.weights.fields())
         facts = _facts(self.checkpoint, checkpoint, unknown)
         if self.json:
-            console.say(json.dumps(facts, indent=1))
+            console.say(files.json_text(facts, indent=1))
             return 0
         kind = "Swin UNETR" if facts["weights"] else "part of a Swin UNETR"
         weights = f", weights {facts['weights'][:16]}" if facts["weights"] else ""

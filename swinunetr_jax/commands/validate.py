@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -217,6 +216,6 @@ def _print(*parts: Iterator[str]) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        files.write_text(path, json.dumps(content, indent=1))
+        files.write_json(path, content)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error

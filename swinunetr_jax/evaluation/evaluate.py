@@ -215,13 +215,8 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         "tolerance_mm": evaluation.tolerance_mm,
         "ignore": evaluation.ignore,
         "conventions": {metric: CONVENTIONS[metric] for metric in means},
-        "cases": {
-            name: {output: {m: _json_number(v) for m, v in values.items()} for output, values in case.items()}
-            for name, case in evaluation.scores.items()
-        },
-        "means": {
-            m: {o: vars(mean) | {"value": _json_number(mean.value)} for o, mean in row.items()} for m, row in means.items()
-        },
+        "cases": evaluation.scores,
+        "means": {m: {o: vars(mean) for o, mean in row.items()} for m, row in means.items()},
         "notes": evaluation.notes,
         "failed": evaluation.failed,
         "missing_predictions": evaluation.missing_predictions,
@@ -247,8 +242,3 @@ def _mean(values: list[float]) -> Mean:
 
 def _number(value: float) -> str:
     return "nan" if math.isnan(value) else f"{value:.10g}"
-
-
-def _json_number(value: float) -> float | None:
-    """Returns None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value

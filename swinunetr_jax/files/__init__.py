@@ -13,8 +13,8 @@ from swinunetr_jax.files.atomic import (
     write_bytes,
     write_text,
 )
-from swinunetr_jax.files.json_file import decode_json, digest_of_json, read_json, write_json
-from swinunetr_jax.files.paths import digest_of_file, exists, is_file, is_folder, local_path, make_folder, reason
+from swinunetr_jax.files.json_file import decode_json, digest_of_json, json_text, read_json, without_nan, write_json
+from swinunetr_jax.files.paths import digest_of_file, exists, is_file, is_folder, local_path, make_folder, real_path, reason
 
 __all__ = [
     "atomic_folder",
@@ -26,12 +26,15 @@ __all__ = [
     "is_file",
     "is_folder",
     "is_temporary",
+    "json_text",
     "local_path",
     "locked",
     "make_folder",
     "read_json",
+    "real_path",
     "reason",
     "remove_stale_temporaries",
+    "without_nan",
     "write_bytes",
     "write_json",
     "write_text",

@@ -19,8 +19,22 @@ MAX_JSON_BYTES = 1 << 30  # no JSON file of this project is larger
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON, indented by one space, with `atomic_path`. Raises ValueError for NaN and infinities, which JSON does not have."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Writes JSON, indented by one space, with `atomic_path`. Numbers that are not finite become null, as in `json_text`."""
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON. JSON has no NaN and no infinities, so they become null."""
+    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
+def without_nan(value: Any) -> Any:
+    """Returns nested dicts, lists and tuples with None in the place of NaN and infinities. Tuples become lists."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
@@ -70,7 +84,7 @@ def decode_json(data: bytes, kind: type[T], where: str, remedy: str) -> T:
 
 def digest_of_json(value: Any) -> str:
     """Returns the SHA-256 of a JSON value in hexadecimal, which does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(without_nan(value), sort_keys=True).encode()).hexdigest()
 
 
 def _no_number(text: str) -> None:

@@ -65,6 +65,14 @@ def local_path(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def real_path(path: str | os.PathLike) -> Path:
+    """Returns the absolute path without links. A link to itself and a name that no file can have remain as they are."""
+    try:
+        return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a link to itself until Python 3.12
+    except (OSError, ValueError):  # ValueError: a null character
+        return Path(path).absolute()
+
+
 def reason(error: Exception) -> str:
     """Returns the reason that the system gives for an error, such as "No space left on device"."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -8,7 +8,6 @@ Orbax does not notice a flipped bit in the numbers, and reports other damage wit
 its digest before Orbax reads it, and every array afterwards. The project's safetensors files contain the same description, without files.
 """
 
-import json
 import os
 import re
 import shutil
@@ -74,7 +73,7 @@ def write_checkpoint(
         InputError: the path exists (unless it is a checkpoint and `overwrite` is set) or cannot be written, or the weights contain NaN
             or do not fit the configuration.
     """
-    path = Path(path).resolve()
+    path = files.real_path(path)
     replacing = is_checkpoint(path)
     if replacing and not overwrite:
         raise InputError(
@@ -176,7 +175,7 @@ def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.n
         "digests": {name: digest(array) for name, array in arrays.items()},
         **more,
     }
-    return json.dumps(values | {"digest": files.digest_of_json(values)}, indent=1)
+    return files.json_text(values | {"digest": files.digest_of_json(values)}, indent=1)
 
 
 class Description(TypedDict):

@@ -102,9 +102,12 @@ def _read_description(run: Path) -> _Run | None:
 
 
 def _newest_network(run: Path) -> Path | None:
-    """Returns the newest saved network of a run, or None if there is none."""
+    """Returns the newest saved network of a run, or None if there is none. Raises InputError if the folder cannot be read."""
     folder = run / "checkpoints"
-    names = os.listdir(folder) if files.is_folder(folder) else []
+    try:
+        names = os.listdir(folder) if files.is_folder(folder) else []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({files.reason(error)}): check its permissions.") from error
     steps = sorted((folder / name for name in names if _STEP.fullmatch(name)), reverse=True)
     return next((step for step in steps if is_checkpoint(step)), None)
 
@@ -119,7 +122,7 @@ def _folds_with_network(path: Path) -> tuple[Path, ...]:
 
 def _expected_folds(path: Path) -> list[str]:
     """Returns the names of the folds that the cross-validation's run.json lists or whose folder exists."""
-    numbers = {int(run.name[4:]) for run in path.glob("fold*") if run.name[4:].isdecimal() and run.is_dir()}
+    numbers = {int(run.name[4:]) for run in path.glob("fold*") if run.name[4:].isdecimal() and files.is_folder(run)}
     with contextlib.suppress(FileNotFoundError):
         numbers |= set(files.read_json(path / RUN, _CrossValidation, "restore it, or name the folds one by one").get("folds", ()))
     return [f"fold{number}" for number in sorted(numbers)]

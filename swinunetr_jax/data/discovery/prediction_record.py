@@ -227,8 +227,8 @@ def input_files(case: Case) -> list[InputFile]:
     for path in case.images:
         try:
             status = path.stat()
-            found.append(InputFile(path=str(path.resolve()), bytes=status.st_size, modified_ns=status.st_mtime_ns))
-        except OSError:
+            found.append(InputFile(path=str(files.real_path(path)), bytes=status.st_size, modified_ns=status.st_mtime_ns))
+        except (OSError, ValueError):  # ValueError: a null character in the name
             found.append(InputFile(path=str(path), bytes=None, modified_ns=None))
     return found
 
