@@ -181,8 +181,8 @@ def test_the_progress_shows_the_remaining_time(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any("[1/3] a: 4 of 8 windows, 0 s left" in line for line in lines), lines
     results = [line for line in lines if "→" in line]
-    assert [line.split("; ")[-1] for line in results[:2]] == ["2 cases to do, 0 s left", "1 case to do, 0 s left"]
-    assert "left" not in results[2]
+    assert [line.split("; ")[-1] for line in results[:2]] == ["2 cases remaining, about 0 s", "1 case remaining, about 0 s"]
+    assert "remaining" not in results[2]
 
 
 def test_names_are_printed_as_text(tmp_path, capsys):

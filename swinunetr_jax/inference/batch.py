@@ -228,4 +228,4 @@ def _remaining_time(seconds: Sequence[float], cases: int) -> str:
     if not cases:
         return ""
     counted = seconds[1:] or seconds
-    return f"; {cases} case{'s' * (cases != 1)} remaining, {console.duration(cases * sum(counted) / len(counted))} left"
+    return f"; {cases} case{'s' * (cases != 1)} remaining, about {console.duration(cases * sum(counted) / len(counted))}"
