@@ -67,7 +67,7 @@ def test_float8_is_read_and_unsupported_types_are_named(tmp_path):
         assert f"the type {dtype} in w" in message and "damaged" not in message
 
 
-def test_damaged_files_and_unsupported_arrays_are_refused(tmp_path):
+def test_truncated_files_and_unsupported_arrays_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, {"w": np.ones((3, 4)), "b": np.ones(3)})
     content = path.read_bytes()
