@@ -163,7 +163,7 @@ def nothing_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def state_3d() -> dict[str, np.ndarray]:
     """The state dict of a small 3-D network with MONAI's names. Tests must not change its arrays."""
-    from weight_states import CONFIG_3D, random_params
+    from helpers.weight_states import CONFIG_3D, random_params
 
     from swinunetr_jax.weights.monai import to_monai
 
@@ -173,7 +173,7 @@ def state_3d() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def state_2d() -> dict[str, np.ndarray]:
     """The state dict of a small 2-D network with MONAI's names. Tests must not change its arrays."""
-    from weight_states import CONFIG_2D, random_params
+    from helpers.weight_states import CONFIG_2D, random_params
 
     from swinunetr_jax.weights.monai import to_monai
 
@@ -207,8 +207,8 @@ def torch_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def written_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a 2-D network. Tests must not change it."""
-    from checkpoint_folder import CONFIG, TASK
-    from weight_states import random_params
+    from helpers.checkpoint_folder import CONFIG, TASK
+    from helpers.weight_states import random_params
 
     from swinunetr_jax.weights.checkpoint import write_checkpoint
 

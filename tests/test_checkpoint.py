@@ -7,9 +7,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_folder import CONFIG, TASK, assert_same_arrays, file_names, refusal
 from flax import nnx
-from weight_states import random_params
+from helpers.checkpoint_folder import CONFIG, TASK, assert_same_arrays, file_names, refusal
+from helpers.weight_states import random_params
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from checkpoint_folder import CONFIG, assert_same_arrays, file_names, refusal
-from weight_states import random_params
+from helpers.checkpoint_folder import CONFIG, assert_same_arrays, file_names, refusal
+from helpers.weight_states import random_params
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import digest_of_json

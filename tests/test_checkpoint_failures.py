@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from checkpoint_folder import CONFIG, assert_same_arrays, file_names
-from weight_states import random_params
+from helpers.checkpoint_folder import CONFIG, assert_same_arrays, file_names
+from helpers.weight_states import random_params
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS, read_checkpoint, write_checkpoint

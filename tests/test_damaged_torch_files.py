@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from torch_archives import refusal
+from helpers.torch_archives import refusal
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.safetensors_file import read_safetensors

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, prefixed
+from helpers.weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, prefixed
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from torch_archives import FLOATS, W_BYTES, archive, number, numbers, program, refusal, storage, tensor, text
+from helpers.torch_archives import FLOATS, W_BYTES, archive, number, numbers, program, refusal, storage, tensor, text
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.torch_file import read_torch_file

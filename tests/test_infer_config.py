@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from weight_states import CONFIG_2D, CONFIG_3D, CONFIGS, assert_same_tensors, config_for, open_refused, random_params
+from helpers.weight_states import CONFIG_2D, CONFIG_3D, CONFIGS, assert_same_tensors, config_for, open_refused, random_params
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from weight_states import CONFIG_3D, CONFIGS, assert_same_tensors, config_for, random_params
+from helpers.weight_states import CONFIG_3D, CONFIGS, assert_same_tensors, config_for, random_params
 
 from swinunetr_jax.weights.find_network import Source
 from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_params

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from flax import nnx
-from prediction import BRATS, read_image, run, write_case
+from helpers.prediction import BRATS, read_image, run, write_case
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.discovery.cases import Case

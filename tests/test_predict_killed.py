@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
-from prediction import run, write_case
+from helpers.prediction import run, write_case
 from small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import SwinUNETRConfig, Task, save_checkpoint

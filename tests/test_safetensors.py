@@ -8,8 +8,8 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_archives import DTYPES, FLOAT8, NO_STORAGE_CLASS, archive, array_of, assert_same_tensor, refusal
-from weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, prefixed, random_params
+from helpers.torch_archives import DTYPES, FLOAT8, NO_STORAGE_CLASS, archive, array_of, assert_same_tensor, refusal
+from helpers.weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, prefixed, random_params
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task

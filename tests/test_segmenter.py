@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from flax import nnx
-from prediction import read_image, run
+from helpers.prediction import read_image, run
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, save_checkpoint
 from swinunetr_jax.inference.plan import Plan

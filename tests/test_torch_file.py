@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_archives import DTYPES, NO_STORAGE_CLASS, archive, array_of, assert_same_tensor, number, text
+from helpers.torch_archives import DTYPES, NO_STORAGE_CLASS, archive, array_of, assert_same_tensor, number, text
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.safetensors_file import write_safetensors

@@ -5,7 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, random_params
+from helpers.weight_states import CONFIG_2D, CONFIG_3D, assert_same_tensors, open_refused, random_params
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
