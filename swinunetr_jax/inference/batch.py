@@ -24,7 +24,7 @@ from swinunetr_jax import console, files
 from swinunetr_jax.console import literal, name_list
 from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, Record, input_files, output_file
+from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, OutputFile, Record, input_files
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
@@ -93,7 +93,7 @@ def predict_cases(
                 result = segmenter.segment(case, probabilities=probabilities, et_label=task.et_label, progress=progress)
             for note in (*_et_note(segmenter.task, task), *result.notes):
                 console.say(f"{title}: note: {literal(note)}")
-            entry = _write(record, result, case, inputs, outputs, task, overwrite, started)
+            taken, volumes_ml = _write(record, result, case, inputs, outputs, task, overwrite, started)
         except AlreadyDone:
             console.say(f"{title}: another run has finished it in the meantime with the same settings, and its result is kept")
             continue
@@ -106,11 +106,11 @@ def predict_cases(
                 console.say(f"{title}: FAILED: {literal(error)}{literal(kept)}", sys.stderr)
             failed.append(case.name)
             continue
-        seconds.append(entry["seconds"])
-        volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in entry["volumes_ml"].items())
+        seconds.append(taken)
+        volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in volumes_ml.items())
         path = literal(outputs["labels"])
         remaining = _remaining_time(seconds, len(cases) - number)
-        console.say(f"{title}: {entry['windows']} windows, {entry['seconds']:.1f} s, {volumes} → {path}{remaining}")
+        console.say(f"{title}: {result.windows} windows, {taken:.1f} s, {volumes} → {path}{remaining}")
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
             console.say(
                 f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
@@ -164,8 +164,11 @@ def _write(
     task: Task,
     overwrite: bool,
     started: float,
-) -> CaseEntry:
-    """Writes and records all outputs of a case, or none of them. The files get their final names when all of them are complete."""
+) -> tuple[float, dict[str, float]]:
+    """Writes and records all outputs of a case, or none of them. The files get their final names when all of them are complete.
+
+    Returns the seconds that the case took and the volume of each output in ml.
+    """
     with contextlib.ExitStack() as unfinished:
         # The stack renames the files in reverse order, so that the label map comes last: if it exists, the case is complete.
         temporary = {kind: unfinished.enter_context(files.atomic_path(path, _ending(path))) for kind, path in outputs.items()}
@@ -191,18 +194,19 @@ def _write(
                 raise InputError(
                     f"{where} cannot be written ({files.reason(error)}): check the folder and its free space."
                 ) from error
+            volumes_ml, seconds = _volumes_ml(result, task), round(time.perf_counter() - started, 2)
             entry = CaseEntry(
                 inputs=inputs,
-                outputs={kind: output_file(path) for kind, path in outputs.items()},
+                outputs={kind: OutputFile(path=path.name, bytes=path.stat().st_size) for kind, path in outputs.items()},
                 windows=result.windows,
-                volumes_ml=_volumes_ml(result, task),
+                volumes_ml=volumes_ml,
                 notes=list(result.notes),
-                seconds=round(time.perf_counter() - started, 2),
+                seconds=seconds,
             )
-            if task.et_label is not None:
+            if task.et_label in (3, 4):
                 entry["et_label"] = task.et_label
             finish(entry)
-    return entry
+    return seconds, volumes_ml
 
 
 def _ending(path: Path) -> str:

@@ -8,14 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from swinunetr_jax.errors import InputError
 
 BLENDS = ("constant", "gaussian")
-PADDINGS = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # torch's names → numpy's
+# The names of NumPy's padding modes by those of torch.
+PADDINGS: dict[str, Literal["constant", "reflect", "edge", "wrap"]] = {
+    "constant": "constant",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+}
 MIN_IMPORTANCE = 1e-3
 
 PerAxis = float | Sequence[float]
@@ -84,8 +90,8 @@ class Plan:
         """
         if not any(map(sum, self.pads)):
             return planes
-        fill = {"constant_values": cval} if mode == "constant" else {}
-        return np.pad(planes, [*self.pads, (0, 0)], PADDINGS[mode], **fill)
+        pads = [*self.pads, (0, 0)]
+        return np.pad(planes, pads, constant_values=cval) if mode == "constant" else np.pad(planes, pads, PADDINGS[mode])
 
     def unpadded_box(self, scale: Sequence[Fraction]) -> tuple[slice, ...]:
         """Returns the part of an output's grid without the padding. The grid is `scale` times as fine as the volume's."""
@@ -132,7 +138,8 @@ def resize_nearest(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
     """Returns the value of an argument for each axis. Raises InputError unless it is one number for all axes or one for each."""
     try:
-        values = tuple(float(v) for v in value) if np.ndim(value) else (float(value),) * axes
+        given = np.asarray(value)
+        values = tuple(map(float, given.tolist() if given.ndim else [given.item()] * axes))
     except (TypeError, ValueError):
         values = ()
     if len(values) != axes:
@@ -142,7 +149,8 @@ def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
 
 def _window_size(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the size of a window along each axis. Raises InputError unless the sizes are integers, for all axes or for each."""
-    sizes: list[Any] = [roi] * len(image) if roi is None or np.ndim(roi) == 0 else list(roi)
+    given = np.asarray(roi, dtype=object)
+    sizes: list[Any] = given.tolist() if given.ndim else [roi] * len(image)
     if len(sizes) != len(image):
         raise InputError(f"`roi_size` must be one size or {len(image)}, one per axis of the volume, got {roi}.")
     if not all(size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool)) for size in sizes):

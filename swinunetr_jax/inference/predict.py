@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-import numbers
+import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from swinunetr_jax.alarm import quiet_compilation
-from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.discovery.cases import Case
@@ -25,6 +25,7 @@ from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
+from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.runtime.memory import release_compile_memory
 from swinunetr_jax.runtime.sharding import device_mesh, replicate, spatially_sharded
 from swinunetr_jax.runtime.xla import compiler_options
@@ -90,7 +91,7 @@ class Segmenter:
         whole: bool = False,
         depth: int = 1,
     ):
-        configs = [model.config for model in models] if configs is None else configs
+        configs = [_config(model) for model in models] if configs is None else configs
         for config in configs:
             if config.spatial_dims != 3:
                 raise InputError("a 2-D network cannot segment volumes; predict takes 3-D networks.")
@@ -137,10 +138,11 @@ class Segmenter:
 
     def logits(self, patches: jax.Array) -> jax.Array:
         """Returns the averaged logits of the ensemble for patches [n, *roi, c]."""
-        total = None
-        for network, axes in itertools.product(self._networks, self._flips):
-            y = jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
-            total = y if total is None else total + y
+        results = (
+            jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
+            for network, axes in itertools.product(self._networks, self._flips)
+        )
+        total = functools.reduce(operator.add, results)
         count = len(self._networks) * len(self._flips)
         return total if count == 1 else total / count
 
@@ -252,9 +254,17 @@ def expand_box(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, 
     return tuple(result)
 
 
+def _config(model: nnx.Module) -> NetworkConfig:
+    """Returns the configuration that a network has as its attribute. Raises InputError if it has none."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, SwinUNETRConfig | CustomConfig):
+        raise InputError(f"a {type(model).__name__} does not have its configuration as the attribute `config`: give `configs`.")
+    return config
+
+
 def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:
     """Returns the three sizes of a window. Raises InputError for sizes that the network does not accept."""
-    sizes = (roi,) * 3 if isinstance(roi, numbers.Integral) else tuple(roi)
+    sizes = (int(roi),) * 3 if isinstance(roi, int | np.integer) else tuple(roi)
     if len(sizes) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in sizes):
         got = " ".join(map(str, sizes)) or "none"
         raise InputError(f"the roi must be three multiples of {SIZE_MULTIPLE}, such as 96 96 96, got {got}.")

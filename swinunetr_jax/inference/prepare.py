@@ -43,6 +43,6 @@ def normalized(array: np.ndarray, task: Task) -> np.ndarray:
     """Returns a complete scan [x, y, z, c] with the task's intensities, float32."""
     if task.intensity == "zscore":
         array = zscore_nonzero(array)
-    elif task.intensity == "window":
+    elif task.window is not None:  # a task has a window only with this intensity
         array = scale_window(array, *task.window)
     return np.ascontiguousarray(array, np.float32)

@@ -160,6 +160,8 @@ def _on_host(planes: Iterator[Planes], coverage: Coverage, back: InverseResample
             sizes = [side.stop - side.start for side in inside]
             logits = np.empty((*sizes, piece.array.shape[-1]), piece.array.dtype)
         piece.write(piece.array, logits, inside)
+    if logits is None:
+        return
     shape, start = back.reorient.shape, np.array([part.start for part in coverage.covered], float)
     group = min(max(PIECE_BYTES // (shape[1] * shape[2] * logits.shape[-1] * logits.itemsize), 1), shape[0])
     cropped = any(box.stop - box.start < size for box, size in zip(coverage.box, back.shape))

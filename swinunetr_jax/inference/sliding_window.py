@@ -75,8 +75,9 @@ def sliding_window_inference(
     """
     inputs = inputs if isinstance(inputs, (np.ndarray, jax.Array)) else np.asarray(inputs)
     spatial = inputs.ndim - 2
-    if spatial < 1 or (np.ndim(roi_size) == 1 and len(roi_size) != spatial):
-        sizes = f" and `roi_size` {len(roi_size)} sizes" if np.ndim(roi_size) == 1 else ""
+    given = np.asarray(roi_size, dtype=object)
+    if spatial < 1 or (given.ndim == 1 and len(given) != spatial):
+        sizes = f" and `roi_size` {len(given)} sizes" if given.ndim == 1 else ""
         raise InputError(
             f"`inputs` has shape {inputs.shape}{sizes}, expected a batch axis first, channels last, and one size for each axis between."
         )
@@ -168,7 +169,8 @@ def predict_slabs(
 def _importance(plan: Plan, mode: str, sigma_scale: PerAxis, given: np.ndarray | None) -> np.ndarray:
     """Returns the weight of each voxel of a window: the given weights, or else those of the mode."""
     if given is None:
-        return importance_map(plan.roi, mode, tuple(sigma_scale) if np.ndim(sigma_scale) else sigma_scale)
+        sigmas = np.asarray(sigma_scale).tolist()
+        return importance_map(plan.roi, mode, tuple(sigmas) if isinstance(sigmas, list) else sigmas)
     given = np.asarray(given, np.float32)
     if given.shape != plan.roi or not (np.isfinite(given).all() and (given >= 0).all()):
         raise InputError(f"`roi_weight_map` has shape {given.shape}, expected weights ≥ 0 for each voxel of a window {plan.roi}.")

@@ -111,21 +111,21 @@ def _drop_outputs(
     Returns the paths of the layer's parameters, or an empty set if the file's layer fits or has another fault. The layer is removed from
     `faults`, and the report gets a note.
     """
-    layer = [entry for entry in table if entry.path in _OUTPUTS and entry.name in faults]
-    tensors = [source.tensors.get(entry.name) for entry in layer]
-    absent = all(tensor is None for tensor in tensors)
-    others = all(
-        tensor is not None
-        and tensor.ndim == len(expected[entry.path].shape)
-        and entry.order.to_jax(tensor).shape[:-1] == expected[entry.path].shape[:-1]
-        for entry, tensor in zip(layer, tensors)
-    )
-    if len(layer) < len(_OUTPUTS) or not (absent or others):
+    layer = {entry.path: entry for entry in table if entry.path is not None and entry.path in _OUTPUTS and entry.name in faults}
+    if len(layer) < len(_OUTPUTS):
         return set()
-    had = "none" if absent else tensors[-1].shape[0]
-    outputs = expected[_OUTPUTS[-1]].shape[0]
+    tensors = {path: source.tensors[entry.name] for path, entry in layer.items() if entry.name in source.tensors}
+    differ_in_outputs = [
+        tensor.ndim == len(expected[path].shape) and layer[path].order.to_jax(tensor).shape[:-1] == expected[path].shape[:-1]
+        for path, tensor in tensors.items()
+    ]
+    if tensors and not (len(tensors) == len(layer) and all(differ_in_outputs)):
+        return set()
+    bias = _OUTPUTS[-1]
+    had = tensors[bias].shape[0] if tensors else "none"
+    outputs = expected[bias].shape[0]
     report.notes.append(f"out is initialised randomly, because {outputs} outputs are requested and the file has {had}")
-    for entry in layer:
+    for entry in layer.values():
         del faults[entry.name]
     return set(_OUTPUTS)
 

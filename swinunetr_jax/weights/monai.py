@@ -145,7 +145,7 @@ def to_monai(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> Tenso
             f"MONAI's network has no counterpart for {', '.join(unknown)}, so nothing was written: save a checkpoint folder of this "
             "project."
         )
-    index = relative_index(config.window_size).astype(np.int64)
+    index = relative_index(config.window).astype(np.int64)
     return {e.name: index if e.path is None else e.order.to_torch(np.asarray(params[e.path])) for e in table}
 
 
@@ -167,8 +167,8 @@ def from_tensors(
     for entry in table:
         tensor = source.tensors.get(entry.name)
         if entry.path is None:
-            if tensor is not None and not is_index_table(tensor, config.window_size):
-                faults[entry.name] = f"{tensor.shape} in the file is not the index table of window {config.window_size}"
+            if tensor is not None and not is_index_table(tensor, config.window):
+                faults[entry.name] = f"{tensor.shape} in the file is not the index table of window {config.window}"
             continue
         shape = entry.order.torch_shape(expected[entry.path].shape)
         if tensor is None:

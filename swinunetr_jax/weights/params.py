@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.typing import PathParts
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
@@ -18,7 +19,6 @@ from swinunetr_jax.model.unetr import SwinUNETR
 
 Params = dict[str, np.ndarray]
 Weights = dict[str, jax.Array]  # the same, on a device
-Path = tuple[str | int, ...]
 NetworkConfig = SwinUNETRConfig | CustomConfig
 
 
@@ -44,7 +44,7 @@ def read_config(values: Mapping[str, Any], factory: NetworkFactory | None = None
 
 def shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shape and the type of every variable of a network by name, without creating the network."""
-    return {dotted(path): variable for path, variable in _abstract_network(config, jax.config.jax_enable_x64)[1]}
+    return {dotted(path): variable for path, variable in _abstract_network(config, _x64())[1]}
 
 
 def flatten(model: nnx.Module) -> Params:
@@ -54,7 +54,7 @@ def flatten(model: nnx.Module) -> Params:
 
 def build(config: NetworkConfig, params: Mapping[str, np.ndarray]) -> Any:
     """Returns a network with these variables. Their names and shapes must be those of `shapes(config)`."""
-    graph, variables, _ = _abstract_network(config, jax.config.jax_enable_x64)
+    graph, variables, _ = _abstract_network(config, _x64())
     return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[dotted(path)], v.dtype)) for path, v in variables]))
 
 
@@ -107,10 +107,15 @@ def digest_all(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
+def _x64() -> bool:
+    """Returns whether the 64-bit types of JAX are enabled, which changes the types of a network's variables."""
+    return jnp.result_type(float) == jnp.float64
+
+
 @lru_cache(maxsize=32)  # because tracing the constructor takes up to a second
 def _abstract_network(
     config: NetworkConfig, x64: bool
-) -> tuple[nnx.GraphDef, tuple[tuple[Path, jax.ShapeDtypeStruct], ...], frozenset[str]]:
+) -> tuple[nnx.GraphDef, tuple[tuple[PathParts, jax.ShapeDtypeStruct], ...], frozenset[str]]:
     """Returns the network's structure, the path, shape and type of each variable, and the names of the variables without gradient."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0))))
     variables = nnx.to_flat_state(state)
@@ -126,7 +131,7 @@ def _abstract_network(
 
 def statistics(config: NetworkConfig) -> frozenset[str]:
     """Returns the names of the variables without gradient, such as the running statistics of a batch norm."""
-    return _abstract_network(config, jax.config.jax_enable_x64)[2]
+    return _abstract_network(config, _x64())[2]
 
 
 def read_statistics(model: nnx.Module) -> dict[str, jax.Array]:
@@ -135,6 +140,6 @@ def read_statistics(model: nnx.Module) -> dict[str, jax.Array]:
     return {dotted(path): variable[...] for path, variable in variables if not isinstance(variable, nnx.Param)}
 
 
-def dotted(path: Path) -> str:
+def dotted(path: PathParts) -> str:
     """Returns the dotted name of a variable from its path in a module."""
     return ".".join(map(str, path))

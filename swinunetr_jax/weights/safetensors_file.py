@@ -64,7 +64,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
                     raise ValueError(f"the shape of {printable(name)} does not fit its number of bytes")
                 array = np.empty(entry.shape, dtype)
                 file.seek(8 + length + start)
-                if array.size and file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+                if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
                     raise ValueError(f"{printable(name)} ends after the file")
                 arrays[name] = array
     except InputError:

@@ -153,8 +153,10 @@ def call(function: Any, args: tuple, read: Callable[[str], bytes]) -> Any:
         return Opaque(function.name)
     expect(type(function) is Global, "REDUCE of a value that is not a function")
     match function.name.rpartition(".")[2], *args:
-        case "_rebuild_tensor_v2", Storage(dtype=np.dtype()) as storage, offset, tuple(size), tuple(stride), _, _, *views:
-            return _tensor(read(storage.key), storage, storage.dtype, offset, size, stride, views)
+        case "_rebuild_tensor_v2", Storage(dtype=np.dtype() as dtype) as storage, offset, tuple(size), tuple(
+            stride
+        ), _, _, *views:
+            return _tensor(read(storage.key), storage, dtype, offset, size, stride, views)
         case "_rebuild_tensor_v3", Storage() as storage, offset, tuple(size), tuple(stride), _, _, np.dtype() as dtype, *views:
             return _tensor(read(storage.key), storage, dtype, offset, size, stride, views)
         case "_rebuild_parameter", np.ndarray() as tensor, _, _:

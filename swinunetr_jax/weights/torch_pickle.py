@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from swinunetr_jax.weights.torch_globals import Opaque, Refused, build, call, expect, find_global, find_storage
 from swinunetr_jax.weights.weight_file import printable
@@ -61,7 +61,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}  # not a list, because an instruction of five bytes may use index 4,000,000,000
 
-    def refuse_instruction(self) -> None:
+    def refuse_instruction(self) -> NoReturn:
         """Raises Refused with the name of the instruction at `position`."""
         instruction, argument, _ = next(pickletools.genops(self.program[self.position : self.position + (1 << 12)]))
         what = f"{instruction.name} {printable(argument)}" if isinstance(argument, str) else instruction.name
@@ -273,4 +273,4 @@ _BY_NAME: dict[str, Callable[[_Machine], None]] = {
     "NEWOBJ": _Machine.new_object,
     "BUILD": _Machine.build,
 }
-_OPERATIONS = {ord(code): _BY_NAME[opcode.name] for code, opcode in pickletools.code2op.items() if opcode.name in _BY_NAME}
+_OPERATIONS = {ord(opcode.code): _BY_NAME[opcode.name] for opcode in pickletools.opcodes if opcode.name in _BY_NAME}
