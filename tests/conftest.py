@@ -1,7 +1,6 @@
 """Set-up of all tests: JAX on the CPU with exact matrix products and nothing kept from earlier runs; MONAI networks to compare with."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -158,74 +157,3 @@ def nothing_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Fails a test in which anything is printed: faults are reported by the exception alone, and nibabel's own log is silent."""
     yield
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.fixture(scope="session")
-def state_3d() -> dict[str, np.ndarray]:
-    """The state dict of a small 3-D network with MONAI's names. Tests must not change its arrays."""
-    from helpers.weight_states import CONFIG_3D, random_params
-
-    from swinunetr_jax.weights.monai import to_monai
-
-    return to_monai(random_params(CONFIG_3D), CONFIG_3D)
-
-
-@pytest.fixture(scope="session")
-def state_2d() -> dict[str, np.ndarray]:
-    """The state dict of a small 2-D network with MONAI's names. Tests must not change its arrays."""
-    from helpers.weight_states import CONFIG_2D, random_params
-
-    from swinunetr_jax.weights.monai import to_monai
-
-    return to_monai(random_params(CONFIG_2D), CONFIG_2D)
-
-
-@pytest.fixture
-def state_file(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a function that writes a state dict with our own writer, without PyTorch, and returns the path."""
-    from swinunetr_jax.weights.torch_file import write_torch_file
-
-    def write(state: dict[str, Any], name: str = "file.pt") -> Path:
-        write_torch_file(tmp_path / name, state)
-        return tmp_path / name
-
-    return write
-
-
-@pytest.fixture
-def torch_file(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a function that saves a value with torch and returns the path."""
-    torch = pytest.importorskip("torch")
-
-    def save(value: Any, **options: Any) -> Path:
-        torch.save(value, tmp_path / "saved.pt", **options)
-        return tmp_path / "saved.pt"
-
-    return save
-
-
-@pytest.fixture(scope="session")
-def written_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of a 2-D network. Tests must not change it."""
-    from helpers.checkpoint_folder import CONFIG, TASK
-    from helpers.weight_states import random_params
-
-    from swinunetr_jax.weights.checkpoint import write_checkpoint
-
-    path = tmp_path_factory.mktemp("written") / "checkpoint"
-    write_checkpoint(path, CONFIG, random_params(CONFIG), TASK)
-    return path
-
-
-@pytest.fixture
-def checkpoint(written_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of `written_checkpoint`, which a test can change."""
-    return Path(shutil.copytree(written_checkpoint, tmp_path / "checkpoint"))
-
-
-@pytest.fixture
-def quick_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets XLA optimise predictions less, because compiling takes longer than running the small networks of tests."""
-    from swinunetr_jax.inference import predict
-
-    monkeypatch.setattr(predict, "compiler_options", lambda: {"xla_backend_optimization_level": 0})

@@ -17,6 +17,8 @@ from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS, read_checkpoin
 from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.weights.params import build, digest, digest_all, flatten, shapes
 
+pytest_plugins = ["helpers.fixtures"]
+
 # Reading what was written
 
 

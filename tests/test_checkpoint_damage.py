@@ -16,6 +16,8 @@ from swinunetr_jax.weights import arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS, is_checkpoint, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.load import open_checkpoint
 
+pytest_plugins = ["helpers.fixtures"]
+
 # Damage
 
 

@@ -15,6 +15,8 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.load import save_params
 
+pytest_plugins = ["helpers.fixtures"]
+
 
 @pytest.fixture(params=["nothing", "checkpoint"])
 def target(request, tmp_path, written_checkpoint):

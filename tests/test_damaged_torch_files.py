@@ -15,6 +15,8 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.safetensors_file import read_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
 
+pytest_plugins = ["helpers.fixtures"]
+
 
 @pytest.fixture
 def file(tmp_path):

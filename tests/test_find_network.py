@@ -17,6 +17,8 @@ from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.safetensors_file import write_safetensors
 from swinunetr_jax.weights.torch_file import write_torch_file
 
+pytest_plugins = ["helpers.fixtures"]
+
 CONFIG = CONFIG_2D.replace(downsample="merging")
 
 

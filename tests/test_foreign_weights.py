@@ -11,6 +11,8 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.find_network import find_network
 from swinunetr_jax.weights.load import open_checkpoint
 
+pytest_plugins = ["helpers.fixtures"]
+
 
 def encoder(state, prefix=""):
     """Returns the encoder with the names of self-supervised training: other names in the MLP, and a prefix instead of "swinViT."."""

@@ -15,6 +15,8 @@ from helpers.torch_archives import FLOATS, W_BYTES, archive, number, numbers, pr
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.torch_file import read_torch_file
 
+pytest_plugins = ["helpers.fixtures"]
+
 # Pickles
 
 

@@ -12,6 +12,8 @@ from swinunetr_jax.weights.load import open_checkpoint
 from swinunetr_jax.weights.monai import entries, to_monai
 from swinunetr_jax.weights.params import shapes
 
+pytest_plugins = ["helpers.fixtures"]
+
 
 class ShapesOnly(dict):
     """A state dict whose weights have the correct shapes but need no memory. Its index tables are real."""

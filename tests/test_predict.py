@@ -14,6 +14,8 @@ from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, load_checkpoint, ope
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.inference.predict import Segmenter
 
+pytest_plugins = ["helpers.fixtures"]
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROI = ("64", "32", "32")

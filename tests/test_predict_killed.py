@@ -14,6 +14,8 @@ from small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import SwinUNETRConfig, Task, save_checkpoint
 
+pytest_plugins = ["helpers.fixtures"]
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # This program runs a prediction and kills itself at the moment that its first argument names.

@@ -16,6 +16,8 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.weights.load import open_checkpoint, save_params
 from swinunetr_jax.weights.safetensors_file import read_safetensors, write_safetensors
 
+pytest_plugins = ["helpers.fixtures"]
+
 # The format
 
 

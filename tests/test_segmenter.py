@@ -11,6 +11,8 @@ from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, expand_box, foreground_box
 from swinunetr_jax.task import Output
 
+pytest_plugins = ["helpers.fixtures"]
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 

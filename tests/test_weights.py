@@ -14,6 +14,8 @@ from swinunetr_jax.weights.monai import entries
 from swinunetr_jax.weights.safetensors_file import read_safetensors_metadata
 from swinunetr_jax.weights.torch_file import read_torch_file
 
+pytest_plugins = ["helpers.fixtures"]
+
 # Tensors that do not fit
 
 
