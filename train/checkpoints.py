@@ -28,7 +28,7 @@ from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.training.step import State
 from swinunetr_jax.weights.arrays import array_shapes, file_digests, read_arrays, reason, write_arrays
-from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, Stored, read_checkpoint, write_checkpoint
+from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, StoredCheckpoint, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import NetworkConfig, Weights
 
 FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "damaged-"
@@ -246,7 +246,7 @@ def _verified_progress(folder: Path) -> Progress:
     return progress
 
 
-def _stored_network(folder: Path, config: NetworkConfig) -> Stored:
+def _stored_network(folder: Path, config: NetworkConfig) -> StoredCheckpoint:
     try:
         return read_checkpoint(folder, config.factory if isinstance(config, CustomConfig) else None)
     except OtherNetworkError:
