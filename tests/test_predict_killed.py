@@ -7,16 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from flax import nnx
 from helpers.prediction import run, write_case
 from small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import SwinUNETRConfig, Task, save_checkpoint
-
-pytest_plugins = ["helpers.fixtures"]
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # This program runs a prediction and kills itself at the moment that its first argument names.
 KILLED = (
@@ -30,9 +25,8 @@ put_in_place(pytest.MonkeyPatch())
     + """
 from swinunetr_jax import cli
 from swinunetr_jax.data.discovery import prediction_record as record
-from swinunetr_jax.inference import batch, predict
+from swinunetr_jax.inference import batch
 
-predict.compiler_options = lambda: {"xla_backend_optimization_level": 0}
 moment, *arguments = sys.argv[1:]
 write, add = batch.write_volume, record.Record._add
 

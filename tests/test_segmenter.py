@@ -11,10 +11,6 @@ from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter, expand_box, foreground_box
 from swinunetr_jax.task import Output
 
-pytest_plugins = ["helpers.fixtures"]
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_expanded_boxes_have_few_shapes():
     """Windows of 96 voxels that overlap by half cover 96, 144, 192, … voxels, of which a scan of 155 planes has fewer than 192."""

@@ -1,4 +1,4 @@
-"""Fixtures of tests of weights and predictions. A test module that needs them has `pytest_plugins = ["helpers.fixtures"]`.
+"""Fixtures of tests of weights. A test module that needs them has `pytest_plugins = ["helpers.fixtures"]`.
 
 Fixtures with the scope of the session are built once, even though several test modules need them.
 """
@@ -13,7 +13,6 @@ import pytest
 
 from helpers import checkpoint_folder
 from helpers.weight_states import CONFIG_2D, CONFIG_3D, random_params
-from swinunetr_jax.inference import predict
 from swinunetr_jax.weights.checkpoint import write_checkpoint
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.torch_file import write_torch_file
@@ -67,9 +66,3 @@ def written_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(written_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of `written_checkpoint`, which a test can change."""
     return Path(shutil.copytree(written_checkpoint, tmp_path / "checkpoint"))
-
-
-@pytest.fixture
-def quick_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets XLA optimise predictions less, because compiling takes longer than running the small networks of tests."""
-    monkeypatch.setattr(predict, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
