@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-from docs_data import write_data  # noqa: E402
-from docs_options import check_options, shown  # noqa: E402
-from small_network import SmallNetwork, forget  # noqa: E402
+from helpers.docs_data import write_data  # noqa: E402
+from helpers.docs_options import check_options, shown  # noqa: E402
+from helpers.small_network import SmallNetwork, forget  # noqa: E402
 
 from swinunetr_jax import cli  # noqa: E402
 from swinunetr_jax.weights import fit, params  # noqa: E402

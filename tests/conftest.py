@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.register_assert_rewrite("helpers")  # before any of them is imported
+
 # Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from compile_effort import OPTIMIZED, set_least_effort
+from helpers.compile_effort import OPTIMIZED, set_least_effort  # noqa: E402
 
 if os.environ["JAX_PLATFORMS"] == "cpu":
     set_least_effort()
 
-import jax
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tools/ is not installed
 
-pytest.register_assert_rewrite("helpers")
-
-from runner import Runner  # noqa: E402
+from helpers.runner import Runner  # noqa: E402
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 from swinunetr_jax.data.discovery.cases import Case  # noqa: E402

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from relative import error
+from helpers.relative import error
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, jit, sliding_window_inference
 from swinunetr_jax.weights.params import flatten

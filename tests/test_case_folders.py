@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.data_sets import WEIGHTS, brats, decathlon, image_names, touch
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases

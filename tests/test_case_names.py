@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.data_sets import SHAPE, ball, case_names, save, touch, write_list
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.data.check.problems import problem_lines

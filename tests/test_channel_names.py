@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.data_sets import WEIGHTS, image_names, touch
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.commands.options import TaskOptions
 from swinunetr_jax.config import SwinUNETRConfig

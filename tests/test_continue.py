@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.data.phantom.dataset import write_phantom

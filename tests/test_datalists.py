@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.data_sets import SHAPE, WEIGHTS, brats, case_names, image_names, save, touch, write_json, write_list
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import cli
 from swinunetr_jax.commands.predict import Predict

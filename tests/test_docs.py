@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from check_docs import HISTORY, blocks_of, check_links, commands_of, prose_of, read_pages, shortened
-from docs_options import check_options
+from helpers.docs_options import check_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = read_pages([])

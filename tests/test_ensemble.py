@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import cli
 from swinunetr_jax.weights import load

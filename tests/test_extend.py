@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runner import bytes_of
-from small_network import forget, put_in_place
+from helpers.runner import bytes_of
+from helpers.small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runner import Runner, bytes_of
-from small_network import forget, put_in_place
+from helpers.runner import Runner, bytes_of
+from helpers.small_network import forget, put_in_place
 
 from swinunetr_jax import InputError
 from swinunetr_jax.training import checkpoints

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import cli, files
 from swinunetr_jax.errors import InputError

@@ -8,8 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.refusals import refused
 from helpers.weight_states import CONFIG_2D, prefixed, random_params
-from refusals import refused
 
 from swinunetr_jax.weights import monai
 from swinunetr_jax.weights.load import open_checkpoint, save_params

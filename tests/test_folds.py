@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.folds import fold_split, with_folds

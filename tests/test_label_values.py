@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.data_sets import SHAPE, ball, save, write_list
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.data.check.check_dataset import check_dataset

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers.nifti_files import COUNT, LPS, patch, save, volume_of
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.nifti import nifti_file, read_geometry, read_labels, read_volume, reorient, write_volume
 from swinunetr_jax.errors import InputError

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers.nifti_files import COUNT, LPS, oblique, volume_of
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.nifti import check_same_grid, read_labels, read_volume, reorient, write_volume
 

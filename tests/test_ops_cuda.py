@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from relative import error
+from helpers.relative import error
 
 from swinunetr_jax.model import windows
 from swinunetr_jax.ops import attention

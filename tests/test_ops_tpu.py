@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from relative import error
+from helpers.relative import error
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
 from swinunetr_jax.model.blocks import ResBlock

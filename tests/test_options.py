@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import arguments, cli
 from swinunetr_jax.commands.predict import Predict

@@ -58,7 +58,7 @@ def check_losses(losses: dict[str, list[float]]) -> None:
 
 
 def losses_of_a_small_network(batch: str, *layouts: str) -> dict[str, list[float]]:
-    from small_network import put_in_place
+    from helpers.small_network import put_in_place
 
     put_in_place(pytest.MonkeyPatch())
     return losses(batch, *layouts)
@@ -164,7 +164,7 @@ def sharded(*names: str) -> dict:
 
 def predictions(network: str) -> dict:
     """Returns the differences of predictions from those of one device, and the labels that occur."""
-    from small_network import SmallNetwork
+    from helpers.small_network import SmallNetwork
 
     found = {"probabilities": 0.0, "labels that differ": 0}
     volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)

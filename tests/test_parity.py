@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compile_effort import OPTIMIZED
 from flax import nnx
+from helpers.compile_effort import OPTIMIZED
 
 from swinunetr_jax import SwinUNETR
 from swinunetr_jax.ops import pointwise

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 from scipy import ndimage
 
 from swinunetr_jax.data import brats

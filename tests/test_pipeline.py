@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.refusals import refused
 from helpers.training_cases import prepare, write_case
-from refusals import refused
 
 from swinunetr_jax.data.augment.crops import RandomCrop
 from swinunetr_jax.data.augment.intensity import ScaleIntensity

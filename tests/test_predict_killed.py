@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flax import nnx
 from helpers.prediction import run, write_case
-from small_network import SmallNetwork, forget, put_in_place
+from helpers.small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import SwinUNETRConfig, Task, save_checkpoint
 
@@ -19,7 +19,7 @@ KILLED = (
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import pytest
-from small_network import put_in_place
+from helpers.small_network import put_in_place
 put_in_place(pytest.MonkeyPatch())
 """
     + """

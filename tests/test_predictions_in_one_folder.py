@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.fake_predictor import FakePredictor, predict, predict_overlapping, predict_together, recorded, scan
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.prediction_record import Record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runner import OPTIONS, ROOT, SECONDS, free_port, losses
+from helpers.runner import OPTIONS, ROOT, SECONDS, free_port, losses
 
 from swinunetr_jax import InputError
 from swinunetr_jax.training import processes
@@ -88,7 +88,9 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     tools, run = runner.folder / "bin", runner.folder / "slurm"
     tools.mkdir()
     (tools / "srun").write_text(SRUN)
-    (tools / "python").write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT / "tests" / "run_train.py"} "$@"\n')
+    (tools / "python").write_text(
+        f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT / "tests" / "helpers" / "run_train.py"} "$@"\n'
+    )
     for file in tools.iterdir():
         file.chmod(0o755)
     job = str(free_port(61440) - 61440)  # JAX derives the coordinator's port from the job's number modulo 4096

@@ -5,7 +5,7 @@ import tracemalloc
 import nibabel as nib
 import numpy as np
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import read_volume, write_volume

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax import SwinUNETRConfig, Task
 from swinunetr_jax.data.discovery.cases import Case

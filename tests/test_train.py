@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from runner import bytes_of
-from small_network import forget, put_in_place
+from helpers.runner import bytes_of
+from helpers.small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, Task, cli, open_checkpoint
 from swinunetr_jax.data.augment.transforms import RandomFlip

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_network import forget, put_in_place
+from helpers.small_network import forget, put_in_place
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SwinUNETRConfig

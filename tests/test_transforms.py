@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from refusals import refused
+from helpers.refusals import refused
 
 from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, read_region
 from swinunetr_jax.data.augment.intensity import MeasureNonzero, NormalizeNonzero, ScaleIntensity, ScaleWindow, ShiftIntensity

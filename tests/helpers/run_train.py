@@ -7,11 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
 import pytest
-from small_network import put_in_place
 
+from helpers.small_network import put_in_place
 from swinunetr_jax.training import command, loop
 
 if os.environ.get("SWINUNETR_TEST_WHOLE") != "1":

@@ -15,7 +15,7 @@ from swinunetr_jax.training.command import PhantomCommand
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.resume import Resume
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")
 _TOOL = re.compile(r"python -m tools\.(\w+)")
 # Options of other programs, by the first words of the command.

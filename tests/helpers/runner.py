@@ -16,7 +16,7 @@ import numpy as np
 from swinunetr_jax.training import checkpoints
 from swinunetr_jax.training.log import read_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # fmt: off
 OPTIONS = (
     "phantom", "--batch", "2", "--folds", "2", "--roi", "32", "32", "64", "--phantom.cases", "4", "--phantom.size", "48", "48", "32",
@@ -67,7 +67,7 @@ class Runner:
         for index in range(count):
             among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
             log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process writes into it
-            command = [sys.executable, ROOT / "tests" / "run_train.py", *arguments, *among]
+            command = [sys.executable, ROOT / "tests" / "helpers" / "run_train.py", *arguments, *among]
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
             self.started.append(processes[-1])
         return processes
