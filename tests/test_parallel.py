@@ -173,7 +173,7 @@ def predictions(network: str) -> dict:
     expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
     found["labels"] = np.unique(expected[0]).tolist()
     for depth in (2, 4):
-        labels, likely, windows = Segmenter([model], task, whole=True, depth=depth).run(volume, probabilities=True)
+        labels, likely, windows = Segmenter([model], task, whole=True, spatial_shards=depth).run(volume, probabilities=True)
         assert windows == 1
         found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
         found["labels that differ"] += int((labels != expected[0]).sum())

@@ -15,7 +15,7 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.data import assign_folds
 from swinunetr_jax.training.description import DESCRIPTION, Head, read_description, write_description
 from swinunetr_jax.training.html_report import scoring_note
-from swinunetr_jax.training.log import LOG, read_rows, without_nan
+from swinunetr_jax.training.log import LOG, read_rows
 from swinunetr_jax.training.loop import train
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
@@ -96,7 +96,7 @@ def write_table(out: Path, runs: list[Path]) -> float:
     writer.writerow(["mean", "", *(f"{means[output]:.6f}" for output in outputs)])
     files.write_text(out / f"{TABLE}.csv", text.getvalue())
     table = {"mean": means, "cases": {name: {**case, "fold": fold_of[name]} for name, case in cases.items()}}
-    files.write_json(out / f"{TABLE}.json", without_nan(table))
+    files.write_json(out / f"{TABLE}.json", table)
     each = ", ".join(f"{literal(name)} {value:.4f}" for name, value in means.items())
     say(f"out of fold, {len(cases)} cases: {each} → {literal(out / TABLE)}.csv")
     say(f"as an ensemble: swinunetr predict -i … -o … -m {literal(out)}")

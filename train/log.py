@@ -1,7 +1,6 @@
 """The log of a run: a progress bar or lines, RUN/log.jsonl, and TensorBoard if tensorboardX is installed."""
 
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -175,14 +174,7 @@ def _number(value: float | None) -> float:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(without_nan(row)) + "\n"
-
-
-def without_nan(value: Any) -> Any:
-    """Returns a value for JSON, which has no NaN and no infinities: they become null."""
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return files.json_text(row) + "\n"
 
 
 def _tensorboard(run: Path) -> Any:

@@ -114,7 +114,7 @@ def validate(
         blend=options.blend,
         batch=options.batch,
         crop=can_crop(task),
-        depth=spatial_shards,
+        spatial_shards=spatial_shards,
     )
     names = [output.name for output in task.outputs if output.value]
     dice, predictions, interrupted = np.full((len(cases), len(names)), np.nan), dict[int, np.ndarray](), False

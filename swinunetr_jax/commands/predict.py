@@ -115,7 +115,7 @@ class Predict:
             mirror=self.mirror,
             crop=self.crop,
             whole=self.whole,
-            depth=self.spatial_shards,
+            spatial_shards=self.spatial_shards,
         )
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default

@@ -70,7 +70,7 @@ class Segmenter:
         crop: predict only inside the bounding box of the foreground, the voxels that are not zero in all prepared channels. The result is
             background outside of this box. This needs fewer windows, at other positions.
         whole: give the network the whole scan at once instead of windows, padded with zeros to a size that the network accepts.
-        depth: the number of this process's devices among which each window is divided along its first axis.
+        spatial_shards: the number of this process's devices among which each window is divided along its first axis.
 
     Raises:
         InputError: an argument is out of range, a network does not fit the task, or `crop` is set and no class is background.
@@ -89,7 +89,7 @@ class Segmenter:
         mirror: bool = False,
         crop: bool = False,
         whole: bool = False,
-        depth: int = 1,
+        spatial_shards: int = 1,
     ):
         configs = [_config(model) for model in models] if configs is None else configs
         for config in configs:
@@ -103,9 +103,9 @@ class Segmenter:
         configs[0].check_spatial(self.roi)
         if blend not in BLENDS:
             raise InputError(f"the blend must be one of {', '.join(BLENDS)}, got {blend!r}.")
-        if depth < 1 or (self.roi[0] % depth and not whole):
+        if spatial_shards < 1 or (self.roi[0] % spatial_shards and not whole):
             raise InputError(
-                f"{depth} devices cannot share windows of {self.roi} evenly along the first axis: choose another number of "
+                f"{spatial_shards} devices cannot share windows of {self.roi} evenly along the first axis: choose another number of "
                 "spatial shards."
             )
         if whole and roi is not None:
@@ -118,9 +118,9 @@ class Segmenter:
             names = ", ".join(output.name for output in task.outputs)
             raise InputError(f"a crop is surrounded by background, but none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
-        self.whole, self.depth = whole, depth
+        self.whole, self.spatial_shards = whole, spatial_shards
         self.in_channels = configs[0].in_channels
-        mesh = device_mesh(1, depth, jax.local_devices()) if depth > 1 else None
+        mesh = device_mesh(1, spatial_shards, jax.local_devices()) if spatial_shards > 1 else None
         self._networks = [_network(model, mesh) for model in models]
         self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
 
@@ -130,7 +130,7 @@ class Segmenter:
 
     def _whole_roi(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the size of one window that contains the volume and that can be divided among the devices."""
-        multiples = (math.lcm(SIZE_MULTIPLE, self.depth), SIZE_MULTIPLE, SIZE_MULTIPLE)
+        multiples = (math.lcm(SIZE_MULTIPLE, self.spatial_shards), SIZE_MULTIPLE, SIZE_MULTIPLE)
         roi = [-(-size // multiple) * multiple for size, multiple in zip(shape, multiples)]
         if all(size == SIZE_MULTIPLE for size in roi):  # the only size that is too small for the network
             roi[-1] *= 2

@@ -52,7 +52,7 @@ def flatten(model: nnx.Module) -> Params:
     return {dotted(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def build(config: NetworkConfig, params: Mapping[str, np.ndarray]) -> Any:
+def build(config: NetworkConfig, params: Mapping[str, np.ndarray] | Mapping[str, jax.Array]) -> Any:
     """Returns a network with these variables. Their names and shapes must be those of `shapes(config)`."""
     graph, variables, _ = _abstract_network(config, _x64())
     return nnx.merge(graph, nnx.from_flat_state([(path, jnp.asarray(params[dotted(path)], v.dtype)) for path, v in variables]))
