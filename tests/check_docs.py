@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
+from helpers.compile_effort import set_least_effort  # noqa: E402
 from helpers.docs_data import write_data  # noqa: E402
 from helpers.docs_options import check_options, shown  # noqa: E402
 from helpers.small_network import SmallNetwork, forget  # noqa: E402
@@ -42,7 +43,7 @@ from swinunetr_jax.weights import fit, params  # noqa: E402
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
 HISTORY = ("CHANGELOG.md",)  # names options of earlier versions
 LANGUAGES = {"": "text", "python": "python", "sh": "shell", "json": "json"}
-_FENCE = re.compile(r"```(\w*)(.*)")
+_FENCE = re.compile(r"```(?: \{\.)?(\w*)(.*)")  # ```python, or ``` {.python} for text that ruff must not format
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 _TITLE = re.compile(r'title="([^"]+)"')
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -247,8 +248,8 @@ def main() -> int:
             counts += number
     if options.run:
         with tempfile.TemporaryDirectory() as temporary:
-            # Compiling with less effort takes a third of the time, and four devices are for the page on many devices.
-            os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
+            os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # for the page on many devices
+            set_least_effort()
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_compilation_cache_dir", f"{temporary}/programs")
             write_data(Path(temporary) / "data")
