@@ -55,7 +55,7 @@ def test_commands_are_read_as_a_shell_reads_them():
 def test_the_readme_is_short_and_its_pictures_are_small():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
-    assert len(pictures) <= 2
+    assert len(pictures) == 2
     assert all((ROOT / picture).stat().st_size < 200_000 for picture in pictures)
 
 
