@@ -7,8 +7,9 @@ from flax import nnx
 from helpers.prediction import read_image, run
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, save_checkpoint
+from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.plan import Plan
-from swinunetr_jax.inference.predict import Segmenter, expand_box, foreground_box
+from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.task import Output
 
 

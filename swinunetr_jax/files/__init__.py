@@ -13,7 +13,7 @@ from swinunetr_jax.files.atomic import (
     write_bytes,
     write_text,
 )
-from swinunetr_jax.files.json_file import decode_json, digest_of_json, json_text, read_json, without_nan, write_json
+from swinunetr_jax.files.json_file import decode_json, digest_of_json, json_text, read_json, write_json
 from swinunetr_jax.files.paths import digest_of_file, exists, is_file, is_folder, local_path, make_folder, real_path, reason
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "real_path",
     "reason",
     "remove_stale_temporaries",
-    "without_nan",
     "write_bytes",
     "write_json",
     "write_text",

@@ -25,16 +25,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Returns a value as JSON. JSON has no NaN and no infinities, so they become null."""
-    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
-
-
-def without_nan(value: Any) -> Any:
-    """Returns nested dicts, lists and tuples with None in the place of NaN and infinities. Tuples become lists."""
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _dumps(value, indent=indent)
 
 
 def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
@@ -84,7 +75,23 @@ def decode_json(data: bytes, kind: type[T], where: str, remedy: str) -> T:
 
 def digest_of_json(value: Any) -> str:
     """Returns the SHA-256 of a JSON value in hexadecimal, which does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(without_nan(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    try:
+        return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:  # rarely: a number is not finite
+        return json.dumps(_without_nan(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns nested dicts, lists and tuples with None in the place of NaN and infinities. Tuples become lists."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_number(text: str) -> None:

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.data.augment import sides
-from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
@@ -232,26 +232,6 @@ class Segmenter:
             labels = turn.apply(labels)
             probability_maps = None if probability_maps is None else turn.apply(probability_maps)
         return labels, probability_maps, plan.windows
-
-
-def foreground_box(array: np.ndarray) -> tuple[slice, ...]:
-    """Returns the bounding box of the voxels of [x, y, z, c] that are not zero in all channels, or the whole grid if there are none."""
-    return slices(bounding_box((array != 0).any(-1)) or whole_box(array.shape[:3]))
-
-
-def expand_box(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[slice, ...]:
-    """Returns a box expanded on both sides to these sizes, as far as the grid allows.
-
-    The windows of a small box then contain voxels of the scan instead of padding. In addition, the boxes of different cases have the same
-    few shapes, so that fewer programs are compiled.
-    """
-    result = []
-    for part, size, whole in zip(box, sizes, grid):
-        size = min(max(size, part.stop - part.start), whole)
-        start = part.start - (size - (part.stop - part.start)) // 2
-        start = min(max(start, 0), whole - size)
-        result.append(slice(start, start + size))
-    return tuple(result)
 
 
 def _config(model: nnx.Module) -> NetworkConfig:
