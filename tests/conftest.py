@@ -1,5 +1,6 @@
 """Set-up of all tests: JAX on the CPU with exact matrix products and nothing kept from earlier runs; MONAI networks to compare with."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
 from swinunetr_jax.data.prepare import cache  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+gc.set_threshold(100_000, 20, 50)  # tracing creates many objects that stay, and looking through them takes a tenth of the time
 
 
 LONGEST = ("test_processes", "test_train", "test_faults", "test_parity", "test_goldens", "test_parallel", "test_train_step")

@@ -81,11 +81,13 @@ def test_errors_of_wrong_shapes(shape, text):
 
 
 def test_the_key_determines_the_randomness():
-    """All random operations are in the encoder."""
-    config = SMALL.replace(depths=(2, 1, 1, 1), drop_rate=0.2, attn_drop_rate=0.2, dropout_path_rate=0.2)
+    """All random operations are in the encoder. In 2-D it compiles ten times as fast as in 3-D."""
+    config = SMALL.replace(
+        spatial_dims=2, window_size=(7, 7), depths=(2, 1, 1, 1), drop_rate=0.2, attn_drop_rate=0.2, dropout_path_rate=0.2
+    )
     model = SwinUNETR(config, rngs=nnx.Rngs(0)).swin
     forward = jax.jit(lambda model, x, key: model(x, key)[0][-1])
-    x = np.random.default_rng(0).normal(size=(1, 64, 32, 32, 2)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 64, 64, 2)).astype(np.float32)
     first, again = (forward(model, x, jax.random.key(1)) for _ in range(2))
     other, none = forward(model, x, jax.random.key(2)), forward(model, x, None)
     np.testing.assert_array_equal(first, again)

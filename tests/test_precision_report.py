@@ -62,7 +62,7 @@ def test_the_reported_errors_grow_as_precision_decreases():
     assert rows[0].changed < 1e-3
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("platform", [pytest.param("cpu", marks=pytest.mark.long), "cuda", "tpu"])
 def test_every_product_has_the_requested_precision(platform):
     """In the forward pass and in the gradients. With 24 features and 64³ voxels the program contains every implementation."""
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=24)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.prediction import BRATS, read_image, run, write_case
+from helpers.small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.discovery.cases import Case
@@ -17,14 +18,38 @@ from swinunetr_jax.inference.predict import Segmenter
 ROI = ("64", "32", "32")
 
 
+CONFIG = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
+TASK = Task.brats(roi=(64, 32, 32))
+
+
+@pytest.fixture(autouse=True)
+def network_in_place(request, monkeypatch):
+    """Replaces Swin UNETR by a small network in the tests of `model`."""
+    if "model" in request.fixturenames:
+        put_in_place(monkeypatch)
+    yield
+    monkeypatch.undo()
+    forget()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The checkpoint of a network with random weights whose predictions contain every label."""
-    path = tmp_path_factory.mktemp("model") / "net"
-    config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
-    network = SwinUNETR(config, rngs=nnx.Rngs(0))
+    """The checkpoint of a small network with random weights whose predictions contain every label."""
+    network = SmallNetwork(CONFIG, rngs=nnx.Rngs(0))
     network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
-    save_checkpoint(path, network, task=Task.brats(roi=(64, 32, 32)))
+    with pytest.MonkeyPatch.context() as patch:
+        put_in_place(patch)
+        save_checkpoint(path := tmp_path_factory.mktemp("small") / "net", network, task=TASK)
+    forget()
+    return path
+
+
+@pytest.fixture(scope="module")
+def swin_unetr(tmp_path_factory):
+    """The checkpoint of a Swin UNETR with random weights whose predictions contain every label."""
+    network = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
+    network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
+    save_checkpoint(path := tmp_path_factory.mktemp("swin_unetr") / "net", network, task=TASK)
     return path
 
 
@@ -44,9 +69,9 @@ def turned(source, target, codes, tilt=0.0):
     return target
 
 
-def test_a_case_folder_is_segmented(model, tmp_path, capsys):
+def test_a_case_folder_is_segmented(swin_unetr, tmp_path, capsys):
     case = write_case(tmp_path)
-    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model, "--preview", "--probabilities") == 0
+    assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", swin_unetr, "--preview", "--probabilities") == 0
     labels, image = read_image(tmp_path / "out/BraTS2021_00001.nii.gz")
     source = nib.load(case / "BraTS2021_00001_flair.nii.gz")
     assert labels.dtype == np.uint8
@@ -62,7 +87,7 @@ def test_a_case_folder_is_segmented(model, tmp_path, capsys):
     assert (tmp_path / "out/BraTS2021_00001.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((tmp_path / "out/predict.json").read_text())
     entry = report["cases"]["BraTS2021_00001"]
-    assert report["settings"]["weights"] == [open_checkpoint(model).digest]
+    assert report["settings"]["weights"] == [open_checkpoint(swin_unetr).digest]
     assert entry["windows"] == 4
     assert entry["volumes_ml"]["ET"] == pytest.approx((labels == 4).sum() / 1000, abs=1e-3)
     assert "4 windows" in capsys.readouterr().out
@@ -168,25 +193,23 @@ def test_a_crop_gives_the_segmentation_of_the_foreground_alone(model, tmp_path):
 def test_mirroring_and_an_ensemble_average_logits(model, tmp_path):
     case = write_case(tmp_path)
     files = tuple(case / f"{case.name}_{end}.nii.gz" for end in BRATS)
-    network = load_checkpoint(model)
-    task = Task.brats(roi=(64, 32, 32))
-    other = SwinUNETR(network.config, rngs=nnx.Rngs(1))
+    network, other = load_checkpoint(model), SmallNetwork(CONFIG, rngs=nnx.Rngs(1))
     x = np.random.default_rng(0).normal(size=(1, 64, 32, 32, 4)).astype(np.float32)
     forward = jax.jit(lambda network, x: network(x))
     mean = (np.asarray(forward(network, x)) + np.asarray(forward(other, x))) / 2
-    np.testing.assert_allclose(Segmenter([network, other], task).logits(x), mean, atol=1e-5)
-    mirrored = Segmenter([network], task, mirror=True)
+    np.testing.assert_allclose(Segmenter([network, other], TASK).logits(x), mean, atol=1e-5)
+    mirrored = Segmenter([network], TASK, mirror=True)
     np.testing.assert_allclose(mirrored.logits(x[:, ::-1, :, ::-1]), np.asarray(mirrored.logits(x))[:, ::-1, :, ::-1], atol=1e-5)
-    result = Segmenter([network, other], task, overlap=0.0).segment(Case("x", files, BRATS))
+    result = Segmenter([network, other], TASK, overlap=0.0).segment(Case("x", files, BRATS))
     assert result.labels.shape == (50, 40, 34)
 
 
-def test_every_checkpoint_format_gives_the_same_labels(model, tmp_path):
+def test_every_checkpoint_format_gives_the_same_labels(swin_unetr, tmp_path):
     case = write_case(tmp_path)
-    assert run("convert", model, tmp_path / "net.pt") == 0
+    assert run("convert", swin_unetr, tmp_path / "net.pt") == 0
     assert run("convert", tmp_path / "net.pt", tmp_path / "net.safetensors", "--downsample", "merging") == 0
     results = []
-    for name, more in ((model, ()), (tmp_path / "net.pt", ("--downsample", "merging")), (tmp_path / "net.safetensors", ())):
+    for name, more in ((swin_unetr, ()), (tmp_path / "net.pt", ("--downsample", "merging")), (tmp_path / "net.safetensors", ())):
         out = tmp_path / f"out{len(results)}"
         assert run("predict", "-i", case, "-o", out, "-m", name, "--roi", *ROI, *more) == 0
         results.append(read_image(out / "BraTS2021_00001.nii.gz")[0])
@@ -208,20 +231,20 @@ def test_the_precision_applies_while_cases_are_segmented(model, tmp_path, monkey
     assert seen == [("tensorfloat32",) * 2, ("highest",) * 2]  # without the option, JAX's setting, which is that of conftest.py
 
 
-def test_invalid_input_is_reported_in_one_sentence(model, tmp_path, capsys):
+def test_invalid_input_is_reported_in_one_sentence(swin_unetr, tmp_path, capsys):
     case = write_case(tmp_path)
     out = ("-o", tmp_path / "out")
     blocked = tmp_path / "file"
     blocked.write_text("")
     commands = {
-        "does not exist": ("predict", "-i", tmp_path / "no", *out, "-m", model),
+        "does not exist": ("predict", "-i", tmp_path / "no", *out, "-m", swin_unetr),
         "no.pt": ("predict", "-i", case, *out, "-m", tmp_path / "no.pt"),
-        "multiples of 32": ("predict", "-i", case, *out, "-m", model, "--roi", 60, 64, 64),
-        "overlap": ("predict", "-i", case, *out, "-m", model, "--overlap", 1),
-        "cannot be written": ("predict", "-i", case, "-o", blocked / "out", "-m", model),
-        "downsample": ("convert", model, tmp_path / "x", "--downsample", "legacy"),
-        "exists already": ("convert", model, case),
-        "--labels": ("predict", "-i", case, *out, "-m", model, "--labels", "a", "b"),
+        "multiples of 32": ("predict", "-i", case, *out, "-m", swin_unetr, "--roi", 60, 64, 64),
+        "overlap": ("predict", "-i", case, *out, "-m", swin_unetr, "--overlap", 1),
+        "cannot be written": ("predict", "-i", case, "-o", blocked / "out", "-m", swin_unetr),
+        "downsample": ("convert", swin_unetr, tmp_path / "x", "--downsample", "legacy"),
+        "exists already": ("convert", swin_unetr, case),
+        "--labels": ("predict", "-i", case, *out, "-m", swin_unetr, "--labels", "a", "b"),
     }
     for text, command in commands.items():
         assert run(*command) == 2, text
@@ -242,15 +265,15 @@ def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
     assert not (tmp_path / name).exists()
 
 
-def test_info_shows_the_content_of_a_checkpoint(model, tmp_path, capsys):
-    assert run("info", model) == 0
+def test_info_shows_the_content_of_a_checkpoint(swin_unetr, tmp_path, capsys):
+    assert run("info", swin_unetr) == 0
     text = capsys.readouterr().out
     assert "FLAIR, T1ce, T1, T2" in text
     assert "TC = 1, WT = 2, ET = 4" in text
-    assert run("info", model, "--json") == 0
+    assert run("info", swin_unetr, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["config"]["feature_size"] == 12
-    assert run("convert", model, tmp_path / "net.pt") == 0
+    assert run("convert", swin_unetr, tmp_path / "net.pt") == 0
     capsys.readouterr()
     assert run("info", tmp_path / "net.pt") == 0
     assert "not stated in the file" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.prediction import read_image, run
+from helpers.small_network import SmallNetwork, forget, put_in_place
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, save_checkpoint
 from swinunetr_jax.inference.crop import expand_box, foreground_box
@@ -39,7 +40,7 @@ def test_the_foreground_box_contains_every_voxel_that_is_not_zero():
 
 
 def test_a_crop_requires_a_background_class():
-    network = SwinUNETR(SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12), rngs=nnx.Rngs(0))
+    network = SmallNetwork(SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12), rngs=nnx.Rngs(0))
     task = Task(kind="classes", outputs=(Output(name="grey", value=1), Output(name="white", value=2)))
     Segmenter([network], task)
     with pytest.raises(InputError, match="grey, white"):
@@ -53,13 +54,16 @@ def test_a_crop_requires_a_background_class():
     assert not labels[20:].any()
 
 
-def test_labels_are_the_values_of_the_classes(tmp_path):
-    network = SwinUNETR(SwinUNETRConfig(in_channels=1, out_channels=3, feature_size=12), rngs=nnx.Rngs(0))
+def test_labels_are_the_values_of_the_classes(tmp_path, monkeypatch):
+    put_in_place(monkeypatch)
+    network = SmallNetwork(SwinUNETRConfig(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1)), rngs=nnx.Rngs(0))
     save_checkpoint(tmp_path / "net", network, task=Task.classes(3, roi=(64, 32, 32)))
     image = nib.Nifti1Image(np.random.default_rng(0).normal(100, 9, (20, 33, 31)).astype(np.float32), np.eye(4))
     nib.save(image, tmp_path / "scan.nii.gz")
     assert run("predict", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "out", "-m", tmp_path / "net") == 0
     assert set(np.unique(read_image(tmp_path / "out/scan.nii.gz")[0])) <= {0, 1, 2}
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.mark.fault("5.8")

@@ -154,6 +154,7 @@ def test_predict_and_evaluate_need_no_options(whole_run, data, tmp_path, capsys)
     assert "TC" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_stopped_run_of_swin_unetr_continues_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
         stop_after(patch, 1)
