@@ -6,7 +6,7 @@
 
 A block that cannot be run here has a comment above it, `<!-- not run: REASON -->`. The Python blocks of a page share their names, and a
 block with `title="FILE"` is also written to that file. Of shell blocks the commands of `swinunetr` are run, in this process and in a folder
-with small synthetic data under the names that the documentation uses. Blocks that train use a network of three layers in the place of
+with small synthetic data under the names that the documentation uses. Commands that train use a network of three layers in the place of
 Swin UNETR, small crops and a few steps.
 """
 
@@ -179,10 +179,12 @@ def run_command(words: list[str]) -> None:
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
     """Puts a network of three layers in the place of Swin UNETR."""
-    with mock.patch.object(params, "SwinUNETR", SmallNetwork), mock.patch.object(fit, "SwinUNETR", SmallNetwork):
+    try:
+        with mock.patch.object(params, "SwinUNETR", SmallNetwork), mock.patch.object(fit, "SwinUNETR", SmallNetwork):
+            forget()
+            yield
+    finally:
         forget()
-        yield
-    forget()
 
 
 def run_block(block: Block, names: dict[str, object]) -> str:
@@ -197,8 +199,8 @@ def run_block(block: Block, names: dict[str, object]) -> str:
                     Path(title[1]).write_text(block.text + "\n")
                 exec(compile("\n" * (block.line - 1) + block.text, str(block.page), "exec"), names)
             else:
-                with small_network() if _TRAINS.search(block.text) else contextlib.nullcontext():
-                    for words in commands_of(block.text):
+                for words in commands_of(block.text):
+                    with small_network() if _TRAINS.search(shlex.join(words)) else contextlib.nullcontext():
                         run_command(words)
         except Exception as error:
             raise RuntimeError(f"{block.where} failed:\n{traceback.format_exc()}\n{printed.getvalue()}") from error
