@@ -1,4 +1,4 @@
-"""Deep supervision: the coarser grids of the decoder predict the label map too, through heads that only training has."""
+"""Deep supervision: the coarser grids of the decoder also predict the label map, by heads that exist only during training."""
 
 from dataclasses import replace
 

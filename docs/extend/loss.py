@@ -1,4 +1,4 @@
-"""Another loss: the Dice loss plus a focal term, which counts voxels that are classified badly more than others."""
+"""Another loss: the Dice loss plus a focal term, which gives more weight to voxels that are classified badly."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ GAMMA = 2.0
 
 
 def dice_focal(logits, labels, task):
-    """The loss of logits [b, x, y, z, outputs] against label maps [b, x, y, z], for outputs that overlap (sigmoid)."""
+    """Returns the loss of logits [b, x, y, z, outputs] for label maps [b, x, y, z] and outputs that overlap (sigmoid)."""
     wanted = targets(labels, task)
     likelihood = jax.nn.sigmoid(jnp.where(wanted == 1, logits, -logits))
     focal = -((1 - likelihood) ** GAMMA) * jnp.log(likelihood + 1e-6)

@@ -10,7 +10,7 @@ from swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM
 
 
 class UNet(nnx.Module):
-    """Two resolutions and one skip connection: [b, x, y, z, in_channels] -> [b, x, y, z, out_channels]."""
+    """A U-Net with two resolutions and one skip connection: [b, x, y, z, in_channels] -> [b, x, y, z, out_channels]."""
 
     def __init__(self, in_channels, out_channels, *, rngs):
         self.fine = nnx.Conv(in_channels, 16, (3, 3, 3), rngs=rngs)

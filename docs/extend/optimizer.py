@@ -10,17 +10,17 @@ FROZEN = ("swin.patch_embed.", "swin.stages.0.")
 
 
 def decayed(params):
-    """Which parameters have weight decay: {dotted path: True or False}."""
+    """Returns which parameters have weight decay: {dotted path: True or False}."""
     return {name: not name.endswith((".bias", ".scale")) for name in params}
 
 
 def group_of(params):
-    """Which optimizer each parameter has."""
+    """Returns the name of each parameter's optimizer: {dotted path: name}."""
     return {name: "frozen" if name.startswith(FROZEN) else "trained" for name in params}
 
 
 def optimizer(steps):
-    """The optax transformation of a run of that many steps, and its schedule, which is logged."""
+    """Returns the optax transformation of a run with this number of steps, and its schedule, which is logged."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, warmup_steps=min(20, steps), decay_steps=max(steps, 21))
     adamw = optax.adamw(schedule, weight_decay=1e-2, mask=decayed)
     return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, group_of), schedule
