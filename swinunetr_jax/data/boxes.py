@@ -1,4 +1,4 @@
-"""Boxes of voxels: the part of a grid that holds something."""
+"""Boxes of voxels, such as the smallest one that holds the non-zero part of a grid."""
 
 import numpy as np
 

@@ -16,7 +16,7 @@ CAVITY_LABEL = 4  # the resection cavity of BraTS 2024
 
 @dataclass(frozen=True)
 class Naming:
-    """How the files of a case are named: `case` is formatted with the case's number, and the endings follow the case's name."""
+    """The names of a case's files: `case` is formatted with the case's number, and the name of a file is that of the case and an ending."""
 
     years: str
     case: str

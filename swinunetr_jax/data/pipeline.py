@@ -19,7 +19,7 @@ from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase
 from swinunetr_jax.errors import InputError
 
-AHEAD = 2  # batches of a worker between the one that is waited for and the one that it works on
+AHEAD = 2  # batches by which a worker may be ahead of the batch that is waited for
 Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
 
 
@@ -136,7 +136,7 @@ class TrainingData:
         return index
 
     def _start(self) -> grain.DatasetIterator[Batch]:
-        # The share of process p in global batch b is batch b·processes + p of all shares.
+        # The share of process p in global batch b is batch number b·processes + p of the smaller batches.
         batches = self._batches[self._step * self.processes + self.process :: self.processes]
         ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if self.workers:
@@ -149,7 +149,7 @@ class TrainingData:
 
 
 def _belong_to_parent(*_: int) -> None:
-    """Makes a worker end with its parent and not before, because a scheduler signals all processes of a job at once."""
+    """Makes a worker end when its parent ends, and not on a signal, because a scheduler signals all processes of a job at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -176,7 +176,7 @@ class _Sampler:
                 example = transform(example, rng)
             image = example["image"]
             with np.errstate(all="ignore"):
-                total = image.sum()  # cheaper than testing each voxel, and not finite if a voxel is not
+                total = image.sum()  # faster than testing each voxel; it is not finite if any voxel is not
             if not np.isfinite(total) and not np.isfinite(image).all():
                 raise InputError("the sample holds NaN or Inf; check the image and the transforms.")
         except InputError as error:

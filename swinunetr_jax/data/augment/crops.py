@@ -1,6 +1,6 @@
-"""Crops of an example. They read no more of a memory-mapped volume than they return, and fill voxels outside it.
+"""Crops of an example. They read no more of a memory-mapped volume than they return.
 
-A region is (start, shape) in voxels of the arrays, and may extend beyond them.
+A region is (start, shape) in voxels of the arrays. It may extend beyond them; its voxels outside are filled with a constant.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from swinunetr_jax.data.prepare.example import Example, foreground
 from swinunetr_jax.errors import InputError
 
 Region = tuple[tuple[int, ...], tuple[int, ...]]
-TRIES, ROUNDS = 256, 16  # random guesses at a voxel of a kind, before all voxels of that kind are listed
+# Voxels are drawn at random in rounds, because it takes longer to list all voxels of the wanted kind.
+TRIES, ROUNDS = 256, 16
 
 
 def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarray:
@@ -29,7 +30,7 @@ def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarra
 def crop(example: Example, region: Region, fill: float = 0.0) -> Example:
     """Returns the region of the image (float32) and of the label. Outside the arrays the image is `fill` and the label 0."""
     image, label = read_region(example["image"], region, fill), read_region(example["label"], region)
-    rest = {key: value for key, value in example.items() if key != "foreground"}  # whose box belongs to the whole volume
+    rest = {key: value for key, value in example.items() if key != "foreground"}  # its box is that of the whole volume
     return {**rest, "image": image.astype(np.float32, copy=False), "label": label}
 
 
@@ -55,9 +56,10 @@ class ForegroundCrop:
 
 @dataclass(frozen=True)
 class RandomCrop(RandomTransform[tuple[int, ...]]):
-    """Crops a fixed size anywhere in the volume, or in its foreground (`inside`). The parameters are the crop's first voxel there.
+    """Crops a fixed size at a random position in the volume, or in its foreground (`inside`).
 
-    A smaller volume is padded on both sides, with the smaller half first. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    The parameters are the crop's first voxel, relative to the volume or the foreground. If that is smaller than the crop, it is padded on
+    both sides; of an odd number of voxels the smaller half is added before it. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
     """
 
     size: tuple[int, int, int]
@@ -74,10 +76,11 @@ class RandomCrop(RandomTransform[tuple[int, ...]]):
 
 @dataclass(frozen=True)
 class CropByLabel(RandomTransform[tuple[int, ...]]):
-    """Crops around a random voxel, which is labelled with the odds `positive` : `negative`. The parameters are the crop's centre.
+    """Crops around a random voxel, which is a labelled one with probability `positive` / (`positive` + `negative`).
 
-    All labelled voxels are equally likely, and so are all other voxels whose image is above `above`. The crop is moved into the volume or
-    its foreground (`inside`); if that is smaller than the crop, it is padded on both sides with `above`.
+    The parameters are the crop's centre. All labelled voxels are equally likely, and so are all other voxels whose image is above `above`.
+    The crop is moved into the volume or its foreground (`inside`); if that is smaller than the crop, it is padded on both sides with
+    `above`.
     Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)` with `above` as `image_threshold`.
     """
 
@@ -117,7 +120,7 @@ def _padded(region: Region, start: tuple[int, ...], size: tuple[int, ...]) -> Re
 
 
 def _centre_inside(centre: int, size: int, length: int) -> int:
-    """Returns the nearest centre of an interval of `size` that is inside 0 … `length`."""
+    """Returns the centre nearest to `centre` for which an interval of `size` is inside 0 … `length`."""
     return min(max(centre, size // 2), length - size + size // 2)
 
 

@@ -57,7 +57,7 @@ class ScaleIntensity(RandomTransform[float]):
 
 @dataclass(frozen=True)
 class ShiftIntensity(RandomTransform[float]):
-    """Adds s to all voxels, also to zeros, with a probability; s is uniform in [-offset, offset] and the same for all channels.
+    """Adds s to all voxels, including zeros, with a probability; s is uniform in [-offset, offset] and the same for all channels.
 
     Source: MONAI's `RandShiftIntensity`.
     """

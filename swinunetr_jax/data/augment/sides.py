@@ -1,8 +1,8 @@
 """Finds the axes of a scan that must not be mirrored, because labels name sides along them.
 
 A mirrored scan with "left kidney" and "right kidney" shows the left kidney in the place of the right one. A network that is trained on
-such scans, or averaged over them, cannot distinguish the two. The names of the labels tell the directions of the body for which this
-holds, and the orientation of a scan tells the axes of these directions.
+such scans, or averaged over them, cannot distinguish the two. The names of the labels determine the directions of the body for which this
+holds, and the orientation of a scan determines the axes of these directions.
 """
 
 import re
@@ -17,7 +17,7 @@ OPPOSITES = {"L": LEFT_RIGHT, "R": LEFT_RIGHT, "A": ANTERIOR_POSTERIOR, "P": ANT
 OPPOSITES |= {"S": SUPERIOR_INFERIOR, "I": SUPERIOR_INFERIOR}
 OBLIQUE = 0.5  # the cosine of 60°; an axis at a larger angle to a direction does not belong to it
 
-# Words that name a side alone and at the start or end of a longer word ("leftkidney", "anteroinferior").
+# Words that name a side both as whole words and at the start or end of a longer word ("leftkidney", "anteroinferior").
 _CERTAIN = {
     "left": LEFT_RIGHT,
     "right": LEFT_RIGHT,
@@ -131,7 +131,7 @@ def _words(name: str) -> list[str]:
 
 
 def _directions_of(word: str, all_words: set[str]) -> set[str]:
-    """Returns the directions of which a word names a side; `all_words` are those of all labels."""
+    """Returns the directions along which a word names a side; `all_words` are the words of all labels."""
     if word in _WHOLE:
         return {_WHOLE[word]}
     found = set()

@@ -62,7 +62,7 @@ def brats_recipe(
     Args:
         roi: the size of the crop.
         normalize_after_crop: whether to normalise by the statistics of the crop, as the paper's code does, instead of those of the whole
-            case, which validation uses in both.
+            case. Validation always uses those of the whole case.
         flip_axes: the axes to mirror along.
         pad_foreground: whether to pad the foreground's box to multiples of `roi` and crop anywhere in it, as the paper's code does.
             Otherwise crops are within the foreground, and only a foreground smaller than the crop is padded.

@@ -20,7 +20,7 @@ from swinunetr_jax.files import is_file
 def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Collection[int] | None = None) -> CaseReport:
     """Reads every file of a case and reports everything that is wrong. A faulty file raises no exception.
 
-    One file is in memory at a time.
+    Only one file at a time is held in memory.
 
     Args:
         case: the case to check.
@@ -36,7 +36,7 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
     grids: list[Volume] = []
     found: list[Channel] = []
     for index, path in enumerate(case.images):
-        if case.problem and not is_file(path):  # the problem reports it
+        if case.problem and not is_file(path):  # `case.problem` reports the missing file
             continue
         try:
             volume = read_volume(path, require_finite=False)
@@ -101,9 +101,8 @@ def _channels(volume: Volume, names: list[str], findings: Findings) -> list[Chan
         if low is not None and low == high:
             findings.add("constant", volume.path, f"{which}all voxels are {low:g}, expected an image; give the real one.")
         share = np.count_nonzero(plane) / plane.size
-        digest = hashlib.blake2b(
-            np.ascontiguousarray(plane.T).data, digest_size=16
-        ).hexdigest()  # the order of the file needs no copy
+        # Transposed, the array has the memory order of the file, so that it is not copied.
+        digest = hashlib.blake2b(np.ascontiguousarray(plane.T).data, digest_size=16).hexdigest()
         found.append(Channel(name, volume.path, low, high, round(share, 4), digest))
     return found
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The reports of the cases that were checked, in the data set's order, and what follows from them together."""
+    """The reports of the cases that were checked, in the data set's order, and the findings and the summary that follow from them."""
 
     dataset: Dataset
     cases: tuple[CaseReport, ...]
@@ -128,14 +128,14 @@ def check_dataset(
 
 
 def _each(examine: Callable[[Case], CaseReport], cases: Sequence[Case], workers: int) -> Iterator[CaseReport]:
-    """Yields the reports in order. Threads suffice, because decompression and most of numpy release Python's lock."""
+    """Yields the reports in order. Threads suffice, because decompression and most of numpy release Python's global interpreter lock."""
     if workers == 1:
         yield from map(examine, cases)
         return
     pool = ThreadPoolExecutor(workers)
     try:
         yield from pool.map(examine, cases)
-    finally:  # after an interruption running cases are completed and no new one is started
+    finally:  # after an interruption, cases that are being checked are completed and no other one is started
         pool.shutdown(cancel_futures=True)
 
 
@@ -180,7 +180,7 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
     unlabelled = [report.case for report in reports if report.case.label is None and report.case.images]
     implicit = dataset.layout in ("brats", "case-folder", "files") or dataset.root.name.startswith("imagesTr")
     if implicit and 2 * len(unlabelled) < len(reports):
-        # No list says which cases are for training, but a few cases without a label are more likely a mistake.
+        # No list says which cases are for training. If only a few cases have no label, that is probably a mistake.
         text = "it has no label map, unlike most cases, and counts as a test case; add the label if it is for training."
         found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
     return found if dataset.labels else found + _conventions(reports)  # a dataset.json states the meaning of 3 and 4
@@ -199,7 +199,7 @@ def _differing(
         reports: the cases.
         kind: the kind of the findings.
         value_of: the value to compare.
-        message: a function of the case's value, the majority's value, and a phrase on the size of the majority.
+        message: a function of the case's value, the majority's value, and a phrase such as "in 9 of 10 cases".
         severity: the severity of the findings.
     """
     values = [(report, value) for report in reports if (value := value_of(report))]
@@ -264,7 +264,7 @@ def _spread(rows: list[tuple[float, ...]], single: bool = False) -> dict[str, An
 
 
 def _short(value: float | None) -> float | None:
-    """Returns the value with six digits, which float32 can hold."""
+    """Returns the value rounded to six significant digits, since float32 holds no more."""
     return None if value is None else float(f"{value:.6g}")
 
 

@@ -1,4 +1,4 @@
-"""Checks of a case's label map: its values, and the labels that they should be."""
+"""Checks of a case's label map: whether its voxels are integers, and whether these are labels of the data set."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_counts(path: Path, findings: Findings) -> tuple[Volume, dict[int, int]]
         volume = read_labels(path)
         return volume.without_voxels(), _count(volume.array)
     except InputError as error:
-        first_error = error  # which reports only the first fault; all are searched below
+        first_error = error  # it describes only the first fault; all faults are searched for below
     count_before = len(findings.all)
     try:
         if len(read_geometry(path)[0]) > 3:
@@ -81,7 +81,7 @@ def check_values(case: Case, counts: dict[int, int], labels: Collection[int] | N
             f"renumber it to {et_label}{cavity}."
         )
         findings.add("et-label", case.label, text)
-    elif known is not None and unknown:  # among them may be a label above 255
+    elif known is not None and unknown:  # labels above 255 may be among them, and are then not reported again below
         values = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (
             len(unknown) > 8
         )

@@ -2,7 +2,7 @@
 
 kind            severity  meaning
 incomplete      error     a channel is missing or occurs twice, or a listed file does not exist
-unreadable      error     a file is not a sound NIfTI image: truncated, damaged, a web page, too large by its own header
+unreadable      error     a file is not a valid NIfTI image: truncated, damaged, a web page, or too large according to its header
 not-finite      error     voxels are NaN or Inf
 constant        error     a channel has the same value everywhere
 channel-count   error     there are more or fewer channels than names, or than in the other cases
@@ -16,7 +16,7 @@ et-label        error     BraTS: the enhancing tumour has the label of other yea
 empty-label     warning   the label map is only background
 orientation     warning   axes point in other directions than in most cases
 spacing         warning   voxels have another size than in most cases
-left-out        warning   scans are not used, or are used on a guess
+left-out        warning   scans are not used, or how they are used is a guess
 """
 
 from dataclasses import dataclass

@@ -65,7 +65,10 @@ class Dataset:
 
     @property
     def stated_et_label(self) -> int | None:
-        """The enhancing tumour's label, 3 or 4, if the data set's labels state it: by the name ET, or as the one that is not `ignore`."""
+        """The enhancing tumour's label, 3 or 4, if the data set's labels state it, otherwise None.
+
+        They state it by a label called ET or, if 3 or 4 is the label to ignore, because it is then the other one.
+        """
         labels = self.labels or {}
         if (ignore := labels.get(IGNORE)) in brats.ET_LABELS:
             return brats.other_et_label(ignore)
@@ -93,13 +96,14 @@ def order_channels(case: Case, names: Sequence[str] | None, channels: Sequence[s
     """Returns the case with its channels named and its images in the order of `channels`.
 
     Args:
-        names: the channels by the data set's description, for files whose own names do not state them.
+        case: the case.
+        names: the channels that the data set's description names, for files whose own names do not state them.
         channels: the channels wanted, in order; None keeps the images as they are.
     """
     count, known = len(case.images), channels_of_names(case.images)
     if names and (count == 1 or (known is None and count == len(names))):
         known = tuple(names)
-    if known and len({channel_key(name) for name in known}) < len(known):  # such as four times "MRI"
+    if known and len({channel_key(name) for name in known}) < len(known):  # for example, all four channels are called "MRI"
         known = None
     case = replace(case, channels=known)
     if not channels or case.problem or not case.images:
@@ -150,10 +154,10 @@ def carried_name(name: str, folder: Path, root: Path) -> str:
 def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
     """Returns the cases with unique names, because results are named after them.
 
-    Equal names are preceded by as many of their parent folders as it takes to distinguish them.
+    Equal names are prefixed with as many of their parent folders as are needed to distinguish them.
 
     Raises:
-        InputError: two cases still have the same name with all of their folders.
+        InputError: two cases have the same name even with all of their folders.
     """
     above = [_folders_above(case, root) for case in cases]
     levels, names = [0] * len(cases), [case.name for case in cases]

@@ -1,7 +1,7 @@
 """Names of MRI sequences, and what a file's name says about its content.
 
-Data sets call the same sequence T1ce, t1gd, T1POST or t1c. Here each sequence has one canonical name, and case and punctuation do
-not matter. A name that mentions a contrast agent never means the sequence without one.
+Data sets call the same sequence T1ce, t1gd, T1POST or t1c. Here each sequence has one canonical name; punctuation and upper or lower
+case do not matter. A name that mentions a contrast agent never means the sequence without one.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from swinunetr_jax.errors import InputError
 
-# A name is parsed as MODIFIERS SEQUENCE MODIFIERS, without case and punctuation. Longer words come first, because a regular
+# A name is parsed as MODIFIERS SEQUENCE MODIFIERS, in lower case without punctuation. Longer words come first, because a regular
 # expression takes the first alternative that matches.
 _AGENT = "gadolinium|gadobutrol|gadovist|gadoterate|gadoteridol|dotarem|magnevist|prohance|omniscan|gado|gad|gd"
 _AGENT = f"(?:{_AGENT}|contrastagent|contrast|kontrast)"
@@ -111,7 +111,7 @@ def stem(name: str) -> str:
 
 
 def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str, str | None, str]:
-    """Returns (prefix, role, word) of a file's name: the case, and what the last words of the name say about the content.
+    """Returns (prefix, role, word) of a file's name: the name of the case, and the content that the last words of the name state.
 
     Args:
         name: a file's name without its ending.
@@ -157,7 +157,7 @@ def _sequence(plain: str) -> tuple[str, bool] | None:
     """Returns (canonical name, whether the name mentions contrast), or None for an unknown sequence or a contradiction.
 
     Args:
-        plain: a name without case and punctuation.
+        plain: a name in lower case without punctuation.
     """
     for name, pattern in _NAMES.items():
         if found := pattern.fullmatch(plain):
@@ -227,5 +227,5 @@ def _contrast_kind(word: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Returns the name without case and punctuation. The star of T2* becomes a word, because T2* is another sequence than T2."""
+    """Returns the name in lower case without punctuation. The star of T2* becomes a word, because T2* is another sequence than T2."""
     return re.sub(r"[\W_]+", "", name.casefold().replace("*", "star"))

@@ -1,6 +1,6 @@
 """The entries of folders: images, folders, scans that cannot be read, and other files, which are counted by kind.
 
-No entry is dropped silently: whatever is neither an image nor a folder is named as a problem or a warning, or it is counted.
+No entry is ignored silently: every entry that is neither an image nor a folder is named in a problem or a warning, or is counted.
 """
 
 import os
@@ -14,7 +14,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import stem
 from swinunetr_jax.data.discovery.prediction_record import RECORD, read_record
 
-MOST_KINDS = 5  # in one sentence
+MOST_KINDS = 5  # kinds of ignored entries that one sentence lists
 
 _FORMATS = {
     "a DICOM file": (".dcm", ".ima"),
@@ -176,7 +176,7 @@ class Survey:
         return bool(images) or (depth > 1 and any(self.holds_images(below, depth - 1) for below in folders))
 
     def skip(self, folders: Iterable[Path]) -> None:
-        """Records folders that are not searched because scans are next to them: with images as a warning, without as ignored."""
+        """Records folders that are not searched because scans are next to them: as a warning if they hold images, otherwise as ignored."""
         for folder in folders:
             if self.holds_images(folder):
                 self.unread.append(folder)
@@ -223,7 +223,7 @@ class Survey:
 
 
 def _recorded_results(folder: Path) -> frozenset[str]:
-    """Returns the names of the files that `predict` wrote into a folder, by its record there."""
+    """Returns the names of the files that `predict` wrote into a folder, according to its record there."""
     remedy = (
         "without it, results of predict cannot be distinguished from scans: move it away, or move the scans to another folder"
     )

@@ -1,4 +1,4 @@
-"""Divides cases into training and validation: by folds of the data set, nnU-Net's splits file, drawn folds, or a validation list."""
+"""Divides cases into training and validation: by the data set's folds, nnU-Net's splits file, random folds, or a validation list."""
 
 import json
 import os
@@ -33,9 +33,9 @@ def with_folds(
 ) -> tuple[Case, ...]:
     """Returns the same cases with a fold for each training case (split 'training', with a label).
 
-    A splits file takes precedence over folds that the data set gives, and those over drawn ones. Folds are drawn from the sorted names,
-    so that they depend on `seed` and not on the order of listing. Their sizes differ by at most one patient, and all cases of a patient
-    are in one fold.
+    A splits file takes precedence over the data set's own folds, which take precedence over randomly drawn ones. Folds are drawn from the
+    sorted names, so that they depend on `seed` and not on the order of the cases. Their sizes differ by at most one patient, and all cases
+    of a patient are in one fold.
 
     Args:
         cases: all cases of the data set.
@@ -133,7 +133,7 @@ def find_splits(root: Path, notify: Notify = lambda text: None) -> Path | None:
 
 
 def unlabelled(dataset: Dataset) -> tuple[Case, ...]:
-    """Returns the cases that would be training cases if they had a label. Without lists, these are all unlabelled cases."""
+    """Returns the cases that would be training cases if they had a label: in a data set without lists, all unlabelled cases."""
     labelled = any(case.label is not None for case in dataset.cases)
     without = [case for case in dataset.cases if case.label is None and case.images]
     implicit = dataset.layout in _IMPLICIT or dataset.root.name.startswith("imagesTr")

@@ -5,7 +5,7 @@
     Decathlon         dataset.json with "modality" and lists of cases, one 3-D or 4-D file each
     nnU-Net raw       dataset.json with "channel_names" (v2) or "modality" (v1), imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz; also
                       imagesTs alone
-    case folders      any folders with a file per channel, named by it: FLAIR.nii.gz, patient_T1.nii.gz
+    case folders      any folders with a file per channel, named after it: FLAIR.nii.gz, patient_T1.nii.gz
     files             a file per case
 
 Only names are examined; no image is opened. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
@@ -37,7 +37,8 @@ from swinunetr_jax.data.discovery.groups import attach_labels, group_files, own_
 from swinunetr_jax.data.discovery.lists import described, is_numbered, listed, numbered, numbered_folders, one_file_each
 from swinunetr_jax.errors import InputError
 
-MAX_DEPTH = 5  # BIDS has sub-01/ses-1/anat, BraTS 2018 had data/HGG/case
+# Levels of folders that are searched. Known layouts have three: sub-01/ses-1/anat in BIDS, data/HGG/case in BraTS 2018.
+MAX_DEPTH = 5
 
 
 def find_cases(
@@ -88,7 +89,12 @@ def find_cases(
 
 
 def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] | None = None) -> Case:
-    """Returns a case of these files, one per channel or one with all. Without `channels`, the names of the files may state them."""
+    """Returns a case of these files, one per channel or one with all channels.
+
+    Args:
+        paths: the files.
+        channels: their channels; by default those that the names of the files state, if they do.
+    """
     images = tuple(Path(p) for p in paths)
     if not images:
         raise InputError("No image was given, expected a file per channel or one file with all; give at least one .nii.gz file.")
@@ -193,7 +199,7 @@ def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequenc
     common = [own for own, times in silent.items() if times > max(1, len(folders) / 2)]
     known = dict(wanted)
     if len(common) > 1 and all(split_name(own, wanted)[1] != "channel" for own in owns):
-        # Unknown names that recur in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
+        # Unknown names that occur in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
         known |= {channel_key(own): own for own in common}
     cases = [case for folder, images in folders for case in group_files(root, folder, images, known, survey)]
     cases = attach_labels(cases)

@@ -1,4 +1,4 @@
-"""Groups the files of a folder into cases: images by channel and the label that belongs to them, by what their names say."""
+"""Groups the files of a folder into cases by their names: the images of each channel, and the label that belongs to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -53,9 +53,9 @@ def own_name(folder: Path, file: Path) -> str:
 
 
 def attach_labels(cases: Sequence[Case]) -> list[Case]:
-    """Returns the cases with labels from other folders, such as derivatives of BIDS, given to the case of the same name.
+    """Returns the cases, where labels from other folders, such as BIDS derivatives, are added to the case of the same name.
 
-    A label is given only to the one case of its name that has images and no label.
+    A label is added only if exactly one case of its name has images, and this case has no label.
     """
     labels = {case.name: case for case in cases if not case.images and case.label and case.name.startswith("sub-")}
     named: dict[str, list[Case]] = {}
@@ -92,7 +92,7 @@ def _silent_cases(silent: Sequence[Path]) -> list[Case]:
 def _by_case(
     labels: Mapping[str, list[tuple[int, Path]]], names: Sequence[str], known: Mapping[str, str]
 ) -> dict[str, list[tuple[int, Path]]]:
-    """Returns the labels by the case that they belong to; labels of no case remain under their own prefix."""
+    """Returns the labels of each case by its name; labels that belong to no case are returned under their own prefix."""
     if len(names) == 1:
         # In the folder of one case the label may have any name: BraTS20_Training_355 has W39_1998.09.19_Segm.
         # A label that is named after the case takes precedence, such as P1_lesion over P1_T1_seg.

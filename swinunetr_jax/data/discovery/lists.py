@@ -1,4 +1,4 @@
-"""Data sets that a file describes: dataset.json of the Decathlon and nnU-Net, MONAI's datalists, and numbered channel files."""
+"""Data sets that a file describes (dataset.json of the Decathlon and nnU-Net, MONAI's datalists), and files with numbered channels."""
 
 import re
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
 
 
 def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
-    """Returns the cases without repetitions, that is entries with the same images and the same role."""
+    """Returns the cases without repeated entries, which have the same images and the same role."""
     kept: dict[tuple[Path, ...] | int, Case] = {}
     again = []
     for number, case in enumerate(cases):
@@ -112,7 +112,7 @@ def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
 
 
 def _report_unlisted(root: Path, cases: Sequence[Case], survey: Survey) -> None:
-    """Warns of images that are in the folders of listed ones and are not listed themselves."""
+    """Adds a warning about images that are in the same folders as listed ones but are not listed themselves."""
     used = {path for case in cases for path in (*case.images, case.label) if path}
     for folder in dict.fromkeys(path.parent for case in cases for path in case.images):
         if folder.name in _FOLDERS and folder.parent == root:
@@ -134,7 +134,7 @@ def numbered_files(images: Sequence[Path]) -> Numbered:
 
 
 def is_numbered(images: Sequence[Path], channels: Sequence[str] | None) -> bool:
-    """Returns whether most files are channels CASE_0000, CASE_0001, …, numbered from 0 in each case, instead of numbered cases."""
+    """Returns whether the numbers at the end of most names are channels (CASE_0000, CASE_0001, … in each case), and not cases."""
     numbers = numbered_files(images)
     if channels and len(channels) == 1 < len(images) and len(numbers) == 1:
         return False

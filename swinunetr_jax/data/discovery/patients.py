@@ -1,8 +1,8 @@
 """Finds the patient of each case, so that no patient has cases both in training and in validation.
 
-Explicit statements take precedence: a pattern of the user's, then names that contain the patient by a rule of their data set (BIDS, BraTS),
-then words such as visit or week. If only the form of the names suggests patients and visits, cases are grouped all the same, because that
-cannot make validation less fair; a message then says that it is a guess.
+Explicit statements take precedence: a pattern that the user gives, then names that contain the patient by a rule of their data set (BIDS,
+BraTS), then words such as visit or week. If only the form of the names suggests patients and visits, cases are grouped as well, because
+that cannot make validation less fair; a message then says that it is a guess.
 """
 
 import re
@@ -22,8 +22,8 @@ _LONG = (
     "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
 )
 _LONG += "|crop|copy|date"
-# P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101. The patient's part has a digit, because CT_scan_1 names
-# no patient.
+# P001_visit2, patient001_frame01, Patient-001_week-044, P1_v2, P001_20190101. The patient's part must have a digit, because CT_scan_1
+# names no patient.
 _VISIT = re.compile(
     rf"(?P<patient>.*\d.*?)[-_. ](?:(?:{_LONG})[-_. ]?\d+|[vtwmdy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)(?:[-_. ].*)?",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ _STATE = re.compile(
 # P001_1 and P001_2, P01_A and P01_B: a name with a digit, followed by a short number or one letter.
 _NUMBERED = re.compile(r"(?P<patient>.*\d[A-Za-z]?)[-_. ](?P<visit>\d{1,3}|[A-Za-z])")
 _DIGITS = re.compile(r"(?P<text>.*?)(?P<digits>\d{3,6})")
-_MOST_VISITS = 4  # of each of two or three patients; more look like the patients of two or three sites
+_MOST_VISITS = 4  # the most visits of one of a few patients; more numbers after the same first part may be the patients of a site
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The record predict.json: the inputs, settings and outputs of every predicted case.
 
-By it, finished cases are skipped and files that `predict` did not write are never replaced. Several processes may write results into one
+It allows `predict` to skip finished cases, and never to replace files that it did not write. Several processes may write results into one
 folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a case,
-so that no process loses what another one recorded.
+so that no process overwrites the entries of another one.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
 
     Args:
         path: the path of the file.
-        remedy: what the user should do if it is damaged, for the error message.
+        remedy: the advice to the user in the error message of a damaged file.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -145,10 +145,10 @@ class Record:
 
     @contextlib.contextmanager
     def replacing(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> Iterator[Callable[[CaseEntry], None]]:
-        """Locks the folder's record while the block moves the outputs to their places.
+        """Locks the folder's record while the block moves the outputs to their final paths.
 
-        The record first names the files to come, so that a run that is killed in between recognises its own files, complete or not, and
-        computes them again.
+        The record lists the files before they are moved. If the process is killed in between, a later run therefore recognises them as its
+        own, complete or not, and computes them again.
 
         Yields:
             The function that records the finished case.
@@ -222,7 +222,7 @@ class Record:
 
 
 def input_files(case: Case) -> list[InputFile]:
-    """Returns the case's images with their sizes and times, by which a change is detected."""
+    """Returns the case's images with their sizes and times of modification, from which a change is detected."""
     found = []
     for path in case.images:
         try:

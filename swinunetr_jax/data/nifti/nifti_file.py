@@ -35,9 +35,10 @@ _SILENT = logging.Logger("silent nibabel", level=logging.CRITICAL + 1)
 
 @dataclass(frozen=True)
 class CheckedHeader:
-    """A header whose claims agree with its file.
+    """A header that agrees with the size of its file.
 
-    `nifti` is nibabel's header; `shape` is that of the voxels without trailing axes of length 1; `offset` is the first voxel's byte;
+    `nifti` is nibabel's header; `shape` is that of the voxels without trailing axes of length 1; `offset` is the position of the first
+    voxel in bytes;
     `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
     """
 
@@ -51,7 +52,7 @@ class CheckedHeader:
 
 
 def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
-    """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not sound."""
+    """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not valid."""
     size, packed = _sniff(path)
     with _stream(path, packed) as stream:
         block = stream.read(540)
@@ -81,7 +82,7 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
         )
 
     voxels = math.prod(stored)
-    field: Any = header["vox_offset"]  # a float or an integer, by the kind of header
+    field: Any = header["vox_offset"]  # a float in NIfTI-1, an integer in NIfTI-2
     start, least = field.item(), header.single_vox_offset
     if not math.isfinite(start) or start < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
         raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
@@ -139,7 +140,7 @@ def _sniff(path: Path) -> tuple[int, bool]:
 
 def _header(path: Path, block: bytes) -> nib.Nifti1Header:
     """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
-    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer as text changes these
+    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer in text mode changes the line ends
     kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
     orders: tuple[tuple[Literal["little", "big"], str], ...] = (("little", "<"), ("big", ">"))
     for order, endianness in orders:
@@ -228,7 +229,7 @@ def packed_name(path: Path) -> bool:
 
 
 def check_affine(name: str, affine: np.ndarray) -> None:
-    """Raises InputError, naming `name`, unless `affine` [4, 4] is invertible and has voxel sizes that a scan can have."""
+    """Raises InputError, whose message starts with `name`, unless `affine` [4, 4] is invertible and has plausible voxel sizes."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6

@@ -1,4 +1,4 @@
-"""Flips and permutations of a volume's axes, and the way back."""
+"""Flips and permutations of a volume's axes, and their inverse."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class InverseReorient:
 def reorient(array: np.ndarray, affine: np.ndarray, codes: str = "RAS") -> tuple[np.ndarray, np.ndarray, InverseReorient]:
     """Flips and permutes [x, y, z] or [x, y, z, c] so that its axes point to `codes`. Nothing is resampled.
 
-    On an oblique grid every axis counts as the direction that it is closest to.
+    On an oblique grid each axis is assigned to the direction closest to it.
 
     Returns:
         A view of the array, its affine, and the inverse.

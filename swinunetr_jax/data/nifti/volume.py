@@ -1,7 +1,7 @@
-"""NIfTI volumes: how they are read, and whether several lie on one grid.
+"""Reads NIfTI volumes, and checks that several are on the same grid.
 
 Arrays keep the axis order of the file, [x, y, z] or [x, y, z, c], and its memory order (x fastest). Every function raises
-InputError with one sentence that names the file; nifti_file.py decides which files are sound.
+InputError with one sentence that names the file; nifti_file.py decides which files are valid.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from swinunetr_jax.data.nifti.nifti_file import read_header, read_voxels
 from swinunetr_jax.errors import InputError
 
 MAX_BYTES = 8 << 30
-GRID_TOLERANCE = 1e-3  # of the longest side: a qform near 180° loses that much in float32, while a real shift is a voxel or more
+GRID_TOLERANCE = 1e-3  # of the longest side: float32 rounds a qform near 180° by as much, and a real shift is at least a voxel
 LABEL_TOLERANCE = 1e-4  # an integer that is stored with a scale factor may be read as 0.9999999
 
 
@@ -37,7 +37,7 @@ class Volume:
         return tuple(float(s) for s in voxel_sizes(self.affine))
 
     def without_voxels(self) -> "Volume":
-        """Returns the volume with an array of the same grid that takes no memory."""
+        """Returns the volume with an array of zeros on the same grid, which takes no memory."""
         return replace(self, array=np.broadcast_to(np.uint8(0), self.array.shape[:3]))
 
     @property
@@ -50,7 +50,7 @@ def read_volume(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, require_
     """Returns the image in `path` (.nii or .nii.gz), float32 [x, y, z] or [x, y, z, c], with the file's scale factors applied.
 
     Raises:
-        InputError: the file is not a sound NIfTI file, needs more than `max_bytes` of memory or, if `require_finite`, holds NaN or Inf.
+        InputError: the file is not a valid NIfTI file, needs more than `max_bytes` of memory or, if `require_finite`, holds NaN or Inf.
     """
     path = Path(path)
     header = read_header(path, max_bytes)
@@ -64,7 +64,7 @@ def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volum
     """Returns the label map in `path`, [x, y, z], as uint8, or as int32 if a label is above 255.
 
     Raises:
-        InputError: the file is not a sound NIfTI file, is not 3-D, or holds anything but integers of at least 0.
+        InputError: the file is not a valid NIfTI file, is not 3-D, or holds values that are not integers of at least 0.
     """
     path = Path(path)
     header = read_header(path, max_bytes)

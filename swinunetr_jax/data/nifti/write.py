@@ -1,4 +1,4 @@
-"""Writes arrays as NIfTI files on the grid of another volume, complete or not at all."""
+"""Writes arrays as NIfTI files on the grid of another volume. A file is written completely or not at all."""
 
 import contextlib
 import gzip
@@ -14,8 +14,8 @@ from swinunetr_jax.data.nifti.nifti_file import packed_name
 from swinunetr_jax.data.nifti.volume import Volume, first_index
 from swinunetr_jax.errors import InputError
 
-COMPRESSION = 4  # half the size of level 3 on sparse label maps, a third of the time of level 6
-WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")  # every viewer reads these; int64 is not among them
+COMPRESSION = 4  # sparse label maps take half the space of level 3, and a third of the time of level 6
+WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")  # the types that every viewer reads, unlike int64
 
 
 def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype: npt.DTypeLike = np.uint8) -> Path:
@@ -57,7 +57,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
 
 
 def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:
-    """Returns the header of `like` for other voxels, without the fields that describe its own."""
+    """Returns the header of `like` for an array of this shape and type, without the fields that describe the voxels of `like`."""
     header = like.header.as_byteswapped("<")
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)

@@ -1,1 +1,1 @@
-"""Synthetic heads with tumours: tissue by formulas, images as MRI shows them, files as BraTS names them."""
+"""Synthetic heads with tumours: formulas for the tissues, images that resemble MRI, and files that are named as in BraTS."""

@@ -1,8 +1,8 @@
 """A healthy head as formulas that give the tissue at each point.
 
 Coordinates are in mm as in MNI space, except that x points to the left; y points to the front and z up, and the anterior commissure is
-near the origin. The numbers were measured in that atlas. The cortex is folded along the zero levels of noise of one wavelength, which
-wind and branch like sulci.
+near the origin. The numbers were measured in that atlas. The cortex is folded along the surfaces where noise of one wavelength is zero,
+because these curve and branch like sulci.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from swinunetr_jax.data.phantom.shapes import Points, Waves, ellipse, lay, soft,
 TISSUES = ("csf", "gm", "wm", "nuclei", "stem", "vessel")
 CEREBRUM, CEREBELLUM, STEM = range(3)
 
-GYRUS = 20.0  # width of two neighbouring gyri
-CORTEX = 2.9  # thickness
-SULCUS = 29.0  # depth
-_TENTORIUM = 13.0  # depth of the cerebellum's fissures
-_APART = 500.0  # distance at which noise is independent
+GYRUS = 20.0  # mm, the width of two neighbouring gyri
+CORTEX = 2.9  # mm, its thickness
+SULCUS = 29.0  # mm, its depth
+_FISSURE = 13.0  # mm, the depth of the cerebellum's fissures
+_INDEPENDENT = 500.0  # mm, a shift after which noise is independent
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ def outlines(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, y, z = points
     a = np.abs(x)
     ahead = (y + 17) / 87
-    # Each half is an egg that is broader at the back, so that both poles are notched. Its base is flat, and higher over the cerebellum.
+    # Each half is an egg that is broader at the back, so that there is a notch between the halves at both ends. Its base is flat, and
+    # higher over the cerebellum.
     egg = (a - 9) * (1 + 0.05 * ahead + 0.02 * ahead**2)
     body = ellipse(tilted((egg, y, z), (0, -17, 14), 3), (0, 0, 0), (58, 87, 62))
     base = 9 * soft(y + 38, 50) - 22 + 0.12 * np.minimum(y + 60, 0) + 0.0035 * np.maximum(y - 8, 0) ** 2 - 0.1 * a - z
@@ -117,7 +118,7 @@ def _cerebrum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray,
 
     # Sulci go down from the surface, almost at right angles: the noise is nearly that of the nearest point of the surface.
     u = [p - 0.62 * np.minimum(below, 40) * d for p, d in zip(points, inward)]
-    u[0] = u[0] + _APART * np.sign(middle)  # the halves are folded differently
+    u[0] = u[0] + _INDEPENDENT * np.sign(middle)  # the halves are folded differently
     vary, *twist = head.slow.mixed(u, head.twist)
     u = [p + t for p, t in zip(u, twist)]
     deepest = np.clip(SULCUS * (0.8 + 0.3 * vary), 0, 36)
@@ -162,12 +163,12 @@ def _cerebellum(head: Head, points: Points, depth: np.ndarray, inward: np.ndarra
     back, up = -(y + 42), z + 33
     fan = np.abs(np.sin(13 * np.arctan2(up, back) + 0.9 * head.folia(points)))
     leaf = fan * np.maximum(np.sqrt(back * back + up * up + 0.2 * x * x), 4) / 13
-    fissure = np.hypot(leaf, np.maximum(depth - _TENTORIUM, 0)) - 0.5
+    fissure = np.hypot(leaf, np.maximum(depth - _FISSURE, 0)) - 0.5
     # The leaves are thin, so that a coarse grid shows their mean.
     visible = min(max(2.2 - 0.7 * width, 0.0), 1.0)
     csf = np.maximum(soft(depth - 0.6, width), 0.7 * visible * soft(fissure, width))
     grey = 0.45 + 0.55 * visible * soft(np.minimum(fissure, depth) - 2, width)
-    return {"csf": csf, "gm": np.where(depth > _TENTORIUM, 0.2, 1) * grey * (1 - csf)}
+    return {"csf": csf, "gm": np.where(depth > _FISSURE, 0.2, 1) * grey * (1 - csf)}
 
 
 def _stem(head: Head, points: Points, depth: np.ndarray, inward: np.ndarray, width: float) -> dict[str, np.ndarray]:

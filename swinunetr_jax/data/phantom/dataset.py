@@ -102,7 +102,7 @@ def _claim(folder: Path, asked: Record, cases: int) -> None:
         )
     try:
         found = files.read_json(record, Record, "give another folder, or delete this one")
-    except FileNotFoundError as error:  # a link to nothing
+    except FileNotFoundError as error:  # a broken link
         raise InputError(f"{record}: cannot be read, expected the phantom's parameters; give another folder.") from error
     if found != asked:
         raise InputError(f"{folder}: holds a phantom made with {found}, expected {asked}; give another folder.")
@@ -112,7 +112,10 @@ def _claim(folder: Path, asked: Record, cases: int) -> None:
 
 
 def _volume_of(labels: np.ndarray, folder: Path) -> Volume:
-    """Returns the labels as a volume that fills the field of BraTS: axes L, P, S; with voxels of 1 mm the first is at (0, 239, 0) mm."""
+    """Returns the labels as a volume that fills the field of BraTS. Its axes are L, P and S.
+
+    With voxels of 1 mm the first voxel is at (0, 239, 0) mm.
+    """
     spacing = spacing_of(labels.shape)
     shift = [(s - 1) / 2 for s in spacing]
     affine = from_matvec(np.diag([-spacing[0], -spacing[1], spacing[2]]), [0 - shift[0], 239 - shift[1], shift[2]])

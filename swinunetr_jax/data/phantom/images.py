@@ -24,7 +24,7 @@ SMALLEST = (32, 32, 20)  # voxels of 7.5 mm, which suffice for tests
 _ORIGIN = (119.5, 102.5, 68.0)
 _BOX = ((-84, 84), (-120, 86), (-80, 92))
 _RIM_OF_FLUID = 1.2  # mm of fluid around the brain that skull stripping keeps
-_SKULL = 12.0  # mm below the surface, from where on a lesion displaces tissue freely
+_SKULL = 12.0  # mm below the surface; deeper tissue is displaced freely by a lesion
 
 # Brightness relative to white matter in T1, in the usual order of tissues at 1.5 and 3 T.
 _TISSUE = ("csf", "gm", "wm", "nuclei", "stem", "vessel", "necrosis", "rim", "oedema")
@@ -82,7 +82,7 @@ class Body:
         return volume
 
     def labels(self, et_label: int) -> np.ndarray:
-        """Returns the prevailing label of each voxel [n]; a label that prevails nowhere is given to its fullest voxel."""
+        """Returns the prevailing label of each voxel [n]; a label that prevails nowhere is assigned to the voxel that holds most of it."""
         necrosis, rim, oedema = (self.tissues[name] for name in LESIONS)
         labels = np.where(necrosis + rim + oedema > 0.5, 2, 0).astype(np.uint8)
         core = necrosis + rim > 0.5
@@ -166,7 +166,7 @@ def phantom_case(
 
 
 def spacing_of(size: Sequence[int]) -> tuple[float, ...]:
-    """Returns the voxel sizes in mm with which `size` voxels fill the field."""
+    """Returns the voxel sizes in mm of a grid of `size` voxels that fills the field."""
     return tuple(f / n for f, n in zip(FIELD, size))
 
 

@@ -8,7 +8,7 @@ from swinunetr_jax.data.phantom.shapes import Place, Points, Waves, lay, soft
 
 LESIONS = ("necrosis", "rim", "oedema")
 
-# Positions in white matter, with x for either side, and the radius of the largest core that fits there, mm.
+# Positions in white matter, the same on both sides (x or -x), and the radius of the largest core that fits there, mm.
 _SITES: tuple[tuple[Place, float], ...] = (
     ((28, 30, 24), 19.0),
     ((30, 8, 36), 18.0),

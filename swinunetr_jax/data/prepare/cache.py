@@ -43,7 +43,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
 DTYPES = ("float32", "float16")
-THREADS = 4  # decompression releases Python's lock; each thread holds a whole case in memory
+THREADS = 4  # threads suffice, because decompression releases the global interpreter lock; each holds a whole case in memory
 Progress = Callable[[int, int], None]
 
 
@@ -68,7 +68,7 @@ def prepare_training_cases(
         folder: the cache; it is created if necessary. Several data sets, tasks and processes may share one.
         in_channels: the number of channels that the network takes.
         dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
-        verify: whether to compare the digests; False is for a caller who has just compared them.
+        verify: whether to compare the digests; False is for a caller that has just compared them.
         progress: called with the numbers of cases done and of all cases.
         warn: called with a sentence for each damaged entry, for a cache of another version, and for cases that were prepared from files
             in another place.
@@ -95,9 +95,8 @@ def prepare_training_cases(
                     faults[futures[future]] = str(error)
                 if progress:
                     progress(count, len(cases))
-        except (
-            OSError
-        ) as error:  # reading raises InputError, so the cache cannot be written, which will not change with the next case
+        except OSError as error:
+            # Errors of reading are InputErrors, so this one is an error of writing, which would recur for the next case.
             raise InputError(f"{folder}: cannot be written ({files.reason(error)}); give a folder with space.") from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -216,7 +215,7 @@ class _Store:
 
 
 def _source(file: Path, entry: Entry | None) -> Source:
-    """Returns what identifies a file's content. The digest is that of the entry if path, size and time are unchanged."""
+    """Returns the path, size, time and digest of a file. The digest is that in the entry if path, size and time are unchanged."""
     try:
         status = file.stat()
         path, size, modified = str(file.absolute()), status.st_size, status.st_mtime_ns
@@ -237,7 +236,7 @@ def _write_array(path: Path, array: np.ndarray) -> Array:
 
 
 class _Hashed:
-    """A file that hashes what is written to it, so that the digest is that of the data and not of what the disk returns."""
+    """A file that hashes the data written to it, so that the digest does not depend on whether the disk returns the same data."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The JSON of a case in the cache: its fields, the checks of it and its arrays, and the removal of obsolete files."""
+"""The JSON of a case in the cache: its fields, checks of the JSON and of the arrays, and the removal of obsolete files."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from swinunetr_jax.data.boxes import Box
 from swinunetr_jax.data.nifti.nifti_file import check_affine
 from swinunetr_jax.errors import InputError
 
-VERSION = 3  # of the stored format; entries of other versions are not used
+VERSION = 3  # version of the stored format; entries of other versions are not used
 # Names of files that the cache wrote; other files in the folder are never touched.
 _ENTRY, _ARRAY = re.compile(r".*-[0-9a-f]{12,16}\.json"), re.compile(r".*-[0-9a-f]{16}-(image|label)\.npy")
 _REMEDY = "the case is prepared again"
@@ -23,7 +23,7 @@ _users: dict[tuple[int, int], int] = {}  # handles of the folders that this proc
 
 
 class Source(TypedDict):
-    """A file that a case was prepared from, and what identifies its content."""
+    """A file that a case was prepared from, with the size, time and digest that identify its content."""
 
     path: str
     bytes: int
@@ -73,9 +73,10 @@ class _AnyEntry(TypedDict):
 
 @dataclass
 class Contents:
-    """What `enter` found in the folder of a cache.
+    """The contents of a cache's folder.
 
-    `elsewhere` holds the digest of name and settings of each usable entry. `note` is a sentence on entries of other versions, or None.
+    `elsewhere` holds the `settings_digest` of each usable entry, wherever its source files are. `note` is a sentence on entries of other
+    versions, or None.
     """
 
     elsewhere: set[str] = field(default_factory=set)
@@ -220,7 +221,7 @@ def _lock(handle: int, kind: int) -> bool:
 
 
 def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set[int]) -> str | None:
-    """Returns what is wrong with the values of an entry, or None."""
+    """Returns a description of the first fault among the values of an entry, or None."""
     if entry["digest"] != _digest(entry):
         return "its digest is not that of its content"
     if any(Path(array["file"]).name != array["file"] or not array["file"] for array in (entry["image"], entry["label"])):

@@ -1,8 +1,8 @@
-"""The example: what a prepared case gives to the transforms of training.
+"""The example, which the transforms of training receive from a prepared case.
 
-An example is a dict: 'image' [x, y, z, c] and 'label' uint8 [x, y, z], often memory-mapped, and what the cache measured of them:
-'foreground' {threshold: box} and 'statistics' (means, deviations). A transform returns a new dict and never writes into the
-arrays it was given, though they may be views of one another.
+An example is a dict with 'image' [x, y, z, c] and 'label' uint8 [x, y, z], often memory-mapped, and with values that the cache measured:
+'foreground' {threshold: box} and 'statistics' (means, deviations). A transform returns a new dict and never writes into the arrays that
+it receives; the arrays that it returns may be views of them.
 """
 
 from typing import Any

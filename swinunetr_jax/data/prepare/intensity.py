@@ -1,4 +1,4 @@
-"""Intensities of a scan as the network takes them, normalised as the reference does it. Arrays are [x, y, z, c], channels last."""
+"""Normalisation of a scan's intensities for the network, as in the reference. Arrays are [x, y, z, c], channels last."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ import numpy as np
 def nonzero_statistics(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (means, population standard deviations) of the non-zero voxels of each channel, float64 [c].
 
-    A standard deviation of 0 becomes 1. The sums are computed in float64, because scanners write values of a million, whose squares
-    float32 cannot add.
+    A standard deviation of 0 becomes 1. The sums are computed in float64, because scanners write values up to a million, whose squares
+    cannot be summed accurately in float32.
     """
     channels = array.shape[-1]
     count, total, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
@@ -34,7 +34,7 @@ def zscore_nonzero(array: np.ndarray, statistics: tuple[np.ndarray, np.ndarray] 
         statistics: (means, standard deviations) to use instead of those of `array`.
     """
     mean, deviation = nonzero_statistics(array) if statistics is None else statistics
-    # From here on float32 is accurate enough if the rounding error of the mean is subtracted at the end.
+    # The rest is computed in float32, which is accurate enough if the rounding error of the mean is subtracted at the end.
     rounded = mean.astype(np.float32)
     factor, rest = (1 / deviation).astype(np.float32), ((mean - rounded) / deviation).astype(np.float32)
     out = np.empty_like(array, np.float32)

@@ -36,12 +36,12 @@ class PreparedCase:
 
     @property
     def image(self) -> np.memmap:
-        """[x, y, z, c], float32 or float16, read-only."""
+        """The image [x, y, z, c], float32 or float16, read-only."""
         return np.load(self.image_path, mmap_mode="r")
 
     @property
     def label(self) -> np.memmap:
-        """uint8 [x, y, z], read-only."""
+        """The label map [x, y, z], uint8, read-only."""
         return np.load(self.label_path, mmap_mode="r")
 
     def example(self) -> Example:

@@ -1,7 +1,7 @@
 """Resamples arrays from one grid to another: images and logits linearly, label maps by votes.
 
-Resampled images equal those of MONAI's `Spacing` and `SpatialResample`. An array index is the centre of a voxel; beyond the outermost
-centres the value of the border continues (scipy's mode "nearest").
+Resampled images equal those of MONAI's `Spacing` and `SpatialResample`. An array index is the centre of a voxel; outside the outermost
+centres the values of the border are repeated (scipy's mode "nearest").
 """
 
 import itertools
@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from swinunetr_jax.data.nifti import InverseReorient
 
-SPACING_TOLERANCE = 1e-3  # mm, also for affines; grids that differ by less count as equal
-TIE = 1e-3  # voxels, also shares of a vote; smaller differences count as ties, because rounding of an affine may cause them
+SPACING_TOLERANCE = 1e-3  # mm, for voxel sizes and affines; grids that differ by less count as equal
+TIE = 1e-3  # in voxels and in shares of a vote; smaller differences count as ties, because rounding of an affine may cause them
 PIECE_VOXELS = 1 << 20  # voxels for which coordinates and votes exist at a time
 
 
@@ -102,8 +102,8 @@ def resample_labels(labels: np.ndarray, affine: np.ndarray, shape: tuple[int, ..
     resampled one-hot masks of all labels, which are never stored: memory does not grow with the number of labels.
 
     Equal votes (to a thousandth) are decided alternately, like the squares of a chessboard: the smallest label wins if the sum of the new
-    voxel's indices is even, the largest if it is odd. Along a surface halfway between two voxels every vote is a tie; this
-    rule favours no side and no label, so that an object keeps its position and its size. If the grids are equal, the array itself is
+    voxel's indices is even, the largest if it is odd. Where a surface is halfway between two voxels, every vote along it is a tie; because
+    this rule favours no side and no label, an object keeps its position and its size. If the grids are equal, the array itself is
     returned.
     """
     if is_same_grid(labels.shape, affine, shape, target):
@@ -161,10 +161,10 @@ def neighbours(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @dataclass(frozen=True, eq=False)
 class InverseResample:
-    """The position of a resampled grid on the grid that it was computed from, and the way from that one back to the scan's grid.
+    """Maps a resampled grid back to the scan's grid.
 
     The network sees the resampled grid, which has `shape` and `affine`. The grid before resampling has the affine `source` and the shape
-    `reorient.shape`; `reorient` turns it into the scan's own grid.
+    `reorient.shape`; `reorient` maps it back to the scan's own grid.
     """
 
     shape: tuple[int, int, int]
@@ -183,7 +183,10 @@ class InverseResample:
         return is_axis_aligned(self.matrix, self.reorient.shape)
 
     def along(self, axis: int) -> np.ndarray:
-        """Returns the coordinates on the resampled grid of the voxels along an axis of the grid before, for axis-aligned grids."""
+        """Returns the coordinates, on the resampled grid, of the voxels along an axis of the grid before resampling.
+
+        The grids must be axis-aligned.
+        """
         return self.matrix[axis, axis] * np.arange(self.reorient.shape[axis]) + self.matrix[axis, 3]
 
     def nearest(self, first: int, stop: int) -> Iterator[np.ndarray]:
