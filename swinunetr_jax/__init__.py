@@ -1,6 +1,6 @@
-"""Swin UNETR in JAX: the network, MONAI's weights, whole scans in and label maps out.
+"""Swin UNETR in JAX: the network, conversion of MONAI's weights, and segmentation of whole scans.
 
-Names are imported when they are first used: readers of `swinunetr_jax.data` in worker processes never start JAX.
+Names are imported when they are first used, so that worker processes, which only use `swinunetr_jax.data`, do not import JAX.
 """
 
 import importlib

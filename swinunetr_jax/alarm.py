@@ -27,9 +27,10 @@ _LONGEST = 20  # lines of an alarm
 
 
 def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a compiled function so that calls which compile run without the alarm.
+    """Wraps a compiled function so that the alarm is removed from the calls that compile.
 
-    These are the first calls for each combination of shapes of all arguments except the first one, which are the weights.
+    A call compiles if it is the first one with its combination of shapes. The first argument is not compared, because it is always the
+    same weights.
     """
     seen: set[tuple[tuple[int, ...], ...]] = set()
 
@@ -78,15 +79,15 @@ def _flush() -> None:
 
 def _copy(source: int, target: int, stop: threading.Event) -> None:
     """Copies from one file descriptor to the other until `stop` is set and no more bytes arrive."""
-    kept = Filter()
+    alarm_filter = Filter()
     while True:
         ready = select.select([source], [], [], 0.05)[0]
         chunk = os.read(source, 1 << 16) if ready else b""
         with contextlib.suppress(OSError):  # stderr is closed or full; the program must not wait for a reader of the pipe
-            os.write(target, kept.passed(chunk))
+            os.write(target, alarm_filter.passed(chunk))
         if not chunk and stop.is_set():
             with contextlib.suppress(OSError):
-                os.write(target, kept.rest)
+                os.write(target, alarm_filter.rest)
             return
 
 

@@ -17,7 +17,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info}
 RENAMED_OPTIONS = {"predict": {"--depth": "--spatial-shards"}}  # the old names work for one more version
 TRAIN = "train"  # its options depend on the recipe, and its exit codes differ from those of the other commands
-ABOUT_TRAIN = "Train a network by a recipe: one of ours, or a Python file of yours."
+ABOUT_TRAIN = "Train a network with a recipe: a built-in one, or your own Python file."
 ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, score the results, check data sets.
 
 `swinunetr --version` prints the version."""
@@ -26,8 +26,8 @@ ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, sc
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the command `swinunetr`.
 
-    Exit codes: 0 success; 1 some cases failed or are faulty; 2 bad input, a file that the system refuses, or stdout that could not be
-    written (which is reported on stderr; all other work was done); 130 interrupted.
+    Exit codes: 0 success; 1 some cases failed or are faulty; 2 bad input, a file that cannot be read or written, or stdout that could
+    not be written (which is reported on stderr; all other work was done); 130 interrupted.
     """
     console.configure_streams()
     try:
@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
         train(rest)
     if name.startswith("-"):
         meant = command_line.closest(name, ["--help", "--version"])
-        hint = f"did you mean {meant}? Else give" if meant else "give"
+        hint = f"did you mean {meant}? Otherwise give" if meant else "give"
         raise InputError(
             f"{console.literal(name)} is not an option of swinunetr itself: {hint} the command first, one of {', '.join(_names())}."
         )

@@ -38,7 +38,7 @@ class SwinUNETRConfig:
         norm_name: norm of the convolutional blocks: "instance", "batch" or ("group", {"num_groups": n}).
         num_groups: groups of the group norm, if `norm_name` is "group".
         patch_norm: whether a LayerNorm follows the patch embedding.
-        normalize: whether the encoder outputs that the decoder receives have a LayerNorm without parameters.
+        normalize: whether a LayerNorm without parameters is applied to the encoder's outputs before the decoder reads them.
         downsample: order of the neighbours in patch merging: "legacy" (all published weights; "merging" in MONAI <= 1.4), "merging"
             (MONAI >= 1.5) or "mergingv2".
         use_v2: whether a residual convolution block precedes each stage.
@@ -63,7 +63,7 @@ class SwinUNETRConfig:
     window_size: tuple[int, ...] | int = 7
     qkv_bias: bool = True
     mlp_ratio: float = 4.0
-    norm_name: Any = "instance"  # given as text or as MONAI's pair, and stored as text: no type of a field says both
+    norm_name: Any = "instance"  # a text or MONAI's pair; it is stored as text, and a field has only one type
     num_groups: int | None = None
     patch_norm: bool = False
     normalize: bool = True
@@ -133,7 +133,7 @@ class SwinUNETRConfig:
             norm, options = norm[0], dict(norm[1])
             groups = options.pop("num_groups", groups)
             if options:
-                raise InputError(f"`norm_name` takes no option but `num_groups`, got {', '.join(map(repr, options))}.")
+                raise InputError(f"`norm_name` takes only the option `num_groups`, got {', '.join(map(repr, options))}.")
         norm = norm.lower() if isinstance(norm, str) else norm
         if norm not in NORM_NAMES:
             raise InputError(
@@ -159,7 +159,7 @@ class SwinUNETRConfig:
     @property
     def window(self) -> tuple[int, ...]:
         """The attention window, with a size for each axis."""
-        assert isinstance(self.window_size, tuple)  # as __post_init__ stores it
+        assert isinstance(self.window_size, tuple)  # __post_init__ stores a tuple
         return self.window_size
 
     def stage_width(self, stage: int) -> int:
@@ -195,7 +195,7 @@ class SwinUNETRConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SwinUNETRConfig":
-        """Returns the configuration of a dict from `to_dict`. Raises InputError for unknown or missing names."""
+        """Returns the configuration that the result of `to_dict` describes. Raises InputError for unknown or missing names."""
         values = dict(values)
         if "norm_name" in values and values["norm_name"] != "group":
             values["num_groups"] = None if isinstance(values["norm_name"], str) else values.get("num_groups")

@@ -92,7 +92,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def _occupy(number: int) -> None:
-    """Opens the null device as a standard file descriptor that is closed, so that no other file receives its number."""
+    """Opens the null device with the number of a standard file descriptor if this is closed, so that no other file receives the number."""
     try:
         os.fstat(number)
     except OSError:
@@ -152,7 +152,7 @@ class Progress:
     Args:
         title: the name of the work; `literal` is applied to it.
         unit: the name of what is counted, in the singular.
-        silent: whether to print nothing, for all processes but the first.
+        silent: whether to print nothing, as in every process except the first.
         stream: the stream for lines, by default stdout. The bar is on stderr.
     """
 

@@ -1,4 +1,4 @@
-"""The one exception for a mistake in what the user gave."""
+"""The exception for invalid input from the user."""
 
 
 class InputError(ValueError):

@@ -5,8 +5,8 @@
         not conv.cpu.im2col: it is for cpu
         …
 
-The operation or the network is traced for the platform, and the choices of `runtime.dispatch` are recorded, so that they are those of a
-program.
+The operation or the network is traced for the platform, and the choices of `runtime.dispatch` are recorded. They are therefore the same
+as in a compiled program.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,9 +63,9 @@ class ExplainedChoice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The implementations that a program calls on a platform, in order. `str` gives them as text, equal ones once.
+    """The implementations that a program calls on a platform, in order. `str` returns text in which equal ones appear once.
 
-    An operation that an implementation itself calls is not listed.
+    Operations that are called inside an implementation are not listed.
     """
 
     platform: str
@@ -92,7 +92,7 @@ def explain(
         shapes: the shapes of the operation's inputs (those of "conv" are [b, d, h, w, c_in] and [3, 3, 3, c_in, c_out]), or the shape
             [b, d, h, w, c] of the network's input.
         platform: "cpu", "cuda" or "tpu".
-        dtype: the type of the operation's inputs; a network has that of its configuration.
+        dtype: the type of the operation's inputs; for a network, the type in its configuration is used instead.
 
     Raises:
         InputError: the operation or the platform is unknown, or the operation cannot take the shapes.
@@ -142,10 +142,12 @@ def _explained(choice: Choice, platform: str) -> ExplainedChoice:
     table, chosen = choice.table, choice.implementation
     arrays = [a for a in choice.inputs if hasattr(a, "shape")]
     others = {
-        f"{implementation.name} ({of})" if of != platform else implementation.name: _reason(of, platform, implementation, choice)
-        for of, implementations in table.platforms.items()
+        f"{implementation.name} ({other})" if other != platform else implementation.name: _reason(
+            other, platform, implementation, choice
+        )
+        for other, implementations in table.platforms.items()
         for implementation in implementations
-        if not (of == platform and implementation == chosen)
+        if not (other == platform and implementation == chosen)
     }
     if chosen is not table.reference:
         others[table.reference.name] = f"it is for inputs that no implementation for {platform} supports"

@@ -1,8 +1,8 @@
 """Dice and cross-entropy losses with MONAI's options and numbers (`monai.losses.DiceLoss`, `DiceCELoss`).
 
-Logits are [b, *grid, c], channels last, with any number of spatial axes. Label maps, integers [b, *grid], become targets, 0 and 1 in
-[b, *grid, c], on the device and inside the loss, where the compiler fuses the comparison into the sums instead of storing targets. All
-sums are computed in at least float32, whatever the type of the logits.
+Logits are [b, *grid, c], channels last, with any number of spatial axes. Label maps are integers [b, *grid]. They are turned into targets,
+0 or 1 in [b, *grid, c], inside the loss, so that the compiler fuses the comparison into the sums instead of storing the targets. All sums
+are computed in at least float32, whatever the type of the logits.
 """
 
 import math
@@ -23,10 +23,10 @@ SMOOTH = 1e-5
 
 
 def targets(labels: jax.Array, task: Task) -> jax.Array:
-    """Returns the target of each output, 0 and 1 in float32 [b, *grid, c], for a label map, integers [b, *grid].
+    """Returns the targets of a label map of integers [b, *grid]: 0 or 1 for each output, float32 [b, *grid, c].
 
-    A region is 1 where the label is one of its members, and a class where the label is its value. A label that belongs to no output is 0
-    in all of them.
+    A region is 1 where the label is one of its members, and a class is 1 where the label is its value. Where the label belongs to no
+    output, all outputs are 0.
     """
     members = [task.labels_of(output) for output in task.outputs]
     longest = max(map(len, members))
@@ -54,7 +54,7 @@ def dice_loss(
     reduction: Literal["mean", "sum", "none"] = "mean",
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the soft Dice loss, a number, or [b, c] for reduction "none".
+    """Returns the soft Dice loss: a scalar, or [b, c] for the reduction "none".
 
     For probabilities p and targets t of one sample and channel, summed over the grid, the loss is
 
@@ -74,7 +74,7 @@ def dice_loss(
             1 - smooth_nr / (Σ p + smooth_dr).
         batch: whether to sum over the batch before dividing; reduction "none" then returns [c].
         reduction: how the losses of samples and channels are combined.
-        weight: [c], a factor for the loss of each channel, which the mean does not divide by; it has no effect on a single channel.
+        weight: [c], a factor for the loss of each channel. The mean is not divided by the factors, and a single channel has no factor.
 
     Raises:
         InputError: the shapes differ, an option is unknown, or `logits` has one channel although an option needs several.

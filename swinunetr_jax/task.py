@@ -37,7 +37,10 @@ class NetworkShape(Protocol):
 class Output:
     """One output channel.
 
-    `name` is its name, `value` the label that it is written as, and `members`, for a region, the labels that the region consists of.
+    Attributes:
+        name: its name.
+        value: the label that is written into a label map for this output.
+        members: the labels that a region consists of; empty for a class.
     """
 
     name: str
@@ -62,7 +65,8 @@ class Task:
     Args:
         kind: "regions" (they may overlap, and each channel has a sigmoid and a threshold) or "classes" (one of them per voxel).
         outputs: one per output channel.
-        paint: the order in which regions are written into a label map, later ones over earlier ones, as channel numbers; empty for classes.
+        paint: the channel numbers of the regions in the order in which they are written into a label map, where later regions overwrite
+            earlier ones; empty for classes.
         channels: the names of the input channels in the network's order, empty if unknown.
         orientation: the directions of the axes, such as "LPS"; None keeps the axes of each scan.
         intensity: "zscore" (per channel over non-zero voxels), "window" (clip to `window` and scale to 0 … 1) or "none".
@@ -97,7 +101,7 @@ class Task:
                 raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"`outputs` must hold at least one, all with different names, got {names}.")
+            raise InputError(f"`outputs` must hold at least one output, all with different names, got {names}.")
         if self.kind == "classes" and len(names) < 2:
             raise InputError(
                 "`outputs` must hold at least two classes, because exactly one applies to each voxel, got 1: make it a region."
@@ -126,7 +130,7 @@ class Task:
             ("outputs", len(self.outputs), config.out_channels),
         ):
             if got != want:
-                raise InputError(f"the task names {got} {name}, but the network has {want}: name as many.")
+                raise InputError(f"the task names {got} {name}, but the network has {want}: give one name for each.")
         if self.roi is not None:
             config.check_spatial(self.roi)
 
@@ -152,9 +156,9 @@ class Task:
 
     @property
     def et_label(self) -> int | None:
-        """The label of the output ET if BraTS data of another year may use the other number for it: 4 up to 2022, 3 since 2023.
+        """The label of the enhancing tumour, the output ET, if data of other years may use another one: 4 up to BraTS 2022, 3 since 2023.
 
-        It is None if the two numbers cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
+        It is None if the two labels cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
         this task with different meanings (BraTS 2024: enhancing tumour 3, resection cavity 4).
         """
         used = set(brats.ET_LABELS) & {value for output in self.outputs for value in (output.value, *output.members)}
@@ -185,7 +189,7 @@ class Task:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
-        """Returns the task of a dict from `to_dict`. Raises InputError if it does not describe a task."""
+        """Returns the task that the result of `to_dict` describes. Raises InputError if it does not describe a task."""
         try:
             outputs = tuple(Output(**output) for output in values["outputs"])
             return cls(**{**values, "outputs": outputs})
@@ -198,7 +202,7 @@ class Task:
 
     @classmethod
     def brats(cls, *, et_label: int = 4, channels: tuple[str, ...] = brats.CHANNELS, **changes: Any) -> "Task":
-        """Returns the task of BraTS: tumour core, whole tumour, enhancing tumour, which has label 4 up to 2022 and 3 since 2023."""
+        """Returns the task of BraTS: tumour core, whole tumour and enhancing tumour, whose label is 4 up to 2022 and 3 since 2023."""
         written = {"TC": 1, "WT": 2, "ET": et_label}  # each region is written as the label that no smaller region has
         outputs = tuple(Output(name=n, value=written[n], members=members) for n, members in brats.regions(et_label).items())
         fields = {"kind": "regions", "outputs": outputs, "paint": (1, 0, 2), "channels": channels, "orientation": "LPS"}
@@ -220,10 +224,10 @@ class Task:
         """Returns the task that a dataset.json describes, or None if it names no label.
 
         Args:
-            labels: name → value, or a list of values for a region. With any list the task has regions, otherwise classes. The label
-                `ignore` is not an output.
-            order: nnU-Net's regions_class_order, the values that regions are written as, in the order of writing. Without it larger regions
-                are written first, each as a label that no later region has.
+            labels: name → value, or a list of values for a region. If there is any list, the task has regions, otherwise classes. The
+                label `ignore` is not an output.
+            order: nnU-Net's regions_class_order, the label that is written for each region, in the order of writing. By default, larger
+                regions are written first, each with a label that no later region has.
             changes: further fields of the task.
 
         Raises:
@@ -253,9 +257,9 @@ class Task:
 
     @classmethod
     def default(cls, config: NetworkShape) -> "Task":
-        """Returns the assumed task of a checkpoint without one.
+        """Returns the task that is assumed for a checkpoint that does not state one.
 
-        A network with 4 inputs and 3 outputs is for BraTS, one with a single output for a region, and any other for classes.
+        A network with 4 inputs and 3 outputs is assumed to be for BraTS, one with a single output for a region, and any other for classes.
         """
         if (config.in_channels, config.out_channels) == (4, 3) and config.spatial_dims == 3:
             return cls.brats()

@@ -1,3 +1,3 @@
-"""The version, alone so that building the package imports nothing else."""
+"""The version of the package, in a file of its own so that building the package imports nothing else."""
 
 __version__ = "0.1.0"

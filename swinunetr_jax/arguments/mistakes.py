@@ -18,7 +18,8 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
     named = {name: option for option in known if not option.positional for name in spellings(option)}
     help_text = f"`{prog} --help` shows all options"
     positional, seen = [], []
-    no_positional = not any(option.positional for option in known)  # then all values up to the next option belong to an option
+    # without positional arguments, all values up to the next option belong to the option before them
+    no_positional = not any(option.positional for option in known)
     for name, values in _groups(arguments):
         if name is None:
             positional += values

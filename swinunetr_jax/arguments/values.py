@@ -10,7 +10,7 @@ EXAMPLES = {int: ("96", "96", "96"), float: ("1.5", "1.5", "2"), Path: ("FOLDER"
 
 
 def taken_values(hint: Any, values: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the values that an option of this type takes of those that follow it, and the remaining ones."""
+    """Splits the values that follow an option of this type into those that belong to it and the remaining ones."""
     if hint is bool:
         return [], values
     counts = [_count(part) for part in alternatives(hint)]

@@ -34,7 +34,7 @@ def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
     Args:
         path: the file.
         kind: the type of the content: a TypedDict, a dataclass, or a type such as dict[str, list[float]].
-        remedy: what the user should do about a damaged file, such as "delete it", for the end of the message.
+        remedy: the end of the message, which says what the user should do about a damaged file, such as "delete it".
 
     Raises:
         FileNotFoundError: the file does not exist, which a caller may distinguish from a damaged one.

@@ -23,13 +23,13 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def is_file(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a regular file, with the exceptions of `exists`."""
+    """Returns whether a path is a regular file. Raises the same errors as `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a folder, with the exceptions of `exists`."""
+    """Returns whether a path is a folder. Raises the same errors as `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 

@@ -4,7 +4,7 @@ OUT/CASE.nii.gz                  the label map
 OUT/CASE_probabilities.nii.gz    the probabilities, if requested
 OUT/CASE.png                     the preview, if requested
 OUT/predict.json                 versions, the digest of the weights, settings, and for each case its inputs, outputs, seconds and volumes,
-                                 or the error
+                                 or its error
 """
 
 import contextlib
@@ -71,7 +71,9 @@ def predict_cases(
     }
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
     failed: list[str] = []
-    alike: dict[str, list[str]] = {}  # the cases for each fault, because a fault of hundreds of cases is printed once
+    alike: dict[
+        str, list[str]
+    ] = {}  # the cases by fault, because a fault that hundreds of cases share is not printed for each of them
     seconds: list[float] = []  # the time of each case that was segmented
     owners: dict[Path, str] = {}
     for case in cases:

@@ -46,7 +46,7 @@ class Plan:
 
     @classmethod
     def of(cls, image: Sequence[int], roi: RoiSize, overlap: PerAxis) -> "Plan":
-        """Returns windows at intervals of `int(roi * (1 - overlap))`, of which the last one is moved back into the volume.
+        """Returns a plan of windows at intervals of `int(roi * (1 - overlap))`, where the last window is moved back into the volume.
 
         Args:
             image: the size of the volume along each axis.

@@ -211,13 +211,13 @@ class Segmenter:
             Labels uint8 [x, y, z], probabilities float32 [x, y, z, c] or None, and the number of windows.
         """
         task, grid = task or self.task, array.shape[:3]
-        turn = back.reorient if isinstance(back, InverseResample) else back
+        reorientation = back.reorient if isinstance(back, InverseResample) else back
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box
         plan = self.plan(array[covered].shape[:3])
         planes = predict_slabs(array[covered], plan, self.batch, lambda x: (self.logits(x),), mode=self.blend, progress=progress)
         coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
-        shape = grid if turn is None else turn.shape
+        shape = grid if reorientation is None else reorientation.shape
         labels = np.zeros(shape, np.uint8)  # the label of background
         probability_maps = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
         if probability_maps is not None and box != tuple(slice(0, size) for size in grid):
@@ -228,9 +228,9 @@ class Segmenter:
             piece.write(labels_of(found), labels)
             if probability_maps is not None:
                 piece.write(found, probability_maps)
-        if turn is not None:
-            labels = turn.apply(labels)
-            probability_maps = None if probability_maps is None else turn.apply(probability_maps)
+        if reorientation is not None:
+            labels = reorientation.apply(labels)
+            probability_maps = None if probability_maps is None else reorientation.apply(probability_maps)
         return labels, probability_maps, plan.windows
 
 
@@ -282,7 +282,7 @@ def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State
 def _output_functions(task: Task) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Returns the functions that compute probabilities from averaged logits [..., c], and labels from probabilities, on the device.
 
-    They are two programs, so that labels are computed from the same numbers that are written and both agree in every voxel.
+    They are two programs, so that labels are computed from the same probabilities that are written, and agree with them in every voxel.
     """
     values = np.array([output.value for output in task.outputs], np.uint8)
 

@@ -1,7 +1,7 @@
-"""Interpolates logits from the network's grid to the scan's, a few planes at a time, so that neither grid has all logits in memory.
+"""Interpolates logits from the network's grid to the scan's, a few planes at a time, so the logits of a whole grid are never in memory.
 
 Labels and probabilities are computed from the logits on the scan's grid, because a resampled label map would show the edges of the
-network's voxels. The interpolation is linear. Outside of the outermost voxels, their values are repeated.
+network's voxels. The interpolation is linear. Beyond the outermost voxels, their values are repeated.
 """
 
 from collections.abc import Iterator
@@ -33,16 +33,16 @@ class Coverage:
     pads: tuple[int, ...]
 
     def padded(self, axis: int, index: int) -> int:
-        """Returns the index on the padded box `covered` of an index on the network's grid."""
+        """Converts an index along an axis of the network's grid to an index of the padded box `covered`."""
         return index - self.covered[axis].start + self.pads[axis]
 
 
 @dataclass(frozen=True)
 class ScanPlanes:
-    """Logits of a box of the scan's grid before it is turned to the scan's orientation.
+    """Logits of a box of the scan's voxels, in the orientation of the network.
 
     Attributes:
-        where: the box of the scan's grid.
+        where: the box of the scan's voxels.
         take: the part of `array` that fills the box.
         array: logits [k, y, z, c] on the device.
         valid: a mask of the voxels of the box that are used, or None if all of them are.
@@ -54,7 +54,7 @@ class ScanPlanes:
     valid: np.ndarray | None = None
 
     def write(self, part: jax.Array, result: np.ndarray) -> None:
-        """Writes `part`, which was computed from `array` voxel by voxel, into a result on the scan's grid before it is turned."""
+        """Writes `part`, which was computed from `array` voxel by voxel, into a result of all the scan's voxels."""
         found = np.asarray(part)[self.take]
         if self.valid is None:
             result[self.where] = found
@@ -65,7 +65,7 @@ class ScanPlanes:
 def on_scan_grid(
     planes: Iterator[Planes], coverage: Coverage, back: InverseReorient | InverseResample | None
 ) -> Iterator[ScanPlanes]:
-    """Interpolates the finished planes of a sliding window on the scan's grid as it is before `InverseReorient` turns it.
+    """Interpolates the finished planes of a sliding window on the scan's voxels, in the orientation of the network.
 
     Args:
         planes: all planes of one output of `predict_slabs`, in their order.
@@ -92,13 +92,13 @@ def _not_resampled(planes: Iterator[Planes], coverage: Coverage) -> Iterator[Sca
 
 
 def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseResample) -> Iterator[ScanPlanes]:
-    """Interpolates along one axis after the other, for a scan each of whose axes is parallel to one of the network's grid."""
+    """Interpolates along one axis after the other, for a scan whose axes are all parallel to axes of the network's grid."""
     where, sides = [], []
     for axis, (box, covered, size) in enumerate(zip(coverage.box, coverage.covered, back.shape)):
         at = back.along(axis)
         nearest = nearest_index(at, size)
         inside = np.flatnonzero((nearest >= box.start) & (nearest < box.stop))
-        if not len(inside):  # the box lies between two voxels of a coarse scan
+        if not len(inside):  # the box is between two voxels of a coarse scan
             return
         where.append(slice(int(inside[0]), int(inside[-1]) + 1))
         low, high, share = neighbours(at[inside] - covered.start, covered.stop - covered.start)
@@ -114,9 +114,8 @@ def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseRes
             group = min(_group(piece.array, [len(side[0]) for side in rest]), ready_at_once)
         ready = int(np.searchsorted(high, end))  # the number of planes of the scan that need no later piece
         while done < ready:
-            chosen = np.minimum(
-                np.arange(done, done + group), ready - 1
-            )  # always the same number, so that one program is compiled
+            # always the same number of planes, so that only one program is compiled
+            chosen = np.minimum(np.arange(done, done + group), ready - 1)
             first, second = (np.where(index[chosen] < piece.first, 0, index[chosen] - start + 1) for index in (low, high))
             logits = _interpolate(carried, piece.array, (first, second, share[chosen]), *rest)
             count = min(group, ready - done)

@@ -1,4 +1,4 @@
-"""The weighted sum of windows over a slab of a volume on the device. Windows are added, and finished planes leave the slab."""
+"""The weighted sum of windows over a slab of a volume on the device. Windows are added to it, and finished planes are removed."""
 
 import functools
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ import numpy as np
 
 from swinunetr_jax.inference.plan import MIN_IMPORTANCE, Plan
 
-PIECE_BYTES = 64 << 20  # the size of the planes for which averages, and results computed from them, exist at the same time
+PIECE_BYTES = (
+    64 << 20
+)  # the size of the planes that are averaged at a time, which limits the memory of the averages and of results from them
 
 
 @dataclass(frozen=True)

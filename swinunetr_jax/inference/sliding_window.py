@@ -1,7 +1,7 @@
 """Sliding-window inference: applies a function of patches to complete volumes, with MONAI's results and in bounded memory.
 
 Windows are processed in row-major order of their positions, so that all planes before the current position along the first axis are
-finished. Therefore the device only needs the sums of one slab, which is as deep as a window. When the position along the first axis
+finished. Therefore the device needs only the sums of one slab, which is as deep as a window. When the position along the first axis
 increases, the finished planes are copied a few at a time into the result on the host, and the other planes move up in place.
 """
 
@@ -144,9 +144,8 @@ def predict_slabs(
         for first in range(0, len(starts), batch):
             chosen = starts[first : first + batch]
             live = len(chosen)
-            if (
-                live < batch
-            ):  # fill the last batch with copies, which are not added, so that the network is compiled for one shape
+            if live < batch:
+                # The last batch is filled with copies, which are not added, so that the network is compiled for only one shape.
                 chosen = np.concatenate([chosen, np.repeat(chosen[-1:], batch - live, 0)])
             outputs = predictor(_cut(slab, chosen, plan.roi))
             if not sums:
@@ -205,7 +204,7 @@ def _sums(outputs: Sequence[jax.Array], plan: Plan, batch: int, importance: np.n
 
 
 def _check_scale(which: str, shape: tuple[int, ...], plan: Plan, want: str) -> None:
-    """Raises InputError for a resolution of an output at which windows would start between voxels.
+    """Raises InputError if the output has a resolution at which windows would start between voxels.
 
     The number of voxels of an output along an axis may be a multiple or a divisor of the window's. Any other number is accepted if all
     positions of windows are integers on the output's grid.

@@ -38,7 +38,7 @@ def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", 
 def hd95(
     pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], *, convention: Literal["brats", "monai"] = "brats"
 ) -> float:
-    """Returns the 95th percentile of the distance between both surfaces in mm, the larger one of both directions.
+    """Returns the 95th percentile of the distance between both surfaces in mm, the larger one of the two directions.
 
     Source: `surface_distance.compute_robust_hausdorff` for brats; `monai.metrics.compute_hausdorff_distance` for monai.
 

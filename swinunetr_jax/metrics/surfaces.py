@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks: weighted by area as in BraTS, or per voxel as in MONAI.
 
-Masks are boolean [x, y, z], and neither is empty. A surfel is a corner of voxels where inside and outside meet. The table of their areas
-is that of DeepMind's `surface-distance`, which BraTS uses.
+Masks are boolean [x, y, z], and neither is empty. A surfel is a corner of eight voxels of which some are inside and some are outside of
+the mask. The table of the areas of surfels is that of DeepMind's `surface-distance`, which BraTS uses.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class SurfelDistances:
     ref_areas: np.ndarray
 
     def hausdorff(self, share: float) -> float:
-        """Returns the distance in mm within which this share of the area is, the larger one of both directions."""
+        """Returns the distance in mm within which this share of the area is, the larger one of the two directions."""
         return max(_quantile(self.pred, self.pred_areas, share), _quantile(self.ref, self.ref_areas, share))
 
     def dice(self, tolerance: float) -> float:
@@ -46,7 +46,7 @@ def surfel_distances(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ..
 
 
 def edge_hausdorff(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], share: float) -> float:
-    """Returns a quantile of the distances in mm of the masks' outer voxels, each counted once, the larger one of both directions.
+    """Returns a quantile of the distances in mm of the masks' outer voxels, each counted once, the larger one of the two directions.
 
     Quantiles between two distances are interpolated. Source: `monai.metrics.compute_hausdorff_distance`.
     """

@@ -56,11 +56,11 @@ class CustomConfig:
         name = values.get("network")
         if factory is None:
             raise InputError(
-                f"the network is {name}, which is not a Swin UNETR and comes from a recipe file: `swinunetr predict` takes it with "
-                "--recipe FILE (in Python: `network`, the function or class that makes it)."
+                f"the network is {name}, which is not a Swin UNETR but is defined in a recipe file: give this file to `swinunetr predict` "
+                "as --recipe FILE, or in Python the function or class that creates the network as `network`."
             )
         if factory.__name__ != name:
-            raise InputError(f"the network is {name}, and the recipe makes {factory.__name__}: give the recipe of this run.")
+            raise InputError(f"the network is {name}, but the recipe creates {factory.__name__}: give the recipe of this run.")
         inputs, outputs = values.get("in_channels"), values.get("out_channels")
         if not (isinstance(inputs, int) and isinstance(outputs, int) and inputs > 0 and outputs > 0):
             raise InputError("`in_channels` and `out_channels` of the network must be integers above 0.")

@@ -46,7 +46,8 @@ def sample(
     """Returns a random array for the next key, sampled by numpy on the host with the key as seed.
 
     jax.random would compile a program for each of the hundred shapes of a network, which takes half a minute on a CPU. It is used only
-    if the constructor itself is traced: by `nnx.eval_shape`, which computes no numbers, or by `jax.jit`, with different numbers.
+    if the constructor itself is traced: by `nnx.eval_shape`, which computes no numbers, or by `jax.jit`, where the numbers differ from
+    those that are sampled on the host.
     """
     key = rngs.params()
     if isinstance(key, Tracer):
@@ -56,7 +57,7 @@ def sample(
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
-    """Returns `count` independent keys, or `count` times None if there is no key."""
+    """Returns a list of `count` independent keys, or of `count` times None if there is no key."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 

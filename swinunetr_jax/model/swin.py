@@ -49,7 +49,7 @@ class WindowAttention(nnx.Module):
         attn_key, proj_key = split_key(key, 2)
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)  # each [n, t, m, c / m]
         # If the window was clipped to fewer tokens, MONAI takes the corner of the full window's bias, although most of its entries then
-        # belong to other distances; the published weights were trained with it.
+        # belong to other distances; the published weights were trained in this way.
         bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]
         y = window_attention(q * (c // self.heads) ** -0.5, k, v, bias, regions, drop_rate=self.attn_drop_rate, key=attn_key)
         return dropout(self.proj(y.reshape(n, t, c)), self.drop_rate, proj_key)
@@ -86,9 +86,9 @@ class SwinBlock(nnx.Module):
         """[b, *grid, c] -> [b, *grid, c].
 
         Args:
-            x: a grid, or the full windows of a padded grid as blocks.
-            key: drives dropout. In blocks it drops other elements in the MLP, since the elements are in another order.
-            grid: the sizes of the grid without padding, if `x` is in blocks of a padded grid.
+            x: a grid, or a padded grid whose blocks are its windows.
+            key: the random key of dropout. In blocks the elements have another order, so that the MLP drops others than in a grid.
+            grid: the sizes of the grid without padding, if `x` is in blocks.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
         normed = map_grid(self.norm1, x)
@@ -103,7 +103,7 @@ class SwinBlock(nnx.Module):
         """Applies window attention to windows that are blocks, without partitioning a grid."""
         padded = tuple(count * win for count, win in zip(x.counts, self.window))
         valid = windows.valid_tokens(grid, self.window)
-        if valid is not None:  # the padding, which the MLP and the norm have filled, is zeros again
+        if valid is not None:  # the MLP of the previous block and the norm have changed the padding
             x = map_grid(lambda x: jnp.where(valid, x, jnp.zeros((), x.dtype)), x)
         x = roll(x, tuple(-sh for sh in self.shift))
         tokens = x.array.reshape(-1, int(np.prod(self.window)), x.array.shape[-1])
@@ -200,7 +200,7 @@ class SwinTransformer(nnx.Module):
             if self.convs:
                 x, _ = call_block(self.convs[index], x, train=False, remat=self.remat)
                 intermediates[f"stage{index}.conv"] = x
-            x, of_stage = stage(x, stage_key)
-            intermediates |= named(f"stage{index}", of_stage) | {f"stage{index}": x}
+            x, stage_intermediates = stage(x, stage_key)
+            intermediates |= named(f"stage{index}", stage_intermediates) | {f"stage{index}": x}
             features.append(x)
         return features, intermediates

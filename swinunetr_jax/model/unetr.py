@@ -79,7 +79,7 @@ class SwinUNETR(nnx.Module):
             return nnx.merge(structure, weights)._forward(x, key, train)
 
         def specs(spec: PartitionSpec) -> tuple[PartitionSpec, ...]:
-            """Shards logits as the input, and intermediates, whose grids the mesh may not divide evenly, by their samples only."""
+            """Shards logits like the input, and intermediates along the batch only, because the mesh may not divide their grids evenly."""
             return PartitionSpec(*spec[:-1]), PartitionSpec(*spec[:1]), PartitionSpec()
 
         logits, grids, stats = auto_sharded(run, x, weights, key, specs=specs)
@@ -88,10 +88,10 @@ class SwinUNETR(nnx.Module):
     def _forward(self, x: Array, key: Array | None, train: bool) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Returns the logits, every intermediate grid by name, and new running statistics by name."""
         x = jnp.asarray(x, self.config.dtype)
-        features, of_encoder = self.swin(x, key)
+        features, encoder_intermediates = self.swin(x, key)
         hidden = [layer_norm(feature) for feature in features] if self.config.normalize else features
         statistics: dict[str, Array] = {}
-        intermediates = named("swin", of_encoder) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
+        intermediates = named("swin", encoder_intermediates) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
 
         def block(name: str, *inputs: Grid) -> Grid:
             y, stats = call_block(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
@@ -113,7 +113,7 @@ class SwinUNETR(nnx.Module):
         return from_blocks(self.out(y)), intermediates, statistics
 
     def update_batch_stats(self, intermediates: dict[str, Array]) -> None:
-        """Stores the running statistics that a training pass of `forward` returned. It is called outside of `jax.jit`."""
+        """Stores the running statistics that a training pass of `forward` returned. Call it outside of `jax.jit`."""
         for name, value in intermediates.items():
             if name.startswith("batch_stats."):
                 *path, leaf = name.split(".")[1:]

@@ -25,7 +25,7 @@ _REVERSE = {ndim: " -> ".join(reversed(pattern.split(" -> "))) for ndim, pattern
 
 
 def clip_window(grid: Size, window: Size, shift: Size) -> tuple[Size, Size]:
-    """Returns window and shift, where an axis of the grid that is not larger than the window is one window without shift."""
+    """Returns the window and the shift for a grid. An axis that is not larger than the window becomes one window without shift."""
     clipped = tuple(min(size, win) for size, win in zip(grid, window))
     shifts = tuple(0 if size <= win else sh for size, win, sh in zip(grid, window, shift))
     return clipped, shifts
@@ -56,7 +56,7 @@ def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
 def maybe_to_window_blocks(x: jax.Array, window: Size) -> Grid:
     """Returns [b, *grid, c] with its windows as blocks, if the program is for a TPU and there are enough windows; otherwise unchanged.
 
-    The blocks are the windows without shift, with padding.
+    The blocks are the windows of the padded grid, before any shift.
     """
     return layout_dispatch(WINDOW_BLOCKS, x, window)
 
@@ -102,10 +102,10 @@ def valid_tokens(grid: Size, window: Size) -> np.ndarray | None:
 
 @lru_cache(maxsize=128)
 def region_ids(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
-    """Returns which tokens of a shifted window were neighbours before the roll: int32 [windows, tokens], None without a shift.
+    """Returns the region id of each token of the shifted windows, int32 [windows, tokens], or None if there is no shift.
 
-    Tokens with equal ids attend to one another. The grid is the padded one: padding is not a region of its own, since tokens attend to
-    it in the reference implementation. An axis without shift is one region.
+    Tokens of a window with equal ids were neighbours before the roll, and attend to one another. The grid is the padded one: padding is
+    not a region of its own, since tokens attend to it in the reference implementation. An axis without shift is one region.
     """
     if not any(shift):
         return None

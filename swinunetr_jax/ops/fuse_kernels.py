@@ -1,8 +1,8 @@
 """The kernels of a transposed convolution (kernel 2, stride 2) and of the 3³ convolution after it, multiplied into one kernel.
 
 Both are linear, so together they are one transposed convolution of kernel 4 and stride 2, which reads the coarse grid. Each voxel then
-costs 8 taps of the coarse grid instead of 27 of an upsampled one, which never exists. The results differ by rounding only, also at the
-border. Each platform has the form of the kernel that it computes fastest with.
+costs 8 taps of the coarse grid instead of 27 of an upsampled one, which is never computed. The results differ only by rounding, also at
+the border. There is one form of the kernel for each platform, the one with which the convolution is fastest there.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax import Array, lax
 
 
 def saves_work(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> bool:
-    """Returns whether the multiplications saved on the grid are twice those of fusing the kernels, without additions on either side."""
+    """Returns whether fusing saves more than twice as many multiplications on the grid as it costs. Additions are not counted."""
     c, u, o = x.shape[-1], up.shape[-1], kernel.shape[-1]
     fine_voxels = 8 * math.prod(x.shape[:-1])
     return fine_voxels * (27 * u * o + c * u - 8 * c * o) > 2 * 216 * c * u * o
@@ -52,7 +52,7 @@ _TAPS_OF_3D_WINDOWS = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", *[_TAPS_OF_WINDO
 def fuse_kernels_by_parity(up: Array, kernel: Array) -> Array:
     """Returns [neighbours s: 2, 2, 2, c_in, parities p of fine voxels: 2, 2, 2, c_out] by matrix products, for a CPU.
 
-    It uses arrays of few axes: newer versions of XLA take ten seconds to compile the same in arrays of eight axes.
+    The arrays have few axes, because newer versions of XLA take ten seconds to compile the same for arrays of eight axes.
     """
     (c, u), o = up.shape[-2:], kernel.shape[-1]
     pairs = up.reshape(8 * c, u) @ kernel.reshape(27, u, o).swapaxes(0, 1).reshape(u, 27 * o)
@@ -65,7 +65,7 @@ def fuse_kernels_by_order(up: Array, kernel: Array) -> Array:
     """Returns [neighbours: 2, 2, 2, c_in, fine voxels of a window in their order: 2, 2, 2, c_out] by a convolution, for a GPU.
 
     Tap t of the kernel meets tap r of the upsampling at r - t: a convolution of one kernel with the other, whose four results along an
-    axis are the kernel of size 4. Of these 0 and 1 belong to the later neighbour, 2 and 3 to the earlier one.
+    axis are the kernel of size 4. Results 0 and 1 belong to the later neighbour, and results 2 and 3 to the earlier one.
     """
     four = lax.conv_general_dilated(
         jnp.moveaxis(up, -2, 0), kernel, (1, 1, 1), ((2, 2),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")

@@ -1,9 +1,9 @@
 """Grids that are divided into blocks, with the blocks on the lanes of a TPU.
 
-A TPU computes on 8 × 128 numbers at a time. With 48 channels, or 96 planes, on the 128 lanes a good part of them is idle, and a
-convolution has to move data across lanes. A grid [b, d, h, w, c] in n = i * j * k blocks, [b, n, d/i, h/j, w/k, c], fills the lanes with
-blocks, and its own axes are free of them: a tap of a kernel is another address. Only the faces of blocks move across lanes: before a
-convolution each block gets a halo of one voxel from its neighbours.
+A TPU computes on 8 × 128 numbers at a time. If 48 channels, or 96 planes, are on the 128 lanes, many of them are idle, and a convolution
+has to move data across lanes. Here a grid [b, d, h, w, c] is divided into n = i * j * k blocks, [b, n, d/i, h/j, w/k, c], which fill the
+lanes. No axis of the grid is then on the lanes, so that a tap of a kernel is read from another address. Only the faces of blocks move
+across lanes: before a convolution each block gets a halo of one voxel from its neighbours.
 
 Norms, activations and matrix products over channels compute the same on the array of a `BlockedGrid` as on that of a grid: `map_grid`
 applies them to both. The windows of window attention can be blocks, too.
@@ -60,7 +60,7 @@ G = TypeVar("G", Array, BlockedGrid, Grid)
 
 
 def map_grid(function: Callable[..., Array], *grids: G) -> G:
-    """Returns the function's result on the arrays of grids that are all in the same blocks or all in none.
+    """Returns the function's result on the arrays of grids, which are all in the same blocks or all not in blocks.
 
     The function must compute the same whether an array has an axis of blocks or not.
     """
@@ -83,7 +83,7 @@ def like(grid: G, array: Array) -> G:
 def to_blocks(x: Array, counts: Counts = COUNTS) -> BlockedGrid:
     """Returns [b, d, h, w, c] in blocks. The counts divide the sizes of the grid."""
     blocks = rearrange(x, "b (i d) (j h) (k w) c -> b (i j k) d h w c", **dict(zip("ijk", counts)))
-    return BlockedGrid(lax.optimization_barrier(blocks), counts)  # otherwise XLA computes what follows before it rearranges
+    return BlockedGrid(lax.optimization_barrier(blocks), counts)  # otherwise XLA rearranges only after the next operation
 
 
 def from_blocks(x: Grid) -> Array:
@@ -100,7 +100,7 @@ def maybe_to_blocks(x: Array) -> Grid:
 
 
 def is_profitable(count: int) -> bool:
-    """Returns whether so many blocks of a grid are faster than the grid on a TPU."""
+    """Returns whether operations on a grid in this number of blocks are faster on a TPU than on the grid itself."""
     return count >= LANES and not is_spatially_sharded()
 
 

@@ -1,4 +1,4 @@
-"""Operations on the channels of each voxel: matrix products, biases and activations, with gradients that save memory or precision."""
+"""Operations on the channels of each voxel: matrix products, biases and activations, with gradients that save memory or round less."""
 
 import math
 
@@ -14,7 +14,7 @@ NEGATIVE_SLOPE = 0.01
 
 
 def dense(x: Array, kernel: Array) -> Array:
-    """Returns [..., c_in] @ [c_in, c_out], [..., c_out], all of one dtype."""
+    """Returns x @ kernel: [..., c_in], [c_in, c_out] -> [..., c_out], all of one dtype."""
     return dispatch(DENSE, x, kernel)
 
 
@@ -32,7 +32,7 @@ def _matmul_cpu_vjp(inputs: tuple[Array, Array], _y: Array, dy: Array) -> tuple[
     """Returns the gradients of the matrix product.
 
     The gradient of the kernel is a sum over all voxels. XLA would let the operations that produce the operands write them transposed
-    for this product, one voxel at a time. The barrier keeps them in their layout, which the product takes as well.
+    for this product, one voxel at a time. The barrier keeps them in their layout, which the product also accepts.
     """
     x, kernel = inputs
     x, dy = lax.optimization_barrier((x, dy))

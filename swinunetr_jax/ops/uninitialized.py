@@ -8,7 +8,7 @@ def uninitialized_like(shape: tuple[int, ...], like: Array) -> Array:
     """Returns an array of the dtype of `like`, whose elements must all be overwritten by a loop.
 
     An array of zeros would be correct, too, but XLA shares one array of zeros among all loops of a program, copies it for each of them,
-    and makes the copies long before their loops run. An array that holds an element of the loop's own input is made where the loop
-    runs, without a copy.
+    and creates the copies long before their loops run. An array filled with an element of the loop's own input is created when the
+    loop runs, without a copy.
     """
     return jnp.broadcast_to(like[(0,) * like.ndim], shape)

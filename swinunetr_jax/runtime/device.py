@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Device(Protocol):
-    """The attributes of `jax.Device` that are used here. jaxlib declares no types, so that `jax.Device` itself cannot be an annotation."""
+    """The attributes of `jax.Device` that are used here. jaxlib declares no types, so `jax.Device` itself cannot be an annotation."""
 
     @property
     def platform(self) -> str:

@@ -43,7 +43,7 @@ class Implementation:
     requires: str = ""
 
     def __call__(self, *inputs: Any) -> Any:
-        """Computes the operation in this way on every platform. The result has the gradient of `vjp`."""
+        """Computes the operation with this implementation, on every platform. Its gradient is that of `vjp`."""
         return _with_gradient((("default", self),))(*inputs)
 
     def backward(self, inputs: tuple[Any, ...], output: Any, dy: Any) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def platform_dispatch(table: Table, *inputs: Any) -> Any:
 
 
 def layout_dispatch(table: Table, *inputs: Any) -> Any:
-    """Returns the operation's result by the implementation for the target platform, where implementations return different types.
+    """Returns the operation's result, for a table whose implementations return different types.
 
     A compiler cannot choose between types, so the choice is made while the program is traced, for `target_platform()`. Every
     implementation has to be correct on every platform.
@@ -118,10 +118,10 @@ def layout_dispatch(table: Table, *inputs: Any) -> Any:
 
 
 def for_device(device: Device, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function such that only the implementations for the device's platform are traced, which takes a third less time.
+    """Returns the same function, but only the implementations for the device's platform are traced, which takes a third less time.
 
-    It is meant for programs whose devices are known. Otherwise a program is traced for all platforms, and the compiler chooses its own,
-    except where implementations differ in the types of their results: see `layout_dispatch`.
+    It is meant for programs whose devices are known. Otherwise a program is traced for all platforms, and the compiler keeps what belongs
+    to its own, except where implementations differ in the types of their results: see `layout_dispatch`.
     """
 
     @functools.wraps(function)
@@ -162,7 +162,7 @@ _recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar("re
 
 @contextlib.contextmanager
 def record_choices(platform: str) -> Iterator[list[Choice]]:
-    """Returns a list of the choices that are made for a platform inside the block, without those inside of implementations."""
+    """Yields a list to which the choices in the block, made for this platform, are added, except choices inside implementations."""
     recorder = _Recorder()
     token = _recorder.set(recorder)
     try:
@@ -222,9 +222,9 @@ def _switch(functions: dict[str, Callable[..., Any]], *inputs: Any) -> Any:
 
 @functools.cache
 def _compiled(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """Returns the function as a compiled one, which is traced once for each shape; networks repeat shapes.
+    """Returns the function under `jax.jit`, so that it is traced only once for each shape, which occurs many times in a network.
 
-    Operations that it calls are traced for the same platform alone.
+    Operations that it calls are traced only for the same platform.
     """
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Memory of the host that compilation takes and the C library does not return."""
+"""Frees the memory of the host that compilation has used, which the C library would otherwise keep."""
 
 import ctypes
 import functools

@@ -1,9 +1,9 @@
 """Meshes of devices, and functions that are sharded over them.
 
 Steps and networks are written as for one device. A mesh has two axes: the samples of a batch are sharded along `data`, the first spatial
-axis of each sample along `spatial`, so that volumes too large for one device are trained on and predicted whole. The compiler partitions
-the program by the shardings of its inputs. Two functions are sharded here by hand, because the compiler cannot partition the loops in
-their implementations: those over rows (`shard_rows`) and convolutions along depth (`shard_depth_with_halo`).
+axis of each sample along `spatial`, so that a network can be applied to, and trained on, whole volumes that are too large for one device.
+The compiler partitions the program by the shardings of its inputs. Two functions are sharded here by hand, because the compiler cannot
+partition the loops in their implementations: those over rows (`shard_rows`) and convolutions along depth (`shard_depth_with_halo`).
 
 Letters in shapes: b batch, d h w grid, c channels.
 """
@@ -38,7 +38,7 @@ def device_mesh(batch: int, spatial: int = 1, devices: Sequence[Device] | None =
 
 
 def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarray:
-    """Returns as many of the devices, [data, spatial], as can share a batch of that many samples evenly.
+    """Returns an array [data, spatial] of as many of the devices as can share a batch of `batch` samples evenly.
 
     Each sample is shared by `spatial` devices, which belong to one process. Several processes use all of their devices.
 
@@ -64,7 +64,7 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """Returns the function such that it is traced for the mesh over which it will be sharded, and for the platform of its devices."""
+    """Returns the same function, but it is traced for the mesh over which it will be sharded, and for the platform of its devices."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> T:
@@ -97,7 +97,7 @@ def spatially_sharded(
 
 
 def auto_sharded(function: Callable[..., Any], x: Array, *rest: Any, specs: Callable[[PartitionSpec], Any]) -> Any:
-    """Returns `function(x, *rest)`, which the compiler partitions, also over a mesh whose axes are explicit.
+    """Returns `function(x, *rest)` and lets the compiler partition it, even over a mesh whose axes are explicit.
 
     Explicit axes, the default of `jax.make_mesh`, are part of an array's type, and each operation has to say how its result is sharded.
     Inside the function they are automatic.
@@ -120,7 +120,7 @@ def auto_sharded(function: Callable[..., Any], x: Array, *rest: Any, specs: Call
 
 
 def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], shared: Sequence[Array]) -> Array:
-    """Returns `function(*rows, *shared)` of rows that are independent of one another; every device computes its share of them.
+    """Returns `function(*rows, *shared)` for rows that are independent of one another; every device computes its share of them.
 
     Args:
         function: maps arrays of n rows, and the shared arrays, to n rows.
@@ -149,9 +149,10 @@ class HaloOperation:
     """An operation on grids [b, d, h, w, c] that reads one plane beyond each end of a slab along d, and takes zeros beyond the grid.
 
     Attributes:
-        interior: (*grids, *shared) -> results, of a slab alone, with zeros beyond it.
-        edge: (*planes, *shared, tap) -> for each result, what one more plane [b, h, w, c] of each grid adds to the slab's plane next to
-            it. The kernel's first plane (tap 0) or last plane (tap 2) meets the plane. None for a result that does not depend on it.
+        interior: (*grids, *shared) -> the results for a slab as if there were zeros beyond it.
+        edge: (*planes, *shared, tap) -> for each result, the contribution of a plane [b, h, w, c] of each grid to the plane of the slab
+            next to it, or None if the result does not depend on it. `tap` is the plane of the kernel by which it is multiplied: 0 if it
+            is before the slab, 2 if it is after it.
     """
 
     interior: Callable[..., tuple[Array, ...]]
@@ -161,8 +162,8 @@ class HaloOperation:
 def shard_depth_with_halo(operation: HaloOperation, grids: Sequence[Array], shared: Sequence[Array]) -> tuple[Array, ...]:
     """Returns the operation's results on grids [b, d, h, w, c]; every device computes a slab of d.
 
-    No slab is copied together with its neighbours' planes, which would take twice the memory. A convolution is linear, so what a
-    neighbouring plane adds is added afterwards.
+    A slab is not concatenated with its neighbours' planes, because the copy would take twice the memory. A convolution is linear, so the
+    contributions of the neighbouring planes are added afterwards.
     """
     mesh = _sharding_mesh()
     parts = 1 if mesh is None else mesh.shape[SPATIAL]
@@ -195,7 +196,7 @@ def is_spatially_sharded() -> bool:
 
 
 def _sharding_mesh() -> AbstractMesh | None:
-    """Returns the mesh over which the program that is being traced is sharded, None for one device or one program per device."""
+    """Returns the mesh over which the program that is being traced is sharded, or None for one device or one program per device."""
     mesh = jax.sharding.get_abstract_mesh()
     is_ours = mesh.axis_names == (DATA, SPATIAL) and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if is_ours and mesh.size > 1 else None

@@ -18,7 +18,7 @@ Step = Callable[..., tuple[Any, dict[str, Array]]]
 
 
 class ParallelStrategy(Protocol):
-    """Stores states and batches on devices, and compiles a step for states and batches that are stored so."""
+    """Distributes states and batches over devices, and compiles a step for states and batches that are distributed in this way."""
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class ParallelStrategy(Protocol):
         ...
 
     def stop_flags(self, flag: bool) -> Array:
-        """Returns this process's flag as the step takes it."""
+        """Returns this process's flag in the form that the compiled step takes."""
         ...
 
     def replicate(self, tree: T) -> T:
@@ -46,13 +46,13 @@ class ParallelStrategy(Protocol):
         ...
 
     def unreplicate(self, tree: T) -> T:
-        """Returns a replicated tree as one device holds it."""
+        """Returns one device's copy of a replicated tree."""
         ...
 
 
 @dataclass(frozen=True)
 class JitStrategy:
-    """One program that the compiler partitions over a mesh. The results are those of one device."""
+    """One program that the compiler partitions over a mesh. The results are the same as on one device."""
 
     mesh: Mesh
 
@@ -103,8 +103,8 @@ class JitStrategy:
 class PmapStrategy:
     """One program for each device and its samples (`jax.pmap`); gradients and metrics are averaged over the devices.
 
-    The results are those of one device if a loss is the mean of the samples' losses and no random numbers are drawn. States have a
-    leading axis, the devices of this process. `jax.pmap` takes no compiler options.
+    The results are the same as on one device if the loss is the mean of the samples' losses and no random numbers are sampled. States
+    have a leading axis with an entry for each device of this process. `jax.pmap` takes no compiler options.
     """
 
     devices: tuple[Device, ...]

@@ -14,19 +14,19 @@ from swinunetr_jax.runtime.dispatch import for_device
 T = TypeVar("T")
 
 # By default XLA stores the volumes of 3-D convolutions with channels first: the volume is transposed before and after the network, and
-# cuDNN's kernels transpose each volume back into what tensor cores take.
+# cuDNN's kernels transpose each volume back into the layout that tensor cores need.
 GPU_OPTIONS = {"xla_gpu_force_conv_nhwc": True}
 
 
 def jit(function: Callable[..., Any], *, device: Device | None = None, **jit_options: Any) -> Any:
-    """Returns `jax.jit(function, **jit_options)`, traced and compiled as is fastest for a network on one kind of device.
+    """Returns `jax.jit(function, **jit_options)`, traced and compiled in the fastest way for a network on one kind of device.
 
     Only the implementations for the device's platform are traced, which takes a third less time than tracing those of all platforms, and
     on a GPU convolutions keep their channels last. Results are correct on other platforms too, but computed more slowly.
 
     Args:
         function: a function that calls a network.
-        device: a device on which the program will run, or one of several alike; by default the default device of JAX.
+        device: a device on which the program will run, or one of several equal ones; by default the default device of JAX.
         jit_options: the options of `jax.jit`. `compiler_options` are added to those that are set here.
     """
     device = _default_device() if device is None else device

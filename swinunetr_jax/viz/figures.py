@@ -61,8 +61,8 @@ def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, 
 
     Args:
         owner: the axes or figure.
-        handles, labels: what is explained, and its names.
-        ncols: the most columns; fewer are used if they do not fit side by side.
+        handles, labels: the artists that the legend explains, and their names.
+        ncols: the largest number of columns; fewer are used if they do not fit into the figure.
         options: further arguments of matplotlib's `legend`.
     """
     from matplotlib.figure import Figure

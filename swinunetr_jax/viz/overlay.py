@@ -4,7 +4,7 @@ import numpy as np
 
 from swinunetr_jax.task import Task
 
-# The colours of Okabe and Ito, which colour-blind readers can distinguish. With more labels the order repeats.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish. If there are more labels, the colours repeat.
 COLOURS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
 
 

@@ -27,7 +27,7 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
 
     The slices are those with the most labelled voxels, or the middle ones if no voxel is labelled. They are shown as radiologists view
     them: axial slices from below, so that the patient's right is on the left, and anterior or superior at the top. If they cannot be
-    drawn for whatever reason, a warning says so and the picture holds that sentence: no prediction fails because of its preview.
+    drawn, for whatever reason, a warning says so and the picture shows that sentence: no prediction fails because of its preview.
 
     Args:
         image: [x, y, z] on the scan's grid.

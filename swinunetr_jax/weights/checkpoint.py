@@ -33,7 +33,7 @@ DESCRIPTION = "checkpoint.json"
 PARAMS = "params"
 _REMEDY = "restore it or take another checkpoint"
 _MAX_DESCRIPTION_BYTES = 64 << 20
-# Weights hardly compress. A description of a large network with few bytes on the disk was made to fill the memory.
+# Weights hardly compress, so a description of a large network with few bytes on the disk is an attempt to exhaust the memory.
 _MAX_COMPRESSION = 64
 _SMALL_NETWORK_BYTES = 512 << 20  # a network of at most this size is read regardless of its size on the disk
 _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
@@ -225,7 +225,7 @@ def parse_description(
 
 
 def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Description) -> None:
-    """Raises InputError unless the arrays are exactly the ones that the description has digests of."""
+    """Raises InputError unless the arrays are exactly those of the description, with the same digests."""
     digests = values["digests"]
     names = sorted(digests.keys() | arrays.keys())
     _refuse_damaged(path, [name for name in names if name not in arrays or digest(arrays[name]) != digests.get(name)])

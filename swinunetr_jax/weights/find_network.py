@@ -27,7 +27,7 @@ class Source:
         tensors: the network's tensors, with MONAI's names and order of axes, or with this project's if `is_ours`.
         ignored: the file's names of tensors that are not part of the network.
         is_ours: whether the tensors come from a checkpoint folder of this project.
-        doubtful: those of `ignored` that are not known to accompany networks, so that the user should hear of them.
+        doubtful: those of `ignored` that do not usually accompany networks, so that a warning should name them.
     """
 
     path: str

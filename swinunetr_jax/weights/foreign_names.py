@@ -30,9 +30,8 @@ FOREIGN_NAME_RULES = (
     (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
 )
 _RULES = tuple((re.compile(pattern), replacement) for pattern, replacement in FOREIGN_NAME_RULES)
-_RECONSTRUCTION = re.compile(
-    r"encoder\.layers1\.0\.0\."
-)  # the output layer of such a file reconstructs images instead of segmenting
+# The output layer of a file with such names reconstructs images instead of segmenting them.
+_RECONSTRUCTION = re.compile(r"encoder\.layers1\.0\.0\.")
 
 
 def prefix_of(name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Infers the configuration of a network from its tensors, which have MONAI's names.
 
 The caller has to give what tensors do not determine: the order of neighbours in patch merging, which changes the network's output but
-not its tensors, and the number of groups of a group norm. `normalize` leaves no trace in the tensors either; its default is True.
+not its tensors, and the number of groups of a group norm. `normalize` cannot be inferred either; its default is True.
 """
 
 import math

@@ -8,7 +8,7 @@ from swinunetr_jax.weights.weight_file import printable
 
 @dataclass
 class LoadReport:
-    """What a load did with each tensor.
+    """A record of what a load did with each tensor.
 
     Attributes:
         read: our names of the parameters that were read as they are.

@@ -26,7 +26,7 @@ _MAX_DEPTH = 64
 _MAX_VALUES = 2_000_000  # in the result, each counted as often as it is referred to
 _MAX_REUSE = 64  # the total size of all tensors, which may share storages (tied weights), as a multiple of the file's size
 
-_ALIGNMENT = 64  # of the storages in the file, as in torch's own files, so that a file can be mapped into memory
+_ALIGNMENT = 64  # storages start at multiples of it, as in torch's own files, so that a file can be mapped into memory
 
 # The exceptions that zipfile, pickletools, NumPy and the interpreter raise for a damaged file.
 _DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, OSError, LookupError, ValueError, OverflowError, RuntimeError)

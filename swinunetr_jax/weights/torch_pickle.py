@@ -17,7 +17,7 @@ from swinunetr_jax.weights.weight_file import printable
 
 _KEYS = {str, int, float, bool, bytes, type(None), Opaque}
 _MAX_KEY = 1 << 60  # Python hashes larger integers modulo 2**61 - 1, so that a file could choose thousands that collide
-_INSTRUCTIONS_PER_CALL = 16  # the time of a call in units of an instruction's
+_INSTRUCTIONS_PER_CALL = 16  # a call takes about as much time as this number of instructions
 
 
 def interpret(program: bytes, read: Callable[[str], bytes], max_instructions: int) -> Any:

@@ -73,9 +73,8 @@ def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
     else:
         function, kind, numel = "torch._utils._rebuild_tensor_v3", "torch.storage.UntypedStorage", array.nbytes
         dtype = named(f"torch.{array.dtype.name}")
-    stride = [
-        math.prod(max(n, 1) for n in array.shape[axis + 1 :]) for axis in range(array.ndim)
-    ]  # as torch computes them, also for an empty tensor
+    # as torch computes them, also for an empty tensor
+    stride = [math.prod(max(n, 1) for n in array.shape[axis + 1 :]) for axis in range(array.ndim)]
 
     storage = b"(" + pushed("storage") + named(kind) + pushed(key, "cpu", numel) + b"tQ"  # MARK ... TUPLE BINPERSID
     layout = pushed(0) + b"(" + pushed(*array.shape) + b"t(" + pushed(*stride) + b"t"  # offset, size, stride

@@ -1,4 +1,4 @@
-"""Window attention on a CPU: a few windows at a time, whose tokens × tokens weights stay in cache. It is five times faster."""
+"""Window attention on a CPU, a few windows at a time, so that their tokens × tokens weights stay in cache: five times faster."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from swinunetr_jax.ops.attention.reference import attention_weights
 from swinunetr_jax.ops.uninitialized import uninitialized_like
 from swinunetr_jax.runtime.dispatch import Implementation
 
-CHUNK = 1 << 19  # the number of attention weights at a time: 2 MB in float32
+CHUNK = 1 << 19  # the largest number of attention weights at a time: 2 MB in float32
 
 
 def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> Array:
@@ -26,16 +26,16 @@ def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> 
 
 
 def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | None, ...]:
-    """Returns the gradients by such a loop, too, which computes the weights again; None for the regions."""
+    """Returns the gradients by the same kind of loop, which computes the weights again; None for the regions."""
     q, k, v, bias, regions = inputs
 
     def chunk(part: Part, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         weights = attention_weights(part(q), part(k), bias, part.regions(regions))
-        # [n, m, t, c]: otherwise XLA transposes arrays of t × t
+        # as [n, m, t, c], because XLA would otherwise transpose arrays of t × t
         own_q, own_k, own_v, own_dy = (part(a).swapaxes(1, 2) for a in (q, k, v, dy))
         dweights = jnp.einsum("nmtc,nmsc->nmts", own_dy, own_v, preferred_element_type=weights.dtype)
-        # sum(y * dy) would be the same number, but with other rounding errors than dweights, and where one weight is 1 the difference
-        # consists of rounding errors
+        # sum(y * dy) would be the same number, but with other rounding errors than dweights. Where one weight is 1, the difference is
+        # zero and nothing but these errors would remain.
         dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
         low = dlogits.astype(q.dtype)
         parts = (
@@ -76,7 +76,7 @@ class Part(NamedTuple):
 def _loop(
     chunk: Callable[[Part, tuple[Array, ...]], tuple[Array, ...]], windows: int, bias: Array, outputs: tuple[Array, ...]
 ) -> tuple[Array, ...]:
-    """Calls `chunk` for all windows, as many at a time as fit into the cache. It returns the outputs with its windows written."""
+    """Calls `chunk`, which writes its windows into the outputs, for all windows, as many at a time as fit into the cache."""
     size = max(n for n in _divisors(windows) if n == 1 or n * bias.size <= CHUNK)
     return lax.fori_loop(0, windows // size, lambda index, outputs: chunk(Part(index * size, size), outputs), outputs)
 

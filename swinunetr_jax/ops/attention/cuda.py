@@ -1,10 +1,10 @@
-"""Window attention on an NVIDIA GPU by cuDNN, which writes no weights of tokens × tokens to memory, forward or in the gradient.
+"""Window attention on an NVIDIA GPU by cuDNN, which writes no weights of tokens × tokens to memory in the forward or the backward pass.
 
-cuDNN adds one bias to all windows, and with an additional mask it returns no gradient of the bias. So the mask is part of the product of
-queries and keys: both have their region as additional channels, in which a pair of tokens of the same region gains 100. Since a softmax
-does not change when a constant is added, this equals the mask of -100 between different regions. Padding has no region and is masked in
-the same way. The logits are then large and positive, which is safe: where they are very negative, some versions of cuDNN return gradients
-that are NaN (pytorch/pytorch#196678).
+cuDNN adds one bias to all windows, and with an additional mask it returns no gradient of the bias. Therefore the mask is part of the
+product of queries and keys: both get additional channels that encode the region of the token, whose product is 100 for two tokens of the
+same region and 0 otherwise. Since a softmax does not change when a constant is added, this equals the mask of -100 between different
+regions. Padding has no region and is masked in the same way. The logits are then large and positive, which is safe: where they are very
+negative, some versions of cuDNN return gradients that are NaN (pytorch/pytorch#196678).
 """
 
 import functools
@@ -38,13 +38,12 @@ def cudnn(
 ) -> Array:
     """Returns the attention, with regions numbered from 0; `implementation` is that of `jax.nn.dot_product_attention`."""
     n, t, m, c = q.shape
-    labels: Array = lax.optimization_barrier(
-        jnp.zeros((1, t), jnp.int8) if regions is None else regions
-    )  # a constant: otherwise XLA spends minutes on folding what follows
-    sign = jax.nn.one_hot(labels, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], exact: 10²
-    sign = jnp.broadcast_to(sign[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
+    # the labels are a constant: without the barrier XLA would spend minutes on computing what follows from them while it compiles
+    labels: Array = lax.optimization_barrier(jnp.zeros((1, t), jnp.int8) if regions is None else regions)
+    code = jax.nn.one_hot(labels, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], 0 or 10, which are exact
+    code = jnp.broadcast_to(code[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
     channels, tokens = _channels(c) - c, _tokens(t) - t
-    q, k = (jnp.pad(jnp.concatenate([a, sign], axis=-1), ((0, 0), (0, tokens), (0, 0), (0, channels - REGIONS))) for a in (q, k))
+    q, k = (jnp.pad(jnp.concatenate([a, code], axis=-1), ((0, 0), (0, tokens), (0, 0), (0, channels - REGIONS))) for a in (q, k))
     v = jnp.pad(v, ((0, 0), (0, tokens), (0, 0), (0, channels)))
     # in the type of q, since with a bias in float32 cuDNN's gradients are NaN (jax-ml/jax#32242)
     bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, tokens), (0, tokens)))[None]
@@ -59,13 +58,13 @@ CUDNN = Implementation(
 
 
 def _tokens(t: int) -> int:
-    """Returns the padded number of tokens, which is none of those for which gradients may be NaN."""
+    """Returns the padded number of tokens, but never 64 more than a multiple of 128, for which cuDNN's gradients may be NaN."""
     padded = -(-t // MULTIPLE) * MULTIPLE
     return padded + MULTIPLE if padded % 128 == 64 else padded
 
 
 def _channels(c: int) -> int:
-    """Returns the padded number of channels of a head, those of the regions included."""
+    """Returns the padded number of channels of a head, including those of the regions."""
     return -(-(c + REGIONS) // MULTIPLE) * MULTIPLE
 
 

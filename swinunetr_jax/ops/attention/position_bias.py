@@ -1,8 +1,8 @@
 """The bias of window attention for each pair of tokens, from the table of relative positions, without a gather.
 
-A row of the bias, which one token adds to its logits, is a box of `window` entries of the mirrored table. So the bias is stacked from
-slices that are contiguous in memory, one axis after another, and its gradient is a sum of slices in a fixed order. A gather of 117,649
-rows of a few numbers would run row by row on a TPU, and its gradient is a scatter.
+A row of the bias, which is added to the logits of one token, is a box of the mirrored table that has the size of the window. So the bias is
+stacked from slices that are contiguous in memory, one axis after another, and its gradient is a sum of slices in a fixed order. A gather
+of 117,649 rows of a few numbers would run row by row on a TPU, and its gradient would be a scatter.
 """
 
 import jax.numpy as jnp

@@ -1,10 +1,11 @@
-"""Window attention on a TPU: a few windows at a time, whose tokens × tokens weights stay in the chip's own memory.
+"""Window attention on a TPU, a few windows at a time, so that their tokens × tokens weights stay in the chip's own memory.
 
-For all windows at once XLA writes the weights to memory several times in float32: half a gigabyte for the first stage of a 96³ volume.
+If it were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for the first
+stage of a 96³ volume.
 
 Arrays are [n, m, c, t], so that the tokens are on the lanes. The channels of a head are then rows that are used in place; with channels
-on the lanes each head would have to be cut out of them. The sum of a row of weights is computed as the product with one more channel,
-which is 1: as a sum it takes longer than all products together.
+on the lanes each head would have to be cut out of them. The sum of a row of weights is one more channel of the product with the
+values, in which all values are 1, because a sum would take longer than all products together.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax import Array, lax
 from swinunetr_jax.ops.attention.reference import MASKED
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# The bytes that the weights of a chunk may take of the 128 MB that a v5e or v6e has; the gradient needs three arrays of that size.
+# The limits for the weights of a chunk in bytes: a v5e or v6e has 128 MB, and the gradient needs three arrays of the size of the weights.
 CHUNK_BYTES, CHUNK_BYTES_GRADIENT = 80 << 20, 27 << 20
 
 
@@ -36,7 +37,7 @@ def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> 
 
 
 def _chunks_vjp(inputs: tuple[Any, ...], y: Array, dy: Array) -> tuple[Array | None, ...]:
-    """Returns the gradients by such a loop, too, which computes the weights again; None for the regions."""
+    """Returns the gradients by the same kind of loop, which computes the weights again; None for the regions."""
     q, k, v, bias, regions = inputs
     count, of_chunk = _chunks(CHUNK_BYTES_GRADIENT, bias, q, k, v, y, dy, regions=regions)
 
@@ -74,10 +75,10 @@ def _exp_logits(q: Array, k: Array, bias: Array, regions: Array | None) -> Array
 def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> tuple[int, Callable[[Array], list[Any]]]:
     """Returns the number of chunks and a function that maps a chunk's index to its windows of the arrays, [n, m, c, t], and its regions.
 
-    Of `count` chunks each takes every `count`-th window, so that windows that are sharded over devices stay on their devices.
+    Each of the `count` chunks consists of every `count`-th window, so that windows that are sharded over devices stay on their devices.
     """
     windows = len(arrays[0])
-    # as few chunks of equal size as the limit allows; if the number of windows has few divisors, they are far below the limit
+    # as few chunks of equal size as the limit allows; if the number of windows has few divisors, chunks are far smaller than the limit
     fits = (c for c in range(1, windows) if windows % c == 0 and windows // c * bias.size * 4 <= limit)
     count = next(fits, windows)
     arrays_by_chunk = [rearrange(a, "(n i) t m c -> n i m c t", i=count) for a in arrays]

@@ -1,4 +1,4 @@
-"""Convolutions that keep the size of a grid (3³ and 1³ kernels, 3² and 1² in 2-D), and those of patches without overlap."""
+"""Convolutions that keep the size of a grid (3³ and 1³ kernels, 3² and 1² in 2-D), and convolutions of patches that do not overlap."""
 
 from jax import Array
 
@@ -42,7 +42,7 @@ def conv(x: G, kernel: Array) -> G:
 
 
 def conv_on_one_device(x: Array, kernel: Array) -> Array:
-    """Convolves with a 3³ kernel as `conv`, but is never sharded by hand: [b, d, h, w, c_in] -> [b, d, h, w, c_out]."""
+    """Convolves with a 3³ kernel like `conv`, but is never sharded by hand: [b, d, h, w, c_in] -> [b, d, h, w, c_out]."""
     return dispatch(CONV, x, kernel)
 
 

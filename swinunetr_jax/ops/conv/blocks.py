@@ -15,7 +15,7 @@ def conv_blocks(x: BlockedGrid, kernel: Array) -> BlockedGrid:
 
 
 def _conv_blocks_vjp(inputs: tuple[BlockedGrid, Array], _y: BlockedGrid, dy: BlockedGrid) -> tuple[BlockedGrid, Array]:
-    """Returns the gradients of `conv_blocks`; JAX would convolve to a gradient with halos, and add each halo to the neighbours."""
+    """Returns the gradients of `conv_blocks`. JAX would compute gradients of the halos, too, and add each one to its neighbour."""
     x, kernel = inputs
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
     (dkernel,) = jax.vjp(lambda kernel: conv_each_block(halo_exchange(x), kernel), kernel)[1](dy.array)
@@ -31,7 +31,7 @@ def conv_each_block(x: Array, kernel: Array, spread: int = 1, padding: int = 0) 
     Args:
         x: blocks; d' = spread * (d - 1) + 1 + 2 * padding - (size of the kernel - 1), likewise h' and w'.
         kernel: [*sizes, c_in, c_out].
-        spread: the distance of the voxels on the grid that is convolved. The zeros between voxels are not multiplied.
+        spread: the distance between two voxels after zeros were inserted between them. XLA does not multiply these zeros.
         padding: zeros that are added on each side of each axis.
     """
     y = lax.conv_general_dilated(

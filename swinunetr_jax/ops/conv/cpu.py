@@ -1,11 +1,11 @@
-"""3³ convolutions on a CPU, for float32 above all: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
+"""3³ convolutions on a CPU, mainly for float32: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
-XLA's 3-D convolution is three times slower than its 2-D one. So a loop over depth takes each plane once through a 2-D convolution whose
-outputs are the three depth taps, and carries two partial sums. It only works on planes, which stay in cache. The gradients have loops of
-their own: those that JAX derives from the loop take a minute.
+XLA's 3-D convolution is three times slower than its 2-D one. So a loop over depth applies a 2-D convolution to each plane once, whose
+outputs are the products with the three depth taps, and carries two partial sums. It only uses single planes, which stay in cache. The
+gradients have loops of their own, because those that JAX derives from the loop take a minute.
 
-Large planes are faster by Winograd's filters (`winograd`). For grids of a few voxels and hundreds of channels, reading the kernel takes
-the time: they are one matrix product that takes the kernel as it is stored.
+Large planes are faster by Winograd's filters (`winograd`). For grids of a few voxels and hundreds of channels, most of the time would be
+spent on reading the kernel, so the convolution is one matrix product, which reads the kernel in the order in which it is stored.
 """
 
 import math
@@ -24,7 +24,8 @@ FEW_VOXELS = 343  # up to 7³; measured: at 6³ one product is 2 times faster th
 def im2col(x: Array, kernel: Array) -> Array:
     """Returns the convolution as one matrix product of each voxel's 27 neighbours."""
     *_, c = x.shape
-    for axis in (3, 2, 1):  # XLA compiles each slice by itself: 9 of them, not 27; the last axis that is done is the slowest one
+    # 9 slices, three along each axis, instead of 27, since XLA compiles each one by itself. In the result the last axis varies slowest.
+    for axis in (3, 2, 1):
         x = _with_neighbours(x, axis)
     return x @ kernel.reshape(27 * c, -1)
 
@@ -57,7 +58,7 @@ def by_planes(x: Array, kernel: Array) -> Array:
         )  # [b, h, w, 3 o]
         to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
         out = lax.dynamic_update_index_in_dim(out, below + to_below, jnp.maximum(z - 1, 0), 1)
-        # as if it were the last plane; writing the last plane after the loop would copy the whole result
+        # Each plane is also written as if it were the last one. Writing only the last plane, after the loop, would copy the whole result.
         out = lax.dynamic_update_index_in_dim(out, here + to_here, z, 1)
         return out, here + to_here, to_above
 
@@ -77,7 +78,7 @@ BY_PLANES = Implementation(by_planes, _by_planes_vjp)
 def kernel_gradient(x: Array, dy: Array) -> Array:
     """Returns the gradient of the kernel, [3, 3, 3, c_in, c_out], in float32 at least.
 
-    It is a loop over depth of matrix products: a plane, shifted by three offsets along w, times the three planes of `dy` that it
+    It is a loop over depth. Each step multiplies a plane, shifted by three offsets along w, by the three planes of `dy` that it
     contributed to.
     """
     depth, h, w, c = x.shape[1:]

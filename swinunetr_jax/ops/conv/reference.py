@@ -14,7 +14,7 @@ def conv(x: Array, kernel: Array) -> Array:
 def patch_conv(x: Array, kernel: Array) -> Array:
     """Returns the convolution with kernel 2 and stride 2: [b, *grid, c_in] -> [b, *(grid / 2), c_out].
 
-    On a TPU, transposing voxels of few channels would take longer than the arithmetic.
+    There is no space-to-depth as on a CPU: on a TPU, the transposition of voxels of few channels would take longer than the arithmetic.
     """
     spatial = x.ndim - 2
     return lax.conv_general_dilated(x, kernel, (2,) * spatial, "VALID", dimension_numbers=_DIMENSION_NUMBERS[spatial])

@@ -1,8 +1,9 @@
 """3³ convolutions of large grids on a TPU: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
-For one volume XLA's own 3-D convolution first cuts the volume into eight overlapping pieces, to have a batch, and joins them afterwards;
-for few channels these copies take longer than the arithmetic. The planes of a volume are a batch already. They go through a 2-D
-convolution whose input channels are the three depth taps, and are stored on the lanes, of which 48 channels would fill less than half.
+For one volume XLA's own 3-D convolution first cuts the volume into eight overlapping pieces, to get a batch, and joins them afterwards;
+for few channels these copies take longer than the arithmetic. The planes of a volume are a batch already. They are the
+batch of a 2-D convolution whose input channels are the three depth taps. Planes are stored on the lanes, of which 48 channels would fill
+less than half.
 """
 
 import jax
@@ -12,7 +13,8 @@ from jax import Array, lax
 
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# From so many planes and up to so many channels: at 48³ and 48 → 48 channels it is still twice as fast by the compiler's estimate.
+# The smallest number of planes and the largest number of channels. At 48³ with 48 → 48 channels it is still twice as fast as XLA's own
+# convolution by the compiler's estimate.
 LEAST_PLANES, MOST_CHANNELS = 48, 96
 
 
@@ -59,7 +61,7 @@ def _taps_as_channels(kernel: Array) -> Array:
 
 
 def pairs_of_planes(x: Array, kernel: Array) -> Array:
-    """Returns the convolution with kernel 2 and stride 2, where the input channels are those of two planes."""
+    """Returns the convolution with kernel 2 and stride 2 as a 2-D convolution whose input channels are those of two planes."""
     planes = rearrange(x, "b (d o) h w c -> (b d) h w (o c)", o=2)
     flat = rearrange(kernel, "o p q i u -> p q (o i) u")
     y = lax.conv_general_dilated(planes, flat, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -3,7 +3,7 @@
 F(m, 3) computes m outputs of a 3-tap filter with m + 2 products, in tiles of m + 2 inputs that overlap by 2: transformed inputs times
 transformed kernels are transformed outputs. Along two axes F(2, 3) takes 2.25 times fewer multiplications than the direct sum at the same
 rounding error. F(4, 3) takes 4 times fewer multiplications and has five times the rounding error (2e-6 of the largest number in float32),
-which is small enough for gradients, where it is used.
+which is small enough for gradients, the only use of it here.
 """
 
 import functools
@@ -20,7 +20,7 @@ from swinunetr_jax.ops.conv import cpu
 from swinunetr_jax.ops.uninitialized import uninitialized_like
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# measured: smaller planes and fewer channels are not faster; more tiles at a time do not fit into the cache
+# Measured: for smaller planes or fewer channels it is not faster, and more tiles at a time do not fit into the cache.
 LEAST_PLANE, LEAST_CHANNELS = 32 * 32, 16
 TILES, GRADIENT_TILES = 1024, 300
 
@@ -67,7 +67,7 @@ F4 = filters(0, Fraction(11, 16), Fraction(-11, 16), Fraction(3, 2), Fraction(-3
 
 def _is_profitable(x: Array, kernel: Array) -> bool:
     b, _, h, w, c = x.shape
-    is_precise = x.dtype in (jnp.float32, jnp.float64)  # the transforms would round in lower precision
+    is_precise = x.dtype in (jnp.float32, jnp.float64)  # in lower precision the transforms have large rounding errors
     return is_precise and b * h * w >= LEAST_PLANE and min(c, kernel.shape[-1]) >= LEAST_CHANNELS and fits(F2, x)
 
 
@@ -100,7 +100,7 @@ WINOGRAD = Implementation(
 
 
 def conv(f: Filters, x: Array, kernel: Array) -> Array:
-    """Returns the convolution by the filters f. Each plane is transformed once; its outputs are the three depth taps."""
+    """Returns the convolution by the filters f. Each plane is transformed once, and its outputs are those of the three depth taps."""
     b, depth, h, w, c = x.shape
     o = kernel.shape[-1]
     transform = f.kernel.astype(kernel.dtype)
@@ -113,7 +113,7 @@ def conv(f: Filters, x: Array, kernel: Array) -> Array:
         to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
-    # one step more than there are planes, which writes the last plane; writing it after the loop would copy the whole result
+    # There is one step more than planes, in which the last plane is written. Writing it after the loop would copy the whole result.
     start = uninitialized_like((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
     return lax.fori_loop(0, depth + 1, step, start)[0]
 
@@ -170,7 +170,7 @@ def _put(x: Array, plane: Array, z: Array) -> Array:
 
 
 def _with_neighbours(plane: Array, top: Array, rows: int) -> Array:
-    """Returns `rows` rows from `top` on with a border of one voxel, zeros beyond the plane: [b, rows + 2, w + 2, c]."""
+    """Returns `rows` rows, the first of which is `top`, with a border of one voxel, zeros beyond the plane: [b, rows + 2, w + 2, c]."""
     sides = ((0, 0), (0, 0), (1, 1), (0, 0))
     h = plane.shape[1]
     if rows == h:

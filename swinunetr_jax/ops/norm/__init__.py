@@ -1,7 +1,7 @@
 """Normalisation with PyTorch's numbers: epsilon 1e-5, biased variance, statistics in float32 at least.
 
-If the statistics are those of the input, the gradient is written by hand: it needs the input and three numbers for each mean, where JAX
-would keep three arrays of the input's size.
+If an array is normalised by its own statistics, the gradient is written by hand: it needs the input and three numbers for each mean,
+whereas JAX would keep three arrays of the input's size.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Means and variances, what is normalised by them, and the gradient of that.
+"""Means and variances, the normalisation by them, and its gradient.
 
 The one-pass variance E[x²] - E[x]² loses all precision if the mean is large (an error of 952 for mean 1000 and deviation 1), and a mean of
 1000 that is rounded to float32 is itself wrong by a thousandth of a deviation of 0.01. So a mean is stored as two numbers (`Moments`), and
@@ -49,9 +49,9 @@ def grid_axes(x: Array) -> Axes:
 def moments(x: Array, axes: Axes) -> Moments:
     """Returns the mean and the biased variance of `x` over `axes`.
 
-    The mean over channels is computed twice, which takes no time: that of x, and that of the remainder. Over a grid all sums are taken
-    in one pass, over x - s and its square, where s is the mean of a sparse sample of the grid. The remainder of the mean is then of the
-    size of the deviation, so that nothing cancels.
+    Over channels the mean is computed in two steps, the mean of x and the mean of the remainder, which costs little. Over a grid all
+    sums are computed in one pass, over x - s and its square, where s is the mean of a sparse sample of the grid. The remainder of the
+    mean is then of the size of the deviation, so that no digits are lost by cancellation.
     """
     over_channels = axes == (x.ndim - 1,)
     if over_channels:
@@ -66,8 +66,8 @@ def moments(x: Array, axes: Axes) -> Moments:
 def sparse_mean(x: Array, axes: Axes) -> Array:
     """Returns the mean of a sparse sample of the grid, with axes of size 1, in float32 at least and without a gradient.
 
-    The sample is taken from `x` itself: a compiler would first compute a whole float32 copy of it. The first axis is not sampled, since
-    on a TPU it is on the lanes, where strides are expensive.
+    The sample is taken before the conversion to float32, because a compiler would otherwise convert all of `x` first. Along the
+    first axis everything is used, because on a TPU it is on the lanes, where strides are expensive.
     """
     sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
     return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
@@ -92,7 +92,7 @@ def _one_read(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
 
 def _two_reads(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
     """Returns the same in two passes over x. In one pass a CPU would write x - near to memory in between."""
-    # two barriers; otherwise XLA would write here, and keep, what `normalize` and the gradient also compute from x
+    # Without two barriers XLA would write to memory here, and keep, arrays that `normalize` and the gradient also compute from x.
     once, again = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
     return mean(once.astype(near.dtype) - near, axes), mean(jnp.square(again.astype(near.dtype) - near), axes)
 

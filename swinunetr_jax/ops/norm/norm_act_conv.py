@@ -1,7 +1,8 @@
 """An instance norm, a leaky ReLU and the 3³ convolution after them.
 
-The gradient of the convolution needs the convolution's input. On an NVIDIA GPU this is computed again from the norm's input, which is
-kept anyway: it takes one pass and saves a tenth of the memory between the passes of a training step. On other platforms it is kept.
+The gradient of the convolution needs the convolution's input. On an NVIDIA GPU it is computed again from the norm's input, which is kept
+anyway. This takes one pass over memory, and saves a tenth of what is kept between the forward and the backward pass. On other platforms
+the convolution's input is kept.
 """
 
 import jax
@@ -43,7 +44,7 @@ def _backward(saved: Saved, dy: Grid) -> tuple[Grid, Array]:
     z = platform_dispatch(CONV_INPUT, array_of(conv_input), array_of(x), statistics)
     conv_input_gradient, dkernel = jax.vjp(conv, like(x, z), kernel)[1](dy)
     dz, axes = array_of(conv_input_gradient), grid_axes(z)
-    # with y the norm's result: y * dy is z * dz, as leaky_relu(y) is y times its derivative
+    # If y is the norm's result, y * dy is z * dz, because leaky_relu(y) is y times its derivative.
     mean_y_dy = mean(z.astype(statistics.var.dtype) * dz.astype(statistics.var.dtype), axes)
     return like(x, gradient(array_of(x), statistics, leaky_relu_gradient(z, dz), axes, mean_y_dy)), dkernel
 
@@ -60,7 +61,7 @@ def _kept(z: Array, x: Array, statistics: Moments) -> Array:
 
 
 def _computed_again(z: Array, x: Array, statistics: Moments) -> Array:
-    """Returns the convolution's input. The barrier hides from XLA that it is z, which is then not kept because it is not used."""
+    """Returns the convolution's input. The barrier hides from XLA that it equals z, so that z is not used and not kept."""
     return _norm_act(lax.optimization_barrier(x), statistics)
 
 

@@ -1,10 +1,10 @@
 """A 1³ convolution of few channels and the instance norm after it, without storing the convolution's result.
 
-The result y = x W is a handful of multiplications for each number. So each pass that needs it (for its statistics, for the norm and for
-the gradient) computes it again from the few channels of x and does not write it to memory.
+Each number of the result y = x W takes only a few multiplications. So each pass that needs y (for its statistics, for the norm and for the
+gradient) computes it again from the few channels of x and does not write it to memory.
 
-Its statistics are those of y itself, after the mean of x is subtracted. They also follow from the mean and the covariance of x, as the
-diagonal of Wᵀ cov(x) W, but if channels are nearly equal (two contrasts of one scan) and W takes their difference, that diagonal is a
+The statistics are computed from y itself, after the mean of x is subtracted. The variance could be computed from the covariance of x, as
+the diagonal of Wᵀ cov(x) W, but if channels are nearly equal (two contrasts of one scan) and W takes their difference, that diagonal is a
 small difference of large numbers.
 """
 
@@ -42,7 +42,7 @@ def reference(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def by_channels(x: Array, kernel: Array) -> Array:
-    """Returns `pointwise_conv_norm`, with the product computed in float32 at least, wherever it is used."""
+    """Returns instance_norm(x @ kernel). Each pass computes the product again, in float32 at least."""
     return _forward(x, kernel)[0]
 
 

@@ -49,7 +49,7 @@ def from_windows(x: Array, kernel: Array) -> Array:
         window = early + shares[..., 1, :, :]
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 1, :], o), jnp.maximum(2 * j - 1, 0), 1)
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1)
-        # as if it were the last window; writing the last window after the loop would copy the whole result
+        # Each window is also written as if it were the last one. Writing only the last one, after the loop, would copy the whole result.
         out = lax.dynamic_update_index_in_dim(out, _interleave(shares[..., 0, 1, :], o), 2 * j + 1, 1)
         return out, shares[..., 0, :, :]
 

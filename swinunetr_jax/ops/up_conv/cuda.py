@@ -2,7 +2,7 @@
 
 The fused kernel is a convolution of cuDNN with 2³ taps and eight times the outputs: 3.4 times fewer multiplications than on the upsampled
 grid. A window of the coarse grid, the voxels j - 1 and j along each axis, gives the fine voxels 2 j - 1 and 2 j. In this order a
-depth-to-space puts them in place, except for a border of one voxel.
+depth-to-space puts them in place, and a border of one voxel is cut off.
 """
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     taps = fuse_kernels_by_order(up.astype(wide), kernel[..., :u, :].astype(wide)).astype(x.dtype)
     direct = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv(skip, kernel[..., u:, :])
-    # a matrix product, whose gradient reads the gradient of the result in the same order as the gradient of x does
+    # a matrix product, so that the gradients of the kernel and of x read the gradient of the result in the same order
     coarse = x @ direct.reshape(x.shape[-1], -1)
     return y, depth_to_space(coarse) + conv(skip, shortcut[..., u:, :])
 
