@@ -1,4 +1,4 @@
-"""Which implementation of each operation a program would run on a platform, and why not another one.
+"""Explains which implementation of each operation a program would run on a platform, and why not another one.
 
     >>> print(swinunetr_jax.explain("conv", [(1, 96, 96, 96, 48), (3, 3, 3, 48, 48)], "tpu"))
     conv [1, 96, 96, 96, 48], [3, 3, 3, 48, 48] float32 on tpu: conv.tpu.planes_as_batch

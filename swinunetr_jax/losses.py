@@ -181,8 +181,8 @@ def dice_ce_loss(
 ) -> jax.Array:
     """Returns lambda_dice · `dice_loss` + lambda_ce · `cross_entropy`, with their options. Source: `monai.losses.DiceCELoss`.
 
-    For a softmax, targets may be channel numbers. With sigmoids each channel has its own binary cross-entropy; MONAI 1.6.1 does this for a
-    single channel only and takes the softmax of several channels, even if they overlap.
+    For a softmax, targets may be channel numbers. For sigmoids, each channel has its own binary cross-entropy; MONAI 1.6.1 does this for a
+    single channel only, and applies a softmax to several channels even if they overlap.
     """
     numbered = targets.ndim == logits.ndim - 1 and activation == "softmax"
     one_hot = targets[..., None] == np.arange(logits.shape[-1]) if numbered else targets

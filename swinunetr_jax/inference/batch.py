@@ -71,9 +71,7 @@ def predict_cases(
     }
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
     failed: list[str] = []
-    alike: dict[
-        str, list[str]
-    ] = {}  # the cases by fault, because a fault that hundreds of cases share is not printed for each of them
+    cases_by_fault: dict[str, list[str]] = {}  # a fault that hundreds of cases share is not printed for each of them
     seconds: list[float] = []  # the time of each case that was segmented
     owners: dict[Path, str] = {}
     for case in cases:
@@ -102,7 +100,7 @@ def predict_cases(
         except InputError as error:
             stale = record.fail(case, str(error))
             kept = f" (an older result is kept: {', '.join(o['path'] for o in stale.values())})" if stale else ""
-            same = alike.setdefault(problem_key(case.name, str(error)), [])
+            same = cases_by_fault.setdefault(problem_key(case.name, str(error)), [])
             same.append(case.name)
             if len(same) <= ONE_BY_ONE or kept:
                 console.say(f"{title}: FAILED: {literal(error)}{literal(kept)}", sys.stderr)
@@ -117,7 +115,7 @@ def predict_cases(
             console.say(
                 f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
             )
-    for same in alike.values():
+    for same in cases_by_fault.values():
         if len(same) > ONE_BY_ONE:
             console.say(
                 f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(name_list(same))}", sys.stderr

@@ -39,7 +39,7 @@ def sliding_window_inference(
 ) -> Any:
     """Returns the outputs for complete volumes, the weighted averages of the windows' outputs.
 
-    The arguments have the names and the meaning of those of MONAI's function of this name, except that axes are channels-last. MONAI's
+    The arguments have the same names and meanings as in MONAI's function of this name, but the channels are the last axis. MONAI's
     `sw_device`, `device`, `buffer_steps` and `buffer_dim` have no counterpart, because slabs are always buffered (see Memory).
     `process_fn` and `with_coord` have none either. Use `functools.partial` for further arguments of the predictor.
 

@@ -87,7 +87,7 @@ class SwinBlock(nnx.Module):
 
         Args:
             x: a grid, or a padded grid whose blocks are its windows.
-            key: the random key of dropout. In blocks the elements have another order, so that the MLP drops others than in a grid.
+            key: the random key of dropout. In blocks the elements have another order, so the MLP drops different ones than in a grid.
             grid: the sizes of the grid without padding, if `x` is in blocks.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)

@@ -1,1 +1,1 @@
-"""How a program is traced, compiled and run: the platform it targets, the options of XLA, the devices that share it, its memory."""
+"""Tracing, compiling and running programs: the platform they target, options of XLA, the devices that share them, and memory."""

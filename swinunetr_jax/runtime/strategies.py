@@ -1,4 +1,4 @@
-"""How a train step runs on several devices that share a batch: one program for all (`JitStrategy`) or one for each (`PmapStrategy`)."""
+"""Strategies for a train step on devices that share a batch: one program for all (`JitStrategy`) or one for each (`PmapStrategy`)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

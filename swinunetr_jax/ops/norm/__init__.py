@@ -30,7 +30,7 @@ def group_norm(x: Array, num_groups: int, scale: Array, bias: Array) -> Array:
 
 
 def batch_norm(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-    """Normalises by the given statistics [c], the running ones in evaluation. In training `normalize` takes those of the batch."""
+    """Normalises by given statistics [c], which are the running ones in evaluation. In training `normalize` is given those of the batch."""
     return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
 
 

@@ -91,7 +91,7 @@ def _one_read(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
 
 
 def _two_reads(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
-    """Returns the same in two passes over x. In one pass a CPU would write x - near to memory in between."""
+    """Returns the same means in two passes over x. In one pass a CPU would write x - near to memory in between."""
     # Without two barriers XLA would write to memory here, and keep, arrays that `normalize` and the gradient also compute from x.
     once, again = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
     return mean(once.astype(near.dtype) - near, axes), mean(jnp.square(again.astype(near.dtype) - near), axes)
