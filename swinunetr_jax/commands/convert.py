@@ -18,7 +18,7 @@ class Convert:
     source: Annotated[Positional[Path], arg(metavar="IN")]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """The file or folder to write. Its ending gives the format (.pt, .pth: monai; .safetensors; none: a folder) unless --to does."""
+    """The file or folder to write. Unless --to is given, its ending states the format (.pt, .pth: monai; .safetensors; none: a folder)."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
     """The format to write."""
     encoder_only: bool = False
@@ -37,7 +37,7 @@ class Convert:
     def run(self) -> int:
         from swinunetr_jax.weights.load import format_of, open_checkpoint, save_params
 
-        to = self.to or format_of(self.target)  # before reading a large file for a name that cannot be used
+        to = self.to or format_of(self.target)  # first, so that no large file is read if the name cannot be used
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)

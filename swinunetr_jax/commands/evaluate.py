@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
 MOST_NAMES = 20  # cases that one note lists
-# The metrics that are printed of each case; the files hold all of them.
+# The metrics that are printed for each case; the files hold all of them.
 COLUMNS = {
     "dice_brats": "Dice (BraTS)",
     "hd95_brats": "HD95 mm (BraTS)",

@@ -27,7 +27,7 @@ class Info:
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     json: bool = False
-    """Print JSON, for programs."""
+    """Print the facts as JSON."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
 
     def run(self) -> int:

@@ -40,7 +40,7 @@ class TaskOptions:
     channels: tuple[str, ...] = ()
     """The names of the input channels in the network's order, such as FLAIR T1ce T1 T2."""
     labels: tuple[str, ...] = ()
-    """The names of the outputs in order; of classes the first is the background."""
+    """The names of the outputs in order; for classes the first one is the background."""
     orientation: str | None = None
     """The orientation that the network was trained in, such as LPS or RAS; by default that of each scan."""
     spacing: tuple[float, float, float] | None = None
@@ -89,7 +89,7 @@ class TaskOptions:
         return task
 
     def _check_channels(self, stated: tuple[str, ...], path: Path) -> None:
-        """Prints that --channels replaces the checkpoint's names.
+        """Prints that --channels replaces the checkpoint's names, if it does.
 
         Raises:
             InputError: the network would receive images in another order than it was trained with.

@@ -46,7 +46,7 @@ class Predict:
     mirror: bool = False
     """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides are not mirrored."""
     crop: bool = False
-    """Predict only inside the box of voxels that are not background, which takes fewer windows, at other positions."""
+    """Predict only inside the box of voxels that are not background. This takes fewer windows, whose positions are others."""
     whole: bool = False
     """Give the network the whole scan at once instead of windows."""
     spatial_shards: int = 1
@@ -54,8 +54,8 @@ class Predict:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the computation."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
-    """The precision of products of float32 numbers on an accelerator, by JAX's names: float32; tensorfloat32 (on a TPU three passes of
-    bfloat16); or bfloat16 (on a GPU tensorfloat32), the default."""
+    """The precision of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32 (a TPU uses three passes of
+    bfloat16 instead); or bfloat16, the default (a GPU uses tensorfloat32 instead)."""
     probabilities: bool = False
     """Also write the probabilities of all outputs as a 4-D file."""
     preview: bool = False

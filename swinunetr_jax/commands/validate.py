@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from swinunetr_jax.data.check.findings import CaseReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
-MOST_ROWS = 20  # findings that are listed separately; of more, similar ones share a row
-MOST_NAMES = 40
+MOST_ROWS = 20  # findings that are listed one by one; if there are more, similar ones share a row
+MOST_NAMES = 40  # cases that one row names
 WIDTH = 100
 
 
@@ -107,8 +107,8 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
             ends = " × ".join(f"{a:g}…{b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
             text = f"{by(low)} {unit} in all cases" if low == high else f"median {by(spread['median'])} {unit}, {ends} in all"
             yield from _fact(name, text)
-    turns = facts["orientations"]
-    text = ", ".join(f"{codes} in {'all' if len(turns) == 1 else count}" for codes, count in turns.items())
+    found = facts["orientations"]
+    text = ", ".join(f"{codes} in {'all' if len(found) == 1 else count}" for codes, count in found.items())
     yield from _fact("orientation", f"{text} cases" if text else "")
 
 

@@ -2,8 +2,8 @@
 
 The question arises only for tasks that have one of the two numbers and not the other (`Task.et_label`). The first of these sources that
 has an answer decides: the record of `predict` for its own label map, the labels in the data set's dataset.json, file names as in BraTS,
-and finally the labels that occur. The latter decide only if all maps of the data set agree, because in BraTS 2024 the labels 3 and 4
-occur together, and 4 is the resection cavity.
+and finally the labels that occur in the maps. These decide only if only one of the two occurs in the data set, because in BraTS 2024 both
+occur, and 4 is the resection cavity.
 """
 
 import contextlib
@@ -94,12 +94,12 @@ class EtLabels:
 
     @cached_property
     def in_references(self) -> set[int]:
-        """Those of 3 and 4 that occur in references whose label no other source states."""
+        """The subset of {3, 4} that occurs in references for which no other source states the label."""
         return self._used(reference.path for _, reference, entry in self.pairs if self._by_data_set(reference, entry) is None)
 
     @cached_property
     def in_predictions(self) -> set[int]:
-        """Those of 3 and 4 that occur in predictions whose label no other source states."""
+        """The subset of {3, 4} that occurs in predictions for which no other source states the label."""
         return self._used(
             prediction
             for prediction, reference, entry in self.pairs
@@ -107,7 +107,7 @@ class EtLabels:
         )
 
     def _occurring(self, volume: Volume, among_all: set[int], which: str) -> int | None:
-        """Returns the one label of 3 and 4 that occurs in all maps, or None if `volume` has neither. Raises InputError for both."""
+        """Returns 3 or 4, whichever occurs in the maps, or None if `volume` has neither. Raises InputError if both occur."""
         if not ET_LABELS & label_values(volume.array):
             return None
         if len(among_all) == 2:
@@ -119,7 +119,10 @@ class EtLabels:
         return next(iter(among_all), None)
 
     def _used(self, paths: Iterable[Path]) -> set[int]:
-        """Returns those of 3 and 4 that occur in these label maps. Files that cannot be read are reported when their case is scored."""
+        """Returns the subset of {3, 4} that occurs in these label maps.
+
+        Files that cannot be read are skipped here, and reported when their case is scored.
+        """
         found: set[int] = set()
         for path in paths:
             with contextlib.suppress(InputError):

@@ -25,18 +25,18 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 
 CONVENTIONS = {
-    "dice_brats": "BraTS: with an empty reference 1 if the prediction is empty too, else 0",
+    "dice_brats": "BraTS: if the reference is empty, 1 if the prediction is empty too, otherwise 0",
     "dice_monai": "MONAI: empty references are left out",
     "dice_nnunet": "nnU-Net: left out if both are empty",
-    "hd95_brats": "BraTS: mm, 95 % of the surface's area, the larger of both directions; one side empty 374, both 0",
+    "hd95_brats": "BraTS: mm, 95 % of the surface's area, the larger of both directions; 374 if one side is empty, 0 if both are",
     "hd95_monai": "MONAI: mm, 95 % of the surface's voxels, the larger of both directions; left out if one side is empty",
-    "surface_dice": "surface-distance: share of both surfaces' area within the tolerance; one side empty 0, left out if both are",
+    "surface_dice": "surface-distance: share of both surfaces' area within the tolerance; 0 if one side is empty, left out if both are",
     "volume_ml": "predicted volume, ml",
     "reference_ml": "volume of the reference, ml",
     "lesion_dice": "BraTS since 2023: mean over lesions above 50 mm³ and false positives (0), lesions merged by three dilations",
     "lesion_hd95": "BraTS since 2023: mm, the same mean, 374 for missed lesions and false positives",
     "lesions": "BraTS since 2023: lesions of the reference above 50 mm³",
-    "missed": "BraTS since 2023: of those, the ones that no predicted component touches",
+    "missed": "BraTS since 2023: lesions of the reference above 50 mm³ that no predicted component touches",
     "false_positives": "BraTS since 2023: predicted components that touch no lesion",
 }
 
@@ -45,7 +45,7 @@ Scores = dict[str, dict[str, float]]  # output → metric → value
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `cases` finite scores; `left_out` further ones were NaN."""
+    """The mean of the scores that are not NaN: their number is `cases`, and `left_out` is the number of those that are NaN."""
 
     value: float
     cases: int
@@ -118,7 +118,7 @@ def evaluate(
             f"{console.name_list(cases, 3)}; rename them."
         )
     if references.ignore is not None and task.et_label == references.ignore:
-        task = task.with_et_label(brats.other_et_label(references.ignore))  # one of 3 and 4 is ignored, so it is the other
+        task = task.with_et_label(brats.other_et_label(references.ignore))  # 3 or 4 is ignored, so the tumour has the other one
     _check_ignore(task, references.ignore)
     found = Evaluation(
         task,
@@ -226,7 +226,7 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
     try:
         files.make_folder(out)
         files.remove_stale_temporaries(out)
-        with files.locked(out):  # so that both files are of the same one of two concurrent evaluations
+        with files.locked(out):  # so that both files are written by the same evaluation if two of them run at once
             files.write_text(paths[0], table.getvalue())
             files.write_json(paths[1], content)
     except OSError as error:

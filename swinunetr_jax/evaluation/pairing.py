@@ -14,7 +14,7 @@ Inputs = list[tuple[str, int | None]]  # resolved path and size in bytes of each
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predictions, and references under the names of their predictions. `refused` maps a case to why it cannot be scored."""
+    """Predictions, and references by the names of their predictions. `refused` maps a case to the reason why it cannot be scored."""
 
     predictions: dict[str, Path]
     references: References
@@ -87,9 +87,10 @@ def _inputs(prediction: Path, name: str, record: Mapping[str, Any]) -> Inputs:
 
 
 def _contradiction(name: str, scans: Inputs, reference: Reference) -> str | None:
-    """Returns a sentence if equal names do not suffice: the name contains no number that could name a patient, and the scans differ.
+    """Returns a sentence if the scans contradict a pair of equal names, otherwise None.
 
-    A name with a number may be paired with a converted copy of the scan, whose size differs.
+    They contradict it if their sizes differ and the name contains no number that could name a patient. A name with a number is trusted,
+    because the reference may belong to a converted copy of the scan, whose size differs.
     """
     if not scans or not reference.images or re.search(r"\d", name):
         return None

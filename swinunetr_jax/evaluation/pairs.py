@@ -33,8 +33,8 @@ class References:
     """References by case name, and what their data set states about the labels.
 
     `task` is the description in a dataset.json, or the regions of BraTS if only file names imply them (`stated` is then False). Voxels
-    with the label `ignore` do not affect any score. `refused` maps a case to why it has no usable reference, and `warnings` are sentences
-    on entries of the data set that are not used.
+    with the label `ignore` do not affect any score. `refused` maps a case to the reason why it has no usable reference, and `warnings` are
+    sentences on entries of the data set that are not used.
     """
 
     cases: dict[str, Reference]
@@ -47,7 +47,7 @@ class References:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Label maps by case name. `refused` maps a case to why it has none that can be scored."""
+    """Label maps by case name. `refused` maps a case to the reason why it has none that can be scored."""
 
     cases: dict[str, Path]
     refused: dict[str, str] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def _bare(found: Predictions, path: Path) -> References:
 
 
 def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Returns (file of each case, reasons by refused case). Several files for one case are refused, because either may be meant."""
+    """Returns (file of each case, reasons by refused case). Several files for one case are refused, because any of them may be meant."""
     groups: dict[str, list[Path]] = {}
     for file in found:
         groups.setdefault(name_of(file), []).append(file)
@@ -198,7 +198,7 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
 
 
 def _occurring(references: References) -> Task:
-    """Returns the classes of all values that occur in the references. Raises InputError if there are none but 0."""
+    """Returns a task whose classes are all values that occur in the references. Raises InputError if only 0 occurs."""
     values: set[int] = set()
     for case in references.cases.values():
         with contextlib.suppress(InputError):  # the fault is reported when the case is scored

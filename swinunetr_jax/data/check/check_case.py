@@ -99,7 +99,7 @@ def _channels(volume: Volume, names: list[str], findings: Findings) -> list[Chan
             finite = plane[~bad]
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
         if low is not None and low == high:
-            findings.add("constant", volume.path, f"{which}all voxels are {low:g}, expected an image; give the real one.")
+            findings.add("constant", volume.path, f"{which}all voxels are {low:g}, expected an image; replace the file.")
         share = np.count_nonzero(plane) / plane.size
         # Transposed, the array has the memory order of the file, so that it is not copied.
         digest = hashlib.blake2b(np.ascontiguousarray(plane.T).data, digest_size=16).hexdigest()
@@ -113,7 +113,7 @@ def _check_count(case: Case, found: list[Channel], wanted: Sequence[str] | None,
     names = case.channels or ()
     if names and len(names) != len(found):
         findings.add(
-            "channel-count", path, f"{len(found)} channels, expected {len(names)}: {', '.join(names)}; complete or rename."
+            "channel-count", path, f"{len(found)} channels, expected {len(names)}: {', '.join(names)}; complete or rename them."
         )
     elif names and wanted:
         try:
@@ -129,7 +129,7 @@ def _check_duplicates(found: list[Channel], findings: Findings) -> None:
     for channel in found:
         first = seen.setdefault(channel.digest, channel)
         if first is not channel and channel.low != channel.high:
-            text = f"channel {channel.name} has the same voxels as channel {first.name} ({first.path.name}); give the real one."
+            text = f"channel {channel.name} has the same voxels as channel {first.name} ({first.path.name}); replace one of the files."
             findings.add("duplicate", channel.path, text, "warning")
 
 

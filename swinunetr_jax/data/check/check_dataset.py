@@ -157,21 +157,21 @@ def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
             "orientation",
             lambda report: report.orientation,
             lambda own, most, share: (
-                f"the axes point to {own}, {share} to {most}; train in one orientation or reorient the file."
+                f"the axes point to {own}, but {share} to {most}; train in one orientation or reorient the file."
             ),
         ),
         *_differing(
             reports,
             "spacing",
             lambda report: report.spacing and tuple(round(s, 2) for s in report.spacing),
-            lambda own, most, share: f"the voxels are {by(own)} mm, {share} {by(most)} mm; resample the case.",
+            lambda own, most, share: f"the voxels are {by(own)} mm, but {share} {by(most)} mm; resample the case.",
         ),
         *_differing(
             [r for r in reports if not {f.kind for f in r.findings} & {"incomplete", "unreadable", "channel-count"}],
             "channel-count",
             lambda report: len(report.channels),
             lambda own, most, share: (
-                f"it has {own} channel{'s' * (own != 1)}, {share} {most}; complete the case or leave it out."
+                f"it has {own} channel{'s' * (own != 1)}, but {share} {most}; complete the case or leave it out."
             ),
             "error",
         ),

@@ -60,7 +60,7 @@ def with_folds(
             f"{len(given)} of {len(chosen)} training cases have a fold, {without} has none; give all of them a fold, or none."
         )
     if given:
-        notify(f"folds: those of the data set's list, {len({case.fold for case in chosen})}")
+        notify(f"folds: the {len({case.fold for case in chosen})} of the data set's list")
         _warn_of_divided_patients(cases, patient, "the data set's list", notify)
         return tuple(cases)
     found = find_patients([case.name for case in chosen], patient)
@@ -169,7 +169,7 @@ def _by_splits(cases: Sequence[Case], path: Path, notify: Notify) -> tuple[Case,
             f"{path}: names none of the cases: it has {name_list(sorted(every))}, the data set {name_list(sorted(names))}; give the "
             "splits of this data set."
         )
-    notify(f"folds: {len(splits)} of {path}")
+    notify(f"folds: the {len(splits)} in {path}")
     if missing := sorted(every - names):
         notify(f"warning: {path} names {len(missing)} cases that the data set does not have with a label: {name_list(missing)}")
     if unnamed := sorted(names - every):
