@@ -2,7 +2,7 @@
 
 A TPU computes on 8 × 128 numbers at a time. If 48 channels, or 96 planes, are on the 128 lanes, many of them are idle, and a convolution
 has to move data across lanes. Here a grid [b, d, h, w, c] is divided into n = i * j * k blocks, [b, n, d/i, h/j, w/k, c], which fill the
-lanes. No axis of the grid is then on the lanes, so that a tap of a kernel is read from another address. Only the faces of blocks move
+lanes. No axis of the grid is then on the lanes, so each tap of a kernel only reads from another address. Only the faces of blocks move
 across lanes: before a convolution each block gets a halo of one voxel from its neighbours.
 
 Norms, activations and matrix products over channels compute the same on the array of a `BlockedGrid` as on that of a grid: `map_grid`

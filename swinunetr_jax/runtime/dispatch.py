@@ -222,7 +222,7 @@ def _switch(functions: dict[str, Callable[..., Any]], *inputs: Any) -> Any:
 
 @functools.cache
 def _compiled(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """Returns the function under `jax.jit`, so that it is traced only once for each shape, which occurs many times in a network.
+    """Returns the function under `jax.jit`, so that it is traced only once for each shape. The same shapes occur many times in a network.
 
     Operations that it calls are traced only for the same platform.
     """

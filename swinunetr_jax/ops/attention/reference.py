@@ -10,7 +10,7 @@ MASKED = -100.0  # added to the logits between different regions; the finite val
 def attention(
     q: Array, k: Array, v: Array, bias: Array, regions: Array | None, drop_rate: float = 0.0, key: Array | None = None
 ) -> Array:
-    """Returns softmax(q kᵀ + bias + mask) v, [n, t, m, c]; only tokens of a window with equal `regions` [windows, t] attend."""
+    """Returns softmax(q kᵀ + bias + mask) v, [n, t, m, c]; tokens of a window with different `regions` [windows, t] are masked."""
     weights = attention_weights(q, k, bias, regions)
     if key is not None:
         keep = jax.random.bernoulli(key, 1 - drop_rate, weights.shape)

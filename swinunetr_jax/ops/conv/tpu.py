@@ -1,9 +1,8 @@
 """3³ convolutions of large grids on a TPU: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
 For one volume XLA's own 3-D convolution first cuts the volume into eight overlapping pieces, to get a batch, and joins them afterwards;
-for few channels these copies take longer than the arithmetic. The planes of a volume are a batch already. They are the
-batch of a 2-D convolution whose input channels are the three depth taps. Planes are stored on the lanes, of which 48 channels would fill
-less than half.
+for few channels these copies take longer than the arithmetic. Here the batch of a 2-D convolution are the planes of the
+volume, and its input channels are the three depth taps. Planes are stored on the lanes, of which 48 channels would fill less than half.
 """
 
 import jax

@@ -113,7 +113,7 @@ def conv(f: Filters, x: Array, kernel: Array) -> Array:
         to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
-    # There is one step more than planes, in which the last plane is written. Writing it after the loop would copy the whole result.
+    # One more step than there are planes, in which the last plane is written. Writing it after the loop would copy the whole result.
     start = uninitialized_like((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
     return lax.fori_loop(0, depth + 1, step, start)[0]
 

@@ -67,7 +67,7 @@ def sparse_mean(x: Array, axes: Axes) -> Array:
     """Returns the mean of a sparse sample of the grid, with axes of size 1, in float32 at least and without a gradient.
 
     The sample is taken before the conversion to float32, because a compiler would otherwise convert all of `x` first. Along the
-    first axis everything is used, because on a TPU it is on the lanes, where strides are expensive.
+    first of `axes` everything is used, because on a TPU it is on the lanes, where strides are expensive.
     """
     sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
     return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
