@@ -1,10 +1,10 @@
-"""The files of a run from which it can be resumed, and its networks.
+"""The saved states of a run, from which it can be resumed, and its best network.
 
-    RUN/checkpoints/00000100/checkpoint.json, params/   a checkpoint like any other: the network at step 100
+    RUN/checkpoints/00000100/checkpoint.json, params/   an ordinary checkpoint: the network at step 100
     RUN/checkpoints/00000100/state/                     the rest of the training state: the optimizer's moments and, if there is an average
                                                         of the weights, the raw weights and their statistics
     RUN/checkpoints/00000100/training.json              step, best score; digests of the files in state/, of checkpoint.json and of itself
-    RUN/last -> checkpoints/00000100                    the newest
+    RUN/last -> checkpoints/00000100                    a link to the newest state
     RUN/best/                                           the network with the best validation score
     RUN/lock                                            locked while a process trains
 
@@ -71,7 +71,8 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
     temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old.tmp"
     try:
         if not files.is_folder(run):
-            raise FileNotFoundError(f"{run} does not exist any more")  # nor does anything else that is needed to resume the run
+            # It is not created again, because without its run.json it could not be resumed.
+            raise FileNotFoundError(f"{run} does not exist any more")
         shutil.rmtree(temporary, ignore_errors=True)
         network = {name: np.asarray(value) for name, value in state.network.items()}
         write_checkpoint(temporary, config, network, task)
@@ -84,7 +85,7 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
         link.unlink(missing_ok=True)
         link.symlink_to(target.relative_to(run))
         link.replace(run / "last")
-    except Exception as error:  # those of the system, and of Orbax, which raises many kinds
+    except Exception as error:  # OSError, and the many kinds of exceptions that Orbax raises
         raise InputError(
             f"{target} cannot be written ({reason(error)}): free some space or check the folder, then continue with --resume {run}; the "
             "states before it are unchanged."
@@ -128,7 +129,7 @@ def has_steps(run: Path) -> bool:
 
 
 def newest_progress(run: Path) -> Progress | None:
-    """Returns the progress of the newest saved state by its training.json, or None if there is none, or a damaged one."""
+    """Returns the progress in the training.json of the newest saved state, or None if there is no state or the file is damaged."""
     for folder in _steps(run)[:1]:
         with contextlib.suppress(OSError, InputError):
             return files.read_json(folder / TRAINING, _Training, "take an older step")["progress"]
@@ -151,11 +152,11 @@ def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progr
         try:
             state, progress = _read(folder, like, config)
         except _Damaged as error:
-            aside = folder.with_name(f"{DAMAGED}{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            renamed = folder.with_name(f"{DAMAGED}{folder.name}")
+            shutil.rmtree(renamed, ignore_errors=True)
             try:
-                folder.rename(aside)
-                warnings.append(f"{error} It was renamed to {aside.name}.")
+                folder.rename(renamed)
+                warnings.append(f"{error} It was renamed to {renamed.name}.")
             except OSError:
                 warnings.append(str(error))
         else:
@@ -208,7 +209,7 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
         raise InputError(f"{folder} is the state of another network or optimizer:{differs}", *(f"  {fault}" for fault in faults))
     try:
         arrays = read_arrays(folder / STATE, wanted)
-    except Exception as error:
+    except Exception as error:  # Orbax raises many kinds
         raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
     paths, structure = jax.tree_util.tree_flatten_with_path(_rest_tree(like))
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
@@ -272,7 +273,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _write_training(folder: Path, progress: Progress, digests: Mapping[str, str], network: str) -> None:
-    """Writes training.json with the digests of the files in state/, and that of checkpoint.json."""
+    """Writes training.json: the progress, the digests of the files in state/ and of checkpoint.json, and its own digest."""
     described = {"progress": vars(progress), "files": dict(digests), "network": network}
     files.write_json(folder / TRAINING, described | {"digest": _digest(progress, digests, network)})
 

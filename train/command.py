@@ -33,14 +33,9 @@ from swinunetr_jax.training.stop import Stopped
 
 DEFAULT = "phantom"
 EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
-LOST = (
-    "Gloo",
-    "UNAVAILABLE",
-    "ABORTED",
-    "DEADLINE_EXCEEDED",
-    "onnection",
-)  # the runtime's words for a process that no longer answers
-# Options by the names that they had until version 0.1, which work for one more version.
+# Words in the runtime's errors if another process no longer answers; "onnection" is in "Connection" and "connection".
+LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")
+# Options that had another name until version 0.1. The old names work for one more version.
 RENAMED_OPTIONS = {"--devices.depth": "--devices.spatial-shards"}
 RENAMED_RESUME_OPTIONS = {"--depth": "--spatial-shards"}
 
@@ -55,7 +50,7 @@ class Command:
 
 @dataclass(frozen=True)
 class PhantomCommand(Command):
-    """The same for a recipe that makes its own data."""
+    """The options of a recipe that makes its own data, and the number of this process."""
 
     phantom: Phantom = field(default_factory=Phantom)
 
@@ -63,9 +58,9 @@ class PhantomCommand(Command):
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of `swinunetr train` and `python -m train`.
 
-    Exit codes: 0 the run is finished (or was before); 1 an unexpected exception; 2 bad input, or a sample or loss that cannot be used; 3
-    another process was lost; 130 and 143 stopped by SIGINT and SIGTERM with the state saved. If stdout cannot be written, the run continues
-    and the code is the same.
+    Exit codes: 0 the run is finished, or had been finished before; 1 an unexpected exception; 2 bad input, or a sample or loss that cannot
+    be used; 3 another process was lost; 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved. If stdout cannot be
+    written, the run continues and the code is the same.
     """
     code, recipe, out = 0, None, "RUN"
     console.configure_streams()
@@ -164,7 +159,7 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
 
 
 def _recipe(name: str) -> tuple[Recipe, str]:
-    """Returns the recipe of a name or a Python file, and its docstring. Raises InputError if there is none."""
+    """Returns the recipe with a name or in a Python file, and its docstring. Raises InputError if there is none."""
     if name in _shipped():
         module = importlib.import_module(f"{recipes.__name__}.{name}")
         return dataclasses.replace(module.RECIPE, name=name), module.__doc__ or name
@@ -208,7 +203,7 @@ def _check_resume_options(arguments: list[str]) -> None:
 def _keep_programs() -> None:
     """Stores compiled programs for later runs, so that a resumed run does not compile again. Prints a sentence if this is not possible.
 
-    A container may have no home directory: HOME is unset and there is no such user, or the folder cannot be created.
+    It is not possible in a container without a home directory, where HOME is unset or the folder cannot be created.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     enabled: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue] - defined at run time

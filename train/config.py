@@ -78,7 +78,8 @@ class Augment:
     """Axes to mirror along, each with probability 1/2 (CT: 1/5). By default all axes except those along which the names of labels state
     sides, such as "left kidney", and none if the run sees each case fewer than 25 times."""
     normalize_after_crop: bool = True
-    """For MRI: normalise by the crop's statistics, as the paper's code does, instead of the whole scan's, which validation uses."""
+    """For MRI: normalise by the statistics of the crop, as the paper's code does. Otherwise those of the whole scan are used, as in
+    validation."""
     pad_foreground: bool = True
     """For MRI: pad the foreground to multiples of the crop before cropping, as the paper's code does, instead of cropping within it."""
 

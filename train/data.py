@@ -1,4 +1,4 @@
-"""The cases of a run: found, split into training and validation, and prepared in the cache; and batches of them."""
+"""Finds the cases of a run, splits them into training and validation, prepares them in the cache, and makes batches of them."""
 
 import contextlib
 import math
@@ -27,7 +27,7 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.transforms import host_transforms, mirrored_axes
 
-ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; for a CT without the option `window`
+ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; the default of the option `window` for CT
 MIXED_SPACING = 1.05  # scans whose voxel sizes differ by a larger factor are reported
 LARGEST_FITTED_ROI = 96  # a network of 48 features trains on crops of this size in 16 GB
 
@@ -51,7 +51,7 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     """Finds, splits and prepares the cases of a run, and prints what it does.
 
     Raises:
-        InputError: there is no data set, it cannot be split as asked, or cases are faulty, in which case all of them are named.
+        InputError: there is no data set, it cannot be split as the recipe states, or cases are faulty; the message names all of these.
     """
     source = source_of(recipe)
     dataset = source.dataset(recipe, run)
@@ -98,13 +98,13 @@ def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_
                 prepare(cases[jax.process_index() :: jax.process_count()], verify=True)
             processes.barrier("cases are prepared")
         try:
-            return prepare(cases, verify=not distributed)  # otherwise one of the processes has verified each case above
+            return prepare(cases, verify=not distributed)  # if distributed, one of the processes has verified each case above
         except InputError as error:
             raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}") from error
 
 
 def assign_folds(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
-    """Returns the cases with their folds, or unchanged if the recipe asks for the data set's validation list. Prints the folds' origin."""
+    """Returns the cases with their folds, or unchanged if the recipe uses the data set's validation list. Prints where folds come from."""
     if recipe.fold is None:
         return dataset.cases
     splits = recipe.splits or find_splits(dataset.root, _print)
@@ -129,8 +129,8 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     if len(codes) > 1:
         each = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
         notes.append(
-            f"the scans are stored in {len(codes)} orientations, {each}, and the network receives them as stored: --orientation RAS brings "
-            "all of them to one."
+            f"the scans are stored in {len(codes)} orientations, {each}, and the network receives them as stored: --orientation RAS "
+            "reorients all of them."
         )
     low, high = sizes.min(axis=0), sizes.max(axis=0)
     if task.spacing is None and (high > MIXED_SPACING * low).any():
@@ -146,7 +146,7 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
 
 
 def _size_by_direction(affine: np.ndarray) -> np.ndarray:
-    """Returns the voxel sizes in mm along left-right, anterior-posterior and superior-inferior, of the axes nearest to them."""
+    """Returns the sizes of voxels in mm along the array axes nearest to left-right, anterior-posterior and superior-inferior."""
     order = nib.io_orientation(affine)[:, 0]  # array axis -> direction
     return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(order)]
 
@@ -184,14 +184,14 @@ def batches(recipe: Recipe, cases: Cases) -> TrainingData:
 
 
 def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Returns a crop about as large as the median scan, at most 96 voxels per axis: multiples of 32, and not 32 along all axes.
+    """Returns a crop size close to the median scan's: multiples of 32, at most 96 voxels per axis, and not 32 along all axes.
 
     An axis is rounded down if this cuts off at most a quarter of the multiple, because padding costs more than it gains: on scans of
     36×50×36 voxels crops of 32×64×32 learned faster per step than those of 64³, and a step took a quarter of the time.
     """
     median = np.median(np.array([shape[:3] for shape in shapes]), axis=0)
     x, y, z = (min(_fitted_size(size), LARGEST_FITTED_ROI) for size in median)
-    if x == y == z == SIZE_MULTIPLE:  # the one size that the network does not take
+    if x == y == z == SIZE_MULTIPLE:  # the network does not take this size, see `SwinUNETRConfig.check_spatial`
         longest = int(np.argmax(median))
         x, y, z = (size * 2 if axis == longest else size for axis, size in enumerate((x, y, z)))
     return x, y, z

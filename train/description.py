@@ -16,7 +16,7 @@ _REMEDY = "restore it, or start a new run with another --out"
 
 
 class Part(TypedDict):
-    """One start of the program in a run: its versions and device, the number of steps, and the options that changed."""
+    """One start or resumption of a run: the versions and the device, the number of steps, and the options that changed."""
 
     after_step: int
     versions: dict[str, str]
@@ -26,7 +26,7 @@ class Part(TypedDict):
 
 
 class Head(TypedDict):
-    """The fields of every run.json. That of a cross-validation has only these, with `folds`.
+    """The fields of every run.json. The run.json of a cross-validation has only these, including `folds`.
 
     `recipe_file` is the path of the recipe, unless the recipe is one of the trainer's own.
     """

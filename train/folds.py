@@ -1,4 +1,4 @@
-"""Cross-validation: one network per fold, and a table of each case's scores from the network that was not trained on it."""
+"""Cross-validation: one network per fold, and a table of the scores of each case by the network that was not trained on it."""
 
 import csv
 import io
@@ -25,12 +25,12 @@ TABLE = "out_of_fold"
 
 
 def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
-    """Trains every fold into OUT/foldK, except for finished ones, writes OUT/out_of_fold.csv and .json, and returns the mean score.
+    """Trains every fold that is not finished in OUT/foldK, writes OUT/out_of_fold.csv and .json, and returns the mean score.
 
     OUT/run.json lists the folds from the start, so that `predict -m OUT` knows which ones are missing.
 
     Raises:
-        InputError: as `train`; or OUT holds a run that is not to be resumed, or one with other options or folds.
+        InputError: as in `train`; or OUT holds a run that is not to be resumed, or one with other options or folds.
     """
     recipe.check()
     recipe = recipe.absolute()
@@ -48,7 +48,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         for note in notes:
             warn(note)
         files.remove_stale_temporaries(out)
-        if changes.keys() & set(LENGTH):  # a table marks the cross-validation as finished, which it no longer is
+        if changes.keys() & set(LENGTH):  # the tables mark the cross-validation as finished, which it no longer is
             for ending in ("csv", "json"):
                 (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
         write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe.file)
@@ -58,7 +58,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
             say(f"== fold {fold} of {', '.join(map(str, numbers))} → {literal(run)}")
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
         started = files.exists(run / DESCRIPTION)
-        processes.barrier(f"fold {fold} starts")  # before the leader describes it
+        processes.barrier(f"fold {fold} starts")  # every process must look for run.json before the leader writes it
         train(one, resume=started)
     if not processes.is_leader():
         return 0.0
@@ -68,10 +68,10 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
 
 
 def write_table(out: Path, runs: list[Path]) -> float:
-    """Writes each case's scores from the best network of the fold that it validates, and returns the mean of all scores.
+    """Writes the scores of each case by the best network of its fold, and returns the mean of all scores.
 
     Raises:
-        InputError: the log of a fold holds no validation, or has other outputs than that of another fold.
+        InputError: the log of a fold holds no validation, or has other outputs than the log of another fold.
     """
     cases: dict[str, dict[str, float]] = {}
     fold_of: dict[str, str] = {}

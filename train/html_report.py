@@ -105,12 +105,12 @@ def _score(value: float | None, digits: int = 3) -> str:
 
 
 def _text(text: object) -> str:
-    """Returns text from data for HTML, unchanged."""
+    """Returns text from a data set, escaped for HTML so that it is displayed literally."""
     return html.escape(console.literal(text))
 
 
 def scoring_note(about: Description) -> str:
-    """Returns the commands that compute the scores of a run, which its run.json describes, as the end of a sentence."""
+    """Returns the commands that compute the same scores as a run, as the end of a sentence; `about` is the run's run.json."""
     recipe = Options.from_dict(about["recipe"])
     options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"].get("dtype", "float32"))
     rounded = ", but from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""

@@ -12,13 +12,13 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.training.checkpoints import FOLDER
 
 LOCK = "lock"
-# Temporary names of a run, in addition to those of `files.atomic_path`. Other hidden files are the user's.
+# Temporary names of a run, in addition to those of `files.atomic_path`. Other hidden files belong to the user.
 _UNFINISHED = re.compile(r"\.(last|\d{8}(\.old)?|best\.[0-9a-f]{8})\.tmp")
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Creates and locks the folder of a run for the block, and removes what killed processes left incomplete in it.
+    """Creates the folder of a run, locks it during the block, and removes the incomplete files of killed processes from it.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be created.

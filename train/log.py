@@ -15,7 +15,7 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.console import duration, literal, say, warn
 
 LOG = "log.jsonl"
-LINE_SECONDS = 20.0  # time between lines without a terminal
+LINE_SECONDS = 20.0  # time between printed lines if there is no terminal for a progress bar
 
 
 class Row(TypedDict):
@@ -26,7 +26,11 @@ class Row(TypedDict):
 
 
 class StepRow(Row):
-    """A finished step. `wait` and `seconds` are times; `metrics` are the objective's further numbers, null for NaN and infinities."""
+    """A finished step.
+
+    `seconds` is the time of the step, and `wait` the part of it that was spent waiting for data. `metrics` are the objective's further
+    numbers, null for NaN and infinities.
+    """
 
     loss: float
     grad_norm: NotRequired[float]
@@ -37,7 +41,7 @@ class StepRow(Row):
 
 
 class ValidationRow(Row):
-    """A finished validation: the mean score, that of each output, and those of each case; null for NaN."""
+    """A finished validation: the mean score, the score of each output, and the scores of each case, null for NaN; `took` is in seconds."""
 
     score: float | None
     dice: dict[str, float | None]
@@ -52,7 +56,7 @@ class Log:
     """The rows of the log, which are also kept in memory for the curves, and the messages of a run.
 
     Args:
-        run: the folder of the run. Rows of an earlier part of the run are kept up to the step from which it continues.
+        run: the folder of the run. Of a resumed run, the rows up to the step from which it continues are kept.
         step: the number of finished steps.
         total: the number of steps of the run.
         batch: the number of images per step.
@@ -62,7 +66,7 @@ class Log:
 
     def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
         self.path, self.total, self.batch, self.silent = run / LOG, total, batch, silent
-        # A resumed run repeats the later steps.
+        # Later rows are removed, because a resumed run repeats their steps.
         last = {"step": step, "validation": step if validated == step else step - 1}
         self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
         if not silent:
@@ -94,7 +98,7 @@ class Log:
         self._printed = self._before = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Restarts the clock of the next step after something else, such as saving."""
+        """Restarts the clock, so that the time of the next step does not include other work, such as saving."""
         self._before = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -110,7 +114,7 @@ class Log:
             self._board.close()
 
     def _rate(self) -> float:
-        """Returns the images per second over the last steps without the first one, which includes compilation."""
+        """Returns the images per second over the last 20 rows, without the first step among them, which may include compilation."""
         seconds = [row["seconds"] for row in self.rows[-20:] if row["kind"] == "step"]
         seconds = seconds[1:] if len(seconds) > 1 else seconds
         return self.batch * len(seconds) / max(sum(seconds), 1e-9)
@@ -147,7 +151,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
             if line.strip():
                 rows.append(_row(line, f"line {number} of {path}"))
         except InputError:
-            if number < len(lines):  # the last line is empty, unless a kill interrupted the writing of a line
+            if number < len(lines):  # the last line is empty, unless the process was killed while it wrote a line
                 damaged.append(number)
     if damaged:
         some = ", ".join(map(str, damaged[:8])) + (f" and {len(damaged) - 8} more" if len(damaged) > 8 else "")

@@ -1,12 +1,12 @@
 """The training loop. A saved state is always the state after a whole number of steps.
 
 start     lock the folder, collect the cases, make the network, restore the newest intact state
-step      take a batch → dispatch the step → only then read the numbers of the step before, so that the device never waits
+step      take a batch → dispatch the step → only then read the numbers of the previous step, so that the device never waits
 save      read the last numbers → save in the background → validate → save the best network → record the validation in the saved state
 signal    finish the step (with several processes, up to two more) → save → leave
 
-Several processes run the same loop. Everything that decides when they communicate is the same number in all of them. Only the leader
-decides when to save.
+Several processes run the same loop. The numbers that decide when they communicate are equal in all of them. Only the leader decides when
+to save.
 """
 
 import signal
@@ -38,7 +38,7 @@ from swinunetr_jax.training.validation import Interrupted, Scores, predict_optio
 from swinunetr_jax.training.writer import Writer
 
 SAVE_SECONDS = 20 * 60.0
-STEP_NUMBERS = ("loss", "grad_norm", "lr")  # of every step; the other metrics are the objective's
+STEP_NUMBERS = ("loss", "grad_norm", "lr")  # the metrics that every step has; any others are those of the objective
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> float:
@@ -117,13 +117,13 @@ def _advance(run: Run, stop: Stop) -> None:
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
             if validation_due or stopping or saver.due():
                 pending = _read(run, pending)
-                jax.block_until_ready(run.state)  # the whole step, not only its numbers
+                jax.block_until_ready(run.state)  # the numbers are ready before the whole step is
                 saver.save()
                 if validation_due and not stopping:
                     stopping = not _validate(run, saver.writer, stop)
             if stopping:
                 saver.writer.wait()
-                processes.barrier("the last state is saved")  # a process that ends earlier would end the others
+                processes.barrier("the last state is saved")  # if one process ended before that, the others would end too
                 raise Stopped(stop.number or signal.SIGTERM)
             if step == total or (patience and run.progress.since_best >= patience):
                 if step < total:
@@ -142,9 +142,8 @@ def _advance(run: Run, stop: Stop) -> None:
             run.state, metrics = step_of(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")
-            if (
-                processes.is_distributed()
-            ):  # read one step late, as all numbers are, so that all processes stop after the same step
+            if processes.is_distributed():
+                # The flag of the previous step is read, like all other numbers, so that all processes stop after the same step.
                 stopping = bool(strategy.unreplicate(raised))
             _read(run, pending)
             saver.writer.check()

@@ -18,7 +18,7 @@ from swinunetr_jax.weights.params import NetworkConfig, dotted
 
 Batch = dict[str, Array]
 """A batch on the device: `image` [b, x, y, z, c] float32, `label` [b, x, y, z] uint8, and `sample` [b] int32. A sample's number, counted
-from the start of the run, can seed anything that is random in it, so that it does not depend on the number of devices."""
+from the start of the run, can seed all that is random in the sample, so that this does not depend on the number of devices."""
 
 LossFunction = Callable[[Array, Array, Task], Array]
 """(logits [b, x, y, z, outputs], label map [b, x, y, z], task) -> the loss, a number."""
@@ -34,7 +34,7 @@ class Objective(nnx.Module):
     metric: str = "Dice"
     """Name of the score that `validate` returns."""
     higher_is_better: bool = True
-    """Whether a larger score is a better network."""
+    """Whether a larger score means a better network."""
 
     def __call__(self, model: nnx.Module, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Returns the loss of a batch, a number, and further numbers by name, which are logged.

@@ -32,6 +32,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def redirect_imports() -> None:
-    """Makes imports of the old name work from now on."""
+    """Installs the finder, after which imports of the old name work."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

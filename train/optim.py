@@ -24,7 +24,7 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW as in `torch.optim.AdamW`: weight decay is not adapted, and applies to all parameters, also to biases and norms."""
+    """Returns AdamW as in `torch.optim.AdamW`: the weight decay is decoupled, and applies to all parameters, including biases and norms."""
     clip = [] if optim.clip is None else [optax.clip_by_global_norm(optim.clip)]
     beta1, beta2 = optim.betas
     adamw = optax.adamw(learning_rate(optim, steps), beta1, beta2, eps=1e-8, weight_decay=optim.weight_decay)
@@ -32,5 +32,5 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 
 
 def ema_decay(decay: float, step: Array) -> Array:
-    """Returns the decay of the average at a step. It is smaller in the first steps, so that the random weights are forgotten."""
+    """Returns the decay of the average at a step. It is smaller in the first steps, so that the initial weights have little influence."""
     return jnp.minimum(decay, (1 + step) / (10 + step))

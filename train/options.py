@@ -17,7 +17,7 @@ from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim
 
 T = TypeVar("T", bound=Any)
 Kind = Literal["phantom", "brats", "labels"]
-# Options whose names have changed since a version that stored runs may be of.
+# Renamed options, old name to new name; runs that an earlier version stored have the old ones.
 RENAMED = {"devices.depth": "devices.spatial_shards"}
 
 
@@ -48,7 +48,7 @@ class Options:
     folds: int = 5
     """Number of folds to draw if the data set has none."""
     fold_seed: int = 0
-    """Seed of drawing the folds, so that runs with other seeds validate on the same cases."""
+    """Seed of the folds, which is separate from --seed, so that runs with different seeds validate on the same cases."""
     splits: Path | None = None
     """nnU-Net's splits_final.json with the folds, by default the one of the data set, if there is one."""
     patient: str | None = None
@@ -157,7 +157,7 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the options of a dict from `to_dict`, also that of an earlier version: a field that it lacks has its default.
+        """Returns the options of a dict from `to_dict`, possibly of an earlier version. A field that the dict lacks has its default.
 
         Raises:
             InputError: a field is unknown, or has a value of another type.
@@ -193,7 +193,7 @@ def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options)
 
 
 def _renamed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested options with those of `RENAMED` under their present names."""
+    """Returns nested options, where those of `RENAMED` have their new names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         old = f"{prefix}{name}"
@@ -211,7 +211,7 @@ def _is_field(kind: type, name: str) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """Returns a value of JSON: tuples as lists, paths as text."""
+    """Returns a value that JSON can hold: tuples become lists, and paths become text."""
     if isinstance(value, dict):
         return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -220,7 +220,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    """Returns a path from its text, for msgspec, which does not know paths."""
+    """Returns a path from its text, because msgspec does not decode paths itself."""
     if kind is not Path or not isinstance(value, str):
         raise ValueError(f"expected `{kind.__name__}`, got {type(value).__name__}")
     return Path(value)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING = 0.9
-MOST_SCORES = 8  # scores of a case that a picture names
+MOST_SCORES = 8  # scores of a case that its title lists
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
@@ -83,7 +83,7 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     axes = figure.subplots(len(scores), 3, squeeze=False)
     colours = colours_of(task)
     for row, score in zip(axes, scores):
-        assert score.prediction is not None  # the scores of cases to draw hold one
+        assert score.prediction is not None  # the scores of cases that are drawn hold their predictions
         case = score.case
         grid = ScanGrid.of(case, task)
         image = grid.image(case) if task.window is None else scale_window(grid.image(case), *task.window)
@@ -117,7 +117,7 @@ def _number(value: float | None) -> float:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Returns an exponential mean, without a bias towards its start."""
+    """Returns the exponential moving average of the values, corrected for the bias of its start."""
     total = weight = 0.0
     smooth = []
     for value in values:

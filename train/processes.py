@@ -66,7 +66,8 @@ def initialize(launch: Launch) -> None:
         raise InputError(
             f"the other processes could not be reached ({reason}): check --distributed, and that all of them were started."
         ) from error
-    barrier("all processes are connected")  # the first collective operation has a short timeout, and what follows may take long
+    # The first collective operation has a short timeout, so it is done now, before work that takes each process a different time.
+    barrier("all processes are connected")
 
 
 def _is_one_of_several(environment: Any) -> bool:
@@ -93,7 +94,7 @@ def check_same(values: Any, what: str) -> None:
 
 def is_distributed() -> bool:
     """Returns whether several processes train together."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1  # the second alone would initialise the devices
+    return jax.distributed.is_initialized() and jax.process_count() > 1  # `process_count` alone would initialise the devices
 
 
 def is_leader() -> bool:
@@ -125,7 +126,7 @@ def from_process(array: np.ndarray, owner: int) -> np.ndarray:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process. After a failure it does not wait for the others, so that they end too instead of waiting for it."""
+    """Ends this process. After a failure it does not wait for the other processes, which otherwise would wait for this one."""
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -28,13 +28,12 @@ from swinunetr_jax.training.options import Options, flatten
 from swinunetr_jax.weights.params import NetworkConfig
 
 ATTRIBUTE = "RECIPE"
-REPLACES = (
-    "replaces"  # key of a field's metadata: the options that have no effect if the field is a function, as beginnings of names
-)
+# Key of a field's metadata, which lists the options that have no effect if the field is a function, by the start of their names.
+REPLACES = "replaces"
 
 Optimizer = optax.GradientTransformation | tuple[optax.GradientTransformation, optax.Schedule]
 BatchAugmentation = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""(images [b, x, y, z, c], label maps [b, x, y, z], keys [b]) -> changed images and label maps, where a sample's key draws its changes."""
+"""(images [b, x, y, z, c], label maps [b, x, y, z], keys [b]) -> changed images and label maps; a sample's key seeds its random changes."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,16 @@ class Recipe(Options):
     file: RecipeFile | None = None
 
     def functions(self) -> dict[str, Any]:
-        """Returns the parts that are functions, by field: those that are not options, and groups of options that are a function."""
-        plain, found = get_type_hints(Options), {}
+        """Returns the parts that are functions, by field: those that are never options, and groups of options that a function replaces."""
+        hints, found = get_type_hints(Options), {}
         for name in _parts():
             value = getattr(self, name)
-            if value is not None and not (name in plain and isinstance(value, plain[name])):
+            if value is not None and not (name in hints and isinstance(value, hints[name])):
                 found[name] = value
         return found
 
     def options(self) -> Options:
-        """Returns only the options, with the default in the place of each function."""
+        """Returns only the options, where groups that a function replaces have their defaults."""
         functions = self.functions()
         return Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Options) if f.name not in functions})
 
@@ -96,7 +95,7 @@ class Recipe(Options):
         """Returns the recipe with other options and its own functions.
 
         Raises:
-            InputError: an option of a part was given that is replaced by a function.
+            InputError: an option was given that has no effect, because a function replaces its part.
         """
         functions, parts = self.functions(), _parts()
         given, defaults = flatten(options.to_dict()), flatten(self.options().to_dict())
@@ -113,7 +112,7 @@ class Recipe(Options):
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
         options = self.options()
-        # The crops that a network takes are known only of Swin UNETR.
+        # The sizes of crops that a network takes are known only for Swin UNETR, so that `roi` is not checked for another network.
         (options if self.network_factory is None else dataclasses.replace(options, roi=None)).check()
         functions = self.functions()
         if "objective" in functions and "loss" in functions:

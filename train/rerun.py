@@ -1,6 +1,6 @@
-"""A command without --resume whose --out folder already holds a run, as when a command is given a second time.
+"""Handles a command without --resume whose --out folder already holds a run, for example because it is given a second time.
 
-With the same options an unfinished run continues, and a finished one is reported. With other options the command is refused.
+With the same options an unfinished run continues, and for a finished run a note is printed. With other options the command is refused.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from swinunetr_jax.training.folds import TABLE
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, changed_options
 
-# A command states which data set it means; with another one it means another run.
+# The options that may differ from the stored run. The data set may not, because a command with another one means another run.
 FREE_AGAIN = tuple(name for name in FREE if name not in ("data", "base", "splits"))
 
 
@@ -46,7 +46,7 @@ def is_finished(folder: Path) -> bool:
     if "folds" in head:
         folds = [folder / f"fold{number}" for number in head["folds"]]
         return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
-    if read_options(folder).fold == "all":  # a cross-validation of an earlier version, which lists its folds when it continues
+    if read_options(folder).fold == "all":  # a cross-validation of an earlier version, which has not listed its folds yet
         return False
     progress = checkpoints.newest_progress(folder)
     if progress is None or progress.validated != progress.step or not files.exists(folder / "report.html"):

@@ -47,7 +47,7 @@ class Resume:
     launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
 
     def changed_recipe(self) -> Recipe:
-        """Returns the run's recipe with these changes. Raises InputError if there is no run, or for two lengths."""
+        """Returns the run's recipe with these changes. Raises InputError if there is no run, or if both steps and epochs are given."""
         given = {name: getattr(self, name) for name in CHANGEABLE if getattr(self, name) is not None}
         if "steps" in given and "epochs" in given:
             raise InputError("--steps and --epochs both state the length of the run: give one of them.")
@@ -58,12 +58,12 @@ class Resume:
         return dataclasses.replace(recipe, **given, devices=dataclasses.replace(recipe.devices, **devices))
 
 
-# Names of the options that may change when a run is resumed. Except for its length, they change no number beyond rounding.
+# Names of the options that may change when a run is resumed. Those other than the length change its numbers only by rounding.
 CHANGEABLE = tuple(f.name for f in dataclasses.fields(Resume) if f.name not in ("resume", "recipe", "launch"))
 LENGTH = ("steps", "epochs")
 _DEVICES = {f.name for f in dataclasses.fields(Devices)}
 _PLACES = ("base", "splits", "out")  # these move with the data set and with the run
-# The same as dotted names, without the length.
+# All options that may change, except for the length, by their dotted names.
 FREE = (*_PLACES, *(f"devices.{name}" if name in _DEVICES else name for name in CHANGEABLE if name not in LENGTH))
 
 

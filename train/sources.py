@@ -145,9 +145,9 @@ def _stored_labels(cases: Sequence[Case]) -> list[int]:
         try:
             found = np.unique(read_labels(case.label).array)
         except InputError:
-            continue  # preparing the cases names it together with all other faults
+            continue  # preparing the cases names this fault together with all others
         values.update(found[found <= MAX_LABEL].tolist())
-        if found[-1] > MAX_LABEL:  # named likewise
+        if found[-1] > MAX_LABEL:  # preparing the cases names this fault, too
             large.append(f"{case.label} ({found[-1]})")
     if not values - {0} and large:
         raise InputError(f"{name_list(large)}: the labels are above {MAX_LABEL}, the largest that is supported; renumber them.")

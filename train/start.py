@@ -38,7 +38,7 @@ from swinunetr_jax.weights.params import NetworkConfig
 
 @dataclass
 class Run:
-    """A run in progress: what is fixed, what changes, and where it is written."""
+    """A run in progress: its recipe, folder, cases and network, which are fixed, and its state, progress and log, which change."""
 
     recipe: Recipe
     folder: Path
@@ -87,7 +87,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     text = recipe.file and recipe.file.text
     processes.check_same([options, cases.names, cases.task.to_dict(), steps, text], "cases, options or recipe")
     weights = None
-    if before is not None and restores:  # without the checkpoint that the run started from, which may no longer exist
+    if before is not None and restores:  # the checkpoint that the run started from is not read, because it may no longer exist
         config = stored_network(folder, before, recipe.network_factory)
     else:
         config, weights = _network(recipe, cases)
@@ -103,7 +103,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         )
     leads = processes.is_leader()
     extended = before is not None and before["steps"] != steps
-    if extended and progress.since_best:  # otherwise a run that stopped for lack of patience would stop again at once
+    if extended and progress.since_best:  # otherwise a run that `validation.patience` has stopped would immediately stop again
         progress = dataclasses.replace(progress, since_best=0)
         if leads and checkpoints.has_steps(folder):
             checkpoints.write_progress(folder, progress)
@@ -124,7 +124,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
 
 
 def _parallel_strategy(recipe: Recipe) -> ParallelStrategy:
-    """Returns how all devices share a batch."""
+    """Returns the strategy by which the devices share a batch."""
     mesh = device_mesh(recipe.batch, recipe.devices.spatial_shards)
     each = recipe.batch // mesh.size
     if recipe.devices.pmap and each % recipe.optim.accumulate:
@@ -204,7 +204,7 @@ def _describe(
     step: int,
     changes: dict[str, list[Any]],
 ) -> None:
-    """Writes run.json: everything that is needed to resume the run, and to know later what was done."""
+    """Writes run.json: everything that is needed to resume the run, and the history of the run."""
     versions = {"swinunetr_jax": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
     part: Part = {"after_step": step, "versions": versions, "device": jax.devices()[0].device_kind, "steps": training.steps}

@@ -141,7 +141,7 @@ class Training:
             state: the state before the step.
             batch: the samples.
             average: the mean over devices, if each device runs the step on its own samples.
-            share: the number of this device in this case.
+            share: the number of this device, if each device runs the step on its own samples.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         key = key if share is None else jax.random.fold_in(key, share)
@@ -201,12 +201,12 @@ def make_objective(training: Training) -> Objective:
 
 
 def _weights_of(tree: Any, names: Iterable[str]) -> Weights:
-    """Returns the weights with these names from a dict, which for optax is a tree of any kind."""
+    """Returns the weights with these names from a dict, which optax declares as a tree of any kind."""
     return {name: tree[name] for name in names}
 
 
 def _moving_average(decay: Array, old: Array, new: Array) -> Array:
-    """Returns the average updated by a new value; an integer, which counts batches, is replaced."""
+    """Returns the average after a new value; an integer is not averaged but replaced, because it counts batches."""
     return old + (1 - decay) * (new - old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 

@@ -33,7 +33,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Handles SIGINT and SIGTERM during the block, and yields what tells whether one of them has come."""
+    """Handles SIGINT and SIGTERM during the block, and yields an object that is true after the first of them."""
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

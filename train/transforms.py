@@ -17,7 +17,7 @@ from swinunetr_jax.training.config import Augment
 from swinunetr_jax.training.objective import Batch
 from swinunetr_jax.training.recipe import Recipe
 
-# Samples are mirrored in runs with at least this number of passes over the cases. In a run of 5 passes it lowers the Dice, see the README.
+# Samples are mirrored in runs with at least this number of passes over the cases. In short runs it lowers the Dice, see docs/train.md.
 MIRRORING_PASSES = 25
 
 

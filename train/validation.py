@@ -23,7 +23,7 @@ from swinunetr_jax.training.config import Validation
 from swinunetr_jax.weights.params import NetworkConfig, Weights, build
 
 CONVENTION = "brats"  # the Dice of an empty reference is 1 if the prediction is empty, too, otherwise 0
-FIRST, EXTREMES = 4, 2  # numbers of cases to draw: the first ones, and the best and worst ones
+FIRST, EXTREMES = 4, 2  # numbers of cases to draw: 4 first ones, 2 best ones and 2 worst ones
 
 
 class Interrupted(Exception):
@@ -59,7 +59,7 @@ class Scores:
 
     @property
     def ranked(self) -> list[CaseScore]:
-        """Worst first; equal ones stay in their order, as in `_drawn`."""
+        """The scores from the worst to the best; equal ones keep their order, as in `_drawn`."""
         return sorted(self.cases, key=lambda case: case.mean)
 
     @property
@@ -68,12 +68,12 @@ class Scores:
 
     @property
     def worst(self) -> list[CaseScore]:
-        """Worst first."""
+        """The scores of the worst cases, the worst first."""
         return self.ranked[:EXTREMES]
 
     @property
     def best(self) -> list[CaseScore]:
-        """Best first."""
+        """The scores of the best cases, the best first."""
         return self.ranked[: -EXTREMES - 1 : -1]
 
 
@@ -146,12 +146,12 @@ def validate(
 
 
 def can_crop(task: Task) -> bool:
-    """Returns whether the zeros around a scan may be excluded: not if intensities are windowed, nor if no output is the background."""
+    """Returns whether the zeros around a scan may be excluded: normalisation keeps zeros, and the network can predict background."""
     return task.intensity == "zscore" and (task.kind == "regions" or any(output.value == 0 for output in task.outputs))
 
 
 def predict_options(options: Validation, task: Task, dtype: str) -> str:
-    """Returns the options, each after a space, with which `swinunetr predict` computes the same as a validation, without its defaults."""
+    """Returns the options, each after a space, with which `swinunetr predict` computes what a validation computes; defaults are omitted."""
     given = {
         " --crop": can_crop(task),
         f" --overlap {options.overlap:g}": options.overlap != 0.5,
@@ -165,7 +165,7 @@ def predict_options(options: Validation, task: Task, dtype: str) -> str:
 class ScanGrid:
     """The grid on which a case is scored and drawn: the scan's own grid, or its reorientation.
 
-    `back` maps the grid of the cached arrays to it, and is None if they are on it already, because nothing was resampled.
+    `back` maps the grid of the cached arrays to this grid, and is None if nothing was resampled, so that both are the same.
     """
 
     shape: tuple[int, int, int]

@@ -12,7 +12,8 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Two minutes before its time ends, SLURM sends the trainer a SIGTERM: it saves and ends with code 143, and the job is queued again below.
+# Two minutes before the time limit, SLURM sends a SIGTERM to the trainer, which saves its state and ends with code 143. The job is then
+# queued again at the end of this script.
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -34,7 +35,7 @@ if [ -n "$run" ] && [ -e "$run/run.json" ]; then
 fi
 
 # `python -m train` reads the number of its process and the address of the first node from the variables that srun sets. If one process
-# fails, the others notice this themselves; if srun ended them, this would look like a SIGTERM (143).
+# fails, the others end by themselves. srun must not end them, because their code would then be 143 and the job would be queued again.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from the job
 code=0
 srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m train "${arguments[@]}" || code=$?

@@ -2,10 +2,10 @@
 
     swinunetr train msd --data Task04_Hippocampus --out runs/hippocampus
 
-The loss is the softmax Dice with cross-entropy over the labels of dataset.json, or of overlapping regions if it defines them. Five folds
-are drawn by the seed. For CT -175 to 250 HU become 0 to 1, which --window changes, and crops are around labels; give CT scans one voxel
-size, such as --spacing 1.5 1.5 2.
-Hardware: the default suits scans of one or two channels on a CPU or a small GPU; on a large one give --network.feature-size 48.
+The loss is the softmax Dice with cross-entropy over the labels of dataset.json, or the sigmoid version of it over regions if it defines
+these. Five folds are drawn with --fold-seed. For CT, -175 to 250 HU become 0 to 1 (--window changes this range), and crops are taken around
+labels; give all CT scans the same voxel size, for example with --spacing 1.5 1.5 2.
+Hardware: the default suits scans of one or two channels on a CPU or a small GPU; on a large GPU give --network.feature-size 48.
 """
 
 from swinunetr_jax.losses import Loss
