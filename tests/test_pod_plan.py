@@ -82,5 +82,5 @@ def test_what_fits_is_looked_for_where_memory_would_be_full(monkeypatch):
 
 @pytest.mark.parametrize("topology", ["v9z:2x2", "pod"])
 def test_a_chip_that_is_not_known(topology):
-    with pytest.raises(InputError, match=f"{topology} is of no known chip: take one of v5e, v6e, such as v5e:4x4"):
+    with pytest.raises(InputError, match=f"the chip of {topology} is not known: take one of v5e, v6e, such as v5e:4x4"):
         pod_plan.compile_step(topology, Options(), roi=(64, 64, 64), batch_per_chip=1)

@@ -5,11 +5,11 @@
     python -m tools.aot_report --target v5e v6e --sizes 96 128
     python -m tools.aot_report --target h200 --sizes 96 128
 
-TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two of time. "schedule" is the sum
-of the cycles that its cost model gives each scheduled instruction (see `tpu_estimate`), except for the instructions "without estimate",
-which have none. "roofline" is `optimal_seconds`, which takes each instruction at the chip's peak rates and a loop's body once. For the
-H200 there is no estimate of time. Instead the compiled program is read (`gpu_program`): transposes next to convolutions, attention weights
-that are written to memory, temporaries (without cuDNN's work space) and bytes moved.
+TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two estimates of time. "schedule" is
+the sum of the cycles that its cost model assigns to each scheduled instruction (see `tpu_estimate`); the instructions "without estimate"
+have no cycles. "roofline" is `optimal_seconds`, which assumes the chip's peak rates for each instruction and counts a loop's body once.
+For the H200 there is no estimate of time. Instead the report reads from the compiled program (`gpu_program`) the transposes next to
+convolutions, the attention weights that are written to memory, the temporaries (without cuDNN's work space) and the bytes moved.
 """
 
 import json
@@ -51,7 +51,7 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 15 patch: 0 } device_description_str: "NVIDIA H200"
 """
-# Without a GPU the tiles of Triton's matrix products cannot be tuned, and the default ones fail: cuBLAS computes all products.
+# Without a GPU the tiles of Triton's matrix products cannot be tuned, and the default tiles fail, so cuBLAS computes all products.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"h200": {**GPU_OPTIONS, "xla_gpu_enable_triton_gemm": False}}
 
 
@@ -62,7 +62,7 @@ class Options:
     target: tuple[Literal["v5e", "v6e", "h200"], ...] = ("v5e", "v6e")
     work: tuple[Literal["forward", "train"], ...] = ("forward", "train")
     sizes: tuple[int, ...] = (96,)
-    """Edges of the volume; the batch is 1."""
+    """Edge lengths of the volume in voxels; the batch is 1."""
     feature_size: int = 48
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: bool = False

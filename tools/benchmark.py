@@ -33,12 +33,12 @@ Work = Literal["forward", "train", "case"]
 
 @dataclass
 class Options:
-    """What to measure."""
+    """The measurements to make."""
 
     work: tuple[Work, ...] = ("forward",)
-    """forward; train: forward, backward and AdamW; case: a volume of 240×240×155 by windows of --sizes, overlap 0.5."""
+    """forward; train: forward, backward and AdamW; case: a volume of 240×240×155 in windows of --sizes with overlap 0.5."""
     sizes: tuple[int, ...] = (64,)
-    """Edges of the volume or window."""
+    """Edge lengths of the volume or window in voxels."""
     feature_size: int = 48
     dtype: Literal["float32", "bfloat16"] = "float32"
     against: tuple[str, ...] = ("monai",)
@@ -46,7 +46,7 @@ class Options:
     repeats: int = 5
     """Timed turns of each contender, after one warm-up."""
     queued: int = 1
-    """Steps of a turn that are started before the first of them has finished, as a trainer does on a GPU."""
+    """Steps of a turn that are started without waiting for one another, as a trainer does on a GPU."""
     together: bool = False
     """Warm up all contenders at the same time, if there are enough cores and memory: torch.compile takes minutes. Kernels are still
     chosen, and turns taken, by one contender at a time; compile times are then those of a busy machine."""
@@ -90,7 +90,7 @@ class Race:
         ours = rows[0]
         if self.cached is not None and not self.cached.error:
             ours |= {"cached_first_call": self.cached.first_call, "cached_compiling": self.cached.figures["compiling"]}
-            if self.work != "case":  # that process ran a step, but not a case, and did not try kernels
+            if self.work != "case":  # its peak is without the trial of kernels; it has run a step, but never a whole case
                 ours["device_bytes"] = self.cached.figures["device_bytes"]
         for row in rows[1:]:
             if "median" in row and "median" in ours:

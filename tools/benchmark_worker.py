@@ -16,7 +16,7 @@ from tools import contenders
 
 
 class Task(NamedTuple):
-    """What a process measures.
+    """The work that a process measures.
 
     Attributes:
         name: the contender.
@@ -24,7 +24,7 @@ class Task(NamedTuple):
         size: the edge of the volume or window.
         features: the feature size.
         dtype: the type of the computation.
-        queued: the steps of a turn that are started before the first of them has finished.
+        queued: the steps of a turn that are started without waiting for one another.
         lock: the file that `contenders.exclusive` locks.
     """
 
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
 
 class Worker:
-    """The side of the benchmark: it starts the process and asks it for its turns."""
+    """The process as the benchmark sees it: this class starts it, lets it take its turns, and reads its figures."""
 
     def __init__(self, task: Task, cache: str):
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -64,7 +64,7 @@ class Worker:
             self._fail(first.strip() or "the process ended")
 
     def turn(self) -> None:
-        """Lets the process work once and notes the seconds."""
+        """Lets the process work once, and records the seconds."""
         if not self.error:
             try:
                 self.stdin.write("go\n")
@@ -88,14 +88,14 @@ class Worker:
 
 
 def work_in_turns(task: Task) -> None:
-    """The program of the process."""
+    """Runs the process: builds the contender and works in turns."""
     output = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # so that what libraries print does not mix with the figures
+    os.dup2(2, 1)  # so that the output of libraries does not mix with the figures
     started = time.perf_counter()
     try:
         contender = contenders.build(task.name, task.work, task.size, task.features, task.dtype, task.lock)
         warm = contender.warm or contender.run
-        if "compile" in task.name:  # it takes minutes, for which others need not wait
+        if "compile" in task.name:  # it takes minutes, so the other contenders do not wait for it
             warm()
         with contenders.exclusive(task.lock):
             contender.tune()
@@ -107,9 +107,8 @@ def work_in_turns(task: Task) -> None:
         return
     print(f"ready {time.perf_counter() - started - contenders.waited}", file=output)
     for _ in sys.stdin:
-        if (
-            contender.on_device and task.work != "case"
-        ):  # the first step after a pause is slower, because of memory and clock rates
+        # The first step after a pause is slower, because memory is allocated and clock rates rise.
+        if contender.on_device and task.work != "case":
             contender.run()
             contender.wait()
         started = time.perf_counter()

@@ -37,7 +37,7 @@ from swinunetr_jax.weights.load import save_params
 
 @dataclass
 class Options:
-    """What to compare."""
+    """The trainings to compare."""
 
     data: Path
     """A data set with a label map per case, such as a task of the Decathlon."""

@@ -91,7 +91,7 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     release_compile_memory()
-    forward = jit(lambda state, x: nnx.merge(structure, state)(x))  # with `jit` of this project, as its documentation recommends
+    forward = jit(lambda state, x: nnx.merge(structure, state)(x))  # this project's `jit`, as its documentation recommends
     if work == "case":
 
         def segment(x: np.ndarray) -> None:
@@ -136,7 +136,7 @@ def compile_exclusively(lock: str, function: Any, *args: Any) -> tuple[Callable[
 
 
 def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contender:
-    """Returns MONAI's network, in the variant that the name says."""
+    """Returns MONAI's network, in the variant that the name states."""
     import torch
     from monai.inferers.utils import sliding_window_inference
     from monai.networks.nets.swin_unetr import SwinUNETR
@@ -150,7 +150,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
         net = net.to(memory_format=layout)  # pyright: ignore[reportCallIssue] - torch's annotations lack this argument
         x = x.to(memory_format=layout)
     run_net = torch.compile(net) if "compile" in name else net
-    low = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def wait() -> None:
         if device == "cuda":
@@ -159,7 +159,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
     peaks: list[int] = []
 
     def peak() -> int | None:
-        return max(peaks[1:], default=None) if device == "cuda" else None  # without that of the warm-up
+        return max(peaks[1:], default=None) if device == "cuda" else None  # without the peak of the warm-up
 
     def rest() -> None:
         if device == "cuda":
@@ -175,7 +175,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
 
         def run_step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with low:
+            with autocast:
                 loss = run_net(x).float().square().mean()
             loss.backward()
             optimizer.step()
@@ -184,7 +184,7 @@ def monai(name: str, work: str, size: int, features: int, dtype: str) -> Contend
     net.eval()
 
     def run(x: torch.Tensor = x) -> None:
-        with torch.no_grad(), low:
+        with torch.no_grad(), autocast:
             if work == "forward":
                 run_net(x)
             else:

@@ -34,7 +34,7 @@ LIMIT_SECONDS = 60  # for one file
 
 @dataclass(frozen=True)
 class Options:
-    """Which files to damage, and how often."""
+    """The files to damage, and how often."""
 
     count: int = 200
     """Damaged files of each kind."""
@@ -68,7 +68,7 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
         path = rng.choice(target.files)
         sound = path.read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of zipfile, about a member that an archive has twice
+            warnings.simplefilter("ignore")  # zipfile warns if a mutation writes two members of the same name
             damaged = rng.choice((damage_bytes, *target.mutations))(rng, sound)
         if damaged == sound:
             continue

@@ -1,6 +1,6 @@
 """Random weights and inputs that are the same bytes for a seed with any version of NumPy on any machine.
 
-So the stored reference outputs (tests/goldens) need no stored weights: MONAI has these weights when the outputs are computed, and our
+The reference outputs in tests/goldens are therefore stored without weights: MONAI has these weights when the outputs are computed, and our
 network has them when the outputs are compared. Only uniform numbers of the frozen `RandomState` stream and exact arithmetic are used,
 since logarithms and square roots of arrays may differ in the last bit between platforms.
 

@@ -1,4 +1,4 @@
-"""Reads from the text of a program compiled for a GPU which bytes it moves, and which kernels are next to its convolutions.
+"""Reads from the text of a program compiled for a GPU how many bytes it moves, and which kernels are next to its convolutions.
 
 Each instruction of the entry computation is a kernel or a library call (bitcasts and similar instructions are free), which reads its
 operands from memory and writes its results to memory. The text contains bytes but no times.
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-# of an element; other types are counted as 0 bytes
+# The bytes of an element of each type; other types count as 0 bytes.
 BYTES = {
     "f64": 8,
     "s64": 8,
@@ -78,7 +78,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def read(text: str) -> dict[str, Any]:
-    """Returns the facts of a program that the report contains."""
+    """Returns the facts about a program for a row of the report."""
     computations, entry_name = parse(text)
     entry = computations[entry_name]
     kernels = [i for i in entry.values() if i.opcode not in FREE]

@@ -5,7 +5,7 @@
 
 Run it once with MONAI >= 1.5 and once with MONAI 1.4, each in a separate environment; jax is not needed. A file contains the
 configuration, names and shapes of the state dict, versions, and samples and statistics of every intermediate. It contains no weights,
-which are random by a seed (golden_weights.py).
+which are computed from a seed (golden_weights.py).
 """
 
 import argparse

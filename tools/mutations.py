@@ -1,6 +1,6 @@
 """Random damage to files: to any bytes, to the structure of JSON, to the fields of a NIfTI header, and to members of a zip archive.
 
-Every function takes a `random.Random` and the content of a sound file, and returns the damaged content, which the seed determines.
+Every function takes a `random.Random` and the content of an intact file, and returns the damaged content, which the seed determines.
 """
 
 import gzip

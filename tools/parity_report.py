@@ -3,8 +3,8 @@
     python -m tools.parity_report --feature-size 48 --size 96 96 96
     python -m tools.parity_report --checkpoint model.pt --downsample merging --size 96 96 96
 
-Without a checkpoint the weights are random by a seed and differ from their initial values in every tensor. They are saved to a PyTorch file
-and read by the converter. Legacy checkpoints need an installed MONAI <= 1.4.
+Without a checkpoint the weights are computed from a seed and differ from their initial values in every tensor. They are saved to a PyTorch
+file and read by the converter. Legacy checkpoints need an installed MONAI <= 1.4.
 """
 
 import json
@@ -77,19 +77,20 @@ def compare(options: Options) -> list[dict[str, Any]]:
     """Returns a row for each intermediate, in the order of the forward pass.
 
     Raises:
-        InputError: a bad option or checkpoint; `reference.Unsupported`: the installed MONAI has no such network.
+        InputError: an option or the checkpoint cannot be used.
+        reference.Unsupported: the installed MONAI has no such network.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt"
-        options_of_use: dict[str, Any] = {
+        open_options: dict[str, Any] = {
             "downsample": options.downsample,
             "normalize": options.normalize,
             "dtype": options.dtype,
         }
         if options.num_groups:
-            options_of_use["num_groups"] = options.num_groups
+            open_options["num_groups"] = options.num_groups
         if options.checkpoint:
-            given = open_checkpoint(options.checkpoint, **options_of_use)
+            given = open_checkpoint(options.checkpoint, **open_options)
             config = given.config
             assert isinstance(config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
             save_params(path, config, given.params, to="monai")
@@ -106,7 +107,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
         with torch.no_grad():
             _, theirs = reference.record(net, reference.channels_first(x))
         del net  # frees memory, which is scarce at 128³
-        model = open_checkpoint(path, **options_of_use).model()
+        model = open_checkpoint(path, **open_options).model()
     intermediates = jax.jit(lambda model, x: model.forward(x)[1])(model, x)
     if set(intermediates) != set(theirs):
         raise AssertionError(f"only one library has {', '.join(sorted(set(intermediates) ^ set(theirs)))}")

@@ -6,9 +6,9 @@
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
 
 The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
-Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The expectation for other numbers
-of chips is the compiled step of one chip's share plus the time of its gradients between chips, by a ring on all links at the bandwidth in
-`LINK_BYTES`: an upper bound, since the compiler sends gradients while it computes.
+Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The time of a step on another
+number of chips is expected to be the computation of one chip's share plus the sum of the gradients over all chips by a ring all-reduce at
+the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiler sends gradients while it computes.
 """
 
 import json
@@ -45,7 +45,7 @@ from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 # All links of a chip in one direction: half of the 1600 and 3584 Gbit/s in both directions that Google documents.
 LINK_BYTES = {"v5e": 100e9, "v6e": 224e9}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-SIZES = (64, 96, 128, 160, 192, 224, 256)  # of the crops that --fit tries
+SIZES = (64, 96, 128, 160, 192, 224, 256)  # edges of the crops that --fit tries
 
 
 @dataclass
@@ -111,7 +111,7 @@ def compile_step(
     kind = topology.partition(":")[0]
     if kind not in CHIP_BYTES or kind not in LINK_BYTES:
         raise InputError(
-            f"{topology} is of no known chip: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
+            f"the chip of {topology} is not known: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
         )
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -125,16 +125,16 @@ def compile_step(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     batch = len(devices) // options.spatial_shards * batch_per_chip
-    layout = JitStrategy(device_mesh(batch, options.spatial_shards, devices))
+    strategy = JitStrategy(device_mesh(batch, options.spatial_shards, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
     shapes = {"image": ((batch, *roi, 4), jnp.float32), "label": ((batch, *roi), jnp.uint8), "sample": ((batch,), jnp.int32)}
     samples = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch_sharding(len(shape)))
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=strategy.batch_sharding(len(shape)))
         for name, (shape, dtype) in shapes.items()
     }
     flags = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
     started = time.perf_counter()
-    program = layout.compile(training.step, {}).lower(training.like(), samples, flags).compile()
+    program = strategy.compile(training.step, {}).lower(training.like(), samples, flags).compile()
     memory, cost, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
     assert memory is not None and text is not None  # the compiler for TPUs reports both
     return Program(
@@ -160,19 +160,19 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     for result, kind, start in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
         shapes = [(name, [int(n) for n in sizes.split(",") if n]) for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)]
         whole = [BYTES.get(name, 0) * math.prod(sizes) for name, sizes in shapes]
-        # the start of an asynchronous one lists its inputs, too
+        # The start of an asynchronous operation has its inputs among its results.
         count[kind] += 1
         size[kind] += max(whole, default=0) if start and kind != "all-reduce" else sum(whole)
     return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
 
 
 def between_chips(program: Program, chips: int) -> float:
-    """Returns the seconds that summing the gradients of so many chips takes, if no computation overlaps with it."""
+    """Returns the seconds that the sum of the gradients over a number of chips takes, if no computation overlaps with it."""
     return 2 * program.gradient_bytes * (chips - 1) / chips / LINK_BYTES[program.chip]
 
 
 def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: int) -> bool:
-    """Returns whether the step fits into one group of chips, from compiling it for that group; other groups need no more memory."""
+    """Returns whether the step fits into the memory of one group of chips. It is compiled for one group, since all groups need the same."""
     try:
         program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.spatial_shards)
     except jax.errors.JaxRuntimeError as error:
@@ -183,13 +183,13 @@ def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: 
 
 
 def largest(program: Program, options: Options) -> tuple[int, int]:
-    """Returns (the largest batch per group for the crop of the options, the edge of the largest cube for batch 1), 0 for none.
+    """Returns (largest batch per group for the crop of the options, edge of the largest cube for batch 1); 0 means that none fits.
 
-    Temporaries are nearly proportional to the voxels of a step. So those of a compiled step give a first guess, around which steps are
-    compiled. More may fit than the guess, since a compiler that is short of memory saves memory at the cost of time.
+    Temporaries are nearly proportional to the voxels of a step, so those of the compiled step give a first guess, from which the search
+    starts. More than the guess may fit, because a compiler that is short of memory saves memory at the cost of time.
     """
-    of_a_sample = program.temporary_bytes / (program.batch * program.spatial_shards / program.chips)
-    guess = (CHIP_BYTES[program.chip] - program.held_bytes) / of_a_sample
+    sample_bytes = program.temporary_bytes / (program.batch * program.spatial_shards / program.chips)
+    guess = (CHIP_BYTES[program.chip] - program.held_bytes) / sample_bytes
     topology = program.topology
 
     def batch_fits(batch: int) -> bool:
@@ -205,7 +205,7 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
 
 
 def search(holds: Callable[[int], bool], guess: int) -> int:
-    """Returns the largest number for which a condition holds, which holds for all smaller ones, too; 0 for none."""
+    """Returns the largest number from 1 on for which `holds` is true, or 0. It must be true for all numbers below that one."""
     number = max(guess, 1)
     if holds(number):
         while holds(number + 1):
@@ -243,7 +243,7 @@ def table(programs: list[Program]) -> str:
 
 
 def expectation(program: Program, chips: tuple[int, ...]) -> str:
-    """Returns a Markdown table of the expectation for other numbers of chips, each with the same share of the batch."""
+    """Returns a Markdown table of what is expected for other numbers of chips, with the same number of samples per chip."""
     head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops a second", "of perfect scaling"]
     lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in chips:

@@ -5,7 +5,7 @@
 By default a GPU rounds the operands of matrix products and convolutions to tf32 (10 bits of mantissa) and a TPU to bfloat16 (7 bits), and
 both sum in float32; `jax.default_matmul_precision` requests more. A CPU ignores this setting. So the network is traced with the
 implementations for a GPU, and its equations are evaluated one by one, with the operands of products rounded to the nearest number.
-Weights and input are random, by a seed; a label has changed if any output changes its sign.
+Weights and input are computed from a seed. The label of a voxel counts as changed if any output changes its sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def rounded(a: Array, bits: int) -> Array:
 
 
 def emulate(function: Callable[..., Array], platform: str, product: Product) -> Callable[..., Array]:
-    """Returns the function with its implementations for `platform`, where `product` computes every product of two arrays."""
+    """Returns a function that evaluates `function` with the implementations for `platform`, and all products of arrays by `product`."""
 
     def run(*inputs: Any) -> Array:
         traced = jax.make_jaxpr(function)(*inputs)
@@ -135,7 +135,10 @@ def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
 
 
 def measure(options: Options) -> tuple[list[Row], float]:
-    """Returns a row for each arithmetic, with errors from float32 by the same implementations, and the deviation of those logits."""
+    """Returns (a row for each arithmetic, standard deviation of the reference logits).
+
+    The reference is float32 with the implementations for a GPU; the first row compares the implementations for a CPU with it.
+    """
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=options.feature_size)
     config.check_spatial(options.size)
     x = golden_weights.volume((1, *options.size, config.in_channels), options.seed)

@@ -59,7 +59,7 @@ def network(fields: Mapping[str, Any]) -> SwinUNETR:
 
 
 def fill(net: SwinUNETR, seed: int) -> None:
-    """Fills the network with random weights by a seed, which differ from the initial ones in every tensor."""
+    """Fills the network with weights computed from a seed, which differ from the initial ones in every tensor."""
     weights = golden_weights.state({name: value.shape for name, value in net.state_dict().items()}, seed)
     indices = {name: value for name, value in net.state_dict().items() if name.endswith(golden_weights.COMPUTED)}
     net.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()} | indices, strict=True)
