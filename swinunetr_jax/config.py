@@ -148,7 +148,7 @@ class SwinUNETRConfig:
 
     def _check_rates(self) -> None:
         if not _is_real(self.mlp_ratio) or not self.mlp_ratio * self.feature_size >= 1:
-            raise InputError(f"`mlp_ratio` must be a positive number, got {self.mlp_ratio!r}.")
+            raise InputError(f"`mlp_ratio` must be a number of at least 1 / `feature_size`, got {self.mlp_ratio!r}.")
         self._set("mlp_ratio", float(self.mlp_ratio))
         for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate"):
             value = getattr(self, name)
