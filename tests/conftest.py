@@ -36,7 +36,16 @@ jax.config.update("jax_default_matmul_precision", "highest")
 gc.set_threshold(100_000, 20, 50)  # tracing creates many objects that stay, and looking through them takes a tenth of the time
 
 
-LONGEST = ("test_processes", "test_train", "test_faults", "test_parity", "test_goldens", "test_parallel", "test_train_step")
+LONGEST = (
+    "test_processes",
+    "test_extend",
+    "test_train",
+    "test_faults",
+    "test_parity",
+    "test_parallel",
+    "test_goldens",
+    "test_train_step",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,6 +25,7 @@ SMALL = (
     "--batch", "2", "--folds", "2", "--roi", "32", "32", "64", "--phantom.cases", "4", "--phantom.size", "48", "48", "32", "--steps", "4",
     "--validation.every", "2", "--validation.overlap", "0",
 )
+SMALLER = ("--roi", "32", "32", "32", "--validation.every", "4")
 # fmt: on
 WITH_SWIN_UNETR = ("loss", "augmentation", "optimizer", "deep_supervision")
 
@@ -118,7 +119,7 @@ def test_frozen_parameters_do_not_change_and_biases_have_no_decay(data, tmp_path
 def unet_run(data, tmp_path_factory) -> Path:
     """A run of the network example in a separate process with two workers, which was started in another folder."""
     run = tmp_path_factory.mktemp("unet") / "run"
-    shared = ["--data", data / "phantom", "--cache", data / "cache", "--out", run, *SMALL, "--workers", "2"]
+    shared = ["--data", data / "phantom", "--cache", data / "cache", "--out", run, *SMALL, *SMALLER, "--workers", "2"]
     command = [sys.executable, "-m", "swinunetr_jax.cli", "train", FOLDER / "network.py", *shared]
     environment = os.environ | {"XLA_FLAGS": ""}  # gradients of convolutions that are not optimized run slowly
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=run.parent, env=environment, check=False)

@@ -82,7 +82,8 @@ def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: b
     return alive and process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moment", [pytest.param("compilation", marks=pytest.mark.long), "validation"])
+@pytest.mark.long  # signals between steps are also tested by test_train.py and test_processes.py
+@pytest.mark.parametrize("moment", ["compilation", "validation"])
 def test_after_a_signal_at_any_moment_the_state_is_saved_and_the_run_continues(runner, finished, moment):
     run = runner.folder / moment
     fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if moment == "compilation" else {}

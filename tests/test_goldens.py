@@ -48,8 +48,8 @@ def outputs(
     checkpoint = open_checkpoint(path, **fields)
     assert checkpoint.config == config
     model = checkpoint.model()
-    # one of them as users compile it: the network of the published weights
-    optimize = golden["file"] == "legacy"
+    # the long ones as users compile them
+    optimize = golden["file"] in LONG
     return model, run_forward(model, golden_weights.volume(tuple(golden["shape"]), golden["seed"]), optimize=optimize)
 
 
@@ -81,7 +81,9 @@ def test_every_intermediate(golden, outputs):
         np.testing.assert_allclose(golden_weights.statistics(intermediates[name]), statistics, rtol=0, atol=limit, err_msg=name)
 
 
-@pytest.mark.parametrize("golden", FILES[-1:], ids=lambda path: path.stem, indirect=True)
+@pytest.mark.parametrize(
+    "golden", [FILES[0], pytest.param(FILES[-1], marks=pytest.mark.long)], ids=lambda path: path.stem, indirect=True
+)
 def test_logits_by_the_reference_implementations(golden, outputs, run_forward, fresh_traces, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
     intermediates = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))

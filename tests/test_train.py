@@ -50,7 +50,7 @@ def quick(monkeypatch, request):
     """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, and draws no pictures."""
     if "whole_run" not in request.fixturenames:
         put_in_place(monkeypatch)
-    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the tests of `whole_run` read pictures
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the finished runs have pictures
     yield
     monkeypatch.undo()
     forget()
@@ -82,10 +82,9 @@ def recipe(data: Path, out: Path, **changes) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """The folder of a finished run of the small network."""
+    """The folder of a finished run of the small network, with pictures."""
     with pytest.MonkeyPatch.context() as patch:
         put_in_place(patch)
-        patch.setattr(loop, "_draw", lambda *_: None)
         out = tmp_path_factory.mktemp("runs") / "finished"
         train(recipe(data, out))
     forget()
@@ -117,35 +116,35 @@ def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM)
     monkeypatch.setattr(Log, "step", log_step)
 
 
-def test_a_run_writes_its_log_pictures_report_and_networks(whole_run):
-    names = {path.name for path in whole_run.iterdir()}
+def test_a_run_writes_its_log_pictures_report_and_networks(finished):
+    names = {path.name for path in finished.iterdir()}
     assert {"run.json", "log.jsonl", "progress.png", "validation.png", "report.html", "best", "last", "checkpoints"} <= names
-    rows = read_rows(whole_run)
+    rows = read_rows(finished)
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
     validations = [row for row in rows if row["kind"] == "validation"]
     assert [row["step"] for row in validations] == [2, 4] and set(validations[0]["dice"]) == {"TC", "WT", "ET"}
     for name in ("progress.png", "validation.png", "best.png", "worst.png"):
-        assert (whole_run / name).read_bytes().startswith(b"\x89PNG")
-    report = (whole_run / "report.html").read_text()
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    report = (finished / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
     assert all(case in report for case in validations[0]["cases"])
-    about = json.loads((whole_run / "run.json").read_text())
+    about = json.loads((finished / "run.json").read_text())
     assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
-    assert (whole_run / "last").resolve().name == "00000004"
+    assert (finished / "last").resolve().name == "00000004"
 
 
-def test_a_run_opens_as_its_best_network_and_last_as_its_newest(whole_run):
-    best, last = open_checkpoint(whole_run), open_checkpoint(whole_run / "last")
+def test_a_run_opens_as_its_best_network_and_last_as_its_newest(finished):
+    best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
-    state = checkpoints.read_arrays(whole_run / "last" / checkpoints.STATE)
+    state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)
     name = "out.kernel"
     assert not np.array_equal(state[f"params.{name}"], last.params[name])  # the average is the network
     assert flatten(best.model()).keys() == best.params.keys()
 
 
-def test_predict_and_evaluate_need_no_options(whole_run, data, tmp_path, capsys):
+def test_predict_and_evaluate_need_no_options(finished, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
-        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(whole_run)])
+        cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(finished)])
     assert done.value.code == 0
     with pytest.raises(SystemExit) as done:
         reference = data / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz"
@@ -155,7 +154,8 @@ def test_predict_and_evaluate_need_no_options(whole_run, data, tmp_path, capsys)
 
 
 @pytest.mark.long
-def test_a_stopped_run_of_swin_unetr_continues_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
+def test_swin_unetr_is_trained_and_a_stopped_run_continues_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
+    assert {"progress.png", "validation.png", "report.html", "best", "last"} <= {path.name for path in whole_run.iterdir()}
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
         stop_after(patch, 1)
         train(recipe(data, tmp_path / "run"))
