@@ -63,7 +63,7 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
     """Damages one of the target's files `count` times and reads it each time. Afterwards the file is restored."""
     tally, rng = Tally(target.kind), random.Random(f"{target.kind} {seed}")
     if fault := target.fault(target.read()):
-        raise RuntimeError(f"the sound files of {target.kind} are read wrongly: {fault}")
+        raise RuntimeError(f"the intact files of {target.kind} are read wrongly: {fault}")
     for number in range(count):
         path = rng.choice(target.files)
         sound = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The files that `tools.fuzz` damages: sound files of each kind, a function that reads them, and another reader to compare with."""
+"""The files that `tools.fuzz` damages: intact files of each kind, a function that reads them, and another reader to compare with."""
 
 import json
 import logging
@@ -41,8 +41,8 @@ class Target:
 
     Attributes:
         kind: its name.
-        files: the sound files, of which one is damaged at a time.
-        mutations: the functions that damage it.
+        files: the intact files, of which one at a time is damaged.
+        mutations: the functions that damage a file.
         read: reads all files with the project's reader.
         fault: returns what is wrong with a value that `read` returned, or None.
     """
@@ -108,7 +108,7 @@ def nifti(kind: str, image: type[nib.Nifti1Image]) -> Callable[[Path], Target]:
             nib.save(image(array, affine), path)
 
         def read() -> list[Any]:
-            """Reads both files, of which one is damaged. Reading the sound one as well takes little time."""
+            """Reads both files, of which one is damaged. Reading the intact one as well takes little time."""
             volumes, refused = [], None
             for path in paths:
                 try:

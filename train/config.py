@@ -64,8 +64,8 @@ class Optim:
     clip: float | None = None
     """Largest global norm of the gradient."""
     accumulate: int = 1
-    """Number of parts that each batch is split into. They are computed in turn, which takes less memory. The step is the same if the loss
-    is the mean of the samples' losses."""
+    """Number of parts that each batch is split into. They are computed one after another, which takes less memory. The step is the same if
+    the loss is the mean of the samples' losses."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999, which is then the network that is validated and saved."""
 
@@ -86,7 +86,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Validation:
-    """How the network is validated during the run."""
+    """Options of the validation during the run."""
 
     every: int | None = None
     """Steps between validations, by default a tenth of the run."""
@@ -113,14 +113,14 @@ class Init:
     encoder_only: bool = False
     """Take only the Swin encoder (self-supervised weights)."""
     adapt_channels: bool = False
-    """Allow another number of input or output channels."""
+    """Allow another number of input or output channels than the checkpoint has."""
     downsample: Literal["legacy", "merging", "mergingv2"] | None = None
     """Order of patch merging, if the file does not state it."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """How devices share the work. Batches and samples do not depend on it."""
+    """Options of the division of work among devices. Batches and samples do not depend on them."""
 
     spatial_shards: int = 1
     """Number of devices that share each volume, which is divided along its first axis, if it does not fit into one device's memory."""

@@ -1,4 +1,4 @@
-"""The objective of a run, `objective(model, batch, key) -> loss, metrics`: the one part of the training step that can be replaced.
+"""The objective of a run, `objective(model, batch, key) -> loss, metrics`: the part of the training step that computes the loss.
 
 `Supervised` is the objective of segmentation, a loss of logits and label maps. Another objective is a function of the same arguments, or a
 class derived from `Objective` if it has parameters of its own or another validation.
@@ -34,7 +34,7 @@ class Objective(nnx.Module):
     metric: str = "Dice"
     """Name of the score that `validate` returns."""
     higher_is_better: bool = True
-    """Whether a larger score means a better network."""
+    """True if a larger score means a better network."""
 
     def __call__(self, model: nnx.Module, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Returns the loss of a batch, a number, and further numbers by name, which are logged.

@@ -29,9 +29,9 @@ class Resume:
     epochs: int | None = None
     """Train to this number of passes over the training cases in all, with the schedule of such a run."""
     data: Path | None = None
-    """Where the data set is now."""
+    """The path of the data set, if it has moved."""
     cache: Path | None = None
-    """Where the prepared cases are now."""
+    """The path of the prepared cases, if they have moved."""
     workers: int | None = None
     """Processes that read and augment."""
     keep: int | None = None
@@ -43,7 +43,7 @@ class Resume:
     pmap: bool | None = None
     """True or False: whether each device runs a separate program."""
     recipe: Path | None = None
-    """Where the recipe's file is now, for a run that was started with one. The file is executed."""
+    """The path of the recipe's file, if it has moved. The file is executed."""
     launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
 
     def changed_recipe(self) -> Recipe:

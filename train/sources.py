@@ -25,7 +25,7 @@ class Source(Protocol):
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the run makes its data, so that no data set has to be given."""
+        """True if the run makes its data, so that no data set has to be given."""
         ...
 
     def dataset(self, options: Options, run: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""How a run starts or resumes: its cases, its network, and the newest intact state."""
+"""Starts or resumes a run: collects its cases, makes its network, and restores the newest intact state."""
 
 import dataclasses
 import platform
@@ -98,7 +98,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     state, progress, warnings = restored or (training.init(weights or training.random_weights()), Progress(), [])
     if progress.step > steps:
         raise InputError(
-            f"{folder} has finished {progress.step} steps, and {steps} were asked for: give --steps {progress.step} or more, or choose "
+            f"{folder} has finished {progress.step} steps, which is more than {steps}: give --steps {progress.step} or more, or choose "
             "another --out."
         )
     leads = processes.is_leader()

@@ -75,7 +75,7 @@ def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[n
     if processes.is_leader() and wrong:
         warn(
             f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels state sides along it, "
-            "which the network then cannot tell apart."
+            "which the network then cannot distinguish."
         )
     elif processes.is_leader() and short:
         axes = " ".join(map(str, free))

@@ -153,7 +153,7 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
 
 
 def verdict(report: DatasetReport) -> str:
-    """Returns one line on whether the data set is sound, with the numbers of errors and warnings."""
+    """Returns one line that says whether the data set has errors, and how many errors and warnings."""
     errors, warnings = report.errors, report.warnings
     text = f"sound: no error in {_count(len(report.cases), 'case')}"
     if errors:

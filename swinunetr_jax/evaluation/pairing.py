@@ -33,7 +33,7 @@ def pair_cases(
         predictions: label maps by name.
         references: the result of `find_references`.
         record: the result of `read_record`.
-        same: whether the user gave one prediction and one reference, which belong together whatever their names are.
+        same: whether the user gave the files of one prediction and one reference, which are a pair even if their names differ.
     """
     if same and len(predictions) == len(references.cases) == 1:
         return Pairs(dict(predictions), replace(references, cases=dict(zip(predictions, references.cases.values()))))

@@ -1,1 +1,1 @@
-"""Which cases a folder, a list or a file holds, what their channels are, and how they divide into folds."""
+"""Finds the cases of a folder, a list or a file, with their channels, labels and patients, and divides them into folds."""
