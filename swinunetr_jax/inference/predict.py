@@ -179,7 +179,7 @@ class Segmenter:
         if self.mirror:
             sided = sides.sided_axes(self.task, [prepared.scan.affine])
             self._flips = _flips(sided)
-            note = f"windows are not mirrored along {sides.describe(sided)}, because labels name sides along it"
+            note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
         labels, probability_maps, windows = self.run(
