@@ -137,8 +137,8 @@ def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> 
     some = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
     raise NotInferable(
         "window_size",
-        f"{path}: the attention window cannot be inferred from the tensors, {some} would fit: give the `window_size` (--window-size) "
-        "of the training script.",
+        f"{path}: the attention window cannot be inferred from the tensors, {some} would fit: give `window_size` (--window-size) as "
+        "in the training script.",
     )
 
 
@@ -159,8 +159,8 @@ def _norm(tensors: Mapping[str, np.ndarray], path: str) -> str:
         return "batch"
     raise NotInferable(
         "num_groups",
-        f"{path} has a group norm, whose number of groups cannot be inferred from the tensors: give the `num_groups` (--num-groups) "
-        "of the training script.",
+        f"{path} has a group norm, whose number of groups cannot be inferred from the tensors: give `num_groups` (--num-groups) as "
+        "in the training script.",
     )
 
 
