@@ -4,10 +4,10 @@
     python -m tools.benchmark --work case --feature-size 24
     python -m tools.benchmark --dtype bfloat16 --sizes 96 128 --queued 5 --together           # on a GPU
 
-Every contender runs in its own process, so that its peak memory is its own, and waits there for its turn: A B A B … Since the speed of
-machines varies, the result is the ratio of medians. The contenders are this project; MONAI without compilation; MONAI with its fused
-attention; MONAI under torch.compile, in both memory layouts; and medicai if it is installed (forward pass only). On a GPU, bfloat16 of
-torch is autocast. The peak memory of a device does not include the first call, in which libraries try their kernels.
+Every contender runs in its own process, so that its peak memory is measured separately, and the contenders take turns: A B A B … Since
+the speed of machines varies, the result is the ratio of medians. The contenders are this project; MONAI without compilation; MONAI with its
+fused attention; MONAI under torch.compile, in both memory layouts; and medicai if it is installed (forward pass only). On a GPU, bfloat16
+of torch is autocast. The peak memory of a device does not include the first call, in which libraries try their kernels.
 """
 
 import json

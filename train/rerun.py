@@ -14,7 +14,7 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, changed_options
 
 # The options that may differ from the stored run. The data set may not, because a command with another one means another run.
-FREE_AGAIN = tuple(name for name in FREE if name not in ("data", "base", "splits"))
+FREE_IN_REPEATED_COMMAND = tuple(name for name in FREE if name not in ("data", "base", "splits"))
 
 
 def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
@@ -32,7 +32,7 @@ def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
                 "choose another --out."
             )
         return "none"
-    changed_options(folder, read_description(folder, Head), recipe, free=FREE_AGAIN)
+    changed_options(folder, read_description(folder, Head), recipe, free=FREE_IN_REPEATED_COMMAND)
     return "finished" if is_finished(folder) else "unfinished"
 
 

@@ -1,7 +1,7 @@
 """Validation: whole scans are segmented by the library's sliding window, and their Dice is computed on the scans' own grids.
 
 The scores are those of `swinunetr predict`, with the options that `predict_options` returns, and `swinunetr evaluate` for the same network:
-logits return to the scan's grid in the same way, and are compared with the label map as it is in its file.
+logits are resampled to the scan's grid in the same way, and the labels are compared with the label map in its file.
 """
 
 from collections.abc import Callable, Mapping, Sequence

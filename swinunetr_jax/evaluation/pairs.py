@@ -83,9 +83,9 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
     found = _images(path)
     roles = {split_name(stem(file.name))[1] for file in found}
     if found and files.is_folder(path) and files.exists(path / prediction_record.RECORD):  # results of predict as references
-        return _bare(find_predictions(path), path)
+        return _without_images(find_predictions(path), path)
     if roles == {"label"}:
-        return _bare(Predictions(*_by_name(found, _label_name)), path)
+        return _without_images(Predictions(*_by_name(found, _label_name)), path)
     dataset = find_cases(path, base=base)
     cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
     if cases:
@@ -97,11 +97,11 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
         texts += [f"no reference: {line}" for line in problem_lines(list(faulty.items()))]
         return References(cases, **meaning, refused=faulty, warnings=tuple(texts))
     if roles == {None}:
-        return _bare(Predictions(*_by_name(found, lambda file: stem(file.name))), path)
+        return _without_images(Predictions(*_by_name(found, lambda file: stem(file.name))), path)
     raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
 
 
-def _bare(found: Predictions, path: Path) -> References:
+def _without_images(found: Predictions, path: Path) -> References:
     """Returns references that are only label maps, without the images of a data set."""
     cases = {name: Reference(file) for name, file in found.cases.items()}
     return References(cases, **_meaning_of_folder(path), refused=found.refused)

@@ -34,7 +34,7 @@ class DatasetReport:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All findings: those of each case, then those of the data set as a whole."""
-        across = _across(self.dataset, self.cases)
+        across = _between_cases(self.dataset, self.cases)
         own = [f for report in self.cases for f in (*report.findings, *(a for a in across if a.case == report.case.name))]
         whole = [Finding(None, "warning", "left-out", None, text) for text in self.dataset.warnings]
         return (*own, *whole, *(finding for finding in across if finding.case is None))
@@ -149,7 +149,7 @@ def _label_values(dataset: Dataset) -> set[int] | None:
 # Between cases
 
 
-def _across(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
+def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
     """Returns the findings that follow from a comparison of cases."""
     found = [
         *_differing(

@@ -212,7 +212,7 @@ def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source
     folds: dict[str, set[int | None]] = defaultdict(set)
     for case in chosen:
         folds[found.of[case.name]].add(case.fold)
-    if divided := sorted(name for name, of in folds.items() if len(of) > 1):
+    if divided := sorted(name for name, numbers in folds.items() if len(numbers) > 1):
         notify(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
     else:
         notify(found.note)

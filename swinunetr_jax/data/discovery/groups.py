@@ -9,7 +9,7 @@ from swinunetr_jax.data.discovery.channels import label_rank, split_name, stem
 from swinunetr_jax.data.discovery.entries import Survey
 from swinunetr_jax.data.discovery.lists import by_stem, same_name_problem
 
-_OTHER_NAME = 100  # larger than the rank of any label's word
+_OTHER_PREFIX = 100  # added to the rank of a label with another prefix than its case; larger than any `label_rank`
 
 
 def group_files(root: Path, folder: Path, images: Sequence[Path], known: Mapping[str, str], survey: Survey) -> list[Case]:
@@ -97,7 +97,7 @@ def _by_case(
         # In the folder of one case the label may have any name: BraTS20_Training_355 has W39_1998.09.19_Segm.
         # A label that is named after the case takes precedence, such as P1_lesion over P1_T1_seg.
         ranked = [
-            (rank + _OTHER_NAME * (prefix != names[0]), path) for prefix, entries in labels.items() for rank, path in entries
+            (rank + _OTHER_PREFIX * (prefix != names[0]), path) for prefix, entries in labels.items() for rank, path in entries
         ]
         return {names[0]: ranked} if labels else {}
     found: dict[str, list[tuple[int, Path]]] = {}

@@ -59,7 +59,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
             continue
         numbered |= not case.problem and stem(case.images[0].name) == f"{case.name}_0000"
         cases.append(order_channels(case, names, channels))
-    cases = _once(cases, path, survey)
+    cases = _without_repetitions(cases, path, survey)
     _report_unlisted(root, cases, survey)
     layout = "nnunet" if numbered or "dataset" in info else "decathlon" if "modality" in info else "monai-datalist"
     return described(Dataset(layout, root, tuple(cases)), info, path)
@@ -93,7 +93,7 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
     return Case(entry.get("name") or case_name(images), existing, None, label, fold, split, problem)
 
 
-def _once(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
+def _without_repetitions(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
     """Returns the cases without repeated entries, which have the same images and the same role."""
     kept: dict[tuple[Path, ...] | int, Case] = {}
     again = []

@@ -150,13 +150,13 @@ def _counted_visits(names: Sequence[str]) -> dict[str, str]:
             groups: dict[str, list[int]] = defaultdict(list)
             for _, digits in members:
                 groups[digits[:-last]].append(int(digits[-last:]))
-            if _counts_again(list(groups.items()), last, alone=len(members) == len(names)):
+            if _restarts(list(groups.items()), last, alone=len(members) == len(names)):
                 of |= {name: text + digits[:-last] for name, digits in members}
                 break
     return of
 
 
-def _counts_again(groups: Sequence[tuple[str, list[int]]], last: int, *, alone: bool) -> bool:
+def _restarts(groups: Sequence[tuple[str, list[int]]], last: int, *, alone: bool) -> bool:
     """Returns whether every group counts from the same start without a gap, and none of them continues into the next."""
     if len(groups) == 1 and (alone or not int(groups[0][0])):
         return False  # one series that starts at 0 or at 800

@@ -38,8 +38,7 @@ class CheckedHeader:
     """A header that agrees with the size of its file.
 
     `nifti` is nibabel's header; `shape` is that of the voxels without trailing axes of length 1; `offset` is the position of the first
-    voxel in bytes;
-    `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
+    voxel in bytes; `slope` and `inter` are the scale factors, or None if the voxels are not scaled.
     """
 
     nifti: nib.Nifti1Header
@@ -61,8 +60,8 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     stored = tuple(dims[1 : 1 + dims[0]]) if 1 <= dims[0] <= 7 else ()
     if not stored or min(stored) < 1:
         raise InputError(
-            f"{path}: the header's dimensions {dims} are not those of a volume, expected their number and as many sizes of at least 1; "
-            "get the file again."
+            f"{path}: the header's dimensions {dims} are not those of a volume, expected the number of dimensions and then a size of at "
+            "least 1 for each of them; get the file again."
         )
     while len(stored) > 3 and stored[-1] == 1:
         stored = stored[:-1]

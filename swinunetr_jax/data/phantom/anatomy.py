@@ -26,17 +26,17 @@ _INDEPENDENT = 500.0  # mm, a shift after which noise is independent
 class Head:
     """The properties that differ between healthy people."""
 
-    size: np.ndarray  # [3], factors
+    size: np.ndarray  # [3], factors of the size along x, y and z
     warp: Waves
-    bend: np.ndarray  # [waves, 3], mm
+    bend: np.ndarray  # [waves, 3], amplitudes of the displacement by `warp`, mm
     folds: Waves
     branches: Waves
     slow: Waves
-    twist: np.ndarray  # [waves, 4]: one field, and a displacement in mm
+    twist: np.ndarray  # [waves, 4], amplitudes of a field by `slow`, and of a displacement along x, y and z in mm
     fine: Waves
     folia: Waves
-    ventricles: float  # factor of their width
-    sulci: float  # factor of their width
+    ventricles: float  # a factor of their width
+    sulci: float  # a factor of their width
 
     @classmethod
     def make(cls, rng: np.random.Generator) -> "Head":
