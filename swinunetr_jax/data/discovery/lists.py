@@ -51,17 +51,17 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
     if not entries and any(files.is_folder(root / folder) for folder in _FOLDERS):
         cases = _folders(root, names, channels, survey)
         return described(Dataset("nnunet", root, tuple(cases)), info, path)
-    cases, numbered = [], False
+    cases, has_numbers = [], False
     for where, entry, split in entries:
         case = _entry(entry, where, root, split, len(names or ()), survey)
         if case.name.startswith("._"):  # macOS writes such files next to images
             survey.ignore("of macOS (._…)", Path(case.name))
             continue
-        numbered |= not case.problem and stem(case.images[0].name) == f"{case.name}_0000"
+        has_numbers |= not case.problem and stem(case.images[0].name) == f"{case.name}_0000"
         cases.append(order_channels(case, names, channels))
     cases = _without_repetitions(cases, path, survey)
     _report_unlisted(root, cases, survey)
-    layout = "nnunet" if numbered or "dataset" in info else "decathlon" if "modality" in info else "monai-datalist"
+    layout = "nnunet" if has_numbers or "dataset" in info else "decathlon" if "modality" in info else "monai-datalist"
     return described(Dataset(layout, root, tuple(cases)), info, path)
 
 
