@@ -43,6 +43,8 @@ def test_a_stored_run_with_the_old_name_loads_and_is_resumed_with_either_name(ru
         assert (OLD_NAME in capsys.readouterr().err) == warned
         changes = resume.changed_options(run, description.read_description(run, description.Head), recipe, free=resume.FREE)
         assert changes == {"devices.spatial_shards": [2, 4]}
+    with refused("--devices.spatial-shards cannot change when a run is resumed", "--spatial-shards"):
+        command.parse(["--resume", str(run), "--devices.depth", "4"])
 
 
 @pytest.mark.parametrize(("name", "warned"), [("--depth", True), ("--spatial-shards", False)])

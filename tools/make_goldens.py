@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, input [b
 }
 
 
-def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns the content of one file."""
     net = reference.network(fields)
     reference.fill(net, SEED)
@@ -92,7 +92,7 @@ def main() -> None:
         except reference.Unsupported as error:
             parser.error(f"{name}: {error}")
         path = GOLDENS / f"{name}.npz"
-        np.savez_compressed(path, allow_pickle=False, **content)
+        np.savez_compressed(path, **content)
         print(f"{name}: {path.stat().st_size / 1e3:.0f} kB, MONAI {reference.VERSIONS['monai']}")
 
 

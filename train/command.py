@@ -37,7 +37,7 @@ EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
 LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")
 # Options that had another name until version 0.1. The old names work for one more version.
 RENAMED_OPTIONS = {"--devices.depth": "--devices.spatial-shards"}
-RENAMED_RESUME_OPTIONS = {"--depth": "--spatial-shards"}
+RENAMED_RESUME_OPTIONS = RENAMED_OPTIONS | {"--depth": "--spatial-shards"}
 
 
 @dataclass(frozen=True)
