@@ -4,6 +4,7 @@ Names, defaults and limits of the arguments are those of `monai.networks.nets.Sw
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from numbers import Real
@@ -148,7 +149,7 @@ class SwinUNETRConfig:
 
     def _check_rates(self) -> None:
         if not _is_real(self.mlp_ratio) or not self.mlp_ratio * self.feature_size >= 1:
-            raise InputError(f"`mlp_ratio` must be a number of at least 1 / `feature_size`, got {self.mlp_ratio!r}.")
+            raise InputError(f"`mlp_ratio` must be a finite number of at least 1 / `feature_size`, got {self.mlp_ratio!r}.")
         self._set("mlp_ratio", float(self.mlp_ratio))
         for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate"):
             value = getattr(self, name)
@@ -222,8 +223,8 @@ class SwinUNETRConfig:
 
 
 def _is_real(value: Any) -> bool:
-    """Returns whether the value is a real number of Python or numpy."""
-    return isinstance(value, Real)
+    """Returns whether the value is a finite real number of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[int, ...]:

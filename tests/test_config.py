@@ -32,6 +32,8 @@ BASE = {"in_channels": 4, "out_channels": 3}
         ({"attn_drop_rate": -0.1}, "`attn_drop_rate`"),
         ({"dropout_path_rate": "a"}, "`dropout_path_rate`"),
         ({"mlp_ratio": 0}, "`mlp_ratio`"),
+        ({"mlp_ratio": float("inf")}, "`mlp_ratio`"),
+        ({"mlp_ratio": True}, "`mlp_ratio`"),
         ({"patch_size": 4}, "`patch_size` must be 2"),
         ({"use_hyena": True}, "`use_hyena`"),
         ({"dtype": "int8"}, "`dtype`"),

@@ -1,5 +1,7 @@
 """The meaning of labels in `swinunetr evaluate`: the enhancing tumour is 3 or 4, and an ignored label is not scored."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.evaluation_data import SHAPE, brats, brats_case, nnunet, record, run, save, scores
@@ -152,3 +154,21 @@ def test_the_ignored_label_is_neither_a_class_nor_a_tumour(tmp_path, capsys):
     (tmp_path / "out/predict.json").unlink()
     assert run(tmp_path / "out", data) == 1
     assert "nothing can be scored" in scores(tmp_path / "out")["failed"]["c"]
+
+
+def test_a_reference_with_a_label_above_255_is_refused(tmp_path, capsys):
+    labels = np.zeros(SHAPE, np.int32)
+    labels[2:5, 2:5, 2:5] = 300
+    save(tmp_path / "references" / "case.nii.gz", labels)
+    save(tmp_path / "results" / "case.nii.gz", np.ones(SHAPE, np.uint8))
+    assert run(tmp_path / "results", tmp_path / "references", "--task", "classes") == 2
+    assert "case.nii.gz: label 300 is above 255" in capsys.readouterr().err
+
+
+def test_a_label_of_thousands_of_digits_is_refused(tmp_path, capsys):
+    save(tmp_path / "references" / "labelsTr" / "case.nii.gz", np.ones(SHAPE, np.uint8))
+    description = {"labels": {"9" * 5000: "a"}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "numTraining": 1}
+    (tmp_path / "references" / "dataset.json").write_text(json.dumps(description))
+    save(tmp_path / "results" / "case.nii.gz", np.ones(SHAPE, np.uint8))
+    assert run(tmp_path / "results", tmp_path / "references") == 2
+    assert "dataset.json: labels is" in capsys.readouterr().err

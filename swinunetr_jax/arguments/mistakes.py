@@ -47,7 +47,8 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
             if not fits(option.type, taken):
                 return _value_mistake(option, option.names[0], taken)
     if positional:
-        return f"{_shown(positional)} is one argument too many: {help_text}."
+        many = "is one argument" if len(positional) == 1 else "are arguments"
+        return f"{_shown(positional)} {many} too many: {help_text}."
     missing = [option.names[0] for option in known if option.required and option not in seen]
     if missing:
         return f"{' and '.join(missing)} must be given: {help_text}."

@@ -198,14 +198,18 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
 
 
 def _occurring(references: References) -> Task:
-    """Returns a task whose classes are all values that occur in the references. Raises InputError if only 0 occurs."""
+    """Returns a task whose classes are all values that occur in the references.
+
+    Raises InputError if only 0 occurs, or a value that a label map of ours cannot hold.
+    """
     values: set[int] = set()
     for case in references.cases.values():
+        found: set[int] = set()
         with contextlib.suppress(InputError):  # the fault is reported when the case is scored
             found = label_values(read_labels(case.path).array) - {references.ignore}
-            if large := sorted(value for value in found if value > dataset_json.MAX_LABEL):
-                raise InputError(f"{case.path}: label {large[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
-            values |= found
+        if large := sorted(value for value in found if value > dataset_json.MAX_LABEL):
+            raise InputError(f"{case.path}: label {large[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
+        values |= found
     if not values - {0}:
         raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
     named = (Output(name=f"class {value}", value=value) for value in sorted(values - {0}))

@@ -50,7 +50,9 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
             _text(name, "labels", path)
             _text(value if isinstance(value, str) else "", "labels", path)
         found: dict[str, int | list[int]] | None = None
-        if all(isinstance(v, str) and k.isdecimal() for k, v in labels.items()) and len(set(labels.values())) == len(labels):
+        # a number of more digits is no label, and int() refuses one of thousands
+        numbered = all(isinstance(v, str) and k.isdecimal() and len(k) < 10 for k, v in labels.items())
+        if numbered and len(set(labels.values())) == len(labels):
             found = {name: int(value) for value, name in labels.items()}
         elif all(_is_label(v) or (isinstance(v, list) and v and all(map(_is_label, v))) for v in labels.values()):
             found = dict(labels)
