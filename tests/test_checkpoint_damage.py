@@ -147,6 +147,14 @@ def test_an_invalid_description_is_refused(checkpoint, changes, message):
     assert message in refusal(checkpoint)
 
 
+def test_a_description_that_is_nested_too_deeply_is_refused(checkpoint):
+    """Reading JSON and writing it for its digest have different limits."""
+    text = (checkpoint / DESCRIPTION).read_text().rstrip()
+    for depth in (100, *range(800, 1000, 4), 10_000):
+        (checkpoint / DESCRIPTION).write_text(f'{text[:-1]}, "extra": {"[" * depth}{"]" * depth}}}')
+        assert f"{checkpoint}/{DESCRIPTION} is damaged" in refusal(checkpoint)
+
+
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(checkpoint):
     rewrite(checkpoint, config=CONFIG.replace(out_channels=3).to_dict())
     with pytest.raises(InputError) as caught:

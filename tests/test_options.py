@@ -61,6 +61,13 @@ def test_the_plan_for_a_pod_takes_the_old_name_of_spatial_shards(capsys):
     assert capsys.readouterr().err.count(OLD_NAME) == 1
 
 
+def test_a_lone_surrogate_in_stored_options_is_refused(run):
+    values = json.loads((run / "run.json").read_text())["recipe"]
+    values["kind"] = "\ud800"
+    with refused("the options of the run have unexpected values"):
+        Options.from_dict(values)
+
+
 def test_only_whole_names_are_renamed():
     assert arguments.rename_options(["--depths", "-d", "depth", "--depth-2"], {"--depth": "--spatial-shards"}) == [
         "--depths", "-d", "depth", "--depth-2",

@@ -77,7 +77,7 @@ def safetensors_file(folder: Path) -> Target:
             theirs = safetensors.torch.load_file(path)
         except Exception as error:
             return f"safetensors refuses it ({error})"
-        return differences(dict(tensors), theirs)
+        return differences(dict(sorted(tensors.items())), dict(sorted(theirs.items())))  # the format has no order
 
     return Target("safetensors", [path], [edit_safetensors], lambda: read_safetensors(path), fault)
 

@@ -168,7 +168,7 @@ class Options:
             raise InputError(f"the options of the run hold {', '.join(unknown[:4])}, which this version does not know.")
         try:
             return cls(**vars(msgspec.convert(values, Options, dec_hook=_decode)))
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate where a word is expected
             raise InputError(f"the options of the run have unexpected values ({error}).") from error
 
 

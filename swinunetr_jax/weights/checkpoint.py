@@ -204,7 +204,11 @@ def parse_description(
     """
     everything = files.decode_json(content, dict[str, Any], str(where), _REMEDY)
     stated = everything.pop("digest", None)
-    if stated != files.digest_of_json(everything):
+    try:
+        digest = files.digest_of_json(everything)
+    except RecursionError as error:  # writing JSON needs a deeper stack than reading it
+        raise InputError(f"{where} is damaged (its values are nested too deeply): {_REMEDY}.") from error
+    if stated != digest:
         raise InputError(f"{where} is damaged, because it differs from its own digest: {_REMEDY}.")
     version = everything.get("format")
     if isinstance(version, int) and version != FORMAT:
