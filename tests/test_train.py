@@ -18,6 +18,7 @@ from swinunetr_jax import InputError, Task, cli, open_checkpoint
 from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import normalized
+from swinunetr_jax.losses import Loss
 from swinunetr_jax.training import (
     Augment,
     Init,
@@ -35,8 +36,9 @@ from swinunetr_jax.training import (
 from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.lock import locked
-from swinunetr_jax.training.log import Log, read_rows
+from swinunetr_jax.training.log import Log, best_validation, read_rows
 from swinunetr_jax.training.loop import Stopped, train
+from swinunetr_jax.training.objective import Supervised
 from swinunetr_jax.training.validation import Scores, can_crop, full_grid
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
@@ -140,6 +142,34 @@ def test_a_run_opens_as_its_best_network_and_last_as_its_newest(finished):
     name = "out.kernel"
     assert not np.array_equal(state[f"params.{name}"], last.params[name])  # the average is the network
     assert flatten(best.model()).keys() == best.params.keys()
+
+
+class Error(Supervised):
+    """The objective of a run whose validation measures 1 - Dice."""
+
+    metric = "error"
+    higher_is_better = False
+
+    def validate(self, *arguments, **options):
+        scores = super().validate(*arguments, **options)
+        errors = [replace(case, dice={name: 1 - dice for name, dice in case.dice.items()}) for case in scores.cases]
+        return replace(scores, cases=tuple(errors))
+
+
+def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_path):
+    def objective(task, config, rngs):
+        return Error(Loss(), task)
+
+    run = tmp_path / "run"
+    train(recipe(data, run, objective=objective, validation=Validation(every=1, overlap=0.0)))
+    validations = validations_of(run)
+    scores = [row["score"] for row in validations]
+    best = best_validation(validations)
+    assert best["score"] == min(scores) != max(scores) and best["metric"] == "error"
+    assert f"Best validation error <b>{min(scores):.4f}</b> at step {best['step']}" in (run / "report.html").read_text()
+    for row in validations:  # as in the log of an earlier version
+        row.pop("best", None)
+    assert best_validation(validations)["score"] == max(scores)
 
 
 def test_predict_and_evaluate_need_no_options(finished, data, tmp_path, capsys):

@@ -58,7 +58,7 @@ def edit_json(rng: random.Random, data: bytes) -> bytes:
             _edit_place(rng, *rng.choice(places))
     try:
         text = json.dumps(tree.get(""))
-    except RecursionError:  # several nestings in one place
+    except (RecursionError, ValueError):  # a value was nested several times, or in itself
         return data
     if rng.random() < 0.05:
         text = rng.choice(

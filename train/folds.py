@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.data import assign_folds
 from swinunetr_jax.training.description import DESCRIPTION, Head, read_description, write_description
 from swinunetr_jax.training.html_report import scoring_note
-from swinunetr_jax.training.log import LOG, read_rows
+from swinunetr_jax.training.log import LOG, best_validation, read_rows
 from swinunetr_jax.training.loop import train
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
@@ -84,7 +83,7 @@ def write_table(out: Path, runs: list[Path]) -> float:
                 f"{run / LOG} holds {what}, so there is no table of all folds: restore it, or train that fold again."
             )
         outputs = outputs or list(validations[0]["dice"])
-        best = max(validations, key=lambda row: -math.inf if math.isnan(row["score"]) else row["score"])
+        best = best_validation(validations) or validations[-1]
         cases |= best["cases"]
         fold_of |= dict.fromkeys(best["cases"], run.name)
     means = {name: float(np.mean([case[name] for case in cases.values()])) for name in outputs}

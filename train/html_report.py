@@ -12,6 +12,7 @@ from typing import Any
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 from swinunetr_jax.training.description import Description, read_description
+from swinunetr_jax.training.log import best_validation
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.validation import predict_options
@@ -38,8 +39,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
         OSError: the report cannot be written.
     """
     about = read_description(run)
-    validations = [row for row in rows if row["kind"] == "validation"]
-    best = max(validations, key=lambda row: _rank(row["score"])) if validations else None
+    best = best_validation(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     options = Options.from_dict(about["recipe"])
     title = f"{run.resolve().name}: recipe {options.name or options.kind}, {about['network'].get('network', 'Swin UNETR')}"
@@ -70,7 +70,9 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def _summary(about: Description, steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
-    score = f"Best validation Dice <b>{_score(best['score'], 4)}</b> at step {best['step']}" if best else "No validation"
+    score = "No validation"
+    if best:
+        score = f"Best validation {_text(best.get('metric', 'Dice'))} <b>{_score(best['score'], 4)}</b> at step {best['step']}"
     after = [row["seconds"] for row in steps[1:]] or [0.0]
     count = {name: len(cases) for name, cases in about["cases"].items()}
     return (
@@ -94,10 +96,6 @@ def _table(best: dict[str, Any], about: Description) -> str:
     convention = CONVENTIONS[f"dice_{about['convention']}"]
     note = f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(scoring_note(about))}.</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
-
-
-def _rank(score: float | None) -> float:
-    return score if score is not None and math.isfinite(score) else -1.0
 
 
 def _score(value: float | None, digits: int = 3) -> str:

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -41,12 +42,17 @@ class StepRow(Row):
 
 
 class ValidationRow(Row):
-    """A finished validation: the mean score, the score of each output, and the scores of each case, null for NaN; `took` is in seconds."""
+    """A finished validation: the mean score, the score of each output, and the scores of each case, null for NaN; `took` is in seconds.
+
+    `best` is there and true if no validation before was as good. `metric` is the name of the score, if it is not Dice.
+    """
 
     score: float | None
     dice: dict[str, float | None]
     cases: dict[str, dict[str, float | None]]
     took: NotRequired[float]
+    best: NotRequired[bool]
+    metric: NotRequired[str]
 
 
 ROWS = {"step": StepRow, "validation": ValidationRow}
@@ -171,6 +177,21 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         if not row["dice"] or any(dice.keys() != row["dice"].keys() for dice in row["cases"].values()):
             raise InputError(f"{where} has other outputs in its cases than in their mean: {remedy}.")
     return row
+
+
+def best_validation(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the row of the best validation among the rows of a log, or None if there is no validation.
+
+    It is the last one that is marked as the best. Rows of an earlier version have no marks, and there the highest score was the best.
+    """
+    validations = [row for row in rows if row["kind"] == "validation"]
+    marked = [row for row in validations if row.get("best")]
+    return marked[-1] if marked else max(validations, key=_rank, default=None)
+
+
+def _rank(row: dict[str, Any]) -> float:
+    score = _number(row["score"])
+    return -math.inf if math.isnan(score) else score
 
 
 def _number(value: float | None) -> float:

@@ -209,9 +209,11 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
         writer.wait()
         if better:
             checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
+    cases = {one.case.name: one.dice for one in scores.cases}
+    marks = ({"best": True} if better else {}) | ({} if objective.metric == "Dice" else {"metric": objective.metric})
     run.log.validation(
         progress.step,
-        {"score": score, "dice": scores.by_output, "cases": {one.case.name: one.dice for one in scores.cases}, "took": seconds},
+        {"score": score, "dice": scores.by_output, "cases": cases, "took": seconds} | marks,
         f"step {progress.step}/{run.total}  validation {objective.metric} {score:.4f} ({each}), {mark}; {seconds:.0f} s",
     )
     if not processes.is_leader():

@@ -62,7 +62,11 @@ def finished_note(folder: Path) -> str:
         result = f"the scores of all cases are in {folder / TABLE}.csv, and `swinunetr predict -m {folder}` uses all folds"
     else:
         progress = checkpoints.newest_progress(folder)
-        score = "" if progress is None or progress.best_score is None else f" with a validation Dice of {progress.best_score:.4f}"
+        score = (
+            ""
+            if progress is None or progress.best_score is None
+            else f" with a score of {progress.best_score:.4f} in its best validation"
+        )
         result = f"it ended{score}; {folder / 'report.html'} shows it, and `swinunetr predict -m {folder}` uses it"
     return (
         f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N trains it to more steps, and another "
