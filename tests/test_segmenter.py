@@ -73,3 +73,11 @@ def test_a_window_size_is_one_number_or_three():
     for roi, got in ((90, "90 90 90"), ((96, 96), "96 96"), ((), "none"), ((64, 64, -32), "64 64 -32")):
         with pytest.raises(InputError, match=f"three multiples of 32, such as 96 96 96, got {got}"):
             Segmenter([network], Task.classes(2), roi=roi)
+
+
+def test_the_old_name_of_spatial_shards_works_with_a_warning():
+    network = SmallNetwork(SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12), rngs=nnx.Rngs(0))
+    with pytest.warns(DeprecationWarning, match="use `spatial_shards`"):
+        assert Segmenter([network], Task.classes(2), depth=1).spatial_shards == 1
+    with pytest.warns(DeprecationWarning), pytest.raises(InputError, match="3 devices cannot share windows"):
+        Segmenter([network], Task.classes(2), depth=3, roi=64)

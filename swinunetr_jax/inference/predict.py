@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import operator
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -71,6 +72,7 @@ class Segmenter:
             background outside of this box. This needs fewer windows, at other positions.
         whole: give the network the whole scan at once instead of windows, padded with zeros to a size that the network accepts.
         spatial_shards: the number of this process's devices among which each window is divided along its first axis.
+        depth: the old name of `spatial_shards`, which works for one more version.
 
     Raises:
         InputError: an argument is out of range, a network does not fit the task, or `crop` is set and no class is background.
@@ -90,7 +92,11 @@ class Segmenter:
         crop: bool = False,
         whole: bool = False,
         spatial_shards: int = 1,
+        depth: int | None = None,
     ):
+        if depth is not None:
+            warnings.warn("`depth` is renamed: use `spatial_shards`", DeprecationWarning, stacklevel=2)
+            spatial_shards = depth
         configs = [_config(model) for model in models] if configs is None else configs
         for config in configs:
             if config.spatial_dims != 3:
