@@ -98,16 +98,16 @@ def test_wrong_numbers_in_an_entry_are_never_used(tmp_path, names_read):
 @pytest.fixture
 def trainings(monkeypatch):
     """A function that starts another training, as in a separate process, and one that ends all of them."""
-    begun = []
+    users_of_trainings = []
 
     def begin():
-        begun.append({})
-        monkeypatch.setattr(cache_entry, "_users", begun[-1])
+        users_of_trainings.append({})
+        monkeypatch.setattr(cache_entry, "_users", users_of_trainings[-1])
 
     def end():
-        for handle in [handle for users in begun for handle in users.values()]:
+        for handle in [handle for users in users_of_trainings for handle in users.values()]:
             os.close(handle)
-        begun.clear()
+        users_of_trainings.clear()
 
     yield begin, end
     end()

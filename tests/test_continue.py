@@ -6,7 +6,6 @@ The trainer's step is a trivial function here and the scores are invented, since
 import csv
 import dataclasses
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.refusals import refused
+from helpers.training_runs import recipe, stop_after
 
 from swinunetr_jax import InputError, files
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.files.atomic import temporary_name
 from swinunetr_jax.training import (
-    Network,
     Optim,
-    Phantom,
     Recipe,
     Validation,
     checkpoints,
@@ -70,36 +68,6 @@ def trivial_steps(monkeypatch):
     monkeypatch.setattr(objective, "validate", validate)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(command, "_keep_programs", lambda: None)
-
-
-def recipe(data: Path, out: Path, **changes) -> Recipe:
-    fields = {
-        "kind": "phantom",
-        "data": data,
-        "cache": data.with_name(data.name + "-cache"),
-        "out": out,
-        "steps": 4,
-        "folds": 2,
-        "roi": (32, 32, 64),
-        "channels": ("FLAIR", "T1ce", "T1", "T2"),
-        "orientation": "LPS",
-        "phantom": Phantom(cases=4, size=(48, 48, 32)),
-        "network": Network(feature_size=12, depths=(1, 1, 1, 1)),
-        "optim": Optim(lr=1e-3),
-        "validation": Validation(every=2, overlap=0.0),
-    }
-    return Recipe(**fields | changes)
-
-
-def stop_after(monkeypatch, number: int) -> None:
-    original = Log.step
-
-    def log_step(self, at, values):
-        original(self, at, values)
-        if at == number:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Log, "step", log_step)
 
 
 def exit_code(monkeypatch, asked: Recipe, resume: bool = False) -> int:
@@ -379,34 +347,3 @@ def test_only_the_temporary_files_of_a_killed_run_are_removed(tmp_path):
     with locked(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {*others, "checkpoints", "lock"}
         assert not list((tmp_path / "checkpoints").iterdir())
-
-
-# ---- mistakes of a command line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        pytest.param(
-            ["msd"], "the recipe msd needs a data set: name its folder or list with --data", marks=pytest.mark.fault("5.11")
-        ),
-        pytest.param(["--resume", "gs://b/run"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["msd", "--data", "s3://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--out", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--cache", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--resume", "."], "holds no run, it has no run.json", marks=pytest.mark.fault("5.16")),
-        pytest.param(
-            ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change when a run is resumed", marks=pytest.mark.fault("5.5")
-        ),
-        (["msd", "--resume", "."], "leave out msd"),
-        (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as done:
-        command.main(arguments)
-    error = capsys.readouterr().err
-    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())

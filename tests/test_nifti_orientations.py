@@ -39,7 +39,10 @@ def test_there_are_48_orientations():
 
 @pytest.mark.parametrize("codes", CODES)
 def test_orientations_are_inverted_exactly(codes):
-    """From this orientation to RAS and from LPS to it, voxels keep their positions, and the inverse is exact, also with channels."""
+    """An array is brought from this orientation to RAS, and one in LPS to this orientation.
+
+    Each voxel keeps its position in mm, and the inverse returns the same array, with and without channels.
+    """
     affine = np.eye(4)
     for axis, code in enumerate(codes):
         row = next(i for i, pair in enumerate(("LR", "PA", "IS")) if code in pair)

@@ -1,4 +1,4 @@
-"""What predict.json holds and what is printed; a record that was edited by hand."""
+"""The content of predict.json and the printed messages, also for a record that a user edited."""
 
 import json
 import os

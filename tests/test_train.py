@@ -6,45 +6,32 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import nibabel as nib
 import numpy as np
 import pytest
 from helpers.runner import bytes_of
 from helpers.small_network import forget, put_in_place
+from helpers.training_runs import STEPS, recipe, stop_after
 
-from swinunetr_jax import InputError, Task, cli, open_checkpoint
-from swinunetr_jax.data.augment.transforms import RandomFlip
+from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.inference.predict import Segmenter
-from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training import (
-    Augment,
     Init,
-    Network,
     Optim,
-    Phantom,
-    Recipe,
     Validation,
     checkpoints,
-    command,
     description,
     loop,
     step,
 )
-from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
 from swinunetr_jax.training.folds import train_folds
-from swinunetr_jax.training.lock import locked
-from swinunetr_jax.training.log import Log, best_validation, read_rows
+from swinunetr_jax.training.log import best_validation, read_rows
 from swinunetr_jax.training.loop import Stopped, train
 from swinunetr_jax.training.objective import Supervised
-from swinunetr_jax.training.validation import Scores, can_crop, full_grid
+from swinunetr_jax.training.validation import Scores
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
-
-STEPS = 4
-CACHE = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
 
 
 @pytest.fixture(autouse=True)
@@ -61,25 +48,6 @@ def quick(monkeypatch, request):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("phantom")
-
-
-def recipe(data: Path, out: Path, **changes) -> Recipe:
-    fields = {
-        "kind": "phantom",
-        "data": data,
-        "cache": data.with_name(data.name + "-cache"),
-        "out": out,
-        "steps": STEPS,
-        "folds": 2,
-        "roi": (32, 32, 64),
-        "channels": ("FLAIR", "T1ce", "T1", "T2"),
-        "orientation": "LPS",
-        "phantom": Phantom(cases=4, size=(48, 48, 32)),
-        "network": Network(feature_size=12, depths=(1, 1, 1, 1)),
-        "optim": Optim(lr=1e-3, ema=0.9),
-        "validation": Validation(every=2, overlap=0.0),
-    }
-    return Recipe(**fields | changes)
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +72,6 @@ def whole_run(data, tmp_path_factory) -> Path:
 
 def validations_of(run: Path) -> list[dict]:
     return [row for row in read_rows(run) if row["kind"] == "validation"]
-
-
-def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
-    """Sends the signal while the numbers of step `number` are logged, when the next step has been dispatched."""
-    original = Log.step
-
-    def log_step(self, at, values):
-        original(self, at, values)
-        if at == number:
-            signal.raise_signal(which)
-
-    monkeypatch.setattr(Log, "step", log_step)
 
 
 def test_a_run_writes_its_log_pictures_report_and_networks(finished):
@@ -326,177 +282,3 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path / "p"), "-m", str(out)])
     assert done.value.code == 0
     assert len(json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]["weights"]) == 2
-
-
-# ---- data of other kinds
-
-
-def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **lists) -> Path:
-    """Writes a list of six tiny cases whose labels are `values`; with a modality, a dataset.json of the Decathlon that names the labels."""
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        for kind, array in (
-            ("image", rng.normal(0, 300, (20, 40, 24)).astype(np.float32)),
-            ("label", rng.choice(values, (20, 40, 24)).astype(np.uint8)),
-        ):
-            nib.save(nib.Nifti1Image(array, np.diag([2.0, 1, 1, 1])), root / f"{kind}{number}.nii.gz")
-    entries = [{"image": f"image{n}.nii.gz", "label": f"label{n}.nii.gz"} for n in range(6)]
-    described = {} if modality is None else {"modality": {"0": modality}, "labels": {str(v): f"organ {v}" for v in values}}
-    path = root / "dataset.json"
-    path.write_text(json.dumps(described | ({"training": entries} if not lists else {k: entries[v] for k, v in lists.items()})))
-    return path
-
-
-def test_labels_without_names_are_read_from_the_label_maps(tmp_path):
-    cases = collect_cases(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
-    assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
-    assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
-    assert len(cases.train) == 4 and len(cases.validation) == 2
-
-
-def test_ct_has_the_same_window_in_training_and_validation(tmp_path):
-    asked = Recipe(kind="labels", data=dataset(tmp_path, (0, 2), "CT"), folds=3, batch=2, augment=Augment(flips=()))
-    cases = collect_cases(asked, tmp_path / "run")
-    assert (cases.task.intensity, cases.task.window) == ("window", (-175.0, 250.0))
-    assert [output.name for output in cases.task.outputs] == ["background", "organ 2"]
-    batch = next(batches(asked, cases))
-    image, reference = full_grid(cases.validation[0])
-    shown = normalized(image, cases.task)
-    assert shown.min() == 0 and shown.max() == 1 and reference.shape == (20, 40, 24)
-    assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # at most a tenth brighter or darker
-    assert 0.3 < batch["image"][batch["image"] > 0.01].mean() < 0.7
-    assert not can_crop(cases.task)
-
-
-def test_the_validation_list_of_the_data_set_is_used(tmp_path):
-    listed = dataset(tmp_path, (0, 1), training=slice(0, 4), validation=slice(4, 6))
-    cases = collect_cases(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
-    assert cases.names == {"train": [f"image{n}" for n in range(4)], "validation": ["image4", "image5"]}
-
-
-def test_a_wrong_base_folder_is_one_sentence_for_all_cases(tmp_path):
-    listed = dataset(tmp_path, (0, 1))
-    for image in tmp_path.glob("image*.nii.gz"):
-        image.unlink()
-    with pytest.raises(InputError) as refused:
-        collect_cases(Recipe(kind="labels", data=listed), tmp_path / "run")
-    said = str(refused.value)
-    assert said.count("does not exist") == 1 and "6 cases" in said and "image0" in said and "--base" in said
-
-
-def two_kidneys(tmp_path: Path) -> Path:
-    listed = dataset(tmp_path, (0, 1, 2), "MRI")
-    values = json.loads(listed.read_text()) | {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}}
-    listed.write_text(json.dumps(values))
-    return listed
-
-
-def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
-    """Returns the axes along which samples of these cases are mirrored."""
-    taken = []
-    monkeypatch.setattr("swinunetr_jax.training.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
-    batches(asked, cases)
-    return next(transform.axes for transform in taken if isinstance(transform, RandomFlip))
-
-
-@pytest.mark.fault("1.0")
-def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path, capsys, monkeypatch):
-    asked = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
-    cases = collect_cases(asked, tmp_path / "run")
-    assert cases.flips == (1, 2)
-    said = capsys.readouterr().out
-    assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in said and "--augment.flips" in said
-    turned = collect_cases(replace(asked, orientation="SAL"), tmp_path / "run")
-    assert turned.flips == (0, 1)
-    chosen = collect_cases(replace(asked, augment=Augment(flips=(0,))), tmp_path / "run")
-    assert chosen.flips == (0,)
-    warned = capsys.readouterr().err
-    assert "mirrored along axis 0 (left-right: kidney_left, kidney_right), as --augment.flips asks" in warned
-    for mirrored in (cases, chosen):
-        assert drawn_axes(asked, mirrored, monkeypatch) == mirrored.flips
-
-
-@pytest.mark.fault("5.17")
-def test_mixed_orientations_and_voxel_sizes_are_reported():
-    ras, lps, thick = np.eye(4), np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 5, 1])
-    task = Task.classes(2)
-    assert grid_notes(task, [ras, ras]) == []
-    (turned,) = grid_notes(task, [ras, ras, lps])
-    assert "2 orientations, RAS (2), LPS (1)" in turned and "--orientation RAS" in turned and turned.endswith(".")
-    (sized,) = grid_notes(task, [ras, thick, thick])
-    assert "superior-inferior 1 to 5 mm" in sized and "left-right" not in sized and "--spacing 1 1 5" in sized
-    sagittal = np.array([[0, 0, -1.0, 0], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])  # the same voxels in another order
-    assert len(grid_notes(task, [sagittal, np.diag([1.0, 2, 3, 1])])) == 1
-    assert grid_notes(Task.classes(2, spacing=(1.0, 1.0, 1.0), orientation="RAS"), [ras, ras]) == []
-
-
-@pytest.mark.fault("3.7")
-@pytest.mark.parametrize("home", ["none", "not writable", "a folder"])
-def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_path, monkeypatch, capsys):
-    """A container may have no HOME and no such user, or a home directory that does not exist."""
-
-    def nobody():
-        raise RuntimeError("Could not determine home directory.")
-
-    (tmp_path / "file").write_text("")
-    places = {"none": nobody, "not writable": lambda: tmp_path / "file", "a folder": lambda: tmp_path}
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", places[home])
-    updates = {}
-    monkeypatch.setattr(command.jax, "config", SimpleNamespace(update=updates.__setitem__, **CACHE))
-    command._keep_programs()
-    said = capsys.readouterr().out
-    if home == "a folder":
-        assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not said
-    else:
-        assert not updates and "compiled programs are not kept for the next run" in said and said.count("\n") == 1
-
-
-# ---- what is refused
-
-
-def test_a_folder_with_a_run_is_not_overwritten(data, tmp_path):
-    (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"already holds a run: continue it with `--resume"):
-        train(recipe(data, tmp_path))
-
-
-def test_two_processes_cannot_train_in_one_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="in use by another"), locked(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom"),
-        (["--resume", "nowhere"], "nowhere holds no run"),
-        (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
-        (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),
-        (["msd", "--data", "nowhere"], "nowhere: does not exist"),
-    ],
-)
-def test_a_mistake_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_keep_programs", lambda: None)
-    with pytest.raises(SystemExit) as done:
-        command.main(arguments)
-    error = capsys.readouterr().err
-    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
-def test_every_recipe_is_valid_and_the_same_after_json(name):
-    shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
-    assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
-    assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
-    config = shipped.network.config(4, 3)
-    if shipped.roi:
-        config.check_spatial(shipped.roi)
-    assert "train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
-
-
-def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
-    made = recipe(tmp_path / "data", tmp_path / "elsewhere")
-    (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
-    assert description.read_recipe(tmp_path) == replace(made, out=tmp_path)

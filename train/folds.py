@@ -83,7 +83,7 @@ def write_table(out: Path, runs: list[Path]) -> float:
                 f"{run / LOG} holds {what}, so there is no table of all folds: restore it, or train that fold again."
             )
         outputs = outputs or list(validations[0]["dice"])
-        best = best_validation(validations) or validations[-1]
+        best = best_validation(validations)
         cases |= best["cases"]
         fold_of |= dict.fromkeys(best["cases"], run.name)
     means = {name: float(np.mean([case[name] for case in cases.values()])) for name in outputs}

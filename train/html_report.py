@@ -12,7 +12,7 @@ from typing import Any
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 from swinunetr_jax.training.description import Description, read_description
-from swinunetr_jax.training.log import best_validation
+from swinunetr_jax.training.log import best_validation, metric_of
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.validation import predict_options
@@ -39,7 +39,8 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
         OSError: the report cannot be written.
     """
     about = read_description(run)
-    best = best_validation(rows)
+    validations = [row for row in rows if row["kind"] == "validation"]
+    best = best_validation(validations) if validations else None
     steps = [row for row in rows if row["kind"] == "step"]
     options = Options.from_dict(about["recipe"])
     title = f"{run.resolve().name}: recipe {options.name or options.kind}, {about['network'].get('network', 'Swin UNETR')}"
@@ -72,7 +73,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def _summary(about: Description, steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
     score = "No validation"
     if best:
-        score = f"Best validation {_text(best.get('metric', 'Dice'))} <b>{_score(best['score'], 4)}</b> at step {best['step']}"
+        score = f"Best validation {_text(metric_of(best))} <b>{_score(best['score'], 4)}</b> at step {best['step']}"
     after = [row["seconds"] for row in steps[1:]] or [0.0]
     count = {name: len(cases) for name, cases in about["cases"].items()}
     return (

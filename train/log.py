@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -16,6 +16,7 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.console import duration, literal, say, warn
 
 LOG = "log.jsonl"
+DICE = "Dice"  # the usual metric, which rows do not state
 LINE_SECONDS = 20.0  # time between printed lines if there is no terminal for a progress bar
 
 
@@ -179,14 +180,18 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def best_validation(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the row of the best validation among the rows of a log, or None if there is no validation.
+def best_validation(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of the best of at least one validation.
 
     It is the last one that is marked as the best. Rows of an earlier version have no marks, and there the highest score was the best.
     """
-    validations = [row for row in rows if row["kind"] == "validation"]
     marked = [row for row in validations if row.get("best")]
-    return marked[-1] if marked else max(validations, key=_rank, default=None)
+    return marked[-1] if marked else max(validations, key=_rank)
+
+
+def metric_of(validation: dict[str, Any]) -> str:
+    """Returns the name of the score in a validation's row."""
+    return validation.get("metric", DICE)
 
 
 def _rank(row: dict[str, Any]) -> float:

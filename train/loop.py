@@ -28,6 +28,7 @@ from swinunetr_jax.training import checkpoints, plots, processes
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.lock import locked
+from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run, start
@@ -210,7 +211,7 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
         if better:
             checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
     cases = {one.case.name: one.dice for one in scores.cases}
-    marks = ({"best": True} if better else {}) | ({} if objective.metric == "Dice" else {"metric": objective.metric})
+    marks = ({"best": True} if better else {}) | ({} if objective.metric == DICE else {"metric": objective.metric})
     run.log.validation(
         progress.step,
         {"score": score, "dice": scores.by_output, "cases": cases, "took": seconds} | marks,

@@ -16,7 +16,7 @@ import numpy as np
 from swinunetr_jax import Task
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.intensity import scale_window
-from swinunetr_jax.training.log import best_validation
+from swinunetr_jax.training.log import DICE, best_validation, metric_of
 from swinunetr_jax.training.validation import CaseScore, ScanGrid
 from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
 from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
@@ -52,19 +52,19 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
         rate.plot(*zip(*rates), color="0.6", linestyle=":", linewidth=1)
         rate.set_ylabel("learning rate (dotted)", color="0.5")
         rate.set_ylim(bottom=0)
-    metric = "Dice"
+    metric = DICE
     if validations:
         at, names, lines = [row["step"] for row in validations], list(validations[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):
             lines += right.plot(at, [_number(row["dice"][name]) for row in validations], ".-", color=colour)
         lines += right.plot(at, [_number(row["score"]) for row in validations], "k.-", linewidth=2)
-        best = best_validation(validations) or validations[-1]
-        metric = best.get("metric", "Dice")
+        best = best_validation(validations)
+        metric = metric_of(best)
         right.plot(best["step"], _number(best["score"]), "k*", markersize=14)
         right.set_title(f"best {_number(best['score']):.4f} at step {best['step']}", fontsize=10)
         add_legend(right, lines, [*names, "mean"], loc="best", frameon=False, fontsize=8, ncols=1 + len(names) // 8)
     right.set(xlabel="step", ylabel=f"validation {metric}", xlim=(0, total))
-    if metric == "Dice":
+    if metric == DICE:
         right.set_ylim(0, 1)
     for axis in (left, right):
         axis.grid(alpha=0.25)

@@ -47,13 +47,19 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Labels:
-    """A data set whose dataset.json names the labels, or whose label maps hold them."""
+class Given:
+    """A data set that the user gives."""
 
     is_synthetic: bool = False
 
     def dataset(self, options: Options, run: Path) -> Dataset:
-        return _given_dataset(options)
+        if options.data is None:
+            raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
+        return find_cases(options.data, channels=options.channels or None, base=options.base)
+
+
+class Labels(Given):
+    """A data set whose dataset.json names the labels, or whose label maps hold them."""
 
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
         if IGNORE in (dataset.labels or {}):
@@ -72,14 +78,8 @@ class Labels:
         return task
 
 
-@dataclass(frozen=True)
-class Brats:
+class Brats(Given):
     """A data set of BraTS, whose tumour regions overlap."""
-
-    is_synthetic: bool = False
-
-    def dataset(self, options: Options, run: Path) -> Dataset:
-        return _given_dataset(options)
 
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
         if dataset.et_label is None:
@@ -119,12 +119,6 @@ def source_of(options: Options) -> Source:
     if source is None:
         raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
     return source
-
-
-def _given_dataset(options: Options) -> Dataset:
-    if options.data is None:
-        raise InputError("no data set was given: name its folder or list with --data (the recipe `phantom` needs none).")
-    return find_cases(options.data, channels=options.channels or None, base=options.base)
 
 
 def _holds_other_files(folder: Path) -> bool:

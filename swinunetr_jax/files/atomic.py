@@ -37,14 +37,11 @@ def atomic_path(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     _check_encodable(path)
     temporary = path.with_name(temporary_name(path.name, suffix))
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        if error.filename in (None, str(temporary), temporary):
-            error.filename, error.filename2 = str(path), None
-        raise
+        with _errors_name(path, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):  # it was renamed or never created
             os.unlink(temporary)
@@ -69,20 +66,28 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     _check_encodable(path)
     temporary = path.with_name(temporary_name(path.name, ""))
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for root, _, names in os.walk(temporary):
-            for name in names:
-                _sync(Path(root, name))
-            _sync(Path(root))
-        os.rename(temporary, path)
-        _sync(path.parent)
+        with _errors_name(path, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for root, _, names in os.walk(temporary):
+                for name in names:
+                    _sync(Path(root, name))
+                _sync(Path(root))
+            os.rename(temporary, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
+    """Makes an OSError in the block that names the temporary path, or none, name `path`, which the user knows."""
+    try:
+        yield
     except OSError as error:
         if error.filename in (None, str(temporary), temporary):
             error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

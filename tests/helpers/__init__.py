@@ -1,1 +1,1 @@
-"""What several test files need: small data sets, fakes, and comparisons."""
+"""Modules that several test files share: small data sets, fakes, and comparisons."""

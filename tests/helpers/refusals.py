@@ -1,4 +1,4 @@
-"""What a refusal must look like, for the tests of files that users give."""
+"""A check of error messages: each is one sentence that names the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from swinunetr_jax.errors import InputError
 
 @contextmanager
 def refused(*words: object) -> Iterator[None]:
-    """One sentence with these words in it."""
+    """Asserts that the block raises an InputError of one sentence, which contains these words."""
     with pytest.raises(InputError) as caught:
         yield
     text = str(caught.value)

@@ -1,5 +1,6 @@
 """The base class of random transforms: a draw of parameters and their application."""
 
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -9,14 +10,16 @@ from swinunetr_jax.data.prepare.example import Example
 Parameters = TypeVar("Parameters")
 
 
-class RandomTransform(Generic[Parameters]):
+class RandomTransform(ABC, Generic[Parameters]):
     """Draws parameters, then applies them. The two halves can be called separately, to compare with another implementation."""
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, example: Example) -> Parameters:
-        raise NotImplementedError
+        """Returns random parameters for an example, which is not changed."""
 
+    @abstractmethod
     def apply(self, example: Example, parameters: Parameters) -> Example:
-        raise NotImplementedError
+        """Returns the example changed by these parameters."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         return self.apply(example, self.draw(rng, example))

@@ -1,0 +1,40 @@
+"""The recipe of short runs on a small phantom, and a signal that stops a run at a chosen step."""
+
+import signal
+from pathlib import Path
+
+from swinunetr_jax.training import Network, Optim, Phantom, Recipe, Validation
+from swinunetr_jax.training.log import Log
+
+STEPS = 4
+
+
+def recipe(data: Path, out: Path, **changes) -> Recipe:
+    fields = {
+        "kind": "phantom",
+        "data": data,
+        "cache": data.with_name(data.name + "-cache"),
+        "out": out,
+        "steps": STEPS,
+        "folds": 2,
+        "roi": (32, 32, 64),
+        "channels": ("FLAIR", "T1ce", "T1", "T2"),
+        "orientation": "LPS",
+        "phantom": Phantom(cases=4, size=(48, 48, 32)),
+        "network": Network(feature_size=12, depths=(1, 1, 1, 1)),
+        "optim": Optim(lr=1e-3, ema=0.9),
+        "validation": Validation(every=2, overlap=0.0),
+    }
+    return Recipe(**fields | changes)
+
+
+def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
+    """Sends the signal while the numbers of step `number` are logged, when the next step has been dispatched."""
+    original = Log.step
+
+    def log_step(self, at, values):
+        original(self, at, values)
+        if at == number:
+            signal.raise_signal(which)
+
+    monkeypatch.setattr(Log, "step", log_step)

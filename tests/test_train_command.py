@@ -1,0 +1,115 @@
+"""The command `swinunetr train`: its recipes, what it refuses, and where it keeps compiled programs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers.training_runs import recipe
+
+from swinunetr_jax import InputError
+from swinunetr_jax.training import (
+    Recipe,
+    command,
+    description,
+)
+from swinunetr_jax.training.lock import locked
+from swinunetr_jax.training.loop import train
+
+
+@pytest.mark.fault("3.7")
+@pytest.mark.parametrize("home", ["none", "not writable", "a folder"])
+def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_path, monkeypatch, capsys):
+    """A container may have no HOME and no such user, or a home directory that does not exist."""
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "file").write_text("")
+    places = {"none": nobody, "not writable": lambda: tmp_path / "file", "a folder": lambda: tmp_path}
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", places[home])
+    updates = {}
+    cache = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
+    monkeypatch.setattr(
+        command.jax,
+        "config",
+        SimpleNamespace(update=updates.__setitem__, **cache),
+    )
+    command._keep_programs()
+    said = capsys.readouterr().out
+    if home == "a folder":
+        assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not said
+    else:
+        assert not updates and "compiled programs are not kept for the next run" in said and said.count("\n") == 1
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"already holds a run: continue it with `--resume"):
+        train(recipe(tmp_path / "data", tmp_path))
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
+def test_every_recipe_is_valid_and_the_same_after_json(name):
+    shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
+    assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
+    assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
+    config = shipped.network.config(4, 3)
+    if shipped.roi:
+        config.check_spatial(shipped.roi)
+    assert "train" in __import__(f"swinunetr_jax.training.recipes.{name}", fromlist=["RECIPE"]).__doc__
+
+
+def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
+    made = recipe(tmp_path / "data", tmp_path / "elsewhere")
+    (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
+    assert description.read_recipe(tmp_path) == replace(made, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom"),
+        (["--resume", "nowhere"], "nowhere holds no run"),
+        (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
+        (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),
+        pytest.param(
+            ["msd"], "the recipe msd needs a data set: name its folder or list with --data", marks=pytest.mark.fault("5.11")
+        ),
+        pytest.param(["--resume", "gs://b/run"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["msd", "--data", "s3://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--out", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--cache", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--resume", "."], "holds no run, it has no run.json", marks=pytest.mark.fault("5.16")),
+        pytest.param(
+            ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change when a run is resumed", marks=pytest.mark.fault("5.5")
+        ),
+        (["msd", "--resume", "."], "leave out msd"),
+        (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path, monkeypatch, capsys):
+    check_mistake(arguments, said, tmp_path, monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_data_set_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """It is found when the run has been locked, so the folder of the run exists."""
+    check_mistake(["msd", "--data", "nowhere"], "nowhere: does not exist", tmp_path, monkeypatch, capsys)
+
+
+def check_mistake(arguments, said, folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+    with pytest.raises(SystemExit) as done:
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1

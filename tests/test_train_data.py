@@ -1,0 +1,118 @@
+"""The cases and the samples of a run: labels, windows of CT, lists, mirroring, and grids that differ."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from swinunetr_jax import InputError, Task
+from swinunetr_jax.data.augment.transforms import RandomFlip
+from swinunetr_jax.inference.prepare import normalized
+from swinunetr_jax.training import (
+    Augment,
+    Recipe,
+)
+from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
+from swinunetr_jax.training.validation import can_crop, full_grid
+
+
+def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **lists) -> Path:
+    """Writes a list of six tiny cases whose labels are `values`; with a modality, a dataset.json of the Decathlon that names the labels."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        for kind, array in (
+            ("image", rng.normal(0, 300, (20, 40, 24)).astype(np.float32)),
+            ("label", rng.choice(values, (20, 40, 24)).astype(np.uint8)),
+        ):
+            nib.save(nib.Nifti1Image(array, np.diag([2.0, 1, 1, 1])), root / f"{kind}{number}.nii.gz")
+    entries = [{"image": f"image{n}.nii.gz", "label": f"label{n}.nii.gz"} for n in range(6)]
+    described = {} if modality is None else {"modality": {"0": modality}, "labels": {str(v): f"organ {v}" for v in values}}
+    path = root / "dataset.json"
+    path.write_text(json.dumps(described | ({"training": entries} if not lists else {k: entries[v] for k, v in lists.items()})))
+    return path
+
+
+def test_labels_without_names_are_read_from_the_label_maps(tmp_path):
+    cases = collect_cases(Recipe(kind="labels", data=dataset(tmp_path, (0, 1, 3)), folds=3), tmp_path / "run")
+    assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
+    assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
+    assert len(cases.train) == 4 and len(cases.validation) == 2
+
+
+def test_ct_has_the_same_window_in_training_and_validation(tmp_path):
+    asked = Recipe(kind="labels", data=dataset(tmp_path, (0, 2), "CT"), folds=3, batch=2, augment=Augment(flips=()))
+    cases = collect_cases(asked, tmp_path / "run")
+    assert (cases.task.intensity, cases.task.window) == ("window", (-175.0, 250.0))
+    assert [output.name for output in cases.task.outputs] == ["background", "organ 2"]
+    batch = next(batches(asked, cases))
+    image, reference = full_grid(cases.validation[0])
+    shown = normalized(image, cases.task)
+    assert shown.min() == 0 and shown.max() == 1 and reference.shape == (20, 40, 24)
+    assert batch["image"].min() >= -0.1 and batch["image"].max() <= 1.2  # at most a tenth brighter or darker
+    assert 0.3 < batch["image"][batch["image"] > 0.01].mean() < 0.7
+    assert not can_crop(cases.task)
+
+
+def test_the_validation_list_of_the_data_set_is_used(tmp_path):
+    listed = dataset(tmp_path, (0, 1), training=slice(0, 4), validation=slice(4, 6))
+    cases = collect_cases(Recipe(kind="labels", data=listed, fold=None), tmp_path / "run")
+    assert cases.names == {"train": [f"image{n}" for n in range(4)], "validation": ["image4", "image5"]}
+
+
+def test_a_wrong_base_folder_is_one_sentence_for_all_cases(tmp_path):
+    listed = dataset(tmp_path, (0, 1))
+    for image in tmp_path.glob("image*.nii.gz"):
+        image.unlink()
+    with pytest.raises(InputError) as refused:
+        collect_cases(Recipe(kind="labels", data=listed), tmp_path / "run")
+    said = str(refused.value)
+    assert said.count("does not exist") == 1 and "6 cases" in said and "image0" in said and "--base" in said
+
+
+def two_kidneys(tmp_path: Path) -> Path:
+    listed = dataset(tmp_path, (0, 1, 2), "MRI")
+    values = json.loads(listed.read_text()) | {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}}
+    listed.write_text(json.dumps(values))
+    return listed
+
+
+def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
+    """Returns the axes along which samples of these cases are mirrored."""
+    taken = []
+    monkeypatch.setattr("swinunetr_jax.training.data.TrainingData", lambda _, transforms, **__: taken.extend(transforms))
+    batches(asked, cases)
+    return next(transform.axes for transform in taken if isinstance(transform, RandomFlip))
+
+
+@pytest.mark.fault("1.0")
+def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path, capsys, monkeypatch):
+    asked = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
+    cases = collect_cases(asked, tmp_path / "run")
+    assert cases.flips == (1, 2)
+    said = capsys.readouterr().out
+    assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in said and "--augment.flips" in said
+    turned = collect_cases(replace(asked, orientation="SAL"), tmp_path / "run")
+    assert turned.flips == (0, 1)
+    chosen = collect_cases(replace(asked, augment=Augment(flips=(0,))), tmp_path / "run")
+    assert chosen.flips == (0,)
+    warned = capsys.readouterr().err
+    assert "mirrored along axis 0 (left-right: kidney_left, kidney_right), as --augment.flips asks" in warned
+    for mirrored in (cases, chosen):
+        assert drawn_axes(asked, mirrored, monkeypatch) == mirrored.flips
+
+
+@pytest.mark.fault("5.17")
+def test_mixed_orientations_and_voxel_sizes_are_reported():
+    ras, lps, thick = np.eye(4), np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 5, 1])
+    task = Task.classes(2)
+    assert grid_notes(task, [ras, ras]) == []
+    (turned,) = grid_notes(task, [ras, ras, lps])
+    assert "2 orientations, RAS (2), LPS (1)" in turned and "--orientation RAS" in turned and turned.endswith(".")
+    (sized,) = grid_notes(task, [ras, thick, thick])
+    assert "superior-inferior 1 to 5 mm" in sized and "left-right" not in sized and "--spacing 1 1 5" in sized
+    sagittal = np.array([[0, 0, -1.0, 0], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])  # the same voxels in another order
+    assert len(grid_notes(task, [sagittal, np.diag([1.0, 2, 3, 1])])) == 1
+    assert grid_notes(Task.classes(2, spacing=(1.0, 1.0, 1.0), orientation="RAS"), [ras, ras]) == []
