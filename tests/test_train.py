@@ -33,6 +33,8 @@ from swinunetr_jax.training.validation import Scores
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 
+DRAW = loop._draw  # the tests replace it
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
@@ -112,12 +114,15 @@ class Error(Supervised):
         return replace(scores, cases=tuple(errors))
 
 
-def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_path):
+def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_path, monkeypatch):
     def objective(task, config, rngs):
         return Error(Loss(), task)
 
-    run = tmp_path / "run"
+    run, drawn = tmp_path / "run", {}
+    monkeypatch.setattr(loop, "_draw", DRAW)
+    monkeypatch.setattr(loop.plots, "write_comparison", lambda path, scores, task: drawn.update({path.name: scores[0].mean}))
     train(recipe(data, run, objective=objective, validation=Validation(every=1, overlap=0.0)))
+    assert drawn["best.png"] < drawn["worst.png"]
     validations = validations_of(run)
     scores = [row["score"] for row in validations]
     best = best_validation(validations)

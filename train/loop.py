@@ -220,7 +220,7 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     if not processes.is_leader():
         return True
     checkpoints.write_progress(run.folder, run.progress)
-    _draw(run, scores, better)
+    _draw(run, scores, better, objective)
     run.log.restart_clock()
     return True
 
@@ -230,9 +230,10 @@ def _is_better(score: float, best: float | None, objective: Objective) -> bool:
     return best is None or (score > best if objective.higher_is_better else score < best)
 
 
-def _draw(run: Run, scores: Scores, better: bool) -> None:
+def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
     """Draws the pictures of a validation. A failure of any kind is only a warning, and the run continues."""
-    compared = {"validation.png": scores.first} | ({"worst.png": scores.worst, "best.png": scores.best} if better else {})
+    low, high = ("worst.png", "best.png") if objective.higher_is_better else ("best.png", "worst.png")
+    compared = {"validation.png": scores.first} | ({low: scores.lowest, high: scores.highest} if better else {})
     tasks: dict[str, Callable[[Path], None]] = {"progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)}
     for name, cases in compared.items():
         tasks[name] = partial(plots.write_comparison, scores=cases, task=run.cases.task)

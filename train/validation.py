@@ -59,7 +59,7 @@ class Scores:
 
     @property
     def ranked(self) -> list[CaseScore]:
-        """The scores from the worst to the best; equal ones keep their order, as in `_drawn`."""
+        """The scores from the lowest to the highest; equal ones keep their order, as in `_drawn`."""
         return sorted(self.cases, key=lambda case: case.mean)
 
     @property
@@ -67,13 +67,13 @@ class Scores:
         return list(self.cases[:FIRST])
 
     @property
-    def worst(self) -> list[CaseScore]:
-        """The scores of the worst cases, the worst first."""
+    def lowest(self) -> list[CaseScore]:
+        """The cases with the lowest scores, the lowest first."""
         return self.ranked[:EXTREMES]
 
     @property
-    def best(self) -> list[CaseScore]:
-        """The scores of the best cases, the best first."""
+    def highest(self) -> list[CaseScore]:
+        """The cases with the highest scores, the highest first."""
         return self.ranked[: -EXTREMES - 1 : -1]
 
 
