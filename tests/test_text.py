@@ -86,13 +86,17 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
         raise ValueError("no font\x1b")
 
     monkeypatch.setattr(plots, "write_progress", fail)
-    monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append(path.name))
+    monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append((path.name, scores)))
     run = SimpleNamespace(
         log=SimpleNamespace(say=said.append, rows=[]), folder=tmp_path, total=1, cases=SimpleNamespace(task=None)
     )
-    loop._draw(run, SimpleNamespace(first=[], worst=[], best=[]), True)
+    scores = SimpleNamespace(first=[], lowest=["low"], highest=["high"])
+    loop._draw(run, scores, True, SimpleNamespace(higher_is_better=True))
     assert said == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
-    assert drawn == ["validation.png", "worst.png", "best.png"]
+    assert drawn == [("validation.png", []), ("worst.png", ["low"]), ("best.png", ["high"])]
+    drawn.clear()
+    loop._draw(run, scores, True, SimpleNamespace(higher_is_better=False))
+    assert sorted(drawn) == [("best.png", ["low"]), ("validation.png", []), ("worst.png", ["high"])]
 
 
 def described(run, **recipe):
