@@ -36,7 +36,7 @@ FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "dam
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a run: the number of finished steps, and so of batches taken, and the best score with its step.
+    """The progress of a run: the number of finished steps, which is also that of the batches taken, and the best score with its step.
 
     `validated` is the step of the last validation, and `since_best` the number of validations since the best one.
     """
@@ -65,7 +65,7 @@ class _Damaged(InputError):
 
 
 def save(run: Path, state: State, progress: Progress, config: NetworkConfig, task: Task, *, keep: int) -> Path:
-    """Writes the state of a step, and removes all but the newest `keep`. Raises InputError if it cannot be written."""
+    """Writes the state of a step, and removes all states but the newest `keep`. Raises InputError if it cannot be written."""
     folder = run / FOLDER
     target = folder / f"{progress.step:08d}"
     temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old.tmp"
@@ -106,7 +106,7 @@ def write_progress(run: Path, progress: Progress) -> None:
         _write_training(folder, progress, stored["files"], stored["network"])
     except (OSError, InputError) as error:
         raise InputError(
-            f"{folder / TRAINING} cannot be written ({reason(error)}): check the folder, then --resume {run}."
+            f"{folder / TRAINING} cannot be written ({reason(error)}): check the folder, then continue with --resume {run}."
         ) from error
 
 
@@ -145,7 +145,7 @@ def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progr
         config: the configuration of the run's network.
 
     Raises:
-        InputError: all states are damaged, one cannot be read, or they are those of another network.
+        InputError: all states are damaged, one cannot be read, or they belong to another network.
     """
     warnings = []
     for folder in _steps(run):
@@ -189,14 +189,14 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
 
     Raises:
         _Damaged: it differs from what was written.
-        InputError: it cannot be read, or is that of another network or optimizer.
+        InputError: it cannot be read, or belongs to another network or optimizer.
     """
     progress = _verified_progress(folder)
     stored = _stored_network(folder, config)
     expected = _rest(like)
     try:
         found = array_shapes(folder / STATE)
-    except Exception as error:  # Orbax raises many kinds
+    except Exception as error:  # Orbax raises many kinds of exceptions
         raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
     wanted = {name: np.shape(value) for name, value in expected.items()}
     faults = [
@@ -209,7 +209,7 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
         raise InputError(f"{folder} is the state of another network or optimizer:{differs}", *(f"  {fault}" for fault in faults))
     try:
         arrays = read_arrays(folder / STATE, wanted)
-    except Exception as error:  # Orbax raises many kinds
+    except Exception as error:  # Orbax raises many kinds of exceptions
         raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
     paths, structure = jax.tree_util.tree_flatten_with_path(_rest_tree(like))
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]

@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             code = print_error(
-                "the device's memory does not hold a step: take a smaller --batch or --roi, --optim.accumulate, "
+                "a training step does not fit into the device's memory: take a smaller --batch or --roi, --optim.accumulate, "
                 "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.spatial-shards (with --resume: "
                 "--spatial-shards)",
                 EXIT_ERROR,
@@ -216,6 +216,8 @@ def _keep_programs() -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (RuntimeError, OSError) as error:  # RuntimeError: there is no home
         why = files.reason(error).rstrip(".")
-        console.say(f"compiled programs are not kept for the next run ({why}): JAX_COMPILATION_CACHE_DIR names a folder for them")
+        console.say(
+            f"compiled programs are not kept for the next run ({why}): set JAX_COMPILATION_CACHE_DIR to a folder for them"
+        )
         return
     jax.config.update("jax_compilation_cache_dir", str(programs))

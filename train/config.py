@@ -91,7 +91,7 @@ class Validation:
     every: int | None = None
     """Steps between validations, by default a tenth of the run."""
     overlap: float = 0.5
-    """Share by which neighbouring windows overlap."""
+    """Fraction of a window by which neighbouring windows overlap."""
     blend: Literal["gaussian", "constant"] = "gaussian"
     """Weights of the voxels of a window where windows overlap."""
     batch: int = 1
@@ -120,12 +120,12 @@ class Init:
 
 @dataclass(frozen=True)
 class Devices:
-    """Options of the division of work among devices. Batches and samples do not depend on them."""
+    """How the work is divided among devices. Batches and samples do not depend on it."""
 
     spatial_shards: int = 1
     """Number of devices that share each volume, which is divided along its first axis, if it does not fit into one device's memory."""
     pmap: bool = False
-    """Share a batch by jax.pmap instead of sharding under jax.jit."""
+    """Distribute a batch with jax.pmap instead of sharding it under jax.jit."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     """Returns sentences on orientations or voxel sizes that differ among the scans as the network receives them.
 
     Args:
-        task: its orientation and spacing, if it has them, are those of all scans.
+        task: the task; if it has an orientation or a spacing, all scans have been brought to it.
         affines: the affines of the prepared scans, [4, 4] each, in mm.
     """
     codes = Counter("".join(nib.aff2axcodes(affine)) for affine in affines)
@@ -187,7 +187,7 @@ def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
     """Returns a crop size close to the median scan's: multiples of 32, at most 96 voxels per axis, and not 32 along all axes.
 
     An axis is rounded down if this cuts off at most a quarter of the multiple, because padding costs more than it gains: on scans of
-    36×50×36 voxels crops of 32×64×32 learned faster per step than those of 64³, and a step took a quarter of the time.
+    36×50×36 voxels, training on crops of 32×64×32 progressed faster per step than on crops of 64³, and a step took a quarter of the time.
     """
     median = np.median(np.array([shape[:3] for shape in shapes]), axis=0)
     x, y, z = (min(_fitted_size(size), LARGEST_FITTED_ROI) for size in median)

@@ -45,7 +45,7 @@ class StepRow(Row):
 class ValidationRow(Row):
     """A finished validation: the mean score, the score of each output, and the scores of each case, null for NaN; `took` is in seconds.
 
-    `best` is there and true if no validation before was as good. `metric` is the name of the score, if it is not Dice.
+    `best` is present, and true, if no earlier validation was as good. `metric` is the name of the score, if it is not Dice.
     """
 
     score: float | None
@@ -63,12 +63,12 @@ class Log:
     """The rows of the log, which are also kept in memory for the curves, and the messages of a run.
 
     Args:
-        run: the folder of the run. Of a resumed run, the rows up to the step from which it continues are kept.
+        run: the folder of the run. If the run is resumed, the rows up to the step from which it continues are kept.
         step: the number of finished steps.
         total: the number of steps of the run.
         batch: the number of images per step.
         validated: the step of the last validation.
-        silent: whether to write and print nothing, for all processes but the leader.
+        silent: whether to write and print nothing, which is the case in all processes except the leader.
     """
 
     def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
@@ -181,7 +181,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def best_validation(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the row of the best of at least one validation.
+    """Returns the row of the best validation; `validations` holds at least one.
 
     It is the last one that is marked as the best. Rows of an earlier version have no marks, and there the highest score was the best.
     """

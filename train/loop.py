@@ -5,8 +5,8 @@ step      take a batch → dispatch the step → only then read the numbers of t
 save      read the last numbers → save in the background → validate → save the best network → record the validation in the saved state
 signal    finish the step (with several processes, up to two more) → save → leave
 
-Several processes run the same loop. The numbers that decide when they communicate are equal in all of them. Only the leader decides when
-to save.
+Several processes run the same loop. The step numbers, flags and scores that decide when the processes communicate are equal in all of them.
+Only the leader saves.
 """
 
 import signal

@@ -18,7 +18,7 @@ from swinunetr_jax.weights.params import NetworkConfig, dotted
 
 Batch = dict[str, Array]
 """A batch on the device: `image` [b, x, y, z, c] float32, `label` [b, x, y, z] uint8, and `sample` [b] int32. A sample's number, counted
-from the start of the run, can seed all that is random in the sample, so that this does not depend on the number of devices."""
+from the start of the run, can seed everything that is random in the sample, which then does not depend on the number of devices."""
 
 LossFunction = Callable[[Array, Array, Task], Array]
 """(logits [b, x, y, z, outputs], label map [b, x, y, z], task) -> the loss, a number."""

@@ -63,7 +63,7 @@ class Options:
     spacing: tuple[float, float, float] | None = None
     """Voxel size in mm that scans are resampled to; None leaves them as stored."""
     window: tuple[float, float] | None = None
-    """Intensities that become 0 and 1, for CT, which is then cropped around labels; None normalises by each channel's statistics."""
+    """Intensities that become 0 and 1, for CT; crops are then taken around labels. None normalises by each channel's statistics."""
     cache: Path | None = None
     """Folder for prepared cases, by default RUN/cache."""
     cache_dtype: Literal["float32", "float16"] = "float32"
@@ -132,7 +132,7 @@ class Options:
             network.check_spatial(self.roi)
 
     def _check_pmap(self) -> None:
-        """Raises InputError for an option that needs more than each device's samples."""
+        """Raises InputError for an option that needs more than the samples of one device."""
         for name, given, why in (
             ("devices.spatial_shards", self.devices.spatial_shards > 1, "divides a volume, which needs sharding under jax.jit"),
             ("network.norm_name batch", self.network.norm_name == "batch", "takes statistics of the whole batch"),

@@ -29,7 +29,7 @@ MOST_SCORES = 8  # scores of a case that its title lists
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
-    """Draws loss and learning rate over the steps so far, and the Dice of each validation. Raises InputError if it cannot be written."""
+    """Draws loss and learning rate over the steps so far, and the scores of each validation. Raises InputError if it cannot be written."""
     with literal_text():
         save(_progress(rows, total), path)
 

@@ -1,8 +1,8 @@
 """Several processes that train one network, such as the hosts of a pod: how they connect, communicate and stop.
 
-All of them run the same loop in the same order. Only the leader prints messages and writes the run's folder, except for the cache; all of
-them must be able to read that folder. Every process has to call the collective functions (`barrier`, `gather`, …). With a single process
-they return at once.
+All of them run the same loop in the same order. Only the leader prints messages and writes the run's folder, except for the cache, which
+all of them write. Every process must be able to read that folder, and has to call the collective functions (`barrier`, `gather`, …), which
+return at once if there is a single process.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ from swinunetr_jax.training.options import Options, flatten
 from swinunetr_jax.weights.params import NetworkConfig
 
 ATTRIBUTE = "RECIPE"
-# Key of a field's metadata, which lists the options that have no effect if the field is a function, by the start of their names.
+# Key in a field's metadata. If the field is a function, the options whose names start with one of the values have no effect.
 REPLACES = "replaces"
 
 Optimizer = optax.GradientTransformation | tuple[optax.GradientTransformation, optax.Schedule]
@@ -112,7 +112,7 @@ class Recipe(Options):
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
         options = self.options()
-        # The sizes of crops that a network takes are known only for Swin UNETR, so that `roi` is not checked for another network.
+        # The sizes of crops that a network takes are known only for Swin UNETR, so `roi` is not checked for another network.
         (options if self.network_factory is None else dataclasses.replace(options, roi=None)).check()
         functions = self.functions()
         if "objective" in functions and "loss" in functions:

@@ -18,7 +18,7 @@ FREE_IN_REPEATED_COMMAND = tuple(name for name in FREE if name not in ("data", "
 
 
 def earlier_run(recipe: Recipe) -> Literal["none", "unfinished", "finished"]:
-    """Returns whether the recipe's --out folder holds a run with the same options.
+    """Returns whether the recipe's --out folder holds a run with the same options, and whether that run is finished.
 
     Raises:
         InputError: it holds a run with other options, or one whose description is missing or damaged.
@@ -46,7 +46,7 @@ def is_finished(folder: Path) -> bool:
     if "folds" in head:
         folds = [folder / f"fold{number}" for number in head["folds"]]
         return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
-    if read_options(folder).fold == "all":  # a cross-validation of an earlier version, which has not listed its folds yet
+    if read_options(folder).fold == "all":  # a cross-validation that an earlier version started, without a list of its folds
         return False
     progress = checkpoints.newest_progress(folder)
     if progress is None or progress.validated != progress.step or not files.exists(folder / "report.html"):

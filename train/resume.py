@@ -96,7 +96,7 @@ def changed_recipe_file(folder: Path, description: Head, recipe: Recipe) -> list
     if (stored is None) != (recipe.file is None):
         had, has = ("none", str(recipe.file.path)) if recipe.file else (stored, "none")
         raise InputError(
-            f"{folder} holds a run with another recipe file ({had}, now {has}): give the same, or choose another --out."
+            f"{folder} holds a run with another recipe file ({had}, now {has}): give the same one, or choose another --out."
         )
     if recipe.file is None:
         return []

@@ -59,8 +59,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     """Collects the cases, makes the network, restores the newest intact state, and prints a summary.
 
     Raises:
-        InputError: the folder holds a run that is not to be resumed, or one with other cases or options; or its data, its states or the
-            checkpoint to start from cannot be used.
+        InputError: the folder holds a run and `resume` is false, or it holds one with other cases or options; or the data, the states or
+            the checkpoint to start from cannot be used.
     """
     processes.check_joined()
     strategy = _parallel_strategy(recipe)
@@ -78,7 +78,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     cases = collect_cases(recipe, folder)
     if before is not None and before["cases"] != cases.names:
         raise InputError(
-            f"{folder} was trained on other cases than those of the data set now: restore the data set, or start a new run."
+            f"{folder} was trained on other cases than the data set has now: restore the data set, or start a new run."
         )
     if before is not None:
         check_same_task(folder, stored_task(folder, before), cases.task)

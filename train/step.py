@@ -46,8 +46,9 @@ class State:
         opt: the optimizer's state.
         average: the exponential moving average of the weights, or {} if there is none.
         average_stats: the moving average of `stats` with the same decay, or {}. The statistics of the raw weights do not fit the averaged
-            weights, whose activations have other means and variances. Averaged statistics do, to first order in the distance that the
-            weights move within the memory of the average; timm and TensorFlow average them in the same way. Counts are not averaged.
+            weights, whose activations have other means and variances. Averaged statistics fit them, to first order in the distance that
+            the weights move within the time constant of the average; timm and TensorFlow average them in the same way. Counts are not
+            averaged.
         own: the objective's own parameters, which are not part of the network, or {} if it has none.
     """
 
@@ -119,9 +120,8 @@ class Training:
     def compile(self, strategy: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """Returns the step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
 
-        With a strategy, it stores states, batches and metrics on devices as the strategy does, and is the function of
-        `ParallelStrategy.compile`, which also takes the processes' stop flags. Runs that differ only in their data, such as folds, share
-        one program.
+        If a strategy is given, the function stores states, batches and metrics on devices as the strategy does, and also takes the
+        processes' stop flags; see `ParallelStrategy.compile`. Runs that differ only in their data, such as folds, share one program.
         """
         return _compiled(self, strategy)
 

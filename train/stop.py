@@ -27,7 +27,7 @@ class Stop:
         if self.number:  # the second signal stops the program immediately
             raise KeyboardInterrupt
         self.number = number
-        with suppress(OSError):  # stderr may be closed; `print` is not used, since the signal may interrupt one
+        with suppress(OSError):  # stderr may be closed; `print` is not used, since the signal may interrupt another `print`
             os.write(2, b"stopping after this step is done and saved; a second signal stops immediately\n")
 
 

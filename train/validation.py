@@ -23,7 +23,7 @@ from swinunetr_jax.training.config import Validation
 from swinunetr_jax.weights.params import NetworkConfig, Weights, build
 
 CONVENTION = "brats"  # the Dice of an empty reference is 1 if the prediction is empty, too, otherwise 0
-FIRST, EXTREMES = 4, 2  # numbers of cases to draw: 4 first ones, 2 best ones and 2 worst ones
+FIRST, EXTREMES = 4, 2  # numbers of cases to draw: the first 4, the best 2 and the worst 2
 
 
 class Interrupted(Exception):
@@ -100,7 +100,7 @@ def validate(
         cases: the prepared cases.
         task: the task of the network.
         options: the sliding window.
-        progress: called with the number of windows that are done and of all windows of the current case.
+        progress: called with two numbers for the current case: its windows that are done, and all of its windows.
         spatial_shards: the number of this process's devices that share each window.
 
     Raises:
