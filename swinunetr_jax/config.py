@@ -64,7 +64,7 @@ class SwinUNETRConfig:
     window_size: tuple[int, ...] | int = 7
     qkv_bias: bool = True
     mlp_ratio: float = 4.0
-    norm_name: Any = "instance"  # a text or MONAI's pair; it is stored as text, and a field has only one type
+    norm_name: Any = "instance"  # a string or MONAI's pair (name, options) is accepted, and the string is stored
     num_groups: int | None = None
     patch_norm: bool = False
     normalize: bool = True

@@ -14,7 +14,7 @@ def transforms(task):
 
 
 def add_noise(images, labels, keys):
-    """Adds Gaussian noise to a batch on the device. Each sample's key draws its standard deviation, between 0 and 0.1."""
+    """Adds Gaussian noise to a batch on the device. The standard deviation of each sample is random, between 0 and 0.1."""
 
     def one(image, key):
         strength, noise = jax.random.split(key)

@@ -51,7 +51,7 @@ class Plan:
         Args:
             image: the size of the volume along each axis.
             roi: the size of a window, for all axes or for each. None, 0 and negative numbers stand for the size of the volume.
-            overlap: the share by which windows overlap, at least 0 and less than 1, for all axes or for each.
+            overlap: the fraction by which windows overlap, at least 0 and less than 1, for all axes or for each.
 
         Raises:
             InputError: a size or an overlap is out of range, or the number of them does not fit the number of axes.
@@ -109,7 +109,7 @@ def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float | tuple[f
     Args:
         roi: the size of the window.
         mode: "constant" for ones, or "gaussian" for a Gaussian with the maximum 1, whose values below 0.001 are raised to 0.001.
-        sigma_scale: the standard deviation of the Gaussian as a share of the window, for all axes or for each.
+        sigma_scale: the standard deviation of the Gaussian as a fraction of the window, for all axes or for each.
 
     Raises:
         InputError: the mode is unknown or `sigma_scale` is not positive.

@@ -63,7 +63,7 @@ class Segmenter:
         task: the task that the networks were trained for.
         configs: the configurations of the networks, by default their attribute `config`, which a Swin UNETR has.
         roi: the size of a window, multiples of 32, for all axes or for each; by default the task's, otherwise 96³.
-        overlap: the share by which neighbouring windows overlap, at least 0 and less than 1.
+        overlap: the fraction by which neighbouring windows overlap, at least 0 and less than 1.
         blend: "gaussian" or "constant", the weights within a window.
         batch: the number of windows per call of the network.
         mirror: also apply the networks to each window mirrored along all combinations of axes, and average the logits, which takes 8 times

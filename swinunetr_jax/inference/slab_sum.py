@@ -11,9 +11,8 @@ import numpy as np
 
 from swinunetr_jax.inference.plan import MIN_IMPORTANCE, Plan
 
-PIECE_BYTES = (
-    64 << 20
-)  # the size of the planes that are averaged at a time, which limits the memory of the averages and of results from them
+# The size of the planes that are averaged at a time. It limits the memory of the averages and of the results that are computed from them.
+PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def sliding_window_inference(
         predictor: [n, *roi, c] → [n, *roi, c_out]. Compile it with `jax.jit` for speed; all calls have the same shape. It may also return
             several outputs in a tuple, list or dict, and outputs on a finer or coarser grid than the window's. A window that starts
             between two voxels of such a grid is placed on the lower one, as in MONAI.
-        overlap: the share by which neighbouring windows overlap, at least 0 and less than 1, for all axes or for each.
+        overlap: the fraction by which neighbouring windows overlap, at least 0 and less than 1, for all axes or for each.
         mode: "constant" or "gaussian", the weights within a window.
-        sigma_scale: the standard deviation of the Gaussian as a share of the window, for all axes or for each.
+        sigma_scale: the standard deviation of the Gaussian as a fraction of the window, for all axes or for each.
         padding_mode: "constant", "reflect", "replicate" or "circular".
         cval: the value of constant padding.
         progress: True to show a progress bar, or a function that is called with the number of finished windows and the number of all

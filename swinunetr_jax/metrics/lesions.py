@@ -22,7 +22,7 @@ from swinunetr_jax.data.boxes import bounding_box, slices
 from swinunetr_jax.metrics.surfaces import surfel_distances
 
 WORST_HD95 = 374.0  # mm, about the diagonal of the 240 × 240 × 155 grid
-DILATION = 3  # for glioma, also of Africa and of children; 1 for meningioma and metastases
+DILATION = 3  # for glioma, including the African and the paediatric data sets; 1 for meningioma and metastases
 IGNORE_MM3 = 50.0  # for glioma; 2 for metastases
 _ALL_NEIGHBOURS = generate_binary_structure(3, 3)  # 26
 _DILATING = generate_binary_structure(3, 2)  # 18

@@ -28,7 +28,7 @@ class SurfelDistances:
     ref_areas: np.ndarray
 
     def hausdorff(self, share: float) -> float:
-        """Returns the distance in mm within which this share of the area is, the larger one of the two directions."""
+        """Returns the quantile of the distances in mm, weighted by area, for the fraction `share`: the larger one of the two directions."""
         return max(_quantile(self.pred, self.pred_areas, share), _quantile(self.ref, self.ref_areas, share))
 
     def dice(self, tolerance: float) -> float:
@@ -46,9 +46,9 @@ def surfel_distances(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ..
 
 
 def edge_hausdorff(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], share: float) -> float:
-    """Returns a quantile of the distances in mm of the masks' outer voxels, each counted once, the larger one of the two directions.
+    """Returns a quantile of the distances in mm between the outer voxels of both masks: the larger one of the two directions.
 
-    Quantiles between two distances are interpolated. Source: `monai.metrics.compute_hausdorff_distance`.
+    Each voxel counts once. Quantiles between two distances are interpolated. Source: `monai.metrics.compute_hausdorff_distance`.
     """
     pred, ref = (np.argwhere(mask & np.logical_not(binary_erosion(mask))) for mask in _cropped(pred, ref))
     return float(max(np.quantile(_nearest(pred, ref, spacing), share), np.quantile(_nearest(ref, pred, spacing), share)))

@@ -19,7 +19,7 @@ Stats = dict[str, Array]
 class ResBlock(nnx.Module):
     """conv → norm → leaky ReLU → conv → norm, plus the input, then leaky ReLU.
 
-    If the number of channels changes, the input first goes through a convolution of kernel 1 and a norm.
+    If the number of channels changes, the input first goes through a convolution with kernel size 1 and a norm.
     """
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, norm: str | None = None, rngs: nnx.Rngs):

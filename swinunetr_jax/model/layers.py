@@ -106,7 +106,7 @@ class Conv(nnx.Module):
 
 
 class PatchConv(nnx.Module):
-    """Convolution with kernel 2 and stride 2, with bias: [b, *grid, c_in] -> [b, *(grid / 2), c_out]."""
+    """Convolution with kernel size 2 and stride 2, with bias: [b, *grid, c_in] -> [b, *(grid / 2), c_out]."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         self.dtype = config.dtype
@@ -121,7 +121,7 @@ class PatchConv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """The kernel of a transposed convolution of kernel 2 and stride 2 without bias, which `ops.up_conv` applies."""
+    """The kernel of a transposed convolution with kernel size 2 and stride 2 without bias, which `ops.up_conv` applies."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         sizes = (2,) * config.spatial_dims
@@ -185,7 +185,7 @@ class ConvNorm(nnx.Module):
         return normalize(x, statistics, self.scale[...], self.bias[...]), running
 
     def after_conv(self, conv: Conv, x: G, train: bool = False) -> tuple[G, dict[str, Array]]:
-        """Returns the norm of conv(x), for a convolution of kernel 1 without bias."""
+        """Returns the norm of conv(x), for a convolution with kernel size 1 without bias."""
         if self.kind != "instance":
             return self(conv(x), train)
         kernel = conv.kernel[...].astype(conv.dtype)

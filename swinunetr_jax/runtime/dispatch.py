@@ -56,7 +56,7 @@ class Implementation:
     @property
     def name(self) -> str:
         """The name of the implementation in explanations, such as "conv.cpu.im2col"."""
-        function = getattr(self.forward, "func", self.forward)  # of a functools.partial
+        function = getattr(self.forward, "func", self.forward)  # a functools.partial has no name
         module = function.__module__.removeprefix("swinunetr_jax.").removeprefix("ops.")
         return f"{module}.{function.__name__.removeprefix('_')}"
 

@@ -19,7 +19,8 @@ from swinunetr_jax.weights.torch_pickle_writer import pickled
 from swinunetr_jax.weights.weight_file import PYTORCH, atomic_file, file_kind, printable
 
 # These limits are far above any real checkpoint, and low enough to refuse a hostile one within seconds. torch.save writes about 40
-# instructions and 200 bytes for each tensor, and a member of the archive for each storage. The constant parts are for other values.
+# instructions and 200 bytes for each tensor, and a member of the archive for each storage. The constant part of a limit allows for other
+# values.
 _MAX_PICKLE_BYTES, _PICKLE_BYTES_PER_MEMBER = 8 << 20, 512
 _MAX_INSTRUCTIONS, _INSTRUCTIONS_PER_MEMBER = 600_000, 48
 _MAX_DEPTH = 64

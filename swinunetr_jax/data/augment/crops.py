@@ -30,7 +30,7 @@ def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarra
 def crop(example: Example, region: Region, fill: float = 0.0) -> Example:
     """Returns the region of the image (float32) and of the label. Outside the arrays the image is `fill` and the label 0."""
     image, label = read_region(example["image"], region, fill), read_region(example["label"], region)
-    rest = {key: value for key, value in example.items() if key != "foreground"}  # its box is that of the whole volume
+    rest = {key: value for key, value in example.items() if key != "foreground"}  # its box does not describe the crop
     return {**rest, "image": image.astype(np.float32, copy=False), "label": label}
 
 
@@ -59,7 +59,7 @@ class RandomCrop(RandomTransform[tuple[int, ...]]):
     """Crops a fixed size at a random position in the volume, or in its foreground (`inside`).
 
     The parameters are the crop's first voxel, relative to the volume or the foreground. If that is smaller than the crop, it is padded on
-    both sides; of an odd number of voxels the smaller half is added before it. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    both sides; if the number of voxels to add is odd, one more is added at the end. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
     """
 
     size: tuple[int, int, int]

@@ -50,7 +50,7 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
             _text(name, "labels", path)
             _text(value if isinstance(value, str) else "", "labels", path)
         found: dict[str, int | list[int]] | None = None
-        # a number of more digits is no label, and int() refuses one of thousands
+        # a longer number is not a label, and int() refuses a number of thousands of digits
         numbered = all(isinstance(v, str) and k.isdecimal() and len(k) < 10 for k, v in labels.items())
         if numbered and len(set(labels.values())) == len(labels):
             found = {name: int(value) for value, name in labels.items()}
@@ -63,7 +63,7 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
 
 
 def regions_class_order(info: dict[str, Any], path: Path) -> tuple[int, ...] | None:
-    """Returns the values that nnU-Net writes its regions as, in the order of writing."""
+    """Returns the label that nnU-Net writes for each region, in the order of writing."""
     order = info.get("regions_class_order")
     if order is None:
         return None

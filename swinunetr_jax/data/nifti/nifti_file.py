@@ -83,7 +83,7 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     voxels = math.prod(stored)
     field: Any = header["vox_offset"]  # a float in NIfTI-1, an integer in NIfTI-2
     start, least = field.item(), header.single_vox_offset
-    if not math.isfinite(start) or start < least:  # 0 too: nibabel reads it as 0, the NIfTI library as 348
+    if not math.isfinite(start) or start < least:  # also for 0, which nibabel reads as 0 and the NIfTI library as 348
         raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
     offset = int(start)
     claimed = voxels * dtype.itemsize + offset

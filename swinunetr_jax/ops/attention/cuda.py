@@ -38,7 +38,7 @@ def cudnn(
 ) -> Array:
     """Returns the attention, with regions numbered from 0; `implementation` is that of `jax.nn.dot_product_attention`."""
     n, t, m, c = q.shape
-    # the labels are a constant: without the barrier XLA would spend minutes on computing what follows from them while it compiles
+    # the labels are a constant: without the barrier, constant folding would take minutes of XLA's compilation
     labels: Array = lax.optimization_barrier(jnp.zeros((1, t), jnp.int8) if regions is None else regions)
     code = jax.nn.one_hot(labels, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], 0 or 10, which are exact
     code = jnp.broadcast_to(code[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)

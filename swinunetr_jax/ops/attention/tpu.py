@@ -4,8 +4,8 @@ If it were computed for all windows at once, XLA would write the weights to memo
 stage of a 96³ volume.
 
 Arrays are [n, m, c, t], so that the tokens are on the lanes. The channels of a head are then rows that are used in place; with channels
-on the lanes each head would have to be cut out of them. The sum of a row of weights is one more channel of the product with the
-values, in which all values are 1, because a sum would take longer than all products together.
+on the lanes each head would have to be cut out of them. The product with the values also computes the sum of each row of weights: the
+values have one more channel, which is 1. A separate sum would take longer than all products together.
 """
 
 from collections.abc import Callable

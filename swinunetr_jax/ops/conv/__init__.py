@@ -47,7 +47,7 @@ def conv_on_one_device(x: Array, kernel: Array) -> Array:
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
-    """Convolves with kernel 2 and stride 2, so that patches do not overlap.
+    """Convolves with kernel size 2 and stride 2, so that patches do not overlap.
 
     Args:
         x: [b, *grid, c_in], sizes even.

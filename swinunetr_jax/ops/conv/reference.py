@@ -12,7 +12,7 @@ def conv(x: Array, kernel: Array) -> Array:
 
 
 def patch_conv(x: Array, kernel: Array) -> Array:
-    """Returns the convolution with kernel 2 and stride 2: [b, *grid, c_in] -> [b, *(grid / 2), c_out].
+    """Returns the convolution with kernel size 2 and stride 2: [b, *grid, c_in] -> [b, *(grid / 2), c_out].
 
     There is no space-to-depth as on a CPU: on a TPU, the transposition of voxels of few channels would take longer than the arithmetic.
     """

@@ -23,5 +23,5 @@ def up_conv_blocks(x: Grid, skip: BlockedGrid, up: Array, kernel: Array, shortcu
 
 
 def _transposed_conv(x: BlockedGrid, kernel: Array) -> Array:
-    """Returns the transposed convolution of kernel 4 and stride 2. JAX derives its gradient: halos of a coarse grid cost little."""
+    """Returns the transposed convolution with kernel size 4 and stride 2. JAX derives its gradient: halos of a coarse grid cost little."""
     return conv_each_block(halo_exchange(x), kernel, spread=2)

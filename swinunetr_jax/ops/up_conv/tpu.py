@@ -1,8 +1,8 @@
 """The first convolutions of a decoder block on a TPU, for large grids, with the two kernels fused into one (see `fuse_kernels`).
 
-XLA runs the transposed convolution of kernel 4 and stride 2 without multiplying the zeros between voxels, and without the rearrangement
-of a depth-to-space, which would take longer than the arithmetic. The 1³ shortcut is a 3-kernel that is zero except at its centre, so
-that both results are outputs of one convolution.
+XLA runs the transposed convolution with kernel size 4 and stride 2 without multiplying the zeros between voxels, and without the
+rearrangement of a depth-to-space, which would take longer than the arithmetic. The 1³ shortcut is a 3-kernel that is zero except at its
+centre, so that both results are outputs of one convolution.
 
 As in `ops.conv.tpu`, planes are a batch: along depth zeros are put between them, and the four depth taps are input channels.
 """
@@ -37,7 +37,7 @@ FUSED = Implementation(
 
 
 def transposed_conv(x: Array, kernel: Array) -> Array:
-    """Returns the transposed convolution of kernel 4 and stride 2: [b, d, h, w, c_in] -> [b, 2 d, 2 h, 2 w, c_out]."""
+    """Returns the transposed convolution with kernel size 4 and stride 2: [b, d, h, w, c_in] -> [b, 2 d, 2 h, 2 w, c_out]."""
     depth = 2 * x.shape[1]
     spread = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (2, 2, 1), *[(0, 0, 0)] * 3))
     planes = jnp.concatenate([spread[:, tap : tap + depth] for tap in range(4)], axis=-1)

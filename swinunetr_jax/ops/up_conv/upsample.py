@@ -1,4 +1,4 @@
-"""The transposed convolution of kernel 2 and stride 2: a matrix product and a depth-to-space, since its taps do not overlap."""
+"""The transposed convolution with kernel size 2 and stride 2: a matrix product and a depth-to-space, since its taps do not overlap."""
 
 import jax
 import jax.numpy as jnp
