@@ -40,7 +40,7 @@ def description(hint: Any) -> str:
         elif part is bool:
             words += ["True", "False"]
         else:
-            words.append({int: "an integer", float: "a number", str: "a text", Path: "a path", type(None): "None"}[part])
+            words.append({int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "None"}[part])
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 

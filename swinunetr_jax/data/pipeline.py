@@ -1,6 +1,6 @@
 """An endless stream of batches of training examples. Sample number n is the same for any number of workers and processes.
 
-Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, are the global batch. All
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, together form it. All
 randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
 """
 
@@ -19,7 +19,7 @@ from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase
 from swinunetr_jax.errors import InputError
 
-AHEAD = 2  # batches by which a worker may be ahead of the batch that is waited for
+AHEAD = 2  # a worker prepares at most this number of batches in advance
 Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
 
 
@@ -41,7 +41,7 @@ class TrainingData:
 
     Raises:
         InputError: an argument is out of range; from `next` also if a sample holds NaN or Inf. `next` raises SampleError for any other
-            failure. Both name the case, or the cases that a worker had before it died.
+            failure. Both name the case, or the cases that a worker may have been preparing when it was killed.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class TrainingData:
             steps = range(self._step, self._step + (1 + AHEAD) * (self.workers or 1), self.workers or 1)
             names = ", ".join(dict.fromkeys(self.cases[index].name for step in steps for index in self.upcoming(step)))
             raise SampleError(
-                f"batch {self._step} or one soon after it, of {names}, could not be prepared ({error}); a worker that was killed ran "
-                "out of memory, or of shared memory in /dev/shm: use fewer workers."
+                f"batch {self._step} or one soon after it, of {names}, could not be prepared ({error}); if a worker was killed, the "
+                "memory, or the shared memory in /dev/shm, was probably exhausted: use fewer workers."
             ) from error
         self._step += 1
         return batch

@@ -114,7 +114,7 @@ def evaluate(
     both = [name for name in cases if name in predictions]
     if not both and not refused:
         raise InputError(
-            f"no prediction has a reference of its name: the predictions are {console.name_list(predictions, 3)}, the references "
+            f"no prediction has a reference of the same name: the predictions are {console.name_list(predictions, 3)}, the references "
             f"{console.name_list(cases, 3)}; rename them."
         )
     if references.ignore is not None and task.et_label == references.ignore:

@@ -59,7 +59,7 @@ def local_path(path: str | os.PathLike) -> Path:
         raise InputError(f"{path} is the address of a file, expected a path: leave out {found[0]}.")
     if found:
         raise InputError(
-            f"{path} is an address of a remote store ({found['scheme']}:), expected a path of this machine: copy the data here, or mount "
+            f"{path} is an address of a remote store ({found['scheme']}:), expected a path on this machine: copy the data here, or mount "
             "the store and give the path of the mount."
         )
     return Path(path)

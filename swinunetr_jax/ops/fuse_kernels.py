@@ -1,8 +1,8 @@
-"""The kernels of a transposed convolution (kernel 2, stride 2) and of the 3³ convolution after it, multiplied into one kernel.
+"""The kernels of a transposed convolution (kernel size 2, stride 2) and of the 3³ convolution after it, multiplied into one kernel.
 
-Both are linear, so together they are one transposed convolution of kernel 4 and stride 2, which reads the coarse grid. Each voxel then
-costs 8 taps of the coarse grid instead of 27 of an upsampled one, which is never computed. The results differ only by rounding, also at
-the border. There is one form of the kernel for each platform, the one with which the convolution is fastest there.
+Both are linear, so together they are one transposed convolution with kernel size 4 and stride 2, which reads the coarse grid. Each voxel
+then costs 8 taps of the coarse grid instead of 27 of an upsampled one, which is never computed. The results differ only by rounding, also
+at the border. There is one form of the kernel for each platform, the one with which the convolution is fastest there.
 """
 
 import math
@@ -20,12 +20,12 @@ def saves_work(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array)
     return fine_voxels * (27 * u * o + c * u - 8 * c * o) > 2 * 216 * c * u * o
 
 
-SAVES_WORK = "a grid large enough that fewer multiplications on it outweigh fusing the kernels"
+SAVES_WORK = "a grid so large that the fused kernel saves more multiplications than fusing costs"
 
 
 # ---- as the kernel of a transposed convolution
 
-# [e, t, r] along one axis: tap t of the 3-kernel meets tap r of the upsampling in tap e of the 4-kernel
+# [e, t, r] along one axis: the product of tap t of the 3-kernel and tap r of the upsampling is a term of tap e of the 4-kernel
 _TAPS_OF_4 = np.zeros((4, 3, 2), np.float32)
 for _t in range(3):
     for _r in range(2):
@@ -41,7 +41,7 @@ def fuse_kernels(up: Array, kernel: Array) -> Array:
 
 # ---- as kernels on windows of two coarse voxels along each axis
 
-# [p, s, t, r] along one axis: tap t of the 3-kernel on fine voxel 2 i + p meets tap r of the upsampling of neighbour s in the window
+# [p, s, t, r] along one axis: for the fine voxel 2 i + p, tap t of the 3-kernel reads tap r of the upsampling of neighbour s in the window
 _TAPS_OF_WINDOWS = np.zeros((2, 2, 3, 2), np.float32)
 for _p, _s, _t, _r in ((0, 0, 0, 1), (0, 1, 1, 0), (0, 1, 2, 1), (1, 0, 0, 0), (1, 0, 1, 1), (1, 1, 2, 0)):
     _TAPS_OF_WINDOWS[_p, _s, _t, _r] = 1
@@ -64,8 +64,9 @@ def fuse_kernels_by_parity(up: Array, kernel: Array) -> Array:
 def fuse_kernels_by_order(up: Array, kernel: Array) -> Array:
     """Returns [neighbours: 2, 2, 2, c_in, fine voxels of a window in their order: 2, 2, 2, c_out] by a convolution, for a GPU.
 
-    Tap t of the kernel meets tap r of the upsampling at r - t: a convolution of one kernel with the other, whose four results along an
-    axis are the kernel of size 4. Results 0 and 1 belong to the later neighbour, and results 2 and 3 to the earlier one.
+    The product of tap t of the kernel and tap r of the upsampling belongs to position r - t. The fused kernel is therefore a convolution of
+    one kernel with the other, whose four results along an axis are the kernel of size 4. Results 0 and 1 belong to the later neighbour, and
+    results 2 and 3 to the earlier one.
     """
     four = lax.conv_general_dilated(
         jnp.moveaxis(up, -2, 0), kernel, (1, 1, 1), ((2, 2),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")

@@ -65,7 +65,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 array = np.empty(entry.shape, dtype)
                 file.seek(8 + length + start)
                 if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-                    raise ValueError(f"{printable(name)} ends after the file")
+                    raise ValueError(f"{printable(name)} extends beyond the end of the file")
                 arrays[name] = array
     except InputError:
         raise
