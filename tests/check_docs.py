@@ -5,8 +5,8 @@
     python tests/check_docs.py docs/train.md    # some pages
 
 A block that cannot be run here has a comment above it, `<!-- not run: REASON -->`. The Python blocks of a page share their names, and a
-block with `title="FILE"` is also written to that file. Of shell blocks the commands of `swinunetr` are run, in this process and in a folder
-with small synthetic data under the names that the documentation uses. Commands that train use a network of three layers in the place of
+block with `title="FILE"` is also written to that file. In shell blocks, the commands of `swinunetr` are run, in this process and in a
+folder with small synthetic data under the names that the documentation uses. Commands that train use a network of three layers instead of
 Swin UNETR, small crops and a few steps.
 """
 
@@ -50,15 +50,14 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _TRAINS = re.compile(r"\bswinunetr train\b|\bruns/")
 # Options that make a command of the documentation short; those that a command has itself are kept.
 SHORT_TRAINING = {"--steps": "4", "--validation.every": "4", "--validation.overlap": "0", "--workers": "0", "--roi": "64 32 32"}
-SHORT_TRAINING |= {
-    "--network.depths": "1 1 1 1"
-}  # the network in its place has few tensors, and a checkpoint is checked for that
+# The small network has few tensors, and a checkpoint that has fewer than its depths require is refused.
+SHORT_TRAINING |= {"--network.depths": "1 1 1 1"}
 SHORT_PREDICTION = {"--roi": "64 32 32", "--overlap": "0"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A code block: its page, the line where its text starts, its language, its info string, and why it is not run, if so."""
+    """A code block: its page, the line where its text starts, its language, its info string, and the reason if it is not run."""
 
     page: Path
     line: int
@@ -122,7 +121,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def check_links(page: Path) -> tuple[list[str], Counter[str]]:
-    """Returns the broken links of a page, and how many links were checked. Addresses of other sites are counted only."""
+    """Returns the broken links of a page, and how many links were checked. Addresses of other sites are only counted."""
     faults, counts = [], Counter[str]()
     for number, line in prose_of(page):
         for target in _LINK.findall(line):
@@ -178,7 +177,7 @@ def run_command(words: list[str]) -> None:
 
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
-    """Puts a network of three layers in the place of Swin UNETR."""
+    """Replaces Swin UNETR by a network of three layers."""
     try:
         with mock.patch.object(params, "SwinUNETR", SmallNetwork), mock.patch.object(fit, "SwinUNETR", SmallNetwork):
             forget()

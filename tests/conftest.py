@@ -1,4 +1,7 @@
-"""Set-up of all tests: JAX on the CPU with exact matrix products and nothing kept from earlier runs; MONAI networks to compare with."""
+"""Set-up of all tests: they use JAX on the CPU with exact matrix products, and no compiled programs of earlier runs.
+
+It also provides MONAI networks to compare with.
+"""
 
 import gc
 import os
@@ -10,9 +13,9 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("helpers")  # before any of them is imported
+pytest.register_assert_rewrite("helpers")  # this must happen before any helper is imported
 
-# Before jax is imported. A run on a GPU asks for it: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
+# This is set before jax is imported. To test on a GPU, run: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from helpers.compile_effort import OPTIMIZED, set_least_effort  # noqa: E402
@@ -33,7 +36,9 @@ from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
 from swinunetr_jax.data.prepare import cache  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
-gc.set_threshold(100_000, 20, 50)  # tracing creates many objects that stay, and looking through them takes a tenth of the time
+gc.set_threshold(
+    100_000, 20, 50
+)  # tracing creates many long-lived objects, and collecting garbage among them takes a tenth of the time
 
 
 LONGEST = (
@@ -49,14 +54,14 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that no worker has the last of them alone."""
+    """Runs the files that take longest first, so that no worker is still busy with one of them when the others have finished."""
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`, a file's tests run in one process, which makes its fixtures once."""
+    """Runs the tests of a file in one process if `-n` is given, so that its fixtures are made once."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
@@ -67,7 +72,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for compiled programs, new for each session of tests and shared by its workers and the processes that they start.
 
-    What one test compiled another one need not, and no test passes on what another version compiled.
+    A program that one test has compiled is not compiled again, and no test uses a program that another version compiled.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "programs"
@@ -78,7 +83,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real scans: `SWINUNETR_TEST_DATA`, or ../shared/data beside the repository."""
+    """The folder with real scans: `SWINUNETR_TEST_DATA`, or ../shared/data next to the repository."""
     path = Path(os.environ.get("SWINUNETR_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"no real scans in {path}: set SWINUNETR_TEST_DATA")
@@ -87,7 +92,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_forward() -> Callable[..., dict[str, np.ndarray]]:
-    """A function (model, x, **options) -> everything `forward` computes, logits included, by name."""
+    """A function (model, x, **options) -> all intermediates of `forward` by name, including the logits."""
 
     def run(model: SwinUNETR, x: np.ndarray, *, optimize: bool = False, **options: Any) -> dict[str, np.ndarray]:
         compiler_options = OPTIMIZED if optimize else None
@@ -106,19 +111,19 @@ class Pair:
     path: Path
 
     def ours(self, **changes: Any) -> SwinUNETR:
-        """Our network, read from that file by the ordinary door; `changes` are fields of use, such as `dtype`."""
+        """Returns our network, read from that file by `open_checkpoint`; `changes` replace fields such as `dtype`."""
         told = {"downsample": self.config.downsample, "normalize": self.config.normalize, **changes}
         if self.config.num_groups is not None:
             told["num_groups"] = self.config.num_groups
         checkpoint = open_checkpoint(self.path, **told)
-        assert checkpoint.config == self.config.replace(**changes)  # all the rest was read off the tensors
+        assert checkpoint.config == self.config.replace(**changes)  # the other fields were inferred from the tensors
         assert not checkpoint.report.initialized and not checkpoint.report.ignored and not checkpoint.report.adapted
         return checkpoint.model()
 
 
 @pytest.fixture(scope="session")
 def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
-    """A function of configuration fields: MONAI's network for them, every weight away from its initial value, saved by torch."""
+    """A function that returns MONAI's network for configuration fields. Its weights differ from their initial values; torch saves it."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("monai")
     from tools import reference
@@ -135,7 +140,7 @@ def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator[Runner]:
-    """Starts the trainer in processes of its own, in a folder of the module, and ends those that a failing test leaves."""
+    """Starts the trainer in separate processes, in a folder of the module, and ends those that still run after a failed test."""
     runner = Runner(tmp_path_factory.mktemp("runs"), programs)
     yield runner
     for process in runner.started:
@@ -144,7 +149,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator
 
 @pytest.fixture
 def fresh_traces() -> Iterator[None]:
-    """For a test that changes what a function traces to: nothing traced before it is used in it, nor its traces afterwards."""
+    """Clears the caches of traced functions before and after a test that changes what a function traces to."""
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -166,6 +171,6 @@ def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def nothing_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Fails a test in which anything is printed: faults are reported by the exception alone, and nibabel's own log is silent."""
+    """Fails a test that prints anything, because only exceptions report faults, and nibabel's log must be silent."""
     yield
     assert capfd.readouterr() == ("", "")

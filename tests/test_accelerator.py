@@ -44,7 +44,7 @@ def test_logits_equal_those_of_the_cpu(dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_gradients_equal_those_of_the_cpu(dtype, tolerance):
-    """Gradients of the logits' mean square: all of them as one vector, and in float32 each of them."""
+    """The gradients of the logits' mean square are compared as one vector, and in float32 also one by one."""
     x = rng.normal(size=(1, 64, 64, 64, 4)).astype(np.float32)
 
     def gradients(model, x):
@@ -60,8 +60,8 @@ def test_gradients_equal_those_of_the_cpu(dtype, tolerance):
             assert np.linalg.norm(got[name] - value) <= tolerance * max(np.linalg.norm(value), 1e-3 * largest), name
 
 
-def test_a_volume_by_windows_equals_that_of_the_cpu():
-    """With odd sizes, so that the last window is moved back into the volume."""
+def test_sliding_window_logits_equal_those_of_the_cpu():
+    """The sizes are odd, so that the last window is moved back into the volume."""
     x = rng.normal(size=(1, 75, 70, 91, 4)).astype(np.float32)
 
     def segmented(device):

@@ -18,7 +18,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
 
-def test_the_stored_arrays_and_facts(tmp_path):
+def test_a_prepared_case_has_the_expected_arrays_and_facts(tmp_path):
     case = write_case(tmp_path / "data", affine=np.eye(4))  # RAS; the task wants LPS
     seen = []
     (prepared,) = prepare([case], tmp_path / "cache", progress=lambda *step: seen.append(step))
@@ -60,7 +60,7 @@ def test_a_windowed_image_is_stored_whole(tmp_path):
     assert (np.array(prepared.foreground) >= [[2, 2], [1, 1], [2, 2]]).all()
 
 
-def test_float16(tmp_path):
+def test_a_float16_cache_refuses_values_that_do_not_fit(tmp_path):
     case = write_case(tmp_path)
     (half,), (whole,) = prepare([case], tmp_path / "cache", dtype="float16"), prepare([case], tmp_path / "cache")
     assert half.image.dtype == np.float16 and whole.image.dtype == np.float32 and half.image_path != whole.image_path
@@ -83,7 +83,7 @@ def test_finished_cases_are_skipped(tmp_path, names_read, monkeypatch):
     monkeypatch.setattr(files, "digest_of_file", lambda path: hashed.append(path) or digest_of_file(path))
     again = prepare(cases[1::-1], tmp_path / "cache")
     assert [p.name for p in again] == ["b", "a"] and again[1].path == first[0].path and sorted(names_read) == ["a", "b"]
-    assert sorted(hashed) == sorted(path for p in first for path in (p.image_path, p.label_path))  # and no source
+    assert sorted(hashed) == sorted(path for p in first for path in (p.image_path, p.label_path))  # no source was hashed
 
 
 def test_a_touched_file_is_hashed_and_a_changed_file_is_read(tmp_path, names_read):
@@ -108,11 +108,13 @@ def test_other_settings_are_another_entry(tmp_path, names_read):
     assert len({first.path, turned.path, coarse.path, swapped.path}) == 4 and len(names_read) == 4
     assert coarse.shape == (5, 4, 4)
     np.testing.assert_array_equal(swapped.image, first.image[..., ::-1])
-    prepare([case], tmp_path / "cache", Task.brats(channels=("FLAIR", "T1"), roi=(64, 64, 64)))  # not of the cache's concern
+    prepare(
+        [case], tmp_path / "cache", Task.brats(channels=("FLAIR", "T1"), roi=(64, 64, 64))
+    )  # the cache does not depend on the window size
     assert len(names_read) == 4
 
 
-def test_a_file_name_that_is_not_utf8(tmp_path, names_read):
+def test_a_case_whose_file_name_is_not_utf8_is_cached(tmp_path, names_read):
     case = write_case(tmp_path / os.fsdecode(b"caf\xe9"))
     messages = []
     for _ in range(2):
@@ -120,7 +122,7 @@ def test_a_file_name_that_is_not_utf8(tmp_path, names_read):
     assert names_read == ["a"] and messages == []
 
 
-def test_case_names_that_are_not_file_names(tmp_path):
+def test_case_names_that_are_not_file_names_have_separate_entries(tmp_path):
     case = write_case(tmp_path / "data")
     names = ("../up", "a/b", "a_b", "ä" * 200)
     cases = [Case(name, case.images, case.channels, case.label) for name in names]
@@ -128,7 +130,7 @@ def test_case_names_that_are_not_file_names(tmp_path):
     assert len({p.path for p in prepared}) == 4 and {p.path.parent for p in prepared} == {tmp_path / "cache"}
 
 
-def test_several_processes_at_once(tmp_path):
+def test_several_processes_prepare_the_same_cases_at_the_same_time(tmp_path):
     for seed, name in enumerate("abcd"):
         write_case(tmp_path / "data", name, seed, shape=(30, 30, 30))
     program = textwrap.dedent("""

@@ -64,7 +64,7 @@ WRONG_NUMBERS = {
     "a box outside the scan": {"box": [[2, 70], [1, 6], [2, 5]]},
     "a box of another size than the arrays": {"box": [[2, 6], [1, 6], [2, 5]]},
     "a shape of no voxels": {"shape": [9, 8, 0]},
-    "a shape beyond all numbers": {"shape": [9, 8, 10**30]},
+    "a shape of too many voxels": {"shape": [9, 8, 10**30]},
     "a foreground outside the box": {"foreground": [[0, 50], [0, 5], [0, 3]]},
     "a label that the task does not have": {"labels": [0, 200]},
     "an affine of three rows": {"affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
@@ -127,7 +127,7 @@ def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, 
     assert second.image_path != first.image_path and (second.path == first.path) == (where == "one")
     assert second.image.any() and first.label.any() and len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 5)
     end()
-    begin()  # one that is alone removes the arrays that no entry names
+    begin()  # a training that runs alone removes the arrays that no entry names
     (third,) = prepare([write_case(tmp_path / where, seed=1)], tmp_path / "cache")
     assert len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 3) and (third.image == second.image).all()
     assert where == "one" or (np.array(first.image) == image).all()
@@ -241,7 +241,7 @@ def test_every_faulty_case_is_listed(tmp_path):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-def test_invalid_arguments(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     case = write_case(tmp_path)
     with pytest.raises(InputError, match="must be one of float32, float16, got 'int8'"):
         prepare([case], tmp_path, dtype="int8")

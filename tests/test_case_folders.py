@@ -116,7 +116,7 @@ def test_all_cases_should_have_the_same_channels(tmp_path):
     assert "case b has no T2 image, expected one each of T1, T2" in second.problem
 
 
-def test_two_files_for_one_channel(tmp_path):
+def test_two_files_for_one_channel_are_the_problem_of_their_case(tmp_path):
     touch(tmp_path, "a/T1.nii.gz", "a/T1w.nii.gz", "a/T2.nii.gz")
     (case,) = find_cases(tmp_path).cases
     assert "several T1 images (T1.nii.gz, T1w.nii.gz)" in case.problem
@@ -206,7 +206,7 @@ def test_a_case_from_files(tmp_path):
         case_from_files([tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"], WEIGHTS)
 
 
-def test_nothing_found(tmp_path):
+def test_a_path_without_cases_is_refused(tmp_path):
     with refused("does not exist"):
         find_cases(tmp_path / "none")
     with refused(tmp_path, "no case"):

@@ -1,4 +1,4 @@
-"""Names of cases follow from explicit statements, and every entry of a folder is a case or is reported."""
+"""The name of a case does not depend on other cases, and every entry of a folder is a case or is reported."""
 
 import os
 from pathlib import Path

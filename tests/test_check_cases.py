@@ -1,4 +1,4 @@
-"""The checks of one case and between cases: sound data have no findings."""
+"""The checks of single cases and of data sets: sound data have no findings, and each kind of fault has its own."""
 
 import gzip
 import sys
@@ -84,7 +84,7 @@ def test_scaled_labels_are_sound(tmp_path):
     nib.save(picture, tmp_path / "b.nii.gz")
     path = tmp_path / "c.nii.gz"
     data = bytearray(gzip.decompress((tmp_path / "b.nii.gz").read_bytes()))
-    data[112:116] = np.float32(0.1).tobytes()  # nibabel rescales on its way
+    data[112:116] = np.float32(0.1).tobytes()  # nibabel rescales the voxels when it writes, so the scale is set afterwards
     path.write_bytes(gzip.compress(bytes(data)))
     report = check_case(one_case(tmp_path, image(1), label=path), labels=(1, 2, 4))
     assert report.findings == ()
@@ -97,7 +97,7 @@ def test_channel_counts_differ(tmp_path):
     assert found.message.startswith("it has 1 channel, but in 3 of 4 cases 2;")
 
 
-def test_labels_that_a_list_names(tmp_path):
+def test_labels_that_dataset_json_does_not_name_are_found(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2)], [label(1), label(1, 2)])
     (found,) = check_dataset(dataset).findings
     assert (found.case, found.kind) == ("case_1", "unknown-label")
@@ -131,7 +131,7 @@ def test_labels_3_and_4_in_different_cases_are_one_warning(tmp_path):
     assert found.message.startswith("1 cases have label 3 and 2 others label 4")
 
 
-def test_no_majority_is_one_finding(tmp_path):
+def test_spacings_without_a_majority_are_one_finding(tmp_path):
     for number in range(3):
         brats(tmp_path, number, affine=np.diag([-1.0, -1, 1 + number, 1]))
     (found,) = check_dataset(find_cases(tmp_path)).findings

@@ -1,4 +1,4 @@
-"""A data set with every kind of fault: one run finds all of them under their names, and no other."""
+"""A data set with every kind of fault: one run reports each of them with its kind, and nothing else."""
 
 import gzip
 import json
@@ -18,14 +18,14 @@ from swinunetr_jax.training.data import collect_cases
 
 
 def header_bomb(path):
-    """700 million voxels from a few bytes, more than a file of its size could hold."""
+    """Makes the header claim 729 million voxels, more than a file of a few bytes can hold."""
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[42:48] = np.array([900, 900, 900], "<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(data)))
 
 
 def gzip_bomb(path):
-    """A file that could hold the 17 GB that its header claims, so that only the limit on memory refuses it."""
+    """Writes a file that could hold the 17 GB that its header claims, so that only the limit on memory refuses it."""
     data = bytearray(gzip.decompress(path.read_bytes())[:352])
     data[42:48] = np.array([1625, 1625, 1625], "<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(data) + bytes(17 << 20), 0))
@@ -85,7 +85,7 @@ def turn(path, affine):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """A case for each fault, as many sound ones, one with two faults in one file and one in another, and a copy of a case."""
+    """A case for each fault, ten sound ones, one with four faults in one file and one in another, and a copy of a case."""
     root = tmp_path_factory.mktemp("faulty")
     expected = set()
     for number, (harm, end, kind, words) in enumerate([*FAULTS.values(), *WARNINGS.values()]):

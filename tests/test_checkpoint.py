@@ -88,7 +88,7 @@ def test_fields_that_contradict_the_checkpoint_are_refused(written_checkpoint):
 # Folders of training runs
 
 
-def test_a_run_stands_for_its_best_network(checkpoint, tmp_path):
+def test_opening_a_run_opens_its_best_network(checkpoint, tmp_path):
     (tmp_path / "run").mkdir()
     checkpoint.rename(tmp_path / "run" / "best")
     with pytest.raises(InputError, match="run is not a checkpoint"):
@@ -109,7 +109,7 @@ def unfinished_run(run: Path, checkpoint: Path, *steps: int) -> Path:
 
 
 @pytest.mark.fault("5.4")
-def test_a_run_without_validation_stands_for_its_newest_network_and_says_so(written_checkpoint, tmp_path, capsys):
+def test_opening_a_run_without_validation_opens_its_newest_network_with_a_warning(written_checkpoint, tmp_path, capsys):
     run = unfinished_run(tmp_path / "run", written_checkpoint, 20, 40)
     write_checkpoint(run / "checkpoints" / "00000040", CONFIG, random_params(CONFIG, 1), TASK, overwrite=True)
     (run / "checkpoints" / ".00000060.tmp").mkdir()

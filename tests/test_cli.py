@@ -1,4 +1,4 @@
-"""The command line: it starts quickly, explains mistakes in one sentence, and neither names nor streams stop its work."""
+"""The command line starts quickly, explains mistakes in one sentence, and works with any file name and any output stream."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def process(*command: str | os.PathLike, **options) -> subprocess.CompletedProce
 
 
 def scans(root: Path, *names: str | bytes) -> Path:
-    """A folder of one-channel cases of these names, with labels."""
+    """Writes cases of one channel with these names, without labels, and returns their folder."""
     array = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
     for name in names:
         folder = Path(os.fsdecode(os.path.join(os.fsencode(root), os.fsencode(name))))
@@ -63,7 +63,7 @@ for command in [*commands, *([name, "--help"] for name in cli.COMMANDS), ["valid
     done = process("-c", program, scans(tmp_path, "case"), text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
     assert len(lines) == 12 and all(line.endswith("[]") for line in lines[:-1]), done.stdout + done.stderr
-    assert lines[-1].endswith(("[]", "['scipy']"))  # after validate, which may need scipy to read, and no JAX
+    assert lines[-1].endswith(("[]", "['scipy']"))  # validate may import scipy, but not JAX
 
 
 @pytest.mark.fault("5.3")
@@ -216,7 +216,7 @@ def test_a_full_disk_behind_stdout_is_reported_once(tmp_path, command):
 @pytest.mark.fault("3.2")
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "| true"])
-def test_closed_streams_stop_nothing(tmp_path, closed):
+def test_closed_streams_do_not_stop_a_command(tmp_path, closed):
     report = tmp_path / "report.json"
     command = f'"{sys.executable}" -m swinunetr_jax.cli validate "{scans(tmp_path / "d", "case")}" --json "{report}" {closed}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)

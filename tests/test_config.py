@@ -1,4 +1,4 @@
-"""The configuration: what it takes, what it refuses and how it says so."""
+"""The configuration: the values that it accepts and refuses, and its messages."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_equal_by_value_and_printable():
 
 
 @pytest.mark.parametrize("change", [{}, {"norm_name": "batch"}, {"norm_name": ("group", {"num_groups": 2})}, {"spatial_dims": 2}])
-def test_through_json(change):
+def test_a_configuration_is_the_same_after_writing_and_reading_json(change):
     config = SwinUNETRConfig(**{**BASE, **change})
     assert SwinUNETRConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -83,7 +83,7 @@ def test_presets():
     assert (SwinUNETRConfig.btcv(feature_size=24).out_channels, SwinUNETRConfig.btcv(feature_size=24).feature_size) == (14, 24)
 
 
-def test_sizes():
+def test_sizes_that_the_network_does_not_take_are_refused():
     config = SwinUNETRConfig(**BASE)
     config.check_spatial((64, 96, 32))
     with pytest.raises(InputError, match=r"axes \[0, 2\] of \(60, 64, 100\).*\(64, 64, 128\)"):

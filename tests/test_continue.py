@@ -1,4 +1,4 @@
-"""A command whose folder holds a run continues it, extends it, reports that it is finished, or is refused; and cross-validations.
+"""A command whose folder holds a run or a cross-validation continues it, extends it, reports that it is finished, or is refused.
 
 The trainer's step is a trivial function here and the scores are invented, since everything around them is tested.
 """
@@ -205,7 +205,7 @@ def test_another_task_is_refused_and_a_missing_cache_is_reported(data, tmp_path,
         train(longer, resume=True)
 
 
-def test_folders_that_cannot_be_used_are_one_sentence(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to("checkpoints")
     with refused("checkpoints is not a folder"):
         checkpoints.has_steps(tmp_path)

@@ -85,7 +85,7 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, layout, hostile
             find_cases(path.parent)
 
 
-def test_paths_inside_the_folder(tmp_path):
+def test_paths_inside_the_folder_are_accepted(tmp_path):
     touch(tmp_path, "far/x.nii.gz", "data/a.nii.gz")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "far")
     entries = ["./a.nii.gz", "b/../a.nii.gz", str(tmp_path / "data" / "a.nii.gz"), "link/x.nii.gz"]
@@ -126,7 +126,7 @@ def test_paths_inside_the_folder(tmp_path):
         ({"channel_names": {"0": "CT"}}, "no case"),
     ],
 )
-def test_malformed_lists(tmp_path, content, words):
+def test_malformed_lists_are_refused(tmp_path, content, words):
     path = write_json(tmp_path / "dataset.json", content)
     with refused(path, words):
         find_cases(path)

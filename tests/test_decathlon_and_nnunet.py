@@ -67,7 +67,7 @@ def test_nnunet_without_dataset_json(tmp_path):
     assert find_cases(tmp_path / "imagesTr").cases[0].label is not None
 
 
-def test_nnunet_broken_cases(tmp_path):
+def test_incomplete_cases_of_nnunet_have_problems(tmp_path):
     nnunet(tmp_path, WEIGHTS, cases=("a", "b", "c"))
     (tmp_path / "imagesTr/b_0002.nii.gz").unlink()
     (tmp_path / "imagesTr/c_0000.nii.gz").unlink()

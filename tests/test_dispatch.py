@@ -1,4 +1,4 @@
-"""The choice of implementations: by platform and by shape, as explained and as compiled."""
+"""Implementations are chosen by platform and by shape, and the explained implementation is the compiled one."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""The README, the documentation and the small files beside them agree with the code. `check_docs.py` also runs their code blocks."""
+"""The README, the documentation, the Dockerfile and the citation agree with the code. `check_docs.py` also runs their code blocks."""
 
 import json
 import re

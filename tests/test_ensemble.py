@@ -1,4 +1,4 @@
-"""The networks that `-m RUN` stands for, and the warning about a cross-validation that is not finished."""
+"""`-m RUN` opens the networks of all finished folds, and warns if the cross-validation is not finished."""
 
 import json
 

@@ -13,7 +13,7 @@ from swinunetr_jax.evaluation.evaluate import CONVENTIONS, Evaluation
 from swinunetr_jax.metrics import score_case
 
 
-def test_a_brats_folder(tmp_path, capsys):
+def test_predictions_of_a_brats_folder_are_scored(tmp_path, capsys):
     names = ("BraTS2021_00001", "BraTS2021_00002")
     for i, name in enumerate(names):
         brats_case(tmp_path / "data", name, brats(i))
@@ -80,7 +80,7 @@ def test_empty_references_are_counted_by_convention(tmp_path, capsys):
     assert means["hd95_brats"]["ET"]["value"] == pytest.approx(374 / 3)
     assert means["hd95_monai"]["ET"] == {"value": 0, "cases": 1, "left_out": 2}
     text = (tmp_path / "scores/scores.json").read_text()
-    assert "NaN" not in text  # which is no JSON
+    assert "NaN" not in text  # because NaN is not JSON
     assert scores(tmp_path / "scores")["cases"]["a"]["ET"]["dice_monai"] is None
     printed = capsys.readouterr().out
     assert "MONAI: empty references are left out [left out: 2 ET]" in printed
@@ -158,14 +158,14 @@ def test_cases_that_cannot_be_scored_are_listed_and_the_others_are_scored(tmp_pa
     assert "Traceback" not in errors
 
 
-def test_nothing_could_be_scored(tmp_path):
+def test_the_exit_code_is_1_if_no_case_can_be_scored(tmp_path):
     save(tmp_path / "refs/a.nii.gz", brats())
     save(tmp_path / "out/a.nii.gz", brats()[1:])
     assert run(tmp_path / "out", tmp_path / "refs", "--task", "brats") == 1
     assert scores(tmp_path / "out")["means"] == {}
 
 
-def test_bad_input_is_one_sentence(tmp_path, capsys):
+def test_bad_input_is_refused_in_one_sentence(tmp_path, capsys):
     out, refs = tmp_path / "out", tmp_path / "refs"
     save(out / "a.nii.gz", brats())
     save(out / "b.nii.gz", brats())
@@ -194,7 +194,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     assert not list(tmp_path.rglob("scores.*"))
 
 
-def test_labels_that_are_not_outputs():
+def test_an_ignored_label_is_not_an_output():
     assert Task.from_labels({"background": 0, "ignore": 2}) is None
     task = Task.from_labels({"background": 0, "tumour": 2, "ignore": 3, "liver": 1})
     assert [(output.name, output.value) for output in task.outputs] == [("background", 0), ("liver", 1), ("tumour", 2)]

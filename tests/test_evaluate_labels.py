@@ -61,7 +61,7 @@ def test_labels_3_and_4_that_the_data_set_names_are_scored_unchanged(tmp_path, n
     assert found["ET"]["dice_brats"] == found["RC"]["dice_brats"] == 0
     assert found["ET"]["volume_ml"] == pytest.approx((brats_2024() == 4).sum() * 0.002)
 
-    # A case without a cavity, in which the prediction calls all of the enhancing tumour one.
+    # The reference has no cavity, and the prediction labels all of the enhancing tumour as cavity.
     nnunet(tmp_path / "data", brats(et=3), **names)
     save(tmp_path / "out/c.nii.gz", brats(et=4))
     record(tmp_path / "out", Task.from_labels({k: v for k, v in names.items() if k != "order"}, names.get("order")))

@@ -1,6 +1,6 @@
 """The recipe files of docs/extend, each run through `swinunetr train FILE`: other losses, augmentation, optimizers, networks, objectives.
 
-The examples with a Swin UNETR run with `small_network` in its place, and among the long tests with their own.
+The examples that train a Swin UNETR run with `small_network` instead; the long tests run them with Swin UNETR itself.
 """
 
 import os
@@ -91,7 +91,7 @@ def test_an_example_is_one_file_of_at_most_40_lines():
     assert all(len(path.read_text().splitlines()) <= 40 for path in files)
 
 
-def test_parameters_of_an_objective_are_trained_and_saved_apart_from_the_network(data, tmp_path):
+def test_parameters_of_an_objective_are_trained_and_saved_separately_from_the_network(data, tmp_path):
     assert train_example("deep_supervision", data, tmp_path / "run") == 0
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}

@@ -47,12 +47,12 @@ def finished(runner) -> Path:
 # ---- killed and signalled
 
 
-def test_killed_in_a_step_and_in_a_save(runner, finished):
+def test_a_run_killed_in_a_step_or_in_a_save_continues_to_the_same_bytes(runner, finished):
     kill_again_and_again(runner, finished, kills=2, seed=0)
 
 
 @pytest.mark.long
-def test_killed_at_twenty_moments(runner, finished):
+def test_a_run_killed_at_twenty_moments_continues_to_the_same_bytes(runner, finished):
     kill_again_and_again(runner, finished, kills=20, seed=1)
 
 

@@ -72,7 +72,7 @@ DAMAGED = (
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_a_damaged_json_file_is_one_sentence(tmp_path, text):
+def test_a_damaged_json_file_is_refused_in_one_sentence(tmp_path, text):
     path = tmp_path / "entry.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"entry\.json .*: delete it\."):
@@ -133,7 +133,7 @@ def test_a_file_with_an_impossible_name_does_not_exist(tmp_path, name):
     assert not files.exists(path) and not files.is_file(path) and not files.is_folder(path)
     with pytest.raises(InputError, match=r"cannot be created \("):
         files.make_folder(path)
-    if name != "loop":  # replaced, as by any writer
+    if name != "loop":  # writing replaces a link
         with pytest.raises(OSError):
             files.write_text(path, "text")
 

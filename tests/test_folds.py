@@ -58,7 +58,7 @@ def test_every_case_validates_once():
     assert sorted(seen) == [c.name for c in CASES]
 
 
-def test_a_data_sets_validation_list():
+def test_the_validation_list_of_a_data_set_is_used_without_a_fold():
     own = [case("a"), case("v", split="validation"), case("w", split="validation", label=False)]
     train, validation = fold_split(own, None)
     assert [c.name for c in train] == ["a"] and [c.name for c in validation] == ["v"]
@@ -80,12 +80,12 @@ def test_a_data_sets_validation_list():
         ([], 0, "fold 0 has no cases"),
     ],
 )
-def test_impossible_splits(cases, fold, words):
+def test_impossible_splits_are_refused(cases, fold, words):
     with refused(words):
         fold_split(cases, fold)
 
 
 @pytest.mark.parametrize("folds", [14, 1, 0])
-def test_too_few_cases(folds):
+def test_more_folds_than_patients_and_fewer_than_two_are_refused(folds):
     with refused("13 labelled patients", f"{folds} folds"):
         with_folds(CASES, folds=folds)

@@ -1,4 +1,4 @@
-"""Damaged files of every kind are refused in a sentence or read rightly; `python -m tools.fuzz` tries many more."""
+"""Damaged files of every kind are refused in a sentence or read correctly; `python -m tools.fuzz` tries many more."""
 
 import random
 
@@ -9,17 +9,17 @@ pytest.importorskip("torch")
 from tools import fuzz, fuzz_targets, mutations
 from tools.fuzz import Options, Tally
 
-COUNT = 40  # of each kind; a few seconds together
+COUNT = 40  # damaged files of each kind, which take a few seconds in all
 
 
 @pytest.mark.parametrize("kind", fuzz_targets.TARGETS)
-def test_damaged_files_are_refused_or_read_rightly(tmp_path, kind):
+def test_damaged_files_are_refused_or_read_correctly(tmp_path, kind):
     tally = fuzz.fuzz(fuzz_targets.TARGETS[kind](tmp_path), COUNT, seed=1)
     assert tally.wrong == []
     assert tally.refused + tally.accepted == tally.tried > COUNT / 2
 
 
-def test_a_wrong_reader_is_found_and_the_file_kept(tmp_path, capsys):
+def test_a_wrong_reader_is_detected_and_the_damaged_file_is_kept(tmp_path, capsys):
     path = tmp_path / "a.json"
     path.write_text('{"a": 1}')
     target = fuzz_targets.Target(

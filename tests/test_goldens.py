@@ -1,4 +1,4 @@
-"""Our outputs and intermediates compared with stored ones of MONAI, without torch. tools/make_goldens.py writes the stored ones."""
+"""Our outputs and intermediates equal stored ones of MONAI. tools/make_goldens.py writes them, so that this test needs no torch."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 def outputs(
     golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, run_forward: Callable[..., Any]
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Our network with the weights of a golden, read from a file, and everything that it computes."""
+    """Our network with the weights of a stored case, read from a file, and its intermediates and logits by name."""
     weights = golden_weights.state({name: tuple(shape) for name, shape in golden["state"].items()}, golden["seed"])
     assert golden_weights.digest(weights) == golden["weights"], "the seed gives other weights than when the file was written"
     config = SwinUNETRConfig(**golden["config"])
@@ -48,7 +48,7 @@ def outputs(
     checkpoint = open_checkpoint(path, **fields)
     assert checkpoint.config == config
     model = checkpoint.model()
-    # the long ones as users compile them
+    # the long tests compile as users do
     optimize = golden["file"] in LONG
     return model, run_forward(model, golden_weights.volume(tuple(golden["shape"]), golden["seed"]), optimize=optimize)
 
@@ -64,14 +64,14 @@ def test_state_dict_has_monais_names_and_shapes(golden, outputs):
     assert ours == golden["state"]
 
 
-def test_logits(golden, outputs):
+def test_logits_equal_those_of_monai(golden, outputs):
     logits = outputs[1]["logits"]
     mean, std, top = golden["logits_statistics"]
     assert np.abs(golden_weights.sample(logits, golden["logits"].size) - golden["logits"]).max() <= TOLERANCE * top
     np.testing.assert_allclose(golden_weights.statistics(logits), (mean, std, top), rtol=0, atol=TOLERANCE * top)
 
 
-def test_every_intermediate(golden, outputs):
+def test_every_intermediate_equals_that_of_monai(golden, outputs):
     intermediates = {name: value for name, value in outputs[1].items() if name != "logits"}
     assert set(intermediates) == set(golden["names"])
     for name, samples, statistics in zip(golden["names"], golden["samples"], golden["statistics"]):
@@ -84,7 +84,7 @@ def test_every_intermediate(golden, outputs):
 @pytest.mark.parametrize(
     "golden", [FILES[0], pytest.param(FILES[-1], marks=pytest.mark.long)], ids=lambda path: path.stem, indirect=True
 )
-def test_logits_by_the_reference_implementations(golden, outputs, run_forward, fresh_traces, monkeypatch):
+def test_logits_of_the_reference_implementations_equal_those_of_monai(golden, outputs, run_forward, fresh_traces, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
     intermediates = run_forward(outputs[0], golden_weights.volume(tuple(golden["shape"]), golden["seed"]))
-    test_logits(golden, (None, intermediates))
+    test_logits_equal_those_of_monai(golden, (None, intermediates))

@@ -139,11 +139,13 @@ def test_a_hostile_pickle_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     "value",
     [
-        b"]q\x00h\x00a",  # a list in itself
+        b"]q\x00h\x00a",  # a list that contains itself
         b"]" * 100 + b"a" * 99,
         b")" + b"q\x01h\x01\x86" * 40,  # a billion laughs
         b"](" + tensor(size=(100_000,), where=storage(100_000)) + b"q\x05" + b"h\x05" * 100_000 + b"e",
-        b"]" + b"r\xff\xff\xff\xf0" * 1000 + b"j\xff\xff\xff\xf0a",  # unpickling would make room for 4 billion places
+        b"]"
+        + b"r\xff\xff\xff\xf0" * 1000
+        + b"j\xff\xff\xff\xf0a",  # Python's unpickler would allocate a memo of 4 billion entries
     ],
 )
 def test_a_small_file_needs_little_memory(tmp_path, value):

@@ -1,4 +1,4 @@
-"""Losses against MONAI in double precision: values, gradients, every option, odd sizes, absent classes; literal ones by hand."""
+"""Losses equal those of MONAI in double precision: values, gradients, every option, odd sizes, absent classes. Some are literal."""
 
 import itertools
 from functools import partial
@@ -23,7 +23,7 @@ def double():
 
 
 def sample(grid, channels, batch=2):
-    """Logits, and overlapping targets of which the last channel is absent in the first case, float64."""
+    """Returns logits and overlapping targets, float64. The last channel of the targets is empty in the first case."""
     rng = np.random.default_rng(len(grid) + channels)
     logits = rng.normal(size=(batch, *grid, channels)) * 3
     wanted = (rng.random(logits.shape) < 0.3).astype(np.float64)
@@ -38,7 +38,7 @@ def class_map(grid, channels, batch=2):
 
 
 def both(ours, theirs, logits, wanted, tolerance=(1e-6, 1e-5)):
-    """Values and gradients of two losses, ours of channels last; `wanted` is channels last or a map of channel numbers."""
+    """Asserts that two losses have the same value and gradient. `wanted` holds targets with channels last, or channel numbers."""
     torch = pytest.importorskip("torch")
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(ours(x, jnp.asarray(wanted))))(jnp.asarray(logits))
     x = torch.tensor(np.moveaxis(logits, -1, 1).copy(), requires_grad=True)
@@ -66,7 +66,7 @@ def test_dice_equals_monai(double, grid, activation):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_dice_and_cross_entropy_of_classes_equal_monai(double, grid):
-    """From targets and from a map of channel numbers, whose weighted means differ."""
+    """The losses take targets or a map of channel numbers, and their weighted means differ."""
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("monai.losses")
     logits, _ = sample(grid, 4)
@@ -85,7 +85,7 @@ def test_dice_and_cross_entropy_of_classes_equal_monai(double, grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_one_sigmoid_equals_monai_and_several_are_each_their_own(double, grid):
+def test_sigmoid_losses_equal_monai_for_one_channel_and_binary_losses_for_several(double, grid):
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("monai.losses")
     for channels, weight in itertools.product((1, 3), (None, np.array([2.0, 0.5, 3.0]))):
@@ -105,7 +105,7 @@ def test_one_sigmoid_equals_monai_and_several_are_each_their_own(double, grid):
             both(partial(dice_ce_loss, **options), theirs, logits, wanted)
 
 
-def test_single_precision_and_half_keep_their_sums_in_float32():
+def test_sums_over_bfloat16_logits_are_computed_in_float32():
     """A bfloat16 sum of 40³ probabilities would stop growing at 256."""
     rng = np.random.default_rng(0)
     logits, wanted = rng.normal(size=(1, 40, 40, 40, 2)).astype(np.float32), rng.random((1, 40, 40, 40, 2)) < 0.5
@@ -141,8 +141,8 @@ def test_targets_of_regions_and_classes():
     assert targets(jnp.array([[5, 0]], jnp.int32), alone)[0].tolist() == [[1], [0]]
 
 
-def test_by_hand():
-    """Probabilities 1, 0, 1, 0 against 1, 1, 0, 0: half of either, a third of the union."""
+def test_losses_computed_by_hand():
+    """The probabilities 1, 0, 1, 0 and the targets 1, 1, 0, 0 share half of each and a third of their union."""
     p, t = jnp.array([[[1.0], [0], [1], [0]]]), jnp.array([[[1.0], [1], [0], [0]]])
     options = {"activation": None, "smooth_nr": 0, "smooth_dr": 0}
     assert float(dice_loss(p, t, **options)) == 0.5
@@ -166,7 +166,7 @@ def test_loss_follows_the_task():
     assert jax.jit(mixed, static_argnums=2)(logits, labels, classes) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_wrong_argument():
     logits, wanted, one = jnp.zeros((1, 4, 5, 3)), jnp.zeros((1, 4, 5, 3)), jnp.zeros((1, 4, 5, 1))
     faults = {
         "`targets` has shape": lambda: dice_loss(logits, wanted[..., :2]),

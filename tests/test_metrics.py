@@ -1,4 +1,4 @@
-"""Scores computed by hand, and compared with MONAI and with the package that BraTS uses."""
+"""Scores equal those computed by hand, by MONAI and by the package that BraTS uses."""
 
 import json
 import math
@@ -19,7 +19,7 @@ UNIT = SPACINGS[0]
 
 
 def mask(shape=(12, 11, 9), **boxes):
-    """Boxes of voxels, each as (x0, x1, y0, y1, z0, z1)."""
+    """Returns a mask of boxes of voxels, each given as (x0, x1, y0, y1, z0, z1)."""
     m = np.zeros(shape, bool)
     for x0, x1, y0, y1, z0, z1 in boxes.values():
         m[x0:x1, y0:y1, z0:z1] = True
@@ -27,7 +27,7 @@ def mask(shape=(12, 11, 9), **boxes):
 
 
 def pairs():
-    """Ragged shapes, some at the border of the volume, some of a single voxel."""
+    """Yields pairs of masks with irregular surfaces, some at the border of the volume and some of a single voxel."""
     rng = np.random.default_rng(0)
     for share in (0.5, 0.9, 0.99):
         one = gaussian_filter(rng.normal(size=(19, 14, 11)), 1.5)
@@ -57,7 +57,7 @@ def test_monais_convention_equals_monai(spacing):
     for pred, ref in (*pairs(), (empty, dot), (dot, empty), (empty, empty), (dot, dot), (empty, mask(a=(1, 4, 1, 4, 1, 4)))):
         p, r = (torch.tensor(m)[None, None] for m in (pred, ref))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MONAI's, of empty masks
+            warnings.simplefilter("ignore")  # MONAI warns about empty masks
             expected = metrics.compute_hausdorff_distance(p, r, include_background=True, percentile=95, spacing=spacing)
         got = hd95(pred, ref, spacing, convention="monai")
         # MONAI computes the rank 0.95 · (n - 1) in float32.
@@ -93,15 +93,22 @@ def test_scores_computed_by_hand():
 
 
 def test_lesions_by_hand():
-    """Rows of cubes of 4³ = 64 voxels, 20 apart: hit exactly, half, missed, split in the reference, too small, invented."""
+    """Cubes of 4³ = 64 voxels in a row, 20 voxels apart.
+
+    Of the reference, one is predicted exactly, one is predicted by half, one is missed, one is split into two, and one is too small to
+    count. A further one exists only in the prediction.
+    """
     shape = (130, 12, 12)
     cubes = {name: (x, x + 4, 4, 8, 4, 8) for name, x in zip(("exact", "half", "missed", "split", "invented"), range(4, 130, 20))}
-    rest = {"piece": (29 + 44, 29 + 48, 4, 8, 4, 8), "small": (104, 107, 4, 8, 4, 8)}  # 5 voxels from "split"; 48 voxels
+    rest = {
+        "piece": (29 + 44, 29 + 48, 4, 8, 4, 8),
+        "small": (104, 107, 4, 8, 4, 8),
+    }  # "piece" is 5 voxels from "split"; "small" has 48 voxels
     ref = mask(shape, **{n: b for n, b in (cubes | rest).items() if n != "invented"})
     half, small = (24, 28, 4, 8, 6, 10), (106, 110, 4, 8, 4, 8)
     pred = mask(shape, exact=cubes["exact"], half=half, split=cubes["split"], invented=cubes["invented"])
     found = lesion_scores(pred, ref, UNIT)
-    # The piece joins "split", as both dilated by three voxels touch, so 128 voxels of which 64 are found.
+    # "piece" and "split" touch when they are dilated by three voxels, so they are one lesion of 128 voxels, of which 64 are predicted.
     assert [lesion.dice for lesion in found.lesions] == [1.0, 0.5, 0.0, pytest.approx(2 / 3)]
     assert [lesion.components for lesion in found.lesions] == [1, 1, 0, 1]
     assert [lesion.volume_mm3 for lesion in found.lesions] == [64, 64, 64, 128]
@@ -163,7 +170,7 @@ def test_a_case_of_regions_and_of_classes():
     ref = np.zeros((9, 9, 9), np.uint8)
     ref[1:7, 1:7, 1:7], ref[2:5, 2:5, 2:5], ref[2:4, 2:4, 2:4] = 2, 1, 4
     pred = ref.copy()
-    pred[pred == 4] = 1  # the enhancing tumour is missed, the others are whole
+    pred[pred == 4] = 1  # the enhancing tumour is missed, the other regions are complete
     scores = score_case(pred, ref, UNIT, Task.brats(), tolerance_mm=0.5, lesion_wise=True)
     assert list(scores) == ["TC", "WT", "ET"]
     assert [scores[name]["dice_brats"] for name in scores] == [1, 1, 0]
@@ -177,10 +184,10 @@ def test_a_case_of_regions_and_of_classes():
     assert classes["class 3"]["dice_brats"] == 1
     assert math.isnan(classes["class 3"]["dice_nnunet"])
     assert "lesion_dice" not in classes["class 3"]
-    json.dumps(scores)  # no numbers of numpy
+    json.dumps(scores)  # raises an error if a score is a number of NumPy
 
 
-def test_invalid_arguments():
+def test_invalid_arguments_are_named():
     m = mask()
     faults = {
         "shapes (12, 11, 9) and (12, 11, 8)": lambda: dice(m, m[..., :8]),

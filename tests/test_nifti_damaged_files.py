@@ -19,7 +19,7 @@ from swinunetr_jax.errors import InputError
 pytestmark = pytest.mark.usefixtures("nothing_printed")
 
 
-def test_files_that_are_not_nifti(tmp_path):
+def test_files_that_are_not_nifti_are_refused(tmp_path):
     for name, content, words in [
         ("empty.nii.gz", b"", "empty"),
         ("page.nii.gz", b"\n <!DOCTYPE html><html>403</html>", "web page"),
@@ -57,7 +57,7 @@ def test_files_that_are_not_nifti(tmp_path):
         read_volume(tmp_path / "pair.nii")
 
 
-def test_names_that_contradict_the_compression(tmp_path):
+def test_names_that_contradict_the_compression_are_refused(tmp_path):
     plain, packed = save(tmp_path / "a.nii", COUNT.astype(np.uint8)), save(tmp_path / "b.nii.gz", COUNT.astype(np.uint8))
     with refused("not gzip"):
         read_volume(plain.rename(tmp_path / "c.nii.gz"))
@@ -65,7 +65,7 @@ def test_names_that_contradict_the_compression(tmp_path):
         read_volume(packed.rename(tmp_path / "d.nii"))
 
 
-def test_truncated_and_damaged_files(tmp_path):
+def test_truncated_and_damaged_files_are_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8)
     for name in ("a.nii", "a.nii.gz"):
         path = save(tmp_path / name, noise)
@@ -83,7 +83,7 @@ def test_truncated_and_damaged_files(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_claims_are_refused_before_allocation(tmp_path, name, kind):
+def test_impossible_headers_are_refused_before_memory_is_allocated(tmp_path, name, kind):
     path = save(tmp_path / name, np.zeros((2, 3, 4), np.float32), kind=kind)
     bomb = [3, 30000, 30000, 30000, 1, 1, 1, 1]
     for dims in (bomb, [3, 0, 3, 4, 1, 1, 1, 1], [3, -2, 3, 4, 1, 1, 1, 1], [0] * 8, [9] * 8, [-3, 2, 3, 4, 1, 1, 1, 1]):
@@ -227,7 +227,7 @@ def test_an_image_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch
         read_volume(path)
 
 
-def test_types_without_a_number_per_voxel(tmp_path):
+def test_types_without_a_number_per_voxel_are_refused(tmp_path):
     colour = np.zeros((2, 3, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
     for array in (COUNT.astype(np.complex64), colour):
         with refused("a.nii.gz", "data type"):
@@ -237,7 +237,7 @@ def test_types_without_a_number_per_voxel(tmp_path):
             read_volume(save(tmp_path / "a.nii", COUNT.astype(np.int16), datatype=code))
 
 
-def test_singular_affines(tmp_path):
+def test_singular_affines_are_refused(tmp_path):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8))
     for row in ([0, 0, 0, 0], [np.nan, 0, 0, 0], [0, -1, 0, 0], [1, 0, 0, np.inf]):
         with refused(path, "affine"):

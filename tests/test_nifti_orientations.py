@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("nothing_printed")
 CODES = ["".join(c) for pick in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*pick)]
 
 
-def test_same_grid():
+def test_images_on_different_grids_are_refused():
     one = volume_of((100, 100, 50))  # 100 mm: corners may move by 0.1 mm
     check_same_grid([])
     check_same_grid([one])
@@ -61,7 +61,7 @@ def test_orientations_are_inverted_exactly(codes):
         np.testing.assert_array_equal(back.apply(turned), channels)
 
 
-def test_reorient_literal():
+def test_a_literal_array_is_reoriented():
     array = np.array([[[1, 2]], [[3, 4]]])  # x 2, y 1, z 2
     turned, affine, back = reorient(array, np.diag([-1.0, -1, 1, 1]), "SRA")
     np.testing.assert_array_equal(turned, [[[3], [1]], [[4], [2]]])
@@ -80,7 +80,7 @@ def test_oblique_grids_are_oriented_by_their_closest_axes(degrees):
     np.testing.assert_array_equal(back.apply(turned), COUNT)
 
 
-def test_reorient_refuses():
+def test_invalid_codes_and_arrays_of_another_shape_are_refused():
     for codes in ("RA", "RAR", "RAX", "ras", "RASS", ""):
         with refused("codes"):
             reorient(COUNT, LPS, codes)

@@ -29,7 +29,7 @@ def test_reads_what_nibabel_reads(tmp_path, kind, name):
 @pytest.mark.parametrize(
     "dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
 )
-def test_real_data_types(tmp_path, dtype):
+def test_all_integer_and_float_types_are_read(tmp_path, dtype):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(dtype))
     np.testing.assert_array_equal(read_volume(path).array, COUNT.astype(np.float32))
     np.testing.assert_array_equal(read_labels(path).array, COUNT)

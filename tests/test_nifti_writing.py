@@ -70,7 +70,7 @@ def test_equal_results_are_equal_bytes(tmp_path):
     assert first[4:8] == bytes(4)  # gzip's time stamp
 
 
-def test_values_that_do_not_fit(tmp_path):
+def test_values_that_do_not_fit_are_refused(tmp_path):
     like, path = volume_of(), tmp_path / "a.nii.gz"
     for value in (-1, 256, 0.5, np.nan, np.inf):
         array = COUNT.astype(np.float64)
@@ -127,7 +127,7 @@ def _umask():
     return mask
 
 
-def test_paths_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written_are_refused(tmp_path):
     with refused("none", "cannot be written"):
         write_volume(tmp_path / "none" / "a.nii.gz", COUNT, volume_of())
     (tmp_path / "file").write_text("")

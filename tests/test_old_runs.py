@@ -28,7 +28,7 @@ def old(tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_old_checkpoint_opens_as_its_network(old):
+def test_an_old_checkpoint_is_opened(old):
     checkpoint = open_checkpoint(old / "run")
     assert checkpoint.config.feature_size == 12 and checkpoint.config.depths == (1, 1, 1, 1)
     assert checkpoint.task == Task.brats(roi=(32, 32, 64), orientation="LPS")

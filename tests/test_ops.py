@@ -1,4 +1,4 @@
-"""Every operation against PyTorch, and every implementation against the reference one: values, gradients, odd sizes, all types."""
+"""Every operation equals PyTorch's, and every implementation the reference one: values, gradients, odd sizes, all types."""
 
 import functools
 
@@ -29,7 +29,7 @@ def normal(*shape, dtype=np.float32):
 
 
 def first(x):
-    """Channels last to channels first, as a torch tensor."""
+    """Returns an array with channels last as a torch tensor with channels first."""
     torch = pytest.importorskip("torch")
     return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy())
 
@@ -105,8 +105,8 @@ def test_implementations_of_conv_and_their_gradients(form, shape, o):
 
 @pytest.mark.parametrize("f", [winograd.F2, winograd.F4, winograd.filters(0, 1, -1, 2)])
 @pytest.mark.parametrize("shape", [(1, 3, 12, 24, 2), (2, 1, 24, 12, 3), (1, 4, 96, 48, 1)])
-def test_convolution_by_winograds_filters(f, shape, monkeypatch):
-    monkeypatch.setattr(winograd, "TILES", 300)  # the largest planes in several blocks of rows
+def test_winograd_convolutions_equal_the_reference(f, shape, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES", 300)  # so that the largest planes are divided into several blocks of rows
     with jax.enable_x64(True):
         x, kernel, dy = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], 5), (*shape[:-1], 5)))
         expected, pullback = jax.vjp(conv_reference.conv, x, kernel)
@@ -116,7 +116,7 @@ def test_convolution_by_winograds_filters(f, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), (1, 5, 96, 96, 16)])
-def test_large_planes_by_winograds_filters(shape):
+def test_winograd_convolutions_of_large_planes_equal_the_reference(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
     assert winograd.WINOGRAD.supports(jnp.asarray(x), kernel)
 
@@ -346,7 +346,7 @@ VMAPPED = {
 
 
 @pytest.mark.parametrize("name", VMAPPED)
-def test_vmap_over_everything_and_its_gradients(name):
+def test_vmap_equals_separate_calls(name):
     """Data and weights have an additional first axis, such as that of an ensemble."""
     function, shapes = VMAPPED[name]
     inputs = [normal(2, *shape) for shape in shapes]

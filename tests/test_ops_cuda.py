@@ -1,4 +1,4 @@
-"""The implementations for NVIDIA GPUs against the reference ones. cuDNN itself is only tested on a GPU, the rest on any machine."""
+"""The implementations for NVIDIA GPUs equal the reference ones. cuDNN itself is tested only on a GPU, the rest on any machine."""
 
 import jax
 import jax.numpy as jnp
@@ -45,25 +45,25 @@ def reference(regions):
     return lambda q, k, v, bias: attention_reference.attention(q, k, v, bias, traced)
 
 
-# grid, window, shift: odd tokens, windows clipped on one axis, 64 tokens (which are padded further), 2-D
+# (grid, window, shift): an odd number of tokens; a window that covers one axis, with 64 tokens, which are padded to more; and 2-D
 SHAPES = [((5, 6, 3), (5, 3, 3), (2, 1, 0)), ((8, 8, 4), (4, 4, 4), (2, 2, 0)), ((9, 6), (3, 3), (1, 1))]
 
 
 @pytest.mark.parametrize(("grid", "window", "shift"), SHAPES)
 @pytest.mark.parametrize("c", [4, pytest.param(16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_mask_as_channels_equals_the_mask(grid, window, shift, c, shifted):
+def test_a_mask_in_additional_channels_equals_the_mask(grid, window, shift, c, shifted):
     regions = windows.region_ids(grid, window, shift) if shifted else None
     t, n = np.prod(window), 2 * np.prod(grid) // np.prod(window)  # two samples
     q, k, v, weight = (normal(n, t, 3, c) for _ in range(4))
     bias = normal(3, t, t)
     got = values_and_gradients(through_xla(regions), q, k, v, bias, weight)
     for ours, theirs in zip(got, values_and_gradients(reference(regions), q, k, v, bias, weight)):
-        assert error(ours, theirs) < 1e-5  # logits are 100 and more, with larger rounding errors
+        assert error(ours, theirs) < 1e-5  # logits of 100 and more have larger rounding errors
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_mask_as_channels_in_bfloat16(shifted):
+def test_a_mask_in_additional_channels_equals_the_mask_in_bfloat16(shifted):
     grid, window, shift = SHAPES[0]
     regions = windows.region_ids(grid, window, shift) if shifted else None
     q, k, v, weight = (normal(2, 45, 3, 16) for _ in range(4))

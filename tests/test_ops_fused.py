@@ -1,4 +1,4 @@
-"""Fused operations against the separate ones: values, gradients, odd sizes, all types."""
+"""Fused operations equal the separate ones: values, gradients, odd sizes, all types."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def values_and_gradients(form, inputs, weight, dtype):
 
 
 def compare(form, reference, inputs, weight, dtype, tolerance):
-    """Compares a form in `dtype` with the reference in float64."""
+    """Asserts that an implementation in `dtype` equals the reference in float64."""
     with jax.enable_x64(True):
         inputs = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in inputs]
         exact = values_and_gradients(reference, inputs, weight, "float64")
@@ -67,7 +67,7 @@ def test_pointwise_conv_norm_of_a_constant_volume(value):
 @pytest.mark.parametrize("computed_again", [False, True])
 @pytest.mark.parametrize("grid", [(5, 6, 7), (9, 4)])
 def test_norm_act_conv(grid, computed_again, dtype, tolerance, monkeypatch):
-    """Also if the input of the convolution is computed again for its gradient, as on a GPU."""
+    """The results are the same if the input of the convolution is computed again for its gradient, as on a GPU."""
     if computed_again:
         again = norm_act_conv.CONV_INPUT.platforms["cuda"][0].forward
         monkeypatch.setattr(norm_act_conv, "CONV_INPUT", Table("test", Implementation(again), {}))

@@ -1,4 +1,4 @@
-"""The implementations for a TPU against the reference ones, on any machine: values, gradients, odd sizes, both types."""
+"""The implementations for a TPU equal the reference ones on any machine: values, gradients, odd sizes, both types."""
 
 import functools
 from types import SimpleNamespace
@@ -92,7 +92,7 @@ def test_conv_and_its_gradients(form, shape, o, dtype, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_patch_conv_and_their_gradients(dtype, tolerance):
+def test_patch_conv_and_its_gradients(dtype, tolerance):
     x, kernel, dy = normal(2, 4, 6, 2, 3, dtype=dtype), normal(2, 2, 2, 3, 5, dtype=dtype), normal(2, 2, 3, 1, 5, dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -156,7 +156,7 @@ def test_a_residual_block_of_a_grid_in_blocks(norm):
 
 @pytest.mark.long
 def test_a_network_traced_for_a_tpu_equals_one_traced_for_a_cpu(monkeypatch):
-    """Every intermediate and every gradient, with the finest grids and the windows in blocks on the TPU."""
+    """Compares every intermediate and every gradient. For the TPU, the finest grids and the windows are in blocks."""
     monkeypatch.setattr(lane_blocks, "LEAST_EDGE", 16)
     monkeypatch.setattr(lane_blocks, "LANES", 16)
     types = {"dtype": "float64", "param_dtype": "float64"}

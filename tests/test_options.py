@@ -74,7 +74,7 @@ def test_only_whole_names_are_renamed():
     ]  # fmt: skip
 
 
-def test_all_paths_become_absolute_also_in_groups_and_beside_functions(tmp_path, monkeypatch):
+def test_all_paths_become_absolute_also_in_groups_and_in_recipes_with_functions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("data", "base", "out", "splits", "cache")
     recipe = Recipe(kind="labels", **{name: Path(name) for name in names}, init=Init(checkpoint=Path("start")), loss=max)
@@ -86,7 +86,7 @@ def test_all_paths_become_absolute_also_in_groups_and_beside_functions(tmp_path,
         replace(recipe, init=Init(checkpoint=Path("gs://b/x"))).check()
 
 
-def test_the_functions_of_a_recipe_are_the_fields_that_are_no_options():
+def test_the_functions_of_a_recipe_are_the_fields_that_are_not_options():
     plain = Recipe(kind="labels")
     assert plain.functions() == {} and plain.options() == Options(kind="labels")
     given = replace(plain, augment=max, transforms=min)

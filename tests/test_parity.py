@@ -1,4 +1,4 @@
-"""The whole network compared with MONAI's: logits, every intermediate, every gradient. It needs torch and MONAI.
+"""The whole network equals MONAI's: logits, every intermediate, every gradient. These tests need torch and MONAI.
 
 Weights are random, are saved to a file by torch and are read by `open_checkpoint`. The tolerance in float32 is 1e-4 for values and
 gradients. Each option is compared in float64. Without rounding errors the tolerance can be a million times smaller (an epsilon of 1e-6
@@ -123,7 +123,7 @@ class Results:
 )
 def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> Iterator[Results]:
     plane, train = request.param == "2-D, recomputed", request.param == "batch norm in training"
-    # 96² has, as 96³, 6 tokens along each axis of the last stage, clipped by the window of 7; and two samples
+    # 96² has, like 96³, 6 tokens along each axis of the last stage, so that the window of 7 is clipped; there are two samples
     pair = monai_pair(**PLANE) if plane else monai_pair(**{**SMALL, "window_size": 4, **VARIANTS[request.param]})
     shape = (2, 96, 96) if plane else (1, 64, 32, 32)
     x = golden_weights.volume((*shape, pair.config.in_channels), seed=1)
@@ -135,11 +135,11 @@ def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> I
         yield Results(pair, model, x, cotangent, *ours, *theirs)
 
 
-def test_values(results):
+def test_values_equal_those_of_monai(results):
     compare(results.values, results.their_values, FLOAT64)
 
 
-def test_gradients(results):
+def test_gradients_equal_those_of_monai(results):
     compare_gradients(results.gradients, results.their_gradients, FLOAT64)
 
 
@@ -182,10 +182,10 @@ def test_values_in_float32_where_the_last_stage_is_clipped(monai_pair, run_forwa
 
 @pytest.mark.long
 def test_gradients_in_float32(monai_pair, monkeypatch):
-    """Gradients in training, but with a leaky ReLU of slope 1.
+    """Gradients are compared with a leaky ReLU of slope 1.
 
-    With slope 0.01 a single value near zero whose sign changes by rounding changes gradients of small networks by up to 1 %, in torch and
-    here; whether this happens is random. Slope 0.01 is tested in float64 above.
+    If the slope is 0.01, a single value near zero whose sign changes by rounding can change gradients of small networks by up to 1 %, in
+    torch and here; whether this happens is random. Slope 0.01 is tested in float64 above.
     """
     pair = monai_pair(**PLANE, depths=(2, 1, 1, 1))
     monkeypatch.setattr(pointwise, "NEGATIVE_SLOPE", 1.0)

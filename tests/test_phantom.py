@@ -1,4 +1,4 @@
-"""The phantom: reproducible, the same head on every grid, contrasts as in MRI, and a folder that is read as BraTS."""
+"""The phantom is reproducible, has the same head on every grid and the contrasts of MRI, and is read as a BraTS data set."""
 
 import ast
 import sys
@@ -120,7 +120,7 @@ def test_the_same_head_on_every_grid():
 
 
 def medians(index):
-    """The median brightness in voxels of one tissue, by channel and tissue."""
+    """Returns the median intensity of voxels that hold a single tissue, by channel and tissue."""
     body = Body.make(np.random.default_rng((0, index)), SMALL)
     images, labels = phantom_case(index, size=SMALL)
     np.testing.assert_array_equal(body.volume(body.labels(4)), labels)
@@ -133,7 +133,7 @@ def medians(index):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_contrasts(index):
+def test_tissues_have_the_contrasts_of_mri(index):
     seen = medians(index)
     t1, t1ce, t2, flair = (seen[channel] for channel in ("T1", "T1ce", "T2", "FLAIR"))
     assert t1["wm"] > 1.2 * t1["gm"] > 1.2 * 2 * t1["csf"]
@@ -154,7 +154,7 @@ def test_fractions_add_up():
 
 
 @pytest.mark.long
-def test_full_size():
+def test_a_case_of_full_size_has_the_volumes_of_a_small_one():
     images, labels = phantom_case(0)
     assert labels.shape == (240, 240, 155) and np.unique(labels).tolist() == [0, 1, 2, 4]
     small, small_labels = phantom_case(0, size=SMALL)
@@ -166,7 +166,7 @@ def test_full_size():
 @pytest.mark.parametrize(
     "wrong", [{"size": (31, 96, 62)}, {"size": (96, 96)}, {"size": (96, 96, 62.5)}, {"size": 96}, {"seed": -1}, {"et_label": 2}]
 )
-def test_wrong_parameters(tmp_path, wrong):
+def test_wrong_parameters_are_refused(tmp_path, wrong):
     (name,) = wrong
     with refused(f"`{name}`"):
         phantom_case(0, **wrong)
@@ -175,7 +175,7 @@ def test_wrong_parameters(tmp_path, wrong):
     assert not (tmp_path / "a").exists()
 
 
-def test_wrong_counts(tmp_path):
+def test_wrong_counts_are_refused(tmp_path):
     for index in (-1, 0.5, True):
         with refused("`index`", index):
             phantom_case(index, size=TINY)
@@ -220,7 +220,7 @@ def test_label_3_has_the_file_names_of_its_years(tmp_path):
 def test_geometry(tmp_path):
     write_phantom(tmp_path, cases=1, size=(48, 60, 31))
     image = nib.load(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz")
-    # Spacing 5, 4, 5 mm; the first voxel's outer corner is where that of BraTS' first voxel is, at (0.5, 239.5, -0.5).
+    # The spacing is 5, 4, 5 mm. The first voxel has its outer corner at (0.5, 239.5, -0.5), as in BraTS.
     want = [[-5, 0, 0, -2], [0, -4, 0, 237.5], [0, 0, 5, 2], [0, 0, 0, 1]]
     np.testing.assert_allclose(image.affine, want)
     np.testing.assert_allclose(image.get_qform(coded=True)[0], want, atol=1e-6)
@@ -276,7 +276,7 @@ def test_other_parameters_need_another_folder(tmp_path, other):
     assert files_of(tmp_path) == before
 
 
-def test_folders_with_other_content(tmp_path):
+def test_folders_with_other_content_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with refused(tmp_path, "notes.txt"):
         write_phantom(tmp_path, cases=1, size=TINY)

@@ -81,7 +81,7 @@ def same(one, other):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_batches():
+def test_batches_have_the_expected_arrays_and_every_case_once_per_epoch():
     batches = take(data(), 20)
     for batch in batches:
         assert batch["image"].shape == (2, 4, 3, 2, 2) and batch["image"].dtype == np.float32
@@ -89,17 +89,17 @@ def test_batches():
         assert batch["case"].dtype == np.int32 and batch["image"].flags.c_contiguous
         assert (batch["label"] == batch["case"][:, None, None, None]).all()
     order = np.concatenate([batch["case"] for batch in batches]).reshape(-1, 5)
-    assert (np.sort(order, axis=1) == np.arange(5)).all()  # every case once before any comes again
+    assert (np.sort(order, axis=1) == np.arange(5)).all()  # every case occurs once before any occurs again
     assert len({tuple(epoch) for epoch in order}) > 4
     whole = [data(transforms=()).__next__()["image"] for _ in range(2)]
     np.testing.assert_array_equal(*whole)
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_batches():
     one, again, other = (take(data(seed=seed), 5) for seed in (7, 7, 8))
     same(one, again)
     assert any(not np.array_equal(a["image"], b["image"]) for a, b in zip(one, other))
-    # the epoch after is not another seed's
+    # epoch n + 1 of seed 7 is not epoch n of seed 8
     cases = [np.concatenate([batch["case"] for batch in take(data(seed=seed), 20)]).reshape(-1, 5) for seed in (7, 8)]
     assert not np.array_equal(cases[0][1:], cases[1][:-1])
 
@@ -109,13 +109,13 @@ def test_a_case_looks_different_every_time():
     assert len({batch["image"].tobytes() for batch in batches}) == 6
 
 
-def test_several_samples_of_a_case():
+def test_each_case_gives_several_samples_per_epoch():
     order = np.concatenate([batch["case"] for batch in take(data(samples_per_case=2), 10)]).reshape(2, 10)
     assert (np.sort(order, axis=1) == np.repeat(np.arange(5), 2)).all()
 
 
 @pytest.mark.parametrize("step", [1, 3, 11])
-def test_continues_from_a_saved_state(step):
+def test_the_pipeline_continues_from_a_saved_state(step):
     through = take(data(), step + 3)
     first = data()
     for _ in range(step):
@@ -141,7 +141,7 @@ def test_the_shares_of_processes_are_the_batch(processes):
     same(take(later, 2), shares[1][2:])
 
 
-def test_upcoming_cases():
+def test_upcoming_returns_the_cases_of_the_next_batch():
     pipeline = data(batch=4, process=1, processes=2)
     for _ in range(3):
         upcoming = pipeline.upcoming()
@@ -159,7 +159,7 @@ def test_workers_change_nothing():
 
 
 @pytest.mark.parametrize(("how", "words"), [(np.nan, "NaN or Inf"), (np.inf, "NaN or Inf"), ("refuses", "it is too small")])
-def test_samples_that_are_refused(how, words):
+def test_a_sample_that_cannot_be_used_is_reported_with_its_case(how, words):
     with refused("case 3: ", words):
         take(data(transforms=(Fails(3, how),)), 5)
 
@@ -169,18 +169,18 @@ def test_a_large_sum_does_not_count_as_inf():
     assert np.isfinite(take(data(transforms=big), 1)[0]["image"]).all()
 
 
-def test_a_sample_that_fails():
+def test_an_exception_in_a_sample_names_the_case():
     with pytest.raises(SampleError, match="case 3: KeyError: 'nothing'"):
         take(data(transforms=(Fails(3, "raises"),)), 5)
 
 
-def test_a_sample_that_fails_in_a_worker():
+def test_an_exception_in_a_worker_names_the_case():
     with refused("case 3: the sample holds NaN or Inf"):
         take(data(transforms=(Fails(3, np.nan),), workers=1), 5)
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_worker():
+def test_the_exception_after_a_killed_worker_names_the_possible_cases():
     started = time.monotonic()
     pipeline = data(transforms=(Fails(3, "dies"),), cases=CASES[2:4], batch=1, workers=1)
     with pytest.raises(SampleError, match=r"batch \d or one soon after it, of .*case 3.*, could not be prepared .*exit code -9"):
@@ -217,7 +217,7 @@ def within(seconds, condition):
     return met
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes the Linux way")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_ends_with_its_parent_and_not_before(tmp_path, how):
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -245,12 +245,12 @@ def test_a_worker_ends_with_its_parent_and_not_before(tmp_path, how):
         ({"seed": -1}, "`seed` within 32 bits"),
     ],
 )
-def test_invalid_arguments(options, words):
+def test_invalid_arguments_are_refused(options, words):
     with refused(words):
         data(**options)
 
 
-def test_from_the_cache(tmp_path):
+def test_batches_are_made_of_prepared_cases(tmp_path):
     cases = [write_case(Path(tmp_path) / "data", name, seed) for seed, name in enumerate("ab")]
     prepared = prepare(cases, tmp_path / "cache", dtype="float16")
     batches = take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0), 3)

@@ -1,4 +1,4 @@
-"""The plan for a pod: what is read off a compiled program, and what is made of it. Nothing is compiled for a TPU here."""
+"""The plan for a pod: reading a compiled program, and the estimates that follow from it. Nothing is compiled for a TPU here."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_gradients_between_chips():
     assert pod_plan.between_chips(replace(STEP, topology="v6e:4x4"), 10**9) == pytest.approx(2 * 200e6 / 224e9)
 
 
-def test_what_is_expected_of_other_numbers_of_chips():
+def test_the_expected_time_for_other_numbers_of_chips():
     lines = pod_plan.expectation(STEP, (2, 16)).splitlines()
     assert lines[-2].split("|")[1:7] == [" 2 ", " 1 ", " 198.0 ", " 2.00 ", " 5.0 ", " 99.0% "]
     assert lines[-1].split("|")[1:3] == [" 16 ", " 8 "]
@@ -63,12 +63,15 @@ def test_the_table():
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 7])
 @pytest.mark.parametrize("guess", [0, 1, 3, 4, 9])
-def test_the_largest_is_found_from_any_guess(largest, guess):
+def test_the_search_finds_the_largest_number_from_any_guess(largest, guess):
     assert pod_plan.search(lambda number: number <= largest, guess) == largest
 
 
-def test_what_fits_is_looked_for_where_memory_would_be_full(monkeypatch):
-    """A chip of 16 GiB that holds 2 GiB and 6 GiB for 128³ on two chips: 14 / 6 of that, so 2 such volumes or one of 169³."""
+def test_the_search_starts_where_memory_would_be_full(monkeypatch):
+    """A step with crops of 128³ on two chips takes 2 of 16 GiB for arguments and 6 GiB for temporaries on each chip.
+
+    There is room for 14 / 6 of these temporaries, so the search starts with two such crops or with the largest cube below 169³.
+    """
     asked = []
 
     def fits(topology, options, roi, batch):
@@ -81,6 +84,6 @@ def test_what_fits_is_looked_for_where_memory_would_be_full(monkeypatch):
 
 
 @pytest.mark.parametrize("topology", ["v9z:2x2", "pod"])
-def test_a_chip_that_is_not_known(topology):
+def test_a_chip_that_is_not_known_is_refused(topology):
     with pytest.raises(InputError, match=f"the chip of {topology} is not known: take one of v5e, v6e, such as v5e:4x4"):
         pod_plan.compile_step(topology, Options(), roi=(64, 64, 64), batch_per_chip=1)

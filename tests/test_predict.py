@@ -280,7 +280,7 @@ def test_info_shows_the_content_of_a_checkpoint(swin_unetr, tmp_path, capsys):
 
 
 def test_a_real_scan_is_segmented_as_by_monais_pipeline(shared_data, tmp_path):
-    """A part of a brain MRI with four channels that is small enough for the default run, with both blends."""
+    """The scan is a part of a brain MRI with four channels, which is small enough for the default run. Both blends are compared."""
     torch = pytest.importorskip("torch")
     from monai import transforms as mt
     from monai.inferers import sliding_window_inference

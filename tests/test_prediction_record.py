@@ -37,7 +37,7 @@ def test_a_task_with_labels_3_and_4_is_written_unchanged(tmp_path, task, image):
 def test_another_label_of_the_enhancing_tumour_is_printed_and_recorded(tmp_path, capsys):
     cases = [scan(tmp_path, "BraTS-GLI-1", "x")]
     path = cases[0].images[0].rename(tmp_path / "BraTS-GLI-1-t1c.nii.gz")
-    for number, stated in enumerate((None, 4)):  # by the file's name 3; but a dataset.json goes before names
+    for number, stated in enumerate((None, 4)):  # the file's name implies 3, but a label that is given takes precedence
         out = tmp_path / f"out{number}"
         assert predict_cases(FakePredictor(), [Case("a", (path,))], out, identity={}, et_label=stated) == []
         label = stated or 3

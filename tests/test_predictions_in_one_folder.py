@@ -32,7 +32,7 @@ def test_runs_into_one_folder_keep_each_others_cases(tmp_path, capsys):
 
 
 @pytest.mark.fault("2.2")
-def test_one_case_by_two_runs_at_the_same_time(tmp_path):
+def test_two_runs_predict_the_same_case_at_the_same_time(tmp_path):
     """The later run keeps the result of the first one if the settings are equal, and otherwise reports that the name is in use."""
     both = {"probabilities": True}
     codes, output = predict_overlapping(tmp_path, dict(both), dict(both))
@@ -44,9 +44,8 @@ def test_one_case_by_two_runs_at_the_same_time(tmp_path):
     entry = recorded(tmp_path)["cases"]["a"]
     assert entry["key"] != first["key"] and "error" not in entry
     assert entry["outputs"]["labels"]["bytes"] == (tmp_path / "out/a.nii.gz").stat().st_size
-    assert (
-        entry["older"]["probabilities"]["path"] == "a_probabilities.nii.gz"
-    )  # of the first settings: known, and not this result's
+    # The probabilities of the first settings are still recorded, but not as a part of this result.
+    assert entry["older"]["probabilities"]["path"] == "a_probabilities.nii.gz"
 
 
 @pytest.mark.fault("2.2")
@@ -57,7 +56,7 @@ def test_a_case_that_fails_does_not_undo_what_another_run_finished(tmp_path):
 
 
 @pytest.mark.fault("2.2")
-def test_two_cases_with_one_file_for_their_results(tmp_path, capsys):
+def test_a_case_whose_result_would_replace_that_of_another_case_is_refused(tmp_path, capsys):
     assert predict(tmp_path, "a", "a_probabilities", probabilities=True, overwrite=True) == ["a_probabilities"]
     assert "is also a result of the case a; rename one" in capsys.readouterr().err
     assert read_volume(tmp_path / "out/a_probabilities.nii.gz").array.ndim == 4
@@ -84,7 +83,7 @@ def test_files_of_a_killed_run_are_removed_by_the_next_one(tmp_path):
 
 
 def temporary_of_another(folder):
-    """A temporary file of a process that still runs."""
+    """Writes a temporary file of a process that is still running, and returns its name."""
     name = temporary_name("x.nii.gz", "").replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
     (folder / name).write_text("")
     return name

@@ -76,7 +76,7 @@ def test_a_scan_that_has_the_spacing_already_is_unchanged(tmp_path):
 
 @pytest.mark.parametrize("affine", [LPS, oblique(), SHEARED, RAS2], ids=["LPS", "oblique", "sheared", "RAS"])
 @pytest.mark.parametrize("spacing", [(1.3, 0.8, 1.7), (1.5, 1.5, 2.0), (0.61, 2.57, 3.14)])
-def test_the_same_voxels_as_monai(tmp_path, affine, spacing):
+def test_resampled_voxels_equal_those_of_monai(tmp_path, affine, spacing):
     pytest.importorskip("monai")
     from monai.data import MetaTensor
     from monai.transforms import Compose, Orientation, Spacing
@@ -99,7 +99,7 @@ def test_the_same_voxels_as_monai(tmp_path, affine, spacing):
 
 
 def check_elected(labels, votes):
-    """Each label has the most votes, and most voxels are no ties, which would make the test meaningless."""
+    """Asserts that each label has the most votes, and that few voxels are ties, because ties would make the test meaningless."""
     chosen = np.take_along_axis(votes, labels[None].astype(int), 0)[0]
     assert (chosen >= votes.max(0) - 2e-3).all()
     ordered = np.sort(votes, 0)
@@ -125,7 +125,7 @@ def ellipsoid(shape, affine, centre, radii):
 
 
 def extent(mask, affine):
-    """(centre of mass in mm, volume in mm³)."""
+    """Returns (centre of mass in mm, volume in mm³)."""
     centre = affine[:3, :3] @ np.argwhere(mask).mean(0) + affine[:3, 3]
     return centre, mask.sum() * abs(np.linalg.det(affine[:3, :3]))
 
@@ -142,13 +142,15 @@ def extent(mask, affine):
     ],
 )
 def test_a_symmetric_object_keeps_its_centre_and_its_size(old, new):
-    """This holds for nested and neighbouring labels. With nearest neighbours all moved by half a voxel if old/new is even."""
+    """This holds for nested and neighbouring labels. Nearest-neighbour resampling moved all of them by half a voxel if old/new is even."""
     affine = np.diag([*old, 1.0])
     shape = tuple(int(48 // size) + 1 for size in old)
     middle = affine[:3, :3] @ (np.array(shape) // 2)
     square = ellipsoid(shape, affine, middle, (16, 14, 15))
     labels = np.where(square < 0.3, 3, np.where(square < 1, 1, 0)).astype(np.uint8)
-    labels[np.indices(shape)[0] > shape[0] // 2] *= 2  # the halves are different labels, the middle plane is the left one's
+    labels[np.indices(shape)[0] > shape[0] // 2] *= (
+        2  # the halves have different labels, and the middle plane belongs to the left one
+    )
     grid, target = spacing_grid(shape, affine, new)
     found = resample_labels(labels, affine, grid, target)
     for members in ((1, 2, 3, 6), (3, 6), (1, 3), (2, 6)):
@@ -189,7 +191,7 @@ def test_memory_of_resampling_labels_does_not_grow_with_their_number(monkeypatch
 @pytest.mark.fault("1.2")
 @pytest.mark.parametrize("slices", [24, 26])
 def test_a_size_that_is_a_tie_does_not_depend_on_rounding(slices):
-    """24 slices of 3 mm are 34.5 steps of 2 mm from the first to the last: 36 voxels, the even one of 35 and 36."""
+    """The first and the last of 24 slices of 3 mm are 34.5 steps of 2 mm apart, so there are 35.5 voxels, which is rounded to even: 36."""
     rng, sizes = np.random.default_rng(0), set()
     for _ in range(40):
         turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -218,7 +220,7 @@ def test_the_inverse_returns_to_the_scans_own_grid(tmp_path, affine):
     np.testing.assert_array_equal(read_volume(path).affine, prepared.scan.affine)
 
 
-def test_labels_that_do_not_fit_their_images(tmp_path):
+def test_labels_that_do_not_fit_their_images_are_refused(tmp_path):
     case = save(tmp_path, noise())
     read = read_case(case, task(), 1)
     with refused("ct.nii", "no label map"):

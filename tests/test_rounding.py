@@ -1,7 +1,7 @@
-"""The rounding errors of every operation in float32 and those of PyTorch, for inputs that are hard for float32: values and gradients.
+"""Compares the rounding errors of every operation in float32 with those of PyTorch, for inputs that are hard for float32.
 
-An error is the largest one over the largest true value, which PyTorch computes in float64 from the same numbers. Each error may be four
-times that of PyTorch, or 1e-6 if this is larger.
+The errors of values and gradients are compared. An error is the largest one over the largest true value, which PyTorch computes in float64
+from the same numbers. Each error may be four times that of PyTorch, or 1e-6 if this is larger.
 """
 
 from collections.abc import Callable
@@ -61,10 +61,10 @@ class Case(NamedTuple):
     """An operation in JAX and in PyTorch, both on arrays with channels last.
 
     Attributes:
-        ours, theirs: the operation of the input and of further ones.
-        shape: the shape of the input, which is hard.
-        others: the shapes of further inputs, which are normally distributed.
-        change: is applied to the further inputs first.
+        ours, theirs: functions of the first input and of further inputs.
+        shape: the shape of the first input, which is one of `hard_inputs`.
+        others: the shapes of the further inputs, which are normally distributed.
+        change: a function that is applied to the further inputs first.
     """
 
     ours: Callable[..., Any]

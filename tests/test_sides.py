@@ -1,4 +1,4 @@
-"""The axes that must not be mirrored: names of labels that name sides, and the axes of a scan that these sides belong to."""
+"""The axes that must not be mirrored: labels whose names state sides, and the axes of a scan that these sides belong to."""
 
 from types import SimpleNamespace
 
@@ -24,8 +24,8 @@ LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
         (["spleen", "rkid", "lkid", "gall", "eso", "liver", "IVC", "rad", "lad"], {LR}),
         (["kidney_left", "kidney_right", "liver"], {LR}),  # TotalSegmentator
         (["lung_upper_lobe_left", "lung_lower_lobe_left"], {LR, SI}),
-        (["superior_vena_cava", "inferior_vena_cava"], {SI}),  # both: sides of each other
-        (["inferior_vena_cava"], set()),  # one: a name
+        (["superior_vena_cava", "inferior_vena_cava"], {SI}),  # both occur, so they are sides
+        (["inferior_vena_cava"], set()),  # only one occurs, as a part of a name
         (["vertebrae_L1", "vertebrae_L5", "vertebrae_T1", "vertebra L 2"], set()),
         (["Left-Hippocampus", "ctx-rh-insula"], {LR}),  # FreeSurfer
         (["LV", "RV", "MYO"], {LR}),  # ACDC
@@ -50,7 +50,7 @@ LR, AP, SI = "left-right", "anterior-posterior", "superior-inferior"
         (["label 1", "organ 2", "Prostate PZ", "portal vein and splenic vein", "pancreas", "cancer"], set()),
     ],
 )
-def test_directions_of_which_labels_name_sides(names, directions):
+def test_the_directions_whose_sides_occur_in_the_names_of_labels(names, directions):
     assert set(sided_directions(names)) == directions
 
 
@@ -63,9 +63,9 @@ def test_the_axes_are_those_of_the_tasks_orientation_or_of_the_scans():
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     assert set(sided_axes(kidneys, [np.eye(4)])) == {0}
     assert set(sided_axes(kidneys, [sagittal])) == {2}
-    assert set(sided_axes(kidneys, [np.eye(4), sagittal])) == {0, 2}  # mixed scans: neither
+    assert set(sided_axes(kidneys, [np.eye(4), sagittal])) == {0, 2}  # the scans are mixed, so neither axis is mirrored
     turned = task("kidney_left", "kidney_right", orientation="SPL")
-    assert set(sided_axes(turned, [np.eye(4)])) == {2}  # all are brought to it
+    assert set(sided_axes(turned, [np.eye(4)])) == {2}  # all scans are brought to this orientation
     assert sided_axes(task("liver"), [sagittal]) == {}
     assert describe(sided_axes(kidneys, [sagittal])) == "axis 2 (left-right: kidney_left, kidney_right)"
 

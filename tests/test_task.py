@@ -27,7 +27,7 @@ def fields(**changes):
         Task(**fields(spacing=(1.5, 1.5, 2))),
     ],
 )
-def test_through_json(task):
+def test_a_task_is_the_same_after_writing_and_reading_json(task):
     again = Task.from_dict(json.loads(json.dumps(task.to_dict())))
     assert again == task and hash(again) == hash(task)
     assert Task.from_dict(task.to_dict()) == task
@@ -163,13 +163,13 @@ def test_any_sequence_is_accepted():
         ({"roi": 96}, "`roi` must be a sequence of multiples of 32"),
     ],
 )
-def test_bad_values(changes, message):
+def test_bad_values_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         Task(**fields(**changes))
 
 
 @pytest.mark.parametrize("value", [-1, 256, 1.0, "1", None, True])
-def test_bad_label_values(value):
+def test_bad_label_values_are_refused(value):
     with pytest.raises(InputError, match="`value` of lesion must be an integer in 0 … 255"):
         Output(name="lesion", value=value)
     with pytest.raises(InputError, match="`members` must be a sequence of label values"):
@@ -177,7 +177,7 @@ def test_bad_label_values(value):
 
 
 @pytest.mark.parametrize("name", ["", None, 3])
-def test_bad_names(name):
+def test_bad_names_are_refused(name):
     with pytest.raises(InputError, match="`name` of an output must be text"):
         Output(name=name, value=1)
 
@@ -200,7 +200,7 @@ def test_bad_names(name):
         {"outputs": [{"name": "lesion", "value": 1}]},
     ],
 )
-def test_descriptions_that_cannot_be_read(values):
+def test_descriptions_that_cannot_be_read_are_refused(values):
     with pytest.raises(InputError):
         Task.from_dict(values)
 

@@ -93,7 +93,7 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
     assert (finished / "last").resolve().name == "00000004"
 
 
-def test_a_run_opens_as_its_best_network_and_last_as_its_newest(finished):
+def test_opening_a_run_opens_its_best_network_and_opening_last_its_newest(finished):
     best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
     state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)

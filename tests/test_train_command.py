@@ -21,7 +21,7 @@ from swinunetr_jax.training.loop import train
 @pytest.mark.fault("3.7")
 @pytest.mark.parametrize("home", ["none", "not writable", "a folder"])
 def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_path, monkeypatch, capsys):
-    """A container may have no HOME and no such user, or a home directory that does not exist."""
+    """A container may have neither the variable HOME nor an entry for its user, or a home directory that does not exist."""
 
     def nobody():
         raise RuntimeError("Could not determine home directory.")

@@ -88,7 +88,7 @@ def drawn_axes(asked: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...]:
 
 
 @pytest.mark.fault("1.0")
-def test_samples_are_not_mirrored_along_an_axis_whose_sides_labels_name(tmp_path, capsys, monkeypatch):
+def test_samples_are_not_mirrored_along_an_axis_if_labels_name_its_sides(tmp_path, capsys, monkeypatch):
     asked = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
     cases = collect_cases(asked, tmp_path / "run")
     assert cases.flips == (1, 2)

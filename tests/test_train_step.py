@@ -1,4 +1,4 @@
-"""The training step has the losses of PyTorch in every step; parts of a batch, averages, statistics and randomness of a step."""
+"""The training step has the losses of PyTorch; its parts of a batch, averages, statistics and random numbers are as expected."""
 
 import dataclasses
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_ten_steps_agree_with_pytorch(name, tmp_path):
 
 
 def agrees_with_pytorch(name: str, config: SwinUNETRConfig, shape: tuple[int, ...], steps: int, tmp_path: Path) -> None:
-    """Compares the losses of the paper's optimizer from the same initial weights, which our converter writes for PyTorch."""
+    """Compares the losses of training with the paper's optimizer. The initial weights are equal: our converter writes them for PyTorch."""
     torch = pytest.importorskip("torch")
     from monai.losses import DiceCELoss, DiceLoss
     from monai.networks.nets import SwinUNETR
@@ -123,7 +123,8 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
     two, others = parts.compile()(start(parts), brats_batch)
     np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
     np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
-    # Adam's first step depends on the gradient's sign. If the gradient is only rounding, the two differ by up to two learning rates.
+    # Adam's first step depends on the gradient's sign. Where the gradient is only a rounding error, the two differ by up to two learning
+    # rates.
     apart = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
     assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
 

@@ -1,4 +1,4 @@
-"""Transforms: results computed by hand, and those of MONAI for the same input and the same draw."""
+"""The results of transforms equal those computed by hand, and those of MONAI for the same input and the same random numbers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SHAPE = (13, 10, 9)
 
 
 def example(shape=SHAPE, channels=2, seed=0, frame=2):
-    """Noise with a frame of zeros around it, and a small label in it."""
+    """Returns an image of noise in a frame of zeros, and a label map with a small labelled box."""
     rng = np.random.default_rng(seed)
     image = np.zeros((*shape, channels), np.float32)
     inner = (slice(frame, -frame or None),) * 3
@@ -33,13 +33,13 @@ def line(*values):
 
 
 def same(ours, theirs, atol=1e-5):
-    """Returns the same array as [x, y, z, c] and for MONAI as [c, x, y, z]."""
+    """Asserts that our array, [x, y, z, c] or [x, y, z], equals that of MONAI, [c, x, y, z]."""
     theirs = np.moveaxis(np.asarray(theirs), 0, -1)
     np.testing.assert_allclose(ours, theirs[..., 0] if ours.ndim == 3 else theirs, rtol=1e-5, atol=atol)
 
 
 def first(array):
-    """As MONAI wants it, channels first."""
+    """Returns the array with channels first, as MONAI takes it."""
     return np.moveaxis(array, -1, 0).copy() if array.ndim == 4 else array[None].copy()
 
 
@@ -72,7 +72,7 @@ def test_normalize_as_monai(monai, order, dtype):
     same(ours["image"], theirs)
 
 
-def test_measured_before_the_crop():
+def test_statistics_that_were_measured_before_the_crop_are_used():
     given = example()
     whole = NormalizeNonzero()(given)["image"]
     measured = MeasureNonzero()(given)
@@ -248,7 +248,7 @@ def test_the_centre_of_a_crop_by_label(monkeypatch, rounds):
     labels = np.array([given["label"][c] for c in drawn])
     assert abs((labels > 0).mean() - 0.75) < 0.03
     assert all((given["image"][c] > 0).any() for c in drawn)
-    # each labelled voxel as often as any other
+    # each labelled voxel is drawn about equally often
     labelled = [c for c in drawn if given["label"][c]]
     times = np.array([labelled.count(tuple(c)) for c in np.argwhere(given["label"])])
     assert times.min() > 0.6 * times.mean() and times.max() < 1.5 * times.mean()
@@ -292,9 +292,9 @@ def test_brats_recipe(after):
     assert not np.array_equal(made["image"], apply(brats_recipe((16, 16, 32), after), given, seed=1)["image"])
 
 
-def test_the_other_order_of_brats_is_that_of_a_volume_normalised_first():
+def test_brats_without_normalising_after_the_crop_equals_a_volume_normalised_first():
     given = example((40, 37, 33), channels=4)
-    given["foreground"] = {0.0: foreground(given["image"])}  # a normalised image has another one
+    given["foreground"] = {0.0: foreground(given["image"])}  # a normalised image has another foreground
     roi = (16, 16, 32)
     one = apply(brats_recipe(roi, False)[:3], given)
     other = apply(brats_recipe(roi)[:1], NormalizeNonzero()(given))
@@ -305,7 +305,7 @@ def test_the_other_order_of_brats_is_that_of_a_volume_normalised_first():
     assert np.abs([channel[channel != 0].mean() for channel in np.moveaxis(recipe, -1, 0)]).max() < 1e-6
 
 
-def test_ct_recipe_windows_after_the_crop_as_if_before():
+def test_ct_recipe_windows_after_the_crop_with_the_same_result_as_before_it():
     shape, roi = (40, 30, 25), (16, 16, 32)
     image = np.random.default_rng(0).normal(0, 150, (*shape, 1)).astype(np.float32)
     image[:5] = -1000

@@ -6,8 +6,8 @@
 
 Every contender runs in its own process, so that its peak memory is measured separately, and the contenders take turns: A B A B … Since
 the speed of machines varies, the result is the ratio of medians. The contenders are this project; MONAI without compilation; MONAI with its
-fused attention; MONAI under torch.compile, in both memory layouts; and medicai if it is installed (forward pass only). On a GPU, bfloat16
-of torch is autocast. The peak memory of a device does not include the first call, in which libraries try their kernels.
+fused attention; MONAI under torch.compile, in both memory layouts; and medicai if it is installed (forward pass only). In bfloat16, torch
+computes under autocast. The peak memory of a device does not include the first call, in which libraries try out their kernels.
 """
 
 import json
@@ -48,8 +48,8 @@ class Options:
     queued: int = 1
     """Steps of a turn that are started without waiting for one another, as a trainer does on a GPU."""
     together: bool = False
-    """Warm up all contenders at the same time, if there are enough cores and memory: torch.compile takes minutes. Kernels are still
-    chosen, and turns taken, by one contender at a time; compile times are then those of a busy machine."""
+    """Warm up all contenders at the same time, if there are enough cores and memory: torch.compile takes minutes. Even then, only one
+    contender at a time chooses its kernels or takes a turn; compile times are those of a busy machine."""
     out: Path | None = None
     """Also write the table as JSON here."""
 
@@ -90,7 +90,7 @@ class Race:
         ours = rows[0]
         if self.cached is not None and not self.cached.error:
             ours |= {"cached_first_call": self.cached.first_call, "cached_compiling": self.cached.figures["compiling"]}
-            if self.work != "case":  # its peak is without the trial of kernels; it has run a step, but never a whole case
+            if self.work != "case":  # the peak of `cached` excludes the trial of kernels; it ran a step, but never a whole case
                 ours["device_bytes"] = self.cached.figures["device_bytes"]
         for row in rows[1:]:
             if "median" in row and "median" in ours:

@@ -48,7 +48,7 @@ class Options:
 
 @dataclass
 class Tally:
-    """The number of damaged files of one kind and how they were read; the slowest read in seconds, the growth of memory in MB."""
+    """How many files of one kind were damaged, and how they were read; also the slowest read in seconds and the growth of memory in MB."""
 
     kind: str
     tried: int = 0

@@ -62,7 +62,7 @@ def pt(folder: Path) -> Target:
         try:
             theirs = torch.load(path, weights_only=True)
         except Exception:
-            return None  # torch also refuses files that our reader may accept: with code, or damaged outside the numbers
+            return None  # torch refuses some files that our reader may accept: those that hold code or are damaged outside the numbers
         return differences(tree, theirs)
 
     return Target("pt", [path], [repack_zip, repack_zip], lambda: read_torch_file(path), fault)

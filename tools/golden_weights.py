@@ -1,4 +1,4 @@
-"""Random weights and inputs that are the same bytes for a seed with any version of NumPy on any machine.
+"""Random weights and inputs that the seed determines byte for byte, with any version of NumPy on any machine.
 
 The reference outputs in tests/goldens are therefore stored without weights: MONAI has these weights when the outputs are computed, and our
 network has them when the outputs are compared. Only uniform numbers of the frozen `RandomState` stream and exact arithmetic are used,

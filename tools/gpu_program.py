@@ -153,7 +153,7 @@ def _transposes_a_volume(instruction: Instruction, computations: dict[str, dict[
 
 
 def _is_volume(shape: tuple[str, tuple[int, ...]]) -> bool:
-    """Returns whether a shape is a grid of at least 12³ voxels with channels; kernels of layers are smaller along their axes."""
+    """Returns whether a shape is a grid of at least 12³ voxels with channels; the kernel of a convolution has smaller axes."""
     return len(shape[1]) >= 4 and sum(n >= 12 for n in shape[1]) >= 4
 
 

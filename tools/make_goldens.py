@@ -33,8 +33,8 @@ OPTIONS: dict[str, Any] = {
     "patch_norm": True,
     "normalize": False,
 }
-# No two axes have the same size, and there are six voxels at 1/32 resolution. An instance norm of two voxels would be little more than a
-# sign, which multiplies rounding errors by a hundred.
+# No two axes have the same size, and there are six voxels at 1/32 resolution. An instance norm over two voxels would return little more
+# than the sign of their difference, which multiplies rounding errors by a hundred.
 VOLUME = (1, 64, 96, 32)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, input [b, *grid]
     "merging": (SMALL, VOLUME),

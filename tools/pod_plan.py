@@ -1,14 +1,14 @@
 """Estimates the memory and the time of training on a TPU pod: compiles the trainer's step for a topology, without TPUs.
 
-    pip install libtpu                                             # compiles; needs no TPU
+    pip install libtpu                                             # it compiles without a TPU
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
     python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --spatial-shards 8
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
 
 The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
 Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The time of a step on another
-number of chips is expected to be the computation of one chip's share plus the sum of the gradients over all chips by a ring all-reduce at
-the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiler sends gradients while it computes.
+number of chips is expected to be that of computing one chip's share plus that of summing the gradients over all chips, by a ring all-reduce
+at the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiled program sends gradients while it computes.
 """
 
 import json
@@ -42,7 +42,7 @@ from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
-# All links of a chip in one direction: half of the 1600 and 3584 Gbit/s in both directions that Google documents.
+# Bytes per second over all links of a chip in one direction: half of the 1600 and 3584 Gbit/s that Google states for both directions.
 LINK_BYTES = {"v5e": 100e9, "v6e": 224e9}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 SIZES = (64, 96, 128, 160, 192, 224, 256)  # edges of the crops that --fit tries
@@ -223,8 +223,8 @@ def _print_fit(what: str, holds: bool) -> bool:
 
 def table(programs: list[Program]) -> str:
     """Returns the programs as a Markdown table."""
-    head = ["topology", "crop", "batch", "chips a volume", "held GB", "temporaries GB", "of a chip's memory", "TFLOP a chip"]
-    head += ["schedule ms", "roofline ms", "collectives: number, MB a chip", "compiled in s"]
+    head = ["topology", "crop", "batch", "chips per volume", "held GB", "temporaries GB", "of a chip's memory", "TFLOP per chip"]
+    head += ["schedule ms", "roofline ms", "collectives: number, MB per chip", "compiled in s"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for p in programs:
         sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in p.collectives.items()) or "none"
@@ -244,7 +244,7 @@ def table(programs: list[Program]) -> str:
 
 def expectation(program: Program, chips: tuple[int, ...]) -> str:
     """Returns a Markdown table of what is expected for other numbers of chips, with the same number of samples per chip."""
-    head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops a second", "of perfect scaling"]
+    head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops per second", "of perfect scaling"]
     lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in chips:
         groups = max(count // program.spatial_shards, 1)

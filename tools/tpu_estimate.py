@@ -3,8 +3,8 @@
 Every instruction that the compiler schedules has `estimated_cycles`, the result of its cost model for the tiling and the layout that it
 chose. The estimate here is their sum over the program, with a loop's body counted for each iteration. It includes the cost of copies
 between layouts, of padding channels to 128 lanes and of a matrix unit that is only partly filled. `cost_analysis()["optimal_seconds"]`
-does not: it is a roofline, which takes for each instruction the longer of the times of its operations and of its bytes at the chip's peak
-rates. Copies that run in parallel with other work (`copy-start`, `copy-done`) have no cycles and cost nothing in either estimate.
+does not: it is a roofline, where an instruction takes the time of its operations or that of its bytes at the chip's peak rates, whichever
+is longer. Copies that run in parallel with other work (`copy-start`, `copy-done`) have no cycles and cost nothing in either estimate.
 
 Kernels written by hand (custom calls) and fusions of gathers and scatters have no cycles. They are counted in `without_estimate`, which
 shows whether an estimate is complete. `optimal_seconds` contains -1 for each kernel.

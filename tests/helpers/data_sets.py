@@ -1,4 +1,4 @@
-"""Data sets in the layouts that are recognised, most of them of empty files."""
+"""Data sets in the layouts that are recognised. Most of their files hold one byte."""
 
 import json
 from pathlib import Path

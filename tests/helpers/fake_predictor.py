@@ -30,7 +30,7 @@ BRATS = Task.brats()
 
 @dataclass
 class FakePredictor:
-    """Segments every case with the values of its task in turn, instead of a network.
+    """Labels the voxels of every case with the values of its task in turn, instead of running a network.
 
     Args:
         task: the task.

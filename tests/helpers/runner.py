@@ -89,6 +89,7 @@ class Runner:
             assert process.wait(SECONDS) == code, self.said(process)
 
     def begin(self, run: Path, *more: str, **options: Any) -> list[subprocess.Popen]:
+        """Starts a new run on the small phantom, with `OPTIONS` and more."""
         shared = ("--data", str(self.folder / "data"), "--cache", str(self.folder / "cache"))
         return self.start(*OPTIONS, *shared, "--out", str(run), *more, **options)
 

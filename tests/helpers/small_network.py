@@ -1,8 +1,8 @@
 """A network of three layers that replaces Swin UNETR in tests of the trainer.
 
-Such a test asks whether the same bytes come out of a run that was stopped, killed or shared by processes, which does not depend on the
-network. Compiling Swin UNETR takes half a minute and a step of it seconds; of this one both take a moment. It takes the place of the
-class, so that all else is the trainer's and the library's own: configurations, checkpoints, steps, validations.
+Such a test checks that a run which was stopped, killed or shared by processes has the same bytes as an undisturbed one, which does not
+depend on the network. Swin UNETR compiles in half a minute and takes seconds for a step; this network takes a moment for both. Only the
+class is replaced. Everything else is that of the trainer and the library: configurations, checkpoints, steps and validations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SmallNetwork(nnx.Module):
 
 
 def put_in_place(patch: pytest.MonkeyPatch) -> None:
-    """Makes configurations describe this network from now on. Call `forget` after undoing the patch."""
+    """Replaces Swin UNETR by this network in the library. Call `forget` after undoing the patch."""
     for module in (params, fit):
         patch.setattr(module, "SwinUNETR", SmallNetwork)
     forget()

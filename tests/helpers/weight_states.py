@@ -14,7 +14,7 @@ CONFIG_3D = SwinUNETRConfig(
 )
 CONFIG_2D = CONFIG_3D.replace(spatial_dims=2, window_size=3, in_channels=1, out_channels=2)
 
-# Fields of configurations, which together vary everything that tensors determine
+# Fields of configurations, which together vary everything that is inferred from tensors
 CONFIGS = {
     "default": {},
     "v2": {"use_v2": True, "norm_name": "batch", "in_channels": 3},
