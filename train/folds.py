@@ -29,7 +29,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     OUT/run.json lists the folds from the start, so that `predict -m OUT` knows which ones are missing.
 
     Raises:
-        InputError: as in `train`; or OUT holds a run that is not to be resumed, or one with other options or folds.
+        InputError: as in `train`; or OUT holds a run and `resume` is false, or it holds one with other options or folds.
     """
     recipe.check()
     recipe = recipe.absolute()
@@ -41,7 +41,9 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     notes = [] if before is None else changed_recipe_file(out, before, recipe)
     numbers = fold_numbers(assign_folds(recipe, source_of(recipe).dataset(recipe, out)))
     if before is not None and (stored := before.get("folds", numbers)) != numbers:
-        raise InputError(f"{out} has the folds {stored}, and the data set gives {numbers} now: restore it, or start a new run.")
+        raise InputError(
+            f"{out} has the folds {stored}, and the data set now has {numbers}: restore the data set, or start a new run."
+        )
     processes.barrier("every process has read the folder")
     if processes.is_leader():
         for note in notes:
