@@ -1,8 +1,9 @@
 """Removes XLA's alarm about slow compilation from stderr.
 
-XLA writes this block of asterisks and advice to its developers directly from C++ to the stderr of the process, when a network takes more
-than two minutes to compile or a constant more than a second. The only option against it suppresses all messages of XLA, including errors.
-Therefore only this block is removed from stderr, and only during compilation.
+The alarm is a block of lines between rows of asterisks, which asks the user to report a bug. XLA writes it from C++, directly to the
+stderr of the process, when a network takes more than two minutes to compile or a constant takes more than a second. The only option that
+turns it off also suppresses all other messages of XLA, including errors. Therefore this block alone is removed from stderr, and only
+during compilation.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ _ALARM = re.compile(rb"[IWE]\d{4} .*slow_operation_alarm\.cc:\d+\]")
 _STARS = re.compile(rb"\*{10,}\s*")
 # The end of the alarm about constants; the one about a program ends with its second line of asterisks.
 _LAST_LINE = b"If you'd like to file a bug"
-_LONGEST = 20  # lines of an alarm
+_MAX_LINES = 20  # no alarm has more lines
 
 
 def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +50,7 @@ def quiet_compilation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def without_alarm() -> Iterator[None]:
-    """Passes stderr through a filter while the block runs, which removes the alarm and writes everything else immediately."""
+    """Passes stderr through a filter while the block runs. The filter removes the alarm and writes everything else immediately."""
     try:
         stderr, (source, sink) = os.dup(2), os.pipe()
     except OSError:  # stderr is closed, so nothing is printed
@@ -103,7 +104,7 @@ class Filter:
         *lines, self.rest = (self.rest + chunk).split(b"\n")
         passed = b"".join(line + b"\n" for line in lines if self._keeps(line))
         if self.rest and not self._lines and not _MESSAGE.match(self.rest[:6] + b"E0000 "[len(self.rest) :]):
-            passed, self.rest = passed + self.rest, b""  # such as a progress bar, which ends without a line feed
+            passed, self.rest = passed + self.rest, b""  # the start of any other line, such as a progress bar, is written at once
         return passed
 
     def _keeps(self, line: bytes) -> bool:
@@ -111,7 +112,7 @@ class Filter:
         if _ALARM.match(line):
             self._lines, self._stars = 1, 0
             return False
-        if not self._lines or _MESSAGE.match(line) or self._lines > _LONGEST:
+        if not self._lines or _MESSAGE.match(line) or self._lines > _MAX_LINES:
             self._lines = 0
             return True
         self._lines += 1

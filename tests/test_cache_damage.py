@@ -167,7 +167,8 @@ def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sent
         prepare(moved, tmp_path / "cache", warn=messages.append)
     assert sorted(names_read) == ["a", "a", "b", "b"]
     assert messages == [
-        f"{tmp_path / 'cache'} holds a, b from files in another place: they were prepared again from the present files."
+        f"{tmp_path / 'cache'} holds a, b as prepared from files in another place; these cases were prepared again from the "
+        "files in the present place."
     ]
 
 

@@ -94,7 +94,7 @@ def test_channel_counts_differ(tmp_path):
     arrays = [np.stack([image(n), image(n + 50)], -1) for n in range(3)] + [image(9)]
     (found,) = check_dataset(decathlon(tmp_path, arrays, modality=["MRI", "MRI"])).findings
     assert (found.case, found.kind, found.severity) == ("case_3", "channel-count", "error")
-    assert found.message.startswith("it has 1 channel, but in 3 of 4 cases 2;")
+    assert found.message.startswith("it has 1 channel, but 3 of 4 cases have 2;")
 
 
 def test_labels_that_dataset_json_does_not_name_are_found(tmp_path):

@@ -133,7 +133,7 @@ def test_a_message_on_a_bad_value_names_the_type_and_an_example(given, wanted, e
         (("predict", "-i", "a"), "--output and --model must be given"),
         (("convert", "a"), "OUT must be given"),
         (("convert", "a", "b", "c"), "c is one argument too many"),
-        (("convert", "a", "b", "c", "d"), "c d are arguments too many"),
+        (("convert", "a", "b", "c", "d"), "c d are 2 arguments too many"),
         (("info", "a", "--json", "b"), "b is one argument too many"),
         (("train", "msd"), "the recipe msd needs a data set: name its folder or list with --data"),
         (("--roi", "predict"), "give the command first"),

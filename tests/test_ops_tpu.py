@@ -157,7 +157,7 @@ def test_a_residual_block_of_a_grid_in_blocks(norm):
 @pytest.mark.long
 def test_a_network_traced_for_a_tpu_equals_one_traced_for_a_cpu(monkeypatch):
     """Compares every intermediate and every gradient. For the TPU, the finest grids and the windows are in blocks."""
-    monkeypatch.setattr(lane_blocks, "LEAST_EDGE", 16)
+    monkeypatch.setattr(lane_blocks, "MIN_EDGE", 16)
     monkeypatch.setattr(lane_blocks, "LANES", 16)
     types = {"dtype": "float64", "param_dtype": "float64"}
     config = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12, depths=(2, 1, 1, 1), use_checkpoint=True, **types)

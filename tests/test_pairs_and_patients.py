@@ -88,7 +88,7 @@ def test_two_label_maps_for_one_case_are_refused(tmp_path):
 )
 def test_patients_by_names(names, patients):
     found = find_patients(names)
-    assert len(set(found.of.values())) == patients and f"{patients} patients" in found.note
+    assert len(set(found.patient_of.values())) == patients and f"{patients} patients" in found.note
 
 
 @pytest.mark.fault("1.6")
@@ -96,8 +96,8 @@ def test_ambiguous_patients_need_an_option():
     names = [f"P{patient}_{number}" for patient in (1, 2) for number in range(12)]
     with refused("P1_0 and P1_1", "--patient"):
         find_patients(names)
-    assert len(set(find_patients(names, r"P\d+").of.values())) == 2
-    assert len(set(find_patients(names, ".+").of.values())) == 24
+    assert len(set(find_patients(names, r"P\d+").patient_of.values())) == 2
+    assert len(set(find_patients(names, ".+").patient_of.values())) == 24
     with refused("--patient", "matches every case"):
         find_patients(names, "(X)")
     with refused("not a regular expression"):

@@ -208,7 +208,7 @@ def in_blocks() -> dict:
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
     one = jax.tree.leaves(jax.jit(run)(weights, x))
-    lane_blocks.LEAST_EDGE, dispatch.target_platform = 8, lambda: "tpu"
+    lane_blocks.MIN_EDGE, dispatch.target_platform = 8, lambda: "tpu"
     found = {}
     for data, depth in ((4, 1), (2, 2)):
         layout = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))

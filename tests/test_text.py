@@ -47,7 +47,7 @@ def test_a_preview_draws_any_name_literally(tmp_path, drawn):
     (legend,) = drawn[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:5] == ["$\\badmacro$ (1)", "_hidden (2)", "a\\x1b[31m\\nb (3)", "\\u5e74 \\ud800 (4)", "%s {0} <b>& (5)"]
-    assert len(texts[5]) == figures.LONGEST_TEXT and texts[5].endswith("…")
+    assert len(texts[5]) == figures.MAX_TEXT and texts[5].endswith("…")
 
 
 @pytest.mark.fault("3.1")

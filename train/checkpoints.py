@@ -27,7 +27,7 @@ import numpy as np
 from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.training.step import State
-from swinunetr_jax.weights.arrays import array_shapes, file_digests, read_arrays, reason, write_arrays
+from swinunetr_jax.weights.arrays import array_shapes, file_digests, one_line, read_arrays, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, StoredCheckpoint, read_checkpoint, write_checkpoint
 from swinunetr_jax.weights.params import NetworkConfig, Weights
 
@@ -87,7 +87,7 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
         link.replace(run / "last")
     except Exception as error:  # OSError, and the many kinds of exceptions that Orbax raises
         raise InputError(
-            f"{target} cannot be written ({reason(error)}): free some space or check the folder, then continue with --resume {run}; the "
+            f"{target} cannot be written ({one_line(error)}): free some space or check the folder, then continue with --resume {run}; the "
             "states before it are unchanged."
         ) from error
     finally:
@@ -106,7 +106,7 @@ def write_progress(run: Path, progress: Progress) -> None:
         _write_training(folder, progress, stored["files"], stored["network"])
     except (OSError, InputError) as error:
         raise InputError(
-            f"{folder / TRAINING} cannot be written ({reason(error)}): check the folder, then continue with --resume {run}."
+            f"{folder / TRAINING} cannot be written ({one_line(error)}): check the folder, then continue with --resume {run}."
         ) from error
 
 
@@ -181,7 +181,9 @@ def _steps(run: Path) -> list[Path]:
     try:
         return sorted((folder / name for name in os.listdir(folder) if name.isdecimal()), reverse=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({reason(error)}): check the permissions, or choose another --out.") from error
+        raise InputError(
+            f"{folder} cannot be read ({one_line(error)}): check the permissions, or choose another --out."
+        ) from error
 
 
 def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Progress]:
@@ -197,7 +199,7 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
     try:
         found = array_shapes(folder / STATE)
     except Exception as error:  # Orbax raises many kinds of exceptions
-        raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
+        raise _Damaged(f"{folder} cannot be read ({one_line(error)}).") from error
     wanted = {name: np.shape(value) for name, value in expected.items()}
     faults = [
         f"{name}: got {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
@@ -210,7 +212,7 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
     try:
         arrays = read_arrays(folder / STATE, wanted)
     except Exception as error:  # Orbax raises many kinds of exceptions
-        raise _Damaged(f"{folder} cannot be read ({reason(error)}).") from error
+        raise _Damaged(f"{folder} cannot be read ({one_line(error)}).") from error
     paths, structure = jax.tree_util.tree_flatten_with_path(_rest_tree(like))
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
     rest = jax.tree_util.tree_unflatten(structure, leaves)
@@ -227,9 +229,9 @@ def _verified_progress(folder: Path) -> Progress:
         values = files.read_json(folder / TRAINING, _Training, "an older step is taken")
         network = files.digest_of_file(folder / DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _Damaged(f"{folder} is not a complete saved state ({reason(error)}).") from error
+        raise _Damaged(f"{folder} is not a complete saved state ({one_line(error)}).") from error
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({reason(error)}): check the disk and the permissions.") from error
+        raise InputError(f"{folder} cannot be read ({one_line(error)}): check the disk and the permissions.") from error
     except InputError as error:
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, NotADirectoryError):
             raise
@@ -240,7 +242,7 @@ def _verified_progress(folder: Path) -> Progress:
     try:
         found = file_digests(folder, STATE)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({reason(error)}): check the disk and the permissions.") from error
+        raise InputError(f"{folder} cannot be read ({one_line(error)}): check the disk and the permissions.") from error
     wrong = sorted(name for name in values["files"].keys() | found.keys() if values["files"].get(name) != found.get(name))
     if wrong:
         raise _Damaged(f"{folder} is damaged: these files differ from their digests or are missing: {', '.join(wrong[:8])}.")

@@ -47,7 +47,7 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
             if not fits(option.type, taken):
                 return _value_mistake(option, option.names[0], taken)
     if positional:
-        many = "is one argument" if len(positional) == 1 else "are arguments"
+        many = "is one argument" if len(positional) == 1 else f"are {len(positional)} arguments"
         return f"{_shown(positional)} {many} too many: {help_text}."
     missing = [option.names[0] for option in known if option.required and option not in seen]
     if missing:
@@ -58,7 +58,7 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
 def closest(word: str, known: Sequence[str]) -> str | None:
     """Returns the known word that was probably meant, or None.
 
-    It is an option of a group with that name (--optim.lr for --lr), a word that starts with it, or a similar word.
+    It is the option of a group whose last part is the word (--optim.lr for --lr), a known word that starts with the word, or a similar one.
     """
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     ends = [name for name in known if name.rpartition(".")[2] == word.lstrip("-")]
@@ -101,4 +101,4 @@ def _example(option: Option, name: str) -> str:
 
 def _shown(values: Sequence[str]) -> str:
     """Returns the values as literal text."""
-    return " ".join(console.literal(value) if value else "an empty text" for value in values)
+    return " ".join(console.literal(value) if value else "an empty string" for value in values)

@@ -32,20 +32,20 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
     Raises:
         InputError: an option is unknown, missing, or has an invalid value; the message says which one and what it accepts.
     """
-    printed, complained = io.StringIO(), io.StringIO()
+    output, errors = io.StringIO(), io.StringIO()
     if {"-h", "--help"} & set(arguments):  # at any position
         arguments = ["--help"]
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             fields = tyro.MISSING_NONPROP if default is None else default
             value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=fields)
         _check_paths(value)
         return value
     except SystemExit as stop:
         if not stop.code:
-            console.say("\n".join(map(str.rstrip, printed.getvalue().rstrip().split("\n"))))
+            console.say("\n".join(map(str.rstrip, output.getvalue().rstrip().split("\n"))))
             sys.exit(0)
-    raise InputError(mistake(list(options(kind, default)), arguments, prog) or _tyro_message(complained.getvalue(), prog))
+    raise InputError(mistake(list(options(kind, default)), arguments, prog) or _tyro_message(errors.getvalue(), prog))
 
 
 def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[str]:

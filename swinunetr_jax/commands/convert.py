@@ -32,7 +32,7 @@ class Convert:
     overwrite: bool = False
     """Replace OUT if it exists."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
-    meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
+    task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
         from swinunetr_jax.weights.load import format_of, open_checkpoint, save_params
@@ -41,7 +41,7 @@ class Convert:
         fields = self.weights.fields()
         fields |= {n: getattr(self, n) for n in ("in_channels", "out_channels") if getattr(self, n) is not None}
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)
-        task, config = self.meaning.apply(checkpoint, self.source), checkpoint.config
+        task, config = self.task_options.apply(checkpoint, self.source), checkpoint.config
         assert isinstance(config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
         save_params(self.target, config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
         console.say(str(checkpoint.report))

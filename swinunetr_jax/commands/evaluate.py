@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from swinunetr_jax.evaluation.evaluate import Evaluation
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
-MOST_NAMES = 20  # cases that one note lists
+MAX_NAMES = 20  # one note lists at most this number of cases
 # The metrics that are printed for each case; the files hold all of them.
 COLUMNS = {
     "dice_brats": "Dice (BraTS)",
@@ -103,7 +103,7 @@ class Evaluate:
         console.say("\n".join(cases_table(found)))
         console.say("\n".join(means_table(found)))
         for note, names in _by_text(found.notes).items():
-            console.say(f"{console.name_list(map(literal, names), MOST_NAMES)}: note: {literal(note)}")
+            console.say(f"{console.name_list(map(literal, names), MAX_NAMES)}: note: {literal(note)}")
         console.say(literal(f"→ {', '.join(map(str, paths))}"))
         for line in problem_lines(list(found.failed.items()), "FAILED"):
             console.say(literal(line), sys.stderr)
@@ -136,9 +136,9 @@ def cases_table(found: Evaluation) -> list[str]:
 
 
 def means_table(found: Evaluation) -> list[str]:
-    """Returns a line for each metric with its means, its convention, and the number of scores that do not exist.
+    """Returns a line for each metric with its means, its convention, and the number of undefined scores (NaN).
 
-    The last number is the mean over outputs.
+    The last of the means is that over all outputs.
     """
     from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 

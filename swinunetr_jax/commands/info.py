@@ -12,8 +12,8 @@ from swinunetr_jax.commands.options import WeightOptions
 if TYPE_CHECKING:
     from swinunetr_jax.weights.load import Checkpoint
 
-# Properties that a file may not state, with values that allow it to be read nevertheless. These values are not shown.
-_STAND_INS: dict[str, dict[str, Any]] = {
+# Properties that some files do not state, with placeholder values with which such a file can be read. Placeholders are not shown.
+_PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "downsample": {"downsample": "legacy"},
     "num_groups": {"num_groups": 1},
     "out_channels": {"out_channels": 1, "encoder_only": True},
@@ -66,10 +66,10 @@ def _open(path: Path, options: dict[str, Any]) -> tuple["Checkpoint", set[str]]:
         try:
             checkpoint = open_checkpoint(path, **options)
         except NotInferable as error:
-            if error.field not in _STAND_INS or error.field in unknown:
+            if error.field not in _PLACEHOLDERS or error.field in unknown:
                 raise
             unknown.add(error.field)
-            options = options | _STAND_INS[error.field]
+            options = options | _PLACEHOLDERS[error.field]
         else:
             return checkpoint, unknown | (DECODER_FIELDS if "out_channels" in unknown else set())
 

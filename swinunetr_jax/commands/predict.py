@@ -38,7 +38,7 @@ class Predict:
     roi: tuple[int, int, int] | None = None
     """The size of the windows, multiples of 32; by default the checkpoint's, otherwise 96 96 96."""
     overlap: float = 0.5
-    """The share by which neighbouring windows overlap, at least 0 and less than 1."""
+    """The fraction by which neighbouring windows overlap, at least 0 and less than 1."""
     blend: Literal["gaussian", "constant"] = "gaussian"
     """The weights of the voxels of a window where windows overlap."""
     batch: int = 1
@@ -46,11 +46,11 @@ class Predict:
     mirror: bool = False
     """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides are not mirrored."""
     crop: bool = False
-    """Predict only inside the box of voxels that are not background. This takes fewer windows, whose positions are others."""
+    """Predict only inside the bounding box of the voxels that are not background. This takes fewer windows, at other positions."""
     whole: bool = False
     """Give the network the whole scan at once instead of windows."""
     spatial_shards: int = 1
-    """The number of devices that share each window, or the whole scan, along its first axis if it does not fit into one's memory."""
+    """The number of devices among which each window, or the whole scan, is divided along its first axis, so that each needs less memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the computation."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
@@ -67,7 +67,7 @@ class Predict:
     overwrite: bool = False
     """Predict finished cases again, and replace files of unknown origin."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
-    meaning: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
+    task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
         import jax
@@ -95,7 +95,7 @@ class Predict:
 
             network = load_recipe(self.recipe).network_factory
         checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **self.weights.fields()) for path in paths]
-        tasks = [self.meaning.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
+        tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):
             if task != tasks[0]:
                 raise InputError(f"{path} was trained for another task than {paths[0]}: an ensemble needs networks of one task.")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from swinunetr_jax.data.check.findings import CaseReport, Finding
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
-MOST_ROWS = 20  # findings that are listed one by one; if there are more, similar ones share a row
-MOST_NAMES = 40  # cases that one row names
+MAX_ROWS = 20  # if there are more findings, similar ones share a row
+MAX_NAMES = 40  # one row names at most this number of cases
 WIDTH = 100
 
 
@@ -86,7 +86,7 @@ class Validate:
 
 def summary_lines(report: DatasetReport) -> Iterator[str]:
     """Yields a line for each fact about the data set."""
-    from swinunetr_jax.data.check.check_dataset import by
+    from swinunetr_jax.data.check.check_dataset import join_sizes
 
     facts, dataset = report.summary(), report.dataset
     yield f"{literal(dataset.root)}: {dataset.layout}, {_count(facts['cases'], 'case')}"
@@ -105,7 +105,11 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
         if spread := facts[name]:
             low, high = spread["min"], spread["max"]
             ends = " × ".join(f"{a:g}…{b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
-            text = f"{by(low)} {unit} in all cases" if low == high else f"median {by(spread['median'])} {unit}, {ends} in all"
+            text = (
+                f"{join_sizes(low)} {unit} in all cases"
+                if low == high
+                else f"median {join_sizes(spread['median'])} {unit}, {ends} in all"
+            )
             yield from _fact(name, text)
     found = facts["orientations"]
     text = ", ".join(f"{codes} in {'all' if len(found) == 1 else count}" for codes, count in found.items())
@@ -134,7 +138,7 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
             continue
         yield ""
         yield f"{title}: {len(findings)}"
-        grouped = len(report.findings) > MOST_ROWS
+        grouped = len(report.findings) > MAX_ROWS
         groups: dict[Hashable, list[Finding]] = {}
         for number, finding in enumerate(findings):
             groups.setdefault(_key(finding) if grouped else number, []).append(finding)
@@ -146,8 +150,8 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
             example = ""
             if len(group) > 1:
                 names = list(dict.fromkeys(finding.case for finding in group))
-                more = f" and {len(names) - MOST_NAMES} more (--json lists all)" * (len(names) > MOST_NAMES)
-                yield from _wrap(", ".join(names[:MOST_NAMES]) + more)
+                more = f" and {len(names) - MAX_NAMES} more (--json lists all)" * (len(names) > MAX_NAMES)
+                yield from _wrap(", ".join(names[:MAX_NAMES]) + more)
                 example = f"such as {_place(group[0], report)}: " if group[0].path else f"such as {group[0].case}: "
             yield from _wrap(example + group[0].message)
 

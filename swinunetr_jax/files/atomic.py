@@ -37,7 +37,7 @@ def atomic_path(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     _check_encodable(path)
     temporary = path.with_name(temporary_name(path.name, suffix))
     try:
-        with _errors_name(path, temporary):
+        with _report_path(path, temporary):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -66,7 +66,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     _check_encodable(path)
     temporary = path.with_name(temporary_name(path.name, ""))
     try:
-        with _errors_name(path, temporary):
+        with _report_path(path, temporary):
             temporary.mkdir(parents=True)
             yield temporary
             for root, _, names in os.walk(temporary):
@@ -80,8 +80,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Makes an OSError in the block that names the temporary path, or none, name `path`, which the user knows."""
+def _report_path(path: Path, temporary: Path) -> Iterator[None]:
+    """Puts `path`, which the user knows, into an OSError of the block that names the temporary path or no path."""
     try:
         yield
     except OSError as error:

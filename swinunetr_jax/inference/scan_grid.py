@@ -15,7 +15,7 @@ from swinunetr_jax.data.nifti import InverseReorient
 from swinunetr_jax.data.prepare.resample import InverseResample, interpolated, nearest_index, neighbours
 from swinunetr_jax.inference.slab_sum import PIECE_BYTES, Planes
 
-Box = tuple[slice, ...]
+Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Coverage:
         pads: the number of voxels of padding before `covered` along each axis.
     """
 
-    box: Box
-    covered: Box
+    box: Slices
+    covered: Slices
     pads: tuple[int, ...]
 
     def padded(self, axis: int, index: int) -> int:
@@ -48,8 +48,8 @@ class ScanPlanes:
         valid: a mask of the voxels of the box that are used, or None if all of them are.
     """
 
-    where: Box
-    take: Box
+    where: Slices
+    take: Slices
     array: jax.Array
     valid: np.ndarray | None = None
 

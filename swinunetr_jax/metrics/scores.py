@@ -27,12 +27,12 @@ def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", 
     """Returns the Dice score 2 |P ∩ R| / (|P| + |R|) of two masks; `empty` is the convention for empty masks."""
     _check(pred, ref)
     _choice("empty", empty, ("brats", "monai", "nnunet"))
-    predicted, referred = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
-    if not referred and empty == "monai":
+    predicted, in_reference = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
+    if not in_reference and empty == "monai":
         return math.nan
-    if not referred and not predicted:
+    if not in_reference and not predicted:
         return 1.0 if empty == "brats" else math.nan
-    return 2 * int(np.count_nonzero(pred & ref)) / (predicted + referred)
+    return 2 * int(np.count_nonzero(pred & ref)) / (predicted + in_reference)
 
 
 def hd95(

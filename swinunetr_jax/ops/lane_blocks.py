@@ -30,7 +30,7 @@ Counts = tuple[int, ...]  # blocks along each axis; they are numbered with the l
 
 LANES = 128
 COUNTS = (4, 4, 8)
-LEAST_EDGE = 48  # the edge of the smallest grid whose COUNTS blocks do not consist mostly of their halos
+MIN_EDGE = 48  # the edge of the smallest grid whose COUNTS blocks do not consist mostly of their halos
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["counts"])
@@ -106,7 +106,7 @@ def is_profitable(count: int) -> bool:
 
 def _is_large(x: Array) -> bool:
     grid = x.shape[1:-1]
-    divides = len(grid) == 3 and min(grid) >= LEAST_EDGE and not any(size % n for size, n in zip(grid, COUNTS))
+    divides = len(grid) == 3 and min(grid) >= MIN_EDGE and not any(size % n for size, n in zip(grid, COUNTS))
     return divides and is_profitable(math.prod(COUNTS))
 
 
@@ -123,7 +123,7 @@ LANE_BLOCKS = Table(
             Implementation(
                 to_blocks,
                 supports=_is_large,
-                requires=f"a 3-D grid of {LEAST_EDGE}³ voxels or more, divisible by {COUNTS}, that is not sharded spatially",
+                requires=f"a 3-D grid of {MIN_EDGE}³ voxels or more, divisible by {COUNTS}, that is not sharded spatially",
             ),
         )
     },

@@ -12,7 +12,7 @@ COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
-SHORTEST = 0.2  # seconds; a program that compiles faster takes little memory
+MIN_SECONDS = 0.2  # a step of compilation that is faster takes little memory
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def release_compile_memory() -> None:
         return
 
     def on_duration(event: str, duration_secs: float, **_: Any) -> None:
-        if event in COMPILE_EVENTS and duration_secs > SHORTEST:
+        if event in COMPILE_EVENTS and duration_secs > MIN_SECONDS:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)

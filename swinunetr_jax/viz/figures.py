@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.legend import Legend
 
 FONT = "DejaVu Sans"  # comes with matplotlib
-LONGEST_TEXT = 60  # characters of a name in a picture
-LONGEST_LEGEND = 30  # entries
-MOST_ROWS = 8  # of a legend
-FIGURE_CHARACTERS = 130  # that fit side by side in a figure of 10 inches
+MAX_TEXT = 60  # the largest number of characters of a name in a picture
+MAX_LEGEND_ENTRIES = 30
+MAX_LEGEND_ROWS = 8
+FIGURE_CHARACTERS = 130  # the number of characters that fit side by side into a figure of 10 inches
 
 
 @contextlib.contextmanager
@@ -39,8 +39,8 @@ def drawable(text: str) -> str:
     Control characters and characters that the font lacks become escapes such as \\u5e74, and long text is shortened.
     """
     text = console.literal(text)
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT - 1]}…"
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT - 1]}…"
     known = _characters()
     return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
 
@@ -71,7 +71,7 @@ def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, 
     labels = list(map(drawable, labels))
     room = FIGURE_CHARACTERS if isinstance(owner, Figure) else FIGURE_CHARACTERS // 2
     ncols = max(1, min(ncols, room // (max(map(len, labels), default=0) + 8)))
-    most = min(LONGEST_LEGEND, MOST_ROWS * ncols)
+    most = min(MAX_LEGEND_ENTRIES, MAX_LEGEND_ROWS * ncols)
     if len(labels) > most:
         labels = [*labels[: most - 1], f"and {len(labels) - most + 1} more"]
         handles = [*handles[: most - 1], Patch(alpha=0)]

@@ -94,7 +94,7 @@ def file_digests(root: str | os.PathLike, folder: str = "") -> dict[str, str]:
     return digests
 
 
-def reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Returns the text of an exception on one short line."""
     text = literal(" ".join(str(getattr(error, "strerror", None) or error).split()))
     return text if 0 < len(text) <= 200 else f"{type(error).__name__} {text[:160]}".strip()

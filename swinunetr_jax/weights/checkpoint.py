@@ -24,7 +24,7 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, read_arrays, reason, write_arrays
+from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, one_line, read_arrays, write_arrays
 from swinunetr_jax.weights.params import NetworkConfig, Params, check, count_bytes, digest, mismatches, read_config, shapes
 from swinunetr_jax.weights.weight_file import printable
 
@@ -104,7 +104,7 @@ def write_checkpoint(
     except Exception as error:  # OSError, and Orbax raises many types
         if replacing:
             shutil.rmtree(path / folder, ignore_errors=True)
-        raise InputError(f"{path} cannot be written ({reason(error)}): check the folder and its free space.") from error
+        raise InputError(f"{path} cannot be written ({one_line(error)}): check the folder and its free space.") from error
     for other in path.iterdir():  # the replaced weights, and those of an interrupted save
         if _PARAMS_NAME.fullmatch(other.name) and other.name != folder:
             shutil.rmtree(other, ignore_errors=True)
@@ -130,7 +130,7 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
     except FileNotFoundError as error:
         raise InputError(f"{path} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be read ({reason(error)}): {_REMEDY}.") from error
+        raise InputError(f"{where} cannot be read ({one_line(error)}): {_REMEDY}.") from error
     config, task, values = parse_description(content, where, network)
     folder, stated = values.get("params"), values.get("files")
     if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stated is not None):
@@ -158,7 +158,7 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
     except InputError:
         raise
     except Exception as error:  # Orbax raises many types, with texts of many lines
-        raise InputError(f"{path} cannot be read ({reason(error)}): {_REMEDY}.") from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}): {_REMEDY}.") from error
     check_digests(path, params, values)
     return StoredCheckpoint(config, task, params)
 
@@ -224,7 +224,7 @@ def parse_description(
         raise InputError(f"{where}: {console.literal(error)}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(
-            f"{where} does not describe a network ({reason(error)}): it was not written by swinunetr_jax."
+            f"{where} does not describe a network ({one_line(error)}): it was not written by swinunetr_jax."
         ) from error
 
 

@@ -157,21 +157,23 @@ def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Find
             "orientation",
             lambda report: report.orientation,
             lambda own, most, share: (
-                f"the axes point to {own}, but {share} to {most}; train in one orientation or reorient the file."
+                f"the axes point to {own}, but in {share} to {most}; train in one orientation or reorient the file."
             ),
         ),
         *_differing(
             reports,
             "spacing",
             lambda report: report.spacing and tuple(round(s, 2) for s in report.spacing),
-            lambda own, most, share: f"the voxels are {by(own)} mm, but {share} {by(most)} mm; resample the case.",
+            lambda own, most, share: (
+                f"the voxels are {join_sizes(own)} mm, but {share} have {join_sizes(most)} mm; resample the case."
+            ),
         ),
         *_differing(
             [r for r in reports if not {f.kind for f in r.findings} & {"incomplete", "unreadable", "channel-count"}],
             "channel-count",
             lambda report: len(report.channels),
             lambda own, most, share: (
-                f"it has {own} channel{'s' * (own != 1)}, but {share} {most}; complete the case or leave it out."
+                f"it has {own} channel{'s' * (own != 1)}, but {share} have {most}; complete the case or leave it out."
             ),
             "error",
         ),
@@ -199,7 +201,7 @@ def _differing(
         reports: the cases.
         kind: the kind of the findings.
         value_of: the value to compare.
-        message: a function of the case's value, the majority's value, and a phrase such as "in 9 of 10 cases".
+        message: a function of the case's value, the majority's value, and a phrase such as "9 of 10 cases".
         severity: the severity of the findings.
     """
     values = [(report, value) for report in reports if (value := value_of(report))]
@@ -210,7 +212,7 @@ def _differing(
     if severity == "warning" and 2 * times <= len(values):
         text = f"{len(counts)} different {kind}s occur, none of them in most cases; convert all cases to one."
         return [Finding(None, severity, kind, None, text)]
-    share = f"in {times} of {len(values)} cases"
+    share = f"{times} of {len(values)} cases"
     return [Finding(r.case.name, severity, kind, None, message(value, most, share)) for r, value in values if value != most]
 
 
@@ -248,7 +250,7 @@ def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
 # Numbers and texts
 
 
-def by(values: Sequence[float]) -> str:
+def join_sizes(values: Sequence[float]) -> str:
     """Returns the values as text such as '1 × 1 × 2.5'."""
     return " × ".join(f"{value:g}" for value in values)
 

@@ -67,7 +67,7 @@ class Dataset:
     def stated_et_label(self) -> int | None:
         """The enhancing tumour's label, 3 or 4, if the data set's labels state it, otherwise None.
 
-        They state it by a label called ET or, if 3 or 4 is the label to ignore, because it is then the other one.
+        They state it if a label is called ET, or if 3 or 4 is the label to ignore: the enhancing tumour then has the other of the two.
         """
         labels = self.labels or {}
         if (ignore := labels.get(IGNORE)) in brats.ET_LABELS:
@@ -137,7 +137,7 @@ def require_channels(case: Case, order: Sequence[str]) -> Case:
     return replace(case, images=tuple(f for _, f in kept), channels=tuple(c for c, _ in kept), problem=problem)
 
 
-def carried_name(name: str, folder: Path, root: Path) -> str:
+def name_with_folders(name: str, folder: Path, root: Path) -> str:
     """Returns the name of a case in `folder`: the folders below `root` and then `name`, unless the name contains one of them already.
 
     The name depends on the position of the case and not on the other cases: P002/CT/image becomes P002_CT_image, and

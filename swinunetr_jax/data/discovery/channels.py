@@ -49,7 +49,7 @@ _LABELS = (
     "mask",
 )
 _NEITHER = {"brainmask"}
-_MOST_WORDS = 5  # in a channel's name, such as contrast_enhanced_T1_weighted or T1_without_contrast_agent
+_MAX_WORDS = 5  # channels' names have up to five words, as in contrast_enhanced_T1_weighted or T1_without_contrast_agent
 # In BIDS two entities name the subject and the session, and all others describe the image: sub-01_ses-2_acq-3d_ce-gadolinium_T1w.
 _BIDS_CASE = ("sub", "ses")
 _BIDS_HOW = (
@@ -125,7 +125,7 @@ def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str,
     wanted = wanted or {}
     head, tail = _bids_parts(name)
     pieces = re.split(r"([-_. ]+)", tail)  # words at even positions, separators at odd ones
-    for count in range(_MOST_WORDS, 0, -1):  # the most words first, so that T2_FLAIR is not the FLAIR of a case called T2
+    for count in range(_MAX_WORDS, 0, -1):  # the most words first, so that T2_FLAIR is not the FLAIR of a case called T2
         start = len(pieces) - 2 * count + 1
         if start < 0:
             continue

@@ -14,7 +14,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import stem
 from swinunetr_jax.data.discovery.prediction_record import RECORD, read_record
 
-MOST_KINDS = 5  # kinds of ignored entries that one sentence lists
+MAX_KINDS = 5  # one sentence lists at most this number of kinds of ignored entries
 
 _FORMATS = {
     "a DICOM file": (".dcm", ".ima"),
@@ -88,7 +88,7 @@ class Survey:
         self.problems: list[Case] = []
         self.warnings: list[str] = []
         self.unread: list[Path] = []  # folders that hold images but are not searched, because scans are next to them
-        self.nameless: list[Path] = []  # images whose names do not state their channel
+        self.without_channel: list[Path] = []  # images whose names do not state their channel
         self.other_labels: list[tuple[Path, list[str]]] = []  # the label of a case, and the names of unused ones
         self._ignored: dict[str, list[Path]] = {}
         self._listed: dict[Path, tuple[list[Path], list[Path]]] = {}
@@ -193,9 +193,11 @@ class Survey:
                 f"{self.root}: images in {names} are not used, because scans are next to them or they are nested "
                 "too deeply; give that folder itself."
             )
-        if self.nameless:
-            names = name_list(os.path.relpath(path, self.root) for path in self.nameless)
-            texts.append(f"{len(self.nameless)} images are not used, because their names do not state their channel: {names}.")
+        if self.without_channel:
+            names = name_list(os.path.relpath(path, self.root) for path in self.without_channel)
+            texts.append(
+                f"{len(self.without_channel)} images are not used, because their names do not state their channel: {names}."
+            )
         if self.other_labels:
             used, others = self.other_labels[0]
             number = f"{len(self.other_labels)} cases have" if len(self.other_labels) > 1 else "one case has"
@@ -218,8 +220,8 @@ class Survey:
             for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1]))
         ]
         noun = "entry that is not a scan was" if count == 1 else "entries that are not scans were"
-        more = f" and {len(texts) - MOST_KINDS} more kinds" * (len(texts) > MOST_KINDS)
-        return f"{count} {noun} ignored: {', '.join(texts[:MOST_KINDS])}{more}."
+        more = f" and {len(texts) - MAX_KINDS} more kinds" * (len(texts) > MAX_KINDS)
+        return f"{count} {noun} ignored: {', '.join(texts[:MAX_KINDS])}{more}."
 
 
 def _recorded_results(folder: Path) -> frozenset[str]:

@@ -48,7 +48,7 @@ def with_folds(
     Raises:
         InputError: only some cases have a fold, there are too few patients, or the splits file does not fit.
     """
-    chosen = [case for case in cases if _trains(case)]
+    chosen = [case for case in cases if _is_training_case(case)]
     if splits is not None:
         cases = _by_splits(cases, Path(splits), notify)
         _warn_of_divided_patients(cases, patient, str(splits), notify)
@@ -60,11 +60,11 @@ def with_folds(
             f"{len(given)} of {len(chosen)} training cases have a fold, {without} has none; give all of them a fold, or none."
         )
     if given:
-        notify(f"folds: the {len({case.fold for case in chosen})} of the data set's list")
+        notify(f"{len({case.fold for case in chosen})} folds from the data set's list")
         _warn_of_divided_patients(cases, patient, "the data set's list", notify)
         return tuple(cases)
     found = find_patients([case.name for case in chosen], patient)
-    patients = sorted(set(found.of.values()))
+    patients = sorted(set(found.patient_of.values()))
     if folds < 2 or len(patients) < folds:
         which = "" if len(patients) == len(chosen) else f" ({found.note})"
         remedy = ", or state by --patient which cases belong to one patient" if which else ""
@@ -73,7 +73,7 @@ def with_folds(
     notify(f"{folds} folds drawn with seed {seed}: {found.note}")
     order = np.random.default_rng(seed).permutation(len(patients))
     fold = {patients[patient]: place % folds for place, patient in enumerate(order)}
-    return tuple(replace(case, fold=fold[found.of[case.name]]) if _trains(case) else case for case in cases)
+    return tuple(replace(case, fold=fold[found.patient_of[case.name]]) if _is_training_case(case) else case for case in cases)
 
 
 def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -86,7 +86,7 @@ def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...
     Raises:
         InputError: one of the two would be empty, or `fold` is None although the cases have folds.
     """
-    chosen = [case for case in cases if _trains(case)]
+    chosen = [case for case in cases if _is_training_case(case)]
     sizes = defaultdict(int)
     for case in chosen:
         sizes[case.fold] += 1
@@ -163,20 +163,20 @@ def _by_splits(cases: Sequence[Case], path: Path, notify: Notify) -> tuple[Case,
                 f"{path}: the split {number} does not train on all cases that it does not validate on ({name_list(misplaced)}), "
                 "which is not supported; give splits of the same cases."
             )
-    names = {case.name for case in cases if _trains(case)}
+    names = {case.name for case in cases if _is_training_case(case)}
     if not names & every:
         raise InputError(
-            f"{path}: names none of the cases: it has {name_list(sorted(every))}, the data set {name_list(sorted(names))}; give the "
-            "splits of this data set."
+            f"{path}: names none of the cases: it names {name_list(sorted(every))}, and the data set has {name_list(sorted(names))}; "
+            "give the splits of this data set."
         )
-    notify(f"folds: the {len(splits)} in {path}")
+    notify(f"{len(splits)} folds from {path}")
     if missing := sorted(every - names):
-        notify(f"warning: {path} names {len(missing)} cases that the data set does not have with a label: {name_list(missing)}")
+        notify(f"warning: {path} names {len(missing)} cases that the data set lacks or that have no label: {name_list(missing)}")
     if unnamed := sorted(names - every):
         notify(f"warning: {len(unnamed)} cases are not named in {path} and are not used: {name_list(unnamed)}")
     return tuple(
         case
-        if not _trains(case)
+        if not _is_training_case(case)
         else replace(case, fold=held.get(case.name, NEVER))
         if case.name in every
         else replace(case, split="test")
@@ -202,7 +202,7 @@ def _read_splits(path: Path) -> list[tuple[set[str], set[str]]]:
 
 def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source: str, notify: Notify) -> None:
     """Warns if the folds of the list or the splits file divide the cases of a patient."""
-    chosen = [case for case in cases if _trains(case)]
+    chosen = [case for case in cases if _is_training_case(case)]
     try:
         found = find_patients([case.name for case in chosen], patient)
     except InputError:
@@ -211,13 +211,13 @@ def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source
         return  # the names are ambiguous, but no fold depends on them
     folds: dict[str, set[int | None]] = defaultdict(set)
     for case in chosen:
-        folds[found.of[case.name]].add(case.fold)
+        folds[found.patient_of[case.name]].add(case.fold)
     if divided := sorted(name for name, numbers in folds.items() if len(numbers) > 1):
         notify(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
     else:
         notify(found.note)
 
 
-def _trains(case: Case) -> bool:
+def _is_training_case(case: Case) -> bool:
     """Returns whether the case is a training case with a label."""
     return case.split == "training" and case.label is not None

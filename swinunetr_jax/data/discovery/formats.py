@@ -207,12 +207,13 @@ def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequenc
     is_brats = any(case.et_label for case in cases)
     present = {name for case in cases for name in case.channels or ()} | set(brats.CHANNELS if is_brats else ())
     order = list(wanted.values()) or [*(c for c in brats.CHANNELS if c in present), *sorted(present - set(brats.CHANNELS))]
-    cases = [_finished(case, order, channels) for case in cases]
+    cases = [_with_ordered_channels(case, order, channels) for case in cases]
     layout = "brats" if is_brats else "case-folder" if present else "files"
     return Dataset(layout, root, tuple(map(split_by_label, cases)), tuple(order) if present else None)
 
 
-def _finished(case: Case, order: Sequence[str], channels: Sequence[str] | None) -> Case:
+def _with_ordered_channels(case: Case, order: Sequence[str], channels: Sequence[str] | None) -> Case:
+    """Returns the case with its channels in order, which are `channels` if the case has no names for them, otherwise `order`."""
     if case.problem:
         return case
     return order_channels(case, None, channels) if case.channels is None else require_channels(case, order)

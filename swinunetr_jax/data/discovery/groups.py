@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from swinunetr_jax.data.discovery.cases import Case, carried_name
+from swinunetr_jax.data.discovery.cases import Case, name_with_folders
 from swinunetr_jax.data.discovery.channels import label_rank, split_name, stem
 from swinunetr_jax.data.discovery.entries import Survey
 from swinunetr_jax.data.discovery.lists import by_stem, same_name_problem
@@ -44,7 +44,7 @@ def group_files(root: Path, folder: Path, images: Sequence[Path], known: Mapping
         else case
         for case in cases
     ]
-    return [replace(case, name=carried_name(case.name, folder, root)) for case in cases]
+    return [replace(case, name=name_with_folders(case.name, folder, root)) for case in cases]
 
 
 def own_name(folder: Path, file: Path) -> str:
@@ -75,7 +75,7 @@ def _channel_cases(channels: Mapping[str, list[tuple[str, Path]]], silent: Seque
     if not silent:
         return cases
     if len(cases) == 1:  # the folder of one case may hold other images too
-        survey.nameless += silent
+        survey.without_channel += silent
         return cases
     text = "the name does not state the channel, unlike others in this folder; rename it or move it"
     return [*cases, *(Case(stem(file.name), (file,), problem=f"{file}: {text}.") for file in silent)]

@@ -37,14 +37,15 @@ _STATE = re.compile(
 # P001_1 and P001_2, P01_A and P01_B: a name with a digit, followed by a short number or one letter.
 _NUMBERED = re.compile(r"(?P<patient>.*\d[A-Za-z]?)[-_. ](?P<visit>\d{1,3}|[A-Za-z])")
 _DIGITS = re.compile(r"(?P<text>.*?)(?P<digits>\d{3,6})")
-_MOST_VISITS = 4  # the most visits of one of a few patients; more numbers after the same first part may be the patients of a site
+# If there are few first parts, one with more numbers than this may be a site with patients instead of a patient with visits.
+_MAX_VISITS = 4
 
 
 @dataclass(frozen=True)
 class Patients:
-    """`of` maps each case to its patient; `note` is a sentence on their number and how they were found."""
+    """`patient_of` maps each case to its patient; `note` is a sentence on their number and how they were found."""
 
-    of: dict[str, str]
+    patient_of: dict[str, str]
     note: str
 
 
@@ -68,7 +69,8 @@ def find_patients(names: Sequence[str], pattern: str | None = None) -> Patients:
     of = {name: stated.get(name) or guessed.get(name) or name for name in names}
     if len(set(of.values())) == len(of):
         return Patients(
-            of, f"{len(of)} cases count as {len(of)} patients, because no name says otherwise (use --patient if they do)"
+            of,
+            f"{len(of)} cases count as {len(of)} patients, because no name shows that two of them share a patient (see --patient)",
         )
     grouped = [name for name in guessed if of[name] != name]
     how = "by the visits in their names"
@@ -122,7 +124,7 @@ def _numbered_visits(names: Sequence[str]) -> dict[str, str]:
     if not sizes or max(sizes.values()) == 1 or len(sizes) == 1:
         return {}
     most, count = max(sizes.values()), len(sizes)
-    if most <= max(_MOST_VISITS, count):
+    if most <= max(_MAX_VISITS, count):
         return found
     if most >= 10 * count:
         return {}

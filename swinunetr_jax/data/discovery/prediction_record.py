@@ -1,8 +1,8 @@
 """The record predict.json: the inputs, settings and outputs of every predicted case.
 
-It allows `predict` to skip finished cases, and never to replace files that it did not write. Several processes may write results into one
-folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a case,
-so that no process overwrites the entries of another one.
+With this record, `predict` skips finished cases and never replaces files that it did not write. Several processes may write results into
+one folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a
+case, so that no process overwrites the entries of another one.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ class Record:
         recorded = entry.get("outputs", {})
         return recorded.keys() == outputs.keys() and all(recorded[kind] == output_file(path) for kind, path in outputs.items())
 
-    def known(self, case: Case) -> dict[str, OutputFile]:
+    def earlier_outputs(self, case: Case) -> dict[str, OutputFile]:
         """Returns the files that earlier runs wrote for this case and that still exist, by kind."""
         entry = self.cases.get(case.name, {})
         written = {**entry.get("older", {}), **entry.get("outputs", {})}
@@ -134,7 +134,7 @@ class Record:
 
     def check_free(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> None:
         """Raises InputError if an output would replace an image of the case, or a file that no recorded run wrote."""
-        known = {output["path"] for output in self.known(case).values()}
+        known = {output["path"] for output in self.earlier_outputs(case).values()}
         for path in outputs.values():
             if not files.exists(path):
                 continue
@@ -169,7 +169,7 @@ class Record:
                         "give --overwrite."
                     )
             self.check_free(case, outputs, overwrite)
-            known = self.known(case)
+            known = self.earlier_outputs(case)
             coming = {kind: OutputFile(path=path.name, bytes=None) for kind, path in outputs.items()}
             names = {output["path"] for output in coming.values()}
             older = {kind: output for kind, output in known.items() if output["path"] not in names}
@@ -184,7 +184,7 @@ class Record:
         """
         with self._locked():
             self.cases = self._read()
-            stale = self.known(case)
+            stale = self.earlier_outputs(case)
             if self.cases.get(case.name, {}) == self.before:
                 self._add(case, CaseEntry(inputs=input_files(case), outputs=stale, error=error))
         return stale

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swinunetr_jax.data.phantom.shapes import Points, Waves, ellipse, lay, soft, tilted, tube, union
+from swinunetr_jax.data.phantom.shapes import Points, Waves, ellipse, overlay, soft, tilted, tube, union
 
 TISSUES = ("csf", "gm", "wm", "nuclei", "stem", "vessel")
 CEREBRUM, CEREBELLUM, STEM = range(3)
@@ -99,7 +99,7 @@ def tissues(
     deep = np.flatnonzero((ellipse(points, (0, -20, 0), (48, 64, 40)) < 0) | (part == STEM))
     centre = {name: values[deep] for name, values in out.items()}
     for name, amount in _centre(head, [p[deep] for p in points], width):
-        lay(centre, name, amount)
+        overlay(centre, name, amount)
     for name, values in centre.items():
         out[name][deep] = values
     return out

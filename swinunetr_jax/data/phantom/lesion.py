@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swinunetr_jax.data.phantom.shapes import Place, Points, Waves, lay, soft
+from swinunetr_jax.data.phantom.shapes import Place, Points, Waves, overlay, soft
 
 LESIONS = ("necrosis", "rim", "oedema")
 
@@ -81,7 +81,7 @@ class Focus:
             ("rim", soft(core, width)),
             ("necrosis", soft(necrosis, width)),
         ):
-            lay(local, name, amount)
+            overlay(local, name, amount)
         for name, values in local.items():
             tissues[name][near] = values
 

@@ -31,7 +31,7 @@ class Waves:
         return cls(k.astype(np.float32), rng.uniform(0, 2 * np.pi, count).astype(np.float32))
 
     @property
-    def unit(self) -> float:
+    def amplitude(self) -> float:
         """The amplitude of each wave."""
         return math.sqrt(2 / len(self.k))
 
@@ -42,7 +42,7 @@ class Waves:
         """Returns a field for each column of `amplitudes` [waves, fields], from the same waves."""
         x, y, z = points
         fields = [np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32) for _ in range(amplitudes.shape[1])]
-        for k, phase, row in zip(self.k, self.phase, self.unit * amplitudes):
+        for k, phase, row in zip(self.k, self.phase, self.amplitude * amplitudes):
             wave = np.sin((k[0] * x + phase) + k[1] * y + k[2] * z)
             for field, amplitude in zip(fields, row):
                 field += np.float32(amplitude) * wave
@@ -57,7 +57,7 @@ class Waves:
             angle = self.k @ np.stack([p[at] for p in points]) + self.phase[:, None]
             value[at] = np.sin(angle).sum(0)
             gradient[:, at] = self.k.T @ np.cos(angle)
-        return self.unit * value, self.unit * gradient
+        return self.amplitude * value, self.amplitude * gradient
 
 
 def ellipse(points: Points, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
@@ -100,7 +100,7 @@ def soft(distance: np.ndarray, width: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def lay(tissues: dict[str, np.ndarray], name: str, amount: np.ndarray) -> None:
+def overlay(tissues: dict[str, np.ndarray], name: str, amount: np.ndarray) -> None:
     """Replaces the share `amount` (0 … 1) of all tissues by one tissue, in place. The sum of the fractions does not change."""
     for other in tissues:
         tissues[other] *= 1 - amount

@@ -30,7 +30,7 @@ from swinunetr_jax.data.prepare.cache_entry import (
     Entry,
     Source,
     check_arrays,
-    enter,
+    open_cache,
     read_entry,
     settings_digest,
     write_entry,
@@ -102,8 +102,8 @@ def prepare_training_cases(
             pool.shutdown(cancel_futures=True)
     if store.moved:
         warn(
-            f"{console.literal(folder)} holds {console.name_list(map(console.literal, sorted(store.moved)))} from files in another place: "
-            "they were prepared again from the present files."
+            f"{console.literal(folder)} holds {console.name_list(map(console.literal, sorted(store.moved)))} as prepared from files in "
+            "another place; these cases were prepared again from the files in the present place."
         )
     if faults:
         lines = problem_lines([(cases[index].name, faults[index]) for index in sorted(faults)])
@@ -118,10 +118,10 @@ class _Store:
         self.folder, self.task, self.in_channels, self.dtype = folder, task, in_channels, np.dtype(dtype)
         self.verify, self.warn = verify, warn
         files.make_folder(folder)
-        contents = enter(folder)
+        contents = open_cache(folder)
         if contents.note:
             warn(contents.note)
-        self.elsewhere, self.moved = contents.elsewhere, set[str]()
+        self.settings_digests, self.moved = contents.settings_digests, set[str]()
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
         self.above = task.window[0] if task.window else 0.0
         # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
@@ -150,7 +150,7 @@ class _Store:
         if entry is None:
             entry = self._prepare(case, key, sources)
             write_entry(path, entry)
-            if is_new and settings_digest(case.name, self.settings) in self.elsewhere:
+            if is_new and settings_digest(case.name, self.settings) in self.settings_digests:
                 self.moved.add(case.name)
         elif entry["sources"] != sources:
             current: Entry = {**entry, "sources": sources}

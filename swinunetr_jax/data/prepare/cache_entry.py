@@ -75,11 +75,11 @@ class _AnyEntry(TypedDict):
 class Contents:
     """The contents of a cache's folder.
 
-    `elsewhere` holds the `settings_digest` of each usable entry, wherever its source files are. `note` is a sentence on entries of other
-    versions, or None.
+    `settings_digests` holds the `settings_digest` of each usable entry, wherever its source files are. `note` is a sentence on entries of
+    other versions, or None.
     """
 
-    elsewhere: set[str] = field(default_factory=set)
+    settings_digests: set[str] = field(default_factory=set)
     note: str | None = None
 
 
@@ -139,7 +139,7 @@ def settings_digest(name: str, settings: dict[str, Any]) -> str:
     return files.digest_of_json([name, settings])
 
 
-def enter(folder: Path) -> Contents:
+def open_cache(folder: Path) -> Contents:
     """Marks the folder as used by this process until the process ends, and removes obsolete files if no other process uses it.
 
     Obsolete are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their sources
@@ -162,7 +162,7 @@ def enter(folder: Path) -> Contents:
                 elif version == VERSION:
                     entry = files.read_json(path, Entry, _REMEDY)
                     named |= {entry["image"]["file"], entry["label"]["file"]}
-                    contents.elsewhere.add(settings_digest(entry["name"], entry["settings"]))
+                    contents.settings_digests.add(settings_digest(entry["name"], entry["settings"]))
         if alone:
             files.remove_stale_temporaries(folder)
             arrays = [] if newer else [path for path in folder.glob("*.npy") if _ARRAY.fullmatch(path.name)]
@@ -170,10 +170,10 @@ def enter(folder: Path) -> Contents:
                 with contextlib.suppress(OSError):
                     path.unlink()
     if old:
-        fate = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
+        outcome = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
         contents.note = (
-            f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {fate}, and the cases "
-            "of this training are prepared again."
+            f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {outcome}, and the "
+            "cases of this training are prepared again."
         )
     elif newer:
         contents.note = (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.ops.attention.reference import attention_weights
-from swinunetr_jax.ops.uninitialized import uninitialized_like
+from swinunetr_jax.ops.loop_output import loop_output
 from swinunetr_jax.runtime.dispatch import Implementation
 
 CHUNK = 1 << 19  # the largest number of attention weights at a time: 2 MB in float32
@@ -22,7 +22,7 @@ def chunks(q: Array, k: Array, v: Array, bias: Array, regions: Array | None) -> 
         y = jnp.einsum("nmts,nmsc->nmtc", weights.astype(v.dtype), part(v).swapaxes(1, 2))
         return (part.put(outputs[0], y.swapaxes(1, 2)),)
 
-    return _loop(chunk, len(q), bias, (uninitialized_like(v.shape, v),))[0]
+    return _loop(chunk, len(q), bias, (loop_output(v.shape, v),))[0]
 
 
 def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | None, ...]:
@@ -47,7 +47,7 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
         return *(part.put(a, own.swapaxes(1, 2)) for a, own in zip(whole, parts)), dbias + dlogits.sum(0)
 
     total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
-    dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(uninitialized_like(a.shape, dy) for a in (q, k, v)), total))
+    dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(loop_output(a.shape, dy) for a in (q, k, v)), total))
     return dq, dk, dv, dbias.astype(bias.dtype), None
 
 

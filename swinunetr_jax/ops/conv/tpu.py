@@ -1,8 +1,8 @@
 """3³ convolutions of large grids on a TPU: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
 For one volume XLA's own 3-D convolution first cuts the volume into eight overlapping pieces, to get a batch, and joins them afterwards;
-for few channels these copies take longer than the arithmetic. Here the batch of a 2-D convolution are the planes of the
-volume, and its input channels are the three depth taps. Planes are stored on the lanes, of which 48 channels would fill less than half.
+for few channels these copies take longer than the arithmetic. Here the planes of the volume are the batch of a 2-D convolution, and the
+three depth taps are its input channels. Planes are stored on the lanes, of which 48 channels would fill less than half.
 """
 
 import jax
@@ -14,12 +14,12 @@ from swinunetr_jax.runtime.dispatch import Implementation
 
 # The smallest number of planes and the largest number of channels. At 48³ with 48 → 48 channels it is still twice as fast as XLA's own
 # convolution by the compiler's estimate.
-LEAST_PLANES, MOST_CHANNELS = 48, 96
+MIN_PLANES, MAX_CHANNELS = 48, 96
 
 
 def fills_the_lanes(x: Array, kernel: Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether planes fill the lanes better than channels would."""
-    return x.shape[0] * x.shape[1] >= LEAST_PLANES and max(kernel.shape[-2:]) <= MOST_CHANNELS
+    return x.shape[0] * x.shape[1] >= MIN_PLANES and max(kernel.shape[-2:]) <= MAX_CHANNELS
 
 
 def planes_as_batch(x: Array, kernel: Array) -> Array:
@@ -39,7 +39,7 @@ PLANES_AS_BATCH = Implementation(
     planes_as_batch,
     _planes_as_batch_vjp,
     supports=fills_the_lanes,
-    requires=f"at least {LEAST_PLANES} planes and at most {MOST_CHANNELS} channels",
+    requires=f"at least {MIN_PLANES} planes and at most {MAX_CHANNELS} channels",
 )
 
 
@@ -60,7 +60,7 @@ def _taps_as_channels(kernel: Array) -> Array:
 
 
 def pairs_of_planes(x: Array, kernel: Array) -> Array:
-    """Returns the convolution with kernel 2 and stride 2 as a 2-D convolution whose input channels are those of two planes."""
+    """Returns the convolution with kernel size 2 and stride 2 as a 2-D convolution whose input channels are those of two planes."""
     planes = rearrange(x, "b (d o) h w c -> (b d) h w (o c)", o=2)
     flat = rearrange(kernel, "o p q i u -> p q (o i) u")
     y = lax.conv_general_dilated(planes, flat, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -17,16 +17,16 @@ import numpy as np
 from jax import Array, lax
 
 from swinunetr_jax.ops.conv import cpu
-from swinunetr_jax.ops.uninitialized import uninitialized_like
+from swinunetr_jax.ops.loop_output import loop_output
 from swinunetr_jax.runtime.dispatch import Implementation
 
 # Measured: for smaller planes or fewer channels it is not faster, and more tiles at a time do not fit into the cache.
-LEAST_PLANE, LEAST_CHANNELS = 32 * 32, 16
+MIN_PLANE, MIN_CHANNELS = 32 * 32, 16
 TILES, GRADIENT_TILES = 1024, 300
 
 
 class Filters(NamedTuple):
-    """The matrices of F(m, 3): the m outputs are outputs [m, m + 2] · ((kernel [m + 2, 3] · taps) * (inputs [m + 2, m + 2] · tile))."""
+    """The matrices of F(m, 3), whose m results are outputs [m, m + 2] · ((kernel [m + 2, 3] · taps) * (inputs [m + 2, m + 2] · tile))."""
 
     outputs: np.ndarray
     kernel: np.ndarray
@@ -68,7 +68,7 @@ F4 = filters(0, Fraction(11, 16), Fraction(-11, 16), Fraction(3, 2), Fraction(-3
 def _is_profitable(x: Array, kernel: Array) -> bool:
     b, _, h, w, c = x.shape
     is_precise = x.dtype in (jnp.float32, jnp.float64)  # in lower precision the transforms have large rounding errors
-    return is_precise and b * h * w >= LEAST_PLANE and min(c, kernel.shape[-1]) >= LEAST_CHANNELS and fits(F2, x)
+    return is_precise and b * h * w >= MIN_PLANE and min(c, kernel.shape[-1]) >= MIN_CHANNELS and fits(F2, x)
 
 
 def fits(f: Filters, x: Array) -> bool:
@@ -78,16 +78,16 @@ def fits(f: Filters, x: Array) -> bool:
 
 def winograd(x: Array, kernel: Array) -> Array:
     """Returns the convolution by F(2, 3): [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out]."""
-    return conv(F2, x, kernel)
+    return conv_with_filters(F2, x, kernel)
 
 
 def _winograd_vjp(inputs: tuple[Array, Array], _y: Array, dy: Array) -> tuple[Array, Array]:
     x, kernel = inputs
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
     if fits(F4, x):
-        dx, dkernel = conv(F4, dy, mirrored), kernel_gradient(F4, x, dy)
+        dx, dkernel = conv_with_filters(F4, dy, mirrored), kernel_gradient(F4, x, dy)
     else:
-        dx, dkernel = conv(F2, dy, mirrored), cpu.kernel_gradient(x, dy)
+        dx, dkernel = conv_with_filters(F2, dy, mirrored), cpu.kernel_gradient(x, dy)
     return dx, dkernel.astype(kernel.dtype)
 
 
@@ -95,11 +95,11 @@ WINOGRAD = Implementation(
     winograd,
     _winograd_vjp,
     supports=_is_profitable,
-    requires=f"float32 or float64, planes of even sizes with at least {LEAST_PLANE} voxels and at least {LEAST_CHANNELS} channels",
+    requires=f"float32 or float64, planes of even sizes with at least {MIN_PLANE} voxels and at least {MIN_CHANNELS} channels",
 )
 
 
-def conv(f: Filters, x: Array, kernel: Array) -> Array:
+def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
     """Returns the convolution by the filters f. Each plane is transformed once, and its outputs are those of the three depth taps."""
     b, depth, h, w, c = x.shape
     o = kernel.shape[-1]
@@ -114,7 +114,7 @@ def conv(f: Filters, x: Array, kernel: Array) -> Array:
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
     # One more step than there are planes, in which the last plane is written. Writing it after the loop would copy the whole result.
-    start = uninitialized_like((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
+    start = loop_output((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
     return lax.fori_loop(0, depth + 1, step, start)[0]
 
 
@@ -202,8 +202,8 @@ def _convolve_plane(f: Filters, plane: Array, taps: Array) -> Array:
 
 
 # ---- transforms
-# Along h first, then along w. The barrier between them keeps the compiler from computing both at once, voxel by voxel: the first pass runs
-# along whole rows, and the second finds its inputs in cache, which is three times faster.
+# Each transform runs along h first and then along w. The barrier between the two keeps the compiler from computing both at once, voxel by
+# voxel: the first pass runs along whole rows, and the second finds its inputs in cache, which is three times faster.
 
 
 def _inputs(f: Filters, padded: Array) -> Array:

@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from swinunetr_jax.ops.conv import conv_on_one_device
 from swinunetr_jax.ops.fuse_kernels import SAVES_WORK, fuse_kernels_by_parity, saves_work
+from swinunetr_jax.ops.loop_output import loop_output
 from swinunetr_jax.ops.pointwise import dense
-from swinunetr_jax.ops.uninitialized import uninitialized_like
 from swinunetr_jax.ops.up_conv.upsample import upsample
 from swinunetr_jax.runtime.dispatch import Implementation
 
@@ -53,7 +53,7 @@ def from_windows(x: Array, kernel: Array) -> Array:
         out = lax.dynamic_update_index_in_dim(out, _interleave(shares[..., 0, 1, :], o), 2 * j + 1, 1)
         return out, shares[..., 0, :, :]
 
-    start = uninitialized_like((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
+    start = loop_output((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
     return lax.fori_loop(0, depth, step, start)[0]
 
 
@@ -105,7 +105,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(placed, axis=-1), both, preferred_element_type=wide)
         return dx, dkernel + product, above
 
-    start = uninitialized_like(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide), window_gradient(jnp.asarray(0))
+    start = loop_output(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide), window_gradient(jnp.asarray(0))
     dx, dkernel, _ = lax.fori_loop(0, depth, step, start)
     dkernel = dkernel.reshape(2, 2, c, 2, 2, 2, 2, o).transpose(3, 0, 1, 2, 4, 5, 6, 7)
     return dx, dkernel.astype(kernel.dtype)
