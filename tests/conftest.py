@@ -96,8 +96,8 @@ def run_forward() -> Callable[..., dict[str, np.ndarray]]:
 
     def run(model: SwinUNETR, x: np.ndarray, *, optimize: bool = False, **options: Any) -> dict[str, np.ndarray]:
         compiler_options = OPTIMIZED if optimize else None
-        seen = jax.jit(lambda model, x: model.forward(x, **options)[1], compiler_options=compiler_options)(model, x)
-        return {name: np.asarray(value) for name, value in seen.items()}
+        intermediates = jax.jit(lambda model, x: model.forward(x, **options)[1], compiler_options=compiler_options)(model, x)
+        return {name: np.asarray(value) for name, value in intermediates.items()}
 
     return run
 
@@ -112,10 +112,10 @@ class Pair:
 
     def ours(self, **changes: Any) -> SwinUNETR:
         """Returns our network, read from that file by `open_checkpoint`; `changes` replace fields such as `dtype`."""
-        told = {"downsample": self.config.downsample, "normalize": self.config.normalize, **changes}
+        fields = {"downsample": self.config.downsample, "normalize": self.config.normalize, **changes}
         if self.config.num_groups is not None:
-            told["num_groups"] = self.config.num_groups
-        checkpoint = open_checkpoint(self.path, **told)
+            fields["num_groups"] = self.config.num_groups
+        checkpoint = open_checkpoint(self.path, **fields)
         assert checkpoint.config == self.config.replace(**changes)  # the other fields were inferred from the tensors
         assert not checkpoint.report.initialized and not checkpoint.report.ignored and not checkpoint.report.adapted
         return checkpoint.model()

@@ -54,7 +54,7 @@ def in_subprocess(function: str) -> dict:
 
 @pytest.mark.fault("4.4")
 def test_the_network_can_be_traced_over_explicit_axes_and_has_the_logits_of_one_device():
-    found = in_subprocess("quickly")
+    found = in_subprocess("check_some_cases")
     assert found["traced"] == list(TRACED)
     assert found["sharded"]
     assert found["logits"] < 1e-12
@@ -63,7 +63,7 @@ def test_the_network_can_be_traced_over_explicit_axes_and_has_the_logits_of_one_
 @pytest.mark.long
 @pytest.mark.fault("4.4")
 def test_loss_logits_gradients_and_intermediates_over_explicit_axes_equal_those_of_one_device():
-    found = in_subprocess("thoroughly")
+    found = in_subprocess("check_all_cases")
     assert max(found.pop("intermediates").values()) < 1e-10
     for name in CASES:
         case = found[name]
@@ -114,7 +114,7 @@ class Prepared:
         return logits.sharding.shard_shape(logits.shape) == self.place(logits, *self.case.spec).sharding.shard_shape(logits.shape)
 
 
-def quickly() -> dict:
+def check_some_cases() -> dict:
     """Returns which gradients can be traced, and for one case the difference of the logits from those of one device."""
     traced = []
     for name in TRACED:
@@ -128,7 +128,7 @@ def quickly() -> dict:
     return {"traced": traced, "sharded": prepared.is_sharded(logits), "logits": relative_error(logits, expected)}
 
 
-def thoroughly() -> dict:
+def check_all_cases() -> dict:
     """Returns for each case the differences of loss, logits and gradients from those of one device."""
     found = {}
     for name, case in CASES.items():
@@ -164,4 +164,4 @@ def configuration(shape: tuple[int, ...], **options: str) -> SwinUNETRConfig:
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps({"quickly": quickly, "thoroughly": thoroughly}[sys.argv[1]]()))
+    print(json.dumps({"check_some_cases": check_some_cases, "check_all_cases": check_all_cases}[sys.argv[1]]()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.runner import bytes_of
-from helpers.small_network import forget, put_in_place
+from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop
@@ -36,7 +36,7 @@ def quick(monkeypatch, request):
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(train_command, "_keep_programs", lambda: None)
     if request.node.get_closest_marker("long") is None:
-        put_in_place(monkeypatch)
+        replace_swin_unetr(monkeypatch)
     yield
     monkeypatch.undo()
     forget()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.runner import Runner, bytes_of
-from helpers.small_network import forget, put_in_place
+from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError
 from swinunetr_jax.training import checkpoints
@@ -30,7 +30,7 @@ OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     """Replaces Swin UNETR, because the runs that are restored here were made with the small network."""
-    put_in_place(monkeypatch)
+    replace_swin_unetr(monkeypatch)
     yield
     monkeypatch.undo()
     forget()

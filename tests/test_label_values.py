@@ -17,8 +17,8 @@ from swinunetr_jax.training.data import collect_cases
 
 @pytest.mark.fault("4.6")
 def test_integers_of_numpy_are_integers():
-    eight, three = np.int64(24), np.int32(3)
-    config = SwinUNETRConfig(in_channels=np.int64(4), out_channels=three, feature_size=eight, depths=np.array([1, 1, 1, 1]))
+    size, count = np.int64(24), np.int32(3)
+    config = SwinUNETRConfig(in_channels=np.int64(4), out_channels=count, feature_size=size, depths=np.array([1, 1, 1, 1]))
     assert config == SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=24, depths=(1, 1, 1, 1))
     outputs = tuple(Output(name=str(value), value=np.uint8(value)) for value in (0, 1))
     task = Task(kind="classes", outputs=outputs, roi=(np.int64(96),) * 3, spacing=np.array([1.0, 1, 2]))

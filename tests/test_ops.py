@@ -28,13 +28,13 @@ def normal(*shape, dtype=np.float32):
     return rng.normal(size=shape).astype(dtype)
 
 
-def first(x):
+def channels_first(x):
     """Returns an array with channels last as a torch tensor with channels first."""
     torch = pytest.importorskip("torch")
     return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy())
 
 
-def last(tensor):
+def channels_last(tensor):
     return np.moveaxis(tensor.detach().numpy(), 1, -1)
 
 
@@ -53,7 +53,7 @@ def test_conv_equals_torch(grid, size):
     x, kernel = normal(2, *grid, 5), normal(*(size,) * len(grid), 5, 4)
     function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
     moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
-    close(jax.jit(conv.conv)(x, kernel), last(function(first(x), moved, padding=size // 2)))
+    close(jax.jit(conv.conv)(x, kernel), channels_last(function(channels_first(x), moved, padding=size // 2)))
 
 
 @pytest.mark.parametrize("form", [conv.patch_conv, conv_reference.patch_conv, conv_cpu.space_to_depth])
@@ -63,7 +63,7 @@ def test_patch_conv_equals_torch(form, grid):
     x, kernel = normal(2, *grid, 3), normal(*(2,) * len(grid), 3, 5)
     function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
     moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
-    close(form(x, kernel), last(function(first(x), moved, stride=2)))
+    close(form(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
 
 
 @pytest.mark.parametrize(("grid", "c", "u", "o"), [((3, 2, 4), 6, 4, 3), ((3, 5), 4, 2, 3)])
@@ -79,10 +79,10 @@ def test_up_conv_equals_torch(grid, c, u, o):
     def moved(k, *axes):
         return torch.tensor(np.moveaxis(k, axes, (0, 1)).copy())
 
-    both = torch.cat([transposed(first(x), moved(up, -2, -1), stride=2), first(skip)], dim=1)
+    both = torch.cat([transposed(channels_first(x), moved(up, -2, -1), stride=2), channels_first(skip)], dim=1)
     y, direct = up_conv.up_conv(x, skip, up, kernel, shortcut)
-    close(y, last(plain(both, moved(kernel, -1, -2), padding=1)), 2e-6)
-    close(direct, last(plain(both, moved(shortcut, -1, -2))), 2e-6)
+    close(y, channels_last(plain(both, moved(kernel, -1, -2), padding=1)), 2e-6)
+    close(direct, channels_last(plain(both, moved(shortcut, -1, -2))), 2e-6)
 
 
 @pytest.mark.parametrize("form", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
@@ -148,7 +148,7 @@ def test_upsample_equals_torch(grid):
     x, kernel = normal(2, *grid, 5), normal(*(2,) * len(grid), 5, 3)
     function = torch.nn.functional.conv_transpose3d if len(grid) == 3 else torch.nn.functional.conv_transpose2d
     moved = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
-    close(upsample(x, kernel), last(function(first(x), moved, stride=2)))
+    close(upsample(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
 
 
 @pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
@@ -243,11 +243,11 @@ def test_norms_equal_torch(shape):
     s, b = torch.tensor(scale), torch.tensor(bias)
     close(norm.layer_norm(x, scale, bias), functional.layer_norm(torch.tensor(x), shape[-1:], s, b).numpy(), 2e-6)
     close(norm.layer_norm(x), functional.layer_norm(torch.tensor(x), shape[-1:]).numpy(), 2e-6)
-    close(norm.instance_norm(x), last(functional.instance_norm(first(x))), 2e-6)
-    close(norm.group_norm(x, 3, scale, bias), last(functional.group_norm(first(x), 3, s, b)), 2e-6)
+    close(norm.instance_norm(x), channels_last(functional.instance_norm(channels_first(x))), 2e-6)
+    close(norm.group_norm(x, 3, scale, bias), channels_last(functional.group_norm(channels_first(x), 3, s, b)), 2e-6)
     mean, var = normal(shape[-1]), np.abs(normal(shape[-1]))
-    theirs = functional.batch_norm(first(x), torch.tensor(mean), torch.tensor(var), s, b)
-    close(norm.batch_norm(x, mean, var, scale, bias), last(theirs), 2e-6)
+    theirs = functional.batch_norm(channels_first(x), torch.tensor(mean), torch.tensor(var), s, b)
+    close(norm.batch_norm(x, mean, var, scale, bias), channels_last(theirs), 2e-6)
 
 
 def test_norms_are_precise_for_a_large_mean():

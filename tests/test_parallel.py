@@ -57,15 +57,15 @@ def check_losses(losses: dict[str, list[float]]) -> None:
         np.testing.assert_allclose(values, losses[ONE], rtol=1e-5, err_msg=name)
 
 
-def losses_of_a_small_network(batch: str, *layouts: str) -> dict[str, list[float]]:
-    from helpers.small_network import put_in_place
+def losses_of_a_small_network(batch: str, *names: str) -> dict[str, list[float]]:
+    from helpers.small_network import replace_swin_unetr
 
-    put_in_place(pytest.MonkeyPatch())
-    return losses(batch, *layouts)
+    replace_swin_unetr(pytest.MonkeyPatch())
+    return losses(batch, *names)
 
 
-def losses(batch: str, *layouts: str) -> dict[str, list[float]]:
-    return {name: losses_on(name, int(batch)) for name in layouts}
+def losses(batch: str, *names: str) -> dict[str, list[float]]:
+    return {name: losses_on(name, int(batch)) for name in names}
 
 
 def losses_on(name: str, batch_size: int) -> list[float]:
@@ -78,25 +78,25 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     )
     kind, _, sizes = name.partition(" ")
     if kind == "pmap":
-        layout = PmapStrategy(tuple(jax.devices()[: int(sizes)]))
+        strategy = PmapStrategy(tuple(jax.devices()[: int(sizes)]))
     else:
         data, depth = map(int, sizes.split("x"))
-        layout = JitStrategy(device_mesh(batch_size, depth, jax.devices()[: data * depth]))
-        assert layout.mesh.devices.shape == (data, depth)
-    state, run = layout.replicate(training.init(training.random_weights())), training.compile(layout)
+        strategy = JitStrategy(device_mesh(batch_size, depth, jax.devices()[: data * depth]))
+        assert strategy.mesh.devices.shape == (data, depth)
+    state, run = strategy.replicate(training.init(training.random_weights())), training.compile(strategy)
     result = []
     for index in range(STEPS):
         rng = np.random.default_rng(index)
         label = (rng.random((batch_size, 64, 32, 32)) < 0.3).astype(np.uint8)
         image = (rng.normal(size=(*label.shape, 1)) + label[..., None]).astype(np.float32)
         samples = np.arange(index * batch_size, (index + 1) * batch_size, dtype=np.int32)
-        batch = layout.shard_batch({"image": image, "label": label, "sample": samples})
-        assert len(batch["image"].sharding.device_set) == layout.size
-        state, metrics = run(state, batch, layout.stop_flags(index == 3))
-        metrics = layout.unreplicate(metrics)
+        batch = strategy.shard_batch({"image": image, "label": label, "sample": samples})
+        assert len(batch["image"].sharding.device_set) == strategy.size
+        state, metrics = run(state, batch, strategy.stop_flags(index == 3))
+        metrics = strategy.unreplicate(metrics)
         assert bool(metrics["flag"]) == (index == 3)
         result.append(float(metrics["loss"]))
-    assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == layout.size
+    assert len({str(shard.device) for shard in state.params["out.kernel"].addressable_shards}) == strategy.size
     return result
 
 
@@ -149,13 +149,13 @@ def sharded(with_gradients: str, *names: str) -> dict:
 
     results = {}
     for data, depth in ((1, 1), *sizes):
-        layout = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
-        batch = layout.shard_batch({"x": x, "factors": factors})
-        inputs = layout.replicate(weights), batch["x"], batch["factors"]
+        strategy = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
+        batch = strategy.shard_batch({"x": x, "factors": factors})
+        inputs = strategy.replicate(weights), batch["x"], batch["factors"]
         if json.loads(with_gradients):
-            (_, logits), gradients = jax.jit(with_mesh(layout.mesh, jax.value_and_grad(loss, has_aux=True)))(*inputs)
+            (_, logits), gradients = jax.jit(with_mesh(strategy.mesh, jax.value_and_grad(loss, has_aux=True)))(*inputs)
         else:
-            logits, gradients = jax.jit(with_mesh(layout.mesh, lambda *inputs: loss(*inputs)[1]))(*inputs), {}
+            logits, gradients = jax.jit(with_mesh(strategy.mesh, lambda *inputs: loss(*inputs)[1]))(*inputs), {}
         if depth > 1:
             assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
         results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradients))]
@@ -211,9 +211,9 @@ def in_blocks() -> dict:
     lane_blocks.MIN_EDGE, dispatch.target_platform = 8, lambda: "tpu"
     found = {}
     for data, depth in ((4, 1), (2, 2)):
-        layout = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
-        function = jax.jit(with_mesh(layout.mesh, run))
-        inputs = layout.replicate(weights), layout.shard_batch({"x": x})["x"]
+        strategy = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
+        function = jax.jit(with_mesh(strategy.mesh, run))
+        inputs = strategy.replicate(weights), strategy.shard_batch({"x": x})["x"]
         results = jax.tree.leaves(function(*inputs))
         y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
         found[f"{data}x{depth}"] = {

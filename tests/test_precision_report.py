@@ -13,7 +13,7 @@ from jax import lax
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.conv import conv, reference
-from tools.precision_report import BFLOAT16, Options, emulate, exact, in_three_passes, measure, once, rounded
+from tools.precision_report import BFLOAT16, Options, emulate, exact, in_one_pass, in_three_passes, measure, rounded
 
 rng = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def test_rounding():
 def test_operands_of_products_are_rounded():
     x, kernel = normal(1, 4, 5, 6, 3), normal(3, 3, 3, 3, 2)
     rounded_inputs = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (jnp.asarray(x), jnp.asarray(kernel))]
-    got = emulate(conv, "cuda", once(BFLOAT16))(x, kernel)
+    got = emulate(conv, "cuda", in_one_pass(BFLOAT16))(x, kernel)
     np.testing.assert_allclose(got, reference.conv(*rounded_inputs), atol=1e-5)
     assert np.abs(got - reference.conv(x, kernel)).max() > 1e-3
     closer = emulate(conv, "cuda", in_three_passes)(x, kernel)
@@ -64,7 +64,7 @@ def test_the_reported_errors_grow_as_precision_decreases():
 
 @pytest.mark.parametrize("platform", [pytest.param("cpu", marks=pytest.mark.long), "cuda", "tpu"])
 def test_every_product_has_the_requested_precision(platform):
-    """In the forward pass and in the gradients. With 24 features and 64³ voxels the program contains every implementation."""
+    """Checks the forward pass and the gradients. With 24 features and 64³ voxels the program contains every implementation."""
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=24)
     structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((1, 64, 64, 64, 4), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.prediction import BRATS, read_image, run, write_case
-from helpers.small_network import SmallNetwork, forget, put_in_place
+from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, load_checkpoint, open_checkpoint, save_checkpoint
 from swinunetr_jax.data.discovery.cases import Case
@@ -23,10 +23,10 @@ TASK = Task.brats(roi=(64, 32, 32))
 
 
 @pytest.fixture(autouse=True)
-def network_in_place(request, monkeypatch):
+def small_network(request, monkeypatch):
     """Replaces Swin UNETR by a small network in the tests of `model`."""
     if "model" in request.fixturenames:
-        put_in_place(monkeypatch)
+        replace_swin_unetr(monkeypatch)
     yield
     monkeypatch.undo()
     forget()
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
     network = SmallNetwork(CONFIG, rngs=nnx.Rngs(0))
     network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        put_in_place(patch)
+        replace_swin_unetr(patch)
         save_checkpoint(path := tmp_path_factory.mktemp("small") / "net", network, task=TASK)
     forget()
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flax import nnx
 from helpers.prediction import run, write_case
-from helpers.small_network import SmallNetwork, forget, put_in_place
+from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 
 from swinunetr_jax import SwinUNETRConfig, Task, save_checkpoint
 
@@ -19,8 +19,8 @@ KILLED = (
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import pytest
-from helpers.small_network import put_in_place
-put_in_place(pytest.MonkeyPatch())
+from helpers.small_network import replace_swin_unetr
+replace_swin_unetr(pytest.MonkeyPatch())
 """
     + """
 from swinunetr_jax import cli
@@ -54,7 +54,7 @@ cli.main(arguments)
 
 
 def test_a_killed_prediction_continues_with_the_missing_cases(programs, tmp_path, capsys, monkeypatch):
-    put_in_place(monkeypatch)
+    replace_swin_unetr(monkeypatch)
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
     model = tmp_path / "net"
     save_checkpoint(model, SmallNetwork(config, rngs=nnx.Rngs(0)), task=Task.brats(roi=(64, 32, 32)))

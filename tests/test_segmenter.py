@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.prediction import read_image, run
-from helpers.small_network import SmallNetwork, forget, put_in_place
+from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, save_checkpoint
 from swinunetr_jax.inference.crop import expand_box, foreground_box
@@ -55,7 +55,7 @@ def test_a_crop_requires_a_background_class():
 
 
 def test_labels_are_the_values_of_the_classes(tmp_path, monkeypatch):
-    put_in_place(monkeypatch)
+    replace_swin_unetr(monkeypatch)
     network = SmallNetwork(SwinUNETRConfig(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1)), rngs=nnx.Rngs(0))
     save_checkpoint(tmp_path / "net", network, task=Task.classes(3, roi=(64, 32, 32)))
     image = nib.Nifti1Image(np.random.default_rng(0).normal(100, 9, (20, 33, 31)).astype(np.float32), np.eye(4))

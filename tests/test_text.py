@@ -1,4 +1,4 @@
-"""Text from data (names of cases, labels and files) is drawn, printed and tabulated literally, and a faulty picture stops no work."""
+"""Text from data (names of cases, labels and files) is drawn, printed and tabulated literally, and a picture that fails stops no run."""
 
 import json
 import time
@@ -125,7 +125,7 @@ def test_a_report_has_a_viewport_a_date_the_recipe_and_literal_names(tmp_path):
     assert f"Written on {time.strftime('%Y-')}" in text
     assert "&lt;b&gt;$\\badmacro$" in text and "_x\\x1b" in text and "=1\\udcff&lt;i&gt;" in text and "<td>none</td>" in text
     assert "synthetic" not in text
-    assert "as by swinunetr predict --crop and swinunetr evaluate" in text
+    assert "the scores are those of swinunetr predict --crop and swinunetr evaluate" in text
 
 
 @pytest.mark.fault("5.10")

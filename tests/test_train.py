@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.runner import bytes_of
-from helpers.small_network import forget, put_in_place
+from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_runs import STEPS, recipe, stop_after
 
 from swinunetr_jax import InputError, cli, open_checkpoint
@@ -40,7 +40,7 @@ DRAW = loop._draw  # the tests replace it
 def quick(monkeypatch, request):
     """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, and draws no pictures."""
     if "whole_run" not in request.fixturenames:
-        put_in_place(monkeypatch)
+        replace_swin_unetr(monkeypatch)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the finished runs have pictures
     yield
     monkeypatch.undo()
@@ -56,7 +56,7 @@ def data(tmp_path_factory) -> Path:
 def finished(data, tmp_path_factory) -> Path:
     """The folder of a finished run of the small network, with pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        put_in_place(patch)
+        replace_swin_unetr(patch)
         out = tmp_path_factory.mktemp("runs") / "finished"
         train(recipe(data, out))
     forget()
@@ -238,7 +238,7 @@ def test_a_score_of_nan_is_never_the_best(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Scores, "mean", property(lambda self: next(scores)))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0))) == 0.5
     said = capsys.readouterr().out
-    assert "Dice nan" in said and "best none so far" in said and "best 0.5000 at step 2" in said
+    assert "Dice nan" in said and "no best so far" in said and "best 0.5000 at step 2" in said
     assert read_rows(tmp_path / "run")[-1]["step"] == 4
 
 

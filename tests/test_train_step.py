@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small_network import forget, put_in_place
+from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SwinUNETRConfig
@@ -39,7 +39,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def small_network(monkeypatch):
     """Replaces Swin UNETR, for tests that hold for any network."""
-    put_in_place(monkeypatch)
+    replace_swin_unetr(monkeypatch)
 
 
 def batch(task: Task, index: int, count: int = 1, shape: tuple[int, ...] = SHAPE) -> dict[str, np.ndarray]:
@@ -125,8 +125,8 @@ def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
     np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
     # Adam's first step depends on the gradient's sign. Where the gradient is only a rounding error, the two differ by up to two learning
     # rates.
-    apart = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
-    assert np.mean(np.concatenate([a.ravel() for a in apart]) > 1e-5) < 1e-3
+    differences = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
+    assert np.mean(np.concatenate([a.ravel() for a in differences]) > 1e-5) < 1e-3
 
 
 def test_a_step_can_be_compiled_from_shapes_alone(small_network):

@@ -1,7 +1,7 @@
 """Compiles the network for machines that are not available, TPUs and an H200, and reports the compilers' estimates.
 
-    pip install libtpu                      # TPU targets; compiles, needs no TPU
-    pip install "jax[cuda13]"               # the H200, in a separate environment; compiles, needs no GPU
+    pip install libtpu                      # for TPU targets; it compiles without a TPU
+    pip install "jax[cuda13]"               # for the H200, in a separate environment; it compiles without a GPU
     python -m tools.aot_report --target v5e v6e --sizes 96 128
     python -m tools.aot_report --target h200 --sizes 96 128
 
@@ -111,10 +111,10 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
 
     def step(state: Any, moments: Any, x: Any, labels: Any) -> tuple[Any, Any, Any]:
         def loss(state: Any) -> jax.Array:
-            shares = jax.nn.sigmoid(nnx.merge(structure, state)(x).astype(jnp.float32))
+            probabilities = jax.nn.sigmoid(nnx.merge(structure, state)(x).astype(jnp.float32))
             axes = (1, 2, 3)
-            overlap = 2 * (shares * labels).sum(axes) + 1e-5
-            return (1 - overlap / (shares.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
+            overlap = 2 * (probabilities * labels).sum(axes) + 1e-5
+            return (1 - overlap / (probabilities.sum(axes) + labels.sum(axes, dtype=jnp.float32) + 1e-5)).mean()
 
         value, gradients = jax.value_and_grad(loss)(state)
         updates, moments = optimizer.update(pin_gradient_layout(gradients), moments, state)

@@ -57,7 +57,7 @@ def exact(multiply: Multiply, a: Array, b: Array) -> Array:
     return multiply(a, b)
 
 
-def once(bits: int) -> Product:
+def in_one_pass(bits: int) -> Product:
     """Returns the function that multiplies operands rounded to `bits` of mantissa."""
     return lambda multiply, a, b: multiply(rounded(a, bits), rounded(b, bits))
 
@@ -116,7 +116,7 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
         return evaluate(parameters["branches"][chosen], inputs[1:], platform, product)
     inside = parameters.get("jaxpr", parameters.get("call_jaxpr"))
     if name in ("scan", "while", "cond"):
-        raise NotImplementedError(f"a {name} in an implementation for {platform}")
+        raise NotImplementedError(f"an implementation for {platform} contains a {name}, which cannot be evaluated here")
     if isinstance(inside, core.ClosedJaxpr):
         return evaluate(inside, inputs, platform, product)
     results = equation.primitive.bind(*inputs, **parameters)
@@ -160,8 +160,8 @@ def measure(options: Options) -> tuple[list[Row], float]:
     rows = [
         row("float32, by the implementations for a CPU", np.asarray(jax.jit(forward)(model, x))),
         row("bfloat16 in three passes", logits(model, in_three_passes)),
-        row("tf32", logits(model, once(TF32))),
-        row("bfloat16", logits(model, once(BFLOAT16))),
+        row("tf32", logits(model, in_one_pass(TF32))),
+        row("bfloat16", logits(model, in_one_pass(BFLOAT16))),
         row('all in bfloat16 (`dtype="bfloat16"`)', logits(bfloat16, exact)),
     ]
     return rows, float(reference.std())

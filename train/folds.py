@@ -64,7 +64,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     if not processes.is_leader():
         return 0.0
     score = write_table(out, [out / f"fold{fold}" for fold in numbers])
-    say(f"each case was scored {scoring_note(read_description(out / f'fold{numbers[0]}'))}, by the network of its fold")
+    say(f"each case was scored by the network of its fold; {scoring_note(read_description(out / f'fold{numbers[0]}'))}")
     return score
 
 

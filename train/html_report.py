@@ -109,11 +109,11 @@ def _text(text: object) -> str:
 
 
 def scoring_note(about: Description) -> str:
-    """Returns the commands that compute the same scores as a run, as the end of a sentence; `about` is the run's run.json."""
+    """Returns a clause that names the commands which compute the same scores as a run; `about` is the content of its run.json."""
     recipe = Options.from_dict(about["recipe"])
     options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"].get("dtype", "float32"))
-    rounded = ", but from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
-    return f"as by swinunetr predict{options} and swinunetr evaluate{rounded}"
+    rounded = ", but computed from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
+    return f"the scores are those of swinunetr predict{options} and swinunetr evaluate{rounded}"
 
 
 def _image(path: Path) -> str:

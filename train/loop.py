@@ -204,8 +204,8 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
     each = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in scores.by_output.items())
-    before = "none so far" if progress.best_score is None else f"{progress.best_score:.4f} at step {progress.best_step}"
-    mark = "best so far" if better else f"best {before}"
+    before = "no best so far" if progress.best_score is None else f"best {progress.best_score:.4f} at step {progress.best_step}"
+    mark = "best so far" if better else before
     if processes.is_leader():
         writer.wait()
         if better:

@@ -44,7 +44,7 @@ def check_options(page: Path, prose: Sequence[tuple[int, str]], blocks: Sequence
         for code in re.findall(r"`[^`]*`", line):
             for option in _OPTION.findall(code):
                 counts["options checked"] += 1
-                if option not in _of_all():
+                if option not in _all_options():
                     faults.append(f"{shown(page)}:{number}: there is no option {option}")
     for block in blocks:
         if block.language != "shell":
@@ -52,7 +52,7 @@ def check_options(page: Path, prose: Sequence[tuple[int, str]], blocks: Sequence
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             options = [word.partition("=")[0] for word in words if word.startswith("--")]
-            known = _of_command(words)
+            known = _command_options(words)
             counts["options checked"] += len(options)
             faults += [
                 f"{block.where}: {' '.join(words[:3])} has no option {option}" for option in options if option not in known
@@ -61,27 +61,27 @@ def check_options(page: Path, prose: Sequence[tuple[int, str]], blocks: Sequence
 
 
 @cache
-def _of_all() -> frozenset[str]:
+def _all_options() -> frozenset[str]:
     """Returns the options of all commands, tools and other programs."""
-    tools = [_of_tool(path.stem) for path in (ROOT / "tools").glob("*.py")]
+    tools = [_tool_options(path.stem) for path in (ROOT / "tools").glob("*.py")]
     commands = [_names(kind) for kind in (*cli.COMMANDS.values(), Resume)]
-    return frozenset(EVERYWHERE | _of_training()).union(*tools, *commands, *FOREIGN.values())
+    return frozenset(EVERYWHERE | _training_options()).union(*tools, *commands, *FOREIGN.values())
 
 
-def _of_command(words: Sequence[str]) -> set[str] | frozenset[str]:
+def _command_options(words: Sequence[str]) -> set[str] | frozenset[str]:
     """Returns the options of a command, given with its words."""
     text = " ".join(words)
     if tool := _TOOL.search(text):
-        return _of_tool(tool[1])
+        return _tool_options(tool[1])
     if text.startswith(("swinunetr train", "python -m train")) or " -m train" in text:
-        return EVERYWHERE | (_names(Resume) if "--resume" in words else _of_training())
+        return EVERYWHERE | (_names(Resume) if "--resume" in words else _training_options())
     if words and words[0] == "swinunetr":
         return EVERYWHERE | (_names(cli.COMMANDS[words[1]]) if words[1] in cli.COMMANDS else set())
-    return _of_all()
+    return _all_options()
 
 
 @cache
-def _of_training() -> set[str]:
+def _training_options() -> set[str]:
     return _names(PhantomCommand, PhantomCommand(Options(kind="labels")))
 
 
@@ -97,7 +97,7 @@ def _names(kind: type, default: Any = None) -> set[str]:
 
 
 @cache
-def _of_tool(name: str) -> set[str]:
+def _tool_options(name: str) -> set[str]:
     """Returns the fields of a tool's dataclasses, which are its options, without importing what the tool imports."""
     tree = ast.parse((ROOT / "tools" / f"{name}.py").read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]

@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
 import pytest
 
-from helpers.small_network import put_in_place
+from helpers.small_network import replace_swin_unetr
 from swinunetr_jax.training import command, loop
 
 if os.environ.get("SWINUNETR_TEST_WHOLE") != "1":
-    put_in_place(pytest.MonkeyPatch())
+    replace_swin_unetr(pytest.MonkeyPatch())
     loop._draw = lambda *_: None
 
 if __name__ == "__main__":

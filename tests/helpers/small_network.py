@@ -45,7 +45,7 @@ class SmallNetwork(nnx.Module):
         """Does nothing, because the network has no batch norms."""
 
 
-def put_in_place(patch: pytest.MonkeyPatch) -> None:
+def replace_swin_unetr(patch: pytest.MonkeyPatch) -> None:
     """Replaces Swin UNETR by this network in the library. Call `forget` after undoing the patch."""
     for module in (params, fit):
         patch.setattr(module, "SwinUNETR", SmallNetwork)
