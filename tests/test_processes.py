@@ -106,7 +106,6 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_recipe_file_on_two_processes(runner):
     """Each process executes its functions."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
