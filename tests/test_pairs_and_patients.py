@@ -132,7 +132,7 @@ def test_the_splits_of_nnunet_are_used(tmp_path):
     assert [case.fold for case in cases] == [1, -1, 0, None] and fold_numbers(cases) == [0, 1]
     train, validation = fold_split(cases, 0)
     assert [c.name for c in train] == ["a", "b"] and [c.name for c in validation] == ["c"]
-    assert f"2 in {path}" in messages[0] and "not used: d" in messages[1]
+    assert f"2 folds from {path}" in messages[0] and "not used: d" in messages[1]
     path.write_text(json.dumps([{"train": ["b"], "val": ["a", "c"]}, {"train": ["c", "b"], "val": ["a"]}]))
     with refused(path, "a is validated on in the splits 0 and 1"):
         with_folds([labelled(name) for name in "abc"], splits=path)
