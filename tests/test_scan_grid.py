@@ -57,7 +57,7 @@ def task_of(fields, **changes):
 @pytest.fixture
 def segmenter(monkeypatch):
     """Returns a function that creates Segmenters with functions of patches [n, *roi, c] as networks; by default logits are the input."""
-    monkeypatch.setattr("swinunetr_jax.inference.predict._network", lambda model, mesh: model.function)
+    monkeypatch.setattr("swinunetr_jax.inference.predict.compiled_network", lambda model, mesh: model.function)
 
     def make(task, *functions, in_channels=None, **options):
         config = SwinUNETRConfig(in_channels=in_channels or len(task.outputs), out_channels=len(task.outputs), feature_size=12)
@@ -251,7 +251,7 @@ def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp
     options = Validation(overlap=0.25)
     assert predict_options(options, task, "float32") == " --crop" * (intensity == "zscore") + " --overlap 0.25"
     predict = segmenter(task, network, in_channels=1, crop=intensity == "zscore", overlap=0.25)
-    model = predict._networks and SimpleNamespace(config=SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12))
+    model = SimpleNamespace(config=SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12))
     model.function = network
     monkeypatch.setattr("swinunetr_jax.training.validation.build", lambda config, weights: model)
     prepared = prepare_training_cases(cases, task, tmp_path / "cache", in_channels=1)

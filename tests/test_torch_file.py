@@ -59,7 +59,7 @@ def test_tensors_that_share_a_storage_still_share_it(torch_file):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_training_checkpoint_is_read(torch_file, protocol):
-    """As in files of MONAI's BraTS trainer, best_acc is a NumPy scalar, which torch refuses with weights_only=True."""
+    """MONAI's BraTS trainer stores best_acc as a NumPy scalar. torch refuses such a file with weights_only=True."""
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

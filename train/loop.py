@@ -168,7 +168,7 @@ def _read(run: Run, pending: PendingStep | None) -> None:
     values = {name: float(value) for name, value in run.strategy.unreplicate(pending.metrics).items()}
     if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
         raise InputError(
-            f"step {pending.step}: the loss is {values['loss']:g} and its gradient {values['grad_norm']:g}, on "
+            f"step {pending.step}: the loss is {values['loss']:g} and the norm of its gradient {values['grad_norm']:g}, on "
             f"{', '.join(pending.names)}; check these cases (`swinunetr validate`), lower --optim.lr or give --optim.clip 1. The last "
             f"saved state is kept in {run.folder}."
         )

@@ -4,6 +4,7 @@
 class derived from `Objective` if it has parameters of its own or another validation.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ class Objective(nnx.Module):
     higher_is_better: bool = True
     """True if a larger score means a better network."""
 
+    @abstractmethod
     def __call__(self, model: nnx.Module, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Returns the loss of a batch, a number, and further numbers by name, which are logged.
 
@@ -44,7 +46,6 @@ class Objective(nnx.Module):
             batch: see `Batch`.
             key: the random key of this step, for dropout and everything else that is random.
         """
-        raise NotImplementedError
 
     def validate(
         self,

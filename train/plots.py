@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING = 0.9
-MOST_SCORES = 8  # scores of a case that its title lists
+MAX_SCORES = 8  # the title of a case lists at most this number of scores
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
@@ -99,8 +99,8 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
         at = int(counts.argmax()) if counts.any() else image.shape[2] // 2
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         grey = grey_levels(image)[..., at].T[::-1]
-        each = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MOST_SCORES])
-        each += f" and {len(score.dice) - MOST_SCORES} more" * (len(score.dice) > MOST_SCORES)
+        each = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MAX_SCORES])
+        each += f" and {len(score.dice) - MAX_SCORES} more" * (len(score.dice) > MAX_SCORES)
         for axis, labels, title in zip(
             row, (None, reference, prediction), (drawable(case.name), "reference", f"prediction: {each}")
         ):

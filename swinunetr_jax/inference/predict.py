@@ -5,16 +5,14 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
-from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.discovery.cases import Case
@@ -24,12 +22,11 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
+from swinunetr_jax.inference.programs import compiled_network, output_functions
 from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
 from swinunetr_jax.model.custom import CustomConfig
-from swinunetr_jax.runtime.memory import release_compile_memory
-from swinunetr_jax.runtime.sharding import device_mesh, replicate, spatially_sharded
-from swinunetr_jax.runtime.xla import compiler_options
+from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.params import NetworkConfig
 
@@ -127,7 +124,7 @@ class Segmenter:
         self.whole, self.spatial_shards = whole, spatial_shards
         self.in_channels = configs[0].in_channels
         mesh = device_mesh(1, spatial_shards, jax.local_devices()) if spatial_shards > 1 else None
-        self._networks = [_network(model, mesh) for model in models]
+        self._networks = [compiled_network(model, mesh) for model in models]
         self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
@@ -228,7 +225,7 @@ class Segmenter:
         probability_maps = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
         if probability_maps is not None and box != tuple(slice(0, size) for size in grid):
             probability_maps[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
-        probabilities_of, labels_of = _output_functions(task)
+        probabilities_of, labels_of = output_functions(task)
         for piece in on_scan_grid(planes, coverage, back):
             found = probabilities_of(piece.array)
             piece.write(labels_of(found), labels)
@@ -261,48 +258,3 @@ def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
     """Returns the combinations of axes of [n, x, y, z, c] along which windows are mirrored, without the array axes `sided`."""
     axes = [axis + 1 for axis in range(3) if axis not in sided]
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
-
-
-def _network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
-    """Returns the network as a compiled function of patches [n, *roi, c], which are divided among the devices of the mesh."""
-    structure, state = nnx.split(model)
-    state = state if mesh is None else replicate(state, mesh)
-    run = quiet_compilation(_compiled(structure, mesh))
-    return lambda patches: run(state, patches)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
-    release_compile_memory()
-
-    # The parameters are an argument, so that networks of the same structure share one program.
-    def run(state: nnx.State, patches: jax.Array) -> jax.Array:
-        return nnx.merge(structure, state)(patches)
-
-    if mesh is not None:
-        return spatially_sharded(run, mesh, compiler_options())
-    return jax.jit(run, compiler_options=compiler_options())
-
-
-@functools.lru_cache(maxsize=8)  # because a new function would be compiled again for every case
-def _output_functions(task: Task) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """Returns the functions that compute probabilities from averaged logits [..., c], and labels from probabilities, on the device.
-
-    They are two programs, so that labels are computed from the same probabilities that are written, and agree with them in every voxel.
-    """
-    values = np.array([output.value for output in task.outputs], np.uint8)
-
-    @jax.jit
-    def probabilities(logits: jax.Array) -> jax.Array:
-        return jax.nn.softmax(logits, axis=-1) if task.kind == "classes" else jax.nn.sigmoid(logits)
-
-    @jax.jit
-    def labels(probabilities: jax.Array) -> jax.Array:
-        if task.kind == "classes":
-            return jnp.asarray(values)[jnp.argmax(probabilities, axis=-1)]
-        labels = jnp.zeros(probabilities.shape[:-1], jnp.uint8)
-        for channel in task.paint:
-            labels = jnp.where(probabilities[..., channel] > 0.5, values[channel], labels)
-        return labels
-
-    return probabilities, labels
