@@ -111,6 +111,7 @@ LAYERS = {  # the parts of the library that each part may import
     "task": {"config", "errors", "fields", "data.brats"},
     "runtime": {"errors"},
     "ops": {"runtime"},
+    "augment": {"errors"},
     "data.brats": set(),
     "data.boxes": set(),
     "data.nifti": {"errors"},

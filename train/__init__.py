@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swinunetr_jax.augment import Augmentation, nnunet_augmentation
     from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
     from swinunetr_jax.training.loop import train
     from swinunetr_jax.training.objective import Batch, Objective, Supervised, training_pass

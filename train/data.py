@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from swinunetr_jax import InputError, Task
+from swinunetr_jax.augment import SampleAugmentation
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.console import Progress, literal, name_list, say, warn
 from swinunetr_jax.data.augment import sides
@@ -23,6 +24,7 @@ from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.training import processes
+from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.transforms import host_transforms, mirrored_axes
@@ -40,7 +42,8 @@ class Cases:
     in_channels: int
     train: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
-    flips: tuple[int, ...] = ()  # axes along which training samples are mirrored
+    flips: tuple[int, ...] = ()  # axes along which training samples are mirrored on the host
+    augmentation: SampleAugmentation | None = None  # the random changes on the device, if the recipe has an `Augmentation`
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -71,10 +74,12 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
         for note in grid_notes(task, [case.affine for case in prepared]):
             warn(note)
     flips: tuple[int, ...] = ()
-    if recipe.transforms is None:  # otherwise the recipe decides what is mirrored
-        passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
-        flips = mirrored_axes(recipe.host_augment.flips, task, [case.affine for case in prepared], passes)
-    return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips)
+    affines = [case.affine for case in prepared]
+    passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
+    augmentation = sample_augmentation(recipe, task, affines, passes)
+    if recipe.transforms is None and augmentation is None:  # otherwise the recipe decides what is mirrored
+        flips = mirrored_axes(recipe.host_augment.flips, task, affines, passes)
+    return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips, augmentation)
 
 
 def _fold_number(recipe: Recipe) -> int:
@@ -172,14 +177,16 @@ def _print(text: str) -> None:
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     """Returns the endless iterator over this process's share of the training batches, which starts with the first one."""
+    raw = cases.augmentation is not None and recipe.transforms is None
     return TrainingData(
         cases.train,
-        host_transforms(recipe, cases.task, cases.flips),
+        [source_crop(cases.task, cases.augmentation)] if raw else host_transforms(recipe, cases.task, cases.flips),
         batch=recipe.batch,
         seed=recipe.seed,
         workers=recipe.workers,
         process=jax.process_index(),
         processes=jax.process_count(),
+        raw=raw,
     )
 
 

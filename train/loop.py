@@ -25,6 +25,7 @@ from jax import Array
 from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.training import checkpoints, plots, processes
+from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.lock import locked
@@ -34,7 +35,6 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
-from swinunetr_jax.training.transforms import device_augmentation
 from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
 from swinunetr_jax.training.writer import Writer
 
@@ -103,7 +103,7 @@ def _advance(run: Run, stop: Stop) -> None:
     """Runs steps until the last one, or until patience or a signal ends the run."""
     recipe, total, strategy = run.recipe, run.total, run.strategy
     step_of = quiet_compilation(run.training.compile(strategy))
-    augment = device_augmentation(recipe, strategy)
+    augment = device_augmentation(recipe, run.cases.task, run.cases.augmentation, strategy)
     every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
@@ -137,9 +137,8 @@ def _advance(run: Run, stop: Stop) -> None:
             asked = time.perf_counter()
             batch = next(data)
             waited = time.perf_counter() - asked
-            sharded = strategy.shard_batch(
-                {"image": batch["image"], "label": batch["label"], "sample": _sample_numbers(recipe.batch, step)}
-            )
+            arrays = {name: array for name, array in batch.items() if name != "case"}
+            sharded = strategy.shard_batch(arrays | {"sample": _sample_numbers(recipe.batch, step)})
             run.state, metrics = step_of(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             raised, flag = flag, metrics.pop("flag")

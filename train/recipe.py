@@ -19,6 +19,7 @@ import optax
 from jax import Array
 
 from swinunetr_jax import InputError, Task
+from swinunetr_jax.augment import Augmentation
 from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
@@ -52,8 +53,9 @@ class Recipe(Options):
         network: options of a Swin UNETR, or (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is
             called as `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns logits [b, x, y, z, out_channels].
         loss: options of the Dice loss, or (logits, labels, task) -> a number.
-        augment: options of the random changes on the host, or a function of a batch on the device, see `BatchAugmentation`. The function is
-            a separate program that runs before the training step. A sample's key depends only on the seed and the sample's number.
+        augment: options of the random changes on the host; or an `Augmentation`, which replaces them by changes on the device; or a function
+            of a batch on the device, see `BatchAugmentation`, in addition to the usual changes on the host. On the device it is a separate
+            program that runs before the training step. A sample's key depends only on the seed and the sample's number.
         objective: (task, config, rngs) -> an `Objective`, or a function (model, batch, key) -> loss, or loss and metrics. It replaces
             `loss`.
         transforms: (task) -> the transforms of a sample on the host. They replace the crop, the normalisation and the random changes of
@@ -66,7 +68,7 @@ class Recipe(Options):
     # A function may replace these groups of options, so their types are wider than those of `Options`.
     network: Network | NetworkFactory = dataclasses.field(default_factory=Network)  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)  # pyright: ignore[reportIncompatibleVariableOverride]
-    augment: Augment | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
+    augment: Augment | Augmentation | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
     objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.",)})
     transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(default=None, metadata={REPLACES: ("augment.",)})
     optimizer: Callable[[int], Optimizer] | None = dataclasses.field(
@@ -120,7 +122,7 @@ class Recipe(Options):
                 "the recipe gives a function for `loss` and one for `objective`, which replaces the loss: leave one out."
             )
         for name, function in functions.items():
-            if not callable(function):
+            if not callable(function) and not isinstance(function, Augmentation):
                 raise InputError(f"`{name}` of the recipe must be options or a function, got {type(function).__name__}.")
         if "augment" in functions and options.devices.pmap:
             raise InputError(
@@ -146,8 +148,8 @@ class Recipe(Options):
 
     @property
     def device_augment(self) -> BatchAugmentation | None:
-        """The function that changes a batch on the device, or None."""
-        return None if isinstance(self.augment, Augment) else self.augment
+        """The function that changes a batch on the device, or None; it is also None if the recipe has an `Augmentation`."""
+        return None if isinstance(self.augment, Augment | Augmentation) else self.augment
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options, without the functions, as JSON values."""

@@ -1,20 +1,15 @@
-"""Random changes of training samples: transforms of a sample on the host, and the augmentation of a batch on the device."""
+"""Random changes of training samples on the host, and the axes along which samples are mirrored."""
 
-import functools
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.console import literal, say, warn
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.augment.transforms import Transform, brats_recipe, ct_recipe
-from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Augment
-from swinunetr_jax.training.objective import Batch
 from swinunetr_jax.training.recipe import Recipe
 
 # Samples are mirrored in runs with at least this number of passes over the cases. In short runs it lowers the Dice, see docs/train.md.
@@ -57,7 +52,9 @@ def crop_size(task: Task) -> tuple[int, int, int]:
     return task.roi[0], task.roi[1], task.roi[2]
 
 
-def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float) -> tuple[int, ...]:
+def mirrored_axes(
+    asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float, *, in_recipe: bool = False
+) -> tuple[int, ...]:
     """Returns the axes along which training samples are mirrored, and prints the reason if they are not all axes.
 
     Args:
@@ -66,7 +63,9 @@ def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[n
         task: the task, with the names of the labels.
         affines: the affines of the prepared scans, [4, 4] each.
         passes: how often the run sees each training case.
+        in_recipe: whether the axes are chosen by a `Mirror` of the recipe instead of an option.
     """
+    option = "Mirror(axes=…) in the recipe" if in_recipe else "--augment.flips"
     sided = sides.sided_axes(task, affines)
     free = tuple(axis for axis in range(3) if axis not in sided)
     short = asked is None and bool(free) and passes < MIRRORING_PASSES
@@ -74,40 +73,18 @@ def mirrored_axes(asked: tuple[int, ...] | None, task: Task, affines: Sequence[n
     wrong = {axis: sided[axis] for axis in chosen if axis in sided}
     if processes.is_leader() and wrong:
         warn(
-            f"samples are mirrored along {literal(sides.describe(wrong))}, as --augment.flips asks: these labels state sides along it, "
+            f"samples are mirrored along {literal(sides.describe(wrong))}, as {option} asks: these labels state sides along it, "
             "which the network then cannot distinguish."
         )
     elif processes.is_leader() and short:
-        axes = " ".join(map(str, free))
+        chosen_all = f"Mirror(axes={free}) in the recipe" if in_recipe else f"--augment.flips {' '.join(map(str, free))}"
         say(
             f"samples are not mirrored: the run sees each case {passes:.3g} times, and below {MIRRORING_PASSES} times mirroring lowers the "
-            f"score; --augment.flips {axes} mirrors them nevertheless"
+            f"score; {chosen_all} mirrors them nevertheless"
         )
     elif processes.is_leader() and asked is None and sided:
         say(
-            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels state sides along it; --augment.flips chooses "
-            "other axes"
+            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels state sides along it; {option} chooses other "
+            "axes"
         )
     return chosen
-
-
-def device_augmentation(recipe: Recipe, strategy: ParallelStrategy) -> Callable[[Batch], Batch]:
-    """Returns the recipe's augmentation of batches as a compiled function, or a function that returns the batch unchanged.
-
-    A sample's key is derived from the run's seed and the sample's number, so that it does not depend on devices, on processes or on where a
-    run was resumed. The batch keeps its sharding.
-    """
-    augment = recipe.device_augment
-    if augment is None:
-        return lambda batch: batch
-    assert isinstance(strategy, JitStrategy)  # `Recipe.check` refuses the other one
-    shardings = {"image": strategy.batch_sharding(5), "label": strategy.batch_sharding(4), "sample": strategy.batch_sharding(1)}
-
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def run(batch: Batch) -> Batch:
-        sample_key = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = sample_key(jax.random.fold_in(jax.random.key(recipe.seed), 1), batch["sample"].astype(jnp.uint32))
-        image, label = augment(batch["image"], batch["label"], keys)
-        return {**batch, "image": image, "label": label}
-
-    return run

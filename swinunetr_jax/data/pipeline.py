@@ -16,11 +16,14 @@ import numpy as np
 from absl import flags
 
 from swinunetr_jax.data.augment.transforms import Transform
+from swinunetr_jax.data.prepare.intensity import zscore_terms
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase
 from swinunetr_jax.errors import InputError
 
 AHEAD = 2  # a worker prepares at most this number of batches in advance
-Batch = dict[str, np.ndarray]  # image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]
+Batch = dict[str, np.ndarray]
+"""image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]; if `raw`, the image has the data type of the cache, and statistics,
+float32 [b, 3, c], are the `zscore_terms` of the cases."""
 
 
 class SampleError(RuntimeError):
@@ -38,6 +41,7 @@ class TrainingData:
         workers: the processes that prepare batches in advance; 0 means a thread of this process.
         samples_per_case: how often each case is used before all are shuffled again.
         process, processes: this process's number and the number of processes, which decide its share of a batch.
+        raw: whether the transforms do not normalise, so that images keep their data type and the batch holds the statistics of the cases.
 
     Raises:
         InputError: an argument is out of range; from `next` also if a sample holds NaN or Inf. `next` raises SampleError for any other
@@ -55,6 +59,7 @@ class TrainingData:
         samples_per_case: int = 1,
         process: int = 0,
         processes: int = 1,
+        raw: bool = False,
     ):
         if not cases:
             raise InputError("there are no cases to train on; give one or more.")
@@ -71,7 +76,7 @@ class TrainingData:
         self.batch, self.process, self.processes = batch, process, processes
         count = len(self.cases)
         self._order = grain.MapDataset.range(count * samples_per_case).seed(seed).shuffle().map(lambda n: n % count).repeat()
-        samples = self._order.random_map(_Sampler(self.cases, tuple(transforms)))
+        samples = self._order.random_map(_Sampler(self.cases, tuple(transforms), raw))
         self._batches = samples.batch(batch // processes, drop_remainder=True, batch_fn=_collate)
         self._step = 0
         self._iterator: grain.DatasetIterator[Batch] | None = None
@@ -165,8 +170,8 @@ def _belong_to_parent(*_: int) -> None:
 class _Sampler:
     """Maps the index of a case to a sample."""
 
-    def __init__(self, cases: tuple[PreparedCase, ...], transforms: tuple[Transform, ...]):
-        self.cases, self.transforms = cases, transforms
+    def __init__(self, cases: tuple[PreparedCase, ...], transforms: tuple[Transform, ...], raw: bool):
+        self.cases, self.transforms, self.raw = cases, transforms, raw
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         case = self.cases[index]
@@ -176,20 +181,23 @@ class _Sampler:
                 example = transform(example, rng)
             image = example["image"]
             with np.errstate(all="ignore"):
-                total = image.sum()  # faster than testing each voxel; it is not finite if any voxel is not
+                total = image.sum(dtype=np.float32)  # faster than testing each voxel; it is not finite if any voxel is not
             if not np.isfinite(total) and not np.isfinite(image).all():
                 raise InputError("the sample holds NaN or Inf; check the image and the transforms.")
         except InputError as error:
             raise InputError(f"{case.name}: {error}") from error
         except Exception as error:
             raise SampleError(f"{case.name}: {type(error).__name__}: {error}") from error
-        return {"image": image, "label": example["label"], "case": index}
+        sample = {"image": image, "label": example["label"], "case": index}
+        return sample | {"statistics": np.stack(zscore_terms(case.statistics))} if self.raw else sample
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
     """Returns a batch of samples, which may be views, in contiguous memory."""
-    return {
-        "image": np.stack([sample["image"] for sample in samples], dtype=np.float32),
+    raw = "statistics" in samples[0]
+    batch = {
+        "image": np.stack([sample["image"] for sample in samples], dtype=None if raw else np.float32),
         "label": np.stack([sample["label"] for sample in samples], dtype=np.uint8),
         "case": np.array([sample["case"] for sample in samples], np.int32),
     }
+    return batch | {"statistics": np.stack([sample["statistics"] for sample in samples])} if raw else batch

@@ -92,8 +92,8 @@ class JitStrategy:
         }
 
     def batch_sharding(self, ndim: int) -> NamedSharding:
-        """Returns how an array of a batch is sharded: along its first axis and, if it has more than one, along its second."""
-        return NamedSharding(self.mesh, PartitionSpec(*(DATA, SPATIAL)[:ndim]))
+        """Returns how an array of a batch is sharded: along its first axis and, if it holds volumes [b, x, y, z, …], along its second."""
+        return NamedSharding(self.mesh, PartitionSpec(DATA, SPATIAL) if ndim >= 4 else PartitionSpec(DATA))
 
     def unreplicate(self, tree: T) -> T:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, Array) else leaf, tree)

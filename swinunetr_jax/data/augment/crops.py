@@ -69,9 +69,17 @@ class RandomCrop(RandomTransform[tuple[int, ...]]):
         _, shape = _region(example, self.inside)
         return tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(shape, self.size))
 
+    @property
+    def fill(self) -> float:
+        """The intensity of voxels outside of the volume."""
+        return self.inside.above if self.inside else 0.0
+
+    def region(self, example: Example, parameters: tuple[int, ...]) -> Region:
+        """Returns the region of the crop with these parameters."""
+        return _padded(_region(example, self.inside), parameters, self.size)
+
     def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
-        fill = self.inside.above if self.inside else 0.0
-        return crop(example, _padded(_region(example, self.inside), parameters, self.size), fill)
+        return crop(example, self.region(example, parameters), self.fill)
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,43 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
                 return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
         raise InputError(f"no voxel is labelled or above {self.above}, so none can be the centre of a crop; check the image.")
 
-    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+    @property
+    def fill(self) -> float:
+        """The intensity of voxels outside of the volume."""
+        return self.above if self.above is not None else self.inside.above if self.inside else 0.0
+
+    def region(self, example: Example, parameters: tuple[int, ...]) -> Region:
+        """Returns the region of the crop with these parameters."""
         region = _region(example, self.inside)
         start = tuple(max(c - min(s, n) // 2, 0) for c, s, n in zip(parameters, self.size, region[1]))
-        fill = self.above if self.above is not None else self.inside.above if self.inside else 0.0
-        return crop(example, _padded(region, start, self.size), fill)
+        return _padded(region, start, self.size)
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        return crop(example, self.region(example, parameters), self.fill)
+
+
+@dataclass(frozen=True)
+class SourceCrop(RandomTransform[tuple[int, ...]]):
+    """Crops a larger region around the crop of another transform, with the data type and the intensities of the cache.
+
+    An augmentation on the device takes such crops, which it rotates and scales. The parameters are those of `crop`.
+
+    Attributes:
+        crop: draws the position.
+        size: the size of the larger region. The crop is in its centre.
+    """
+
+    crop: RandomCrop | CropByLabel
+    size: tuple[int, int, int]
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        return self.crop.draw(rng, example)
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        start, shape = self.crop.region(example, parameters)
+        region = tuple(s - (n - m) // 2 for s, n, m in zip(start, self.size, shape)), self.size
+        image, label = read_region(example["image"], region, self.crop.fill), read_region(example["label"], region)
+        return {**example, "image": image, "label": label}
 
 
 def _region(example: Example, inside: ForegroundCrop | None) -> Region:

@@ -33,10 +33,7 @@ def zscore_nonzero(array: np.ndarray, statistics: tuple[np.ndarray, np.ndarray] 
         array: [x, y, z, c].
         statistics: (means, standard deviations) to use instead of those of `array`.
     """
-    mean, deviation = nonzero_statistics(array) if statistics is None else statistics
-    # The rest is computed in float32, which is accurate enough if the rounding error of the mean is subtracted at the end.
-    rounded = mean.astype(np.float32)
-    factor, rest = (1 / deviation).astype(np.float32), ((mean - rounded) / deviation).astype(np.float32)
+    rounded, factor, rest = zscore_terms(nonzero_statistics(array) if statistics is None else statistics)
     out = np.empty_like(array, np.float32)
     for slab, target in zip(_slabs(array), _slabs(out)):
         rows = _rows(slab)
@@ -46,6 +43,16 @@ def zscore_nonzero(array: np.ndarray, statistics: tuple[np.ndarray, np.ndarray] 
         values[rows == 0] = 0
         target[...] = values.reshape(target.shape)
     return out
+
+
+def zscore_terms(statistics: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (mean, factor, rest), float32 [c] each, for which (x - mean) · factor - rest is the normalised intensity.
+
+    In float32 this is accurate enough, because `rest` is the rounding error of the mean.
+    """
+    mean, deviation = statistics
+    rounded = mean.astype(np.float32)
+    return rounded, (1 / deviation).astype(np.float32), ((mean - rounded) / deviation).astype(np.float32)
 
 
 def scale_window(array: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -1,0 +1,154 @@
+"""The augmentation of batches on the device: its resolution for the data of a run, and the program that runs before the training step."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from swinunetr_jax import InputError, Task
+from swinunetr_jax.augment import Augmentation, LowResolution, Mirror, Rotation, Run, SampleAugmentation, Scaling, map_samples
+from swinunetr_jax.console import literal, say
+from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, SourceCrop
+from swinunetr_jax.runtime.sharding import DATA
+from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.objective import Batch
+from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.transforms import crop_size, mirrored_axes
+
+AUGMENT = 1  # the number that separates the keys of the augmentation from others of the same seed
+ANISOTROPY = 3.0  # an axis is thin if its voxels are longer, or its crop is smaller, than those of the others by a larger factor
+
+
+def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray], passes: float) -> SampleAugmentation | None:
+    """Returns the recipe's augmentation with all values that depend on the data, and prints them if they are not the usual ones.
+
+    It is None if the recipe does not have an `Augmentation`.
+
+    Args:
+        recipe: the recipe of the run.
+        task: the task, with the size of the crop.
+        affines: the affines of the prepared scans, [4, 4] each.
+        passes: how often the run sees each training case.
+
+    Raises:
+        InputError: the data do not permit a transform, or the devices cannot share the crops.
+    """
+    augmentation = recipe.augment
+    if not isinstance(augmentation, Augmentation):
+        return None
+    mirrors = [transform for transform in augmentation.transforms if isinstance(transform, Mirror)]
+    mirrored: tuple[int, ...] = ()
+    for mirror in mirrors:
+        axes = mirrored_axes(mirror.axes, task, affines, passes, in_recipe=True)
+        mirrored = axes if mirror.axes is None else mirrored
+    thin = thin_axis(crop_size(task), affines)
+    labels = tuple(sorted({value for output in task.outputs for value in output.members or (output.value,)}))
+    sample = augmentation.for_run(Run(mirrored, thin), crop_size(task), labels, masked=task.window is None)
+    shards, source = recipe.devices.spatial_shards, sample.source_size
+    if source[0] % shards:
+        raise InputError(
+            f"{shards} devices cannot share the {source[0]} voxels of a crop before its augmentation evenly: choose another number of "
+            "spatial shards, or another roi."
+        )
+    moving = [transform for transform in sample.transforms if isinstance(transform, Rotation | Scaling | LowResolution)]
+    if thin is not None and moving and processes.is_leader():
+        names = ", ".join(dict.fromkeys(type(transform).__name__ for transform in moving))
+        say(
+            f"{names}: only in the plane of the other two axes, because voxels or crops differ by a factor of more than {ANISOTROPY:g} "
+            f"along axis {literal(thin)}; --spacing resamples scans to equal voxels"
+        )
+    return sample
+
+
+def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
+    """Returns the axis along which voxels are more than `ANISOTROPY` times as long, or crops as small, as along the others, or None.
+
+    Args:
+        size: the size of the crop.
+        affines: the affines of the prepared scans, [4, 4] each; the median of their voxel sizes counts.
+    """
+    lengths = np.median([np.linalg.norm(affine[:3, :3], axis=0) for affine in affines], axis=0)
+    for measure in (lengths, 1 / np.array(size)):
+        axis = int(np.argmax(measure))
+        if measure[axis] > ANISOTROPY * np.delete(measure, axis).max():
+            return axis
+    return None
+
+
+def source_crop(task: Task, augmentation: SampleAugmentation) -> SourceCrop:
+    """Returns the transform of a sample on the host: a crop at a random place, with the margin that the augmentation needs.
+
+    The crop is in the foreground, or, if the task has a window, around labelled and other voxels in turn, as without the augmentation.
+    """
+    size = crop_size(task)
+    if task.window is None:
+        return SourceCrop(RandomCrop(size, ForegroundCrop()), augmentation.source_size)
+    low = task.window[0]
+    return SourceCrop(CropByLabel(size, above=low, inside=ForegroundCrop(above=low)), augmentation.source_size)
+
+
+def device_augmentation(
+    recipe: Recipe, task: Task, sample: SampleAugmentation | None, strategy: ParallelStrategy
+) -> Callable[[Batch], Batch]:
+    """Returns the recipe's augmentation of batches as a compiled function, or a function that returns the batch unchanged.
+
+    A sample's key is derived from the run's seed and the sample's number, so that it does not depend on devices, on processes or on where a
+    run was resumed. The batch keeps its sharding.
+
+    Args:
+        recipe: the recipe of the run.
+        task: its task, which states how intensities are normalised.
+        sample: the recipe's `Augmentation` for this run, if it has one.
+        strategy: how the devices share a batch.
+    """
+    augment = recipe.device_augment
+    if augment is None and sample is None:
+        return lambda batch: batch
+    assert isinstance(strategy, JitStrategy)  # `Recipe.check` refuses the other one
+    shardings = {"image": strategy.batch_sharding(5), "label": strategy.batch_sharding(4), "sample": strategy.batch_sharding(1)}
+    # Devices that share a volume compute its augmentation each, because every voxel may move to the part of another device.
+    by_sample = PartitionSpec(DATA)
+
+    @partial(jax.shard_map, mesh=strategy.mesh, in_specs=by_sample, out_specs=by_sample, check_vma=False)
+    def augment_samples(batch: Batch, keys: Array) -> tuple[Array, Array]:
+        assert sample is not None
+
+        def one(batch_and_key: tuple[Batch, Array]) -> tuple[Array, Array]:
+            batch, key = batch_and_key
+            return sample.sample(normalized(batch, task), batch["label"], key)
+
+        return map_samples(one, (batch, keys))
+
+    @partial(jax.jit, out_shardings=shardings)
+    def run(batch: Batch) -> Batch:
+        sample_key = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = sample_key(jax.random.fold_in(jax.random.key(recipe.seed), AUGMENT), batch["sample"].astype(jnp.uint32))
+        if augment is not None:
+            image, label = augment(batch["image"], batch["label"], keys)
+        else:
+            image, label = augment_samples(batch, keys)
+        return {"image": image, "label": label, "sample": batch["sample"]}
+
+    return run
+
+
+def normalized(sample: Batch, task: Task) -> Array:
+    """Returns the image of a sample, float32 [x, y, z, c], normalised as in validation unless the host has done it.
+
+    Args:
+        sample: image [x, y, z, c], and statistics [3, c] if the image has the intensities of the cache.
+        task: its window, if it has one, becomes 0 to 1. Otherwise the statistics of the whole scan are used; zeros remain 0.
+    """
+    image = sample["image"].astype(jnp.float32)
+    if "statistics" not in sample:
+        return image
+    if task.window is not None:
+        low, high = task.window
+        return jnp.clip((image - low) / (high - low), 0.0, 1.0)
+    mean, factor, rest = sample["statistics"]
+    return jnp.where(image == 0, 0.0, (image - mean) * factor - rest)
