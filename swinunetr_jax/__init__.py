@@ -13,6 +13,7 @@ from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 
 if TYPE_CHECKING:
+    from swinunetr_jax.augment import Augmentation, nnunet_augmentation
     from swinunetr_jax.explanation import explain
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 
 __all__ = [
+    "Augmentation",
     "InputError",
     "SwinUNETR",
     "SwinUNETRConfig",
@@ -28,16 +30,19 @@ __all__ = [
     "explain",
     "jit",
     "load_checkpoint",
+    "nnunet_augmentation",
     "open_checkpoint",
     "save_checkpoint",
     "sliding_window_inference",
 ]
 
 _MODULES = {
+    "Augmentation": "swinunetr_jax.augment",
     "SwinUNETR": "swinunetr_jax.model.unetr",
     "explain": "swinunetr_jax.explanation",
     "jit": "swinunetr_jax.runtime.xla",
     "load_checkpoint": "swinunetr_jax.weights.load",
+    "nnunet_augmentation": "swinunetr_jax.augment",
     "open_checkpoint": "swinunetr_jax.weights.load",
     "save_checkpoint": "swinunetr_jax.weights.load",
     "sliding_window_inference": "swinunetr_jax.inference.sliding_window",

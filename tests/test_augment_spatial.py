@@ -162,7 +162,9 @@ def test_voxels_outside_of_the_patient_stay_zero():
 
 
 def drawn(transform, count=4000, channels=2):
-    return jax.tree.map(np.asarray, jax.vmap(lambda key: transform.draw(key, channels))(jax.random.split(jax.random.key(0), count)))
+    return jax.tree.map(
+        np.asarray, jax.vmap(lambda key: transform.draw(key, channels))(jax.random.split(jax.random.key(0), count))
+    )
 
 
 def share(values, expected):
@@ -229,4 +231,6 @@ def test_rotations_that_are_not_possible_are_refused():
     with refused("must be spatial or intensity transforms, such as Rotation(), got 3"):
         Augmentation((3,))
     with refused("takes crops of 40×40×40 voxels"):
-        for_run(*EVERY_TIME)(jnp.zeros((1, 32, 32, 32, 1)), jnp.zeros((1, 32, 32, 32), jnp.uint8), jax.random.split(jax.random.key(0), 1))
+        for_run(*EVERY_TIME)(
+            jnp.zeros((1, 32, 32, 32, 1)), jnp.zeros((1, 32, 32, 32), jnp.uint8), jax.random.split(jax.random.key(0), 1)
+        )

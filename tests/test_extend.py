@@ -27,7 +27,7 @@ SMALL = (
 )
 SMALLER = ("--roi", "32", "32", "32", "--validation.every", "4")
 # fmt: on
-WITH_SWIN_UNETR = ("loss", "augmentation", "optimizer", "deep_supervision")
+WITH_SWIN_UNETR = ("loss", "augmentation", "device_augmentation", "optimizer", "deep_supervision")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,14 @@ def resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
 
 def test_an_example_is_one_file_of_at_most_40_lines():
     files = sorted(FOLDER.glob("*.py"))
-    assert [path.stem for path in files] == ["augmentation", "deep_supervision", "loss", "network", "optimizer"]
+    assert [path.stem for path in files] == [
+        "augmentation",
+        "deep_supervision",
+        "device_augmentation",
+        "loss",
+        "network",
+        "optimizer",
+    ]
     assert all(len(path.read_text().splitlines()) <= 40 for path in files)
 
 

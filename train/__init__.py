@@ -14,13 +14,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swinunetr_jax.augment import Augmentation, nnunet_augmentation
+    from swinunetr_jax.augment import (
+        Augmentation,
+        Brightness,
+        Contrast,
+        Gamma,
+        GaussianBlur,
+        GaussianNoise,
+        LowResolution,
+        Mirror,
+        Rotation,
+        Scaling,
+        nnunet_augmentation,
+    )
     from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
     from swinunetr_jax.training.loop import train
     from swinunetr_jax.training.objective import Batch, Objective, Supervised, training_pass
     from swinunetr_jax.training.recipe import Recipe, load_recipe
 
+_TRANSFORMS = (
+    "Brightness",
+    "Contrast",
+    "Gamma",
+    "GaussianBlur",
+    "GaussianNoise",
+    "LowResolution",
+    "Mirror",
+    "Rotation",
+    "Scaling",
+)
 _HOME = {
+    **dict.fromkeys(("Augmentation", "nnunet_augmentation", *_TRANSFORMS), "swinunetr_jax.augment"),
     **dict.fromkeys(("Augment", "Devices", "Init", "Network", "Optim", "Phantom", "Validation"), "config"),
     **dict.fromkeys(("Batch", "Objective", "Supervised", "training_pass"), "objective"),
     **dict.fromkeys(("Recipe", "load_recipe"), "recipe"),
@@ -28,17 +52,28 @@ _HOME = {
 }
 __all__ = [
     "Augment",
+    "Augmentation",
     "Batch",
+    "Brightness",
+    "Contrast",
     "Devices",
+    "Gamma",
+    "GaussianBlur",
+    "GaussianNoise",
     "Init",
+    "LowResolution",
+    "Mirror",
     "Network",
     "Objective",
     "Optim",
     "Phantom",
     "Recipe",
+    "Rotation",
+    "Scaling",
     "Supervised",
     "Validation",
     "load_recipe",
+    "nnunet_augmentation",
     "train",
     "training_pass",
 ]
@@ -48,7 +83,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"swinunetr_jax.training.{_HOME[name]}"), name)
+    home = _HOME[name]
+    return getattr(import_module(home if "." in home else f"swinunetr_jax.training.{home}"), name)
 
 
 if __name__ == "train":

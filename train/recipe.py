@@ -53,9 +53,9 @@ class Recipe(Options):
         network: options of a Swin UNETR, or (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is
             called as `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns logits [b, x, y, z, out_channels].
         loss: options of the Dice loss, or (logits, labels, task) -> a number.
-        augment: options of the random changes on the host; or an `Augmentation`, which replaces them by changes on the device; or a function
-            of a batch on the device, see `BatchAugmentation`, in addition to the usual changes on the host. On the device it is a separate
-            program that runs before the training step. A sample's key depends only on the seed and the sample's number.
+        augment: options of the random changes on the host; or an `Augmentation`, which replaces them by changes on the device; or a
+            function of a batch on the device, see `BatchAugmentation`, in addition to the usual changes on the host. On the device it is a
+            separate program that runs before the training step. A sample's key depends only on the seed and the sample's number.
         objective: (task, config, rngs) -> an `Objective`, or a function (model, batch, key) -> loss, or loss and metrics. It replaces
             `loss`.
         transforms: (task) -> the transforms of a sample on the host. They replace the crop, the normalisation and the random changes of

@@ -22,8 +22,8 @@ from swinunetr_jax.errors import InputError
 
 AHEAD = 2  # a worker prepares at most this number of batches in advance
 Batch = dict[str, np.ndarray]
-"""image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]; if `raw`, the image has the data type of the cache, and statistics,
-float32 [b, 3, c], are the `zscore_terms` of the cases."""
+"""image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]; if `raw`, the image has the data type of the cache, and
+statistics, float32 [b, 3, c], are the `zscore_terms` of the cases."""
 
 
 class SampleError(RuntimeError):
