@@ -1,0 +1,195 @@
+"""Measures the augmentation on the device against the host's and MONAI's, and compiles it for TPUs and an H200.
+
+    python -m tools.augment_benchmark
+    python -m tools.augment_benchmark --turns 0 --target v5e h200      # needs the compilers that `tools.aot_report` names
+
+The table has CPU seconds of the process for a sample: the median over turns, in which the contenders alternate, and in brackets the fastest
+and the slowest turn. Each sample draws its own parameters, so that a turn's figure is the mean over the mix of transforms.
+
+host     the transforms of `brats_recipe`: crop, normalisation, brightness, mirroring; no rotation
+device   a crop with the margin and the program of `nnunet_augmentation`, which runs on the CPU here
+MONAI    its transforms with the probabilities and ranges of nnU-Net, from the same crop with the margin, for which rotation is trilinear
+
+For a target the table has the compiler's figures for one sample in which every transform happens. An expected sample takes less.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from swinunetr_jax import console
+from swinunetr_jax.augment import Run, SampleAugmentation, nnunet_augmentation
+from swinunetr_jax.data.augment.crops import ForegroundCrop, RandomCrop, SourceCrop
+from swinunetr_jax.data.augment.transforms import brats_recipe
+from swinunetr_jax.data.prepare.intensity import nonzero_statistics
+from tools import aot_report, gpu_program
+from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
+
+LABELS = (0, 1, 2, 4)
+
+
+@dataclass
+class Options:
+    """What is measured."""
+
+    sizes: tuple[tuple[int, int], ...] = ((1, 64), (4, 128))
+    """Channels and edge length of the crops."""
+    turns: int = 5
+    samples: int = 20
+    """Samples of a turn."""
+    target: tuple[Literal["v5e", "v6e", "h200"], ...] = ()
+    """Machines to compile for."""
+
+
+def augmentation(size: int) -> SampleAugmentation:
+    return nnunet_augmentation().for_run(Run(), (size, size, size), LABELS, masked=True)
+
+
+def example(channels: int, size: int) -> dict[str, Any]:
+    """Returns a volume a half larger than the crop, of noise in a frame of zeros."""
+    edge = size * 3 // 2
+    rng = np.random.default_rng(0)
+    image = np.zeros((edge, edge, edge, channels), np.float16)
+    image[4:-4, 4:-4, 4:-4] = rng.gamma(3, 40, (edge - 8, edge - 8, edge - 8, channels))
+    label = rng.choice(np.array(LABELS, np.uint8), image.shape[:3], p=(0.9, 0.05, 0.03, 0.02))
+    return {"image": image, "label": label, "statistics": nonzero_statistics(image)}
+
+
+def host(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+    transforms = brats_recipe((size, size, size))
+
+    def run(number: int) -> Any:
+        sample, rng = given, np.random.default_rng(number)
+        for transform in transforms:
+            sample = transform(sample, rng)
+        return np.ascontiguousarray(sample["image"]), np.ascontiguousarray(sample["label"])
+
+    return run
+
+
+def device(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+    sample = augmentation(size)
+    crop = SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), sample.source_size)
+    mean, deviation = (jnp.asarray(values, jnp.float32) for values in given["statistics"])
+
+    @jax.jit
+    def augment(image: jax.Array, label: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+        normal = jnp.where(image == 0, 0.0, (image.astype(jnp.float32) - mean) / deviation)
+        return sample.sample(normal, label, jax.random.fold_in(jax.random.key(0), number))
+
+    def run(number: int) -> Any:
+        source = crop(given, np.random.default_rng(number))
+        return jax.block_until_ready(augment(source["image"], source["label"], number))
+
+    return run
+
+
+def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+    import torch
+    from monai import transforms
+
+    torch.set_num_threads(1)
+    sample = augmentation(size)
+    crop = SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), sample.source_size)
+    both, angle = ("image", "label"), np.pi / 6
+    mean, deviation = given["statistics"]
+    mix = transforms.Compose(
+        [
+            transforms.NormalizeIntensityd("image", subtrahend=mean, divisor=deviation, nonzero=True, channel_wise=True),
+            transforms.RandAffined(both, prob=0.2, rotate_range=(angle,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"),
+            transforms.RandAffined(both, prob=0.2, scale_range=(-0.3, 0.4), mode=("bilinear", "nearest"), padding_mode="zeros"),
+            transforms.CenterSpatialCropd(both, (size,) * 3),
+            transforms.RandGaussianNoised("image", prob=0.1, std=0.1),
+            transforms.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1), sigma_y=(0.5, 1), sigma_z=(0.5, 1)),
+            transforms.RandScaleIntensityd("image", prob=0.15, factors=0.25, channel_wise=True),
+            transforms.RandScaleIntensityFixedMeand("image", prob=0.15, factors=0.25, preserve_range=True),
+            transforms.RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1)),
+            transforms.RandAdjustContrastd("image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+            transforms.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+            *(transforms.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)),
+        ]
+    )
+
+    def run(number: int) -> Any:
+        source = crop(given, np.random.default_rng(number))
+        mix.set_random_state(number)
+        image = np.ascontiguousarray(np.moveaxis(source["image"], -1, 0), np.float32)
+        return mix({"image": image, "label": source["label"][None].astype(np.float32)})
+
+    return run
+
+
+CONTENDERS = {"host": host, "device": device, "MONAI": monai}
+
+
+def measure(channels: int, size: int, options: Options) -> dict[str, list[float]]:
+    """Returns the CPU seconds of a sample for each turn, by contender."""
+    given = example(channels, size)
+    runs = {name: build(given, size) for name, build in CONTENDERS.items()}
+    for run in runs.values():
+        run(0)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.turns):
+        for name, run in runs.items():
+            started = time.process_time()
+            for number in range(options.samples):  # the same numbers in each turn, so that turns differ only by the machine
+                run(number)
+            seconds[name].append((time.process_time() - started) / options.samples)
+    return seconds
+
+
+def compiled(target: str, channels: int, size: int) -> dict[str, Any]:
+    """Returns the compiler's figures for the program of one sample on a target."""
+    sample = augmentation(size)
+    where = jax.sharding.SingleDeviceSharding(aot_report.device(target))
+    image = jax.ShapeDtypeStruct((*sample.source_size, channels), jnp.float32, sharding=where)
+    label = jax.ShapeDtypeStruct(sample.source_size, jnp.uint8, sharding=where)
+    number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=where)
+
+    def run(image: jax.Array, label: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return sample.sample(image, label, jax.random.fold_in(jax.random.key(0), number))
+
+    program = jax.jit(run).lower(image, label, number).compile(aot_report.COMPILER_OPTIONS.get(target))
+    text, cost, memory = program.as_text(), program.cost_analysis() or {}, program.memory_analysis()
+    figures = {
+        "TFLOP": f"{cost.get('flops', 0) / 1e12:.4f}",
+        "GB accessed": f"{cost.get('bytes accessed', 0) / 1e9:.2f}",
+        "temporaries MB": f"{memory.temp_size_in_bytes / 1e6:.0f}",
+    }
+    if target in aot_report.TPU:
+        spent = estimate(text)
+        figures["schedule ms"] = f"{spent.cycles / CYCLES_PER_SECOND[target] * 1e3:.2f}"
+        figures["without estimate"] = str(spent.without_estimate)
+    else:
+        figures["kernels"] = str(gpu_program.read(text)["kernels"])
+    return figures
+
+
+def main(options: Options) -> None:
+    if options.turns:
+        print(f"| CPU seconds a sample | {' | '.join(CONTENDERS)} |\n{'| --- ' * (1 + len(CONTENDERS))}|")
+        for channels, size in options.sizes:
+            found = measure(channels, size, options)
+            cells = [f"{statistics.median(each):.3f} ({min(each):.3f}–{max(each):.3f})" for each in found.values()]
+            print(f"| {channels} × {size}³ | {' | '.join(cells)} |", flush=True)
+    for target in options.target:
+        for channels, size in options.sizes:
+            figures = compiled(target, channels, size)
+            print(
+                f"{target}, {channels} × {size}³: " + ", ".join(f"{name} {value}" for name, value in figures.items()), flush=True
+            )
+
+
+if __name__ == "__main__":
+    console.configure_streams()
+    main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
