@@ -78,7 +78,7 @@ REFERENCES = (
 )
 
 
-@pytest.mark.parametrize(("transform", "reference"), zip(TRANSFORMS, REFERENCES), ids=repr)
+@pytest.mark.parametrize(("transform", "reference"), list(zip(TRANSFORMS, REFERENCES)), ids=repr)
 def test_a_transform_equals_the_reference(transform, reference):
     image = np.random.default_rng(0).normal(1, 2, (*SHAPE, CHANNELS)).astype(np.float32)
     for seed in range(2):
@@ -113,7 +113,10 @@ def test_a_constant_channel_stays_constant():
 
 def drawn(transform, count=4000):
     keys = jax.random.split(jax.random.key(0), count)
-    return jax.tree.map(np.asarray, jax.vmap(lambda key: transform.draw(key, CHANNELS))(keys))
+    parameters = jax.vmap(lambda key: transform.draw(key, CHANNELS))(keys)
+    return jax.tree.map(
+        lambda value: value if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else np.asarray(value), parameters
+    )
 
 
 def share(values, expected):

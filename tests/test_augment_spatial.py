@@ -35,9 +35,9 @@ def draw(augmentation, seed):
 
 
 def reference(volume, matrix, size, order):
-    """Returns scipy's resampling of a volume by the matrix, both about their centres."""
+    """Returns scipy's resampling of a volume by the matrix, both about their centres. Voxels outside the volume count as 0."""
     centre, source = (np.array(size) - 1) / 2, (np.array(volume.shape) - 1) / 2
-    return ndimage.affine_transform(volume, matrix, source - matrix @ centre, tuple(size), order=order, mode="constant")
+    return ndimage.affine_transform(volume, matrix, source - matrix @ centre, tuple(size), order=order, mode="grid-constant")
 
 
 def reference_labels(label, matrix, size):

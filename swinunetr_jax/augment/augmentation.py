@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.augment.intensity import Brightness, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
-from swinunetr_jax.augment.passes import Size, cubic, passes, resample, resample_labels
+from swinunetr_jax.augment.passes import Size, cubic, passes, resample, resample_labels, sharp_cubic
 from swinunetr_jax.augment.spatial import Mirror, Rotation, Scaling
 from swinunetr_jax.augment.transform import Intensity, Run, Spatial, Transform
 from swinunetr_jax.errors import InputError
@@ -203,7 +203,7 @@ class SampleAugmentation:
                 image, label = (jnp.where(swap, jnp.swapaxes(a, first, second), a) for a in (image, label))
             sequence = passes(inner, self.axes, self.source_size, self.size)
             image = resample(image, sequence, cubic, lax.Precision.HIGH)
-            label = resample_labels(label, self.labels, sequence, cubic)
+            label = resample_labels(label, self.labels, sequence, sharp_cubic)
             others = tuple(axis for axis in range(3) if axis not in self.axes)
             return mirrored(image, others), mirrored(label, others)
 
