@@ -103,9 +103,10 @@ def test_the_recipe_of_the_paper_has_no_augmentation_on_the_device(cases):
     affines = [case.affine for case in cases]
     assert sample_augmentation(BRATS21, task, affines, passes=300) is None
     assert device_augmentation(BRATS21, task, None, JitStrategy(device_mesh(1)))({"image": 3}) == {"image": 3}
-    small = replace(BRATS, roi=(8, 4, 4))
-    data = batches(replace(BRATS21, workers=0, roi=(8, 4, 4)), Cases(small, 2, tuple(cases), (), (0, 1, 2)))
-    wanted = TrainingData(cases, brats_recipe((8, 4, 4)), batch=1, seed=0)
+    roi = (32, 32, 64)
+    small = replace(BRATS, roi=roi)
+    data = batches(replace(BRATS21, workers=0, roi=roi), Cases(small, 2, tuple(cases), (), (0, 1, 2)))
+    wanted = TrainingData(cases, brats_recipe(roi), batch=1, seed=0)
     for _ in range(3):
         one, other = next(data), next(wanted)
         assert set(one) == {"image", "label", "case"} and all(np.array_equal(one[name], other[name]) for name in one)
@@ -163,8 +164,10 @@ def test_the_devices_of_a_volume_must_share_the_source_evenly():
 # ---- on several devices
 
 
+@pytest.mark.long
 def test_samples_are_the_same_bits_on_any_number_of_devices():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    # The options by which other tests compile faster change how operations are fused, and with it the last bits.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
