@@ -13,6 +13,7 @@ MONAI    its transforms with the probabilities and ranges of nnU-Net, from the s
 For a target the table has the compiler's figures for one sample in which every transform happens. An expected sample takes less.
 """
 
+import importlib
 import os
 import statistics
 import time
@@ -96,7 +97,8 @@ def device(given: dict[str, Any], size: int) -> Callable[[int], Any]:
 
 def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     import torch
-    from monai import transforms
+
+    transforms: Any = importlib.import_module("monai.transforms")  # it does not declare the names that it exports
 
     torch.set_num_threads(1)
     sample = augmentation(size)
@@ -161,6 +163,7 @@ def compiled(target: str, channels: int, size: int) -> dict[str, Any]:
 
     program = jax.jit(run).lower(image, label, number).compile(aot_report.COMPILER_OPTIONS.get(target))
     text, cost, memory = program.as_text(), program.cost_analysis() or {}, program.memory_analysis()
+    assert text is not None and memory is not None  # compiled programs have both
     figures = {
         "TFLOP": f"{cost.get('flops', 0) / 1e12:.4f}",
         "GB accessed": f"{cost.get('bytes accessed', 0) / 1e9:.2f}",

@@ -114,14 +114,13 @@ def device_augmentation(
     # Devices that share a volume compute its augmentation each, because every voxel may move to the part of another device.
     by_sample = PartitionSpec(DATA)
 
+    def one(batch_and_key: tuple[Batch, Array]) -> tuple[Array, Array]:
+        assert sample is not None
+        batch, key = batch_and_key
+        return sample.sample(normalized(batch, task), batch["label"], key)
+
     @partial(jax.shard_map, mesh=strategy.mesh, in_specs=by_sample, out_specs=by_sample, check_vma=False)
     def augment_samples(batch: Batch, keys: Array) -> tuple[Array, Array]:
-        assert sample is not None
-
-        def one(batch_and_key: tuple[Batch, Array]) -> tuple[Array, Array]:
-            batch, key = batch_and_key
-            return sample.sample(normalized(batch, task), batch["label"], key)
-
         return map_samples(one, (batch, keys))
 
     @partial(jax.jit, out_shardings=shardings)

@@ -177,16 +177,16 @@ def _print(text: str) -> None:
 
 def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     """Returns the endless iterator over this process's share of the training batches, which starts with the first one."""
-    raw = cases.augmentation is not None and recipe.transforms is None
+    augmentation = cases.augmentation if recipe.transforms is None else None
     return TrainingData(
         cases.train,
-        [source_crop(cases.task, cases.augmentation)] if raw else host_transforms(recipe, cases.task, cases.flips),
+        host_transforms(recipe, cases.task, cases.flips) if augmentation is None else [source_crop(cases.task, augmentation)],
         batch=recipe.batch,
         seed=recipe.seed,
         workers=recipe.workers,
         process=jax.process_index(),
         processes=jax.process_count(),
-        raw=raw,
+        raw=augmentation is not None,
     )
 
 
