@@ -35,11 +35,13 @@ from jax.experimental import topologies
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, console
 from swinunetr_jax.runtime.dispatch import for_device
 from swinunetr_jax.runtime.xla import GPU_OPTIONS, pin_gradient_layout
+from swinunetr_jax.training.plan.compile import roofline
+from swinunetr_jax.training.plan.devices import CHIP_BYTES
 from tools import gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
 TPU = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30, "h200": 141 * 10**9}
+DEVICE_BYTES = CHIP_BYTES | {"h200": 141 * 10**9}
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -150,13 +152,8 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
         "tflop": cost.get("flops", 0) / 1e12,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "held_gb": held / 1e9,
-        "share_of_chip": (held + memory.temp_size_in_bytes) / CHIP_BYTES[target],
+        "share_of_chip": (held + memory.temp_size_in_bytes) / DEVICE_BYTES[target],
     } | (gpu_program.read(text) if target == "h200" else read_program(text))
-
-
-def roofline(optimal_seconds: float) -> float:
-    """Returns the estimate without the -1 that it contains for each of the compiler's internal calls."""
-    return optimal_seconds - math.floor(optimal_seconds)
 
 
 def read_program(text: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,18 +27,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
 
 import jax
-import jax.numpy as jnp
 import tyro
-from jax.experimental import topologies
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, console
 from swinunetr_jax.arguments import rename_options
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.runtime.sharding import device_mesh
-from swinunetr_jax.runtime.strategies import JitStrategy
 from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.plan.compile import compile_step as training_program
+from swinunetr_jax.training.plan.compile import held_and_temporary, is_out_of_memory, roofline
+from swinunetr_jax.training.plan.devices import CHIP_BYTES, topology_devices
+from swinunetr_jax.training.plan.search import search
 from swinunetr_jax.training.step import Training
-from tools.aot_report import CHIP_BYTES, roofline
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
@@ -113,38 +112,25 @@ def compile_step(
         raise InputError(
             f"the chip of {topology} is not known: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
         )
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:
-        raise InputError(
-            f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed, and does no other program use "
-            "it? A killed program does not remove /tmp/libtpu_lockfile."
-        ) from error
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))[:chips]
+    devices = topology_devices(topology)[:chips]
     config = SwinUNETRConfig(
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     batch = len(devices) // options.spatial_shards * batch_per_chip
-    strategy = JitStrategy(device_mesh(batch, options.spatial_shards, devices))
     training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
-    shapes = {"image": ((batch, *roi, 4), jnp.float32), "label": ((batch, *roi), jnp.uint8), "sample": ((batch,), jnp.int32)}
-    samples = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=strategy.batch_sharding(len(shape)))
-        for name, (shape, dtype) in shapes.items()
-    }
-    flags = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
     started = time.perf_counter()
-    program = strategy.compile(training.step, {}).lower(training.like(), samples, flags).compile()
-    memory, cost, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
-    assert memory is not None and text is not None  # the compiler for TPUs reports both
+    program = training_program(training, devices, roi=roi, batch=batch, channels=4, spatial_shards=options.spatial_shards)
+    held, temporary = held_and_temporary(program)
+    cost, text = program.cost_analysis() or {}, program.as_text()
+    assert text is not None  # the compiler for TPUs reports it
     return Program(
         topology=topology,
         chips=len(devices),
         batch=batch,
         spatial_shards=options.spatial_shards,
         roi=tuple(roi),
-        held_bytes=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
+        held_bytes=held,
+        temporary_bytes=temporary,
         flops=cost.get("flops", 0.0),
         schedule_seconds=estimate(text).cycles / CYCLES_PER_SECOND[kind],
         roofline_seconds=roofline(cost["optimal_seconds"]),
@@ -176,7 +162,7 @@ def fits(topology: str, options: Options, roi: tuple[int, ...], batch_per_chip: 
     try:
         program = compile_step(topology, options, roi=roi, batch_per_chip=batch_per_chip, chips=options.spatial_shards)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error):
+        if is_out_of_memory(error):
             return False
         raise
     return program.memory <= CHIP_BYTES[program.chip]
@@ -202,18 +188,6 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
 
     cubes = search(cube_fits, sum(size**3 <= guess * math.prod(program.roi) for size in SIZES))
     return search(batch_fits, int(guess)), SIZES[cubes - 1] if cubes else 0
-
-
-def search(holds: Callable[[int], bool], guess: int) -> int:
-    """Returns the largest number from 1 on for which `holds` is true, or 0. It must be true for all numbers below that one."""
-    number = max(guess, 1)
-    if holds(number):
-        while holds(number + 1):
-            number += 1
-        return number
-    while number > 1 and not holds(number - 1):
-        number -= 1
-    return number - 1
 
 
 def _print_fit(what: str, holds: bool) -> bool:

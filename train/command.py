@@ -24,6 +24,7 @@ from swinunetr_jax.training.config import Phantom
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train as train_one
 from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.plan.plan_file import apply_plan, read_plan
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe, load_recipe
 from swinunetr_jax.training.rerun import earlier_run, finished_note
@@ -140,7 +141,7 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         sys.exit(0)
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (DEFAULT, arguments)
     rest = command_line.rename_options(rest, RENAMED_OPTIONS)
-    base, about = _recipe(name)
+    base, about = find_recipe(name)
     options = base.options()
     default: Command = Command(options)
     if source_of(base).is_synthetic:
@@ -148,6 +149,9 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     known = f"Recipes: {', '.join(_shipped())}, or any Python file that defines RECIPE."
     about = f"{about}\n{known}\n{_program()} --resume RUN continues a run that was stopped."
     command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=about, default=default)
+    if command.recipe.plan is not None:  # parsed again, so that options that were given replace those of the plan
+        default = dataclasses.replace(default, recipe=_planned(base, command.recipe.plan))
+        command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=about, default=default)
     changed = dataclasses.replace(command.recipe, name=base.name)
     if isinstance(command, PhantomCommand):
         changed = dataclasses.replace(changed, phantom=command.phantom)
@@ -158,7 +162,14 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     return recipe, False, command.launch
 
 
-def _recipe(name: str) -> tuple[Recipe, str]:
+def _planned(base: Recipe, file: Path) -> Options:
+    """Returns the options of a recipe with those of a plan. Raises InputError if the plan is damaged, or the recipe has its own network."""
+    if base.network_factory is not None:
+        raise InputError("the recipe gives a function for `network`, and a plan is for a Swin UNETR: leave out the plan.")
+    return apply_plan(base.options(), read_plan(local_path(file)), file)
+
+
+def find_recipe(name: str) -> tuple[Recipe, str]:
     """Returns the recipe with a name or in a Python file, and its docstring. Raises InputError if there is none."""
     if name in _shipped():
         module = importlib.import_module(f"{recipes.__name__}.{name}")

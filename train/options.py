@@ -31,6 +31,8 @@ class Options:
     """The data set, in any layout that `swinunetr predict` reads."""
     base: Path | None = None
     """Folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    plan: Path | None = None
+    """The file of `swinunetr plan`, whose options replace those of the recipe. Options that are given as well replace those of the plan."""
     out: Path = Path("runs/latest")
     """Folder of the run."""
     kind: Kind

@@ -62,7 +62,7 @@ class Resume:
 CHANGEABLE = tuple(f.name for f in dataclasses.fields(Resume) if f.name not in ("resume", "recipe", "launch"))
 LENGTH = ("steps", "epochs")
 _DEVICES = {f.name for f in dataclasses.fields(Devices)}
-_PLACES = ("base", "splits", "out")  # these move with the data set and with the run
+_PLACES = ("base", "splits", "plan", "out")  # these move with the data set and with the run
 # All options that may change, except for the length, by their dotted names.
 FREE = (*_PLACES, *(f"devices.{name}" if name in _DEVICES else name for name in CHANGEABLE if name not in LENGTH))
 

@@ -27,8 +27,10 @@ from swinunetr_jax.training.description import (
     write_description,
 )
 from swinunetr_jax.training.log import Log
+from swinunetr_jax.training.plan.plan_file import check_plan
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
+from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import State, Training
 from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import CONVENTION
@@ -75,6 +77,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
     if before is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)
+    if recipe.plan is not None and not resume:  # a resumed run has the options of the plan, whose file may have been removed
+        check_plan(recipe.plan, source_of(recipe).dataset(recipe, folder), recipe.channels)
     cases = collect_cases(recipe, folder)
     if before is not None and before["cases"] != cases.names:
         raise InputError(

@@ -14,7 +14,17 @@ from swinunetr_jax.files.atomic import (
     write_text,
 )
 from swinunetr_jax.files.json_file import decode_json, digest_of_json, json_text, read_json, write_json
-from swinunetr_jax.files.paths import digest_of_file, exists, is_file, is_folder, local_path, make_folder, real_path, reason
+from swinunetr_jax.files.paths import (
+    digest_of_file,
+    exists,
+    is_file,
+    is_folder,
+    local_path,
+    make_folder,
+    real_path,
+    reason,
+    user_cache,
+)
 
 __all__ = [
     "atomic_folder",
@@ -34,6 +44,7 @@ __all__ = [
     "real_path",
     "reason",
     "remove_stale_temporaries",
+    "user_cache",
     "write_bytes",
     "write_json",
     "write_text",

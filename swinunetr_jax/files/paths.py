@@ -65,6 +65,19 @@ def local_path(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def user_cache() -> Path | None:
+    """Returns the folder in which this project keeps what it can compute again, or None if there is none that can be written.
+
+    There is none in a container without a home directory, where HOME is unset or the folder cannot be created.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError):  # RuntimeError: there is no home
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 def real_path(path: str | os.PathLike) -> Path:
     """Returns the absolute path without links. A link to itself and a name that no file can have remain as they are."""
     try:

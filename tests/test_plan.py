@@ -1,0 +1,366 @@
+"""The planner: measured facts, decisions over many made-up data sets, the line of memory, and the file. Nothing is compiled here."""
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from swinunetr_jax import InputError, cli
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.training import Recipe, command
+from swinunetr_jax.training.plan import compile as compile_module
+from swinunetr_jax.training.plan import make
+from swinunetr_jax.training.plan.decisions import (
+    batch_limit,
+    decide_spacing,
+    decide_window,
+    first_crop,
+    median_shape,
+    notes,
+    smaller_crop,
+)
+from swinunetr_jax.training.plan.devices import find_target
+from swinunetr_jax.training.plan.fingerprint import CaseFacts, ChannelFacts, Fingerprint, combine, measure_case
+from swinunetr_jax.training.plan.measure import measure
+from swinunetr_jax.training.plan.memory import StepBytes, StepMemory, settle
+from swinunetr_jax.training.plan.plan_file import check_plan, read_plan, write_plan
+from swinunetr_jax.training.plan.search import GIB, Budget, Fixed, NetworkSize, Step, choose_sizes
+
+# Bytes of a voxel of a sample in float32 with 12 features, as compiled for a CPU, and of the rest of a step.
+VOXEL_BYTES, REST_BYTES = 1070.0, 108e6
+
+
+def made_up(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), box_share=0.5, other_spacings=()) -> Fingerprint:
+    """Returns the fingerprint of equal cases; the last ones have other spacings."""
+    spacings = [spacing] * (cases - len(other_spacings)) + list(other_spacings)
+    facts = tuple(
+        CaseFacts(f"case{n}", shape, one, ((0, shape[0]), (0, shape[1]), (0, shape[2])), box_share, {1: 10}, {1: 1})
+        for n, one in enumerate(spacings)
+    )
+    return Fingerprint("RAS", tuple(ChannelFacts(name, 50.0, 20.0, -100.0, 40.0, 200.0, 1000) for name in channels), facts)
+
+
+# name: (fingerprint, GiB of a device, devices, whether it is a CPU)
+MADE_UP = {
+    "hippocampus": (made_up((35, 50, 36), cases=200), 16, 1, False),
+    "hippocampus, CPU": (made_up((35, 50, 36), cases=200), 8, 1, True),
+    "tiny": (made_up((16, 16, 16), cases=4), 8, 1, False),
+    "flat": (made_up((320, 320, 18), (0.6, 0.6, 4.0), cases=32, channels=("T2", "ADC")), 16, 1, False),
+    "one slice": (made_up((256, 256, 1), (1.0, 1.0, 8.0), cases=50), 8, 1, False),
+    "heart": (made_up((320, 320, 115), (1.25, 1.25, 1.37)), 24, 1, False),
+    "BraTS": (made_up((140, 175, 140), cases=1251, channels=("FLAIR", "T1ce", "T1", "T2")), 16, 1, False),
+    "BraTS, 80 GiB": (made_up((140, 175, 140), cases=1251, channels=("FLAIR", "T1ce", "T1", "T2")), 80, 1, False),
+    "BraTS, 8 devices": (made_up((140, 175, 140), cases=1251, channels=("FLAIR", "T1ce", "T1", "T2")), 16, 8, False),
+    "liver": (made_up((512, 512, 430), (0.77, 0.77, 1.0), cases=131, channels=("CT",)), 24, 1, False),
+    "liver, 8 GiB": (made_up((512, 512, 430), (0.77, 0.77, 1.0), cases=131, channels=("CT",)), 8, 1, False),
+    "BTCV": (made_up((512, 512, 148), (0.76, 0.76, 3.0), cases=30, channels=("CT",)), 24, 1, False),
+    "lung": (made_up((512, 512, 250), (0.79, 0.79, 1.25), cases=63, channels=("CT",)), 40, 1, False),
+    "huge": (made_up((1500, 1500, 1500), (0.05, 0.05, 0.05), cases=5, channels=("CT",)), 80, 4, False),
+    "huge, small device": (made_up((1500, 1500, 1500), (0.05, 0.05, 0.05), cases=5, channels=("CT",)), 6, 1, False),
+    "eight channels": (made_up((96, 96, 60), (2.0, 2.0, 3.0), cases=40, channels=tuple("abcdefgh")), 12, 1, False),
+    "two cases": (made_up((200, 180, 160), cases=2), 16, 1, False),
+    "long": (made_up((60, 60, 900), cases=12), 16, 2, False),
+    "PET-CT": (made_up((400, 400, 326), (2.0, 2.0, 3.0), cases=1014, channels=("CT", "PET")), 32, 4, False),
+    "two devices, CPU": (made_up((128, 128, 64), cases=20), 4, 2, True),
+    "mixed spacings": (made_up((256, 256, 30), (0.8, 0.8, 5.0), cases=20, other_spacings=[(0.8, 0.8, 2.0)] * 6), 16, 1, False),
+}
+
+
+def line(step: Step) -> float:
+    """Returns the bytes of a step by a line in its voxels."""
+    network = step.network
+    voxel = VOXEL_BYTES * network.feature_size / 12
+    voxel *= 0.55 if network.dtype == "bfloat16" else 1.0
+    voxel *= 0.6 if network.use_checkpoint else 1.0
+    return REST_BYTES * (network.feature_size / 12) ** 2 + voxel * step.batch * math.prod(step.roi)
+
+
+def chosen(fingerprint, memory, devices, on_cpu, fixed=None, function=line):
+    spacing, _ = decide_spacing(fingerprint)
+    median = median_shape(fingerprint, spacing)
+    budget = Budget(0.92 * memory * GIB, devices, on_cpu=on_cpu)
+    limit = lambda crop: batch_limit(fingerprint, median, crop)  # noqa: E731
+    return choose_sizes(function, budget, median, first_crop(median, spacing), limit, fixed), median, budget, spacing
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_a_plan_fits_and_the_next_step_up_does_not(name):
+    fingerprint, *device = MADE_UP[name]
+    sizes, median, budget, spacing = chosen(fingerprint, *device)
+    step = sizes.step
+    assert line(step) <= budget.limit
+    assert all(line(one) > budget.limit for one in sizes.refused)
+    assert all(size % 32 == 0 for size in step.roi) and max(step.roi) >= 64
+    assert sizes.batch == step.batch * budget.groups >= 2
+    larger = replace(step, batch=step.batch + 1)
+    limit = batch_limit(fingerprint, median, step.roi)
+    assert line(larger) > budget.limit or larger.batch * budget.groups > limit
+    crops = [first_crop(median, spacing)]
+    while crops[-1] != step.roi:
+        crops.append(smaller_crop(crops[-1], median))
+    assert len(crops) == 1 or line(Step(step.network, crops[-2], budget.least_batch)) > budget.limit
+    assert (step.network.feature_size == 12) == budget.on_cpu
+    assert all(decision.reason and decision.runner_up for decision in sizes.decisions)
+
+
+def test_concessions_come_in_order():
+    found = [chosen(MADE_UP["BraTS"][0], memory, 1, False)[0].step.network for memory in (80, 16, 8, 3)]
+    assert found == [
+        NetworkSize(),
+        NetworkSize(dtype="bfloat16"),
+        NetworkSize(dtype="bfloat16", use_checkpoint=True),
+        NetworkSize(dtype="bfloat16", use_checkpoint=True, feature_size=24),
+    ]
+
+
+def test_values_that_the_user_chose_are_kept():
+    fixed = Fixed(roi=(96, 96, 96), batch=3, feature_size=36, use_v2=False)
+    sizes, *_ = chosen(MADE_UP["liver"][0], 40, 1, False, fixed)
+    assert sizes.step == Step(NetworkSize(36, use_v2=False), (96, 96, 96), 3) and sizes.batch == 3
+    assert {d.name: d.reason[:17] for d in sizes.decisions if d.reason.startswith("given")}.keys() == {
+        "network.feature_size",
+        "network.use_v2",
+        "roi",
+        "batch",
+    }
+
+
+def test_a_limit_that_no_step_fits_into_is_one_sentence():
+    with pytest.raises(InputError, match=r"no training step fits into 0\.092 GiB: a crop of .*×.* needs"):
+        chosen(MADE_UP["liver"][0], 0.1, 1, False)
+
+
+def test_spacings():
+    even = made_up((10, 10, 10), (1.0, 1.0, 1.0), cases=5, other_spacings=[(2.0, 1.0, 1.0)] * 2)
+    assert decide_spacing(even)[0] == (1.0, 1.0, 1.0)
+    assert decide_spacing(even, (3.0, 3.0, 3.0))[0] == (3.0, 3.0, 3.0)
+    coarse = MADE_UP["mixed spacings"][0]  # 10 % of the scans have 2 mm slices or thinner
+    assert decide_spacing(coarse)[0] == (0.8, 0.8, 2.0)
+    assert decide_spacing(made_up((100, 100, 60), (1.0, 1.0, 4.0), cases=4, other_spacings=[(1.0, 1.0, 2.0)]))[0] == (1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "window"), [(("CT",), (-100.0, 200.0)), (("CT", "PET"), None), (("T1",), None), (("ct",), (-100.0, 200.0))]
+)
+def test_intensities(channels, window):
+    assert decide_window(made_up((9, 9, 9), channels=channels))[0] == window
+
+
+@pytest.mark.parametrize(
+    ("median", "spacing", "crop"),
+    [
+        ((35, 50, 36), (1, 1, 1), (32, 64, 32)),
+        ((41, 30, 20), (1, 1, 1), (64, 32, 32)),
+        ((20, 30, 20), (1, 1, 1), (32, 64, 32)),
+        ((140, 175, 140), (1, 1, 1), (160, 192, 160)),
+        ((1500, 1500, 1500), (1, 1, 1), (256, 256, 256)),
+        ((512, 512, 148), (0.75, 0.75, 3), (416, 416, 128)),
+    ],
+)
+def test_first_crops(median, spacing, crop):
+    assert first_crop(np.array(median), spacing) == crop
+
+
+def test_smaller_crops_end_at_the_smallest_one():
+    median, crop, seen = np.array((140, 175, 140)), (160, 192, 160), []
+    while (crop := smaller_crop(crop, median)) is not None:
+        seen.append(crop)
+    assert seen[0] == (128, 192, 160) and seen[-1] == (32, 64, 32) and len(set(seen)) == len(seen)
+
+
+def test_notes_say_what_is_unusual():
+    fingerprint = made_up((320, 320, 18), (0.6, 0.6, 4.0))
+    said = notes(fingerprint, (0.6, 0.6, 4.0), (64, 64, 32))
+    assert "6.7 times as long" in said[0] and "18 voxels along axis 2, which is padded to 32" in said[0]
+    assert said[1].startswith("20 of 20 scans are smaller than the crop of 64×64×32")
+    assert not notes(made_up((64, 64, 64)), (1, 1, 1), (64, 64, 64))
+
+
+def test_the_facts_of_a_case():
+    label = np.zeros((8, 6, 4), np.uint8)
+    label[1, 1, 1] = label[2, 2, 2] = 1  # they share a corner
+    label[5, 1, 1] = label[7, 1, 1] = 3
+    image = np.zeros((8, 6, 4, 2), np.float32)
+    image[1:, 1:3, 1:] = 5
+    image[label == 3, 0] = 9
+    one = measure_case("a", image, label, (1.0, 2.00000049, 3.0), number=0, cases=1)
+    facts = one.facts
+    assert facts == CaseFacts(
+        "a", (8, 6, 4), (1.0, 2.0, 3.0), ((1, 8), (1, 3), (1, 4)), round(7 * 2 * 3 / 192, 6), {1: 2, 3: 2}, {1: 1, 3: 2}
+    )
+    found = combine([one], ("0", "1"), "RAS")
+    assert (found.channels[0].mean, found.channels[0].deviation, found.channels[1].deviation) == (7.0, 2.0, 0.0)
+    assert found.channels[0].samples == 4
+
+
+def test_a_line_through_compiled_steps_is_followed_to_a_plan():
+    """The compiled memory is not quite the line; the plan is right nevertheless, and few steps are compiled."""
+    for name in MADE_UP:
+        fingerprint, memory, devices, on_cpu = MADE_UP[name]
+        compiled: list[Step] = []
+
+        def compile_step(step: Step, compiled: list[Step] = compiled) -> StepBytes:
+            compiled.append(step)
+            return StepBytes(REST_BYTES, line(step) * (1 + 0.03 * math.sin(sum(step.roi) + step.batch)) - REST_BYTES)
+
+        model = StepMemory(compile_step, ((64, 64, 64), 2))
+        limit = 0.92 * memory * GIB
+        sizes = settle(
+            lambda memory_of: chosen(fingerprint, memory, devices, on_cpu, function=memory_of)[0],  # noqa: B023
+            model,
+            limit,
+        )
+        assert model.compiled[sizes.step].total <= limit
+        assert all(line(one) > 0.97 * limit for one in sizes.refused)
+        assert len(compiled) == len(set(compiled)) <= 12, name
+
+
+# ---- the file and the command
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data set of the Decathlon with four small scans."""
+    return write_data(tmp_path / "data", 4)
+
+
+def write_data(root: Path, cases: int, value: int = 1) -> Path:
+    rng = np.random.default_rng(0)
+    training = []
+    for number in range(cases):
+        label = np.zeros((12, 10, 9), np.uint8)
+        label[3:6, 3:6, 2:5] = value
+        for folder, array in (("imagesTr", rng.normal(100, 9, label.shape).astype(np.float32)), ("labelsTr", label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([1, 1, 2, 1])), root / folder / f"case{number}.nii.gz")
+        training.append({"image": f"./imagesTr/case{number}.nii.gz", "label": f"./labelsTr/case{number}.nii.gz"})
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "training": training}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def not_compiled(monkeypatch) -> list[Step]:
+    """Replaces the compiler by the line; the steps that would be compiled."""
+    steps: list[Step] = []
+
+    def measured(self, step: Step) -> StepBytes:
+        steps.append(step)
+        return StepBytes(REST_BYTES, line(step) - REST_BYTES)
+
+    monkeypatch.setattr(compile_module.StepCompiler, "_measured", measured)
+    monkeypatch.setattr(compile_module.files, "user_cache", lambda: None)
+    return steps
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as done:
+        cli.main(list(map(str, arguments)))
+    return done.value.code or 0
+
+
+def test_a_plan_is_written_and_trains_with_it(data, tmp_path, not_compiled, capsys):
+    out = tmp_path / "plan.json"
+    assert run("plan", data, "--memory", 4, "--device", "cpu", "--out", out) == 0
+    plan = read_plan(out)
+    assert plan.options.roi == (64, 32, 32) and plan.options.network == NetworkSize(12) and plan.options.spacing == (1, 1, 2)
+    assert plan.need.step_bytes <= plan.need.limit_bytes and "runner-up" in capsys.readouterr().out
+    for words in (["msd", "--plan", str(out)], [str(out.with_suffix(".py"))]):
+        recipe, resume, _ = command.parse([*words, "--data", str(data), "--batch", "7"])
+        assert not resume and recipe.batch == 7 and recipe.roi == plan.options.roi and recipe.plan == out
+        assert recipe.options().network.feature_size == 12 and recipe.options().network.use_v2
+        assert recipe.optim.lr == 1e-3
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).plan == out
+    check_plan(out, find_cases(data), ())
+
+
+def test_a_plan_is_for_one_data_set(data, tmp_path, not_compiled):
+    out = tmp_path / "plan.json"
+    assert run("plan", data, "--device", "cpu", "--out", out) == 0
+    moved = data.rename(tmp_path / "moved")
+    check_plan(out, find_cases(moved), ())
+    other = write_data(tmp_path / "other", 4, value=2)
+    with pytest.raises(InputError, match=r"plan\.json was made for another data set than .*other"):
+        check_plan(out, find_cases(other), ())
+
+
+def test_files_that_have_not_changed_are_not_read_again(data, monkeypatch):
+    first = measure(find_cases(data))
+    monkeypatch.setattr("swinunetr_jax.training.plan.measure.read_case", None)
+    assert measure(find_cases(data), known=first) is first
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "v99"], "there is no device v99: give cpu, gpu or tpu"),
+        (["--device", "gpu"], "this machine has no gpu that JAX can use"),
+        (["--memory", "0.1"], "no training step fits into 0.092 GiB"),
+        (["--memory", "-3"], "--memory is -3, expected the memory of a device in GiB, above 0"),
+        (["--roi", "30", "64", "64"], "multiple of 32"),
+        (["--batch", "0"], "--batch is 0, expected at least 1"),
+        (["--network.feature-size", "13"], "multiple of 12"),
+        (["--recipe", "phantom"], "the recipe phantom makes its own data"),
+        (["--out", "nowhere/plan.json"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, said, data, tmp_path, not_compiled, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    device = [] if "--device" in options else ["--device", "cpu"]
+    assert run("plan", data, *device, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_a_data_set_of_one_case_is_refused(tmp_path, not_compiled, capsys):
+    assert run("plan", write_data(tmp_path / "one", 1), "--device", "cpu", "--out", tmp_path / "plan.json") == 2
+    assert "there is one labelled case, expected at least two" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_is_refused(data, tmp_path, not_compiled):
+    out = tmp_path / "plan.json"
+    assert run("plan", data, "--device", "cpu", "--out", out) == 0
+    plan = read_plan(out)
+    facts = replace(plan.fingerprint.cases[0], shape=(99, 10, 9))
+    write_plan(out, replace(plan, fingerprint=replace(plan.fingerprint, cases=(facts, *plan.fingerprint.cases[1:]))))
+    with pytest.raises(InputError, match="its fingerprint has another digest"):
+        read_plan(out)
+    for text in ("{", json.dumps({"version": 1}), json.dumps({**dataclasses.asdict(plan), "version": 2})):
+        out.write_text(text)
+        with pytest.raises(InputError, match=r"plan\.json .*make the plan again with `swinunetr plan`"):
+            command.parse(["msd", "--data", str(data), "--plan", str(out)])
+
+
+# ---- compiled
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("shape", "spacing", "channels", "memory"),
+    [
+        ((35, 50, 36), (1.0, 1.0, 1.0), 1, 2.0),
+        ((140, 175, 140), (1.0, 1.0, 1.0), 4, 3.0),
+        ((320, 320, 18), (0.6, 0.6, 4.0), 2, 2.0),
+        ((96, 96, 60), (2.0, 2.0, 3.0), 8, 2.0),
+    ],
+)
+def test_a_compiled_plan_fits_and_the_next_step_up_does_not(shape, spacing, channels, memory, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fingerprint = made_up(shape, spacing, cases=40, channels=tuple("abcdefgh"[:channels]))
+    target = find_target("cpu", memory)
+    from swinunetr_jax import Task
+    from swinunetr_jax.training.recipes.msd import RECIPE
+
+    training = make._training(RECIPE, RECIPE.network, Task.classes(3), channels)
+    compiler = compile_module.StepCompiler(training, target, channels, 1, keep=True, say=print)
+    model = StepMemory(compiler, ((64, 64, 32), 2))
+    sizes = settle(lambda of: chosen(fingerprint, memory, 1, True, function=of)[0], model, target.limit)
+    assert model.compiled[sizes.step].total <= target.limit
+    larger = replace(sizes.step, batch=sizes.step.batch + 1)
+    for step in (*sizes.refused, *([larger] if larger.batch <= batch_limit(fingerprint, np.array(shape), larger.roi) else [])):
+        assert model.compile(step).total > target.limit

@@ -1,0 +1,175 @@
+"""Makes the plan of a training run: measures the data, decides, and compiles the training step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__
+from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.training.config import Network
+from swinunetr_jax.training.plan.compile import StepCompiler
+from swinunetr_jax.training.plan.decisions import (
+    Decision,
+    Spacing,
+    batch_limit,
+    decide_spacing,
+    decide_window,
+    first_crop,
+    median_shape,
+    notes,
+)
+from swinunetr_jax.training.plan.devices import Target
+from swinunetr_jax.training.plan.measure import Measured, channel_names, labelled_cases, measure
+from swinunetr_jax.training.plan.memory import StepMemory, settle
+from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
+from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes
+from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.step import Training
+
+ANCHOR_EDGE = 64  # the largest edge of the first crop that is compiled of each network
+TRAINING_SHARE = 0.8  # of the cases: with five folds, four are for training
+
+
+@dataclass(frozen=True)
+class Given:
+    """The decisions that the user makes. None leaves one to the planner."""
+
+    spacing: Spacing | None = None
+    orientation: str | None = None
+    window: tuple[float, float] | None = None
+    sizes: Fixed = field(default_factory=Fixed)
+
+
+def make_plan(
+    recipe: Recipe,
+    target: Target,
+    given: Given | None = None,
+    *,
+    known: Measured | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Returns the plan of a run of a recipe.
+
+    Args:
+        recipe: the recipe, with the data set.
+        target: the devices.
+        given: the decisions that the user makes.
+        known: an earlier measurement, which is used if no file has changed since.
+        progress: called with the numbers of cases measured and of all cases.
+        say: called with a sentence about each compilation.
+
+    Raises:
+        InputError: the data set, the recipe or the memory cannot be used.
+    """
+    given = given or Given()
+    if not isinstance(recipe.network, Network):
+        raise InputError("the recipe gives a function for `network`, and the planner plans a Swin UNETR: choose another recipe.")
+    dataset = _dataset(recipe)
+    cases = labelled_cases(dataset)
+    orientation = given.orientation or recipe.orientation or "RAS"
+    measured = measure(dataset, channels=recipe.channels, orientation=orientation, known=known, progress=progress)
+    fingerprint = measured.fingerprint
+    spacing, of_spacing = decide_spacing(fingerprint, given.spacing)
+    window, of_window = decide_window(fingerprint, given.window)
+    median = median_shape(fingerprint, spacing)
+    task, channels = _task(recipe, dataset, cases)
+    compiler = StepCompiler(
+        _training(recipe, recipe.network, task, channels),
+        target,
+        channels,
+        recipe.devices.spatial_shards,
+        keep=not recipe.functions(),
+        say=say,
+    )
+    budget = Budget(
+        limit=target.limit,
+        groups=max(len(target.devices) // recipe.devices.spatial_shards, 1),
+        parts=recipe.optim.accumulate,
+        on_cpu=target.platform == "cpu",
+    )
+    first = given.sizes.roi or first_crop(median, spacing)
+    anchor = min(first[0], ANCHOR_EDGE), min(first[1], ANCHOR_EDGE), min(first[2], ANCHOR_EDGE)
+    memory = StepMemory(compiler, (anchor, budget.least_batch))
+
+    def choose(memory: StepMemory) -> Sizes:
+        return choose_sizes(memory, budget, median, first, lambda crop: batch_limit(fingerprint, median, crop), fixed=given.sizes)
+
+    sizes = settle(choose, memory, target.limit, confirm_all=target.platform == "tpu")
+    orientation_decision = Decision(
+        "orientation", orientation, "all scans are brought to it, since voxel sizes are along its axes", "as stored"
+    )
+    found = memory.compiled[sizes.step]
+    steps = recipe.steps or -(-recipe.epochs * round(TRAINING_SHARE * len(cases)) // sizes.batch)
+    return Plan(
+        version=VERSION,
+        swinunetr_jax=__version__,
+        data=str(recipe.data),
+        recipe=str(recipe.file.path) if recipe.file else recipe.name,
+        options=PlannedOptions(sizes.step.roi, sizes.batch, spacing, orientation, window, sizes.step.network),
+        decisions=(orientation_decision, of_spacing, of_window, *sizes.decisions),
+        notes=tuple(notes(fingerprint, spacing, sizes.step.roi)),
+        need=Need(
+            device=target.kind,
+            count=len(target.devices),
+            limit_bytes=target.limit,
+            step_bytes=found.total,
+            seconds=found.seconds,
+            hours=None if found.seconds is None else steps * found.seconds / 3600,
+        ),
+        digest=fingerprint.digest,
+        fingerprint=fingerprint,
+        sources=measured.sources,
+    )
+
+
+def _dataset(recipe: Recipe) -> Dataset:
+    source = source_of(recipe)
+    if source.is_synthetic:
+        raise InputError(
+            f"the recipe {recipe.name} makes its own data, which needs no plan: choose another --recipe, such as msd."
+        )
+    return source.dataset(recipe, Path())
+
+
+def _task(recipe: Recipe, dataset: Dataset, cases: list[Case]) -> tuple[Task, int]:
+    """Returns the task of the run and the number of its channels. The memory depends on its outputs only."""
+    names, count = channel_names(dataset, cases, recipe.channels)
+    fields: dict[str, Any] = {"channels": names}
+    return source_of(recipe).task(dataset, cases, fields), count
+
+
+def _training(recipe: Recipe, network: Network, task: Task, channels: int) -> Training:
+    """Returns the run whose step is compiled. The number of steps and the seed have no effect on the memory."""
+    functions = {name: function for name, function in recipe.functions().items() if name in ("objective", "optimizer")}
+    config = network.config(channels, len(task.outputs))
+    assert isinstance(config, SwinUNETRConfig)
+    return Training(config, task, recipe.loss, recipe.optim, 1000, 0, **functions)
+
+
+def shown(plan: Plan) -> list[str]:
+    """Returns the plan as lines of text: each decision with its reason and the runner-up, and the notes."""
+    lines = []
+    for decision in plan.decisions:
+        value = decision.value
+        text = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+        lines += [f"{decision.name}: {text}", f"    {decision.reason}", f"    runner-up: {decision.runner_up}"]
+    return lines + [f"note: {note}" for note in plan.notes]
+
+
+def recipe_text(plan: Plan, file: str) -> str:
+    """Returns a recipe file that takes the options of a plan, and is written next to it.
+
+    Args:
+        plan: the plan.
+        file: the name of the plan's file.
+    """
+    if plan.recipe.endswith(".py"):
+        imported, base = "from swinunetr_jax.training import load_recipe", f"load_recipe({plan.recipe!r})"
+    else:
+        imported, base = f"from swinunetr_jax.training.recipes.{plan.recipe} import RECIPE as BASE", "BASE"
+    lines = [f'"""The recipe {plan.recipe} with the options of {file}."""', "", "from dataclasses import replace"]
+    lines += ["from pathlib import Path", "", imported, "", f"RECIPE = replace({base}, plan=Path(__file__).with_name({file!r}))"]
+    return "\n".join([*lines, ""])
