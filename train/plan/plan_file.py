@@ -15,7 +15,7 @@ from swinunetr_jax.training.plan.fingerprint import Fingerprint
 from swinunetr_jax.training.plan.measure import Measured, Sources, measure
 from swinunetr_jax.training.plan.search import NetworkSize
 
-VERSION = 1
+VERSION: Literal[1] = 1
 _REMEDY = "make the plan again with `swinunetr plan`"
 
 
