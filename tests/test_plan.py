@@ -109,7 +109,7 @@ def test_a_plan_fits_and_the_next_step_up_does_not(name):
 
 
 def test_concessions_come_in_order():
-    found = [chosen(MADE_UP["BraTS"][0], memory, 1, False)[0].step.network for memory in (80, 16, 8, 3)]
+    found = [chosen(MADE_UP["BraTS"][0], memory, 1, False)[0].step.network for memory in (80, 8, 5, 3)]
     assert found == [
         NetworkSize(),
         NetworkSize(dtype="bfloat16"),
@@ -217,7 +217,7 @@ def test_a_line_through_compiled_steps_is_followed_to_a_plan():
         )
         assert model.compiled[sizes.step].total <= limit
         assert all(line(one) > 0.97 * limit for one in sizes.refused)
-        assert len(compiled) == len(set(compiled)) <= 12, name
+        assert len(compiled) == len(set(compiled)) <= 16, name  # four networks are tried for the liver
 
 
 # ---- the file and the command
