@@ -206,7 +206,8 @@ def test_a_line_through_compiled_steps_is_followed_to_a_plan():
 
         def compile_step(step: Step, compiled: list[Step] = compiled) -> StepBytes:
             compiled.append(step)
-            return StepBytes(REST_BYTES, line(step) * (1 + 0.03 * math.sin(sum(step.roi) + step.batch)) - REST_BYTES)
+            held = REST_BYTES * (step.network.feature_size / 12) ** 2
+            return StepBytes(held, line(step) * (1 + 0.03 * math.sin(sum(step.roi) + step.batch)) - held)
 
         model = StepMemory(compile_step, ((64, 64, 64), 2))
         limit = 0.92 * memory * GIB

@@ -101,8 +101,9 @@ class PlanCommand:
         from swinunetr_jax.config import SwinUNETRConfig
         from swinunetr_jax.task import Task
 
-        features = self.network.feature_size
-        config = SwinUNETRConfig(in_channels=1, out_channels=2, **({} if features is None else {"feature_size": features}))
+        config = SwinUNETRConfig(in_channels=1, out_channels=2)
+        if self.network.feature_size is not None:
+            config = replace(config, feature_size=self.network.feature_size)
         if self.roi is not None:
             config.check_spatial(self.roi)
         if self.batch is not None and self.batch < 1:
