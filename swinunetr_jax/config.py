@@ -164,7 +164,7 @@ class SwinUNETRConfig:
         return self.window_size
 
     def stage_width(self, stage: int) -> int:
-        """Returns the number of channels in stage 0 … 3, or of the encoder's last output for 4."""
+        """Returns the number of channels in a stage 0 … 3. For `stage` 4 it is that of the encoder's last output."""
         return self.feature_size * 2**stage
 
     def check_spatial(self, shape: tuple[int, ...]) -> None:
@@ -204,7 +204,7 @@ class SwinUNETRConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(
-                f"unknown configuration field {', '.join(map(repr, unknown))}; known are {', '.join(sorted(known))}."
+                f"unknown configuration field {', '.join(map(repr, unknown))}; the known fields are {', '.join(sorted(known))}."
             )
         missing = sorted({"in_channels", "out_channels"} - set(values))
         if missing:

@@ -88,9 +88,9 @@ def faulty(tmp_path_factory):
     """A case for each fault, ten sound ones, one with four faults in one file and one in another, and a copy of a case."""
     root = tmp_path_factory.mktemp("faulty")
     expected = set()
-    for number, (harm, end, kind, words) in enumerate([*FAULTS.values(), *WARNINGS.values()]):
+    for number, (damage, end, kind, words) in enumerate([*FAULTS.values(), *WARNINGS.values()]):
         folder = brats(root, number)
-        harm(folder)
+        damage(folder)
         severity = "error" if number < len(FAULTS) else "warning"
         expected.add((folder.name, severity, kind, at(folder, end) if end else None, words))
     for number in range(100, 110):
@@ -114,17 +114,17 @@ def test_one_run_finds_every_fault_and_no_other(faulty, workers):
     seen = []
     report = check_dataset(find_cases(root), workers=workers, progress=lambda case: seen.append(case.case.name))
     assert seen == [case.name for case in report.dataset.cases] == [case.case.name for case in report.cases]
-    left = list(expected)
+    missing = list(expected)
     for finding in report.findings:
         fitting = [
-            e for e in left
+            e for e in missing
             if e[:3] == (finding.case, finding.severity, finding.kind) and e[4] in finding.message
             and (e[3] == finding.path or e[2] == "incomplete")
         ]  # fmt: skip
         assert fitting, finding
         assert finding.message.endswith(".") and "\n" not in finding.message and str(root) not in finding.message
-        left.remove(fitting[0])
-    assert left == []
+        missing.remove(fitting[0])
+    assert missing == []
 
 
 def test_bombs_are_refused_before_memory_is_allocated(faulty):

@@ -61,7 +61,7 @@ def test_names_from_data_are_neither_formulas_nor_commands_to_a_terminal(tmp_pat
     assert not any(cell.startswith(("=", "+", "-", "@")) or "\x1b" in cell or "\n" in cell for row in rows for cell in row)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err and "\x07" not in printed.out + printed.err
-    assert "1 without a prediction: lost\\nline" in printed.err
+    assert "1 case without a prediction: lost\\nline" in printed.err
     assert "@SUM(A1)" in scores(tmp_path / "out")["cases"]  # JSON keeps names as they are
 
 
@@ -152,8 +152,8 @@ def test_cases_that_cannot_be_scored_are_listed_and_the_others_are_scored(tmp_pa
     assert "older run" in report["failed"]["stale"]
     assert (report["missing_predictions"], report["missing_references"]) == (["unpredicted"], ["unknown"])
     errors = capsys.readouterr().err
-    assert "1 without a prediction: unpredicted" in errors
-    assert "1 without a reference: unknown" in errors
+    assert "1 case without a prediction: unpredicted" in errors
+    assert "1 case without a reference: unknown" in errors
     assert "cut: FAILED" in errors
     assert "Traceback" not in errors
 

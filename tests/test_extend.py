@@ -62,16 +62,16 @@ def train_example(name: str, data: Path, out: Path, *more: str) -> int:
 
 @pytest.mark.parametrize("name", WITH_SWIN_UNETR)
 def test_an_example_trains_and_resumes_to_the_same_bytes(name, data, tmp_path):
-    resumes_to_the_same_bytes(name, data, tmp_path)
+    assert_resumes_to_the_same_bytes(name, data, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", WITH_SWIN_UNETR)
 def test_an_example_trains_swin_unetr(name, data, tmp_path):
-    resumes_to_the_same_bytes(name, data, tmp_path)
+    assert_resumes_to_the_same_bytes(name, data, tmp_path)
 
 
-def resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
+def assert_resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
     whole, half = folder / "whole", folder / "half"
     assert train_example(name, data, whole) == 0
     assert train_example(name, data, half) == 0
@@ -142,16 +142,16 @@ def test_another_network_is_trained_resumed_and_used_by_predict(unet_run, data, 
     assert (tmp_path / "BraTS2021_00000.nii.gz").exists()
     capsys.readouterr()
     assert run_command("predict", "-i", case, "-o", tmp_path / "none", "-m", unet_run) == 2
-    said = capsys.readouterr().err
-    assert "the network is UNet, which is not a Swin UNETR" in said and "--recipe FILE" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "the network is UNet, which is not a Swin UNETR" in printed and "--recipe FILE" in printed and printed.count("\n") == 1
 
 
 def test_a_recipe_that_changed_is_named_when_its_run_is_resumed(unet_run, tmp_path, capsys):
     moved = tmp_path / "mine.py"
     moved.write_text((FOLDER / "network.py").read_text() + "\n# changed\n")
     assert run_command("train", "--resume", unet_run, "--steps", "6", "--workers", "0", "--recipe", moved) == 0
-    said = capsys.readouterr().out
-    assert f"{moved} has changed since the run started" in said and str(unet_run / "recipe.py") in said
+    printed = capsys.readouterr().out
+    assert f"{moved} has changed since the run started" in printed and str(unet_run / "recipe.py") in printed
     moved.unlink()
     assert run_command("train", "--resume", unet_run, "--steps", "7") == 2
     assert "does not exist any more: name the file with --recipe" in capsys.readouterr().err
@@ -162,26 +162,27 @@ def test_a_network_that_changed_is_refused_and_no_state_is_renamed(unet_run, tmp
     moved = tmp_path / "mine.py"
     moved.write_text((FOLDER / "network.py").read_text().replace("32", "24"))
     assert run_command("train", "--resume", unet_run, "--steps", "9", "--recipe", moved) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "holds the weights of another UNet than the recipe creates now" in said and "down.bias: got (32,), expected (24,)" in said
+        "holds the weights of another UNet than the recipe creates now" in printed
+        and "down.bias: got (32,), expected (24,)" in printed
     )
     assert sorted(path.name for path in (unet_run / "checkpoints").iterdir()) == saved
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "printed"),
     [
-        ("RECIPE = 3", "must define RECIPE, a swinunetr_jax.training.Recipe, and has one of type int"),
-        ("", "must define RECIPE, a swinunetr_jax.training.Recipe, and has none"),
+        ("RECIPE = 3", "must define RECIPE, a swinunetr_jax.training.Recipe, but defines it as int"),
+        ("", "must define RECIPE, a swinunetr_jax.training.Recipe, but does not"),
         ("x = 1\nraise ValueError('no')", "line 2 failed with ValueError: no"),
         ("RECIPE = (", "failed with SyntaxError"),
     ],
 )
-def test_a_file_without_a_recipe_is_refused_in_one_sentence(text, said, tmp_path):
+def test_a_file_without_a_recipe_is_refused_in_one_sentence(text, printed, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=printed) as refused:
         load_recipe(path)
     assert str(path) in str(refused.value)
 

@@ -57,7 +57,7 @@ def test_a_run_killed_at_twenty_moments_continues_to_the_same_bytes(runner, fini
 
 
 def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: int) -> None:
-    """Kills runs alternately a random time after a step and while a state is written, and lets each of them finish."""
+    """Kills runs, in turn a random time after a step and while a state is written, and resumes each of them until it finishes."""
     rng, done, number = random.Random(seed), 0, 0
     while done < kills:
         run, number = runner.folder / f"killed{seed}-{number}", number + 1
@@ -89,12 +89,12 @@ def test_after_a_signal_at_any_moment_the_state_is_saved_and_the_run_continues(r
     fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if moment == "compilation" else {}
     (process,) = runner.begin(run, *OFTEN, count=1, environment=fresh)
     if moment == "compilation":
-        assert runner.wait_for(process, lambda: "compiling the training step" in runner.said(process))
+        assert runner.wait_for(process, lambda: "compiling the training step" in runner.output_of(process))
     else:  # the sixth state exists, and its validation has not ended
         assert runner.wait_for(process, lambda: (run / "checkpoints" / "00000006").exists())
     process.send_signal(signal.SIGTERM)
     runner.finish([process], 143)
-    assert (run / "last" / "training.json").exists() and "continue with" in runner.said(process)
+    assert (run / "last" / "training.json").exists() and "continue with" in runner.output_of(process)
     runner.finish(runner.start("--resume", str(run), count=1), 0)
     assert bytes_of(run) == bytes_of(finished)
 
@@ -109,8 +109,10 @@ def test_a_worker_that_is_killed_ends_the_run(runner):
     (worker,) = workers_of(process)
     os.kill(worker, signal.SIGKILL)
     runner.finish([process], 2)
-    assert re.search(r"error: batch \d+ or one soon after it, of BraTS2021_\d+\b.*could not be prepared", runner.said(process))
-    assert "Traceback" not in runner.said(process)
+    assert re.search(
+        r"error: batch \d+ or one soon after it, of BraTS2021_\d+\b.*could not be prepared", runner.output_of(process)
+    )
+    assert "Traceback" not in runner.output_of(process)
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.long), "1"])
@@ -124,7 +126,7 @@ def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
         damaged.write_bytes(b"no array")
         damaged.rename(file)
     runner.finish([process], 2)
-    assert re.search(r"error: BraTS2021_\d+: ", runner.said(process)) and "Traceback" not in runner.said(process)
+    assert re.search(r"error: BraTS2021_\d+: ", runner.output_of(process)) and "Traceback" not in runner.output_of(process)
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:

@@ -34,7 +34,7 @@ def heads(prefix=""):
 
 
 def reconstruction(state):
-    """Returns a network with the names of `ssl_pretrained_weights.pth`: the encoder's begin with "encoder." and have an additional "0."."""
+    """Returns a network with the names of `ssl_pretrained_weights.pth`: "encoder." for the encoder, and one more "0." in its stages."""
     tensors = {}
     for name, tensor in state.items():
         name = re.sub(r"^swinViT\.(layers\d)\.0\.", r"encoder.\1.0.0.", name)

@@ -45,6 +45,6 @@ def test_an_old_run_is_resumed_with_its_options_its_cases_and_its_state(old, tmp
     assert resumed.progress.step == 1 and resumed.progress.best_step == 1
     assert float(np.unique(resumed.state.params["out.kernel"])[0]) == np.float32(0.001)
     assert [row["kind"] for row in read_rows(run)] == ["step", "validation"]
-    said, warned = capsys.readouterr()
+    printed, warned = capsys.readouterr()
     assert warned.count("entries of an older version of swinunetr_jax (2) cannot be used") == 1 and warned.count("\n") == 1
-    assert "continuing after step 1" in said
+    assert "continuing after step 1" in printed

@@ -56,14 +56,14 @@ def test_conv_equals_torch(grid, size):
     close(jax.jit(conv.conv)(x, kernel), channels_last(function(channels_first(x), moved, padding=size // 2)))
 
 
-@pytest.mark.parametrize("form", [conv.patch_conv, conv_reference.patch_conv, conv_cpu.space_to_depth])
+@pytest.mark.parametrize("implementation", [conv.patch_conv, conv_reference.patch_conv, conv_cpu.space_to_depth])
 @pytest.mark.parametrize("grid", [(4, 6, 2), (6, 8)])
-def test_patch_conv_equals_torch(form, grid):
+def test_patch_conv_equals_torch(implementation, grid):
     torch = pytest.importorskip("torch")
     x, kernel = normal(2, *grid, 3), normal(*(2,) * len(grid), 3, 5)
     function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
     moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
-    close(form(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
+    close(implementation(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
 
 
 @pytest.mark.parametrize(("grid", "c", "u", "o"), [((3, 2, 4), 6, 4, 3), ((3, 5), 4, 2, 3)])
@@ -85,9 +85,9 @@ def test_up_conv_equals_torch(grid, c, u, o):
     close(direct, channels_last(plain(both, moved(shortcut, -1, -2))), 2e-6)
 
 
-@pytest.mark.parametrize("form", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
+@pytest.mark.parametrize("implementation", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
 @pytest.mark.parametrize(("shape", "o"), [((1, 5, 6, 7, 3), 4), ((2, 4, 3, 5, 5), 2), ((1, 1, 2, 2, 3), 3), ((2, 9, 8, 7, 2), 6)])
-def test_implementations_of_conv_and_their_gradients(form, shape, o):
+def test_implementations_of_conv_and_their_gradients(implementation, shape, o):
     with jax.enable_x64(True):
         x, kernel, weight = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], o), (*shape[:-1], o)))
 
@@ -99,7 +99,7 @@ def test_implementations_of_conv_and_their_gradients(form, shape, o):
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
             return y, *gradients
 
-        for got, expected in zip(results(form), results(conv_reference.conv)):
+        for got, expected in zip(results(implementation), results(conv_reference.conv)):
             close(got, expected, 1e-12)
 
 
@@ -120,9 +120,9 @@ def test_winograd_convolutions_of_large_planes_equal_the_reference(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
     assert winograd.WINOGRAD.supports(jnp.asarray(x), kernel)
 
-    def results(form):
-        gradients = jax.jit(jax.grad(lambda x, k: (form(x, k) * weight).sum(), (0, 1)))(x, kernel)
-        return jax.jit(form)(x, kernel), *gradients
+    def results(implementation):
+        gradients = jax.jit(jax.grad(lambda x, k: (implementation(x, k) * weight).sum(), (0, 1)))(x, kernel)
+        return jax.jit(implementation)(x, kernel), *gradients
 
     with jax.enable_x64(True):
         exact = conv_reference.conv(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
@@ -131,13 +131,13 @@ def test_winograd_convolutions_of_large_planes_equal_the_reference(shape):
         close(got, expected, 3e-6)
 
 
-@pytest.mark.parametrize("form", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
-def test_implementations_of_conv_in_bfloat16(form):
+@pytest.mark.parametrize("implementation", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
+def test_implementations_of_conv_in_bfloat16(implementation):
     x, kernel = jnp.asarray(normal(1, 6, 7, 8, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 3, 8, 8), jnp.bfloat16)
-    got, expected = form(x, kernel), conv_reference.conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    got, expected = implementation(x, kernel), conv_reference.conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16
     close(got.astype(jnp.float32), expected, 2e-2)
-    dx, dk = jax.grad(lambda x, k: form(x, k).astype(jnp.float32).sum(), (0, 1))(x, kernel)
+    dx, dk = jax.grad(lambda x, k: implementation(x, k).astype(jnp.float32).sum(), (0, 1))(x, kernel)
     assert dx.dtype == dk.dtype == jnp.bfloat16
     assert np.isfinite(np.asarray(dk, np.float32)).all()
 
@@ -159,9 +159,9 @@ def test_fused_kernels_and_their_gradients(shape, c, u, o):
         inputs = [normal(*s, dtype=np.float64) for s in shapes]
         weights = normal(2, *fine, o, dtype=np.float64)
 
-        def results(form):
+        def results(implementation):
             def loss(*inputs):
-                y = form(*inputs)
+                y = implementation(*inputs)
                 return sum((a * b).sum() for a, b in zip(y, weights)), y
 
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)
@@ -190,13 +190,15 @@ def expected_attention(q, k, v, bias, regions):
     return np.einsum("nmts,nsmc->ntmc", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("form", [attention.window_attention, reference_attention, attention_cpu.CHUNKS])
+@pytest.mark.parametrize("implementation", [attention.window_attention, reference_attention, attention_cpu.CHUNKS])
 @pytest.mark.parametrize(("n", "windows", "t", "m", "c"), [(6, 3, 5, 2, 4), (8, 8, 27, 3, 16), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_attention(form, n, windows, t, m, c, shifted):
+def test_attention(implementation, n, windows, t, m, c, shifted):
     q, k, v, bias = (normal(*s) for s in ((n, t, m, c),) * 3 + ((m, t, t),))
     regions = rng.integers(0, 3, (windows, t)).astype(np.int32) if shifted else None
-    got = form(q, k, v, bias, regions if form is attention.window_attention or regions is None else jnp.asarray(regions))
+    got = implementation(
+        q, k, v, bias, regions if implementation is attention.window_attention or regions is None else jnp.asarray(regions)
+    )
     close(got, expected_attention(q, k, v, bias, regions), 2e-6)
 
 
@@ -209,8 +211,8 @@ def test_attention_by_chunks_has_the_reference_gradients(chunk, shifted, fresh_t
         bias = normal(2, 7, 7, dtype=np.float64)
         regions = jnp.asarray(rng.integers(0, 2, (3, 7)), jnp.int32) if shifted else None
 
-        def gradients(form):
-            return jax.jit(jax.grad(lambda *a: (form(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
+        def gradients(implementation):
+            return jax.jit(jax.grad(lambda *a: (implementation(*a, regions) * weight).sum(), (0, 1, 2, 3)))(q, k, v, bias)
 
         for got, expected in zip(gradients(attention_cpu.CHUNKS), gradients(reference_attention)):
             close(got, expected, 1e-12)
@@ -220,8 +222,8 @@ def test_attention_keeps_its_softmax_in_float32():
     q, k, v = (jnp.asarray(normal(2, 9, 2, 8), jnp.bfloat16) for _ in range(3))
     bias = jnp.asarray(normal(2, 9, 9))
     exact = expected_attention(*(np.asarray(a, np.float32) for a in (q, k, v, bias)), None)
-    for form in (reference_attention, attention_cpu.CHUNKS):
-        got = form(q, k, v, bias, None)
+    for implementation in (reference_attention, attention_cpu.CHUNKS):
+        got = implementation(q, k, v, bias, None)
         assert got.dtype == jnp.bfloat16
         close(got.astype(jnp.float32), exact, 1e-2)
 
@@ -291,8 +293,8 @@ def test_norms_have_the_gradients_of_their_formula(axes, affine):
         scale, bias = (normal(6, dtype=np.float64), normal(6, dtype=np.float64)) if affine else (None, None)
         which = (0, 1, 2) if affine else (0,)
 
-        def gradients(form):
-            return jax.grad(lambda *inputs: (form(*inputs) * weight).sum(), which)(x, scale, bias)
+        def gradients(implementation):
+            return jax.grad(lambda *inputs: (implementation(*inputs) * weight).sum(), which)(x, scale, bias)
 
         got = gradients(lambda x, scale, bias: norm.normalize_by_own_moments(x, scale, bias, axes))
         for mine, theirs in zip(got, gradients(formula)):

@@ -23,9 +23,9 @@ def normal(*shape, dtype=np.float32):
     return rng.normal(size=shape).astype(dtype)
 
 
-def values_and_gradients(form, q, k, v, bias, weight):
+def values_and_gradients(implementation, q, k, v, bias, weight):
     def loss(*inputs):
-        y = form(*inputs)
+        y = implementation(*inputs)
         return (y.astype(jnp.float32) * weight).sum(), y
 
     (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, bias)
@@ -145,9 +145,9 @@ def test_fused_kernels_and_their_gradients(shape, c, u, o, dtype, tolerance):
     with jax.enable_x64(dtype == np.float64):
         inputs, weights = up_conv_inputs(shape, c, u, o, dtype)
 
-        def results(form):
+        def results(implementation):
             def loss(*inputs):
-                y = form(*inputs)
+                y = implementation(*inputs)
                 return sum((a * b).sum() for a, b in zip(y, weights)), y
 
             (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(*inputs)

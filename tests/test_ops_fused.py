@@ -19,9 +19,9 @@ rng = np.random.default_rng(0)
 TYPES = [("float64", 1e-12), ("float32", 5e-6), ("bfloat16", 2e-2)]
 
 
-def values_and_gradients(form, inputs, weight, dtype):
+def values_and_gradients(implementation, inputs, weight, dtype):
     def loss(*inputs):
-        y = form(*inputs)
+        y = implementation(*inputs)
         return (y.astype(weight.dtype) * weight).sum(), y
 
     inputs = [jnp.asarray(a, dtype) for a in inputs]
@@ -29,12 +29,12 @@ def values_and_gradients(form, inputs, weight, dtype):
     return y, *gradients
 
 
-def compare(form, reference, inputs, weight, dtype, tolerance):
+def compare(implementation, reference, inputs, weight, dtype, tolerance):
     """Asserts that an implementation in `dtype` equals the reference in float64."""
     with jax.enable_x64(True):
         inputs = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in inputs]
         exact = values_and_gradients(reference, inputs, weight, "float64")
-        for got, expected in zip(values_and_gradients(form, inputs, weight, dtype), exact):
+        for got, expected in zip(values_and_gradients(implementation, inputs, weight, dtype), exact):
             assert got.dtype == dtype
             assert error(got, expected) < tolerance
 

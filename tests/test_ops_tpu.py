@@ -46,8 +46,8 @@ def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolera
     regions = jnp.asarray(rng.integers(0, 27, (windows, t)) // 9, jnp.int32) if shifted else None
 
     @functools.partial(jax.jit, static_argnums=0)
-    def results(form, *inputs):
-        y, pullback = jax.vjp(lambda *a: form(*a, regions), *inputs[:4])
+    def results(implementation, *inputs):
+        y, pullback = jax.vjp(lambda *a: implementation(*a, regions), *inputs[:4])
         return y, *pullback(inputs[4])
 
     got = results(attention_tpu.CHUNKS, q, k, v, bias, dy)
@@ -74,17 +74,17 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "shape", "o"), CONVS)
+@pytest.mark.parametrize(("implementation", "shape", "o"), CONVS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_conv_and_its_gradients(form, shape, o, dtype, tolerance):
+def test_conv_and_its_gradients(implementation, shape, o, dtype, tolerance):
     x, kernel, dy = normal(*shape, dtype=dtype), normal(3, 3, 3, shape[-1], o, dtype=dtype), normal(*shape[:-1], o, dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def results(form, x, kernel, dy):
-        y, pullback = jax.vjp(form, x, kernel)
+    def results(implementation, x, kernel, dy):
+        y, pullback = jax.vjp(implementation, x, kernel)
         return y, *pullback(dy)
 
-    got = results(form, x, kernel, dy)
+    got = results(implementation, x, kernel, dy)
     exact = results(conv_reference.conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
     assert [a.dtype for a in got] == [dtype] * 3
     for one, other in zip(got, exact):
@@ -96,8 +96,8 @@ def test_patch_conv_and_its_gradients(dtype, tolerance):
     x, kernel, dy = normal(2, 4, 6, 2, 3, dtype=dtype), normal(2, 2, 2, 3, 5, dtype=dtype), normal(2, 2, 3, 1, 5, dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def results(form, x, kernel, dy):
-        y, pullback = jax.vjp(form, x, kernel)
+    def results(implementation, x, kernel, dy):
+        y, pullback = jax.vjp(implementation, x, kernel)
         return y, *pullback(dy)
 
     exact = results(conv_reference.patch_conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
@@ -113,19 +113,19 @@ UP_CONVS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "shape", "c", "u", "o"), UP_CONVS)
+@pytest.mark.parametrize(("implementation", "shape", "c", "u", "o"), UP_CONVS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), pytest.param(jnp.bfloat16, 4e-2, marks=pytest.mark.long)])
-def test_up_conv_and_its_gradients(form, shape, c, u, o, dtype, tolerance):
+def test_up_conv_and_its_gradients(implementation, shape, c, u, o, dtype, tolerance):
     fine = (shape[0], *(2 * size for size in shape[1:]))
     shapes = ((*shape, c), (*fine, u), (2, 2, 2, c, u), (3, 3, 3, 2 * u, o), (1, 1, 1, 2 * u, o))
     inputs, dy = [normal(*s, dtype=dtype) for s in shapes], tuple(normal(*fine, o, dtype=dtype) for _ in range(2))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def results(form, dy, *inputs):
-        y, pullback = jax.vjp(form, *inputs)
+    def results(implementation, dy, *inputs):
+        y, pullback = jax.vjp(implementation, *inputs)
         return *y, *pullback(dy)
 
-    got = results(form, dy, *inputs)
+    got = results(implementation, dy, *inputs)
     wide = [a.astype(jnp.float32) for a in (*dy, *inputs)]
     exact = results(up_conv_reference.up_conv, tuple(wide[:2]), *wide[2:])
     assert {a.dtype for a in got} == {jnp.dtype(dtype)}

@@ -23,7 +23,7 @@ def reference(path):
 
 @pytest.mark.fault("1.5")
 def test_predictions_are_scored_against_the_label_of_their_own_scan(tmp_path):
-    """Formerly the name CT_image meant P001 if P001 was among the references, and the result of P002 had Dice 0.28 instead of 1."""
+    """Formerly the result CT_image of P002 was scored against the label of P001, with a Dice of 0.28 instead of 1."""
     out = tmp_path / "out"
     cases = {}
     for at, (patient, name) in enumerate([("P001", None), ("P002", "CT_image"), ("P003", "CT_image_2")]):
@@ -115,7 +115,7 @@ def test_all_cases_of_a_patient_are_in_one_fold_and_the_number_of_patients_is_pr
     folds = {}
     for case in cases:
         folds.setdefault(case.name[:6], set()).add(case.fold)
-    assert all(len(of) == 1 for of in folds.values()) and "20 cases of 10 patients" in messages[0]
+    assert all(len(numbers) == 1 for numbers in folds.values()) and "20 cases of 10 patients" in messages[0]
     given = [labelled("sub-01_ses-1", fold=0), labelled("sub-01_ses-2", fold=1)]
     with_folds(given, notify=messages.append)
     assert "sub-01" in messages[-1] and "several folds" in messages[-1]

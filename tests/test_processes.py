@@ -129,7 +129,9 @@ def test_a_recipe_file_on_two_processes(runner):
 def test_a_mistake_ends_all_processes(runner):
     started = runner.begin(runner.folder / "odd", "--steps", "6", *VALIDATE, "--batch", "3")
     runner.finish(started, 2)
-    assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.said(started[0])
+    assert "a batch of 3 cannot be shared evenly by 2 devices of 2 processes: choose a multiple of 2" in runner.output_of(
+        started[0]
+    )
 
 
 def test_several_processes_are_recognised_by_the_environment():

@@ -143,7 +143,7 @@ def table(rows: list[dict[str, Any]], rate: float) -> str:
 def main(options: Options) -> None:
     unknown = set(options.against) - set(NAMES)
     if unknown:
-        sys.exit(f"error: unknown contender {', '.join(unknown)}; known are {', '.join(NAMES)}")
+        sys.exit(f"error: unknown contender {', '.join(unknown)}; the known ones are {', '.join(NAMES)}")
     rate = matmul_rate(options.dtype)
     rows = []
     with tempfile.TemporaryDirectory() as cache:

@@ -14,8 +14,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-# v5e: its peak of 197 TFLOP/s divided by the 131,072 operations per cycle of its matrix units. v6e: assumed, since it does not follow from
-# the peak; only ratios between two programs for a v6e are meaningful.
+# For a v5e it is the peak of 197 TFLOP/s divided by the 131,072 operations per cycle of the matrix units. For a v6e it is assumed, since it
+# does not follow from the peak, so only ratios between two programs are meaningful.
 CYCLES_PER_SECOND = {"v5e": 1.5e9, "v6e": 1.75e9}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", re.MULTILINE)

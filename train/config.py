@@ -123,7 +123,7 @@ class Devices:
     """How the work is divided among devices. Batches and samples do not depend on it."""
 
     spatial_shards: int = 1
-    """Number of devices that share each volume, which is divided along its first axis, if it does not fit into one device's memory."""
+    """Number of devices that share each volume, for volumes that do not fit into one device's memory. The first axis is divided."""
     pmap: bool = False
     """Distribute a batch with jax.pmap instead of sharding it under jax.jit."""
 

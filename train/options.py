@@ -30,7 +30,7 @@ class Options:
     data: Path | None = None
     """The data set, in any layout that `swinunetr predict` reads."""
     base: Path | None = None
-    """Folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     plan: Path | None = None
     """The file of `swinunetr plan`, whose options replace those of the recipe. Options that are given as well replace those of the plan."""
     out: Path = Path("runs/latest")

@@ -47,7 +47,7 @@ class RecipeFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """A training run: its options, some of which may be functions instead, and further functions.
+    """A training run: its options, and functions that replace parts of the trainer. A function may take the place of a group of options.
 
     Attributes:
         network: options of a Swin UNETR, or (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is
@@ -80,7 +80,7 @@ class Recipe(Options):
     file: RecipeFile | None = None
 
     def functions(self) -> dict[str, Any]:
-        """Returns the parts that are functions, by field: those that are never options, and groups of options that a function replaces."""
+        """Returns the functions of the recipe by the name of their field, including functions in place of a group of options."""
         hints, found = get_type_hints(Options), {}
         for name in _parts():
             value = getattr(self, name)
@@ -190,7 +190,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise InputError(f"the recipe {path}{line} failed with {type(error).__name__}: {error}; correct it.") from error
     recipe = getattr(module, ATTRIBUTE, None)
     if not isinstance(recipe, Recipe):
-        kind = "none" if recipe is None else f"one of type {type(recipe).__name__}"
-        raise InputError(f"{path} must define {ATTRIBUTE}, a swinunetr_jax.training.Recipe, and has {kind}.")
+        kind = "does not" if recipe is None else f"defines it as {type(recipe).__name__}"
+        raise InputError(f"{path} must define {ATTRIBUTE}, a swinunetr_jax.training.Recipe, but {kind}.")
     cloudpickle.register_pickle_by_value(module)  # worker processes cannot import it by its name
     return dataclasses.replace(recipe, name=path.stem, file=RecipeFile(path, text))

@@ -58,7 +58,7 @@ def mirrored_axes(
     """Returns the axes along which training samples are mirrored, and prints the reason if they are not all axes.
 
     Args:
-        asked: the axes that the user chose. None takes all axes except those along which the names of labels state sides, and none in a
+        asked: the axes that the user chose. None takes all axes except those along which labels name sides, and none in a
             run that is too short to benefit from mirroring.
         task: the task, with the names of the labels.
         affines: the affines of the prepared scans, [4, 4] each.
@@ -73,7 +73,7 @@ def mirrored_axes(
     wrong = {axis: sided[axis] for axis in chosen if axis in sided}
     if processes.is_leader() and wrong:
         warn(
-            f"samples are mirrored along {literal(sides.describe(wrong))}, as {option} asks: these labels state sides along it, "
+            f"samples are mirrored along {literal(sides.describe(wrong))}, as {option} asks: these labels name sides along it, "
             "which the network then cannot distinguish."
         )
     elif processes.is_leader() and short:
@@ -84,7 +84,7 @@ def mirrored_axes(
         )
     elif processes.is_leader() and asked is None and sided:
         say(
-            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels state sides along it; {option} chooses other "
+            f"samples are not mirrored along {literal(sides.describe(sided))}: these labels name sides along it; {option} chooses other "
             "axes"
         )
     return chosen

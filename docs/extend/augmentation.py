@@ -1,4 +1,4 @@
-"""Another augmentation: the host adds quarter turns to the usual changes of a sample, and the device adds noise to a batch."""
+"""Another augmentation: the host adds quarter turns to the usual transforms of a sample, and the device adds noise to a batch."""
 
 from dataclasses import replace
 

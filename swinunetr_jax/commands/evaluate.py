@@ -54,7 +54,7 @@ class Evaluate:
     lesion_wise: bool = False
     """Also score each lesion separately, as BraTS has done for glioma since 2023."""
     base: Path | None = None
-    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     out: Path | None = None
     """The folder for scores.csv and scores.json, by default that of the predictions."""
 
@@ -109,7 +109,9 @@ class Evaluate:
             console.say(literal(line), sys.stderr)
         for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
             if names:
-                console.say(f"{len(names)} without a {what}: {', '.join(map(literal, names))}", sys.stderr)
+                console.say(
+                    f"{len(names)} case{'s' * (len(names) != 1)} without a {what}: {', '.join(map(literal, names))}", sys.stderr
+                )
         return 0 if found.complete else EXIT_INCOMPLETE
 
 

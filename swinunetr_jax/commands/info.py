@@ -12,7 +12,7 @@ from swinunetr_jax.commands.options import WeightOptions
 if TYPE_CHECKING:
     from swinunetr_jax.weights.load import Checkpoint
 
-# Properties that some files do not state, with placeholder values with which such a file can be read. Placeholders are not shown.
+# Properties that some files do not state, and placeholder values for reading such a file. Placeholders are not shown.
 _PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "downsample": {"downsample": "legacy"},
     "num_groups": {"num_groups": 1},

@@ -44,7 +44,8 @@ class Predict:
     batch: int = 1
     """The number of windows per call of the network."""
     mirror: bool = False
-    """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides are not mirrored."""
+    """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides, such as
+    "left kidney", are not mirrored."""
     crop: bool = False
     """Predict only inside the bounding box of the voxels that are not background. This takes fewer windows, at other positions."""
     whole: bool = False
@@ -63,7 +64,7 @@ class Predict:
     recipe: Path | None = None
     """The file of the recipe, for a run whose network is not a Swin UNETR. The file is executed."""
     base: Path | None = None
-    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     overwrite: bool = False
     """Predict finished cases again, and replace files of unknown origin."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)

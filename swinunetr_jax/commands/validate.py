@@ -41,7 +41,7 @@ class Validate:
     """The values that may occur in label maps, such as 0 1 2 4; by default those that the data set states, for BraTS those of its
     year, and otherwise any."""
     base: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write all findings and the facts of each case to this file."""
     workers: Annotated[int, arg(metavar="N")] = min(4, os.cpu_count() or 1)

@@ -56,32 +56,33 @@ class EtLabels:
         if self.task.et_label is None:
             return pred, self.task, []
         known = self._by_data_set(reference, entry)
-        theirs = known or self._occurring(ref, self.in_references, "references")
-        ours = self._recorded(entry) or known or self._occurring(pred, self.in_predictions, "predictions")
+        ref_label = known or self._occurring(ref, self.in_references, "references")
+        pred_label = self._recorded(entry) or known or self._occurring(pred, self.in_predictions, "predictions")
         notes = []
-        if known is None and theirs:
+        if known is None and ref_label:
             notes.append(
-                f"no source states whether 3 or 4 is the enhancing tumour; {theirs} is assumed, the only one in the references"
+                f"no source states whether 3 or 4 is the enhancing tumour; {ref_label} is assumed, the only one in the references"
             )
-        theirs = theirs or ours or self.task.et_label
-        ours = ours or theirs
+        ref_label = ref_label or pred_label or self.task.et_label
+        pred_label = pred_label or ref_label
         present = label_values(pred.array)
-        other = brats.other_et_label(theirs)
-        if ours == theirs:
-            if other in present - label_values(ref.array) - self.labels_stated and theirs not in present:
+        other = brats.other_et_label(ref_label)
+        if pred_label == ref_label:
+            if other in present - label_values(ref.array) - self.labels_stated and ref_label not in present:
                 raise InputError(
-                    f"{pred.path}: has label {other} and no {theirs}, but in this data set the enhancing tumour is {theirs}; relabel it."
+                    f"{pred.path}: has label {other} and no {ref_label}, but in this data set the enhancing tumour is "
+                    f"{ref_label}; relabel it."
                 )
-        elif ours in present:
-            if theirs in present:
+        elif pred_label in present:
+            if ref_label in present:
                 raise InputError(
-                    f"{pred.path}: has labels 3 and 4, and the enhancing tumour is {ours} in it and {theirs} in the reference, so that its "
-                    f"label {theirs} has no meaning there; relabel it."
+                    f"{pred.path}: has labels 3 and 4, and the enhancing tumour is {pred_label} in it and {ref_label} in the "
+                    f"reference, so that its label {ref_label} has no meaning there; relabel it."
                 )
-            notes.append(f"the enhancing tumour is label {ours} in the prediction and {theirs} in the reference")
-            relabelled = np.where(pred.array == ours, np.array(theirs, pred.array.dtype), pred.array)
+            notes.append(f"the enhancing tumour is label {pred_label} in the prediction and {ref_label} in the reference")
+            relabelled = np.where(pred.array == pred_label, np.array(ref_label, pred.array.dtype), pred.array)
             pred = replace(pred, array=relabelled)
-        return pred, self.task.with_et_label(theirs), notes
+        return pred, self.task.with_et_label(ref_label), notes
 
     def _by_data_set(self, reference: Reference, entry: Entry) -> int | None:
         """Returns the label that a dataset.json states or the file names imply, otherwise None."""

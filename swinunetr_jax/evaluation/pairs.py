@@ -200,7 +200,7 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
 def _occurring(references: References) -> Task:
     """Returns a task whose classes are all values that occur in the references.
 
-    Raises InputError if only 0 occurs, or a value that a label map of ours cannot hold.
+    Raises InputError if only 0 occurs, or a value that is too large for the label maps of this project.
     """
     values: set[int] = set()
     for case in references.cases.values():

@@ -15,7 +15,7 @@ import numpy as np
 from swinunetr_jax.errors import InputError
 
 BLENDS = ("constant", "gaussian")
-# The names of NumPy's padding modes by those of torch.
+# NumPy's name of each padding mode of torch.
 PADDINGS: dict[str, Literal["constant", "reflect", "edge", "wrap"]] = {
     "constant": "constant",
     "reflect": "reflect",
@@ -63,9 +63,10 @@ class Plan:
         overlaps = per_axis("overlap", overlap, len(image))
         if not all(0 <= share < 1 for share in overlaps):
             raise InputError(f"`overlap` must be at least 0 and less than 1, got {overlap}.")
-        lacks = [max(size - have, 0) for have, size in zip(image, roi)]
-        pads = tuple((lack // 2, lack - lack // 2) for lack in lacks)
-        starts = tuple(_starts(have + lack, size, share) for have, lack, size, share in zip(image, lacks, roi, overlaps))
+        added = [max(window - size, 0) for size, window in zip(image, roi)]
+        pads = tuple((count // 2, count - count // 2) for count in added)
+        padded = [size + count for size, count in zip(image, added)]
+        starts = tuple(_starts(size, window, share) for size, window, share in zip(padded, roi, overlaps))
         return cls(image, roi, pads, starts)
 
     @property
@@ -155,7 +156,7 @@ def _window_size(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
         raise InputError(f"`roi_size` must be one size or {len(image)}, one per axis of the volume, got {roi}.")
     if not all(size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool)) for size in sizes):
         raise InputError(f"`roi_size` must contain integers, or None for the volume's own size, got {roi}.")
-    return tuple(int(size) if size is not None and size > 0 else have for size, have in zip(sizes, image))
+    return tuple(int(size) if size is not None and size > 0 else whole for size, whole in zip(sizes, image))
 
 
 def _step(roi: int, overlap: float) -> int:

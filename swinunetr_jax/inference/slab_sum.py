@@ -71,13 +71,13 @@ class SlabSum:
         """Returns the first plane on the output's grid of windows that start at the plane `start` of the padded volume."""
         return int(start * self.scale[0])
 
-    def add(self, output: jax.Array, starts: np.ndarray, live: int) -> None:
-        """Adds the first `live` windows of an output, which start at the positions `starts` [n, axes] of the slab."""
+    def add(self, output: jax.Array, starts: np.ndarray, count: int) -> None:
+        """Adds the first `count` windows of an output, which start at the positions `starts` [n, axes] of the slab."""
         starts = starts.copy()
         for axis, factor in enumerate(self.scale):
             if factor != 1:
                 starts[:, axis] = starts[:, axis] * factor.numerator // factor.denominator
-        self.total, self.weight = _add(self.total, self.weight, output, self.importance, starts, live)
+        self.total, self.weight = _add(self.total, self.weight, output, self.importance, starts, count)
 
     def pop_finished(self, number: int, row: int, next_row: int) -> Iterator[Planes]:
         """Yields the averages of all planes before the next row of windows, and then moves the slab to this row.
@@ -99,7 +99,7 @@ class SlabSum:
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _add(
-    total: jax.Array, weight: jax.Array, logits: jax.Array, importance: jax.Array, offsets: np.ndarray, live: int
+    total: jax.Array, weight: jax.Array, logits: jax.Array, importance: jax.Array, offsets: np.ndarray, count: int
 ) -> tuple[jax.Array, jax.Array]:
     def body(index: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, weight = state
@@ -110,7 +110,7 @@ def _add(
         old = jax.lax.dynamic_slice(weight, at, importance.shape)
         return total, jax.lax.dynamic_update_slice(weight, old + importance, at)
 
-    return jax.lax.fori_loop(0, live, body, (total, weight))
+    return jax.lax.fori_loop(0, count, body, (total, weight))
 
 
 @functools.partial(jax.jit, static_argnames="count")

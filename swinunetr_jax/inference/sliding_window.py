@@ -125,8 +125,8 @@ def predict_slabs(
 ) -> Iterator[Planes]:
     """Yields the averaged outputs of a volume [*grid, c], a few finished planes along the first axis at a time.
 
-    The arguments are those of `sliding_window_inference`, except that `predictor` returns a sequence of outputs. `progress` is called one
-    call of the predictor late, so that the device never waits for the host.
+    The arguments are those of `sliding_window_inference`, except that `predictor` returns a sequence of outputs. `progress` reports the
+    windows of a call only after the next call was started, so that the device never waits for the host.
     """
     if batch < 1:
         raise InputError(f"`sw_batch_size` must be at least 1, got {batch}.")
@@ -143,21 +143,21 @@ def predict_slabs(
         slab = jnp.asarray(plan.pad(np.asarray(volume[row : row + depth]), padding_mode, cval))
         for first in range(0, len(starts), batch):
             chosen = starts[first : first + batch]
-            live = len(chosen)
-            if live < batch:
+            count = len(chosen)
+            if count < batch:
                 # The last batch is filled with copies, which are not added, so that the network is compiled for only one shape.
-                chosen = np.concatenate([chosen, np.repeat(chosen[-1:], batch - live, 0)])
+                chosen = np.concatenate([chosen, np.repeat(chosen[-1:], batch - count, 0)])
             outputs = predictor(_cut(slab, chosen, plan.roi))
             if not sums:
                 sums = _sums(outputs, plan, batch, importance)
             _check_outputs(outputs, sums)
             for sum_, output in zip(sums, outputs):
-                sum_.add(output, chosen, live)
+                sum_.add(output, chosen, count)
             if progress and done:
                 jax.block_until_ready(previous)
                 progress(done, plan.windows)
             previous = outputs
-            done += live
+            done += count
         next_row = rows[index + 1] if index + 1 < len(rows) else row + depth
         for number, sum_ in enumerate(sums):
             yield from sum_.pop_finished(number, row, next_row)

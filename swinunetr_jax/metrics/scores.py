@@ -99,7 +99,7 @@ def score_case(
         spacing: mm per voxel along x, y, z.
         task: the labels of each output; the background has no scores.
         tolerance_mm: the tolerance of the surface Dice.
-        lesion_wise: whether to add the scores of BraTS since 2023 with the parameters for glioma, see `lesions`.
+        lesion_wise: whether to add lesion-wise scores, as BraTS has computed them for glioma since 2023, see `lesions`.
         ignore: the label of voxels in `ref` that were not annotated. They belong to no mask on either side, as in nnU-Net.
 
     Returns:

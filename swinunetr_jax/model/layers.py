@@ -57,7 +57,7 @@ def sample(
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
-    """Returns a list of `count` independent keys, or of `count` times None if there is no key."""
+    """Returns a list of `count` independent keys, or a list of `count` Nones if there is no key."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
@@ -77,7 +77,7 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
 
 
 class Linear(nnx.Module):
-    """[..., c_in] -> [..., c_out]."""
+    """Linear layer over the channels: [..., c_in] -> [..., c_out]."""
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, bias: bool = True, rngs: nnx.Rngs):
         self.dtype = config.dtype

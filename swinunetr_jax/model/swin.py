@@ -83,11 +83,12 @@ class SwinBlock(nnx.Module):
         self.mlp = MLP(width, config, rngs=rngs)
 
     def __call__(self, x: G, key: Array | None = None, grid: tuple[int, ...] | None = None) -> G:
-        """[b, *grid, c] -> [b, *grid, c].
+        """Returns a grid of the same shape, [b, *grid, c].
 
         Args:
             x: a grid, or a padded grid whose blocks are its windows.
-            key: the random key of dropout. In blocks the elements have another order, so the MLP drops different ones than in a grid.
+            key: the random key of dropout. The elements of blocks are in another order than those of a grid, so with the same key the MLP
+                drops others.
             grid: the sizes of the grid without padding, if `x` is in blocks.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)

@@ -14,13 +14,13 @@ from jax import Array, lax
 
 
 def saves_work(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> bool:
-    """Returns whether fusing saves more than twice as many multiplications on the grid as it costs. Additions are not counted."""
+    """Returns whether the fused kernel saves more than twice the multiplications that fusing costs. Additions are not counted."""
     c, u, o = x.shape[-1], up.shape[-1], kernel.shape[-1]
     fine_voxels = 8 * math.prod(x.shape[:-1])
     return fine_voxels * (27 * u * o + c * u - 8 * c * o) > 2 * 216 * c * u * o
 
 
-SAVES_WORK = "a grid so large that the fused kernel saves more multiplications than fusing costs"
+SAVES_WORK = "a grid so large that the fused kernel saves more than twice the multiplications that fusing costs"
 
 
 # ---- as the kernel of a transposed convolution

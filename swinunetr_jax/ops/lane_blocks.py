@@ -60,7 +60,7 @@ G = TypeVar("G", Array, BlockedGrid, Grid)
 
 
 def map_grid(function: Callable[..., Array], *grids: G) -> G:
-    """Returns the function's result on the arrays of grids, which are all in the same blocks or all not in blocks.
+    """Returns the function's result on the arrays of grids. All grids are in the same blocks, or none is in blocks.
 
     The function must compute the same whether an array has an axis of blocks or not.
     """

@@ -106,7 +106,7 @@ def _adapt_inputs(
 def _drop_outputs(
     source: Source, table: list[Entry], expected: dict[str, Any], faults: dict[str, str], report: LoadReport
 ) -> set[str]:
-    """Accepts another number of outputs, or a file without output layer: the output layer will be initialised randomly.
+    """Accepts another number of outputs, or a file without an output layer: the output layer will be initialised randomly.
 
     Returns the paths of the layer's parameters, or an empty set if the file's layer fits or has another fault. The layer is removed from
     `faults`, and the report gets a note.

@@ -218,7 +218,7 @@ def _check_names(given: dict[str, Any]) -> None:
 def _read(
     path: Path, key: str | None, encoder_only: bool, network: NetworkFactory | None
 ) -> tuple[Source, NetworkConfig | None, Task | None]:
-    """Returns the network in a file or folder, and the configuration and the task that it states, which other trainers' files do not."""
+    """Returns the network in a file or folder, and the configuration and the task, which are None in the files of other trainers."""
     if files.is_folder(path):
         inside = None if is_checkpoint(path) else weight_file_in(path)
         if inside is None:

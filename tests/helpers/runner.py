@@ -72,7 +72,7 @@ class Runner:
             self.started.append(processes[-1])
         return processes
 
-    def said(self, process: subprocess.Popen) -> str:
+    def output_of(self, process: subprocess.Popen) -> str:
         return (self.folder / f"{self.started.index(process)}.log").read_text()
 
     def stop(self, processes: list[subprocess.Popen], run: Path, after: int) -> int:
@@ -86,7 +86,7 @@ class Runner:
 
     def finish(self, processes: list[subprocess.Popen], code: int) -> None:
         for process in processes:
-            assert process.wait(SECONDS) == code, self.said(process)
+            assert process.wait(SECONDS) == code, self.output_of(process)
 
     def begin(self, run: Path, *more: str, **options: Any) -> list[subprocess.Popen]:
         """Starts a new run on the small phantom, with `OPTIONS` and more."""
@@ -99,10 +99,10 @@ class Runner:
         while not happened():
             if process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, self.said(process)
+            assert time.monotonic() < deadline, self.output_of(process)
             time.sleep(0.01)
         return True
 
     def wait_for_step(self, process: subprocess.Popen, run: Path, step: int) -> None:
         seen = self.wait_for(process, lambda: any(row["kind"] == "step" and row["step"] >= step for row in read_rows(run)))
-        assert seen, self.said(process)
+        assert seen, self.output_of(process)

@@ -17,7 +17,10 @@ TRIES, ROUNDS = 256, 16
 
 
 def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarray:
-    """Returns the voxels of a region of [x, y, z] or [x, y, z, c]: a view if it is inside the array, otherwise a copy with `fill`."""
+    """Returns the voxels of a region of [x, y, z] or [x, y, z, c]: a view if it is inside the array, otherwise a copy.
+
+    In a copy, voxels outside the array have the value `fill`.
+    """
     start, shape = region
     inside = tuple(slice(min(max(s, 0), size), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, array.shape))
     if all(part.stop - part.start == n for part, n in zip(inside, shape)):
@@ -103,7 +106,7 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
         label = read_region(example["label"], region)
         image = None if self.above is None else read_region(example["image"], region, self.above)
         labelled = rng.random() * (self.positive + self.negative) < self.positive
-        for wanted in (labelled, not labelled):  # the other kind if there is no voxel of the kind drawn
+        for wanted in (labelled, not labelled):  # if no voxel of the drawn kind exists, the other kind is used
             voxel = _random_voxel(rng, label, image, self.above, wanted)
             if voxel is not None:
                 return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))

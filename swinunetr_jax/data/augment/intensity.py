@@ -1,4 +1,4 @@
-"""Transforms of an example's intensities: normalisation and random brightness, as in the reference."""
+"""Transforms of an example's intensities: normalisation and random brightness, as in MONAI."""
 
 from dataclasses import dataclass
 

@@ -68,7 +68,7 @@ class DatasetReport:
             "spacing": _spread([report.spacing for report in self.cases if report.spacing]),
             "orientations": dict(Counter(report.orientation for report in self.cases if report.orientation).most_common()),
             "intensities": {
-                name: {"low": _short(min(low for low, _ in found)), "high": _short(max(high for _, high in found))}
+                name: {"low": _rounded(min(low for low, _ in found)), "high": _rounded(max(high for _, high in found))}
                 for name, found in ranges.items()
             },
             "labels": {
@@ -185,7 +185,7 @@ def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Find
         # No list says which cases are for training. If only a few cases have no label, that is probably a mistake.
         text = "it has no label map, unlike most cases, and counts as a test case; add the label if it is for training."
         found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
-    return found if dataset.labels else found + _conventions(reports)  # a dataset.json states the meaning of 3 and 4
+    return found if dataset.labels else found + _conventions(reports)  # a dataset.json states the meaning of labels 3 and 4
 
 
 def _differing(
@@ -261,11 +261,11 @@ def _spread(rows: list[tuple[float, ...]], single: bool = False) -> dict[str, An
         return {}
     table = np.array(rows, np.float64)
     values = {"median": np.median(table, 0), "min": table.min(0), "max": table.max(0)}
-    rounded = {name: [_short(v) for v in value] for name, value in values.items()}
+    rounded = {name: [_rounded(v) for v in value] for name, value in values.items()}
     return {name: value[0] for name, value in rounded.items()} if single else rounded
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     """Returns the value rounded to six significant digits, since float32 holds no more."""
     return None if value is None else float(f"{value:.6g}")
 
@@ -285,12 +285,12 @@ def _facts(report: CaseReport) -> dict[str, Any]:
             {
                 "name": c.name,
                 "file": c.path.name,
-                "low": _short(c.low),
-                "high": _short(c.high),
+                "low": _rounded(c.low),
+                "high": _rounded(c.high),
                 "nonzero": c.nonzero,
                 "digest": c.digest,
             }
             for c in report.channels
         ],
-        "volumes_ml": None if report.volumes_ml is None else {str(v): _short(ml) for v, ml in report.volumes_ml.items()},
+        "volumes_ml": None if report.volumes_ml is None else {str(v): _rounded(ml) for v, ml in report.volumes_ml.items()},
     }

@@ -49,7 +49,7 @@ def find_cases(
     Args:
         path: a data set's folder, one case's folder, a folder of images, a dataset.json, a datalist, or one image.
         channels: the channels of a checkpoint. Images are selected and ordered by these names wherever names are known.
-        base: the folder that a list's paths are relative to, by default the list's own.
+        base: the folder that a list's paths are relative to, by default the folder of the list.
 
     Raises:
         InputError: nothing is found, a list is malformed or names a path outside its folder, or two cases would have the same name.

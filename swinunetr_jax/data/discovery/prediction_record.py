@@ -170,10 +170,10 @@ class Record:
                     )
             self.check_free(case, outputs, overwrite)
             known = self.earlier_outputs(case)
-            coming = {kind: OutputFile(path=path.name, bytes=None) for kind, path in outputs.items()}
-            names = {output["path"] for output in coming.values()}
+            pending = {kind: OutputFile(path=path.name, bytes=None) for kind, path in outputs.items()}
+            names = {output["path"] for output in pending.values()}
             older = {kind: output for kind, output in known.items() if output["path"] not in names}
-            self._add(case, CaseEntry(inputs=input_files(case), outputs=coming, older=older))
+            self._add(case, CaseEntry(inputs=input_files(case), outputs=pending, older=older))
             yield lambda finished: self._add(case, CaseEntry(**finished, **({"older": older} if older else {})))
 
     def fail(self, case: Case, error: str) -> dict[str, OutputFile]:

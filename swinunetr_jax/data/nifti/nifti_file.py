@@ -52,8 +52,8 @@ class CheckedHeader:
 
 def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not valid."""
-    size, packed = _sniff(path)
-    with _stream(path, packed) as stream:
+    size, compressed = _sniff(path)
+    with _stream(path, compressed) as stream:
         block = stream.read(540)
     header = _header(path, block)
     dims = [int(d) for d in header["dim"]]
@@ -87,14 +87,14 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
         raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
     offset = int(start)
     claimed = voxels * dtype.itemsize + offset
-    if claimed > (size * GZIP_RATIO if packed else size):
+    if claimed > (size * GZIP_RATIO if compressed else size):
         raise InputError(
-            f"{path}: the file has {_size(size)}{' compressed' * packed}, but its header claims {stored} voxels of {dtype.name} "
+            f"{path}: the file has {_size(size)}{' compressed' * compressed}, but its header claims {stored} voxels of {dtype.name} "
             f"from byte {offset} on; it is truncated or damaged, so get it again."
         )
     if max_bytes is not None and (need := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
         raise InputError(
-            f"{path}: {stored} voxels take {_size(need)} of memory, limit {_size(max_bytes)}; crop it or raise `max_bytes`."
+            f"{path}: {stored} voxels take {_size(need)} of memory, but the limit is {_size(max_bytes)}; crop it or raise `max_bytes`."
         )
 
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
@@ -113,7 +113,7 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
 
 def _sniff(path: Path) -> tuple[int, bool]:
     """Returns (size in bytes, whether it is gzip-compressed) of a file whose first bytes agree with its name."""
-    packed = packed_name(path)
+    compressed = is_gzip_name(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -130,11 +130,12 @@ def _sniff(path: Path) -> tuple[int, bool]:
         )
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: the file is a git-lfs pointer, not the image; run `git lfs pull`.")
-    if packed != start.startswith(b"\x1f\x8b"):
+    if compressed != start.startswith(b"\x1f\x8b"):
         raise InputError(
-            f"{path}: the file is {'not ' * packed}gzip-compressed, although its name says otherwise; rename it, or convert it to NIfTI."
+            f"{path}: the file is {'not ' * compressed}gzip-compressed, although its name says otherwise; "
+            "rename it, or convert it to NIfTI."
         )
-    return status.st_size, packed
+    return status.st_size, compressed
 
 
 def _header(path: Path, block: bytes) -> nib.Nifti1Header:
@@ -183,8 +184,8 @@ def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) 
 def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
     """Returns the unscaled voxels, in the shape and type of `header`. A gzip file is read to its end, which verifies its checksum."""
     raw = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
-    view, done, packed = raw.data, 0, packed_name(path)
-    with _stream(path, packed) as stream:
+    view, done, compressed = raw.data, 0, is_gzip_name(path)
+    with _stream(path, compressed) as stream:
         ahead = header.offset
         while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):
             ahead -= skipped
@@ -193,7 +194,7 @@ def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
         if done < len(raw):
             raise EOFError
         excess = 0
-        while packed and (count := len(stream.read(1 << 18))):  # gzip compares the checksum and the length only at the end
+        while compressed and (count := len(stream.read(1 << 18))):  # gzip compares the checksum and the length only at the end
             excess += count
             if excess > MAX_EXCESS:
                 raise InputError(
@@ -204,10 +205,10 @@ def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
 
 
 @contextmanager
-def _stream(path: Path, packed: bool) -> Iterator[gzip.GzipFile | BufferedReader]:
-    """Opens a file, decompressed if it is packed, and turns errors of reading into InputErrors."""
+def _stream(path: Path, compressed: bool) -> Iterator[gzip.GzipFile | BufferedReader]:
+    """Opens a file, which is decompressed if it is compressed, and turns errors of reading into InputErrors."""
     try:
-        with gzip.open(path) if packed else open(path, "rb") as stream:
+        with gzip.open(path) if compressed else open(path, "rb") as stream:
             yield stream
     except EOFError as error:
         raise InputError(f"{path}: the file ends before its last voxel; it is truncated, so get it again.") from error
@@ -217,7 +218,7 @@ def _stream(path: Path, packed: bool) -> Iterator[gzip.GzipFile | BufferedReader
         raise InputError(f"{path}: cannot be read ({reason(error)}); check the disk and the permissions.") from error
 
 
-def packed_name(path: Path) -> bool:
+def is_gzip_name(path: Path) -> bool:
     """Returns whether the name of `path` ends in .nii.gz. Raises InputError if it ends neither in that nor in .nii."""
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
@@ -243,8 +244,8 @@ def check_affine(name: str, affine: np.ndarray) -> None:
     if lengths.min() < low or lengths.max() > high or np.abs(affine[:3, 3]).max() > MAX_SHIFT:
         sizes, place = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
         raise InputError(
-            f"{name}: voxels of {sizes} mm, the first at {place} mm, cannot be those of a scan, expected {low:g} to {high:g} mm "
-            f"within {MAX_SHIFT:g} mm; correct qform or sform."
+            f"{name}: voxels of {sizes} mm, the first at {place} mm, cannot be those of a scan, expected sizes of {low:g} to {high:g} mm "
+            f"and a position within {MAX_SHIFT:g} mm; correct qform or sform."
         )
 
 

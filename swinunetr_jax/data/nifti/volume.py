@@ -18,7 +18,8 @@ from swinunetr_jax.data.nifti.nifti_file import read_header, read_voxels
 from swinunetr_jax.errors import InputError
 
 MAX_BYTES = 8 << 30
-GRID_TOLERANCE = 1e-3  # of the longest side: float32 rounds a qform near 180° by as much, and a real shift is at least a voxel
+# A fraction of the longest side. float32 may round a qform near 180° by this much, and a real shift is at least one voxel.
+GRID_TOLERANCE = 1e-3
 LABEL_TOLERANCE = 1e-4  # an integer that is stored with a scale factor may be read as 0.9999999
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swinunetr_jax import files
-from swinunetr_jax.data.nifti.nifti_file import packed_name
+from swinunetr_jax.data.nifti.nifti_file import is_gzip_name
 from swinunetr_jax.data.nifti.volume import Volume, first_index
 from swinunetr_jax.errors import InputError
 
@@ -30,7 +30,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
     path, dtype = Path(path), np.dtype(dtype)
     if dtype.name not in WRITABLE:
         raise InputError(f"{path}: the data type {dtype.name} is not supported; choose one of {', '.join(WRITABLE)}.")
-    packed, array = packed_name(path), np.asarray(array)
+    compressed, array = is_gzip_name(path), np.asarray(array)
     if array.shape[:3] != like.array.shape[:3] or array.ndim not in (3, 4):
         raise InputError(f"{path}: the array has shape {array.shape}, but the grid of {like.path} is {like.array.shape[:3]}.")
     voxels = _converted(path, array, dtype)
@@ -42,9 +42,9 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
             )
         # The gzip header holds neither a file name nor a time, which would make equal results differ.
         with (
-            files.atomic_path(path, ".nii.gz" if packed else ".nii") as temporary,
+            files.atomic_path(path, ".nii.gz" if compressed else ".nii") as temporary,
             open(temporary, "xb") as file,
-            gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if packed else contextlib.nullcontext(file) as stream,
+            gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if compressed else contextlib.nullcontext(file) as stream,
         ):
             _result_header(like, array.shape, dtype).write_to(stream)  # includes the four bytes that mean "no extensions"
             for k in range(array.shape[-1]):

@@ -20,7 +20,7 @@ from swinunetr_jax.errors import InputError
 
 __all__ = ["phantom_case", "write_phantom"]
 
-RECIPE = 1  # increased when the same parameters give other voxels
+VERSION = 1  # increased when the same parameters give other voxels; "recipe" in the record
 RECORD = "phantom.json"
 
 
@@ -64,7 +64,7 @@ def write_phantom(
         raise InputError(f"`cases` of a phantom is {cases!r}, expected an integer of at least 1; correct it.")
     naming = brats.NAMING[et_label]
     try:
-        record: Record = {"recipe": RECIPE, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}
+        record: Record = {"recipe": VERSION, "size": [int(n) for n in size], "seed": int(seed), "et_label": int(et_label)}
         _claim(folder, record, cases)
         for index in range(cases):
             stem = naming.case.format(index)

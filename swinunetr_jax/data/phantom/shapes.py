@@ -1,4 +1,4 @@
-"""The formulas in mm that the phantom's head and lesions consist of: smooth noise, signed distances (negative inside), soft edges.
+"""Formulas for the phantom's head and lesions, in mm: smooth noise, signed distances (negative inside), soft edges.
 
 Points are three float32 arrays x, y, z that broadcast. Everything is a function of the position, so that every grid samples the same body.
 """

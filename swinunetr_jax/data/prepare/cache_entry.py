@@ -142,8 +142,8 @@ def settings_digest(name: str, settings: dict[str, Any]) -> str:
 def open_cache(folder: Path) -> Contents:
     """Marks the folder as used by this process until the process ends, and removes obsolete files if no other process uses it.
 
-    Obsolete are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their sources
-    have changed.
+    Obsolete files are the temporary files of killed processes, entries of older versions, and arrays that no entry names because their
+    sources have changed.
 
     Returns:
         The contents of the folder.

@@ -1,4 +1,4 @@
-"""Normalisation of a scan's intensities for the network, as in the reference. Arrays are [x, y, z, c], channels last."""
+"""Normalisation of a scan's intensities for the network, as in MONAI. Arrays are [x, y, z, c], channels last."""
 
 import numpy as np
 
@@ -76,5 +76,5 @@ def _along(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _per_channel(rows: np.ndarray, channels: int, dtype: type = np.float64) -> np.ndarray:
-    """Returns the sum of each channel over rows [a, b·c], [c]."""
+    """Returns the sum [c] of each channel over rows [a, b·c]."""
     return rows.sum(axis=0, dtype=dtype).reshape(-1, channels).sum(axis=0)

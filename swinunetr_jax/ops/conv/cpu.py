@@ -1,8 +1,8 @@
 """3³ convolutions on a CPU, mainly for float32: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
-XLA's 3-D convolution is three times slower than its 2-D one. So a loop over depth applies a 2-D convolution to each plane once, whose
-outputs are the products with the three depth taps, and carries two partial sums. It only uses single planes, which stay in cache. The
-gradients have loops of their own, because those that JAX derives from the loop take a minute.
+XLA's 3-D convolution is three times slower than its 2-D one. So a loop over depth applies one 2-D convolution to each plane, which
+multiplies it by all three depth taps, and carries two partial sums. It only uses single planes, which stay in cache. The gradients have
+loops of their own, because those that JAX derives from the loop take a minute.
 
 Large planes are faster by Winograd's filters (`winograd`). For grids of a few voxels and hundreds of channels, most of the time would be
 spent on reading the kernel, so the convolution is one matrix product, which reads the kernel in the order in which it is stored.
@@ -24,7 +24,7 @@ FEW_VOXELS = 343  # up to 7³; measured: at 6³ one product is 2 times faster th
 def im2col(x: Array, kernel: Array) -> Array:
     """Returns the convolution as one matrix product of each voxel's 27 neighbours."""
     *_, c = x.shape
-    # three slices for each axis, 9 instead of 27, because XLA compiles each one by itself; the axis of the last step varies slowest
+    # Three slices for each axis are 9 instead of 27, each of which XLA compiles by itself. The axis of the last step varies slowest.
     for axis in (3, 2, 1):
         x = _with_neighbours(x, axis)
     return x @ kernel.reshape(27 * c, -1)

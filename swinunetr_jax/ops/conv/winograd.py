@@ -100,7 +100,7 @@ WINOGRAD = Implementation(
 
 
 def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
-    """Returns the convolution by the filters f. Each plane is transformed once, and its outputs are those of the three depth taps."""
+    """Returns the convolution by the filters f. Each plane is transformed once and multiplied by all three depth taps."""
     b, depth, h, w, c = x.shape
     o = kernel.shape[-1]
     transform = f.kernel.astype(kernel.dtype)
@@ -113,7 +113,7 @@ def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
         to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
-    # One more step than there are planes, in which the last plane is written. Writing it after the loop would copy the whole result.
+    # The loop has one step more than there are planes, which writes the last plane. Writing it after the loop would copy the whole result.
     start = loop_output((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
     return lax.fori_loop(0, depth + 1, step, start)[0]
 
