@@ -86,7 +86,7 @@ def last(x: Any) -> Any:
 
 
 def kernel(k: Any) -> Any:
-    """[*sizes, c_in, c_out] -> [c_out, c_in, *sizes]."""
+    """Returns [c_out, c_in, *sizes] for [*sizes, c_in, c_out]."""
     return k.movedim((-1, -2), (0, 1))
 
 

@@ -1,4 +1,4 @@
-"""The axes that must not be mirrored: labels whose names state sides, and the axes of a scan that these sides belong to."""
+"""The axes that must not be mirrored: labels that name sides, and the axes of a scan that these sides belong to."""
 
 from types import SimpleNamespace
 

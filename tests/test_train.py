@@ -93,7 +93,7 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
     assert (finished / "last").resolve().name == "00000004"
 
 
-def test_opening_a_run_opens_its_best_network_and_opening_last_its_newest(finished):
+def test_a_run_is_opened_as_its_best_network_and_its_folder_last_as_the_newest(finished):
     best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
     state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)
@@ -102,7 +102,7 @@ def test_opening_a_run_opens_its_best_network_and_opening_last_its_newest(finish
     assert flatten(best.model()).keys() == best.params.keys()
 
 
-class Error(Supervised):
+class ErrorObjective(Supervised):
     """The objective of a run whose validation measures 1 - Dice."""
 
     metric = "error"
@@ -116,7 +116,7 @@ class Error(Supervised):
 
 def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_path, monkeypatch):
     def objective(task, config, rngs):
-        return Error(Loss(), task)
+        return ErrorObjective(Loss(), task)
 
     run, drawn = tmp_path / "run", {}
     monkeypatch.setattr(loop, "_draw", DRAW)
@@ -230,7 +230,7 @@ def test_patience_ends_a_run_that_does_not_improve(data, tmp_path, monkeypatch, 
     monkeypatch.setattr(Scores, "mean", property(lambda self: 0.5))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0, patience=1))) == 0.5
     assert [row["step"] for row in validations_of(tmp_path / "run")] == [1, 2]
-    assert "no better score in 1 validations: stopped after step 2 of 4" in capsys.readouterr().out
+    assert "no better score in 1 validation: stopped after step 2 of 4" in capsys.readouterr().out
 
 
 def test_a_score_of_nan_is_never_the_best(data, tmp_path, monkeypatch, capsys):
@@ -245,10 +245,12 @@ def test_a_score_of_nan_is_never_the_best(data, tmp_path, monkeypatch, capsys):
 def test_a_damaged_state_is_renamed_and_the_run_resumes_from_the_one_before(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe(data, run))
-    victim = next(path for path in (run / "last" / checkpoints.STATE).rglob("*") if path.is_file() and path.stat().st_size > 999)
-    content = bytearray(victim.read_bytes())
+    damaged_file = next(
+        path for path in (run / "last" / checkpoints.STATE).rglob("*") if path.is_file() and path.stat().st_size > 999
+    )
+    content = bytearray(damaged_file.read_bytes())
     content[len(content) // 2] ^= 1
-    victim.write_bytes(bytes(content))
+    damaged_file.write_bytes(bytes(content))
     train(recipe(data, run), resume=True)
     said = capsys.readouterr().out
     assert "damaged" in said and "damaged-00000004" in said and "continuing after step 2" in said
@@ -258,8 +260,8 @@ def test_a_damaged_state_is_renamed_and_the_run_resumes_from_the_one_before(fini
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_path, monkeypatch):
     original, steps = step.Training.compile, []
 
-    def with_a_broken_second_step(self, layout):
-        run = original(self, layout)
+    def with_a_broken_second_step(self, strategy):
+        run = original(self, strategy)
 
         def one(state, *batch):
             steps.append(len(steps) + 1)

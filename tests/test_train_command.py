@@ -68,9 +68,9 @@ def test_every_recipe_is_valid_and_the_same_after_json(name):
 
 
 def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
-    made = recipe(tmp_path / "data", tmp_path / "elsewhere")
-    (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": made.to_dict()}))
-    assert description.read_recipe(tmp_path) == replace(made, out=tmp_path)
+    saved = recipe(tmp_path / "data", tmp_path / "elsewhere")
+    (tmp_path / description.DESCRIPTION).write_text(json.dumps({"recipe": saved.to_dict()}))
+    assert description.read_recipe(tmp_path) == replace(saved, out=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -282,14 +282,14 @@ def apply(recipe, given, seed=0):
 def test_brats_recipe(after):
     given = example((40, 37, 33), channels=4)
     before = {key: value.copy() for key, value in given.items()}
-    made = apply(brats_recipe((16, 16, 32), after), given)
-    assert made["image"].shape == (16, 16, 32, 4) and made["image"].dtype == np.float32
-    assert made["label"].shape == (16, 16, 32) and made["label"].dtype == np.uint8
+    got = apply(brats_recipe((16, 16, 32), after), given)
+    assert got["image"].shape == (16, 16, 32, 4) and got["image"].dtype == np.float32
+    assert got["label"].shape == (16, 16, 32) and got["label"].dtype == np.uint8
     for key in before:
         np.testing.assert_array_equal(given[key], before[key])
     again = apply(brats_recipe((16, 16, 32), after), given)
-    np.testing.assert_array_equal(made["image"], again["image"])
-    assert not np.array_equal(made["image"], apply(brats_recipe((16, 16, 32), after), given, seed=1)["image"])
+    np.testing.assert_array_equal(got["image"], again["image"])
+    assert not np.array_equal(got["image"], apply(brats_recipe((16, 16, 32), after), given, seed=1)["image"])
 
 
 def test_brats_without_normalising_after_the_crop_equals_a_volume_normalised_first():
@@ -315,9 +315,9 @@ def test_ct_recipe_windows_after_the_crop_with_the_same_result_as_before_it():
     windowed = ScaleWindow(-175, 250)(given)
     first_crop = CropByLabel(roi, above=0.0, inside=ForegroundCrop())
     for seed in range(5):
-        made = apply(ct_recipe(roi)[:2], given, seed)
+        got = apply(ct_recipe(roi)[:2], given, seed)
         want = first_crop(windowed, rng(seed))
-        np.testing.assert_array_equal(made["image"], want["image"])
-        np.testing.assert_array_equal(made["label"], want["label"])
+        np.testing.assert_array_equal(got["image"], want["image"])
+        np.testing.assert_array_equal(got["label"], want["label"])
     assert apply(ct_recipe(roi, rotate=1.0), given)["image"].shape == (*roi, 1)
     assert not any(isinstance(transform, RandomRotate90) for transform in ct_recipe((32, 16, 16)))

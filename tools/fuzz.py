@@ -48,7 +48,7 @@ class Options:
 
 @dataclass
 class Tally:
-    """How many files of one kind were damaged, and how they were read; also the slowest read in seconds and the growth of memory in MB."""
+    """The counts of damaged files of one kind by outcome, the slowest read in seconds, and the growth of memory in MB."""
 
     kind: str
     tried: int = 0

@@ -120,7 +120,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Devices:
-    """How the work is divided among devices. Batches and samples do not depend on it."""
+    """The division of the work among devices. Batches and samples do not depend on it."""
 
     spatial_shards: int = 1
     """Number of devices that share each volume, for volumes that do not fit into one device's memory. The first axis is divided."""

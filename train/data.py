@@ -68,7 +68,7 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     channels, count = _channels(recipe, dataset, chosen)
     task = source.task(dataset, chosen, _task_fields(recipe, channels))
     prepared = _prepare(recipe, chosen, task, recipe.cache or run / "cache", count, dataset.root)
-    if recipe.roi is None:  # fitted to the scans of all folds, so that the networks of all folds have the same one
+    if recipe.roi is None:  # fit the crop to the scans of all folds, so that it is the same for all folds
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
     if processes.is_leader():
         for note in grid_notes(task, [case.affine for case in prepared]):
@@ -99,7 +99,7 @@ def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_
             )
 
         if distributed:
-            with contextlib.suppress(InputError):  # raised again below, where every process reads all entries
+            with contextlib.suppress(InputError):  # the error is raised again below, where every process reads all entries
                 prepare(cases[jax.process_index() :: jax.process_count()], verify=True)
             processes.barrier("cases are prepared")
         try:
@@ -114,7 +114,7 @@ def assign_folds(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
         return dataset.cases
     splits = recipe.splits or find_splits(dataset.root, _print)
     if splits is not recipe.splits and any(case.fold is not None for case in dataset.cases):
-        _print(f"{splits} is not used, since the data set's list has folds (--splits {splits} takes it)")
+        _print(f"{splits} is not used, since the data set's list has folds (--splits {splits} uses it)")
         splits = None
     return with_folds(
         dataset.cases, folds=recipe.folds, seed=recipe.fold_seed, patient=recipe.patient, splits=splits, notify=_print
@@ -230,5 +230,5 @@ def _task_fields(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, Any]:
     window = recipe.window
     if window is None and channels and all(name.upper() == "CT" for name in channels):
         window = ABDOMINAL_WINDOW
-        _print(f"CT: {window[0]:g} … {window[1]:g} HU become 0 to 1; --window chooses others")
+        _print(f"CT: intensities of {window[0]:g} to {window[1]:g} HU are scaled to 0 to 1; --window chooses another range")
     return fields if window is None else fields | {"intensity": "window", "window": window}

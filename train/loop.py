@@ -128,7 +128,9 @@ def _advance(run: Run, stop: Stop) -> None:
                 raise Stopped(stop.number or signal.SIGTERM)
             if step == total or (patience and run.progress.since_best >= patience):
                 if step < total:
-                    run.log.say(f"no better score in {patience} validations: stopped after step {step} of {total}")
+                    run.log.say(
+                        f"no better score in {patience} validation{'s' * (patience != 1)}: stopped after step {step} of {total}"
+                    )
                 saver.writer.wait()
                 return
             if step == 0:

@@ -72,7 +72,7 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
 
 
 def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
-    """Draws a row per case: the axial slice with the most labels, without labels, with the reference, and with the prediction.
+    """Draws a row per case: the axial slice with the most labelled voxels alone, under the reference, and under the prediction.
 
     The patient's right is on the left and anterior on top, as radiologists view it. Raises InputError if the file cannot be written.
     """

@@ -113,9 +113,9 @@ class Training:
         """Returns the optimizer, and its schedule of learning rates or None if it is unknown."""
         if self.optimizer is None:
             return optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
-        made = self.optimizer(self.steps)
+        result = self.optimizer(self.steps)
         # An optax transformation is a named tuple, too.
-        return (made, None) if hasattr(made, "update") else made
+        return (result, None) if hasattr(result, "update") else result
 
     def compile(self, strategy: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """Returns the step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
@@ -196,8 +196,8 @@ def make_objective(training: Training) -> Objective:
     if training.objective is None:
         return Supervised(training.loss, training.task)
     with jax.ensure_compile_time_eval():  # this may be called while a step is traced
-        made = training.objective(training.task, training.config, nnx.Rngs(training.seed))
-    return made if isinstance(made, Objective) else FromFunction(made)
+        result = training.objective(training.task, training.config, nnx.Rngs(training.seed))
+    return result if isinstance(result, Objective) else FromFunction(result)
 
 
 def _weights_of(tree: Any, names: Iterable[str]) -> Weights:

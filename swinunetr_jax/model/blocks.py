@@ -31,7 +31,7 @@ class ResBlock(nnx.Module):
         self.norm3 = ConvNorm(c_out, config, norm) if c_in != c_out else None
 
     def __call__(self, x: G, train: bool = False) -> tuple[G, Stats]:
-        """[b, *grid, c_in] -> [b, *grid, c_out] and new running statistics."""
+        """Returns [b, *grid, c_out] for [b, *grid, c_in], and new running statistics."""
         if self.conv3 is None or self.norm3 is None:
             return self.from_first_conv(self.conv1(x), x, {}, train)
         shortcut, stats = self.norm3.after_conv(self.conv3, x, train)
@@ -54,7 +54,7 @@ class UpBlock(nnx.Module):
         self.block = ResBlock(2 * c_out, c_out, config, rngs=rngs)
 
     def __call__(self, x: Grid, skip: Grid, train: bool = False) -> tuple[Grid, Stats]:
-        """[b, *grid, c_in] and [b, *(2 * grid), c_out] -> [b, *(2 * grid), c_out] and new running statistics."""
+        """Returns [b, *(2 * grid), c_out] for [b, *grid, c_in] and [b, *(2 * grid), c_out], and new running statistics."""
         conv3, norm3 = self.block.conv3, self.block.norm3
         assert conv3 is not None and norm3 is not None  # the block changes the number of channels
         up, kernel, shortcut_kernel = (layer.kernel[...].astype(self.dtype) for layer in (self.up, self.block.conv1, conv3))

@@ -1,4 +1,4 @@
-"""How much effort XLA spends on compiling in tests. It is imported before jax.
+"""Sets how much effort XLA spends on compiling in tests. This module is imported before jax.
 
 Compiling takes most of the time of these tests, and their arrays are small. Therefore XLA compiles with the least effort, in the tests and
 in every process that they start: a gradient of Swin UNETR takes 8 instead of 20 seconds. A test of optimized programs asks for `OPTIMIZED`.

@@ -41,7 +41,7 @@ class SmallNetwork(nnx.Module):
             coarse = jnp.repeat(coarse, 2, axis=axis)
         return self.out(nnx.relu(coarse + self.fine(x))), grids
 
-    def update_batch_stats(self, seen: dict[str, Array]) -> None:
+    def update_batch_stats(self, intermediates: dict[str, Array]) -> None:
         """Does nothing, because the network has no batch norms."""
 
 

@@ -3,7 +3,7 @@
     swinunetr train btcv --data BTCV/dataset_0.json --out runs/btcv --fold None
 
 Data: a MONAI datalist with a validation list (--fold None), or a folder in the nnU-Net layout (--fold 0). Scans are resampled to RAS and
-1.5 × 1.5 × 2 mm, and -175 … 250 HU become 0 to 1. A single model of the paper scores a Dice of 82.25 on the test set.
+1.5 × 1.5 × 2 mm, and -175 … 250 HU are scaled to 0 to 1. A single model of the paper scores a Dice of 82.25 on the test set.
 To start from the self-supervised encoder: --init.checkpoint model_swinvit.pt --init.encoder-only --init.downsample legacy.
 Hardware: a GPU with 24 GB.
 """

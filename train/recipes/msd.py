@@ -3,8 +3,8 @@
     swinunetr train msd --data Task04_Hippocampus --out runs/hippocampus
 
 The loss is the softmax Dice with cross-entropy over the labels of dataset.json, or its sigmoid version over the regions if dataset.json
-defines regions. Five folds are drawn with --fold-seed. For CT, -175 to 250 HU become 0 to 1 (--window changes this range), and crops are
-taken around labels; give all CT scans the same voxel size, for example with --spacing 1.5 1.5 2.
+defines regions. Five folds are drawn with --fold-seed. For CT, intensities of -175 to 250 HU are scaled to 0 to 1 (--window changes this
+range), and crops are taken around labels; give all CT scans the same voxel size, for example with --spacing 1.5 1.5 2.
 Hardware: the default suits scans of one or two channels on a CPU or a small GPU; on a large GPU give --network.feature-size 48.
 """
 

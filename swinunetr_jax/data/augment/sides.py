@@ -136,10 +136,10 @@ def _directions_of(word: str, all_words: set[str]) -> set[str]:
         return {_WHOLE[word]}
     found = set()
     if word not in _NO_SIDES:
-        found = {way for side, way in _CERTAIN.items() if word.startswith(side) or word.endswith(side)}
-    for one, other, way in _PAIRS:
+        found = {direction for side, direction in _CERTAIN.items() if word.startswith(side) or word.endswith(side)}
+    for one, other, direction in _PAIRS:
         if word in (one, other) and {one, other} <= all_words:
-            found.add(way)
+            found.add(direction)
     return found
 
 

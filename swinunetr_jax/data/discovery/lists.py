@@ -86,9 +86,10 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
         if group := numbered_files(survey.list_folder(images[0].parent)[0]).get(name):
             case = _numbered_case(name, group, range(channels or 1 + max(group)), None, None)
             return replace(case, label=label, fold=fold, split=split)
-    problem = (
-        f"{where}: {name_list(missing)} does not exist; correct the path or give the base folder (--base)." if missing else None
-    )
+    problem = None
+    if missing:
+        verb = "does" if len(missing) == 1 else "do"
+        problem = f"{where}: {name_list(missing)} {verb} not exist; correct the path or give the base folder (--base)."
     existing = tuple(image for image in images if image not in missing)
     return Case(entry.get("name") or case_name(images), existing, None, label, fold, split, problem)
 
@@ -106,8 +107,10 @@ def _without_repetitions(cases: Sequence[Case], path: Path, survey: Survey) -> l
             role = " and ".join(f"{c.split}{'' if c.fold is None else f' fold {c.fold}'} with {c.label}" for c in (first, case))
             raise InputError(f"{path}: {case.images[0]} is listed twice with two roles ({role}); list it once.")
         again.append(case.name)
-    if again:
-        survey.warnings.append(f"{path}: {name_list(dict.fromkeys(again))} is listed more than once and used once.")
+    if names := list(dict.fromkeys(again)):
+        survey.warnings.append(
+            f"{path}: {name_list(names)} {'is' if len(names) == 1 else 'are'} listed more than once and used once."
+        )
     return list(kept.values())
 
 

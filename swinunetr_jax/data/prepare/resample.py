@@ -174,7 +174,7 @@ class InverseResample:
 
     @property
     def matrix(self) -> np.ndarray:
-        """[4, 4], maps indices of the grid before resampling to indices of the resampled grid."""
+        """The matrix [4, 4] from indices of the grid before resampling to indices of the resampled grid."""
         return np.linalg.solve(self.affine, self.source)
 
     @property

@@ -39,5 +39,5 @@ def from_windows(x: Array, taps: Array) -> Array:
 
 
 def depth_to_space(x: Array) -> Array:
-    """[b, d, h, w, (2 2 2 c)] -> [b, 2 d, 2 h, 2 w, c]."""
+    """Returns [b, 2 d, 2 h, 2 w, c] for [b, d, h, w, (2 2 2 c)]."""
     return rearrange(x, "b d h w (o p q c) -> b (d o) (h p) (w q) c", o=2, p=2, q=2)
