@@ -35,7 +35,7 @@ def test_monai_datalist(tmp_path):
     assert [(c.fold, c.split) for c in found.cases] == [(0, "training"), (1, "training"), (None, "test")]
     assert test.name == "x" and test.channels is None
     # Without a base folder the list's own folder is used, in which the files do not exist.
-    assert all("do not exist" in case.problem and case.images == () for case in find_cases(path).cases)
+    assert all("not exist" in case.problem and case.images == () for case in find_cases(path).cases)
 
 
 def test_a_datalist_is_ordered_by_names(tmp_path):
