@@ -128,7 +128,7 @@ class Mirror(Spatial):
 
     Attributes:
         probability: the probability for each axis.
-        axes: the axes. None means all except for those along which the names of labels state sides, and none in a run that is too short
+        axes: the axes. None means all except for those along which labels name sides, and none in a run that is too short
             to benefit from mirroring.
     """
 
