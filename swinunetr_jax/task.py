@@ -73,6 +73,8 @@ class Task:
         window: the low and the high intensity, for "window".
         roi: the size of the windows in prediction, None for the default.
         spacing: the voxel size in mm along each axis of `orientation` to which scans are resampled; None keeps that of each scan.
+        ignore: the label of voxels that were not annotated, which affect neither the loss nor the scores of validation; None if there is
+            no such label.
     """
 
     kind: str
@@ -84,6 +86,7 @@ class Task:
     window: tuple[float, float] | None = None
     roi: tuple[int, ...] | None = None
     spacing: tuple[float, float, float] | None = None
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("regions", "classes"):
@@ -99,6 +102,8 @@ class Task:
             set_tuple(self, "spacing", "three voxel sizes in mm", is_number)
             if len(self.spacing) != 3 or not all(0 < size < math.inf for size in self.spacing):
                 raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
+        if self.ignore is not None:
+            self._check_ignore()
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
             raise InputError(f"`outputs` must hold at least one output, all with different names, got {names}.")
@@ -150,6 +155,17 @@ class Task:
                     "must be written as one of the labels that it consists of."
                 )
 
+    def _check_ignore(self) -> None:
+        """Raises InputError unless `ignore` is a label that neither the background nor an output has."""
+        if not _is_label(self.ignore) or self.ignore == 0:
+            raise InputError(f"`ignore` must be a label in 1 … 255, because 0 is the background, got {self.ignore!r}.")
+        object.__setattr__(self, "ignore", int(self.ignore))
+        for output in self.outputs:
+            if self.ignore in (output.value, *self.labels_of(output)):
+                raise InputError(
+                    f"`ignore` is {self.ignore}, which is a label of {output.name}: give voxels to ignore a label of their own."
+                )
+
     def labels_of(self, output: Output) -> tuple[int, ...]:
         """Returns the labels that belong to an output in a label map: the members of a region, otherwise its value."""
         return output.members if self.kind == "regions" and output.members else (output.value,)
@@ -184,8 +200,9 @@ class Task:
         return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values."""
-        return dataclasses.asdict(self)
+        """Returns the fields as JSON values. `ignore` is omitted if it is None, so that the files of other tasks have their old content."""
+        values = dataclasses.asdict(self)
+        return values if self.ignore is not None else {name: value for name, value in values.items() if name != "ignore"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
@@ -225,17 +242,19 @@ class Task:
 
         Args:
             labels: name → value, or a list of values for a region. If there is any list, the task has regions, otherwise classes. The
-                label `ignore` is not an output.
+                label `ignore` is not an output, but the task's `ignore`.
             order: nnU-Net's regions_class_order, the label that is written for each region, in the order of writing. By default, larger
                 regions are written first, each with a label that no later region has.
             changes: further fields of the task.
 
         Raises:
-            InputError: a region would be written as a label that does not belong to it.
+            InputError: a region would be written as a label that does not belong to it, or `ignore` has several values or the value of an
+                output.
         """
         values = {name: value for name, value in (labels or {}).items() if value not in (0, [0]) and name != IGNORE}
         if not values:
             return None
+        changes = {"ignore": ignored_label(labels or {}), **changes}
         classes = {name: value for name, value in values.items() if not isinstance(value, list)}
         if len(classes) == len(values):
             ordered = sorted(classes.items(), key=lambda item: item[1])
@@ -266,6 +285,16 @@ class Task:
         if config.out_channels == 1:  # a softmax over one channel would be 1 everywhere
             return cls(kind="regions", outputs=(Output(name="foreground", value=1, members=(1,)),), paint=(0,))
         return cls.classes(config.out_channels)
+
+
+def ignored_label(labels: Mapping[str, int | list[int]]) -> int | None:
+    """Returns the value of the label `ignore` of a dataset.json, or None if it has none. Raises InputError if it has several."""
+    value = labels.get(IGNORE)
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise InputError(f"the label {IGNORE} of the data set's dataset.json is {value}, expected one value; merge them.")
+        return value[0]
+    return value
 
 
 def _is_label(value: Any) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.runner import bytes_of
 from helpers.small_network import forget, replace_swin_unetr
 
@@ -18,6 +19,7 @@ from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop
 from swinunetr_jax.training import command as train_command
 from swinunetr_jax.training.log import read_rows
+from swinunetr_jax.weights.params import flatten, make_network
 
 FOLDER = Path(__file__).parents[1] / "docs" / "extend"
 # fmt: off
@@ -99,15 +101,16 @@ def test_an_example_is_one_file_of_at_most_40_lines():
 
 
 def test_parameters_of_an_objective_are_trained_and_saved_separately_from_the_network(data, tmp_path):
-    assert train_example("deep_supervision", data, tmp_path / "run") == 0
+    """The run has the trainer's own deep supervision: heads on decoder2, decoder3 and decoder4."""
+    shared = ("--data", data / "phantom", "--cache", data / "cache", "--out", tmp_path / "run", *SMALL)
+    assert run_command("train", "phantom", *shared, "--deep-supervision") == 0
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
-    assert sum(name.startswith("own.") for name in own) == 4 and any(name.startswith("opt.") for name in own)
-    first = description.read_recipe(tmp_path / "run")
-    assert not any("objective" in name for name in open_checkpoint(last).params)
-    assert first.objective is not None and all(
-        "full_resolution_loss" in row["metrics"] for row in read_rows(tmp_path / "run")[:2]
-    )
+    assert sum(name.startswith("own.") for name in own) == 6 and any(name.startswith("opt.") for name in own)
+    opened = open_checkpoint(last)
+    assert opened.params.keys() == flatten(make_network(opened.config, nnx.Rngs(0))).keys()
+    assert description.read_recipe(tmp_path / "run").deep_supervision
+    assert all("full_resolution_loss" in row["metrics"] for row in read_rows(tmp_path / "run")[:2])
 
 
 def test_frozen_parameters_do_not_change_and_biases_have_no_decay(data, tmp_path):
@@ -199,5 +202,11 @@ def test_options_that_a_function_replaces_are_refused(data, tmp_path, capsys):
     assert "--network.feature-size has no effect here" in capsys.readouterr().err
     assert train_example("optimizer", data, tmp_path / "run", "--optim.lr", "1e-3") == 2
     assert "--optim.lr has no effect here, since the recipe gives a function for `optimizer`" in capsys.readouterr().err
+    assert train_example("deep_supervision", data, tmp_path / "run", "--deep-supervision") == 2
+    assert "--deep-supervision has no effect here, since the recipe gives a function for `objective`" in capsys.readouterr().err
+    assert train_example("network", data, tmp_path / "run", "--deep-supervision") == 2
+    assert "`deep_supervision` is the trainer's objective for a Swin UNETR, but the recipe gives a function for `network`" in (
+        capsys.readouterr().err
+    )
     assert train_example("augmentation", data, tmp_path / "run", "--devices.pmap") == 2
     assert "with `devices.pmap` each device has only its own samples" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.loss_references import class_map, compare, sample
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.losses import Loss, cross_entropy, dice_ce_loss, dice_loss, targets
@@ -22,34 +23,6 @@ def double():
         yield
 
 
-def sample(grid, channels, batch=2):
-    """Returns logits and overlapping targets, float64. The last channel of the targets is empty in the first case."""
-    rng = np.random.default_rng(len(grid) + channels)
-    logits = rng.normal(size=(batch, *grid, channels)) * 3
-    wanted = (rng.random(logits.shape) < 0.3).astype(np.float64)
-    wanted[0, ..., -1] = 0
-    return logits, wanted
-
-
-def class_map(grid, channels, batch=2):
-    labels = np.random.default_rng(channels).integers(0, channels, (batch, *grid))
-    labels[labels == channels - 1] = 0  # the last class is absent everywhere
-    return labels
-
-
-def both(ours, theirs, logits, wanted, tolerance=(1e-6, 1e-5)):
-    """Asserts that two losses have the same value and gradient. `wanted` holds targets with channels last, or channel numbers."""
-    torch = pytest.importorskip("torch")
-    value, gradient = jax.value_and_grad(lambda x: jnp.sum(ours(x, jnp.asarray(wanted))))(jnp.asarray(logits))
-    x = torch.tensor(np.moveaxis(logits, -1, 1).copy(), requires_grad=True)
-    t = np.moveaxis(wanted, -1, 1) if wanted.ndim == logits.ndim else wanted[:, None]
-    expected = theirs(x, torch.tensor(t.copy())).sum()
-    expected.backward()
-    assert value == pytest.approx(expected.item(), rel=tolerance[0], abs=tolerance[0])
-    want = np.moveaxis(x.grad.numpy(), 1, -1)
-    np.testing.assert_allclose(gradient, want, atol=tolerance[1] * np.abs(want).max(), rtol=0)
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", None])
 def test_dice_equals_monai(double, grid, activation):
@@ -61,7 +34,7 @@ def test_dice_equals_monai(double, grid, activation):
         common = {"include_background": background, "jaccard": jaccard, "batch": batch, "reduction": reduction}
         common |= dict(zip(("smooth_nr", "smooth_dr"), smooth))
         theirs = losses.DiceLoss(**common, squared_pred=squared, **({activation: True} if activation else {}))
-        both(partial(dice_loss, activation=activation, squared=squared, **common), theirs, logits, wanted)
+        compare(partial(dice_loss, activation=activation, squared=squared, **common), theirs, logits, wanted)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -81,7 +54,7 @@ def test_dice_and_cross_entropy_of_classes_equal_monai(double, grid):
         theirs = losses.DiceCELoss(
             **common, softmax=True, to_onehot_y=numbered, weight=None if weights is None else torch.tensor(weights)
         )
-        both(partial(dice_ce_loss, weight=weights, **common), theirs, logits, labels if numbered else hot)
+        compare(partial(dice_ce_loss, weight=weights, **common), theirs, logits, labels if numbered else hot)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -102,7 +75,7 @@ def test_sigmoid_losses_equal_monai_for_one_channel_and_binary_losses_for_severa
                 entropy = torch.nn.BCEWithLogitsLoss(pos_weight=pos, reduction=reduction)
                 theirs = lambda x, t, dice=dice, entropy=entropy: dice(x, t) + entropy(x, t)  # noqa: E731
             options = {"activation": "sigmoid", "reduction": reduction, "weight": weight}
-            both(partial(dice_ce_loss, **options), theirs, logits, wanted)
+            compare(partial(dice_ce_loss, **options), theirs, logits, wanted)
 
 
 def test_sums_over_bfloat16_logits_are_computed_in_float32():

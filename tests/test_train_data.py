@@ -16,7 +16,7 @@ from swinunetr_jax.training import (
     Recipe,
 )
 from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
-from swinunetr_jax.training.validation import can_crop, full_grid
+from swinunetr_jax.training.validation import can_crop, case_dice, full_grid
 
 
 def dataset(root: Path, values: tuple[int, ...], modality: str | None = None, **lists) -> Path:
@@ -102,6 +102,23 @@ def test_samples_are_not_mirrored_along_an_axis_if_labels_name_its_sides(tmp_pat
     assert "mirrored along axis 0 (left-right: kidney_left, kidney_right), as --augment.flips asks" in warned
     for mirrored in (cases, chosen):
         assert drawn_axes(asked, mirrored, monkeypatch) == mirrored.flips
+
+
+def test_ignored_voxels_are_trained_on_and_scored_as_if_they_did_not_exist(tmp_path):
+    listed = dataset(tmp_path, (0, 1, 2, 5), "CT")
+    named = {"0": "background", "1": "liver", "2": "tumour", "5": "ignore"}
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"labels": named}))
+    asked = Recipe(kind="labels", data=listed, folds=3, batch=2, augment=Augment(flips=()))
+    cases = collect_cases(asked, tmp_path / "run")
+    assert cases.task.ignore == 5 and [output.name for output in cases.task.outputs] == ["background", "liver", "tumour"]
+    assert 5 in next(batches(asked, cases))["label"]
+    reference = np.array([[[0, 1, 2, 5, 5]]], np.uint8)
+    right, wrong = np.array([[[0, 1, 2, 1, 2]]], np.uint8), np.array([[[1, 1, 2, 1, 2]]], np.uint8)
+    assert case_dice(right, reference, cases.task) == {"liver": 1.0, "tumour": 1.0}
+    assert case_dice(wrong, reference, cases.task) == {"liver": 2 / 3, "tumour": 1.0}
+    nib.save(nib.Nifti1Image(np.full((20, 40, 24), 5, np.uint8), np.diag([2.0, 1, 1, 1])), tmp_path / "label3.nii.gz")
+    with pytest.raises(InputError, match="every voxel has the label 5, which is ignored; annotate voxels, or leave the case out"):
+        collect_cases(asked, tmp_path / "run")
 
 
 @pytest.mark.fault("5.17")

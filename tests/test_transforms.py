@@ -252,6 +252,9 @@ def test_the_centre_of_a_crop_by_label(monkeypatch, rounds):
     labelled = [c for c in drawn if given["label"][c]]
     times = np.array([labelled.count(tuple(c)) for c in np.argwhere(given["label"])])
     assert times.min() > 0.6 * times.mean() and times.max() < 1.5 * times.mean()
+    value = int(given["label"].max())
+    annotated = [CropByLabel((1, 1, 1), 1, 0, ignore=value).draw(generator, given) for _ in range(300)]
+    assert all(0 < given["label"][c] < value for c in annotated)
     # without a threshold all voxels are equally likely
     outside = [CropByLabel((1, 1, 1), 0, 1).draw(generator, given) for _ in range(500)]
     assert not any(given["label"][c] for c in outside) and not all((given["image"][c] > 0).any() for c in outside)

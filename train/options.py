@@ -76,6 +76,8 @@ class Options:
     """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
     keep: int = 2
     """Saved states to keep in addition to the best network."""
+    deep_supervision: bool = False
+    """Also compute the loss at 1/2, 1/4 and 1/8 of the resolution, by heads on the decoder that exist only during training."""
     network: Network = field(default_factory=Network)
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
@@ -139,6 +141,7 @@ class Options:
             ("devices.spatial_shards", self.devices.spatial_shards > 1, "divides a volume, which needs sharding under jax.jit"),
             ("network.norm_name batch", self.network.norm_name == "batch", "takes statistics of the whole batch"),
             ("loss.batch", self.loss.batch, "takes the Dice of the whole batch"),
+            ("loss.class_weights", self.loss.class_weights is not None, "takes a weighted mean over the whole batch"),
         ):
             if given:
                 raise InputError(

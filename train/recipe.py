@@ -24,6 +24,7 @@ from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
 from swinunetr_jax.training.config import Augment, Network
+from swinunetr_jax.training.deep_supervision import DeepSupervisionFactory
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
 from swinunetr_jax.training.options import Options, flatten
 from swinunetr_jax.weights.params import NetworkConfig
@@ -57,7 +58,7 @@ class Recipe(Options):
             function of a batch on the device, see `BatchAugmentation`, in addition to the usual changes on the host. On the device it is a
             separate program that runs before the training step. A sample's key depends only on the seed and the sample's number.
         objective: (task, config, rngs) -> an `Objective`, or a function (model, batch, key) -> loss, or loss and metrics. It replaces
-            `loss`.
+            `loss` and `deep_supervision`.
         transforms: (task) -> the transforms of a sample on the host. They replace the crop, the normalisation and the random changes of
             `augment`. The last one must return arrays of one size.
         optimizer: (number of steps) -> an optax transformation, or a pair of it and its schedule of learning rates, which is then logged.
@@ -69,7 +70,7 @@ class Recipe(Options):
     network: Network | NetworkFactory = dataclasses.field(default_factory=Network)  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)  # pyright: ignore[reportIncompatibleVariableOverride]
     augment: Augment | Augmentation | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
-    objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.",)})
+    objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.", "deep_supervision")})
     transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(default=None, metadata={REPLACES: ("augment.",)})
     optimizer: Callable[[int], Optimizer] | None = dataclasses.field(
         default=None,
@@ -121,13 +122,19 @@ class Recipe(Options):
             raise InputError(
                 "the recipe gives a function for `loss` and one for `objective`, which replaces the loss: leave one out."
             )
+        if self.deep_supervision and ("objective" in functions or self.network_factory is not None):
+            part = "objective" if "objective" in functions else "network"
+            raise InputError(
+                f"`deep_supervision` is the trainer's objective for a Swin UNETR, but the recipe gives a function for `{part}`: leave one "
+                "of them out."
+            )
         for name, function in functions.items():
             if not callable(function) and not isinstance(function, Augmentation):
                 raise InputError(f"`{name}` of the recipe must be options or a function, got {type(function).__name__}.")
         if "augment" in functions and options.devices.pmap:
             raise InputError(
                 "the recipe changes batches on the device, but with `devices.pmap` each device has only its own samples: leave one of "
-                "them out."
+                "of them out."
             )
 
     def network_config(self, in_channels: int, out_channels: int) -> NetworkConfig:
@@ -140,6 +147,11 @@ class Recipe(Options):
     def network_factory(self) -> NetworkFactory | None:
         """The function or class that makes the network, or None for a Swin UNETR."""
         return None if isinstance(self.network, Network) else self.network
+
+    @property
+    def objective_factory(self) -> ObjectiveFactory | None:
+        """The function that returns the objective, or None for a loss of the network's logits alone."""
+        return DeepSupervisionFactory(self.loss) if self.deep_supervision else self.objective
 
     @property
     def host_augment(self) -> Augment:

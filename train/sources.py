@@ -15,7 +15,6 @@ from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
-from swinunetr_jax.task import IGNORE
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.options import Kind, Options
 
@@ -62,10 +61,6 @@ class Labels(Given):
     """A data set whose dataset.json names the labels, or whose label maps hold them."""
 
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
-        if IGNORE in (dataset.labels or {}):
-            raise InputError(
-                f"{dataset.root}: voxels to ignore are not supported in training; give them a label, or the background's."
-            )
         task = Task.from_labels(dataset.labels, dataset.regions_class_order, **fields)
         if task is None:
             task = Task.from_labels({f"label {value}": value for value in _stored_labels(cases)}, **fields)

@@ -12,6 +12,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint
 from swinunetr_jax.data.discovery.channels import channel_key
+from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, PmapStrategy
 from swinunetr_jax.training import checkpoints, processes
@@ -86,6 +87,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         )
     if before is not None:
         check_same_task(folder, stored_task(folder, before), cases.task)
+    if isinstance(recipe.loss, Loss) and recipe.objective is None:
+        recipe.loss.check(cases.task)
     steps = recipe.total_steps(len(cases.train))
     options = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "base", "splits", "cache", "out")}
     text = recipe.file and recipe.file.text
@@ -96,8 +99,16 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     else:
         config, weights = _network(recipe, cases)
     _check_crop(recipe, cases, config)
-    functions = {name: function for name, function in recipe.functions().items() if name in ("objective", "optimizer")}
-    training = Training(config, cases.task, recipe.loss, recipe.optim, steps, recipe.seed, **functions)
+    training = Training(
+        config,
+        cases.task,
+        recipe.loss,
+        recipe.optim,
+        steps,
+        recipe.seed,
+        objective=recipe.objective_factory,
+        optimizer=recipe.optimizer,
+    )
     restored = _restore(folder, training) if resume else None
     state, progress, warnings = restored or (training.init(weights or training.random_weights()), Progress(), [])
     if progress.step > steps:

@@ -35,7 +35,7 @@ def _normalized_transforms(task: Task, augment: Augment, flips: tuple[int, ...])
 
 def _windowed_transforms(task: Task, augment: Augment, flips: tuple[int, ...]) -> tuple[Transform, ...]:
     assert task.window is not None  # `Task` holds one for this intensity
-    return ct_recipe(crop_size(task), window=task.window, flip_axes=flips)
+    return ct_recipe(crop_size(task), window=task.window, flip_axes=flips, ignore=task.ignore)
 
 
 _FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...]], tuple[Transform, ...]]] = {

@@ -214,6 +214,8 @@ def full_grid(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
 
 
 def case_dice(labels: np.ndarray, reference: np.ndarray, task: Task) -> dict[str, float]:
-    """Returns the Dice of each region, or of each class except the background."""
+    """Returns the Dice of each region, or of each class except the background, over the voxels that are not ignored."""
+    if task.ignore is not None:  # no output has this label, so ignored voxels are in neither mask
+        labels = np.where(reference == task.ignore, np.uint8(task.ignore), labels)
     found, wanted = masks(labels, task), masks(reference, task)
     return {name: dice(found[name], wanted[name], empty=CONVENTION) for name in wanted}

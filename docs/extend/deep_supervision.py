@@ -23,8 +23,8 @@ class DeepSupervision(Objective):
         model.update_batch_stats(intermediates)
         total = first = self.loss(logits, batch["label"], self.task)
         for level, (head, name) in enumerate(zip(self.heads, ("decoder2", "decoder3")), start=1):
-            grid, step = intermediates[name].astype(jnp.float32), 2**level
-            label = batch["label"][:, ::step, ::step, ::step]
+            grid, nearest = intermediates[name].astype(jnp.float32), slice(2**level // 2, None, 2**level)
+            label = batch["label"][:, nearest, nearest, nearest]
             total += self.loss(head(grid), label, self.task) / 2**level
         return total, {"full_resolution_loss": first}
 

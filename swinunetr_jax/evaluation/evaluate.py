@@ -8,7 +8,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ def evaluate(
             f"no prediction has a reference of the same name: the predictions are {console.name_list(predictions, 3)}, the references "
             f"{console.name_list(cases, 3)}; rename them."
         )
+    if references.ignore is None and task.ignore is not None:
+        references = replace(references, ignore=task.ignore)
     if references.ignore is not None and task.et_label == references.ignore:
         task = task.with_et_label(brats.other_et_label(references.ignore))  # 3 or 4 is ignored, so the tumour has the other one
     _check_ignore(task, references.ignore)

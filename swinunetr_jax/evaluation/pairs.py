@@ -17,7 +17,7 @@ from swinunetr_jax.data.discovery.entries import is_image
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import IGNORE, Output, Task
+from swinunetr_jax.task import Output, Task, ignored_label
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,8 @@ def _meaning_of_folder(path: Path) -> dict[str, Any]:
 
 def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...] | None) -> dict[str, Any]:
     """Returns the fields `task`, `stated` and `ignore` of References, from the labels of a dataset.json."""
-    task, ignore = Task.from_labels(labels, order), (labels or {}).get(IGNORE)
-    if isinstance(ignore, list):
-        if len(ignore) > 1:
-            raise InputError(f"the label {IGNORE} of the data set's dataset.json is {ignore}, expected one value; merge them.")
-        ignore = ignore[0]
-    return {"task": task, "stated": task is not None, "ignore": ignore}
+    task = Task.from_labels(labels, order)
+    return {"task": task, "stated": task is not None, "ignore": ignored_label(labels or {})}
 
 
 def _occurring(references: References) -> Task:

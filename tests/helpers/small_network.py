@@ -36,7 +36,9 @@ class SmallNetwork(nnx.Module):
     def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
         coarse = self.coarse(jnp.asarray(x, self.config.dtype))
         # Swin UNETR has these intermediates, too, of the same sizes.
-        grids = {"decoder2": coarse, "decoder3": jnp.concatenate([coarse, -coarse], axis=-1)[:, ::2, ::2, ::2]}
+        both = jnp.concatenate([coarse, -coarse], axis=-1)
+        grids = {"decoder2": coarse, "decoder3": both[:, ::2, ::2, ::2]}
+        grids["decoder4"] = jnp.concatenate([both, both], axis=-1)[:, ::4, ::4, ::4]
         for axis in range(1, x.ndim - 1):
             coarse = jnp.repeat(coarse, 2, axis=axis)
         return self.out(nnx.relu(coarse + self.fine(x))), grids

@@ -90,8 +90,8 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
     """Crops around a random voxel, which is a labelled one with probability `positive` / (`positive` + `negative`).
 
     The parameters are the crop's centre. All labelled voxels are equally likely, and so are all other voxels whose image is above `above`.
-    The crop is moved into the volume or its foreground (`inside`); if that is smaller than the crop, it is padded on both sides with
-    `above`.
+    A voxel with the label `ignore` is never drawn. The crop is moved into the volume or its foreground (`inside`); if that is smaller than
+    the crop, it is padded on both sides with `above`.
     Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)` with `above` as `image_threshold`.
     """
 
@@ -100,6 +100,7 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
     negative: float = 1.0
     above: float | None = None
     inside: ForegroundCrop | None = None
+    ignore: int | None = None
 
     def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
         region = _region(example, self.inside)
@@ -107,7 +108,7 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
         image = None if self.above is None else read_region(example["image"], region, self.above)
         labelled = rng.random() * (self.positive + self.negative) < self.positive
         for wanted in (labelled, not labelled):  # if no voxel of the drawn kind exists, the other kind is used
-            voxel = _random_voxel(rng, label, image, self.above, wanted)
+            voxel = _random_voxel(rng, label, image, self.above, wanted, self.ignore)
             if voxel is not None:
                 return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
         raise InputError(f"no voxel is labelled or above {self.above}, so none can be the centre of a crop; check the image.")
@@ -168,19 +169,27 @@ def _centre_inside(centre: int, size: int, length: int) -> int:
 
 
 def _random_voxel(
-    rng: np.random.Generator, label: np.ndarray, image: np.ndarray | None, above: float | None, labelled: bool
+    rng: np.random.Generator,
+    label: np.ndarray,
+    image: np.ndarray | None,
+    above: float | None,
+    labelled: bool,
+    ignore: int | None,
 ) -> tuple[int, ...] | None:
     """Returns a random labelled voxel, or a random unlabelled one whose image is above a threshold; None if there is none."""
 
+    def is_labelled(label: np.ndarray) -> np.ndarray:
+        return label > 0 if ignore is None else (label > 0) & (label != ignore)
+
     def fits(voxels: np.ndarray) -> np.ndarray:
         at = tuple(voxels)
-        return label[at] > 0 if labelled else (label[at] == 0) & (True if image is None else (image[at] > above).any(-1))
+        return is_labelled(label[at]) if labelled else (label[at] == 0) & (True if image is None else (image[at] > above).any(-1))
 
     for _ in range(ROUNDS):
         voxels = np.stack([rng.integers(size, size=TRIES) for size in label.shape])
         good = np.flatnonzero(fits(voxels))
         if len(good):
             return tuple(int(c) for c in voxels[:, good[0]])
-    mask = label > 0 if labelled else (label == 0) & (True if image is None else (image > above).any(-1))
+    mask = is_labelled(label) if labelled else (label == 0) & (True if image is None else (image > above).any(-1))
     every = np.flatnonzero(mask)
     return tuple(int(c) for c in np.unravel_index(rng.choice(every), label.shape)) if len(every) else None

@@ -88,6 +88,7 @@ def ct_recipe(
     flip_axes: tuple[int, ...] = (0, 1, 2),
     rotate: float = 0.2,
     intensity: float = 0.1,
+    ignore: int | None = None,
 ) -> tuple[Transform, ...]:
     """Returns the transforms for organs in CT (BTCV): crops around labelled and other voxels, the window, mirroring and rotations.
 
@@ -102,11 +103,12 @@ def ct_recipe(
         flip_axes: the axes to mirror along.
         rotate: the probability of a rotation.
         intensity: the probability of each change of brightness.
+        ignore: the label of voxels that were not annotated, around which no crop is taken.
     """
     low, high = window
     rotation = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
     return (
-        CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low)),
+        CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low), ignore=ignore),
         ScaleWindow(low, high),
         ScaleIntensity(0.1, intensity),
         ShiftIntensity(0.1, intensity),

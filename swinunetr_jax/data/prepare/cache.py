@@ -123,6 +123,8 @@ class _Store:
             warn(contents.note)
         self.settings_digests, self.moved = contents.settings_digests, set[str]()
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
+        if task.ignore is not None:
+            self.known.add(task.ignore)
         self.above = task.window[0] if task.window else 0.0
         # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
         values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint")}
@@ -175,6 +177,10 @@ class _Store:
             raise InputError(
                 f"{case.label}: label {', '.join(map(str, foreign))} is not one of the task's ({', '.join(map(str, sorted(self.known)))}); "
                 "correct the label map, or add the label to the task."
+            )
+        if self.task.ignore is not None and (label == self.task.ignore).all():
+            raise InputError(
+                f"{case.label}: every voxel has the label {self.task.ignore}, which is ignored; annotate voxels, or leave the case out."
             )
         box = whole_box(label.shape)
         if self.task.intensity == "zscore":  # statistics ignore zeros, so those around the patient are not stored
