@@ -103,7 +103,8 @@ class Task:
             if len(self.spacing) != 3 or not all(0 < size < math.inf for size in self.spacing):
                 raise InputError(f"`spacing` must hold three voxel sizes in mm, all above 0, got {self.spacing}.")
         if self.ignore is not None:
-            self._check_ignore()
+            self._check_ignore(self.ignore)
+            object.__setattr__(self, "ignore", int(self.ignore))
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
             raise InputError(f"`outputs` must hold at least one output, all with different names, got {names}.")
@@ -155,15 +156,14 @@ class Task:
                     "must be written as one of the labels that it consists of."
                 )
 
-    def _check_ignore(self) -> None:
+    def _check_ignore(self, ignore: int) -> None:
         """Raises InputError unless `ignore` is a label that neither the background nor an output has."""
-        if not _is_label(self.ignore) or self.ignore == 0:
-            raise InputError(f"`ignore` must be a label in 1 … 255, because 0 is the background, got {self.ignore!r}.")
-        object.__setattr__(self, "ignore", int(self.ignore))
+        if not _is_label(ignore) or ignore == 0:
+            raise InputError(f"`ignore` must be a label in 1 … 255, because 0 is the background, got {ignore!r}.")
         for output in self.outputs:
-            if self.ignore in (output.value, *self.labels_of(output)):
+            if ignore in (output.value, *self.labels_of(output)):
                 raise InputError(
-                    f"`ignore` is {self.ignore}, which is a label of {output.name}: give voxels to ignore a label of their own."
+                    f"`ignore` is {ignore}, which is a label of {output.name}: give voxels to ignore a label of their own."
                 )
 
     def labels_of(self, output: Output) -> tuple[int, ...]:

@@ -102,7 +102,17 @@ def test_an_example_is_one_file_of_at_most_40_lines():
 
 def test_parameters_of_an_objective_are_trained_and_saved_separately_from_the_network(data, tmp_path):
     """The run has the trainer's own deep supervision: heads on decoder2, decoder3 and decoder4."""
-    shared = ("--data", data / "phantom", "--cache", data / "cache", "--out", tmp_path / "run", *SMALL)
+    shared = (
+        "--data",
+        data / "phantom",
+        "--cache",
+        data / "cache",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--network.depths",
+        *"1111",
+    )
     assert run_command("train", "phantom", *shared, "--deep-supervision") == 0
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
