@@ -145,7 +145,8 @@ def test_errors_of_the_terms_are_one_sentence():
         "mean or sum for a focal loss": lambda: focal_loss(logits, logits, activation="sigmoid", reduction="none"),
         "`logits` has one channel": lambda: focal_loss(logits[..., :1], logits[..., :1], activation="softmax"),
         "`squared` is an option of the Dice loss": lambda: Loss(kind="tversky", squared=True),
-        "`class_weights` of the loss must be numbers of at least 0, and not all 0": lambda: Loss(class_weights=(0.0, 0.0)),
+        "`class_weights` must be a sequence of numbers of at least 0, got (-1.0, 1.0)": lambda: Loss(class_weights=(-1.0, 1.0)),
+        "`class_weights` of the loss must not all be 0": lambda: Loss(class_weights=(0.0, 0.0)),
         "holds 2 numbers, expected 3, one for each of background, class 1, class 2": lambda: Loss(class_weights=(1.0, 2.0))(
             logits, labels, Task.classes(3)
         ),

@@ -123,7 +123,7 @@ LAYERS = {  # the parts of the library that each part may import
     "data.phantom": {"errors", "data.brats", "data.nifti"},
     "metrics": {"errors", "task", "data"},
     "evaluation": {"errors", "task", "version", "data", "metrics"},
-    "losses": {"errors", "task"},
+    "losses": {"errors", "fields", "task"},
     "model": {"config", "errors", "ops", "runtime"},
     "explanation": {"config", "errors", "model", "ops", "runtime"},
     "weights": {"config", "errors", "task", "model"},

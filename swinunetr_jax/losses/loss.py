@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.fields import is_number, set_tuple
 from swinunetr_jax.losses.overlap import ALPHA, BETA, SMOOTH, check_tversky, dice_loss, tversky_loss
 from swinunetr_jax.losses.voxelwise import GAMMA, check_gamma, cross_entropy, focal_loss
 from swinunetr_jax.task import Task
@@ -135,9 +136,10 @@ class Loss:
         check_gamma(self.gamma)
         if self.squared and self.kind.startswith("tversky"):
             raise InputError(f"`squared` is an option of the Dice loss, but the loss is {self.kind}: leave one of them out.")
-        weights = self.class_weights
-        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
-            raise InputError(f"`class_weights` of the loss must be numbers of at least 0, and not all 0, got {weights}.")
+        if self.class_weights is not None:
+            set_tuple(self, "class_weights", "numbers of at least 0", lambda value: is_number(value) and 0 <= value < math.inf)
+            if not any(self.class_weights):
+                raise InputError(f"`class_weights` of the loss must not all be 0, got {self.class_weights}.")
 
     def check(self, task: Task) -> None:
         """Raises InputError if the options do not fit a task."""
