@@ -47,8 +47,10 @@ def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray
         axes = mirrored_axes(mirror.axes, task, affines, passes, in_recipe=True)
         mirrored = axes if mirror.axes is None else mirrored
     thin = thin_axis(crop_size(task), affines)
-    labels = tuple(sorted({value for output in task.outputs for value in output.members or (output.value,)}))
-    sample = augmentation.for_run(Run(mirrored, thin), crop_size(task), labels, masked=task.window is None)
+    labels = {value for output in task.outputs for value in output.members or (output.value,)}
+    if task.ignore is not None:  # ignored voxels are resampled, too
+        labels.add(task.ignore)
+    sample = augmentation.for_run(Run(mirrored, thin), crop_size(task), tuple(sorted(labels)), masked=task.window is None)
     shards, source = recipe.devices.spatial_shards, sample.source_size
     if source[0] % shards:
         raise InputError(
@@ -89,7 +91,9 @@ def source_crop(task: Task, augmentation: SampleAugmentation) -> SourceCrop:
     if task.window is None:
         return SourceCrop(RandomCrop(size, ForegroundCrop()), augmentation.source_size)
     low = task.window[0]
-    return SourceCrop(CropByLabel(size, above=low, inside=ForegroundCrop(above=low)), augmentation.source_size)
+    return SourceCrop(
+        CropByLabel(size, above=low, inside=ForegroundCrop(above=low), ignore=task.ignore), augmentation.source_size
+    )
 
 
 def device_augmentation(

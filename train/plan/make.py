@@ -143,10 +143,11 @@ def _task(recipe: Recipe, dataset: Dataset, cases: list[Case]) -> tuple[Task, in
 
 def _training(recipe: Recipe, network: Network, task: Task, channels: int) -> Training:
     """Returns the run whose step is compiled. The number of steps and the seed have no effect on the memory."""
-    functions = {name: function for name, function in recipe.functions().items() if name in ("objective", "optimizer")}
     config = network.config(channels, len(task.outputs))
     assert isinstance(config, SwinUNETRConfig)
-    return Training(config, task, recipe.loss, recipe.optim, 1000, 0, **functions)
+    return Training(
+        config, task, recipe.loss, recipe.optim, 1000, 0, objective=recipe.objective_factory, optimizer=recipe.optimizer
+    )
 
 
 def shown(plan: Plan) -> list[str]:
