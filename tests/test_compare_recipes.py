@@ -1,0 +1,53 @@
+"""The statistics and the choice of cases of `tools.compare_recipes`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swinunetr_jax.errors import InputError
+from tools.compare_recipes import Options, split_cases
+from tools.paired_differences import paired_difference, score_array
+
+
+def test_the_interval_of_a_paired_difference_covers_the_true_difference_about_as_often_as_it_says():
+    random, covered = np.random.default_rng(1), 0
+    for trial in range(60):
+        cases, draws = random.normal(0, 0.1, (1, 60)), random.normal(0, 0.004, (8, 1))
+        old = 0.8 + cases + random.normal(0, 0.01, (8, 60))
+        new = 0.81 + cases + draws + random.normal(0, 0.01, (8, 60))
+        found = paired_difference(new, old, seed=trial)
+        covered += found.low <= 0.01 <= found.high
+    assert 50 <= covered <= 60  # 57 are expected; the bootstrap of 8 draws is a little too narrow
+
+
+def test_cases_that_every_draw_scored_alike_have_an_interval_without_width():
+    found = paired_difference(np.full((2, 5), 0.9), np.full((2, 5), 0.8))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert str(found) == "+10.00 [+10.00, +10.00]"
+
+
+def test_a_case_without_a_score_is_left_out_of_the_difference():
+    new, old = np.array([[0.9, np.nan, 0.7]]), np.array([[0.8, 0.1, 0.7]])
+    assert paired_difference(new, old).mean == pytest.approx(0.05)
+
+
+def test_scores_are_arranged_by_draw_and_case():
+    draws = [{"b": {"x": 0.2, "y": 0.4}, "a": {"x": 0.1, "y": 0.3}}, {"a": {"x": 0.5, "y": 0.7}, "b": {"x": 0.6, "y": 0.8}}]
+    np.testing.assert_allclose(score_array(draws, "x"), [[0.1, 0.2], [0.5, 0.6]])
+    np.testing.assert_allclose(score_array(draws, None), [[0.2, 0.3], [0.6, 0.7]])
+    with pytest.raises(ValueError):
+        score_array([draws[0], {"a": {"x": 0.5}}], "x")
+
+
+def test_test_cases_are_the_same_for_all_draws_and_none_of_them_is_labelled():
+    cases = [{"image": f"{i}.nii.gz", "label": f"{i}.nii.gz"} for i in range(200)]
+    options = Options(Path("data"), Path("out"))
+    split, other = split_cases(cases, options), split_cases(cases, Options(Path("data"), Path("out"), draws=2, labelled=10))
+    names = [{case["image"] for case in draw} for draw in (split.test, *split.labelled)]
+    assert len(split.test) == 60 and [len(draw) for draw in split.labelled] == [20] * 4
+    assert split.test == other.test
+    assert all(not names[0] & labelled for labelled in names[1:])
+    assert len({frozenset(labelled) for labelled in names[1:]}) == 4
+    with pytest.raises(InputError, match="need 80 cases, but there are 70"):
+        split_cases(cases[:70], options)

@@ -1,0 +1,221 @@
+"""Compares training recipes by their Dice on cases that none of them was trained on, as paired differences with intervals.
+
+    python -m tools.compare_recipes --data Task04_Hippocampus --out comparison
+    python -m tools.compare_recipes --data Task04_Hippocampus --out comparison --cross-validation
+
+The first form draws test cases once, and then some labelled cases for each draw. Every recipe is trained on the labelled cases of every
+draw, and predicts the test cases. The second form trains every recipe on the folds of all cases, and each case is scored by the network of
+its fold. Differences are to the first recipe. The same command continues after an interruption, and the table is rewritten after each
+training.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from swinunetr_jax import console, files
+from swinunetr_jax.errors import InputError
+from tools.paired_differences import Scores, paired_difference, score_array
+
+LABELLED, TEST = "labelled.json", "test.json"
+
+
+@dataclass
+class Options:
+    """The comparison."""
+
+    data: Path
+    """A data set with a dataset.json whose list `training` names an image and a label map per case, such as a task of the Decathlon."""
+    out: Path
+    """Folder for runs, predictions, the table (comparison.md) and the numbers (comparison.json)."""
+    recipes: tuple[str, ...] = ("msd", "tools/recipes/msd_augmented.py", "strong")
+    """Recipes by name or file. Differences are to the first one."""
+    cross_validation: bool = False
+    """Train each recipe on all folds of all cases instead of on draws of labelled cases."""
+    labelled: int = 20
+    """Labelled cases of a draw; a fifth of them is used to choose the best network."""
+    test: int = 60
+    """Test cases, which are the same for all draws."""
+    test_seed: int = 0
+    """Seed of the choice of test cases."""
+    draws: int = 4
+    """Draws of labelled cases. The number of a draw is also the seed of its trainings."""
+    steps: int = 4000
+    """Steps of each training."""
+    train: str = ""
+    """Further options of all trainings in one text, such as `--train="--network.feature-size 12 --batch 2"`."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Entries of a dataset.json: test cases, and the labelled cases of each draw."""
+
+    test: list[Any]
+    labelled: list[list[Any]]
+
+
+@dataclass
+class Comparison:
+    """The scores so far: recipe → the scores of its draws."""
+
+    options: Options
+    scores: dict[str, list[Scores]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Returns the table as Markdown: the mean Dice of each recipe, and its differences to the first one in points of Dice."""
+        names = list(next(iter(next(iter(self.scores.values()))[0].values())))
+        columns: list[str | None] = [None, *names]
+        head = ["recipe", "draws", "cases", "mean Dice", *names, *(f"Δ {name or 'mean'}" for name in columns)]
+        lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        first = next(iter(self.scores.values()))
+        for number, (recipe, draws) in enumerate(self.scores.items()):
+            means = [f"{np.nanmean(score_array(draws, name)):.4f}" for name in columns]
+            common = min(len(draws), len(first))
+            changes = [
+                str(paired_difference(score_array(draws[:common], name), score_array(first[:common], name))) for name in columns
+            ]
+            changes = changes if number else ["" for _ in columns]
+            lines.append(f"| {' | '.join([recipe, str(len(draws)), str(len(draws[0])), *means, *changes])} |")
+        resampled = "cases" if self.options.cross_validation else "draws and cases"
+        note = f"Δ: difference to the first recipe in points of Dice, with a 95 % bootstrap interval over {resampled}."
+        return "\n".join([*lines, "", note, ""])
+
+    def write(self) -> None:
+        """Writes and prints the table."""
+        out = self.options.out
+        files.write_text(out / "comparison.md", self.table())
+        files.write_json(out / "comparison.json", {"options": _plain(vars(self.options)), "dice": self.scores})
+        console.say(self.table())
+
+
+def main(options: Options) -> None:
+    """Runs all trainings that are not finished.
+
+    Raises:
+        InputError: the data set has no list of cases, or too few of them; or a command failed.
+    """
+    files.make_folder(options.out)
+    comparison = Comparison(options)
+    work = list(cross_validations(options) if options.cross_validation else draws(options))
+    for number, (recipe, run) in enumerate(work):
+        started = time.monotonic()
+        scores = cross_validate(options, recipe, run) if options.cross_validation else train_and_test(options, recipe, run)
+        comparison.scores.setdefault(recipe, []).append(scores)
+        comparison.seconds.append(time.monotonic() - started)
+        comparison.write()
+        remaining = len(work) - number - 1
+        minutes = remaining * float(np.mean(comparison.seconds)) / 60
+        console.say(f"{number + 1} of {len(work)} trainings are finished, about {minutes:.0f} minutes remain")
+
+
+def draws(options: Options) -> Iterator[tuple[str, Path]]:
+    """Writes the lists of cases, and yields each training as a recipe and its folder: all recipes of a draw, then the next draw."""
+    description = read_dataset(options.data)
+    split = split_cases(description["training"], options)
+    write_list(options.out / TEST, description, split.test)
+    for draw, labelled in enumerate(split.labelled):
+        folder = files.make_folder(options.out / f"draw{draw}")
+        write_list(folder / LABELLED, description, labelled)
+        for recipe in options.recipes:
+            yield recipe, folder / Path(recipe).stem
+
+
+def cross_validations(options: Options) -> Iterator[tuple[str, Path]]:
+    """Yields each cross-validation as a recipe and its folder."""
+    for recipe in options.recipes:
+        yield recipe, options.out / "folds" / Path(recipe).stem
+
+
+def read_dataset(data: Path) -> dict[str, Any]:
+    """Returns the dataset.json of a data set. Raises InputError if it has no list of training cases."""
+    path = data / "dataset.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        cases = description["training"]
+        if not all(isinstance(case["image"], str) and isinstance(case["label"], str) for case in cases):
+            raise TypeError
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(
+            f"{path} cannot be used: expected a dataset.json whose list `training` names an image and a label map of each case, as "
+            "in the Medical Segmentation Decathlon."
+        ) from error
+    return description
+
+
+def split_cases(cases: list[Any], options: Options) -> Split:
+    """Returns the test cases, which depend only on `test_seed`, and the labelled cases of each draw, which no test case is among."""
+    if options.test + options.labelled > len(cases):
+        raise InputError(
+            f"--test {options.test} and --labelled {options.labelled} need {options.test + options.labelled} cases, but there are "
+            f"{len(cases)}: take fewer."
+        )
+    order = np.random.default_rng(options.test_seed).permutation(len(cases))
+    test, rest = np.sort(order[: options.test]), np.sort(order[options.test :])
+    chosen = [
+        np.sort(np.random.default_rng([options.test_seed, draw]).choice(rest, options.labelled, replace=False))
+        for draw in range(options.draws)
+    ]
+    return Split([cases[i] for i in test], [[cases[i] for i in draw] for draw in chosen])
+
+
+def write_list(path: Path, description: dict[str, Any], cases: list[Any]) -> None:
+    """Writes a dataset.json with some of the cases."""
+    files.write_json(path, description | {"training": cases, "numTraining": len(cases), "test": [], "numTest": 0})
+
+
+def train_and_test(options: Options, recipe: str, run: Path) -> Scores:
+    """Trains a recipe on the labelled cases of a draw, unless this is finished, and returns the Dice of each test case."""
+    draw = int(run.parent.name.removeprefix("draw"))
+    here = ["--base", str(options.data)]
+    labelled, test, results = run.parent / LABELLED, options.out / TEST, run.parent / f"{run.name}_test"
+    command(
+        "train", recipe, "--data", labelled, *here, "--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train),
+    )  # fmt: skip
+    command("predict", "-i", test, *here, "-m", run, "-o", results)
+    command("evaluate", results, test, *here)
+    found = json.loads((results / "scores.json").read_text(encoding="utf-8"))
+    return {name: {output: values["dice_brats"] for output, values in case.items()} for name, case in found["cases"].items()}
+
+
+def cross_validate(options: Options, recipe: str, run: Path) -> Scores:
+    """Trains a recipe on all folds that are not finished, and returns the Dice of each case by the network of its fold."""
+    command(
+        "train", recipe, "--data", options.data, "--out", run, "--steps", options.steps, "--fold", "all", *shlex.split(options.train)
+    )  # fmt: skip
+    found = json.loads((run / "out_of_fold.json").read_text(encoding="utf-8"))["cases"]
+    return {name: {output: dice for output, dice in case.items() if output != "fold"} for name, case in found.items()}
+
+
+def command(*arguments: object) -> None:
+    """Runs a command of this project in a process of its own. Raises InputError if it fails."""
+    words = [str(argument) for argument in arguments]
+    console.say(f"$ swinunetr {' '.join(words)}")
+    code = subprocess.run([sys.executable, "-m", "swinunetr_jax.cli", *words]).returncode
+    if code:
+        raise InputError(
+            f"`swinunetr {words[0]}` ended with exit code {code}: see its message above, and run this command again."
+        )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns options as JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    console.configure_streams()
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except InputError as error:
+        console.say(f"error: {error}", sys.stderr)
+        sys.exit(2)
