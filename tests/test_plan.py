@@ -12,7 +12,8 @@ import pytest
 
 from swinunetr_jax import InputError, cli
 from swinunetr_jax.data.discovery.formats import find_cases
-from swinunetr_jax.training import Recipe, command
+from swinunetr_jax.training import Recipe, command, nnunet_augmentation
+from swinunetr_jax.training.description import read_recipe, write_description
 from swinunetr_jax.training.plan import compile as compile_module
 from swinunetr_jax.training.plan import make
 from swinunetr_jax.training.plan.decisions import (
@@ -278,6 +279,26 @@ def test_a_plan_is_written_and_trains_with_it(data, tmp_path, not_compiled, caps
         assert recipe.optim.lr == 1e-3
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).plan == out
     check_plan(out, find_cases(data), ())
+
+
+def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compiled, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(command, "train_one", lambda recipe, resume: trained.append(recipe))
+    monkeypatch.setattr(command.processes, "leave", lambda code: trained.append(code))
+    words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), "--network.feature-size", "24"]
+    command.main(words)
+    recipe, code = trained
+    plan = read_plan(tmp_path / "run" / "plan.json")
+    assert code == 0 and recipe.plan == tmp_path / "run" / "plan.json" and "runner-up" in capsys.readouterr().out
+    assert recipe.roi == plan.options.roi == (64, 32, 32) and recipe.batch == plan.options.batch
+    assert recipe.network.feature_size == 24 and recipe.network.use_v2 and recipe.network.dropout_path_rate == 0.1
+    assert recipe.augment == nnunet_augmentation() and recipe.file.path.name == "strong.py"
+    assert {d.name: d.reason for d in plan.decisions}["network.feature_size"] == "given by the user"
+    write_description(tmp_path / "run", {"recipe": recipe.to_dict()}, recipe.file)
+    assert read_recipe(tmp_path / "run").augment == recipe.augment
+    compiled = len(not_compiled)
+    command.main(words)
+    assert trained[2].plan == recipe.plan and len(not_compiled) == compiled  # the run has started and keeps its plan
 
 
 def test_a_plan_is_for_one_data_set(data, tmp_path, not_compiled):

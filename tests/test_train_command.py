@@ -56,7 +56,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv"])
+@pytest.mark.parametrize("name", ["phantom", "brats21", "msd", "btcv", "strong"])
 def test_every_recipe_is_valid_and_the_same_after_json(name):
     shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
     assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
@@ -76,7 +76,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom"),
+        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom, strong"),
         (["--resume", "nowhere"], "nowhere holds no run"),
         (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
         (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),

@@ -24,6 +24,7 @@ from swinunetr_jax.training.config import Phantom
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train as train_one
 from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.plan.automatic import plan_of_run
 from swinunetr_jax.training.plan.plan_file import apply_plan, read_plan
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe, load_recipe
@@ -65,11 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
     """
     code, recipe, out = 0, None, "RUN"
     console.configure_streams()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        recipe, resume, launch = parse(sys.argv[1:] if arguments is None else arguments)
+        recipe, resume, launch = parse(arguments)
         out = console.literal(recipe.out)
         _keep_programs()
         processes.initialize(launch)
+        if recipe.planned and recipe.plan is None and not resume:
+            plan = plan_of_run(recipe, find_recipe(arguments[0])[0].options())
+            recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
         found = "unfinished" if resume else earlier_run(recipe)
         processes.barrier("every process has read the folder")  # before the leader writes into it
         if found == "finished":
@@ -173,7 +178,10 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
     """Returns the recipe with a name or in a Python file, and its docstring. Raises InputError if there is none."""
     if name in _shipped():
         module = importlib.import_module(f"{recipes.__name__}.{name}")
-        return dataclasses.replace(module.RECIPE, name=name), module.__doc__ or name
+        recipe = dataclasses.replace(module.RECIPE, name=name)
+        if recipe.functions():  # they are read from the file again when the run is resumed
+            recipe = load_recipe(module.__file__)
+        return recipe, module.__doc__ or name
     if name.endswith(".py") or files.is_file(name):
         recipe = load_recipe(local_path(Path(name)))
         text = recipe.file.text if recipe.file else ""

@@ -63,6 +63,7 @@ class Recipe(Options):
             `augment`. The last one must return arrays of one size.
         optimizer: (number of steps) -> an optax transformation, or a pair of it and its schedule of learning rates, which is then logged.
             It replaces AdamW and the options of `optim`, except for `accumulate` and `ema`.
+        planned: whether `swinunetr train` makes a plan for the data and the device if it is given none.
         file: the file that the recipe was read from.
     """
 
@@ -78,6 +79,7 @@ class Recipe(Options):
             REPLACES: tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip"))
         },
     )
+    planned: bool = False
     file: RecipeFile | None = None
 
     def functions(self) -> dict[str, Any]:
@@ -169,10 +171,9 @@ class Recipe(Options):
 
 
 def _parts() -> dict[str, dataclasses.Field]:
-    """Returns the fields of a recipe that may be functions: those that it declares itself, except for `file`."""
-    return {
-        field.name: field for field in dataclasses.fields(Recipe) if field.name in Recipe.__annotations__ and field.name != "file"
-    }
+    """Returns the fields of a recipe that may be functions: those that it declares itself, except for `planned` and `file`."""
+    own = Recipe.__annotations__.keys() - {"planned", "file"}
+    return {field.name: field for field in dataclasses.fields(Recipe) if field.name in own}
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -65,7 +65,7 @@ class PlanCommand:
         from swinunetr_jax.training.plan.devices import find_target
         from swinunetr_jax.training.plan.make import Given, make_plan, recipe_text, shown
         from swinunetr_jax.training.plan.plan_file import write_plan
-        from swinunetr_jax.training.plan.search import Fixed, gib
+        from swinunetr_jax.training.plan.search import Fixed
 
         if files.is_folder(self.out) or not files.is_folder(self.out.absolute().parent) or self.out.suffix == ".py":
             raise InputError(f"{self.out} cannot be written: give the name of a file such as plan.json in an existing folder.")
@@ -88,11 +88,6 @@ class PlanCommand:
         files.write_text(written, recipe_text(plan, self.out.name))
         for line in shown(plan):
             console.say(literal(line))
-        need = plan.need
-        hours = "" if need.hours is None else f", {need.hours:.1f} h for the whole run"
-        console.say(
-            f"a step needs {gib(need.step_bytes)} of {gib(need.limit_bytes)} on {need.count} × {literal(need.device)}{hours}"
-        )
         console.say(literal(f"→ {self.out}, {written}; train with: swinunetr train {written} --data {self.data}"))
         return 0
 

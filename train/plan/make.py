@@ -23,7 +23,7 @@ from swinunetr_jax.training.plan.devices import Target
 from swinunetr_jax.training.plan.measure import Measured, channel_names, labelled_cases, measure
 from swinunetr_jax.training.plan.memory import StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
-from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes
+from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes, gib
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import Training
@@ -81,7 +81,7 @@ def make_plan(
         target,
         channels,
         recipe.devices.spatial_shards,
-        keep=not recipe.functions(),
+        keep=not recipe.functions().keys() - {"augment", "transforms"},  # these are not part of the step
         say=say,
     )
     budget = Budget(
@@ -151,13 +151,20 @@ def _training(recipe: Recipe, network: Network, task: Task, channels: int) -> Tr
 
 
 def shown(plan: Plan) -> list[str]:
-    """Returns the plan as lines of text: each decision with its reason and the runner-up, and the notes."""
+    """Returns the plan as lines of text: each decision with its reason and the runner-up, the notes, and what a step needs."""
     lines = []
     for decision in plan.decisions:
         value = decision.value
         text = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
         lines += [f"{decision.name}: {text}", f"    {decision.reason}", f"    runner-up: {decision.runner_up}"]
-    return lines + [f"note: {note}" for note in plan.notes]
+    need = plan.need
+    hours = "" if need.hours is None else f", {need.hours:.1f} h for the whole run"
+    device = f"{need.count} × {need.device}"
+    return [
+        *lines,
+        *(f"note: {note}" for note in plan.notes),
+        f"a step needs {gib(need.step_bytes)} of {gib(need.limit_bytes)} on {device}{hours}",
+    ]
 
 
 def recipe_text(plan: Plan, file: str) -> str:
