@@ -10,12 +10,12 @@ from helpers.training_runs import recipe
 
 from swinunetr_jax import InputError
 from swinunetr_jax.training import (
-    Recipe,
     command,
     description,
 )
 from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.loop import train
+from swinunetr_jax.training.options import Options
 
 
 @pytest.mark.fault("3.7")
@@ -60,7 +60,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
 def test_every_recipe_is_valid_and_the_same_after_json(name):
     shipped, resume, _ = command.parse([name, "--data", "somewhere", "--optim.lr", "8e-4", "--seed", "3"])
     assert not resume and shipped.optim.lr == 8e-4 and shipped.seed == 3
-    assert Recipe.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped
+    assert Options.from_dict(json.loads(json.dumps(shipped.to_dict()))) == shipped.options()
     config = shipped.network.config(4, 3)
     if shipped.roi:
         config.check_spatial(shipped.roi)
