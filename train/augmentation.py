@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.augment import Augmentation, LowResolution, Mirror, Rotation, Run, SampleAugmentation, Scaling, map_samples
 from swinunetr_jax.console import literal, say
-from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, SourceCrop
+from swinunetr_jax.data.augment.class_share import ClassShare
+from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, SourceCrop, with_class_share
 from swinunetr_jax.runtime.sharding import DATA
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy
 from swinunetr_jax.training import processes
@@ -82,18 +83,19 @@ def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
     return None
 
 
-def source_crop(task: Task, augmentation: SampleAugmentation) -> SourceCrop:
+def source_crop(task: Task, augmentation: SampleAugmentation, by_class: ClassShare | None = None) -> SourceCrop:
     """Returns the transform of a sample on the host: a crop at a random place, with the margin that the augmentation needs.
 
     The crop is in the foreground, or, if the task has a window, around labelled and other voxels in turn, as without the augmentation.
+    A share of the samples is centred on a class, if there is one.
     """
     size = crop_size(task)
     if task.window is None:
-        return SourceCrop(RandomCrop(size, ForegroundCrop()), augmentation.source_size)
-    low = task.window[0]
-    return SourceCrop(
-        CropByLabel(size, above=low, inside=ForegroundCrop(above=low), ignore=task.ignore), augmentation.source_size
-    )
+        crop: RandomCrop | CropByLabel = RandomCrop(size, ForegroundCrop())
+    else:
+        low = task.window[0]
+        crop = CropByLabel(size, above=low, inside=ForegroundCrop(above=low), ignore=task.ignore)
+    return SourceCrop(with_class_share(crop, by_class), augmentation.source_size)
 
 
 def device_augmentation(

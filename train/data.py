@@ -23,14 +23,16 @@ from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabell
 from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
+from swinunetr_jax.data.prepare.class_voxels import class_names
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
-from swinunetr_jax.training.transforms import host_transforms, mirrored_axes
+from swinunetr_jax.training.transforms import class_share, host_transforms, mirrored_axes
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; the default of the option `window` for CT
 MIXED_SPACING = 1.05  # scans whose voxel sizes differ by a larger factor are reported
+PATCH_VOXELS = 2**3  # voxels of a patch of the patch embedding, which becomes one token
 LARGEST_FITTED_ROI = 96  # a network of 48 features trains on crops of this size in 16 GB
 
 
@@ -72,6 +74,13 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
     if processes.is_leader():
         for note in grid_notes(task, [case.affine for case in prepared]):
+            warn(note)
+    if recipe.class_share and processes.is_leader():
+        say(
+            f"{100 * recipe.class_share:.3g} % of the samples are centred on a voxel of one of "
+            f"{literal(', '.join(class_names(task)))}, drawn first among those that the case has; --class-share chooses the share"
+        )
+        for note in class_notes(task, prepared[: len(train)]):
             warn(note)
     flips: tuple[int, ...] = ()
     affines = [case.affine for case in prepared]
@@ -150,6 +159,29 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     return notes
 
 
+def class_notes(task: Task, cases: Sequence[PreparedCase]) -> list[str]:
+    """Returns sentences on classes that sampling by class cannot show to the network: those without voxels, or with very few of them.
+
+    Args:
+        task: the task.
+        cases: the prepared training cases.
+    """
+    largest = np.max([case.class_voxels.counts for case in cases], axis=0)
+    notes = []
+    for name, count in zip(class_names(task), largest.tolist()):
+        if count == 0:
+            notes.append(
+                f"{literal(name)} occurs in no training case, so that no crop is centred on it and the network cannot learn it: check the "
+                "label's value, or choose another fold."
+            )
+        elif count < PATCH_VOXELS:
+            notes.append(
+                f"{literal(name)} has at most {count} voxels in any training case, fewer than the {PATCH_VOXELS} of one patch that the "
+                "network reads, so that crops are centred on the same few voxels again and again: check the label's value."
+            )
+    return notes
+
+
 def _size_by_direction(affine: np.ndarray) -> np.ndarray:
     """Returns the sizes of voxels in mm along the array axes nearest to left-right, anterior-posterior and superior-inferior."""
     order = nib.io_orientation(affine)[:, 0]  # array axis -> direction
@@ -180,7 +212,9 @@ def batches(recipe: Recipe, cases: Cases) -> TrainingData:
     augmentation = cases.augmentation if recipe.transforms is None else None
     return TrainingData(
         cases.train,
-        host_transforms(recipe, cases.task, cases.flips) if augmentation is None else [source_crop(cases.task, augmentation)],
+        host_transforms(recipe, cases.task, cases.flips)
+        if augmentation is None
+        else [source_crop(cases.task, augmentation, class_share(recipe))],
         batch=recipe.batch,
         seed=recipe.seed,
         workers=recipe.workers,

@@ -66,6 +66,8 @@ class Options:
     """Voxel size in mm that scans are resampled to; None leaves them as stored."""
     window: tuple[float, float] | None = None
     """Intensities that become 0 and 1, for CT; crops are then taken around labels. None normalises by each channel's statistics."""
+    class_share: float = 0.0
+    """Share of the samples whose crop is centred on a voxel of a class that is drawn first; nnU-Net takes 0.33."""
     cache: Path | None = None
     """Folder for prepared cases, by default RUN/cache."""
     cache_dtype: Literal["float32", "float16"] = "float32"
@@ -114,6 +116,7 @@ class Options:
             ("optim.ema", self.optim.ema, self.optim.ema is None or 0 < self.optim.ema < 1, "be between 0 and 1"),
             ("validation.overlap", self.validation.overlap, 0 <= self.validation.overlap < 1, "be at least 0 and below 1"),
             ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
+            ("class_share", self.class_share, 0 <= self.class_share <= 1, "be between 0 and 1"),
             ("augment.flips", self.augment.flips, set(self.augment.flips or ()) <= {0, 1, 2}, "name axes 0, 1 and 2"),
             ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
             ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),

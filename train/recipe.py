@@ -60,7 +60,7 @@ class Recipe(Options):
         objective: (task, config, rngs) -> an `Objective`, or a function (model, batch, key) -> loss, or loss and metrics. It replaces
             `loss` and `deep_supervision`.
         transforms: (task) -> the transforms of a sample on the host. They replace the crop, the normalisation and the random changes of
-            `augment`. The last one must return arrays of one size.
+            `augment`, and `class_share`. The last one must return arrays of one size.
         optimizer: (number of steps) -> an optax transformation, or a pair of it and its schedule of learning rates, which is then logged.
             It replaces AdamW and the options of `optim`, except for `accumulate` and `ema`.
         planned: whether `swinunetr train` makes a plan for the data and the device if it is given none.
@@ -72,7 +72,9 @@ class Recipe(Options):
     loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)  # pyright: ignore[reportIncompatibleVariableOverride]
     augment: Augment | Augmentation | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
     objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.", "deep_supervision")})
-    transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(default=None, metadata={REPLACES: ("augment.",)})
+    transforms: Callable[[Task], Sequence[Transform]] | None = dataclasses.field(
+        default=None, metadata={REPLACES: ("augment.", "class_share")}
+    )
     optimizer: Callable[[int], Optimizer] | None = dataclasses.field(
         default=None,
         metadata={
@@ -128,6 +130,11 @@ class Recipe(Options):
             part = "objective" if "objective" in functions else "network"
             raise InputError(
                 f"`deep_supervision` is the trainer's objective for a Swin UNETR, but the recipe gives a function for `{part}`: leave one "
+                "of them out."
+            )
+        if self.class_share and "transforms" in functions:
+            raise InputError(
+                "`class_share` centres the trainer's own crops on classes, but the recipe gives a function for `transforms`: leave one "
                 "of them out."
             )
         for name, function in functions.items():

@@ -7,6 +7,7 @@ import numpy as np
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.console import literal, say, warn
 from swinunetr_jax.data.augment import sides
+from swinunetr_jax.data.augment.class_share import ClassShare
 from swinunetr_jax.data.augment.transforms import Transform, brats_recipe, ct_recipe
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Augment
@@ -26,19 +27,30 @@ def host_transforms(recipe: Recipe, task: Task, flips: tuple[int, ...]) -> tuple
     """
     if recipe.transforms is not None:
         return tuple(recipe.transforms(task))
-    return _FOR_INTENSITY[task.intensity](task, recipe.host_augment, flips)
+    return _FOR_INTENSITY[task.intensity](task, recipe.host_augment, flips, class_share(recipe))
 
 
-def _normalized_transforms(task: Task, augment: Augment, flips: tuple[int, ...]) -> tuple[Transform, ...]:
-    return brats_recipe(crop_size(task), augment.normalize_after_crop, flips, pad_foreground=augment.pad_foreground)
+def class_share(recipe: Recipe) -> ClassShare | None:
+    """Returns the share of the samples that is centred on a class, or None if the recipe centres none."""
+    return ClassShare(recipe.class_share, recipe.batch) if recipe.class_share else None
 
 
-def _windowed_transforms(task: Task, augment: Augment, flips: tuple[int, ...]) -> tuple[Transform, ...]:
+def _normalized_transforms(
+    task: Task, augment: Augment, flips: tuple[int, ...], by_class: ClassShare | None
+) -> tuple[Transform, ...]:
+    return brats_recipe(
+        crop_size(task), augment.normalize_after_crop, flips, pad_foreground=augment.pad_foreground, by_class=by_class
+    )
+
+
+def _windowed_transforms(
+    task: Task, augment: Augment, flips: tuple[int, ...], by_class: ClassShare | None
+) -> tuple[Transform, ...]:
     assert task.window is not None  # `Task` holds one for this intensity
-    return ct_recipe(crop_size(task), window=task.window, flip_axes=flips, ignore=task.ignore)
+    return ct_recipe(crop_size(task), window=task.window, flip_axes=flips, ignore=task.ignore, by_class=by_class)
 
 
-_FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...]], tuple[Transform, ...]]] = {
+_FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...], ClassShare | None], tuple[Transform, ...]]] = {
     "zscore": _normalized_transforms,
     "window": _windowed_transforms,
     "none": _normalized_transforms,

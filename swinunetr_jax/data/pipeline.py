@@ -75,7 +75,8 @@ class TrainingData:
         self.cases, self.workers = tuple(cases), workers
         self.batch, self.process, self.processes = batch, process, processes
         count = len(self.cases)
-        self._order = grain.MapDataset.range(count * samples_per_case).seed(seed).shuffle().map(lambda n: n % count).repeat()
+        shuffled = grain.MapDataset.range(count * samples_per_case).seed(seed).shuffle().repeat()
+        self._order = shuffled.map_with_index(lambda number, place: (number, place % count))  # the sample's number and case
         samples = self._order.random_map(_Sampler(self.cases, tuple(transforms), raw))
         self._batches = samples.batch(batch // processes, drop_remainder=True, batch_fn=_collate)
         self._step = 0
@@ -136,9 +137,9 @@ class TrainingData:
 
     def _case(self, number: int) -> int:
         """Returns the index of the case of a sample."""
-        index = self._order[number]
-        assert index is not None  # the order is not filtered
-        return index
+        element = self._order[number]
+        assert element is not None  # the order is not filtered
+        return element[1]
 
     def _start(self) -> grain.DatasetIterator[Batch]:
         # The share of process p in global batch b is batch number b·processes + p of the smaller batches.
@@ -168,15 +169,16 @@ def _belong_to_parent(*_: int) -> None:
 
 
 class _Sampler:
-    """Maps the index of a case to a sample."""
+    """Maps the number of a sample and the index of its case to the sample."""
 
     def __init__(self, cases: tuple[PreparedCase, ...], transforms: tuple[Transform, ...], raw: bool):
         self.cases, self.transforms, self.raw = cases, transforms, raw
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
+        number, index = element
         case = self.cases[index]
         try:
-            example = case.example()
+            example = {**case.example(), "sample": number}
             for transform in self.transforms:
                 example = transform(example, rng)
             image = example["image"]

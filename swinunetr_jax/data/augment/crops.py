@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from swinunetr_jax.data.augment.class_share import ClassShare
 from swinunetr_jax.data.augment.random_transform import RandomTransform
+from swinunetr_jax.data.prepare.class_voxels import ClassVoxels
 from swinunetr_jax.data.prepare.example import Example, foreground
 from swinunetr_jax.errors import InputError
 
@@ -129,6 +131,55 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
 
 
 @dataclass(frozen=True)
+class CropByClass(RandomTransform[tuple[int, ...]]):
+    """Crops around a voxel of a class for a share of the samples, and as another crop does for the rest.
+
+    For a sample of the share, one class is drawn uniformly among those that the case has, and one voxel uniformly among the stored ones of
+    the class. The crop is centred on it and then moved into the volume, or into its foreground extended to that voxel. A case without any
+    class is cropped as the rest. The example needs 'sample' and 'class_voxels', see `example`. The parameters are the first voxel of the
+    crop.
+
+    Attributes:
+        crop: crops the rest, and states the size and the foreground.
+        by_class: the share.
+    """
+
+    crop: RandomCrop | CropByLabel
+    by_class: ClassShare
+
+    @property
+    def fill(self) -> float:
+        """The intensity of voxels outside of the volume."""
+        return self.crop.fill
+
+    def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
+        voxels: ClassVoxels = example["class_voxels"]
+        if not self.by_class.chooses(example["sample"]) or not voxels.present:
+            return self.crop.region(example, self.crop.draw(rng, example))[0]
+        centre = voxels.draw(rng)
+        region = _region(example, self.crop.inside)
+        low = tuple(min(start, c) for start, c in zip(region[0], centre))
+        length = tuple(max(start + n, c + 1) - first for start, n, c, first in zip(*region, centre, low))
+        start = tuple(
+            _centre_inside(c - first, min(s, n), n) - min(s, n) // 2
+            for c, first, s, n in zip(centre, low, self.crop.size, length)
+        )
+        return _padded((low, length), start, self.crop.size)[0]
+
+    def region(self, example: Example, parameters: tuple[int, ...]) -> Region:
+        """Returns the region of the crop with these parameters."""
+        return parameters, self.crop.size
+
+    def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
+        return crop(example, self.region(example, parameters), self.fill)
+
+
+def with_class_share(crop: RandomCrop | CropByLabel, by_class: ClassShare | None) -> RandomCrop | CropByLabel | CropByClass:
+    """Returns a crop of which a share of the samples is centred on a class, or the crop itself if there is no share."""
+    return crop if by_class is None else CropByClass(crop, by_class)
+
+
+@dataclass(frozen=True)
 class SourceCrop(RandomTransform[tuple[int, ...]]):
     """Crops a larger region around the crop of another transform, with the data type and the intensities of the cache.
 
@@ -139,7 +190,7 @@ class SourceCrop(RandomTransform[tuple[int, ...]]):
         size: the size of the larger region. The crop is in its centre.
     """
 
-    crop: RandomCrop | CropByLabel
+    crop: RandomCrop | CropByLabel | CropByClass
     size: tuple[int, int, int]
 
     def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:

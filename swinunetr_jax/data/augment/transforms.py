@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop
+from swinunetr_jax.data.augment.class_share import ClassShare
+from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, with_class_share
 from swinunetr_jax.data.augment.intensity import MeasureNonzero, NormalizeNonzero, ScaleIntensity, ScaleWindow, ShiftIntensity
 from swinunetr_jax.data.augment.random_transform import RandomTransform
 from swinunetr_jax.data.prepare.example import Example
@@ -56,6 +57,7 @@ def brats_recipe(
     flip_axes: tuple[int, ...] = (0, 1, 2),
     *,
     pad_foreground: bool = True,
+    by_class: ClassShare | None = None,
 ) -> tuple[Transform, ...]:
     """Returns the paper's transforms for BraTS: a crop of the foreground, normalisation, random brightness, and mirroring.
 
@@ -66,11 +68,12 @@ def brats_recipe(
         flip_axes: the axes to mirror along.
         pad_foreground: whether to pad the foreground's box to multiples of `roi` and crop anywhere in it, as the paper's code does.
             Otherwise crops are within the foreground, and only a foreground smaller than the crop is padded.
+        by_class: the share of the samples that is centred on a class, see `CropByClass`; None centres no sample.
     """
     measure = () if normalize_after_crop else (MeasureNonzero(),)
     return (
         *measure,
-        RandomCrop(roi, inside=ForegroundCrop(roi if pad_foreground else (1, 1, 1))),
+        with_class_share(RandomCrop(roi, inside=ForegroundCrop(roi if pad_foreground else (1, 1, 1))), by_class),
         NormalizeNonzero(measured=not normalize_after_crop),
         ScaleIntensity(0.1),
         ShiftIntensity(0.1),
@@ -89,6 +92,7 @@ def ct_recipe(
     rotate: float = 0.2,
     intensity: float = 0.1,
     ignore: int | None = None,
+    by_class: ClassShare | None = None,
 ) -> tuple[Transform, ...]:
     """Returns the transforms for organs in CT (BTCV): crops around labelled and other voxels, the window, mirroring and rotations.
 
@@ -104,11 +108,14 @@ def ct_recipe(
         rotate: the probability of a rotation.
         intensity: the probability of each change of brightness.
         ignore: the label of voxels that were not annotated, around which no crop is taken.
+        by_class: the share of the samples that is centred on a class, see `CropByClass`; the others are cropped as without it.
     """
     low, high = window
     rotation = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
     return (
-        CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low), ignore=ignore),
+        with_class_share(
+            CropByLabel(roi, positive, negative, above=low, inside=ForegroundCrop(above=low), ignore=ignore), by_class
+        ),
         ScaleWindow(low, high),
         ScaleIntensity(0.1, intensity),
         ShiftIntensity(0.1, intensity),

@@ -3,6 +3,7 @@
 FOLDER/NAME-SOURCES.json             written last, so that its existence means that the case is complete
 FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, with the intensities of the files
 FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
+FOLDER/NAME-KEY-voxels.npy           int32 [n, 3], voxels of each class, see `class_voxels`
 
 SOURCES is a digest of the files' paths and the settings, so that cases of equal names in several data sets do not collide. KEY is a
 digest of the files' content and the settings. A file is hashed again only if its path, size or time of change differs from the JSON; the
@@ -35,6 +36,7 @@ from swinunetr_jax.data.prepare.cache_entry import (
     settings_digest,
     write_entry,
 )
+from swinunetr_jax.data.prepare.class_voxels import find_class_voxels
 from swinunetr_jax.data.prepare.example import foreground
 from swinunetr_jax.data.prepare.intensity import nonzero_statistics
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase, prepared_case
@@ -187,6 +189,8 @@ class _Store:
             box = bounding_box((read.array != 0).any(-1) | (label > 0)) or box
         image = self._stored(case, np.ascontiguousarray(read.array[slices(box)]))
         mean, deviation = nonzero_statistics(image)
+        stored_label = np.ascontiguousarray(label[slices(box)])
+        voxels, counts = find_class_voxels(stored_label, self.task)
         stem = f"{_file_name(case.name)}-{key[:16]}"
         return {
             "name": case.name,
@@ -194,7 +198,9 @@ class _Store:
             "settings": self.settings,
             "sources": sources,
             "image": _write_array(self.folder / f"{stem}-image.npy", image),
-            "label": _write_array(self.folder / f"{stem}-label.npy", np.ascontiguousarray(label[slices(box)])),
+            "label": _write_array(self.folder / f"{stem}-label.npy", stored_label),
+            "voxels": _write_array(self.folder / f"{stem}-voxels.npy", voxels),
+            "voxel_counts": counts,
             "labels": np.unique(label).tolist(),
             "box": box,
             "shape": label.shape,

@@ -13,11 +13,12 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.data.boxes import Box
 from swinunetr_jax.data.nifti.nifti_file import check_affine
+from swinunetr_jax.data.prepare.class_voxels import MAX_VOXELS
 from swinunetr_jax.errors import InputError
 
-VERSION = 3  # version of the stored format; entries of other versions are not used
+VERSION = 4  # version of the stored format; entries of other versions are not used
 # Names of files that the cache wrote; other files in the folder are never touched.
-_ENTRY, _ARRAY = re.compile(r".*-[0-9a-f]{12,16}\.json"), re.compile(r".*-[0-9a-f]{16}-(image|label)\.npy")
+_ENTRY, _ARRAY = re.compile(r".*-[0-9a-f]{12,16}\.json"), re.compile(r".*-[0-9a-f]{16}-(image|label|voxels)\.npy")
 _REMEDY = "the case is prepared again"
 _users: dict[tuple[int, int], int] = {}  # handles of the folders that this process uses, by device and inode
 
@@ -47,6 +48,8 @@ class Entry(TypedDict):
     sources: list[Source]
     image: Array
     label: Array
+    voxels: Array
+    voxel_counts: list[int]
     labels: list[int]
     box: Box
     shape: tuple[int, int, int]
@@ -120,6 +123,7 @@ def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> En
     for array, shape, kind in (
         (entry["image"], (*extent, channels), dtype),
         (entry["label"], extent, np.dtype(np.uint8)),
+        (entry["voxels"], (sum(entry["voxel_counts"]), 3), np.dtype(np.int32)),
     ):
         file = path.parent / array["file"]
         try:
@@ -161,7 +165,7 @@ def open_cache(folder: Path) -> Contents:
                     old.append(path)
                 elif version == VERSION:
                     entry = files.read_json(path, Entry, _REMEDY)
-                    named |= {entry["image"]["file"], entry["label"]["file"]}
+                    named |= {array["file"] for array in _arrays(entry)}
                     contents.settings_digests.add(settings_digest(entry["name"], entry["settings"]))
         if alone:
             files.remove_stale_temporaries(folder)
@@ -224,7 +228,7 @@ def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set
     """Returns a description of the first fault among the values of an entry, or None."""
     if entry["digest"] != _digest(entry):
         return "its digest is not that of its content"
-    if any(Path(array["file"]).name != array["file"] or not array["file"] for array in (entry["image"], entry["label"])):
+    if any(Path(array["file"]).name != array["file"] or not array["file"] for array in _arrays(entry)):
         return "an array is not a file in its folder"
     if not all(0 < size < 1 << 31 for size in entry["shape"]):
         return f"shape {entry['shape']}"
@@ -235,6 +239,8 @@ def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set
         return f"foreground {entry['foreground']} in a box of {extent} voxels"
     if foreign := sorted(set(entry["labels"]) - labels):
         return f"label {foreign[0]}, which the task does not have"
+    if not all(0 <= count <= MAX_VOXELS for count in entry["voxel_counts"]):
+        return f"voxel_counts {entry['voxel_counts']}"
     mean, deviation = np.array(entry["mean"]), np.array(entry["deviation"])
     largest = float(np.finfo(dtype).max)
     if mean.shape != (channels,) or not (np.abs(mean) <= largest).all():
@@ -246,6 +252,11 @@ def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set
     except (InputError, ValueError, OverflowError):
         return f"affine {entry['affine']}"
     return None
+
+
+def _arrays(entry: Entry) -> tuple[Array, Array, Array]:
+    """Returns the arrays of an entry."""
+    return entry["image"], entry["label"], entry["voxels"]
 
 
 def _digest(entry: Entry) -> str:

@@ -1,8 +1,9 @@
 """The example, which the transforms of training receive from a prepared case.
 
 An example is a dict with 'image' [x, y, z, c] and 'label' uint8 [x, y, z], often memory-mapped, and with values that the cache measured:
-'foreground' {threshold: box} and 'statistics' (means, deviations). A transform returns a new dict and never writes into the arrays that
-it receives; the arrays that it returns may be views of them.
+'foreground' {threshold: box}, 'statistics' (means, deviations) and 'class_voxels'. The pipeline adds 'sample', the sample's number, counted
+from the start of the run. A transform returns a new dict and never writes into the arrays that it receives; the arrays that it returns may
+be views of them.
 """
 
 from typing import Any

@@ -8,6 +8,7 @@ import numpy as np
 
 from swinunetr_jax.data.boxes import Box
 from swinunetr_jax.data.prepare.cache_entry import Entry
+from swinunetr_jax.data.prepare.class_voxels import ClassVoxels
 from swinunetr_jax.data.prepare.example import Example
 
 
@@ -18,6 +19,7 @@ class PreparedCase:
     `path` is its JSON; `sources` are the files that it was prepared from, the images and then the label map.
     `image` and `label` are opened at each access, so that the case is cheap to send to another process.
     `shape` and `affine` are those of the whole grid in the task's orientation and voxel size; `box` is the part of it that is stored.
+    `class_voxels` are voxels of each class of the task.
     `foreground` is the box, within the stored part, of voxels above `above`; `statistics` are the `nonzero_statistics` of the image.
     """
 
@@ -26,6 +28,7 @@ class PreparedCase:
     sources: tuple[Path, ...]
     image_path: Path
     label_path: Path
+    class_voxels: ClassVoxels
     box: Box
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -51,6 +54,7 @@ class PreparedCase:
             "label": np.asarray(self.label),
             "foreground": {self.above: self.foreground},
             "statistics": self.statistics,
+            "class_voxels": self.class_voxels,
         }
 
 
@@ -70,6 +74,7 @@ def prepared_case(name: str, path: Path, sources: Sequence[Path], above: float, 
         sources=tuple(sources),
         image_path=path.parent / entry["image"]["file"],
         label_path=path.parent / entry["label"]["file"],
+        class_voxels=ClassVoxels(path.parent / entry["voxels"]["file"], tuple(entry["voxel_counts"])),
         box=entry["box"],
         shape=entry["shape"],
         affine=np.array(entry["affine"]),
