@@ -37,6 +37,9 @@ def test_a_prepared_case_has_the_expected_arrays_and_facts(tmp_path):
     again = pickle.loads(pickle.dumps(prepared))
     np.testing.assert_array_equal(again.image, prepared.image)
     assert len(pickle.dumps(prepared)) < 5000
+    voxels = np.load(prepared.class_voxels.path)
+    assert voxels.dtype == np.int32 and prepared.class_voxels.counts == (2, 3, 1)  # TC, WT, ET
+    assert sorted(prepared.label[tuple(voxels.T)].tolist()) == [1, 1, 2, 4, 4, 4]
     example = prepared.example()
     assert type(example["image"]) is np.ndarray and example["foreground"] == {0.0: prepared.foreground}
 
@@ -83,7 +86,9 @@ def test_finished_cases_are_skipped(tmp_path, names_read, monkeypatch):
     monkeypatch.setattr(files, "digest_of_file", lambda path: hashed.append(path) or digest_of_file(path))
     again = prepare(cases[1::-1], tmp_path / "cache")
     assert [p.name for p in again] == ["b", "a"] and again[1].path == first[0].path and sorted(names_read) == ["a", "b"]
-    assert sorted(hashed) == sorted(path for p in first for path in (p.image_path, p.label_path))  # no source was hashed
+    assert sorted(hashed) == sorted(
+        path for p in first for path in (p.image_path, p.label_path, p.class_voxels.path)
+    )  # no source was hashed
 
 
 def test_a_touched_file_is_hashed_and_a_changed_file_is_read(tmp_path, names_read):
@@ -146,4 +151,4 @@ def test_several_processes_prepare_the_same_cases_at_the_same_time(tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     one, other = (process.communicate(timeout=120)[0] for process in running)
     assert one == other and len(one.splitlines()) == 4
-    assert len(list((tmp_path / "cache").iterdir())) == 12
+    assert len(list((tmp_path / "cache").iterdir())) == 16

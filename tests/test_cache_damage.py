@@ -73,6 +73,9 @@ WRONG_NUMBERS = {
     "nothing for a box": {"box": None},
     "an array elsewhere": {"image": {"file": "../image.npy", "sha256": ""}},
     "the label map for the image": {"image": "label"},
+    "too many voxels of a class": {"voxel_counts": [20_000, 0, 0]},
+    "voxels of another number than stored": {"voxel_counts": [1, 0, 0]},
+    "the label map for the voxels": {"voxels": "label"},
     "numbers for notes": {"notes": [1]},
 }
 
@@ -125,11 +128,11 @@ def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, 
         (second,) = prepare([write_case(tmp_path / where, seed=1)], tmp_path / "cache")
     image = np.array(first.image)
     assert second.image_path != first.image_path and (second.path == first.path) == (where == "one")
-    assert second.image.any() and first.label.any() and len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 5)
+    assert second.image.any() and first.label.any() and len(os.listdir(tmp_path / "cache")) == (8 if where == "two" else 7)
     end()
     begin()  # a training that runs alone removes the arrays that no entry names
     (third,) = prepare([write_case(tmp_path / where, seed=1)], tmp_path / "cache")
-    assert len(os.listdir(tmp_path / "cache")) == (6 if where == "two" else 3) and (third.image == second.image).all()
+    assert len(os.listdir(tmp_path / "cache")) == (8 if where == "two" else 4) and (third.image == second.image).all()
     assert where == "one" or (np.array(first.image) == image).all()
 
 
@@ -154,7 +157,7 @@ def test_a_cache_of_an_older_version_is_prepared_again_with_one_sentence(tmp_pat
         and "an older version of swinunetr_jax (2) cannot be used" in messages[0]
         and sorted(names_read) == ["a", "b"]
     )
-    assert len(os.listdir(folder)) == 6 + len(kept) and kept.keys() <= set(os.listdir(folder))
+    assert len(os.listdir(folder)) == 8 + len(kept) and kept.keys() <= set(os.listdir(folder))
 
 
 def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sentence(tmp_path, names_read):
@@ -193,7 +196,7 @@ def test_temporary_files_of_a_killed_preparation_are_removed_by_the_next_one(tmp
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ended).write_bytes(b"half")
     prepare([write_case(tmp_path / "data")], tmp_path / "cache")
-    assert not (tmp_path / "cache" / ended).exists() and len(os.listdir(tmp_path / "cache")) == 3
+    assert not (tmp_path / "cache" / ended).exists() and len(os.listdir(tmp_path / "cache")) == 4
 
 
 @pytest.mark.fault("3.5")

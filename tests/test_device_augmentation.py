@@ -16,7 +16,8 @@ from helpers.training_cases import BRATS, prepare, write_case
 
 from swinunetr_jax import Task
 from swinunetr_jax.augment import Augmentation, GaussianBlur, Mirror, Rotation, Run, Scaling, nnunet_augmentation
-from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, RandomCrop, SourceCrop
+from swinunetr_jax.data.augment.class_share import ClassShare
+from swinunetr_jax.data.augment.crops import CropByClass, CropByLabel, ForegroundCrop, RandomCrop, SourceCrop
 from swinunetr_jax.data.augment.intensity import MeasureNonzero, NormalizeNonzero, ScaleWindow
 from swinunetr_jax.data.augment.transforms import brats_recipe
 from swinunetr_jax.data.pipeline import TrainingData
@@ -146,6 +147,8 @@ def test_samples_with_a_thin_axis_rotate_only_in_the_plane(capsys):
 def test_crops_are_in_the_foreground_or_around_labels():
     sample = sample_augmentation(RECIPE, TASK, [np.eye(4)], passes=100)
     assert source_crop(TASK, sample) == SourceCrop(RandomCrop((32, 32, 32), ForegroundCrop()), (40, 40, 40))
+    by_class = ClassShare(0.33, 2)
+    assert source_crop(TASK, sample, by_class).crop == CropByClass(source_crop(TASK, sample).crop, by_class)
     ct = Task.classes(2, intensity="window", window=(-175.0, 250.0), roi=(32, 32, 32))
     found = source_crop(ct, sample_augmentation(RECIPE, ct, [np.eye(4)], passes=100))
     assert isinstance(found.crop, CropByLabel) and found.crop.fill == -175

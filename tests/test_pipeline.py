@@ -15,12 +15,14 @@ import pytest
 from helpers.refusals import refused
 from helpers.training_cases import prepare, write_case
 
-from swinunetr_jax.data.augment.crops import RandomCrop
+from swinunetr_jax.data.augment.class_share import ClassShare
+from swinunetr_jax.data.augment.crops import CropByClass, RandomCrop
 from swinunetr_jax.data.augment.intensity import ScaleIntensity
 from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.data.pipeline import SampleError, TrainingData
 
 CROP = (RandomCrop((4, 3, 2)), ScaleIntensity(0.5), RandomFlip())
+BY_CLASS = (CropByClass(RandomCrop((4, 3, 2)), ClassShare(0.5, 2)), ScaleIntensity(0.5))
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,17 @@ class Kept:
 
     def example(self):
         image = np.arange(6 * 5 * 4 * 2, dtype=np.float32).reshape(6, 5, 4, 2) + 1000 * self.number
-        return {"image": image, "label": np.full((6, 5, 4), self.number, np.uint8)}
+        return {"image": image, "label": np.full((6, 5, 4), self.number, np.uint8), "class_voxels": Voxels()}
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """A stand-in for the stored voxels of a case."""
+
+    present: tuple[int, ...] = (0,)
+
+    def draw(self, rng):
+        return int(rng.integers(6)), int(rng.integers(5)), 3
 
 
 CASES = [Kept(f"case {n}", n) for n in range(5)]
@@ -132,11 +144,11 @@ def test_the_pipeline_continues_from_a_saved_state(step):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_processes_are_the_batch(processes):
-    whole = take(data(batch=8), 4)
-    shares = [take(data(batch=8, process=p, processes=processes), 4) for p in range(processes)]
+    whole = take(data(BY_CLASS, batch=8), 4)
+    shares = [take(data(BY_CLASS, batch=8, process=p, processes=processes), 4) for p in range(processes)]
     joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
     same(joined, whole)
-    later = data(batch=8, process=1, processes=processes)
+    later = data(BY_CLASS, batch=8, process=1, processes=processes)
     later.set_state({"step": 2})
     same(take(later, 2), shares[1][2:])
 
@@ -151,8 +163,9 @@ def test_upcoming_returns_the_cases_of_the_next_batch():
 
 
 def test_workers_change_nothing():
-    alone = take(data(), 7)
-    pipeline = data(workers=2)
+    """The crops are also centred on classes, which depends on the samples' numbers."""
+    alone = take(data(BY_CLASS), 7)
+    pipeline = data(BY_CLASS, workers=2)
     pipeline.set_state({"step": 3})
     same(take(pipeline, 4), alone[3:])  # resumed with another number of workers
     assert not multiprocessing.active_children()

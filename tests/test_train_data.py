@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax import InputError, Task
+from swinunetr_jax.data.augment.crops import RandomCrop
 from swinunetr_jax.data.augment.transforms import RandomFlip
 from swinunetr_jax.inference.prepare import normalized
 from swinunetr_jax.training import (
@@ -16,6 +17,7 @@ from swinunetr_jax.training import (
     Recipe,
 )
 from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
+from swinunetr_jax.training.transforms import host_transforms
 from swinunetr_jax.training.validation import can_crop, case_dice, full_grid
 
 
@@ -119,6 +121,36 @@ def test_ignored_voxels_are_trained_on_and_scored_as_if_they_did_not_exist(tmp_p
     nib.save(nib.Nifti1Image(np.full((20, 40, 24), 5, np.uint8), np.diag([2.0, 1, 1, 1])), tmp_path / "label3.nii.gz")
     with pytest.raises(InputError, match="every voxel has the label 5, which is ignored; annotate voxels, or leave the case out"):
         collect_cases(asked, tmp_path / "run")
+
+
+def test_a_share_of_each_batch_is_centred_on_a_class(tmp_path, capsys):
+    """One voxel of a rare class, which a crop at a random position seldom holds, is in the last sample of each batch."""
+    listed = dataset(tmp_path, (0, 1), "MRI")
+    named = {"0": "background", "1": "organ", "2": "lesion", "3": "absent"}
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"labels": named}))
+    for number in range(6):
+        label = np.zeros((20, 40, 24), np.uint8)
+        label[:, 20:30], label[3, 2, 20] = 1, 2
+        nib.save(nib.Nifti1Image(label, np.diag([2.0, 1, 1, 1])), tmp_path / f"label{number}.nii.gz")
+    asked = Recipe(kind="labels", data=listed, folds=3, batch=2, roi=(32, 32, 64), class_share=0.33, augment=Augment(flips=()))
+    cases = collect_cases(asked, tmp_path / "run")
+    printed = capsys.readouterr()
+    assert "33 % of the samples are centred on a voxel of one of organ, lesion, absent" in printed.out
+    first, second = [line for line in printed.err.splitlines() if line.startswith("warning")]
+    assert "lesion has at most 1 voxels in any training case, fewer than the 8 of one patch" in first
+    assert "absent occurs in no training case" in second
+    pipeline = batches(asked, cases)
+    taken = [next(pipeline)["label"] for _ in range(40)]
+    pipeline.close()
+    lesion = np.array([[(sample == 2).any() for sample in labels] for labels in taken]).mean(axis=0)
+    assert 0.35 < lesion[1] < 0.65  # about half of these samples are centred on it
+    assert [
+        crop.size for crop in host_transforms(replace(asked, class_share=0.0), cases.task, ()) if isinstance(crop, RandomCrop)
+    ]
+    with pytest.raises(InputError, match=r"`class_share` must be between 0 and 1, got 1\.5"):
+        replace(asked, class_share=1.5).check()
+    with pytest.raises(InputError, match="the recipe gives a function for `transforms`: leave one of them out"):
+        replace(asked, transforms=lambda task: []).check()
 
 
 @pytest.mark.fault("5.17")
