@@ -113,7 +113,7 @@ def test_parameters_of_an_objective_are_trained_and_saved_separately_from_the_ne
         "--network.depths",
         *"1111",
     )
-    assert run_command("train", "phantom", *shared, "--deep-supervision") == 0
+    assert run_command("train", "phantom", *shared, "--deep-supervision", "--class-share", "0.5") == 0
     last = tmp_path / "run" / "last"
     own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
     assert sum(name.startswith("own.") for name in own) == 6 and any(name.startswith("opt.") for name in own)

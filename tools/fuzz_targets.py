@@ -182,7 +182,13 @@ def cache(folder: Path) -> Target:
     def fault(entry: Any) -> str | None:
         return None if json.loads(json.dumps(entry)) == sound else "it is not what was prepared"
 
-    return Target("cache", [prepared.path, prepared.image_path, prepared.label_path], [_edit_if_json], read, fault)
+    return Target(
+        "cache",
+        [prepared.path, prepared.image_path, prepared.label_path, prepared.class_voxels.path],
+        [_edit_if_json],
+        read,
+        fault,
+    )
 
 
 def run(folder: Path) -> Target:
