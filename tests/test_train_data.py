@@ -137,7 +137,7 @@ def test_a_share_of_each_batch_is_centred_on_a_class(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "33 % of the samples are centred on a voxel of one of organ, lesion, absent" in printed.out
     first, second = [line for line in printed.err.splitlines() if line.startswith("warning")]
-    assert "lesion has at most 1 voxels in any training case, fewer than the 8 of one patch" in first
+    assert "lesion has at most 1 voxel in any training case, fewer than the 8 of one patch" in first
     assert "absent occurs in no training case" in second
     pipeline = batches(asked, cases)
     taken = [next(pipeline)["label"] for _ in range(40)]

@@ -175,9 +175,10 @@ def class_notes(task: Task, cases: Sequence[PreparedCase]) -> list[str]:
                 "label's value, or choose another fold."
             )
         elif count < PATCH_VOXELS:
+            voxels = f"{count} voxel" if count == 1 else f"{count} voxels"
             notes.append(
-                f"{literal(name)} has at most {count} voxels in any training case, fewer than the {PATCH_VOXELS} of one patch that the "
-                "network reads, so that crops are centred on the same few voxels again and again: check the label's value."
+                f"{literal(name)} has at most {voxels} in any training case, fewer than the {PATCH_VOXELS} of one patch that the network "
+                "reads, so that crops are centred on the same few voxels again and again: check the label's value."
             )
     return notes
 
