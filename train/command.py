@@ -179,7 +179,7 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
     if name in _shipped():
         module = importlib.import_module(f"{recipes.__name__}.{name}")
         recipe = dataclasses.replace(module.RECIPE, name=name)
-        if recipe.functions():  # they are read from the file again when the run is resumed
+        if recipe.functions() and module.__file__:  # they are read from the file again when the run is resumed
             recipe = load_recipe(module.__file__)
         return recipe, module.__doc__ or name
     if name.endswith(".py") or files.is_file(name):
