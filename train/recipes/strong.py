@@ -3,8 +3,8 @@
     swinunetr train strong --data Task04_Hippocampus --out runs/strong
 
 A plan is made first, RUN/plan.json: voxel size, intensities, crop, batch and network (see `swinunetr plan`). Options that are given replace
-its decisions, and --plan FILE takes another plan. A third of the samples is centred on a class. The loss is Dice with cross-entropy, and the
-weights are averaged. The learning rate and the weight decay are those of the recipe `msd`.
+its decisions, and --plan FILE takes another plan. A third of the samples is centred on a class. The loss is Dice with cross-entropy, and
+the weights are averaged. The learning rate and the weight decay are those of the recipe `msd`.
 Hardware: what is there; on a CPU the network has 12 features.
 """
 
@@ -17,7 +17,6 @@ RECIPE = Recipe(
     epochs=300,
     batch=2,
     class_share=0.33,
-    cache_dtype="float16",
     network=Network(use_v2=True, dropout_path_rate=0.1),
     loss=Loss(kind="dice_ce"),
     optim=Optim(lr=1e-3, weight_decay=1e-5, warmup=0.05, clip=1.0, ema=0.999),
