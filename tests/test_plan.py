@@ -180,6 +180,8 @@ def test_notes_say_what_is_unusual():
     assert "6.7 times as long" in said[0] and "18 voxels along axis 2, which is padded to 32" in said[0]
     assert said[1].startswith("20 of 20 scans are smaller than the crop of 64×64×32")
     assert not notes(made_up((64, 64, 64)), (1, 1, 1), (64, 64, 64))
+    (tiny,) = notes(made_up((64, 64, 64)), (1, 1, 2), (64, 64, 32))  # 10 voxels become 5
+    assert tiny.startswith("label 1 has 5 voxels in the median case that has it") and "less than the 8 voxels" in tiny
 
 
 def test_the_facts_of_a_case():
@@ -231,11 +233,12 @@ def data(tmp_path) -> Path:
     return write_data(tmp_path / "data", 4)
 
 
-def write_data(root: Path, cases: int, value: int = 1) -> Path:
+def write_data(root: Path, cases: int, value: int = 1, second: int = 2) -> Path:
     rng = np.random.default_rng(0)
     training = []
     for number in range(cases):
         label = np.zeros((12, 10, 9), np.uint8)
+        label[7:9, 3:6, 2:5] = second
         label[3:6, 3:6, 2:5] = value
         for folder, array in (("imagesTr", rng.normal(100, 9, label.shape).astype(np.float32)), ("labelsTr", label)):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -342,6 +345,14 @@ def test_mistakes_are_one_sentence(options, said, data, tmp_path, not_compiled, 
 def test_a_data_set_of_one_case_is_refused(tmp_path, not_compiled, capsys):
     assert run("plan", write_data(tmp_path / "one", 1), "--device", "cpu", "--out", tmp_path / "plan.json") == 2
     assert "there is one labelled case, expected at least two" in capsys.readouterr().err
+
+
+def test_a_label_that_occurs_in_no_case_is_refused(tmp_path, not_compiled, capsys):
+    data = write_data(tmp_path / "data", 4, second=0)
+    assert run("plan", data, "--device", "cpu", "--out", tmp_path / "plan.json") == 2
+    error = capsys.readouterr().err
+    assert "1 of the labels to learn occur in no case: b (2); correct the label maps" in error and error.count("\n") == 1
+    assert not not_compiled
 
 
 def test_a_damaged_plan_is_refused(data, tmp_path, not_compiled):

@@ -22,6 +22,7 @@ COARSE_PERCENTILE = 10  # of the voxel sizes along the coarse axis
 FIRST_CROP_VOXELS = 256**3
 MOSTLY_ZERO = 0.75  # share of a scan below which the box of its non-zero voxels is small
 LEAST_LONGEST = 2 * SIZE_MULTIPLE  # one axis of a crop has at least this size, see `SwinUNETRConfig.check_spatial`
+PATCH_VOXELS = 2**3  # voxels of one token of the first stage; a smaller structure is less than a token
 DATA_SHARE = 0.05  # of the voxels of all cases, the most that a step may see
 
 
@@ -51,7 +52,8 @@ def decide_spacing(fingerprint: Fingerprint, given: Spacing | None = None) -> tu
     """
     median = np.median(fingerprint.spacings, axis=0)
     low, high = fingerprint.spacings.min(axis=0), fingerprint.spacings.max(axis=0)
-    spread = f"the scans have {numbers(low)} to {numbers(high)} mm"
+    same = numbers(low) == numbers(high)
+    spread = f"all scans have {numbers(low)} mm" if same else f"the scans have {numbers(low)} to {numbers(high)} mm"
     if given is not None:
         return given, Decision("spacing", given, f"given by the user; {spread}", f"{numbers(median)}: the median of all scans")
     spacing, coarse = median.copy(), _coarse_axis(fingerprint, median)
@@ -163,6 +165,12 @@ def notes(fingerprint: Fingerprint, spacing: Spacing, crop: Roi) -> list[str]:
     rare = _rare_labels(fingerprint)
     if rare:
         found.append(f"{rare} in fewer than two cases, so that training and validation cannot both have them.")
+    found += [
+        f"label {value} has {voxels:.3g} voxels in the median case that has it, after resampling, which is less than the {PATCH_VOXELS} "
+        "voxels of one patch of the network: it may not be learned, and its Dice depends on single voxels."
+        for value, voxels in _median_voxels(fingerprint, spacing).items()
+        if voxels < PATCH_VOXELS
+    ]
     return found
 
 
@@ -190,6 +198,15 @@ def _padded(size: float) -> int:
     if SIZE_MULTIPLE < size <= 1.25 * SIZE_MULTIPLE:
         return SIZE_MULTIPLE
     return max(math.ceil(size / SIZE_MULTIPLE), 1) * SIZE_MULTIPLE
+
+
+def _median_voxels(fingerprint: Fingerprint, spacing: Spacing) -> dict[int, float]:
+    """Returns the median number of voxels of each label after resampling to `spacing`, over the cases in which it occurs."""
+    found: dict[int, list[float]] = {}
+    for case in fingerprint.cases:
+        for value, voxels in case.voxels.items():
+            found.setdefault(value, []).append(voxels * math.prod(case.spacing) / math.prod(spacing))
+    return {value: float(np.median(counts)) for value, counts in sorted(found.items())}
 
 
 def _rare_labels(fingerprint: Fingerprint) -> str:

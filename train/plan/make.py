@@ -20,6 +20,7 @@ from swinunetr_jax.training.plan.decisions import (
     notes,
 )
 from swinunetr_jax.training.plan.devices import Target
+from swinunetr_jax.training.plan.fingerprint import Fingerprint
 from swinunetr_jax.training.plan.measure import Measured, channel_names, labelled_cases, measure
 from swinunetr_jax.training.plan.memory import StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
@@ -76,6 +77,7 @@ def make_plan(
     window, of_window = decide_window(fingerprint, given.window)
     median = median_shape(fingerprint, spacing)
     task, channels = _task(recipe, dataset, cases)
+    _check_labels(dataset, task, fingerprint)
     compiler = StepCompiler(
         _training(recipe, recipe.network, task, channels),
         target,
@@ -139,6 +141,18 @@ def _task(recipe: Recipe, dataset: Dataset, cases: list[Case]) -> tuple[Task, in
     names, count = channel_names(dataset, cases, recipe.channels)
     fields: dict[str, Any] = {"channels": names}
     return source_of(recipe).task(dataset, cases, fields), count
+
+
+def _check_labels(dataset: Dataset, task: Task, fingerprint: Fingerprint) -> None:
+    """Raises InputError if a label of the task, or all labels of one of its regions, occur in no case."""
+    found = {0}.union(*(case.voxels for case in fingerprint.cases))
+    missing = [output for output in task.outputs if found.isdisjoint(output.members or (output.value,))]
+    if missing:
+        shown = ", ".join(f"{output.name} ({', '.join(map(str, output.members or (output.value,)))})" for output in missing)
+        raise InputError(
+            f"{dataset.root}: {len(missing)} of the labels to learn occur in no case: {shown}; correct the label maps, or remove these "
+            "labels from the data set's list of labels."
+        )
 
 
 def _training(recipe: Recipe, network: Network, task: Task, channels: int) -> Training:

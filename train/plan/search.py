@@ -222,7 +222,10 @@ def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejec
     features = "a CPU takes the smallest network, because time limits it before memory does" if budget.on_cpu else ""
     reasons = {
         "feature_size": (features or "the width of the published networks", f"{48 if network.feature_size != 48 else 24}"),
-        "dtype": ("rounding has no effect", "float32" if network.dtype == "bfloat16" else "bfloat16: faster on GPUs and TPUs"),
+        "dtype": (
+            "it has the smallest rounding errors",
+            "float32" if network.dtype == "bfloat16" else "bfloat16: faster on GPUs and TPUs",
+        ),
         "use_checkpoint": ("recomputing blocks costs time", str(not network.use_checkpoint)),
         "use_v2": (
             "residual convolutions raised the mean Dice of six data sets by 1.6 points (nnU-Net Revisited)",
@@ -258,7 +261,9 @@ def _crop_decision(
         )
     smaller = smaller_crop(first, median)
     other = f"{by(smaller)}: has less context" if smaller else "none: it is the smallest crop that the network takes"
-    return Decision("roi", step.roi, f"the whole median scan, or 256³ voxels in its proportions; {share}", other)
+    return Decision(
+        "roi", step.roi, f"the median scan, or 256³ voxels in its proportions, in multiples of 32 along each axis; {share}", other
+    )
 
 
 def _batch_decision(
