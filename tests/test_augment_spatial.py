@@ -87,7 +87,7 @@ def dice(one, other):
 
 
 def label_dice(shared_data, draws):
-    """Returns the smallest Dice of a label, over label maps of hippocampi and draws."""
+    """Returns the Dice of each label that has more than 100 voxels, for label maps of hippocampi, each with other parameters."""
     paths = sorted((shared_data / "Task04_Hippocampus" / "labelsTr").glob("hippo*.nii.gz"))[:draws]
     augmentation = for_run(*EVERY_TIME, size=(32, 48, 32))
     scores = []

@@ -27,6 +27,7 @@ from swinunetr_jax.runtime.strategies import JitStrategy
 from swinunetr_jax.training import Devices, Recipe
 from swinunetr_jax.training.augmentation import device_augmentation, normalized, sample_augmentation, source_crop, thin_axis
 from swinunetr_jax.training.data import Cases, batches
+from swinunetr_jax.training.loop import _sample_numbers
 from swinunetr_jax.training.recipes.brats21 import RECIPE as BRATS21
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,19 @@ def test_crops_do_not_depend_on_workers_or_interruptions(cases):
     for some in (take(cases, workers=1), whole[:1] + take(cases, 2, start=1)):
         for one, other in zip(whole, some, strict=True):
             assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_processes_together_have_the_crops_and_the_numbers_of_one(cases, monkeypatch):
+    shares = [take(cases, process=process, processes=2) for process in range(2)]
+    for step, one in enumerate(take(cases)):
+        for name in one:
+            np.testing.assert_array_equal(one[name], np.concatenate([share[step][name] for share in shares]))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    numbers = []
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        numbers.append(_sample_numbers(4, step=3))
+    assert np.concatenate(numbers).tolist() == [12, 13, 14, 15]
 
 
 def test_the_centre_of_a_source_is_the_crop():

@@ -1,14 +1,17 @@
-"""Measures the augmentation on the device against the host's and MONAI's, and compiles it for TPUs and an H200.
+"""Measures the augmentation on the device against other augmentations on a CPU, and compiles it for TPUs and an H200.
 
-    python -m tools.augment_benchmark
+    python -m tools.augment_benchmark                                 # --against batchgeneratorsv2 after `pip install batchgeneratorsv2`
     python -m tools.augment_benchmark --turns 0 --target v5e h200      # needs the compilers that `tools.aot_report` names
 
 The table has CPU seconds of the process for a sample: the median over turns, in which the contenders alternate, and in brackets the fastest
 and the slowest turn. Each sample draws its own parameters, so that a turn's figure is the mean over the mix of transforms.
 
-host     the transforms of `brats_recipe`: crop, normalisation, brightness, mirroring; no rotation
-device   a crop with the margin and the program of `nnunet_augmentation`, which runs on the CPU here
-MONAI    its transforms with the probabilities and ranges of nnU-Net, from the same crop with the margin, for which rotation is trilinear
+brats_recipe       its transforms: crop, normalisation, brightness, mirroring; no rotation
+crop               only the crop with the margin, which is the host's part of an augmentation on the device
+crop and device    this crop, and the program of `nnunet_augmentation`, which runs on the CPU here
+monai              its transforms with the probabilities and ranges of nnU-Net, from the same crop; the rotation of images is trilinear, and
+                   that of labels takes the nearest voxel
+batchgeneratorsv2  the transforms of nnU-Net's trainer, from the same crop; without the normalisation, which nnU-Net does beforehand
 
 For a target the table has the compiler's figures for one sample in which every transform happens. An expected sample takes less.
 """
@@ -32,6 +35,7 @@ from swinunetr_jax import console
 from swinunetr_jax.augment import Run, SampleAugmentation, nnunet_augmentation
 from swinunetr_jax.data.augment.crops import ForegroundCrop, RandomCrop, SourceCrop
 from swinunetr_jax.data.augment.transforms import brats_recipe
+from swinunetr_jax.data.prepare.example import foreground
 from swinunetr_jax.data.prepare.intensity import nonzero_statistics
 from tools import aot_report, gpu_program
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
@@ -48,6 +52,8 @@ class Options:
     turns: int = 5
     samples: int = 20
     """Samples of a turn."""
+    against: tuple[Literal["monai", "batchgeneratorsv2"], ...] = ("monai",)
+    """Other projects to compare with."""
     target: tuple[Literal["v5e", "v6e", "h200"], ...] = ()
     """Machines to compile for."""
 
@@ -63,10 +69,14 @@ def example(channels: int, size: int) -> dict[str, Any]:
     image = np.zeros((edge, edge, edge, channels), np.float16)
     image[4:-4, 4:-4, 4:-4] = rng.gamma(3, 40, (edge - 8, edge - 8, edge - 8, channels))
     label = rng.choice(np.array(LABELS, np.uint8), image.shape[:3], p=(0.9, 0.05, 0.03, 0.02))
-    return {"image": image, "label": label, "statistics": nonzero_statistics(image)}
+    return {"image": image, "label": label, "statistics": nonzero_statistics(image), "foreground": {0.0: foreground(image, 0.0)}}
 
 
-def host(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+def source_crop(size: int) -> SourceCrop:
+    return SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), augmentation(size).source_size)
+
+
+def brats(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     transforms = brats_recipe((size, size, size))
 
     def run(number: int) -> Any:
@@ -78,9 +88,19 @@ def host(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     return run
 
 
+def crop_only(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+    crop = source_crop(size)
+
+    def run(number: int) -> Any:
+        source = crop(given, np.random.default_rng(number))
+        finite = np.isfinite(source["image"].sum(dtype=np.float32))  # `TrainingData` tests this, and copies samples to a batch
+        return source["image"].copy(), source["label"].copy(), finite
+
+    return run
+
+
 def device(given: dict[str, Any], size: int) -> Callable[[int], Any]:
-    sample = augmentation(size)
-    crop = SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), sample.source_size)
+    sample, crop = augmentation(size), source_crop(size)
     mean, deviation = (jnp.asarray(values, jnp.float32) for values in given["statistics"])
 
     @jax.jit
@@ -101,15 +121,16 @@ def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     transforms: Any = importlib.import_module("monai.transforms")  # it does not declare the names that it exports
 
     torch.set_num_threads(1)
-    sample = augmentation(size)
-    crop = SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), sample.source_size)
+    crop = source_crop(size)
     both, angle = ("image", "label"), np.pi / 6
     mean, deviation = given["statistics"]
     mix = transforms.Compose(
         [
             transforms.NormalizeIntensityd("image", subtrahend=mean, divisor=deviation, nonzero=True, channel_wise=True),
             transforms.RandAffined(both, prob=0.2, rotate_range=(angle,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"),
-            transforms.RandAffined(both, prob=0.2, scale_range=(-0.3, 0.4), mode=("bilinear", "nearest"), padding_mode="zeros"),
+            transforms.RandAffined(
+                both, prob=0.2, scale_range=((-0.3, 0.4),) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"
+            ),
             transforms.CenterSpatialCropd(both, (size,) * 3),
             transforms.RandGaussianNoised("image", prob=0.1, std=0.1),
             transforms.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1), sigma_y=(0.5, 1), sigma_z=(0.5, 1)),
@@ -131,13 +152,73 @@ def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     return run
 
 
-CONTENDERS = {"host": host, "device": device, "MONAI": monai}
+def batchgenerators(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+    import torch
+
+    def load(name: str, module: str) -> Any:
+        return getattr(importlib.import_module(f"batchgeneratorsv2.transforms.{module}"), name)
+
+    spatial, sometimes = load("SpatialTransform", "spatial.spatial"), load("RandomTransform", "utils.random")
+    factors = load("BGContrast", "intensity.contrast")
+    noise, blur = load("GaussianNoiseTransform", "intensity.gaussian_noise"), load("GaussianBlurTransform", "noise.gaussian_blur")
+    brightness = load("MultiplicativeBrightnessTransform", "intensity.brightness")
+    contrast, gamma = load("ContrastTransform", "intensity.contrast"), load("GammaTransform", "intensity.gamma")
+    low_resolution, mirror = (
+        load("SimulateLowResolutionTransform", "spatial.low_resolution"),
+        load("MirrorTransform", "spatial.mirroring"),
+    )
+    torch.set_num_threads(1)
+    crop, angle = source_crop(size), np.pi / 6
+    moved = spatial(
+        (size,) * 3,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=0.2,
+        rotation=(-angle, angle),
+        p_scaling=0.2,
+        scaling=(0.7, 1.4),
+        p_synchronize_scaling_across_axes=1,
+    )
+    each: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
+    lower = low_resolution((0.5, 1), synchronize_channels=False, synchronize_axes=True, ignore_axes=(), p_per_channel=0.5)
+    transforms = [
+        moved,
+        sometimes(noise((0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
+        sometimes(blur((0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5, benchmark=True), 0.2),
+        sometimes(brightness(factors((0.75, 1.25)), **each), 0.15),
+        sometimes(contrast(factors((0.75, 1.25)), preserve_range=True, **each), 0.15),
+        sometimes(lower, 0.25),
+        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each), 0.1),
+        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each), 0.3),
+        mirror((0, 1, 2)),
+    ]
+
+    def run(number: int) -> Any:
+        source = crop(given, np.random.default_rng(number))
+        np.random.seed(number)  # it draws from the global generators
+        torch.manual_seed(number)
+        image = np.ascontiguousarray(np.moveaxis(source["image"], -1, 0), np.float32)
+        sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(source["label"][None].astype(np.int16))}
+        for transform in transforms:
+            sample = transform(**sample)
+        return sample
+
+    return run
+
+
+CONTENDERS = {"brats_recipe": brats, "crop": crop_only, "crop and device": device}
+OTHERS = {"monai": monai, "batchgeneratorsv2": batchgenerators}
+
+
+def contenders(options: Options) -> dict[str, Callable[[dict[str, Any], int], Callable[[int], Any]]]:
+    """Returns what is measured by its name."""
+    return CONTENDERS | {name: OTHERS[name] for name in options.against}
 
 
 def measure(channels: int, size: int, options: Options) -> dict[str, list[float]]:
     """Returns the CPU seconds of a sample for each turn, by contender."""
     given = example(channels, size)
-    runs = {name: build(given, size) for name, build in CONTENDERS.items()}
+    runs = {name: build(given, size) for name, build in contenders(options).items()}
     for run in runs.values():
         run(0)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -180,7 +261,8 @@ def compiled(target: str, channels: int, size: int) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     if options.turns:
-        print(f"| CPU seconds a sample | {' | '.join(CONTENDERS)} |\n{'| --- ' * (1 + len(CONTENDERS))}|")
+        names = contenders(options)
+        print(f"| CPU seconds a sample | {' | '.join(names)} |\n{'| --- ' * (1 + len(names))}|")
         for channels, size in options.sizes:
             found = measure(channels, size, options)
             cells = [f"{statistics.median(each):.3f} ({min(each):.3f}–{max(each):.3f})" for each in found.values()]
