@@ -14,11 +14,12 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.files import is_folder
+from swinunetr_jax.files import exists, is_folder
 from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
     from swinunetr_jax.data.discovery.cases import Case
+    from swinunetr_jax.postprocess import Step
 
 EXIT_SOME_FAILED = 1
 FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", ".npy", ".npz", ".png", ".json", ".csv", ".zip")
@@ -65,6 +66,8 @@ class Predict:
     """The file of the recipe, for a run whose network is not a Swin UNETR. The file is executed."""
     base: Path | None = None
     """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
+    no_postprocess: bool = False
+    """Leave out the post-processing that a cross-validation (train --fold all) has chosen for its networks."""
     overwrite: bool = False
     """Predict finished cases again, and replace files of unknown origin."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
@@ -104,6 +107,7 @@ class Predict:
             console.say(
                 f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}"
             )
+        postprocess = () if self.no_postprocess else self._postprocess(tasks[0])
         cases, et_label = self._cases(tasks[0])
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],
@@ -143,10 +147,42 @@ class Predict:
                 preview=self.preview,
                 overwrite=self.overwrite,
                 et_label=et_label,
+                postprocess=postprocess,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
+
+    def _postprocess(self, task: Task) -> tuple[Step, ...]:
+        """Returns the operations that the cross-validation of all given networks has chosen, and prints them.
+
+        Raises:
+            InputError: its file is damaged, or was written for other labels.
+        """
+        from swinunetr_jax.postprocess import POSTPROCESS, check_task, read_postprocess
+        from swinunetr_jax.weights.run_folder import cross_validation_of
+
+        steps: dict[Path | None, tuple[Step, ...]] = {}  # by the folder of the cross-validation
+        for folder in {cross_validation_of(given): None for given in self.model}:
+            steps[folder] = ()
+            if folder is not None and exists(folder / POSTPROCESS):
+                chosen = read_postprocess(folder / POSTPROCESS)
+                if chosen.steps:
+                    check_task(folder / POSTPROCESS, chosen, task)
+                steps[folder] = chosen.steps
+        found = {chosen for chosen in steps.values() if chosen}
+        if not found:
+            return ()
+        places = ", ".join(console.literal(folder / POSTPROCESS) for folder, chosen in steps.items() if folder and chosen)
+        if len(steps) > 1:
+            console.warn(f"no post-processing is applied, because {places} was not chosen for all of these networks together.")
+            return ()
+        (chosen,) = found
+        text = ", then ".join(console.literal(step) for step in chosen)
+        console.say(
+            f"post-processing of the label maps: {text} (chosen on out-of-fold cases, {places}; --no-postprocess leaves it out)"
+        )
+        return chosen
 
     def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
         """Returns the cases, and the enhancing tumour's label if the data set's dataset.json states it."""

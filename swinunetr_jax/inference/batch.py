@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntr
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
+from swinunetr_jax.postprocess import Step, apply
 from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
 from swinunetr_jax.viz.preview import write_preview
@@ -45,6 +47,7 @@ def predict_cases(
     preview: bool = False,
     overwrite: bool = False,
     et_label: int | None = None,
+    postprocess: Sequence[Step] = (),
 ) -> list[str]:
     """Segments every case into the folder `out` and returns the names of those that failed.
 
@@ -58,6 +61,7 @@ def predict_cases(
         preview: also write a picture of each case.
         overwrite: segment finished cases again, and replace files that are not recorded.
         et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default, the names of BraTS files determine it.
+        postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
 
     Raises:
         InputError: `out` cannot be written, or its predict.json is damaged.
@@ -69,6 +73,8 @@ def predict_cases(
         **{name: version(name) for name in PACKAGES},
         "devices": [device.device_kind for device in jax.devices()],
     }
+    if postprocess:  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
+        identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
     failed: list[str] = []
     cases_by_fault: dict[str, list[str]] = {}  # a fault that hundreds of cases share is not printed for each of them
@@ -91,6 +97,7 @@ def predict_cases(
             record.check_free(case, outputs, overwrite)
             with console.Progress(title, unit="window") as progress:
                 result = segmenter.segment(case, probabilities=probabilities, et_label=task.et_label, progress=progress)
+            result = _postprocessed(result, postprocess, task)
             for note in (*_et_note(segmenter.task, task), *result.notes):
                 console.say(f"{title}: note: {literal(note)}")
             taken, volumes_ml = _write(record, result, case, inputs, outputs, task, overwrite, started)
@@ -144,6 +151,15 @@ def _task(task: Task, case: Case, et_label: int | None) -> Task:
     """Returns the task with the label of the enhancing tumour in the case's data set, if the task has such a label."""
     label = et_label or case.et_label
     return task if label is None or task.et_label is None else task.with_et_label(label)
+
+
+def _postprocessed(result: Segmentation, steps: Sequence[Step], task: Task) -> Segmentation:
+    """Returns the result with its label map after the steps, and with a note if they have changed any voxel."""
+    labels = apply(steps, result.labels, task)
+    changed = int(np.count_nonzero(labels != result.labels))
+    if not changed:
+        return result
+    return replace(result, labels=labels, notes=(*result.notes, f"post-processing has changed {changed} voxels"))
 
 
 def _et_note(own: Task, written: Task) -> list[str]:

@@ -3,6 +3,7 @@
 RUN/best/                      the network with the best validation score, which is used for the run
 RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far
 RUN/run.json                   the description of the run; that of a cross-validation lists its folds, RUN/fold0, RUN/fold1, …
+RUN/postprocess.json           the post-processing that a cross-validation has chosen
 RUN/out_of_fold.json           the last file that a cross-validation writes
 """
 
@@ -20,6 +21,7 @@ from swinunetr_jax.weights.checkpoint import is_checkpoint
 RUN = "run.json"
 OUT_OF_FOLD = "out_of_fold.json"
 _STEP = re.compile(r"\d{8}")
+_FOLD = re.compile(r"fold\d+")
 
 
 class _Run(TypedDict):
@@ -92,6 +94,15 @@ def missing_folds(path: str | os.PathLike) -> str | None:
     if missing:
         return f"{used}, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing."
     return f"{used}, and there is no {OUT_OF_FOLD} yet, so the training of the last one may not have ended."
+
+
+def cross_validation_of(path: str | os.PathLike) -> Path | None:
+    """Returns the folder of the cross-validation that a path is, or that it is a fold or the best network of a fold of; otherwise None."""
+    path = Path(path).absolute()
+    if _folds_with_network(path):
+        return path
+    run = path.parent if path.name == "best" else path
+    return run.parent if _FOLD.fullmatch(run.name) and is_checkpoint(run / "best") else None
 
 
 def _read_description(run: Path) -> _Run | None:
