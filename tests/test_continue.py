@@ -25,6 +25,7 @@ from swinunetr_jax.training import (
     checkpoints,
     command,
     description,
+    fold_labels,
     folds,
     loop,
     objective,
@@ -66,6 +67,7 @@ def trivial_steps(monkeypatch):
 
     monkeypatch.setattr(Training, "compile", compiled)
     monkeypatch.setattr(objective, "validate", validate)
+    monkeypatch.setattr(fold_labels, "write_fold_labels", lambda *_: None)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(command, "_keep_programs", lambda: None)
 
@@ -143,10 +145,10 @@ def test_a_cross_validation_lists_its_folds_and_writes_a_complete_table_or_none(
     asked = recipe(data, out, fold="all", steps=2)
     original = folds.train
 
-    def only_one(one, *, resume):
+    def only_one(one, *, resume, at_end):
         if one.fold == 1:
             raise InputError("stopped here.")
-        return original(one, resume=resume)
+        return original(one, resume=resume, at_end=at_end)
 
     with monkeypatch.context() as patch:
         patch.setattr(folds, "train", only_one)

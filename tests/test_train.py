@@ -16,6 +16,7 @@ from helpers.training_runs import STEPS, recipe, stop_after
 from swinunetr_jax import InputError, cli, open_checkpoint
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.postprocess import Step, read_postprocess, write_postprocess
 from swinunetr_jax.training import (
     Init,
     Optim,
@@ -285,7 +286,19 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
     assert [row["case"] for row in rows] == [*(f"BraTS2021_{n:05d}" for n in range(4)), "mean"]
     assert {row["fold"] for row in rows[:-1]} == {"fold0", "fold1"}
     np.testing.assert_allclose(float(rows[-1]["TC"]), np.mean([float(row["TC"]) for row in rows[:-1]]), atol=1e-6)
+    printed, chosen = capsys.readouterr().out, read_postprocess(out / "postprocess.json")
+    assert chosen.cases == 4 and chosen.before == json.loads((out / "out_of_fold.json").read_text())["mean"]
+    assert all(f"post-processing: {decision}" in printed for decision in chosen.decisions)
+    assert "keep the largest component of the whole foreground: mean Dice of 4 out-of-fold cases TC" in printed
+    assert "out of fold, 4 cases, without post-processing: TC" in printed
+    steps = (Step(operation="largest_component"), Step(operation="smallest_volume", output="ET", voxels=1000))
+    write_postprocess(out / "postprocess.json", replace(chosen, steps=steps))
     with pytest.raises(SystemExit) as done:
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path / "p"), "-m", str(out)])
     assert done.value.code == 0
-    assert len(json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]["weights"]) == 2
+    settings = json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]
+    assert len(settings["weights"]) == 2
+    assert [step["operation"] for step in settings["postprocess"]] == ["largest_component", "smallest_volume"]
+    assert (
+        "post-processing of the label maps: keep the largest component of the whole foreground, then " in capsys.readouterr().out
+    )

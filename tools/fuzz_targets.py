@@ -20,6 +20,7 @@ from swinunetr_jax.data.nifti import read_geometry, read_labels, read_volume
 from swinunetr_jax.data.prepare import cache_entry
 from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.postprocess import POSTPROCESS, Postprocess, Step, read_postprocess, write_postprocess
 from swinunetr_jax.training import Recipe
 from swinunetr_jax.training.description import DESCRIPTION, Description, read_description, read_recipe
 from swinunetr_jax.training.log import LOG, ROWS, read_rows
@@ -249,6 +250,18 @@ def dataset(folder: Path) -> Target:
     return Target("dataset.json", [path], [edit_json, edit_json], lambda: find_cases(folder), fault)
 
 
+def postprocess(folder: Path) -> Target:
+    path = folder / POSTPROCESS
+    step, dice = Step(operation="largest_component", output="tumour"), {"tumour": 0.5}
+    write_postprocess(path, Postprocess(TASK, (step,), 3, dice, dice, ("a sentence",)))
+    sound = read_postprocess(path)
+
+    def fault(chosen: Postprocess) -> str | None:
+        return None if chosen == sound else "it is not what was written"
+
+    return Target("postprocess.json", [path], [edit_json, edit_json], lambda: read_postprocess(path), fault)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "pt": pt,
     "safetensors": safetensors_file,
@@ -258,6 +271,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "predict.json": predictions,
     "cache": cache,
     "run.json": run,
+    "postprocess.json": postprocess,
     "log.jsonl": log,
     "dataset.json": dataset,
 }

@@ -10,7 +10,9 @@ import numpy as np
 from swinunetr_jax import InputError, files
 from swinunetr_jax.console import csv_cell, literal, say, warn
 from swinunetr_jax.data.discovery.folds import fold_numbers
-from swinunetr_jax.training import processes
+from swinunetr_jax.postprocess import POSTPROCESS, Postprocess, write_postprocess
+from swinunetr_jax.training import fold_labels, processes
+from swinunetr_jax.training.choose_postprocess import choose_postprocess, pairs_of
 from swinunetr_jax.training.data import assign_folds
 from swinunetr_jax.training.description import DESCRIPTION, Head, read_description, write_description
 from swinunetr_jax.training.html_report import scoring_note
@@ -50,9 +52,10 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
             warn(note)
         files.remove_stale_temporaries(out)
         if changes.keys() & set(LENGTH):  # the tables mark the cross-validation as finished, which it no longer is
-            for ending in ("csv", "json"):
-                (out / f"{TABLE}.{ending}").unlink(missing_ok=True)
+            for name in (f"{TABLE}.csv", f"{TABLE}.json", POSTPROCESS):
+                (out / name).unlink(missing_ok=True)
         write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe.file)
+    labels: list[fold_labels.FoldLabels | None] = []
     for fold in numbers:
         run = out / f"fold{fold}"
         if processes.is_leader():
@@ -60,12 +63,41 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
         started = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} starts")  # every process must look for run.json before the leader writes it
-        train(one, resume=started)
+        train(one, resume=started, at_end=lambda run, stop: labels.append(fold_labels.write_fold_labels(run, stop)))
+    processes.barrier("all label maps are written")
     if not processes.is_leader():
         return 0.0
+    _choose_postprocess(out, labels)
     score = write_table(out, [out / f"fold{fold}" for fold in numbers])
     say(f"each case was scored by the network of its fold; {scoring_note(read_description(out / f'fold{numbers[0]}'))}")
     return score
+
+
+def _choose_postprocess(out: Path, folds: list[fold_labels.FoldLabels | None]) -> None:
+    """Chooses the post-processing on the validation cases of all folds, prints every decision, and writes OUT/postprocess.json."""
+    found = [fold for fold in folds if fold is not None]
+    if len(found) < len(folds):
+        say("post-processing is not chosen, because a fold has no best network, or its objective has a validation of its own")
+        return
+    if any(fold.task.outputs != found[0].task.outputs for fold in found):
+        say("post-processing is not chosen, because the folds have different labels")
+        return
+    chosen = choose_postprocess(pairs_of(found), found[0].task)
+    for decision in chosen.decisions:
+        say(f"post-processing: {literal(decision)}")
+    write_postprocess(out / POSTPROCESS, chosen)
+    say(_result(chosen, out))
+
+
+def _result(chosen: Postprocess, out: Path) -> str:
+    """Returns a sentence on what was chosen."""
+    if not chosen.steps:
+        return f"post-processing: nothing is chosen, so that `predict` does not change label maps → {literal(out / POSTPROCESS)}"
+    after = ", ".join(f"{literal(name)} {value:.4f}" for name, value in (chosen.after or {}).items())
+    return (
+        f"post-processing: `predict` will {literal(chosen)}; out of fold with it: {after}, measured on the cases it was chosen on → "
+        f"{literal(out / POSTPROCESS)}"
+    )
 
 
 def write_table(out: Path, runs: list[Path]) -> float:
@@ -99,6 +131,6 @@ def write_table(out: Path, runs: list[Path]) -> float:
     table = {"mean": means, "cases": {name: {**case, "fold": fold_of[name]} for name, case in cases.items()}}
     files.write_json(out / f"{TABLE}.json", table)
     each = ", ".join(f"{literal(name)} {value:.4f}" for name, value in means.items())
-    say(f"out of fold, {len(cases)} cases: {each} → {literal(out / TABLE)}.csv")
+    say(f"out of fold, {len(cases)} cases, without post-processing: {each} → {literal(out / TABLE)}.csv")
     say(f"as an ensemble: swinunetr predict -i … -o … -m {literal(out)}")
     return float(np.mean(list(means.values())))

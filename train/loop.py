@@ -42,8 +42,13 @@ SAVE_SECONDS = 20 * 60.0
 STEP_NUMBERS = ("loss", "grad_norm", "lr")  # the metrics that every step has; any others are those of the objective
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> float:
+def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop], None] | None = None) -> float:
     """Trains from the start, or from the newest saved state, to the end, and returns the best score.
+
+    Args:
+        recipe: the recipe of the run.
+        resume: whether the folder holds the run already.
+        at_end: called in every process with the finished run before its report is written.
 
     Raises:
         InputError: the folder, the data or the options cannot be used; or the loss is not finite.
@@ -57,6 +62,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> float:
         try:
             with stop_on_signals() as stop:
                 _advance(run, stop)
+                if at_end is not None:
+                    at_end(run, stop)
         finally:
             run.log.close()
         if leads:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from flax import nnx
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.nifti import InverseReorient, read_geometry, read_labels
@@ -106,24 +107,14 @@ def validate(
     Raises:
         Interrupted: `progress` raised it in one of the processes.
     """
-    segmenter = Segmenter(
-        [build(config, network)],
-        task,
-        configs=[config],
-        overlap=options.overlap,
-        blend=options.blend,
-        batch=options.batch,
-        crop=can_crop(task),
-        spatial_shards=spatial_shards,
-    )
+    predict = segmenter(config, build(config, network), task, options, spatial_shards)
     names = [output.name for output in task.outputs if output.value]
     dice, predictions, interrupted = np.full((len(cases), len(names)), np.nan), dict[int, np.ndarray](), False
     process, count = jax.process_index(), jax.process_count()
     try:
         for index in range(process, len(cases), count):
-            image, grid = full_grid(cases[index])[0], ScanGrid.of(cases[index], task)
-            labels, _, _ = segmenter.run(normalized(image, task), back=grid.back, progress=progress)
-            found = case_dice(labels, grid.reference(cases[index]), task)
+            labels = segment_case(predict, cases[index], task, progress)
+            found = case_dice(labels, ScanGrid.of(cases[index], task).reference(cases[index]), task)
             dice[index] = [found[name] for name in names]
             predictions[index] = labels
             drawn = _drawn({done: dice[done].mean() for done in range(process, index + 1, count)})
@@ -143,6 +134,26 @@ def validate(
             labels = processes.from_process(own, index % count)
         scores.append(CaseScore(case, dict(zip(names, dice[index].tolist())), labels))
     return Scores(tuple(scores))
+
+
+def segmenter(config: NetworkConfig, model: nnx.Module, task: Task, options: Validation, spatial_shards: int = 1) -> Segmenter:
+    """Returns the sliding window of a validation with a network."""
+    return Segmenter(
+        [model],
+        task,
+        configs=[config],
+        overlap=options.overlap,
+        blend=options.blend,
+        batch=options.batch,
+        crop=can_crop(task),
+        spatial_shards=spatial_shards,
+    )
+
+
+def segment_case(predict: Segmenter, case: PreparedCase, task: Task, progress: Callable[[int, int], None]) -> np.ndarray:
+    """Returns the label map of a prepared case, uint8 [x, y, z] on the grid of `ScanGrid`."""
+    image = normalized(full_grid(case)[0], task)
+    return predict.run(image, back=ScanGrid.of(case, task).back, progress=progress)[0]
 
 
 def can_crop(task: Task) -> bool:
