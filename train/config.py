@@ -89,7 +89,7 @@ class Validation:
     """Options of the validation during the run."""
 
     every: int | None = None
-    """Steps between validations, by default a tenth of the run."""
+    """Steps between validations, by default a tenth of the run; with --validation.pseudo, by default only one at the end."""
     overlap: float = 0.5
     """Fraction of a window by which neighbouring windows overlap."""
     blend: Literal["gaussian", "constant"] = "gaussian"
@@ -100,6 +100,10 @@ class Validation:
     """Validate on the first cases only, at most this many."""
     patience: int | None = None
     """Stop after this many validations without a better score."""
+    pseudo: int | None = None
+    """Patches of validation cases for a pseudo-Dice during the run, such as 50. It is not the Dice of scans and decides nothing."""
+    pseudo_every: int | None = None
+    """Steps between two pseudo-Dice, by default a hundredth of the run."""
 
 
 @dataclass(frozen=True)

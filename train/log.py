@@ -16,6 +16,7 @@ from swinunetr_jax import InputError, files
 from swinunetr_jax.console import duration, literal, say, warn
 
 LOG = "log.jsonl"
+PSEUDO_DICE = "pseudo_dice"  # the kind of rows of the pseudo-Dice of patches
 DICE = "Dice"  # the usual metric, which rows do not state
 LINE_SECONDS = 20.0  # time between printed lines if there is no terminal for a progress bar
 
@@ -23,7 +24,7 @@ LINE_SECONDS = 20.0  # time between printed lines if there is no terminal for a 
 class Row(TypedDict):
     """The fields of every row of the log."""
 
-    kind: Literal["step", "validation"]
+    kind: Literal["step", "validation", "pseudo_dice"]
     step: int
 
 
@@ -56,7 +57,17 @@ class ValidationRow(Row):
     metric: NotRequired[str]
 
 
-ROWS = {"step": StepRow, "validation": ValidationRow}
+class PseudoDiceRow(Row):
+    """A pseudo-Dice of patches, see `pseudo_dice`: its mean and the moving average of the means, null for NaN, and that of each output."""
+
+    mean: float | None
+    average: float | None
+    outputs: dict[str, float]
+    patches: int
+    took: float
+
+
+ROWS = {"step": StepRow, "validation": ValidationRow, PSEUDO_DICE: PseudoDiceRow}
 
 
 class Log:
@@ -74,7 +85,7 @@ class Log:
     def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
         self.path, self.total, self.batch, self.silent = run / LOG, total, batch, silent
         # Later rows are removed, because a resumed run repeats their steps.
-        last = {"step": step, "validation": step if validated == step else step - 1}
+        last = {"step": step, PSEUDO_DICE: step, "validation": step if validated == step else step - 1}
         self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
         if not silent:
             files.write_text(self.path, "".join(map(_line, self.rows)))
@@ -101,6 +112,12 @@ class Log:
     def validation(self, step: int, values: dict[str, Any], text: str) -> None:
         """Adds a finished validation: score, Dice per output and per case. Prints `text`."""
         self._add({"kind": "validation", "step": step, **values})
+        self.say(text)
+        self._printed = self._before = time.perf_counter()
+
+    def pseudo_dice(self, step: int, values: dict[str, Any], text: str) -> None:
+        """Adds a pseudo-Dice. Prints `text`."""
+        self._add({"kind": PSEUDO_DICE, "step": step, **values})
         self.say(text)
         self._printed = self._before = time.perf_counter()
 
@@ -167,7 +184,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    """Returns a row from a line of the log, with NaN for null. Raises InputError unless it is a `StepRow` or a `ValidationRow`."""
+    """Returns a row from a line of the log, with NaN for null. Raises InputError unless it is one of `ROWS`."""
     remedy = "it is ignored"
     kind = files.decode_json(line, Row, where, remedy)["kind"]
     row = files.decode_json(line, ROWS[kind], where, remedy)

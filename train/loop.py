@@ -31,6 +31,7 @@ from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
+from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective
@@ -111,7 +112,11 @@ def _advance(run: Run, stop: Stop) -> None:
     recipe, total, strategy = run.recipe, run.total, run.strategy
     step_of = quiet_compilation(run.training.compile(strategy))
     augment = device_augmentation(recipe, run.cases.task, run.cases.augmentation, strategy)
-    every, patience = recipe.validation.every or max(total // 10, 1), recipe.validation.patience
+    pseudo, patience = recipe.validation.pseudo, recipe.validation.patience
+    every = recipe.validation.every or (max(total // 10, 1) if pseudo is None else total)
+    pseudo_every = recipe.validation.pseudo_every or max(total // 100, 1)
+    if pseudo is not None and make_objective(run.training).metric != DICE:
+        raise InputError("`validation.pseudo` computes a Dice, but the objective's score is another one: leave it out.")
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
     saver = Saver(run, run.progress.step)
@@ -123,6 +128,9 @@ def _advance(run: Run, stop: Stop) -> None:
             if not processes.is_distributed():
                 stopping = bool(stop)
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
+            if pseudo is not None and step > 0 and step % pseudo_every == 0 and not stopping and not has_pseudo_dice(run):
+                pending = _read(run, pending)
+                log_pseudo_dice(run, pseudo, stop)
             if validation_due or stopping or saver.due():
                 pending = _read(run, pending)
                 jax.block_until_ready(run.state)  # the numbers are ready before the whole step is

@@ -104,6 +104,8 @@ class Options:
             ("validation.every", self.validation.every, 1),
             ("validation.cases", self.validation.cases, 1),
             ("validation.patience", self.validation.patience, 1),
+            ("validation.pseudo", self.validation.pseudo, 1),
+            ("validation.pseudo_every", self.validation.pseudo_every, 1),
         ):
             if value is not None and value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}.")
@@ -127,6 +129,8 @@ class Options:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value}.")
         _map_paths(self, local_path)
+        if self.validation.pseudo is None and self.validation.pseudo_every is not None:
+            raise InputError("`validation.pseudo_every` needs a number of patches: give --validation.pseudo, such as 50.")
         init = self.init
         if init.checkpoint is None and (init.key or init.encoder_only or init.adapt_channels or init.downsample):
             raise InputError(

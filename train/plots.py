@@ -16,7 +16,7 @@ import numpy as np
 from swinunetr_jax import Task
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.intensity import scale_window
-from swinunetr_jax.training.log import DICE, best_validation, metric_of
+from swinunetr_jax.training.log import DICE, PSEUDO_DICE, best_validation, metric_of
 from swinunetr_jax.training.validation import CaseScore, ScanGrid
 from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
 from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
@@ -53,6 +53,10 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
         rate.set_ylabel("learning rate (dotted)", color="0.5")
         rate.set_ylim(bottom=0)
     metric = DICE
+    pseudo = [(row["step"], _number(row["average"])) for row in rows if row["kind"] == PSEUDO_DICE]
+    if pseudo:
+        right.plot(*zip(*pseudo), color="0.5", linestyle="--", linewidth=1)
+        right.text(0.02, 0.02, "dashed: moving average of the pseudo-Dice of patches", transform=right.transAxes, fontsize=8)
     if validations:
         at, names, lines = [row["step"] for row in validations], list(validations[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):

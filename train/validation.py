@@ -136,8 +136,10 @@ def validate(
     return Scores(tuple(scores))
 
 
-def segmenter(config: NetworkConfig, model: nnx.Module, task: Task, options: Validation, spatial_shards: int = 1) -> Segmenter:
-    """Returns the sliding window of a validation with a network."""
+def segmenter(
+    config: NetworkConfig, model: nnx.Module, task: Task, options: Validation, spatial_shards: int = 1, *, crop: bool = True
+) -> Segmenter:
+    """Returns the sliding window of a validation with a network; `crop` allows to leave out the zeros around a scan."""
     return Segmenter(
         [model],
         task,
@@ -145,7 +147,7 @@ def segmenter(config: NetworkConfig, model: nnx.Module, task: Task, options: Val
         overlap=options.overlap,
         blend=options.blend,
         batch=options.batch,
-        crop=can_crop(task),
+        crop=crop and can_crop(task),
         spatial_shards=spatial_shards,
     )
 

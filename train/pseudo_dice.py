@@ -1,0 +1,136 @@
+"""The pseudo-Dice: a cheap estimate of the course of a training, from patches of validation cases.
+
+Voxels are counted over all patches together, and each output's 2 TP / (2 TP + FP + FN) is computed from the sums, as by nnU-Net. It is not
+the Dice of scans: patches are no whole scans, every voxel counts the same in all cases, and half of the patches are around labels. It
+decides nothing; the best network is chosen by validations on whole scans. The patches are the same during the whole run.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from swinunetr_jax import Task
+from swinunetr_jax.data.augment.crops import read_region
+from swinunetr_jax.data.prepare.cache import PreparedCase
+from swinunetr_jax.data.prepare.intensity import scale_window, zscore_nonzero
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.metrics import masks
+from swinunetr_jax.training import processes
+from swinunetr_jax.training.log import PSEUDO_DICE
+from swinunetr_jax.training.start import Run
+from swinunetr_jax.training.transforms import crop_size
+from swinunetr_jax.training.validation import segmenter
+from swinunetr_jax.weights.params import build
+
+DECAY = 0.9  # of the moving average, as of nnU-Net
+TRIES = 4096  # voxels among which a labelled one is sought
+
+
+def has_pseudo_dice(run: Run) -> bool:
+    """Returns whether the log holds the pseudo-Dice of the current step, from before the run was resumed."""
+    return any(row["kind"] == PSEUDO_DICE and row["step"] == run.progress.step for row in run.log.rows)
+
+
+def log_pseudo_dice(run: Run, patches: int, stop: object) -> None:
+    """Computes and logs the pseudo-Dice of the network, unless a signal interrupts it; `stop` is true after a signal."""
+    started, task, options = time.perf_counter(), run.cases.task, run.recipe.validation
+    model = build(run.training.config, run.strategy.unreplicate(run.state.network))
+    # A patch is one window, so that the network's program is that of the validations.
+    predict = segmenter(run.training.config, model, task, options, run.recipe.devices.spatial_shards, crop=False)
+    found = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, lambda: bool(stop))
+    if found is None:
+        return
+    row = row_of(found, patches, run.log.rows, started)
+    run.log.pseudo_dice(
+        run.progress.step,
+        row,
+        f"step {run.progress.step}/{run.total}  pseudo-Dice of {patches} patches {row['mean']:.3f}, moving average {row['average']:.3f}, "
+        f"which is not the Dice of scans; {row['took']:.0f} s",
+    )
+
+
+def pseudo_dice(
+    predict: Segmenter,
+    cases: Sequence[PreparedCase],
+    task: Task,
+    size: tuple[int, int, int],
+    patches: int,
+    seed: int,
+    stop: Callable[[], bool],
+) -> dict[str, float] | None:
+    """Returns the pseudo-Dice of each output that occurs, or None if a signal has stopped one of the processes, which share the patches.
+
+    Args:
+        predict: the network with windows of the size of a patch.
+        cases: the validation cases, which take turns.
+        task: the meaning of the labels.
+        size: the size of a patch.
+        patches: the number of patches.
+        seed: the seed of their positions.
+        stop: returns whether a signal has arrived.
+    """
+    names = [output.name for output in task.outputs if output.value]
+    counts, stopped = np.zeros((len(names), 3), np.int64), stop()  # TP, predicted voxels, voxels of the reference
+    for number in range(jax.process_index(), patches, jax.process_count()):
+        if stopped := stop():
+            break
+        image, reference = patch(cases[number % len(cases)], task, size, np.random.default_rng([seed, number]), number % 2 == 1)
+        found, wanted = masks(predict.run(image)[0], task), masks(reference, task)
+        counts += [[np.count_nonzero(mask) for mask in (found[n] & wanted[n], found[n], wanted[n])] for n in names]
+    if processes.gather(np.array(stopped)).any():
+        return None
+    total = processes.gather(counts).sum(axis=0)
+    return {name: 2 * int(both) / int(one + other) for name, (both, one, other) in zip(names, total) if one + other}
+
+
+def patch(
+    case: PreparedCase, task: Task, size: tuple[int, int, int], rng: np.random.Generator, labelled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a patch [*size, c] with the intensities of the whole scan, as in a validation, and its label map [*size].
+
+    Args:
+        case: the case.
+        task: the preparation of the intensities.
+        size: the size of the patch. A smaller scan is padded with zeros.
+        rng: random numbers for the position.
+        labelled: whether a labelled voxel is the centre, if one is found among many random ones; otherwise the position is random.
+    """
+    image, label = case.image, case.label
+    start = [int(rng.integers(max(n - s, 0) + 1)) - max(s - n, 0) // 2 for n, s in zip(label.shape, size)]
+    if labelled:
+        voxels = np.stack([rng.integers(n, size=TRIES) for n in label.shape])
+        hits = np.flatnonzero(label[tuple(voxels)])
+        if len(hits):
+            centre = voxels[:, hits[0]]
+            start = [
+                int(min(max(c - s // 2, 0), n - s)) if n >= s else at for c, s, n, at in zip(centre, size, label.shape, start)
+            ]
+    region = tuple(start), size
+    values = np.asarray(read_region(image, region), np.float32)
+    if task.intensity == "zscore":
+        values = zscore_nonzero(values, case.statistics)
+    elif task.window is not None:  # a task has a window only with this intensity
+        values = scale_window(values, *task.window)
+    return np.ascontiguousarray(values, np.float32), np.asarray(read_region(label, region))
+
+
+def row_of(found: dict[str, float], patches: int, before: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
+    """Returns the fields of a row of the log: the mean over the outputs, its moving average over the rows before, and each output.
+
+    Args:
+        found: the result of `pseudo_dice`.
+        patches: the number of patches.
+        before: the rows of the log so far.
+        started: the time of the start on `time.perf_counter`.
+    """
+    mean = float(np.mean(list(found.values()))) if found else float("nan")
+    averages = [
+        row["average"]
+        for row in before
+        if row["kind"] == PSEUDO_DICE and row["average"] is not None and np.isfinite(row["average"])
+    ]
+    average = DECAY * averages[-1] + (1 - DECAY) * mean if averages and np.isfinite(mean) else averages[-1] if averages else mean
+    return {"mean": mean, "average": average, "outputs": found, "patches": patches, "took": time.perf_counter() - started}
