@@ -182,7 +182,7 @@ def cross_validation(folder, steps=STORED.steps):
 
 def asked(*models, **options):
     """Returns the command `predict` with these networks."""
-    return Predict((), None, models, weights=WeightOptions(), meaning=TaskOptions(), **options)
+    return Predict((), None, models, weights=WeightOptions(), task_options=TaskOptions(), **options)
 
 
 def test_predict_finds_the_post_processing_of_its_networks(tmp_path, monkeypatch, capsys):

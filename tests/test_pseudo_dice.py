@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.refusals import refused
-from helpers.small_network import forget, put_in_place
+from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_cases import BRATS, prepare, write_case
 from helpers.training_runs import recipe
 
@@ -62,7 +62,7 @@ def test_the_moving_average_begins_with_the_first_value():
 
 
 def test_a_run_logs_it_and_validates_whole_scans_only_at_the_end(tmp_path, monkeypatch, capsys):
-    put_in_place(monkeypatch)
+    replace_swin_unetr(monkeypatch)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     asked = recipe(tmp_path / "data", tmp_path / "run", validation=Validation(overlap=0.0, pseudo=2, pseudo_every=2))
     train(asked)

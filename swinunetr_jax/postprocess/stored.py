@@ -95,8 +95,9 @@ def read_postprocess(path: str | os.PathLike) -> Postprocess:
     for step in values["steps"]:
         if not (step.output in names or (step.output is None and step.operation == "largest_component")):
             raise InputError(f"{path} has a step for the output {step.output!r}, which its task does not have: {REMEDY}.")
-    numbers = {name: values[name] for name in ("cases", "before", "after")}
-    return Postprocess(task, tuple(values["steps"]), **numbers, decisions=tuple(values["decisions"]))
+    return Postprocess(
+        task, tuple(values["steps"]), values["cases"], values["before"], values["after"], tuple(values["decisions"])
+    )
 
 
 def check_task(path: str | os.PathLike, chosen: Postprocess, task: Task) -> None:
