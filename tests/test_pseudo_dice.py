@@ -1,6 +1,7 @@
 """The pseudo-Dice of patches: its counts, its patches, its moving average, and its rows in a run."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_voxels_of_all_patches_are_counted_together(monkeypatch):
     found = pseudo_dice.pseudo_dice(predict, maps, task, (2, 2, 1), 4, 0, lambda: False)
     assert found == {"a": 2 * 2 / (3 + 3), "b": 0.0}  # c does not occur
     assert pseudo_dice.pseudo_dice(predict, maps, task, (2, 2, 1), 4, 0, lambda: True) is None
+    maps[1][1][0, 0, 0] = 9
+    found = pseudo_dice.pseudo_dice(predict, maps, replace(task, ignore=9), (2, 2, 1), 4, 0, lambda: False)
+    assert found == {"a": 2 * 1 / (2 + 2), "b": 0.0}  # the ignored voxel was predicted as a
 
 
 def test_the_moving_average_begins_with_the_first_value():

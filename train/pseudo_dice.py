@@ -22,7 +22,7 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.log import PSEUDO_DICE
 from swinunetr_jax.training.start import Run
 from swinunetr_jax.training.transforms import crop_size
-from swinunetr_jax.training.validation import segmenter
+from swinunetr_jax.training.validation import mark_ignored, segmenter
 from swinunetr_jax.weights.params import build
 
 DECAY = 0.9  # of the moving average, as of nnU-Net
@@ -78,7 +78,7 @@ def pseudo_dice(
         if stopped := stop():
             break
         image, reference = patch(cases[number % len(cases)], task, size, np.random.default_rng([seed, number]), number % 2 == 1)
-        found, wanted = masks(predict.run(image)[0], task), masks(reference, task)
+        found, wanted = masks(mark_ignored(predict.run(image)[0], reference, task), task), masks(reference, task)
         counts += [[np.count_nonzero(mask) for mask in (found[n] & wanted[n], found[n], wanted[n])] for n in names]
     if processes.gather(np.array(stopped)).any():
         return None
@@ -102,19 +102,20 @@ def patch(
     start = [int(rng.integers(max(n - s, 0) + 1)) - max(s - n, 0) // 2 for n, s in zip(label.shape, size)]
     if labelled:
         voxels = np.stack([rng.integers(n, size=TRIES) for n in label.shape])
-        hits = np.flatnonzero(label[tuple(voxels)])
+        values = label[tuple(voxels)]
+        hits = np.flatnonzero((values != 0) & (values != task.ignore))
         if len(hits):
             centre = voxels[:, hits[0]]
             start = [
                 int(min(max(c - s // 2, 0), n - s)) if n >= s else at for c, s, n, at in zip(centre, size, label.shape, start)
             ]
     region = tuple(start), size
-    values = np.asarray(read_region(image, region), np.float32)
+    intensities = np.asarray(read_region(image, region), np.float32)
     if task.intensity == "zscore":
-        values = zscore_nonzero(values, case.statistics)
+        intensities = zscore_nonzero(intensities, case.statistics)
     elif task.window is not None:  # a task has a window only with this intensity
-        values = scale_window(values, *task.window)
-    return np.ascontiguousarray(values, np.float32), np.asarray(read_region(label, region))
+        intensities = scale_window(intensities, *task.window)
+    return np.ascontiguousarray(intensities, np.float32), np.asarray(read_region(label, region))
 
 
 def row_of(found: dict[str, float], patches: int, before: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:

@@ -228,7 +228,10 @@ def full_grid(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
 
 def case_dice(labels: np.ndarray, reference: np.ndarray, task: Task) -> dict[str, float]:
     """Returns the Dice of each region, or of each class except the background, over the voxels that are not ignored."""
-    if task.ignore is not None:  # no output has this label, so ignored voxels are in neither mask
-        labels = np.where(reference == task.ignore, np.uint8(task.ignore), labels)
-    found, wanted = masks(labels, task), masks(reference, task)
+    found, wanted = masks(mark_ignored(labels, reference, task), task), masks(reference, task)
     return {name: dice(found[name], wanted[name], empty=CONVENTION) for name in wanted}
+
+
+def mark_ignored(labels: np.ndarray, reference: np.ndarray, task: Task) -> np.ndarray:
+    """Returns a label map with the label of ignored voxels where the reference has it. No output has this label."""
+    return labels if task.ignore is None else np.where(reference == task.ignore, np.uint8(task.ignore), labels)
