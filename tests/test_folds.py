@@ -89,3 +89,9 @@ def test_impossible_splits_are_refused(cases, fold, words):
 def test_more_folds_than_patients_and_fewer_than_two_are_refused(folds):
     with refused("13 labelled patients", f"{folds} folds"):
         with_folds(CASES, folds=folds)
+
+
+@pytest.mark.parametrize("folds", [5, 2, 1])
+def test_a_data_set_of_one_case_is_refused_for_any_number_of_folds(folds):
+    with refused("has 1 labelled patient,", "needs at least 2: add labelled cases"):
+        with_folds([case("a")], folds=folds)

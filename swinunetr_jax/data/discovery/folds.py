@@ -68,6 +68,11 @@ def with_folds(
     if folds < 2 or len(patients) < folds:
         which = "" if len(patients) == len(chosen) else f" ({found.note})"
         remedy = ", or state by --patient which cases belong to one patient" if which else ""
+        if len(patients) < 2:
+            raise InputError(
+                f"the data set has {len(patients)} labelled patient{'s' * (len(patients) != 1)}{which}, and a division into training and "
+                f"validation needs at least 2: add labelled cases{remedy}."
+            )
         wanted = "at least 2 folds" if folds < 2 else "fewer folds"
         raise InputError(f"{len(patients)} labelled patients{which} cannot be split into {folds} folds; use {wanted}{remedy}.")
     notify(f"{folds} folds drawn with seed {seed}: {found.note}")
