@@ -1,11 +1,10 @@
-"""The log of a run: a progress bar or lines, RUN/log.jsonl, and TensorBoard if tensorboardX is installed."""
+"""The log of a run: a progress bar or lines, RUN/log.jsonl, and trackers, which receive what was written to it."""
 
-import importlib.util
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -13,7 +12,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from tqdm import tqdm
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.console import duration, literal, say, warn
+from swinunetr_jax.console import duration, say, warn
+from swinunetr_jax.training.trackers import Tracker, Trackers
 
 LOG = "log.jsonl"
 PSEUDO_DICE = "pseudo_dice"  # the kind of rows of the pseudo-Dice of patches
@@ -92,9 +92,19 @@ class Log:
         self._file = open(os.devnull if silent else self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
         hidden = silent or not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
-        self._board = None if silent else _tensorboard(run)
+        self._trackers = Trackers({}, self.say)
         self._printed = self._before = time.perf_counter()
         self._printed_step = step
+
+    def start_trackers(self, trackers: Mapping[str, Tracker], config: Mapping[str, Any]) -> None:
+        """Starts trackers, by name, which from then on receive the rows. In silent logs there are none."""
+        if not self.silent:
+            self._trackers = Trackers(trackers, self.say)
+            self._trackers.start(config, self.path.parent)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Sends a picture to the trackers."""
+        self._trackers.log_file(path, step)
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Adds a finished step: loss, gradient norm, learning rate, seconds waited for data."""
@@ -134,8 +144,7 @@ class Log:
     def close(self) -> None:
         self._bar.close()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._trackers.finish()
 
     def _rate(self) -> float:
         """Returns the images per second over the last 20 rows, without the first step among them, which may include compilation."""
@@ -146,13 +155,7 @@ class Log:
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self._file.write(_line(row))
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-            for group in ("dice", "metrics"):
-                for name, value in row.get(group, {}).items():
-                    self._board.add_scalar(f"{group}/{literal(name)}", value, row["step"])
+        self._trackers.log(row)
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
@@ -222,11 +225,3 @@ def _number(value: float | None) -> float:
 
 def _line(row: dict[str, Any]) -> str:
     return files.json_text(row) + "\n"
-
-
-def _tensorboard(run: Path) -> Any:
-    if importlib.util.find_spec("tensorboardX") is None:
-        return None
-    from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports] - an optional dependency
-
-    return SummaryWriter(str(run / "tensorboard"))

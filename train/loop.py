@@ -258,6 +258,8 @@ def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
             draw(run.folder / name)
         except Exception as error:
             run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")
+        else:
+            run.log.picture(run.folder / name, run.progress.step)
 
 
 def _report(run: Run) -> None:

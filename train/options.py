@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import msgspec
-from tyro.conf import Suppress
+from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
 from swinunetr_jax.files import local_path
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
+from swinunetr_jax.training.trackers import TrackerName, check_trackers
 
 T = TypeVar("T", bound=Any)
 Kind = Literal["phantom", "brats", "labels"]
@@ -78,6 +79,8 @@ class Options:
     """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
     keep: int = 2
     """Saved states to keep in addition to the best network."""
+    tracker: UseAppendAction[tuple[TrackerName, ...]] = ()
+    """Experiment tracker that also receives the numbers of the log; the option may be repeated."""
     deep_supervision: bool = False
     """Also compute the loss at 1/2, 1/4 and 1/8 of the resolution, by heads on the decoder that exist only during training."""
     network: Network = field(default_factory=Network)
@@ -136,6 +139,7 @@ class Options:
             raise InputError(
                 "the options of --init state how a checkpoint is used, but none was given: name it with --init.checkpoint."
             )
+        check_trackers(self.tracker)
         if self.devices.pmap:
             self._check_pmap()
         network = self.network.config(1, 2)  # its constructor checks the options of the network

@@ -27,11 +27,13 @@ from swinunetr_jax.training.config import Augment, Network
 from swinunetr_jax.training.deep_supervision import DeepSupervisionFactory
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
 from swinunetr_jax.training.options import Options, flatten
+from swinunetr_jax.training.trackers import Tracker
 from swinunetr_jax.weights.params import NetworkConfig
 
 ATTRIBUTE = "RECIPE"
 # Key in a field's metadata. If the field is a function, the options whose names start with one of the values have no effect.
 REPLACES = "replaces"
+NOT_PARTS = {"trackers", "planned", "file"}  # fields of a recipe that do not replace a part of the trainer
 
 Optimizer = optax.GradientTransformation | tuple[optax.GradientTransformation, optax.Schedule]
 BatchAugmentation = Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -63,6 +65,7 @@ class Recipe(Options):
             `augment`, and `class_share`. The last one must return arrays of one size.
         optimizer: (number of steps) -> an optax transformation, or a pair of it and its schedule of learning rates, which is then logged.
             It replaces AdamW and the options of `optim`, except for `accumulate` and `ema`.
+        trackers: objects that receive the numbers of the log, see `trackers.Tracker`, in addition to those of the option `tracker`.
         planned: whether `swinunetr train` makes a plan for the data and the device if it is given none.
         file: the file that the recipe was read from.
     """
@@ -81,6 +84,7 @@ class Recipe(Options):
             REPLACES: tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip"))
         },
     )
+    trackers: tuple[Tracker, ...] = ()
     planned: bool = False
     file: RecipeFile | None = None
 
@@ -178,8 +182,8 @@ class Recipe(Options):
 
 
 def _parts() -> dict[str, dataclasses.Field]:
-    """Returns the fields of a recipe that may be functions: those that it declares itself, except for `planned` and `file`."""
-    own = Recipe.__annotations__.keys() - {"planned", "file"}
+    """Returns the fields of a recipe that may be functions: those that it declares itself, except for `NOT_PARTS`."""
+    own = Recipe.__annotations__.keys() - NOT_PARTS
     return {field.name: field for field in dataclasses.fields(Recipe) if field.name in own}
 
 

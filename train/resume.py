@@ -63,8 +63,9 @@ CHANGEABLE = tuple(f.name for f in dataclasses.fields(Resume) if f.name not in (
 LENGTH = ("steps", "epochs")
 _DEVICES = {f.name for f in dataclasses.fields(Devices)}
 _PLACES = ("base", "splits", "plan", "out")  # these move with the data set and with the run
+_OBSERVERS = ("tracker",)  # these receive the numbers and do not change them
 # All options that may change, except for the length, by their dotted names.
-FREE = (*_PLACES, *(f"devices.{name}" if name in _DEVICES else name for name in CHANGEABLE if name not in LENGTH))
+FREE = (*_PLACES, *_OBSERVERS, *(f"devices.{name}" if name in _DEVICES else name for name in CHANGEABLE if name not in LENGTH))
 
 
 def changed_options(folder: Path, description: Head, recipe: Recipe, *, free: Collection[str]) -> dict[str, list[Any]]:

@@ -28,11 +28,13 @@ from swinunetr_jax.training.description import (
     write_description,
 )
 from swinunetr_jax.training.log import Log
+from swinunetr_jax.training.options import flatten
 from swinunetr_jax.training.plan.plan_file import check_plan
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import State, Training
+from swinunetr_jax.training.trackers import make_trackers
 from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.load import RUNTIME_FIELDS
@@ -127,6 +129,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
     for warning in (*file_notes, *warnings):
         log.say(f"warning: {warning}")
+    if leads:
+        log.start_trackers(make_trackers(recipe.tracker, recipe.trackers), flatten(recipe.to_dict()))
     if before is not None and extended:
         log.say(
             f"the run ends after {steps} steps instead of {before['steps']}: from here on the learning rate follows the schedule of a run "
