@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.runner import bytes_of
 from helpers.small_network import forget, replace_swin_unetr
+from helpers.trackers import Failing, Recorder
 from helpers.training_runs import STEPS, recipe, stop_after
 
 from swinunetr_jax import InputError, cli, open_checkpoint
@@ -30,11 +31,16 @@ from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.log import best_validation, read_rows
 from swinunetr_jax.training.loop import Stopped, train
 from swinunetr_jax.training.objective import Supervised
+from swinunetr_jax.training.trackers import numbers
 from swinunetr_jax.training.validation import Scores
 from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 
 DRAW = loop._draw  # the tests replace it
+TRACKERS = (
+    Recorder(),
+    Failing(),
+)  # no other run has any, so that the comparisons of bytes also show that trackers change nothing
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +61,11 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """The folder of a finished run of the small network, with pictures."""
+    """The folder of a finished run of the small network, with pictures, whose trackers are `TRACKERS`."""
     with pytest.MonkeyPatch.context() as patch:
         replace_swin_unetr(patch)
         out = tmp_path_factory.mktemp("runs") / "finished"
-        train(recipe(data, out))
+        train(recipe(data, out, trackers=TRACKERS))
     forget()
     return out
 
@@ -92,6 +98,18 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
     about = json.loads((finished / "run.json").read_text())
     assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
     assert (finished / "last").resolve().name == "00000004"
+
+
+def test_trackers_receive_what_the_log_of_the_run_has(finished):
+    recorder, failing = TRACKERS
+    (_, config, folder, identifier), *calls, last = recorder.calls
+    assert config["optim.lr"] == 1e-3 and folder == finished and identifier is None and last == ("finish",)
+    rows = [(numbers(row), row["step"]) for row in read_rows(finished)]
+    assert [call[1:] for call in calls if call[0] == "log"] == rows
+    assert {("log_file", "progress.png", STEPS), ("log_file", "validation.png", STEPS)} <= {
+        c for c in calls if c[0] == "log_file"
+    }
+    assert [call[0] for call in failing.calls] == ["start", "log", "log"]
 
 
 def test_a_run_is_opened_as_its_best_network_and_its_folder_last_as_the_newest(finished):
