@@ -14,7 +14,7 @@ from swinunetr_jax import InputError, __version__, arguments, cli
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.training import command as trainer
 
-HEAVY = {"jax", "jaxlib", "flax", "orbax", "matplotlib", "scipy", "optax", "grain"}
+HEAVY = {"wandb", "mlflow", "tensorboardX", "trackio", "jax", "jaxlib", "flax", "orbax", "matplotlib", "scipy", "optax", "grain"}
 RECIPES = ("brats21", "btcv", "msd", "phantom", "strong")
 PREDICT = ("predict", "-i", "scans", "-o", "out", "-m", "model")
 

@@ -87,13 +87,15 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(plots, "write_progress", fail)
     monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append((path.name, scores)))
-    run = SimpleNamespace(
-        log=SimpleNamespace(say=said.append, rows=[]), folder=tmp_path, total=1, cases=SimpleNamespace(task=None)
-    )
+    sent = []
+    log = SimpleNamespace(say=said.append, rows=[], picture=lambda path, step: sent.append((path.name, step)))
+    progress, cases = SimpleNamespace(step=1), SimpleNamespace(task=None)
+    run = SimpleNamespace(log=log, folder=tmp_path, total=1, cases=cases, progress=progress)
     scores = SimpleNamespace(first=[], lowest=["low"], highest=["high"])
     loop._draw(run, scores, True, SimpleNamespace(higher_is_better=True))
     assert said == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
     assert drawn == [("validation.png", []), ("worst.png", ["low"]), ("best.png", ["high"])]
+    assert sent == [("validation.png", 1), ("worst.png", 1), ("best.png", 1)]  # trackers receive only what was drawn
     drawn.clear()
     loop._draw(run, scores, True, SimpleNamespace(higher_is_better=False))
     assert sorted(drawn) == [("best.png", ["low"]), ("validation.png", []), ("worst.png", ["high"])]
