@@ -107,7 +107,8 @@ def test_mlflow_continues_its_run(tmp_path, monkeypatch, capsys):
     from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions ask for
     for step in (0, 2):
         write_run(tmp_path / "run", [], step=step, names=("mlflow",))
     assert "warning" not in capsys.readouterr().out
