@@ -77,8 +77,10 @@ REFERENCES = (
     gamma,
 )
 
+NAMES = [f"{type(transform).__name__} {number}" for number, transform in enumerate(TRANSFORMS)]
 
-@pytest.mark.parametrize(("transform", "reference"), list(zip(TRANSFORMS, REFERENCES)), ids=repr)
+
+@pytest.mark.parametrize(("transform", "reference"), list(zip(TRANSFORMS, REFERENCES)), ids=NAMES)
 def test_a_transform_equals_the_reference(transform, reference):
     image = np.random.default_rng(0).normal(1, 2, (*SHAPE, CHANNELS)).astype(np.float32)
     for seed in range(2):

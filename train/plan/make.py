@@ -150,7 +150,7 @@ def _check_labels(dataset: Dataset, task: Task, fingerprint: Fingerprint) -> Non
     if missing:
         shown = ", ".join(f"{output.name} ({', '.join(map(str, output.members or (output.value,)))})" for output in missing)
         raise InputError(
-            f"{dataset.root}: {len(missing)} of the labels to learn occur in no case: {shown}; correct the label maps, or remove these "
+            f"{dataset.root}: some labels occur in no case: {shown}; correct the label maps, or remove these "
             "labels from the data set's list of labels."
         )
 
