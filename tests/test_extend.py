@@ -212,6 +212,8 @@ def test_options_that_a_function_replaces_are_refused(data, tmp_path, capsys):
     assert "--network.feature-size has no effect here" in capsys.readouterr().err
     assert train_example("optimizer", data, tmp_path / "run", "--optim.lr", "1e-3") == 2
     assert "--optim.lr has no effect here, since the recipe gives a function for `optimizer`" in capsys.readouterr().err
+    assert train_example("loss", data, tmp_path / "run", "--loss.kind", "dice") == 2  # the default value
+    assert "--loss.kind has no effect here, since the recipe gives a function for `loss`" in capsys.readouterr().err
     assert train_example("deep_supervision", data, tmp_path / "run", "--deep-supervision") == 2
     assert "--deep-supervision has no effect here, since the recipe gives a function for `objective`" in capsys.readouterr().err
     assert train_example("network", data, tmp_path / "run", "--deep-supervision") == 2

@@ -93,6 +93,10 @@ def test_the_functions_of_a_recipe_are_the_fields_that_are_not_options():
     assert given.functions() == {"augment": max, "transforms": min} and given.options() == Options(kind="labels")
     with refused("--augment.pad-foreground has no effect here, since the recipe gives a function for `augment`"):
         given.with_options(Options(kind="labels", augment=Augment(pad_foreground=False)))
+    with refused("--augment.flips has no effect here, since the recipe gives a function for `augment`"):
+        given.check_effect(["steps", "augment.flips"])  # also if the value is the default
+    given.check_effect(["steps", "loss.kind"])
+    assert plain.replaced_options() == {} and replace(plain, loss=max).replaced_options() == {"loss": ("loss.",)}
 
 
 def test_the_options_that_may_change_are_those_of_resume():

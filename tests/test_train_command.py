@@ -94,6 +94,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
         ),
         (["msd", "--resume", "."], "leave out msd"),
         (["--optim.clip", "inf"], "`optim.clip` must be a finite number"),
+        (["nowhere.py"], "nowhere.py cannot be read (No such file or directory): give the path of a Python file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path, monkeypatch, capsys):
@@ -104,6 +105,13 @@ def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path
 def test_a_missing_data_set_is_one_sentence(tmp_path, monkeypatch, capsys):
     """It is found when the run has been locked, so the folder of the run exists."""
     check_mistake(["msd", "--data", "nowhere"], "nowhere: does not exist", tmp_path, monkeypatch, capsys)
+
+
+def test_a_file_in_place_of_the_folder_of_the_run_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").write_text("")
+    check_mistake(
+        ["--out", "run"], "run is a file, expected a folder for the run: choose another --out", tmp_path, monkeypatch, capsys
+    )
 
 
 def check_mistake(arguments, said, folder, monkeypatch, capsys) -> None:

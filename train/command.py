@@ -153,6 +153,9 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         default = PhantomCommand(options, phantom=options.phantom)
     known = f"Recipes: {', '.join(_shipped())}, or any Python file that defines RECIPE."
     about = f"{about}\n{known}\n{_program()} --resume RUN continues a run that was stopped."
+    if replaced := [f"--{begin.replace('_', '-')}" for begins in base.replaced_options().values() for begin in begins]:
+        about += f"\nThe functions of this recipe replace the options that begin with {', '.join(replaced)}, which are refused."
+    base.check_effect(word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
     command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=about, default=default)
     if command.recipe.plan is not None:  # parsed again, so that options that were given replace those of the plan
         default = dataclasses.replace(default, recipe=_planned(base, command.recipe.plan))

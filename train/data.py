@@ -63,7 +63,8 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     train, validation = fold_split(assign_folds(recipe, dataset), None if recipe.fold is None else _fold_number(recipe))
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
-    _print_unused(dataset)
+    if not source.is_synthetic:  # the run itself has written every entry of a synthetic data set
+        _print_unused(dataset)
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
         lines = problem_lines([(case.name, case.problem or "") for case in chosen])
         raise InputError("no case can be used for training:", *lines)

@@ -23,6 +23,8 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock, or the folder cannot be created.
     """
+    if files.is_file(run):
+        raise InputError(f"{run} is a file, expected a folder for the run: choose another --out.")
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = open(run / LOCK, "w")  # noqa: SIM115 - open until the block ends

@@ -119,7 +119,8 @@ def _advance(run: Run, stop: Stop) -> None:
         raise InputError("`validation.pseudo` computes a Dice, but the objective's score is another one: leave it out.")
     data = batches(recipe, run.cases)
     data.set_state({"step": run.progress.step})
-    saver = Saver(run, run.progress.step)
+    first = run.progress.step
+    saver = Saver(run, first)
     pending: PendingStep | None = None
     stopping = flag = False
     try:
@@ -148,7 +149,7 @@ def _advance(run: Run, stop: Stop) -> None:
                     )
                 saver.writer.wait()
                 return
-            if step == 0:
+            if step == first:  # a resumed run compiles too, or reads the compiled program
                 run.log.say("compiling the training step …")
             names = data.names()
             asked = time.perf_counter()

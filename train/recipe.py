@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,7 +18,7 @@ import cloudpickle
 import optax
 from jax import Array
 
-from swinunetr_jax import InputError, Task
+from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.augment import Augmentation
 from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
@@ -108,17 +108,25 @@ class Recipe(Options):
         Raises:
             InputError: an option was given that has no effect, because a function replaces its part.
         """
-        functions, parts = self.functions(), _parts()
         given, defaults = flatten(options.to_dict()), flatten(self.options().to_dict())
-        for part in functions:
-            replaced = parts[part].metadata.get(REPLACES, (f"{part}.",))
-            without_effect = [name for name in given if name.startswith(replaced) and given[name] != defaults[name]]
+        self.check_effect(name for name in given if given[name] != defaults[name])
+        return dataclasses.replace(self, **vars(options) | self.functions())
+
+    def check_effect(self, names: Iterable[str]) -> None:
+        """Raises InputError for an option, such as loss.kind, that has no effect because a function replaces its part."""
+        names = list(names)
+        for part, replaced in self.replaced_options().items():
+            without_effect = [name for name in names if name.startswith(replaced)]
             if without_effect:
                 raise InputError(
                     f"--{without_effect[0].replace('_', '-')} has no effect here, since the recipe gives a function for `{part}`: leave it "
                     "out."
                 )
-        return dataclasses.replace(self, **vars(options) | functions)
+
+    def replaced_options(self) -> dict[str, tuple[str, ...]]:
+        """Returns, for each function of the recipe, how the names of the options begin that it replaces."""
+        parts = _parts()
+        return {part: parts[part].metadata.get(REPLACES, (f"{part}.",)) for part in self.functions()}
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
@@ -147,7 +155,7 @@ class Recipe(Options):
         if "augment" in functions and options.devices.pmap:
             raise InputError(
                 "the recipe changes batches on the device, but with `devices.pmap` each device has only its own samples: leave one of "
-                "of them out."
+                "them out."
             )
 
     def network_config(self, in_channels: int, out_channels: int) -> NetworkConfig:
@@ -197,7 +205,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} cannot be read ({error}): give a Python file.") from error
+        raise InputError(f"the recipe {path} cannot be read ({files.reason(error)}): give the path of a Python file.") from error
     name = f"swinunetr_recipe_{path.stem}"
     module = importlib.util.module_from_spec(ModuleSpec(name, loader=None, origin=str(path)))
     module.__file__ = str(path)

@@ -200,7 +200,7 @@ def format_of(path: str | os.PathLike) -> str:
     if not ending[1:].isdigit() and ending and not is_checkpoint(path):  # digits are part of a version, as in "model_1.5"
         raise InputError(
             f"{path} has the ending {ending}, whose format cannot be written, expected .pt, .pth, .safetensors or, for a checkpoint "
-            'folder, no ending: change the name, or give the format as `to` (--to), "orbax" for a folder.'
+            'folder, no ending: change the name, or state the format with --to (in Python `to`), such as "orbax" for a folder.'
         )
     return "orbax"
 
