@@ -19,7 +19,13 @@ FILES = sorted((Path(__file__).parent / "goldens").glob("*.npz"))
 TOLERANCE = 1e-4  # relative to the largest magnitude in the array
 
 
-LONG = ("legacy_v2", "merging", "mergingv2", "options", "v2")  # their options are also tested by other files and by test_parity.py
+LONG = (
+    "legacy_v2",
+    "merging",
+    "mergingv2",
+    "options",
+    "v2",
+)  # their options are also tested by other files and by test_parity.py
 
 
 @pytest.fixture(
