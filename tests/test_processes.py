@@ -34,6 +34,7 @@ def alone(runner) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_continues(runner, alone):
     run = runner.folder / "two"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE), run, after=2) < 6
