@@ -45,7 +45,7 @@ LABELS = (0, 1, 2, 4)
 
 @dataclass
 class Options:
-    """What is measured."""
+    """The programs to measure, and how often."""
 
     sizes: tuple[tuple[int, int], ...] = ((1, 64), (4, 128))
     """Channels and edge length of the crops."""

@@ -20,14 +20,13 @@ from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabelled, with_folds
-from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.prepare.class_voxels import class_names
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.sources import channel_names, source_of
 from swinunetr_jax.training.transforms import class_share, host_transforms, mirrored_axes
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; the default of the option `window` for CT
@@ -68,7 +67,7 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
         lines = problem_lines([(case.name, case.problem or "") for case in chosen])
         raise InputError("no case can be used for training:", *lines)
-    channels, count = _channels(recipe, dataset, chosen)
+    channels, count = channel_names(dataset, chosen, recipe.channels)
     task = source.task(dataset, chosen, _task_fields(recipe, channels))
     prepared = _prepare(recipe, chosen, task, recipe.cache or run / "cache", count, dataset.root)
     if recipe.roi is None:  # fit the crop to the scans of all folds, so that it is the same for all folds
@@ -243,16 +242,6 @@ def fitted_roi(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
 def _fitted_size(size: float) -> int:
     below = math.floor(size / SIZE_MULTIPLE) * SIZE_MULTIPLE
     return below if below > 0 and size <= 1.25 * below else below + SIZE_MULTIPLE
-
-
-def _channels(recipe: Recipe, dataset: Dataset, cases: Sequence[Case]) -> tuple[tuple[str, ...], int]:
-    """Returns the names of the input channels, empty if they are unknown, and their number."""
-    names = recipe.channels or dataset.channels or ()
-    if names:
-        return tuple(names), len(names)
-    first = next(case for case in cases if case.images)
-    shape = read_geometry(first.images[0])[0]
-    return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1
 
 
 def _task_fields(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def read_labels(path: Path, digest: str | None = None) -> np.ndarray | None:
             if labels.dtype != np.uint8 or labels.ndim != 3 or digest not in (None, str(stored["network"])):
                 return None
             return labels
+    # NotImplementedError: the damaged bytes state a compression that zipfile does not know
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None
 

@@ -13,7 +13,7 @@ from swinunetr_jax.console import Progress, name_list
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.discovery.formats import find_cases
-from swinunetr_jax.data.nifti import read_labels
+from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.options import Kind, Options
@@ -145,3 +145,19 @@ def _stored_labels(cases: Sequence[Case]) -> list[int]:
             "the label maps hold only background, expected labels to learn; check the data set with `swinunetr validate`."
         )
     return sorted(values - {0})
+
+
+def channel_names(dataset: Dataset, cases: Sequence[Case], asked: Sequence[str] = ()) -> tuple[tuple[str, ...], int]:
+    """Returns the names of the input channels, empty if they are unknown, and their number.
+
+    Args:
+        dataset: the data set.
+        cases: its cases.
+        asked: the names that the user gives, by default those of the data set.
+    """
+    names = tuple(asked or dataset.channels or ())
+    if names:
+        return names, len(names)
+    first = next(case for case in cases if case.images)
+    shape = read_geometry(first.images[0])[0]
+    return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1

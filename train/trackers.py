@@ -23,7 +23,7 @@ _MODULES = {"tensorboard": "tensorboardX"}  # modules that have another name tha
 
 
 class Tracker(Protocol):
-    """What an object must have to track a run."""
+    """The methods that an object needs to track a run."""
 
     def start(self, config: Mapping[str, Any], folder: Path, identifier: str | None) -> str | None:
         """Starts or continues a run of the tracker.

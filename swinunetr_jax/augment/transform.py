@@ -17,7 +17,7 @@ from swinunetr_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Run:
-    """What transforms have to know about the samples of a run.
+    """The facts about the samples of a run that transforms depend on.
 
     Attributes:
         mirrored: the axes along which samples may be mirrored.

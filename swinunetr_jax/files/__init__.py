@@ -13,7 +13,7 @@ from swinunetr_jax.files.atomic import (
     write_bytes,
     write_text,
 )
-from swinunetr_jax.files.json_file import decode_json, digest_of_json, json_text, read_json, write_json
+from swinunetr_jax.files.json_file import check_stamp, decode_json, digest_of_json, json_text, read_json, write_json
 from swinunetr_jax.files.paths import (
     digest_of_file,
     exists,
@@ -29,6 +29,7 @@ from swinunetr_jax.files.paths import (
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "check_stamp",
     "decode_json",
     "digest_of_file",
     "digest_of_json",

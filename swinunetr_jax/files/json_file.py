@@ -78,6 +78,26 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(_dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def check_stamp(values: dict[str, Any], where: str, format_: int, remedy: str) -> None:
+    """Raises InputError unless the values of a file have the digest and the format that they state as "digest" and "format".
+
+    Args:
+        values: the content of the file.
+        where: the path of the file, for messages.
+        format_: the format that this version reads.
+        remedy: what to do about a damaged file.
+    """
+    try:
+        digest = digest_of_json({name: value for name, value in values.items() if name != "digest"})
+    except RecursionError as error:  # writing JSON needs a deeper stack than reading it
+        raise InputError(f"{where} is damaged (its values are nested too deeply): {remedy}.") from error
+    if values.get("digest") != digest:
+        raise InputError(f"{where} is damaged, because it differs from its own digest: {remedy}.")
+    stated = values.get("format")
+    if isinstance(stated, int) and stated != format_:
+        raise InputError(f"{where} has format {stated}, this version reads format {format_}: use a newer swinunetr_jax.")
+
+
 def _dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     try:
         return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)

@@ -74,18 +74,7 @@ def read_postprocess(path: str | os.PathLike) -> Postprocess:
         InputError: the file is damaged, or has a newer format.
     """
     path = Path(path)
-    everything = files.read_json(path, dict[str, Any], REMEDY)
-    stated = everything.pop("digest", None)
-    try:
-        digest = files.digest_of_json(everything)
-    except RecursionError as error:  # writing JSON needs a deeper stack than reading it
-        raise InputError(f"{path} is damaged (its values are nested too deeply): {REMEDY}.") from error
-    if stated != digest:
-        raise InputError(f"{path} is damaged, because it differs from its own digest: {REMEDY}.")
-    if isinstance(everything.get("format"), int) and everything["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {everything['format']}, this version reads format {FORMAT}: use a newer swinunetr_jax."
-        )
+    files.check_stamp(files.read_json(path, dict[str, Any], REMEDY), str(path), FORMAT, REMEDY)
     values = files.read_json(path, _File, REMEDY)
     try:
         task = Task.from_dict(values["task"])

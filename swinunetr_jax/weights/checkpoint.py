@@ -202,17 +202,7 @@ def parse_description(
     Raises:
         InputError: the JSON is damaged or has a newer format, or no network can have this configuration.
     """
-    everything = files.decode_json(content, dict[str, Any], str(where), _REMEDY)
-    stated = everything.pop("digest", None)
-    try:
-        digest = files.digest_of_json(everything)
-    except RecursionError as error:  # writing JSON needs a deeper stack than reading it
-        raise InputError(f"{where} is damaged (its values are nested too deeply): {_REMEDY}.") from error
-    if stated != digest:
-        raise InputError(f"{where} is damaged, because it differs from its own digest: {_REMEDY}.")
-    version = everything.get("format")
-    if isinstance(version, int) and version != FORMAT:
-        raise InputError(f"{where} has format {version}, this version reads format {FORMAT}: use a newer swinunetr_jax.")
+    files.check_stamp(files.decode_json(content, dict[str, Any], str(where), _REMEDY), str(where), FORMAT, _REMEDY)
     values = files.decode_json(content, Description, str(where), _REMEDY)
     try:
         config = read_config(values["config"], network)

@@ -21,12 +21,12 @@ from swinunetr_jax.training.plan.decisions import (
 )
 from swinunetr_jax.training.plan.devices import Target
 from swinunetr_jax.training.plan.fingerprint import Fingerprint
-from swinunetr_jax.training.plan.measure import Measured, channel_names, labelled_cases, measure
+from swinunetr_jax.training.plan.measure import Measured, labelled_cases, measure
 from swinunetr_jax.training.plan.memory import StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
 from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes, gib
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.sources import channel_names, source_of
 from swinunetr_jax.training.step import Training
 
 ANCHOR_EDGE = 64  # the largest edge of the first crop that is compiled of each network

@@ -11,9 +11,9 @@ import numpy as np
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case, Dataset
-from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
 from swinunetr_jax.training.plan.fingerprint import Fingerprint, MeasuredCase, combine, measure_case
+from swinunetr_jax.training.sources import channel_names
 
 THREADS = 4  # as for the cache: threads suffice, and each holds a whole case in memory
 Sources = dict[str, list[tuple[str, int, int]]]
@@ -41,22 +41,6 @@ def labelled_cases(dataset: Dataset) -> list[Case]:
             f"{dataset.root}: there is {count}, expected at least two, one to train on and one to validate on: add cases with label maps."
         )
     return cases
-
-
-def channel_names(dataset: Dataset, cases: Sequence[Case], asked: Sequence[str] = ()) -> tuple[tuple[str, ...], int]:
-    """Returns the names of the input channels, empty if they are unknown, and their number.
-
-    Args:
-        dataset: the data set.
-        cases: its cases.
-        asked: the names that the user gives, by default those of the data set.
-    """
-    names = tuple(asked or dataset.channels or ())
-    if names:
-        return names, len(names)
-    first = next(case for case in cases if case.images)
-    shape = read_geometry(first.images[0])[0]
-    return (), len(first.images) if len(first.images) > 1 else shape[3] if len(shape) > 3 else 1
 
 
 def measure(
