@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -16,8 +17,14 @@ from swinunetr_jax import console, files
 from swinunetr_jax.console import literal
 from swinunetr_jax.errors import InputError
 
+Ranking = Literal[
+    "gli", "mets", "ped", "MenRT", "MenPre", "GoAT"
+]  # as in evaluation.challenge, which this file imports only in `run`
+
 if TYPE_CHECKING:
+    from swinunetr_jax.evaluation.challenge import ChallengeScores
     from swinunetr_jax.evaluation.evaluate import Evaluation
+    from swinunetr_jax.task import Task
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 130
 MAX_NAMES = 20  # one note lists at most this number of cases
@@ -29,6 +36,12 @@ COLUMNS = {
     "surface_dice": "surface Dice",
     "volume_ml": "ml",
     "reference_ml": "ml (reference)",
+}
+CHALLENGE_COLUMNS = {
+    "brats2026_global_dsc": "Dice (2026)",
+    "brats2026_global_hd95": "HD95 voxels (2026)",
+    "brats2026_lesionwise_dsc_mean": "lesion Dice (2026)",
+    "brats2026_all_instance_f1": "F1 (2026)",
 }
 LESION_COLUMNS = {
     "lesion_dice": "lesion Dice",
@@ -53,6 +66,12 @@ class Evaluate:
     """The tolerance of the surface Dice in mm."""
     lesion_wise: bool = False
     """Also score each lesion separately, as BraTS has done for glioma since 2023."""
+    scorer: Literal["brats2026"] | None = None
+    """Also score with the program of this challenge, which is installed in an environment of its own."""
+    scorer_environment: Path | None = None
+    """The virtual environment with the challenge's program, by default the one whose commands are on PATH."""
+    scorer_ranking: Ranking = "gli"
+    """The ranking of the challenge, which determines the regions and the label values."""
     base: Path | None = None
     """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     out: Path | None = None
@@ -60,12 +79,16 @@ class Evaluate:
 
     def run(self) -> int:
         from swinunetr_jax.data.check.problems import problem_lines
+        from swinunetr_jax.evaluation.challenge import Challenge
         from swinunetr_jax.evaluation.evaluate import evaluate, write_scores
         from swinunetr_jax.evaluation.pairing import pair_cases
         from swinunetr_jax.evaluation.pairs import choose_task, find_predictions, find_references, read_record
 
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"--tolerance is {self.tolerance}, expected a number of mm of at least 0.")
+        if self.scorer is None and (self.scorer_environment is not None or self.scorer_ranking != "gli"):
+            raise InputError("--scorer-environment and --scorer-ranking have no effect without --scorer brats2026: give it too.")
+        challenge = None if self.scorer is None else Challenge(self.scorer_ranking, self.scorer_environment)
         found_maps, known = find_predictions(self.predictions), find_references(self.references, base=self.base)
         record = read_record(self.predictions)
         same = files.is_file(self.predictions) and files.is_file(self.references)
@@ -86,16 +109,18 @@ class Evaluate:
             console.say(f"[{done + 1}/{total}] {literal(name)}", sys.stderr)
 
         try:
-            found = evaluate(
-                predictions,
-                references,
-                task,
-                record=record,
-                refused=refused,
-                tolerance_mm=self.tolerance,
-                lesion_wise=self.lesion_wise,
-                progress=progress,
-            )
+            with challenge or contextlib.nullcontext():
+                found = evaluate(
+                    predictions,
+                    references,
+                    task,
+                    record=record,
+                    refused=refused,
+                    tolerance_mm=self.tolerance,
+                    lesion_wise=self.lesion_wise,
+                    challenge=challenge,
+                    progress=progress,
+                )
         except KeyboardInterrupt:
             console.say("interrupted, no scores were written", sys.stderr)
             return EXIT_INTERRUPTED
@@ -104,9 +129,14 @@ class Evaluate:
         console.say("\n".join(means_table(found)))
         for note, names in _by_text(found.notes).items():
             console.say(f"{console.name_list(map(literal, names), MAX_NAMES)}: note: {literal(note)}")
+        if found.challenge is not None:
+            console.say(literal(challenge_sentence(found.challenge, task)))
         console.say(literal(f"→ {', '.join(map(str, paths))}"))
         for line in problem_lines(list(found.failed.items()), "FAILED"):
             console.say(literal(line), sys.stderr)
+        if found.challenge is not None:
+            for line in problem_lines(list(found.challenge.failed.items()), "NOT SCORED by the program of BraTS 2026"):
+                console.say(literal(line), sys.stderr)
         for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
             if names:
                 console.say(
@@ -127,7 +157,7 @@ def _by_text(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def cases_table(found: Evaluation) -> list[str]:
     """Returns a line for each case and output."""
     metrics = next((list(values) for case in found.scores.values() for values in case.values()), [])
-    columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS).items() if m in metrics}
+    columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS | CHALLENGE_COLUMNS).items() if m in metrics}
     head = ["case", "output", *(f"{t} ({found.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items())]
     rows = [
         [literal(name), literal(output), *(_number(m, values[m]) for m in columns)]
@@ -137,19 +167,25 @@ def cases_table(found: Evaluation) -> list[str]:
     return _aligned([head, *rows])
 
 
+def challenge_sentence(found: ChallengeScores, task: Task) -> str:
+    """Returns the sentence on the program's versions and on its regions that are not outputs of the task."""
+    outputs = {output.name.lower() for output in task.outputs}
+    others = sorted({region for case in found.cases.values() for region in case} - outputs)
+    text = f"BraTS 2026: ranking {found.ranking}, {found.program}"
+    return text + (f"; the scores of its regions {', '.join(others)} are only in scores.json" if others else "")
+
+
 def means_table(found: Evaluation) -> list[str]:
     """Returns a line for each metric with its means, its convention, and the number of undefined scores (NaN).
 
     The last of the means is that over all outputs.
     """
-    from swinunetr_jax.evaluation.evaluate import CONVENTIONS
-
     means = found.means()
     outputs = list(next(iter(means.values()), {}))
     rows = []
     for metric, row in means.items():
         left_out = ", ".join(f"{mean.left_out} {literal(name)}" for name, mean in row.items() if mean.left_out and name != "mean")
-        last = f"{CONVENTIONS[metric]}{f' [left out: {left_out}]' * bool(left_out)}"
+        last = f"{found.convention(metric)}{f' [left out: {left_out}]' * bool(left_out)}"
         rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
     count = len(found.scores)
     return [
@@ -162,7 +198,14 @@ def means_table(found: Evaluation) -> list[str]:
 def _number(metric: str, value: float) -> str:
     if math.isnan(value):
         return "none"
-    return f"{value:.4f}" if "dice" in metric else f"{value:.2f}" if isinstance(value, float) else str(value)
+    shares = ("dice", "dsc", "nsd", "prec", "rec", "f1")
+    return (
+        f"{value:.4f}"
+        if any(share in metric.split("_") for share in shares)
+        else f"{value:.2f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _aligned(rows: list[list[str]], text_last: bool = False) -> list[str]:

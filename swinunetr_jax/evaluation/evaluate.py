@@ -18,6 +18,7 @@ from swinunetr_jax import console, files
 from swinunetr_jax.data import brats
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.evaluation import challenge as brats2026
 from swinunetr_jax.evaluation.et_labels import EtLabels
 from swinunetr_jax.evaluation.pairs import References, label_values
 from swinunetr_jax.metrics import score_case
@@ -39,6 +40,7 @@ CONVENTIONS = {
     "missed": "BraTS since 2023: lesions of the reference above 50 mm³ that no predicted component touches",
     "false_positives": "BraTS since 2023: predicted components that touch no lesion",
 }
+
 
 Scores = dict[str, dict[str, float]]  # output → metric → value
 
@@ -64,10 +66,18 @@ class Evaluation:
     failed: dict[str, str] = field(default_factory=dict)
     missing_predictions: tuple[str, ...] = ()
     missing_references: tuple[str, ...] = ()
+    challenge: brats2026.ChallengeScores | None = None
 
     @property
     def complete(self) -> bool:
-        return not (self.failed or self.missing_predictions or self.missing_references)
+        refused = self.challenge is not None and self.challenge.failed
+        return not (self.failed or self.missing_predictions or self.missing_references or refused)
+
+    def convention(self, metric: str) -> str:
+        """Returns the sentence on the convention of a metric."""
+        if self.challenge is None or metric in CONVENTIONS:
+            return CONVENTIONS[metric]
+        return brats2026.convention(metric.removeprefix(brats2026.PREFIX), self.challenge.ranking)
 
     def means(self) -> dict[str, dict[str, Mean]]:
         """Returns metric → output → mean over the cases; the output "mean" is the mean over outputs."""
@@ -90,6 +100,7 @@ def evaluate(
     refused: Mapping[str, str] | None = None,
     tolerance_mm: float = 1.0,
     lesion_wise: bool = False,
+    challenge: brats2026.Challenge | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Evaluation:
     """Scores every case that has a prediction and a reference. A case that cannot be scored does not stop the others.
@@ -104,10 +115,12 @@ def evaluate(
         refused: cases that are not scored, with the reasons.
         tolerance_mm: the tolerance of the surface Dice.
         lesion_wise: whether to score each lesion too.
+        challenge: the program of BraTS 2026, which then scores every case too.
         progress: called before each case with the number of cases done, the number of all cases, and the name.
 
     Raises:
-        InputError: no prediction has a reference, or a label of the task means `ignore` in the data set.
+        InputError: no prediction has a reference, a label of the task means `ignore` in the data set, or the challenge's program expects
+            other labels or failed.
     """
     record = record or {}
     cases = dict(references.cases)
@@ -122,6 +135,8 @@ def evaluate(
     if references.ignore is not None and task.et_label == references.ignore:
         task = task.with_et_label(brats.other_et_label(references.ignore))  # 3 or 4 is ignored, so the tumour has the other one
     _check_ignore(task, references.ignore)
+    if challenge is not None:
+        challenge.check(task)
     found = Evaluation(
         task,
         tolerance_mm,
@@ -148,13 +163,18 @@ def evaluate(
             notes += _unused_labels(pred.array, ref, case_task, references.ignore)
             options = {"tolerance_mm": tolerance_mm, "lesion_wise": lesion_wise, "ignore": references.ignore}
             scores = score_case(pred.array, ref.array, ref.spacing, case_task, **options)
+            if challenge is not None:
+                notes += challenge.add(name, pred.array, ref, case_task, references.ignore)
         except InputError as error:
             found.failed[name] = str(error)
             continue
         found.scores[name] = scores
         if notes:
             found.notes[name] = notes
-    return found
+    if challenge is None or not found.scores:
+        return found
+    official = challenge.run(lambda done, total: progress(done, total, f"{challenge.names[done]}, by the program of BraTS 2026"))
+    return replace(found, scores=brats2026.merged(found.scores, official), challenge=official)
 
 
 def _check_ignore(task: Task, ignore: int | None) -> None:
@@ -216,13 +236,14 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         "task": evaluation.task.to_dict(),
         "tolerance_mm": evaluation.tolerance_mm,
         "ignore": evaluation.ignore,
-        "conventions": {metric: CONVENTIONS[metric] for metric in means},
+        "conventions": {metric: evaluation.convention(metric) for metric in means},
         "cases": evaluation.scores,
         "means": {m: {o: vars(mean) for o, mean in row.items()} for m, row in means.items()},
         "notes": evaluation.notes,
         "failed": evaluation.failed,
         "missing_predictions": evaluation.missing_predictions,
         "missing_references": evaluation.missing_references,
+        **({} if evaluation.challenge is None else {"brats2026": vars(evaluation.challenge)}),
     }
     paths = out / "scores.csv", out / "scores.json"
     try:
