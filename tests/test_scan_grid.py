@@ -246,11 +246,13 @@ def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp
     level = 55 if intensity == "none" else 0.5
 
     def network(x):
-        return jnp.concatenate([jnp.zeros_like(x), x - level], -1)
+        ramp = 1 + jnp.linspace(-0.2, 0.2, x.shape[1])[None, :, None, None, None]  # so that a mirrored window has other logits
+        return jnp.concatenate([jnp.zeros_like(x), x - level * ramp], -1)
 
-    options = Validation(overlap=0.25)
-    assert predict_options(options, task, "float32") == " --crop" * (intensity == "zscore") + " --overlap 0.25"
-    predict = segmenter(task, network, in_channels=1, crop=intensity == "zscore", overlap=0.25)
+    crop = mirror = intensity == "zscore"
+    options = Validation(overlap=0.25, mirror=mirror)
+    assert predict_options(options, task, "float32") == " --crop" * crop + " --overlap 0.25" + " --mirror" * mirror
+    predict = segmenter(task, network, in_channels=1, crop=crop, overlap=0.25, mirror=mirror)
     model = SimpleNamespace(config=SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12))
     model.function = network
     monkeypatch.setattr("swinunetr_jax.training.validation.build", lambda config, weights: model)

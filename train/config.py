@@ -96,6 +96,9 @@ class Validation:
     """Weights of the voxels of a window where windows overlap."""
     batch: int = 1
     """Windows per call of the network."""
+    mirror: bool = False
+    """Average over mirrored windows too, as predict does with --mirror, which takes up to 8 times as long. Axes along which labels name
+    sides are not mirrored. A pseudo-Dice is never mirrored."""
     cases: int | None = None
     """Validate on the first cases only, at most this many."""
     patience: int | None = None

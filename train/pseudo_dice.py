@@ -7,6 +7,7 @@ decides nothing; the best network is chosen by validations on whole scans. The p
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -38,8 +39,10 @@ def log_pseudo_dice(run: Run, patches: int, stop: object) -> None:
     """Computes and logs the pseudo-Dice of the network, unless a signal interrupts it; `stop` is true after a signal."""
     started, task, options = time.perf_counter(), run.cases.task, run.recipe.validation
     model = build(run.training.config, run.strategy.unreplicate(run.state.network))
-    # A patch is one window, so that the network's program is that of the validations.
-    predict = segmenter(run.training.config, model, task, options, run.recipe.devices.spatial_shards, crop=False)
+    # A patch is one window, so that the network's program is that of the validations. Mirroring would multiply the cost of a cheap score.
+    predict = segmenter(
+        run.training.config, model, task, replace(options, mirror=False), run.recipe.devices.spatial_shards, crop=False
+    )
     found = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, lambda: bool(stop))
     if found is None:
         return

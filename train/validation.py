@@ -147,6 +147,7 @@ def segmenter(
         overlap=options.overlap,
         blend=options.blend,
         batch=options.batch,
+        mirror=options.mirror,
         crop=crop and can_crop(task),
         spatial_shards=spatial_shards,
     )
@@ -169,6 +170,7 @@ def predict_options(options: Validation, task: Task, dtype: str) -> str:
         " --crop": can_crop(task),
         f" --overlap {options.overlap:g}": options.overlap != 0.5,
         f" --blend {options.blend}": options.blend != "gaussian",
+        " --mirror": options.mirror,
         f" --dtype {dtype}": dtype != "float32",
     }
     return "".join(text for text, differs in given.items() if differs)
