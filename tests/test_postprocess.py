@@ -187,7 +187,14 @@ def asked(*models, **options):
 
 def test_predict_finds_the_post_processing_of_its_networks(tmp_path, monkeypatch, capsys):
     run, other = cross_validation(tmp_path / "cv"), cross_validation(tmp_path / "other", (LARGEST,))
-    for models in ([run], [run / "fold0", run / "fold1"], [run / "fold1"], [run / "fold0" / "best"]):
+    for models in (
+        [run],
+        [run / "fold0", run / "fold1"],
+        [run / "fold1"],
+        [run / "fold0" / "best"],
+        [run / "fold0" / "last"],
+        [run / "fold0/checkpoints/00000004"],
+    ):
         assert asked(*models)._postprocess(BRATS) == STORED.steps
         printed = capsys.readouterr().out
         assert "keep the largest component of the whole foreground, then replace ET if it has fewer than 200 voxels" in printed

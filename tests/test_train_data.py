@@ -16,7 +16,7 @@ from swinunetr_jax.training import (
     Augment,
     Recipe,
 )
-from swinunetr_jax.training.data import Cases, batches, collect_cases, grid_notes
+from swinunetr_jax.training.data import Cases, batches, class_notes, collect_cases, grid_notes
 from swinunetr_jax.training.transforms import host_transforms
 from swinunetr_jax.training.validation import can_crop, case_dice, full_grid
 
@@ -137,6 +137,10 @@ def test_a_share_of_each_batch_is_centred_on_a_class(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "33 % of the samples are centred on a voxel of one of organ, lesion, absent" in printed.out
     first, second = [line for line in printed.err.splitlines() if line.startswith("warning")]
+    assert class_notes(cases.task, cases.train, [], sampled=False) == [second.removeprefix("warning: ")]
+    counted = replace(cases.validation[0].class_voxels, counts=(9, 0, 0))
+    (lesion, _) = class_notes(cases.task, cases.train, [replace(cases.validation[0], class_voxels=counted)], sampled=False)
+    assert lesion.startswith("lesion occurs in no validation case") and "choose another fold" in lesion
     assert "lesion has at most 1 voxel in any training case, fewer than the 8 of one patch" in first
     assert "absent occurs in no training case" in second
     pipeline = batches(asked, cases)

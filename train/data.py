@@ -1,9 +1,10 @@
 """Finds the cases of a run, splits them into training and validation, prepares them in the cache, and makes batches of them."""
 
 import contextlib
+import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
             f"{100 * recipe.class_share:.3g} % of the samples are centred on a voxel of one of "
             f"{literal(', '.join(class_names(task)))}, drawn first among those that the case has; --class-share chooses the share"
         )
-        for note in class_notes(task, prepared[: len(train)]):
+    if processes.is_leader():
+        for note in class_notes(task, prepared[: len(train)], prepared[len(train) :], sampled=recipe.class_share > 0):
             warn(note)
     flips: tuple[int, ...] = ()
     affines = [case.affine for case in prepared]
@@ -159,28 +161,40 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     return notes
 
 
-def class_notes(task: Task, cases: Sequence[PreparedCase]) -> list[str]:
-    """Returns sentences on classes that sampling by class cannot show to the network: those without voxels, or with very few of them.
+def class_notes(task: Task, train: Sequence[PreparedCase], validation: Sequence[PreparedCase], *, sampled: bool) -> list[str]:
+    """Returns sentences on classes that the network cannot learn, or that a validation cannot measure, because cases lack them.
 
     Args:
         task: the task.
-        cases: the prepared training cases.
+        train: the prepared training cases.
+        validation: the prepared validation cases.
+        sampled: whether crops are centred on classes, which needs more than a few voxels.
     """
-    largest = np.max([case.class_voxels.counts for case in cases], axis=0)
     notes = []
-    for name, count in zip(class_names(task), largest.tolist()):
+    for name, count, validated in zip(class_names(task), _largest_counts(train), _largest_counts(validation)):
+        if validated == 0 and count:
+            notes.append(
+                f"{literal(name)} occurs in no validation case, so that its Dice there shows only whether voxels are wrongly predicted as "
+                "it: choose another fold, or fewer --folds."
+            )
         if count == 0:
             notes.append(
-                f"{literal(name)} occurs in no training case, so that no crop is centred on it and the network cannot learn it: check the "
-                "label's value, or choose another fold."
+                f"{literal(name)} occurs in no training case, so that the network cannot learn it: check the label's value, or choose "
+                "another fold."
             )
-        elif count < PATCH_VOXELS:
+        elif sampled and count is not None and count < PATCH_VOXELS:
             voxels = f"{count} voxel" if count == 1 else f"{count} voxels"
             notes.append(
                 f"{literal(name)} has at most {voxels} in any training case, fewer than the {PATCH_VOXELS} of one patch that the network "
                 "reads, so that crops are centred on the same few voxels again and again: check the label's value."
             )
     return notes
+
+
+def _largest_counts(cases: Sequence[PreparedCase]) -> Iterator[int | None]:
+    """Yields the largest number of voxels of each class in any case, up to the number that is stored; None if there are no cases."""
+    counts = [case.class_voxels.counts for case in cases]
+    return map(max, zip(*counts)) if counts else itertools.repeat(None)
 
 
 def _size_by_direction(affine: np.ndarray) -> np.ndarray:

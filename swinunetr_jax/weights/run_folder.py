@@ -97,12 +97,14 @@ def missing_folds(path: str | os.PathLike) -> str | None:
 
 
 def cross_validation_of(path: str | os.PathLike) -> Path | None:
-    """Returns the folder of the cross-validation that a path is, or that it is a fold or the best network of a fold of; otherwise None."""
+    """Returns the folder of the cross-validation that a path is, or that it is a fold of or a saved network of a fold; otherwise None."""
     path = Path(path).absolute()
     if _folds_with_network(path):
         return path
-    run = path.parent if path.name == "best" else path
-    return run.parent if _FOLD.fullmatch(run.name) and is_checkpoint(run / "best") else None
+    for run in (path, path.parent, path.parent.parent):  # a fold, its best or last network, and one of its saved states
+        if _FOLD.fullmatch(run.name) and is_checkpoint(run / "best"):
+            return run.parent
+    return None
 
 
 def _read_description(run: Path) -> _Run | None:
