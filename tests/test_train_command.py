@@ -1,6 +1,7 @@
 """The command `swinunetr train`: its recipes, what it refuses, and where it keeps compiled programs."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from swinunetr_jax.training import (
     description,
 )
 from swinunetr_jax.training.lock import locked
-from swinunetr_jax.training.loop import train
+from swinunetr_jax.training.loop import train, usage_commands
 from swinunetr_jax.training.options import Options
 
 
@@ -49,6 +50,19 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "checkpoints" / "00000002").mkdir(parents=True)
     with pytest.raises(InputError, match=r"already holds a run: continue it with `--resume"):
         train(recipe(tmp_path / "data", tmp_path))
+
+
+def test_the_printed_commands_can_be_given_to_a_shell_as_they_are():
+    """Paths with spaces are quoted, and the options without which the commands would fail are part of them."""
+    here = Path("/my data")
+    asked = replace(recipe(here / "list.json", here / "run"), base=here)
+    segment, score = usage_commands(asked, here / "run", " --crop")
+    words = ["-i", "/my data/list.json", "--base", "/my data", "-o", "/my data/run/predictions", "-m", "/my data/run", "--crop"]
+    assert shlex.split(segment) == ["swinunetr", "predict", *words]
+    assert shlex.split(score) == ["swinunetr", "evaluate", "/my data/run/predictions", "/my data/list.json", "--base", "/my data"]
+    own = replace(asked, base=None, network=lambda *_, **__: None, file=SimpleNamespace(path=here / "own.py"))
+    segment, score = usage_commands(own, here / "run", "")
+    assert "--base" not in segment + score and shlex.split(segment)[-2:] == ["--recipe", "/my data/own.py"]
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):

@@ -9,6 +9,7 @@ Several processes run the same loop. The step numbers, flags and scores that dec
 Only the leader saves.
 """
 
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -274,13 +275,32 @@ def _report(run: Run) -> None:
 def _print_result(run: Run) -> None:
     """Prints the best score, and the commands that use the network."""
     steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
-    data, folder = console.literal(run.recipe.data or run.folder / "data"), console.literal(run.folder)
     options = predict_options(run.recipe.validation, run.cases.task, run.training.config.dtype)
     share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
     console.say(
         f"best validation {make_objective(run.training).metric} {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
         f"waiting for data took {100 * share:.1f} % of the steps' time\n"
-        f"curves and cases:  {folder}/report.html\n"
-        f"segment with it:   swinunetr predict -i {data} -o {folder}/predictions -m {folder}{options}\n"
-        f"score the result:  swinunetr evaluate {folder}/predictions {data}"
+        f"curves and cases:  {console.literal(run.folder)}/report.html"
     )
+    segment, score = usage_commands(run.recipe, run.folder, options)
+    console.say(f"segment with it:   {segment}\nscore the result:  {score}")
+
+
+def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str]:
+    """Returns the commands that segment the run's data set with its network and score the result, as they can be given to a shell.
+
+    Args:
+        recipe: the recipe.
+        folder: the folder of the run.
+        options: the further options of `predict`, from `predict_options`.
+    """
+
+    def word(path: Path) -> str:
+        return shlex.quote(console.literal(path))
+
+    data, results = word(recipe.data or folder / "data"), word(folder / "predictions")
+    base = "" if recipe.base is None else f" --base {word(recipe.base)}"
+    if recipe.network_factory is not None and recipe.file is not None:
+        options += f" --recipe {word(recipe.file.path)}"
+    segment = f"swinunetr predict -i {data}{base} -o {results} -m {word(folder)}{options}"
+    return segment, f"swinunetr evaluate {results} {data}{base}"

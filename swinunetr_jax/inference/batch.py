@@ -117,7 +117,9 @@ def predict_cases(
         volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in volumes_ml.items())
         path = literal(outputs["labels"])
         remaining = _remaining_time(seconds, len(cases) - number)
-        console.say(f"{title}: {result.windows} windows, {taken:.1f} s, {volumes} → {path}{remaining}")
+        console.say(
+            f"{title}: {result.windows} window{'s' * (result.windows != 1)}, {taken:.1f} s, {volumes} → {path}{remaining}"
+        )
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
             console.say(
                 f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"

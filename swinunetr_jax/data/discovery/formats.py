@@ -103,7 +103,7 @@ def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] 
             raise InputError(f"{image}: is not an existing .nii or .nii.gz file, expected an image; check the path.")
         if channels is None and split_name(stem(image.name))[1] == "label":
             raise InputError(
-                f"{image}: is a label by its name, expected an image; leave it out, or state the channel of each file."
+                f"{image}: is a label by its name, expected an image; leave it out, or name the channel of each file (--channels)."
             )
     if channels is not None and len(images) not in (1, len(channels)):
         raise InputError(f"{images[0]}: {len(images)} files for the channels {', '.join(channels)}; give one file for each.")
