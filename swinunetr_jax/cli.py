@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         code = _fail(console.literal_lines(error))
     except OSError as error:
-        place = f"{console.literal(error.filename)}: " if error.filename else ""
-        code = _fail(f"{place}{error.strerror or error}; check the path, its permissions and the free space.")
+        prefix = f"{console.literal(error.filename)}: " if error.filename else ""
+        code = _fail(f"{prefix}{error.strerror or error}; check the path, its permissions and the free space.")
     except KeyboardInterrupt:
         console.say("interrupted; finished results are kept, and the same command continues from there", sys.stderr)
         code = EXIT_INTERRUPTED

@@ -164,7 +164,7 @@ class SwinUNETRConfig:
         return self.window_size
 
     def stage_width(self, stage: int) -> int:
-        """Returns the number of channels in a stage 0 … 3. For `stage` 4 it is that of the encoder's last output."""
+        """Returns the number of channels in a stage 0 … 3, or for 4 the number of channels of the encoder's last output."""
         return self.feature_size * 2**stage
 
     def check_spatial(self, shape: tuple[int, ...]) -> None:

@@ -105,7 +105,7 @@ def _occupy(number: int) -> None:
 
 def literal(text: object) -> str:
     """Returns text from data on one line, with control characters and surrogates as escapes such as \\x1b, which terminals ignore."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
 def csv_cell(text: object) -> str:
@@ -185,7 +185,7 @@ class Progress:
             self.first = (done, now)  # the first unit includes compilation, so it is not used for the estimate
         if done == total or done / total >= self.share + 1 / LINES_PER_TASK:
             self.share = done / total
-            left = ""
+            remaining = ""
             if self.first[0] < done < total:
-                left = f", {duration((total - done) * (now - self.first[1]) / (done - self.first[0]))} left"
-            say(f"{self.title}: {done} of {total} {self.unit}s{left}{note and f', {note}'}", self.stream)
+                remaining = f", {duration((total - done) * (now - self.first[1]) / (done - self.first[0]))} left"
+            say(f"{self.title}: {done} of {total} {self.unit}s{remaining}{note and f', {note}'}", self.stream)

@@ -44,12 +44,12 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class ExplainedChoice:
-    """The implementation of one operation for inputs of some shapes.
+    """The implementation that is chosen for one call of an operation.
 
     Attributes:
-        operation: its name.
+        operation: the name of the operation.
         shapes: the shapes of the inputs that are arrays.
-        dtype: the type of the first one.
+        dtype: the type of the first of these inputs.
         chosen: the name of the implementation, such as "conv.cpu.im2col".
         others: for each other implementation, why it was not chosen.
     """
@@ -63,7 +63,7 @@ class ExplainedChoice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The implementations that a program calls on a platform, in order. `str` returns text in which equal ones appear once.
+    """The implementations that a program calls on a platform, in order. `str` returns text in which equal choices appear once.
 
     Operations that are called inside an implementation are not listed.
     """
@@ -140,15 +140,17 @@ def _reason(other_platform: str, platform: str, implementation: Implementation, 
 
 def _explained(choice: Choice, platform: str) -> ExplainedChoice:
     table, chosen = choice.table, choice.implementation
-    arrays = [a for a in choice.inputs if hasattr(a, "shape")]
+    arrays = [value for value in choice.inputs if hasattr(value, "shape")]
     others = {
-        f"{implementation.name} ({other})" if other != platform else implementation.name: _reason(
-            other, platform, implementation, choice
+        f"{implementation.name} ({other_platform})" if other_platform != platform else implementation.name: _reason(
+            other_platform, platform, implementation, choice
         )
-        for other, implementations in table.platforms.items()
+        for other_platform, implementations in table.platforms.items()
         for implementation in implementations
-        if not (other == platform and implementation == chosen)
+        if not (other_platform == platform and implementation == chosen)
     }
     if chosen is not table.reference:
         others[table.reference.name] = f"it is for inputs that no implementation for {platform} supports"
-    return ExplainedChoice(table.operation, tuple(tuple(a.shape) for a in arrays), str(arrays[0].dtype), chosen.name, others)
+    return ExplainedChoice(
+        table.operation, tuple(tuple(array.shape) for array in arrays), str(arrays[0].dtype), chosen.name, others
+    )

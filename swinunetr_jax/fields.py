@@ -20,11 +20,11 @@ def is_number(value: Any) -> bool:
 
 
 def set_tuple(owner: Any, name: str, want: str, fits: Callable[[Any], bool]) -> None:
-    """Stores a field that may be any sequence as a tuple, so that owners can be compared by value.
+    """Converts a field that holds any sequence to a tuple, so that dataclasses can be compared by value.
 
     Args:
-        owner: the dataclass.
-        name: the field.
+        owner: the instance of the dataclass.
+        name: the name of the field.
         want: a description of the values, for the error message.
         fits: returns whether a value is valid.
 

@@ -172,17 +172,17 @@ class Task:
 
     @property
     def et_label(self) -> int | None:
-        """The label of the enhancing tumour, the output ET, if data of other years may use another one: 4 up to BraTS 2022, 3 since 2023.
+        """The label of the enhancing tumour (the output ET), if data sets of other years may use another label for it.
 
-        It is None if the two labels cannot be confused: no output is called ET, its label is neither 3 nor 4, or both are labels of
-        this task with different meanings (BraTS 2024: enhancing tumour 3, resection cavity 4).
+        BraTS uses 4 up to 2022 and 3 since 2023. The value is None if the two labels cannot be confused: no output is called ET, its label
+        is neither 3 nor 4, or both are labels of this task with different meanings (BraTS 2024: enhancing tumour 3, resection cavity 4).
         """
         used = set(brats.ET_LABELS) & {value for output in self.outputs for value in (output.value, *output.members)}
         value = next((output.value for output in self.outputs if output.name == "ET"), None)
         return value if used == {value} else None
 
     def with_et_label(self, label: int) -> "Task":
-        """Returns the task with the enhancing tumour as label 3 or 4, or this task itself if `et_label` is None.
+        """Returns a task in which the enhancing tumour has this label, or this task itself if `et_label` is None.
 
         Raises:
             InputError: `label` is neither 3 nor 4.
@@ -271,7 +271,10 @@ class Task:
             for region in reversed(paint):
                 written[region] = next((value for value in members[region] if value not in later), written[region])
                 later |= set(members[region])
-        outputs = [Output(name=name, value=value, members=inside) for name, value, inside in zip(values, written, members)]
+        outputs = [
+            Output(name=name, value=value, members=labels_of_region)
+            for name, value, labels_of_region in zip(values, written, members)
+        ]
         return cls(**{"kind": "regions", "outputs": tuple(outputs), "paint": paint, **changes})
 
     @classmethod

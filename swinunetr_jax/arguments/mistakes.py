@@ -47,8 +47,8 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
             if not fits(option.type, taken):
                 return _value_mistake(option, option.names[0], taken)
     if positional:
-        many = "is one argument" if len(positional) == 1 else f"are {len(positional)} arguments"
-        return f"{_shown(positional)} {many} too many: {help_text}."
+        surplus = "is one argument" if len(positional) == 1 else f"are {len(positional)} arguments"
+        return f"{_shown(positional)} {surplus} too many: {help_text}."
     missing = [option.names[0] for option in known if option.required and option not in seen]
     if missing:
         return f"{' and '.join(missing)} must be given: {help_text}."
@@ -60,12 +60,12 @@ def closest(word: str, known: Sequence[str]) -> str | None:
 
     It is the option of a group whose last part is the word (--optim.lr for --lr), a known word that starts with the word, or a similar one.
     """
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    similar = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     ends = [name for name in known if name.rpartition(".")[2] == word.lstrip("-")]
     begins = [name for name in known if len(word) > 2 and name.startswith(word)]
     if ends or begins:
         return (ends or begins)[0]
-    return found[0] if found else None
+    return similar[0] if similar else None
 
 
 def _groups(arguments: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:

@@ -36,10 +36,10 @@ def options(kind: type, default: Any = None, prefix: str = "") -> Iterator[Optio
         if any(_marked(marker, marks) for marker in (Fixed, Suppress)):
             continue
         value = _default(field) if default is None else getattr(default, field.name)
-        bare = any(getattr(mark, "name", None) == "" for mark in marks) or _marked(OmitArgPrefixes, marks)
+        without_prefix = any(getattr(mark, "name", None) == "" for mark in marks) or _marked(OmitArgPrefixes, marks)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             inner = None if value is dataclasses.MISSING else value
-            yield from options(hint, inner, prefix if bare else f"{prefix}{dashed(field.name)}.")
+            yield from options(hint, inner, prefix if without_prefix else f"{prefix}{dashed(field.name)}.")
             continue
         aliases = next((mark.aliases for mark in marks if getattr(mark, "aliases", None)), ())
         positional = _marked(Positional, marks)

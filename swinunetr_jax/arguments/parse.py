@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None) -> T:
-    """Returns a value of the dataclass `kind` from a command line. `--help` prints the help and exits with code 0.
+    """Returns an instance of the dataclass `kind` from a command line. `--help` prints the help and exits with code 0.
 
     Args:
         kind: the dataclass.
         arguments: the words of the command line, without the command.
         prog: the command, as a user types it.
         description: the text at the top of the help; by default the docstring of `kind`.
-        default: a value whose fields are the defaults.
+        default: an instance whose fields are the defaults.
 
     Raises:
         InputError: an option is unknown, missing, or has an invalid value; the message says which one and what it accepts.
@@ -37,8 +37,8 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         arguments = ["--help"]
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            fields = tyro.MISSING_NONPROP if default is None else default
-            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=fields)
+            defaults = tyro.MISSING_NONPROP if default is None else default
+            value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=defaults)
         _check_paths(value)
         return value
     except SystemExit as stop:

@@ -33,8 +33,8 @@ def description(hint: Any) -> str:
     for part in alternatives(hint):
         if get_origin(part) is tuple:
             inner = get_args(part)
-            many = {int: "integers", float: "numbers", str: "names", Path: "paths"}[inner[0]]
-            words.append(f"one or more {many}" if inner[-1] is Ellipsis else f"{NUMBERS[len(inner)]} {many}")
+            plural = {int: "integers", float: "numbers", str: "names", Path: "paths"}[inner[0]]
+            words.append(f"one or more {plural}" if inner[-1] is Ellipsis else f"{NUMBERS[len(inner)]} {plural}")
         elif get_origin(part) is Literal:
             words += map(str, get_args(part))
         elif part is bool:

@@ -18,7 +18,8 @@ class Convert:
     source: Annotated[Positional[Path], arg(metavar="IN")]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """The file or folder to write. Unless --to is given, its ending states the format (.pt, .pth: monai; .safetensors; none: a folder)."""
+    """The file or folder to write. Unless --to is given, its ending determines the format: monai for .pt and .pth,
+    safetensors for .safetensors, and a folder (orbax) if there is none."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
     """The format to write."""
     encoder_only: bool = False

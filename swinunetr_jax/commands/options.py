@@ -44,7 +44,7 @@ class TaskOptions:
     orientation: str | None = None
     """The orientation that the network was trained in, such as LPS or RAS; by default that of each scan."""
     spacing: tuple[float, float, float] | None = None
-    """The voxel size in mm that the network was trained in, along those axes; by default that of each scan."""
+    """The voxel size in mm that the network was trained in, along the axes of --orientation; by default that of each scan."""
     intensity: Literal["zscore", "window", "none"] | None = None
     """zscore: over the non-zero voxels of each channel; window: the range of --window becomes 0 … 1; none: unchanged."""
     window: tuple[float, float] | None = None
@@ -80,7 +80,7 @@ class TaskOptions:
         if self.labels:
             if len(self.labels) != config.out_channels:
                 raise InputError(
-                    f"--labels names {len(self.labels)} outputs, but the network has {config.out_channels}: name as many."
+                    f"--labels names {len(self.labels)} outputs, but the network has {config.out_channels}: give one name for each."
                 )
             outputs = (Output(name=n, value=o.value, members=o.members) for n, o in zip(self.labels, task.outputs))
             changes["outputs"] = tuple(outputs)
@@ -89,7 +89,7 @@ class TaskOptions:
         return task
 
     def _check_channels(self, stated: tuple[str, ...], path: Path) -> None:
-        """Prints that --channels replaces the checkpoint's names, if it does.
+        """Prints a line if --channels replaces names that the checkpoint states.
 
         Raises:
             InputError: the network would receive images in another order than it was trained with.
@@ -99,13 +99,11 @@ class TaskOptions:
         have, want = [channel_key(name) for name in stated], [channel_key(name) for name in self.channels]
         if not stated or have == want:
             return
-        moved = [
-            name for place, name in enumerate(self.channels) if want[place] in have and have[place : place + 1] != [want[place]]
-        ]
+        moved = [name for i, name in enumerate(self.channels) if want[i] in have and have[i : i + 1] != [want[i]]]
         if moved:
             raise InputError(
                 f"{path} was trained with the channels {' '.join(stated)}, and --channels {' '.join(self.channels)} has {', '.join(moved)} "
                 "at another position, which would swap images; leave --channels out, because files are matched by name in any order."
             )
         names = f"{console.literal(' '.join(self.channels))} replaces {console.literal(' '.join(stated))}"
-        console.say(f"{console.literal(path)}: --channels {names}, the names it was trained with, in the same order")
+        console.say(f"{console.literal(path)}: --channels {names}, the names that it was trained with, in the same order")

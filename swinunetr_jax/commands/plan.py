@@ -41,23 +41,24 @@ class PlanCommand:
     recipe: str | None = None
     """The recipe that the plan changes: a built-in one or a Python file; by default brats21 for the folders of BraTS and msd otherwise."""
     device: str | None = None
-    """cpu, gpu or tpu of this machine, or a TPU such as v5e or v5e:2x4 that need not be here; by default JAX's default device."""
+    """cpu, gpu or tpu of this machine, or a TPU such as v5e or v5e:2x4, which this machine need not have; by default JAX's default
+    device."""
     memory: float | None = None
-    """The memory of one device in GiB, by default what the device states. A step may use 92 % of it."""
+    """The memory of one device in GiB, by default the memory that the device reports. A step may use 92 % of it."""
     roi: tuple[int, int, int] | None = None
-    """Size of the training crop, multiples of 32; by default planned."""
+    """Size of the training crop, multiples of 32; by default chosen by the planner."""
     batch: int | None = None
-    """Volumes per step; by default planned."""
+    """Volumes per step; by default chosen by the planner."""
     spacing: tuple[float, float, float] | None = None
-    """Voxel size in mm that scans are resampled to; by default planned."""
+    """Voxel size in mm that scans are resampled to; by default chosen by the planner."""
     orientation: str | None = None
     """Orientation that scans are brought to; by default that of the recipe, or RAS."""
     window: tuple[float, float] | None = None
-    """Intensities that become 0 and 1; by default planned."""
+    """Intensities that become 0 and 1; by default chosen by the planner."""
     channels: tuple[str, ...] = ()
     """Input channels by name, by default the data set's."""
     base: Path | None = None
-    """Folder that the paths of a dataset.json or datalist are relative to, by default the list's own."""
+    """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
     def run(self) -> int:
@@ -84,15 +85,15 @@ class PlanCommand:
                 say=console.say,
             )
         write_plan(self.out, plan)
-        written = self.out.with_suffix(".py")
-        files.write_text(written, recipe_text(plan, self.out.name))
+        recipe_path = self.out.with_suffix(".py")
+        files.write_text(recipe_path, recipe_text(plan, self.out.name))
         for line in shown(plan):
             console.say(literal(line))
-        console.say(literal(f"→ {self.out}, {written}; train with: swinunetr train {written} --data {self.data}"))
+        console.say(literal(f"→ {self.out}, {recipe_path}; train with: swinunetr train {recipe_path} --data {self.data}"))
         return 0
 
     def _check(self) -> None:
-        """Raises InputError for an option that no training can have."""
+        """Raises InputError for an option whose value no training can use."""
         from swinunetr_jax.config import SwinUNETRConfig
         from swinunetr_jax.task import Task
 
@@ -119,5 +120,5 @@ class PlanCommand:
         try:
             return read_plan(self.out).measured if files.exists(self.out) else None
         except InputError as error:
-            console.warn(f"{literal(error)} It is replaced.")
+            console.warn(f"{literal(error)} The file is replaced.")
             return None

@@ -48,7 +48,7 @@ class Predict:
     """Average over mirrored windows too, which takes up to 8 times as long. Axes along which labels name sides, such as
     "left kidney", are not mirrored."""
     crop: bool = False
-    """Predict only inside the bounding box of the voxels that are not background. This takes fewer windows, at other positions."""
+    """Predict only inside the bounding box of the voxels that are not background. This needs fewer windows, at other positions."""
     whole: bool = False
     """Give the network the whole scan at once instead of windows."""
     spatial_shards: int = 1
@@ -69,7 +69,7 @@ class Predict:
     no_postprocess: bool = False
     """Leave out the post-processing that a cross-validation (train --fold all) has chosen for its networks."""
     overwrite: bool = False
-    """Predict finished cases again, and replace files of unknown origin."""
+    """Predict finished cases again, and replace files that predict.json does not list."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
     task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
@@ -89,10 +89,10 @@ class Predict:
             raise InputError(
                 f"--output {console.literal(self.output)} names a file, but results are written into a folder: give a folder."
             )
-        for given in self.model:
-            if gap := missing_folds(given):
-                console.warn(console.literal(gap))
-        paths = [path for given in self.model for path in ensemble_paths(given)]
+        for model in self.model:
+            if warning := missing_folds(model):
+                console.warn(console.literal(warning))
+        paths = [path for model in self.model for path in ensemble_paths(model)]
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe
@@ -135,8 +135,8 @@ class Predict:
             "crop": self.crop,
             "precision": precision,
         }
-        how = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
-        console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'without windows' if self.whole else how}")
+        windows = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
+        console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'without windows' if self.whole else windows}")
         with jax.default_matmul_precision(precision):
             failed = predict_cases(
                 segmenter,
@@ -154,33 +154,35 @@ class Predict:
         return EXIT_SOME_FAILED if failed else 0
 
     def _postprocess(self, task: Task) -> tuple[Step, ...]:
-        """Returns the operations that the cross-validation of all given networks has chosen, and prints them.
+        """Returns the operations that a cross-validation has chosen for all given networks together, and prints them.
 
         Raises:
-            InputError: its file is damaged, or was written for other labels.
+            InputError: the file with the operations is damaged, or was written for other labels.
         """
         from swinunetr_jax.postprocess import POSTPROCESS, check_task, read_postprocess
         from swinunetr_jax.weights.run_folder import cross_validation_of
 
         steps: dict[Path | None, tuple[Step, ...]] = {}  # by the folder of the cross-validation
-        for folder in {cross_validation_of(given): None for given in self.model}:
+        for folder in {cross_validation_of(model): None for model in self.model}:
             steps[folder] = ()
             if folder is not None and exists(folder / POSTPROCESS):
                 chosen = read_postprocess(folder / POSTPROCESS)
                 if chosen.steps:
                     check_task(folder / POSTPROCESS, chosen, task)
                 steps[folder] = chosen.steps
-        found = {chosen for chosen in steps.values() if chosen}
-        if not found:
+        choices = {chosen for chosen in steps.values() if chosen}
+        if not choices:
             return ()
-        places = ", ".join(console.literal(folder / POSTPROCESS) for folder, chosen in steps.items() if folder and chosen)
+        sources = ", ".join(console.literal(folder / POSTPROCESS) for folder, chosen in steps.items() if folder and chosen)
         if len(steps) > 1:
-            console.warn(f"no post-processing is applied, because {places} was not chosen for all of these networks together.")
+            console.warn(
+                f"no post-processing is applied, because the one in {sources} was chosen for only some of these networks."
+            )
             return ()
-        (chosen,) = found
+        (chosen,) = choices
         text = ", then ".join(console.literal(step) for step in chosen)
         console.say(
-            f"post-processing of the label maps: {text} (chosen on out-of-fold cases, {places}; --no-postprocess leaves it out)"
+            f"post-processing of the label maps: {text} (chosen on out-of-fold cases, {sources}; --no-postprocess leaves it out)"
         )
         return chosen
 

@@ -111,8 +111,8 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
                 else f"median {join_sizes(spread['median'])} {unit}, {ends} in all"
             )
             yield from _fact(name, text)
-    found = facts["orientations"]
-    text = ", ".join(f"{codes} in {'all' if len(found) == 1 else count}" for codes, count in found.items())
+    orientations = facts["orientations"]
+    text = ", ".join(f"{codes} in {'all' if len(orientations) == 1 else count}" for codes, count in orientations.items())
     yield from _fact("orientation", f"{text} cases" if text else "")
 
 
@@ -144,15 +144,15 @@ def finding_lines(report: DatasetReport) -> Iterator[str]:
             groups.setdefault(_key(finding) if grouped else number, []).append(finding)
         heads = [_row(group, report) for group in groups.values()]
         heads = [tuple(map(literal, head)) for head in heads]
-        first = min(max(len(head[0]) for head in heads), 40)
-        for group, (case, what, where) in zip(groups.values(), heads):
-            yield f"  {case:<{first}}  {what:<13}  {where}".rstrip()
+        width = min(max(len(head[0]) for head in heads), 40)
+        for group, (case, kind, path) in zip(groups.values(), heads):
+            yield f"  {case:<{width}}  {kind:<13}  {path}".rstrip()
             example = ""
             if len(group) > 1:
                 names = list(dict.fromkeys(finding.case for finding in group))
                 more = f" and {len(names) - MAX_NAMES} more (--json lists all)" * (len(names) > MAX_NAMES)
                 yield from _wrap(", ".join(names[:MAX_NAMES]) + more)
-                example = f"such as {_place(group[0], report)}: " if group[0].path else f"such as {group[0].case}: "
+                example = f"such as {_shown_path(group[0], report)}: " if group[0].path else f"such as {group[0].case}: "
             yield from _wrap(example + group[0].message)
 
 
@@ -176,10 +176,10 @@ def _row(group: Sequence[Finding], report: DatasetReport) -> tuple[str, str, str
     case = finding.case or "all cases"
     if len(group) > 1:
         case = _count(len({finding.case for finding in group}), "case")
-    return case, finding.kind.replace("-", " "), _place(finding, report) if len(group) == 1 else ""
+    return case, finding.kind.replace("-", " "), _shown_path(finding, report) if len(group) == 1 else ""
 
 
-def _place(finding: Finding, report: DatasetReport) -> str:
+def _shown_path(finding: Finding, report: DatasetReport) -> str:
     if finding.path is None:
         return ""
     root = report.dataset.root
