@@ -150,7 +150,10 @@ def test_samples_with_a_thin_axis_rotate_only_in_the_plane(capsys):
     sample = sample_augmentation(RECIPE, TASK, thick, passes=100)
     rotation, scaling = sample.transforms[:2]
     assert (rotation.axes, rotation.degrees, scaling.axes) == ((2,), 180, (0, 1)) and sample.source_size == (40, 40, 32)
-    assert "Rotation, Scaling: only in the plane of the other two axes" in (said := capsys.readouterr().out) and "axis 2" in said
+    assert (
+        "only the plane of the other two axes is changed by Rotation, Scaling" in (said := capsys.readouterr().out)
+        and "axis 2" in said
+    )
     with refused("samples cannot be rotated about axis 0"):
         sample_augmentation(replace(RECIPE, augment=Augmentation((Rotation(axes=(0,)),))), TASK, thick, passes=100)
     assert thin_axis((128, 128, 32), [np.eye(4)]) == 2 and thin_axis((96, 96, 32), [np.eye(4)]) is None

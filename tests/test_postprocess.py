@@ -113,11 +113,11 @@ def test_outputs_without_any_reference_take_no_part():
     chosen = choose_postprocess([Pair.of(predicted, reference)], CLASSES)
     assert (
         chosen.decisions[0]
-        == "no out-of-fold reference holds tumour, so that post-processing is chosen only by the other outputs"
+        == "no out-of-fold reference contains tumour, so that post-processing is chosen only by the other outputs"
     )
     assert chosen.steps == () and not any("tumour 0" in decision for decision in chosen.decisions)
     assert choose_postprocess([Pair.of(predicted, np.zeros_like(reference))], CLASSES).decisions == (
-        "no out-of-fold reference holds liver, tumour, so that post-processing is chosen only by the other outputs",
+        "no out-of-fold reference contains liver, tumour, so that post-processing is chosen only by the other outputs",
     )
     tissue = Task(kind="classes", outputs=(Output(name="grey", value=1), Output(name="white", value=2)))
     assert "no class is the background" in choose_postprocess([], tissue).decisions[0]

@@ -1,4 +1,4 @@
-"""The augmentation of batches on the device: its resolution for the data of a run, and the program that runs before the training step."""
+"""The augmentation of batches on the device: its values for the data of a run, and the program that runs before the training step."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,13 +22,15 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.transforms import crop_size, mirrored_axes
 
 AUGMENT = 1  # the number that separates the keys of the augmentation from others of the same seed
-ANISOTROPY = 3.0  # an axis is thin if its voxels are longer, or its crop is smaller, than those of the others by a larger factor
+ANISOTROPY = (
+    3.0  # an axis is thin if its voxels are longer, or its crop is shorter, by more than this factor than on the other axes
+)
 
 
 def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray], passes: float) -> SampleAugmentation | None:
-    """Returns the recipe's augmentation with all values that depend on the data, and prints them if they are not the usual ones.
+    """Returns the recipe's augmentation with all values that depend on the data, or None if the recipe does not have an `Augmentation`.
 
-    It is None if the recipe does not have an `Augmentation`.
+    It prints what the data do not permit, such as rotations out of a plane.
 
     Args:
         recipe: the recipe of the run.
@@ -62,8 +64,8 @@ def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray
     if thin is not None and moving and processes.is_leader():
         names = ", ".join(dict.fromkeys(type(transform).__name__ for transform in moving))
         say(
-            f"{names}: only in the plane of the other two axes, because voxels or crops differ by a factor of more than {ANISOTROPY:g} "
-            f"along axis {literal(thin)}; --spacing resamples scans to equal voxels"
+            f"voxels or crops along axis {literal(thin)} differ from the others by a factor of more than {ANISOTROPY:g}, so that only the "
+            f"plane of the other two axes is changed by {names}; --spacing resamples scans to equal voxels"
         )
     return sample
 
@@ -86,8 +88,8 @@ def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
 def source_crop(task: Task, augmentation: SampleAugmentation, by_class: ClassShare | None = None) -> SourceCrop:
     """Returns the transform of a sample on the host: a crop at a random place, with the margin that the augmentation needs.
 
-    The crop is in the foreground, or, if the task has a window, around labelled and other voxels in turn, as without the augmentation.
-    A share of the samples is centred on a class, if there is one.
+    As without the augmentation, the crop is in the foreground or, if the task has a window, around labelled and other voxels in turn.
+    With `by_class`, a share of the samples is centred on voxels of a class.
     """
     size = crop_size(task)
     if task.window is None:
@@ -117,17 +119,17 @@ def device_augmentation(
         return lambda batch: batch
     assert isinstance(strategy, JitStrategy)  # `Recipe.check` refuses the other one
     shardings = {"image": strategy.batch_sharding(5), "label": strategy.batch_sharding(4), "sample": strategy.batch_sharding(1)}
-    # Devices that share a volume compute its augmentation each, because every voxel may move to the part of another device.
+    # Each of the devices that share a volume augments all of it, because every voxel may move to the part of another device.
     by_sample = PartitionSpec(DATA)
 
-    def one(batch_and_key: tuple[Batch, Array]) -> tuple[Array, Array]:
+    def augment_sample(batch_and_key: tuple[Batch, Array]) -> tuple[Array, Array]:
         assert sample is not None
         batch, key = batch_and_key
         return sample.sample(normalized(batch, task), batch["label"], key)
 
     @partial(jax.shard_map, mesh=strategy.mesh, in_specs=by_sample, out_specs=by_sample, check_vma=False)
     def augment_samples(batch: Batch, keys: Array) -> tuple[Array, Array]:
-        return map_samples(one, (batch, keys))
+        return map_samples(augment_sample, (batch, keys))
 
     @partial(jax.jit, out_shardings=shardings)
     def run(batch: Batch) -> Batch:

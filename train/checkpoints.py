@@ -9,7 +9,7 @@
     RUN/lock                                            locked while a process trains
 
 The leading process writes states in the background (`writer.Writer`). A saved state appears completely or not at all. Reading verifies
-every byte and, if a state is damaged, takes the newest intact one before it; damaged ones are renamed and never deleted.
+every byte and, if a state is damaged, takes the newest intact one before it. Damaged states are renamed, not deleted.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ FOLDER, STATE, TRAINING, DAMAGED = "checkpoints", "state", "training.json", "dam
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a run: the number of finished steps, which is also that of the batches taken, and the best score with its step.
+    """The progress of a run: the number of finished steps, which is also the number of batches used, and the best score with its step.
 
     `validated` is the step of the last validation, and `since_best` the number of validations since the best one.
     """
@@ -197,30 +197,30 @@ def _read(folder: Path, like: State, config: NetworkConfig) -> tuple[State, Prog
     stored = _stored_network(folder, config)
     expected = _rest(like)
     try:
-        found = array_shapes(folder / STATE)
+        stored_shapes = array_shapes(folder / STATE)
     except Exception as error:  # Orbax raises many kinds of exceptions
         raise _Damaged(f"{folder} cannot be read ({one_line(error)}).") from error
-    wanted = {name: np.shape(value) for name, value in expected.items()}
+    expected_shapes = {name: np.shape(value) for name, value in expected.items()}
     faults = [
-        f"{name}: got {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-        for name in sorted(wanted.keys() | found.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name}: got {stored_shapes.get(name, 'nothing')}, expected {expected_shapes.get(name, 'nothing')}"
+        for name in sorted(expected_shapes.keys() | stored_shapes.keys())
+        if stored_shapes.get(name) != expected_shapes.get(name)
     ]
     if faults or stored.config.to_dict() != config.to_dict():
         differs = "" if faults else " its configuration differs"
         raise InputError(f"{folder} is the state of another network or optimizer:{differs}", *(f"  {fault}" for fault in faults))
     try:
-        arrays = read_arrays(folder / STATE, wanted)
+        arrays = read_arrays(folder / STATE, expected_shapes)
     except Exception as error:  # Orbax raises many kinds of exceptions
         raise _Damaged(f"{folder} cannot be read ({one_line(error)}).") from error
     paths, structure = jax.tree_util.tree_flatten_with_path(_rest_tree(like))
     leaves = [jnp.asarray(arrays[_name(path)], leaf.dtype) for path, leaf in paths]
     rest = jax.tree_util.tree_unflatten(structure, leaves)
     network = {name: jnp.asarray(value) for name, value in stored.params.items()}
-    kept, kept_stats = ({name: network[name] for name in names} for names in (like.params, like.stats))
+    params, stats = ({name: network[name] for name in names} for names in (like.params, like.stats))
     if like.average:
-        return State(rest["step"], rest["params"], rest["stats"], rest["opt"], kept, kept_stats, rest.get("own", {})), progress
-    return State(rest["step"], kept, kept_stats, rest["opt"], {}, {}, rest.get("own", {})), progress
+        return State(rest["step"], rest["params"], rest["stats"], rest["opt"], params, stats, rest.get("own", {})), progress
+    return State(rest["step"], params, stats, rest["opt"], {}, {}, rest.get("own", {})), progress
 
 
 def _verified_progress(folder: Path) -> Progress:
@@ -240,10 +240,10 @@ def _verified_progress(folder: Path) -> Progress:
     if values["digest"] != _digest(progress, values["files"], values["network"]) or values["network"] != network:
         raise _Damaged(f"{folder} is damaged: its descriptions differ from their digests.")
     try:
-        found = file_digests(folder, STATE)
+        digests = file_digests(folder, STATE)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({one_line(error)}): check the disk and the permissions.") from error
-    wrong = sorted(name for name in values["files"].keys() | found.keys() if values["files"].get(name) != found.get(name))
+    wrong = sorted(name for name in values["files"].keys() | digests.keys() if values["files"].get(name) != digests.get(name))
     if wrong:
         raise _Damaged(f"{folder} is damaged: these files differ from their digests or are missing: {', '.join(wrong[:8])}.")
     return progress

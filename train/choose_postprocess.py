@@ -1,11 +1,11 @@
 """Chooses a post-processing by the Dice of cases that no network was trained on, one operation after the other.
 
-1. The largest component of the whole foreground is kept if the mean Dice rises and that of no output falls.
-2. The largest component of an output is kept if its Dice rises and that of no output falls, for each output in turn.
-3. A region within another one that is smaller than a number of voxels gets the label of the region around it. The number with the highest
-   Dice of the region is taken, if it is higher than without and the Dice of no output falls. For BraTS this is the enhancing tumour.
+1. Only the largest component of the whole foreground is kept if this raises the mean Dice and lowers the Dice of no output.
+2. For each output in turn, only its largest component is kept if this raises its Dice and lowers the Dice of no output.
+3. A region inside another region gets the label of the region around it if it has fewer voxels than a threshold. The threshold with the
+   highest Dice of the region is chosen, if it raises this Dice and lowers the Dice of no output. For BraTS this is the enhancing tumour.
 
-Outputs that no reference holds take no part, because nothing shows whether a change is better for them.
+Outputs that occur in no reference are not considered, because nothing shows whether a change improves them.
 """
 
 import zlib
@@ -38,15 +38,15 @@ class Pair:
     def of(cls, labels: np.ndarray, reference: np.ndarray) -> "Pair":
         """Returns the pair of two label maps, uint8 [x, y, z]."""
         box = bounding_box((labels != 0) | (reference != 0)) or ((0, 1), (0, 1), (0, 1))
-        both = [np.ascontiguousarray(array[slices(box)], np.uint8) for array in (labels, reference)]
-        return cls(both[0].shape, *(zlib.compress(array.tobytes(), 1) for array in both))
+        cropped = [np.ascontiguousarray(array[slices(box)], np.uint8) for array in (labels, reference)]
+        return cls(cropped[0].shape, *(zlib.compress(array.tobytes(), 1) for array in cropped))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the label map and the reference, uint8 [x, y, z]."""
-        first, second = (
+        labels, reference = (
             np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.shape) for data in (self.labels, self.reference)
         )
-        return first, second
+        return labels, reference
 
 
 def pairs_of(folds: Iterable[FoldLabels]) -> list[Pair]:
@@ -75,7 +75,7 @@ def choose_postprocess(pairs: Sequence[Pair], task: Task) -> Postprocess:
         return Postprocess(task, decisions=("no post-processing is tried, because no class is the background",))
     if absent := [output.name for output in outputs if output.name not in search.present]:
         search.decisions.append(
-            f"no out-of-fold reference holds {', '.join(absent)}, so that post-processing is chosen only by the other outputs"
+            f"no out-of-fold reference contains {', '.join(absent)}, so that post-processing is chosen only by the other outputs"
         )
     if not search.present:
         return Postprocess(task, cases=len(pairs), decisions=tuple(search.decisions))
@@ -84,8 +84,8 @@ def choose_postprocess(pairs: Sequence[Pair], task: Task) -> Postprocess:
         if output.name in search.present and set(task.labels_of(output)) != foreground:
             search.try_steps([Step(operation="largest_component", output=output.name)], output.name)
     for output in outputs:
-        inside = set(task.labels_of(output))
-        holds_another = any(set(task.labels_of(other)) < inside for other in outputs)
+        labels = set(task.labels_of(output))
+        holds_another = any(set(task.labels_of(other)) < labels for other in outputs)
         if output.name in search.present and fallback(task, output) and not holds_another:
             counts = [Step(operation="smallest_volume", output=output.name, voxels=count) for count in COUNTS]
             search.try_steps(counts, output.name)
@@ -94,7 +94,7 @@ def choose_postprocess(pairs: Sequence[Pair], task: Task) -> Postprocess:
 
 @dataclass
 class _Search:
-    """The steps that are chosen so far, the mean Dice of each output with them, and sentences on all that were tried."""
+    """The steps chosen so far, the mean Dice of each output after them, and a sentence on each step that was tried."""
 
     pairs: Sequence[Pair]
     task: Task
@@ -107,25 +107,25 @@ class _Search:
         self.before = self.now = self._means([])
 
     def try_steps(self, steps: Sequence[Step], output: str | None) -> None:
-        """Adds the step with the highest Dice of `output`, of the mean for None, if the Dice rises and that of no output falls."""
+        """Adds the step with the highest Dice of `output` (None: the mean Dice) if it raises this Dice and lowers that of no output."""
         tried = [(step, self._means([*self.steps, step])) for step in steps]
         allowed = [(step, means) for step, means in tried if not self._falling(means)]
-        step, means = max(allowed or tried, key=lambda one: self._score(one[1], output))
+        step, means = max(allowed or tried, key=lambda candidate: self._score(candidate[1], output))
         before, after = self._score(self.now, output), self._score(means, output)
-        each = ", ".join(f"{name} {self.now[name]:.4f} → {value:.4f}" for name, value in means.items() if name in self.present)
-        what = str(step)
+        changes = ", ".join(f"{name} {self.now[name]:.4f} → {value:.4f}" for name, value in means.items() if name in self.present)
+        description = str(step)
         if len(steps) > 1:
-            what += f", the best of {', '.join(str(one.voxels) for one in steps)}"
+            description += f", the best of {', '.join(str(candidate.voxels) for candidate in steps)}"
         falling = self._falling(means)
         chosen = after > before + ROUNDING and not falling
-        why = (
+        result = (
             "chosen"
             if chosen
             else f"not chosen, because {', '.join(falling)} would fall"
             if falling
             else f"not chosen, because the {'mean Dice' if output is None else f'Dice of {output}'} does not rise"
         )
-        self.decisions.append(f"{what}: mean Dice of {len(self.pairs)} out-of-fold cases {each}: {why}")
+        self.decisions.append(f"{description}: mean Dice of {len(self.pairs)} out-of-fold cases {changes}: {result}")
         if chosen:
             self.steps.append(step)
             self.now = means

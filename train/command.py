@@ -75,20 +75,20 @@ def main(arguments: list[str] | None = None) -> None:
         if recipe.planned and recipe.plan is None and not resume:
             plan = plan_of_run(recipe, find_recipe(arguments[0])[0].options())
             recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
-        found = "unfinished" if resume else earlier_run(recipe)
+        earlier = "unfinished" if resume else earlier_run(recipe)
         processes.barrier("every process has read the folder")  # before the leader writes into it
-        if found == "finished":
+        if earlier == "finished":
             if processes.is_leader():
                 console.say(finished_note(recipe.out))
         else:
-            if found == "unfinished" and not resume and processes.is_leader():
+            if earlier == "unfinished" and not resume and processes.is_leader():
                 console.say(f"{out} holds an unfinished run of the same options: it continues")
-            (train_folds if recipe.fold == "all" else train_one)(recipe, resume=found == "unfinished")
+            (train_folds if recipe.fold == "all" else train_one)(recipe, resume=earlier == "unfinished")
     except (InputError, SampleError) as error:
         code = print_error(console.literal_lines(error), EXIT_ERROR)
     except OSError as error:
-        place = console.literal(error.filename or (recipe.out if recipe else "the system"))
-        code = print_error(f"{place}: {error.strerror or error}; check the folder and its free space", EXIT_ERROR)
+        file = console.literal(error.filename or (recipe.out if recipe else "the system"))
+        code = print_error(f"{file}: {error.strerror or error}; check the folder and its free space", EXIT_ERROR)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             code = print_error(
@@ -146,20 +146,22 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         sys.exit(0)
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (DEFAULT, arguments)
     rest = command_line.rename_options(rest, RENAMED_OPTIONS)
-    base, about = find_recipe(name)
+    base, help_text = find_recipe(name)
     options = base.options()
     default: Command = Command(options)
     if source_of(base).is_synthetic:
         default = PhantomCommand(options, phantom=options.phantom)
-    known = f"Recipes: {', '.join(_shipped())}, or any Python file that defines RECIPE."
-    about = f"{about}\n{known}\n{_program()} --resume RUN continues a run that was stopped."
-    if replaced := [f"--{begin.replace('_', '-')}" for begins in base.replaced_options().values() for begin in begins]:
-        about += f"\nThe functions of this recipe replace the options that begin with {', '.join(replaced)}, which are refused."
+    recipe_names = f"Recipes: {', '.join(_shipped())}, or any Python file that defines RECIPE."
+    help_text = f"{help_text}\n{recipe_names}\n{_program()} --resume RUN continues a run that was stopped."
+    if replaced := [f"--{prefix.replace('_', '-')}" for prefixes in base.replaced_options().values() for prefix in prefixes]:
+        help_text += (
+            f"\nThe functions of this recipe replace the options that begin with {', '.join(replaced)}, which are refused."
+        )
     base.check_effect(word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
-    command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=about, default=default)
+    command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=help_text, default=default)
     if command.recipe.plan is not None:  # parsed again, so that options that were given replace those of the plan
         default = dataclasses.replace(default, recipe=_planned(base, command.recipe.plan))
-        command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=about, default=default)
+        command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=help_text, default=default)
     changed = dataclasses.replace(command.recipe, name=base.name)
     if isinstance(command, PhantomCommand):
         changed = dataclasses.replace(changed, phantom=command.phantom)
@@ -189,8 +191,8 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
         recipe = load_recipe(local_path(Path(name)))
         text = recipe.file.text if recipe.file else ""
         return recipe, ast.get_docstring(ast.parse(text)) or f"The recipe {name}."
-    meant = command_line.closest(name, _shipped())
-    hint = f"did you mean {meant}? Otherwise " if meant else ""
+    suggestion = command_line.closest(name, _shipped())
+    hint = f"did you mean {suggestion}? Otherwise " if suggestion else ""
     raise InputError(
         f"there is no recipe {console.literal(name)}: {hint}take one of {', '.join(_shipped())}, or a Python file that defines RECIPE."
     )
@@ -207,15 +209,15 @@ def _program() -> str:
 
 
 def _check_resume_options(arguments: list[str]) -> None:
-    """Raises InputError for an option that cannot change when a run is resumed; the message states which ones can."""
-    recipe = [option.names[0] for option in command_line.options(Command, Command(Options(kind="labels")))]
-    known = [option.names[0] for option in command_line.options(Resume)]
-    changing = [name for name in known if name not in ("--resume", "--distributed", "--processes", "--process")]
+    """Raises InputError for an option that cannot change when a run is resumed; the message states which options can."""
+    recipe_options = [option.names[0] for option in command_line.options(Command, Command(Options(kind="labels")))]
+    resume_options = [option.names[0] for option in command_line.options(Resume)]
+    changeable = [name for name in resume_options if name not in ("--resume", "--distributed", "--processes", "--process")]
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
-        if name in recipe and name not in known:
+        if name in recipe_options and name not in resume_options:
             raise InputError(
-                f"{name} cannot change when a run is resumed, only {', '.join(changing[:-1])} and {changing[-1]} can: leave it out, or "
+                f"{name} cannot change when a run is resumed, only {', '.join(changeable[:-1])} and {changeable[-1]} can: leave it out, or "
                 "start a new run with another --out."
             )
     if arguments and not arguments[0].startswith("-"):
@@ -237,9 +239,9 @@ def _keep_programs() -> None:
         if not os.access(programs, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (RuntimeError, OSError) as error:  # RuntimeError: there is no home
-        why = files.reason(error).rstrip(".")
+        reason = files.reason(error).rstrip(".")
         console.say(
-            f"compiled programs are not kept for the next run ({why}): set JAX_COMPILATION_CACHE_DIR to a folder for them"
+            f"compiled programs are not kept for the next run ({reason}): set JAX_COMPILATION_CACHE_DIR to a folder for them"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(programs))

@@ -62,7 +62,7 @@ class Optim:
     warmup: float = 0.0
     """Steps of linear warm-up; a number below 1 is a fraction of all steps."""
     clip: float | None = None
-    """Largest global norm of the gradient."""
+    """Largest global norm of the gradient; a gradient with a larger norm is scaled down to it."""
     accumulate: int = 1
     """Number of parts that each batch is split into. They are computed one after another, which takes less memory. The step is the same if
     the loss is the mean of the samples' losses."""
@@ -89,7 +89,7 @@ class Validation:
     """Options of the validation during the run."""
 
     every: int | None = None
-    """Steps between validations, by default a tenth of the run; with --validation.pseudo, by default only one at the end."""
+    """Steps between validations, by default a tenth of the run; with --validation.pseudo, by default one validation at the end."""
     overlap: float = 0.5
     """Fraction of a window by which neighbouring windows overlap."""
     blend: Literal["gaussian", "constant"] = "gaussian"
@@ -104,9 +104,10 @@ class Validation:
     patience: int | None = None
     """Stop after this many validations without a better score."""
     pseudo: int | None = None
-    """Patches of validation cases for a pseudo-Dice during the run, such as 50. It is not the Dice of scans and decides nothing."""
+    """Number of patches of validation cases for a pseudo-Dice during the run, such as 50. It is not the Dice of scans and decides
+    nothing."""
     pseudo_every: int | None = None
-    """Steps between two pseudo-Dice, by default a hundredth of the run."""
+    """Steps between computations of the pseudo-Dice, by default a hundredth of the run."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     """Finds, splits and prepares the cases of a run, and prints what it does.
 
     Raises:
-        InputError: there is no data set, it cannot be split as the recipe states, or cases are faulty; the message names all of these.
+        InputError: there is no data set, it cannot be split as the recipe states, or cases are faulty; the message names all faulty cases.
     """
     source = source_of(recipe)
     dataset = source.dataset(recipe, run)
@@ -78,8 +78,8 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
             warn(note)
     if recipe.class_share and processes.is_leader():
         say(
-            f"{100 * recipe.class_share:.3g} % of the samples are centred on a voxel of one of "
-            f"{literal(', '.join(class_names(task)))}, drawn first among those that the case has; --class-share chooses the share"
+            f"{100 * recipe.class_share:.3g} % of the samples are centred on a voxel of a class, which is drawn first from those of "
+            f"{literal(', '.join(class_names(task)))} that occur in the case; --class-share chooses the share"
         )
     if processes.is_leader():
         for note in class_notes(task, prepared[: len(train)], prepared[len(train) :], sampled=recipe.class_share > 0):
@@ -104,9 +104,9 @@ def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_
     distributed = processes.is_distributed()
     with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
 
-        def prepare(some: Sequence[Case], verify: bool) -> list[PreparedCase]:
+        def prepare(part: Sequence[Case], verify: bool) -> list[PreparedCase]:
             return prepare_training_cases(
-                some, task, cache, in_channels=in_channels, dtype=recipe.cache_dtype, verify=verify, progress=progress
+                part, task, cache, in_channels=in_channels, dtype=recipe.cache_dtype, verify=verify, progress=progress
             )
 
         if distributed:
@@ -151,7 +151,9 @@ def grid_notes(task: Task, affines: Sequence[np.ndarray]) -> list[str]:
     low, high = sizes.min(axis=0), sizes.max(axis=0)
     if task.spacing is None and (high > MIXED_SPACING * low).any():
         each = ", ".join(
-            f"{name} {a:.3g} to {b:.3g} mm" for name, a, b in zip(sides.DIRECTIONS, low, high) if b > MIXED_SPACING * a
+            f"{name} {smallest:.3g} to {largest:.3g} mm"
+            for name, smallest, largest in zip(sides.DIRECTIONS, low, high)
+            if largest > MIXED_SPACING * smallest
         )
         median = " ".join(f"{size:.3g}" for size in np.median(sizes, axis=0))
         notes.append(
@@ -175,7 +177,7 @@ def class_notes(task: Task, train: Sequence[PreparedCase], validation: Sequence[
         if validated == 0 and count:
             notes.append(
                 f"{literal(name)} occurs in no validation case, so that its Dice there shows only whether voxels are wrongly predicted as "
-                "it: choose another fold, or fewer --folds."
+                "this class: choose another fold, or fewer --folds."
             )
         if count == 0:
             notes.append(
@@ -192,7 +194,7 @@ def class_notes(task: Task, train: Sequence[PreparedCase], validation: Sequence[
 
 
 def _largest_counts(cases: Sequence[PreparedCase]) -> Iterator[int | None]:
-    """Yields the largest number of voxels of each class in any case, up to the number that is stored; None if there are no cases."""
+    """Yields for each class its largest number of stored voxels in any case, or None if there are no cases."""
     counts = [case.class_voxels.counts for case in cases]
     return map(max, zip(*counts)) if counts else itertools.repeat(None)
 
@@ -211,10 +213,10 @@ def _print_unused(dataset: Dataset) -> None:
     unused = [case for case in dataset.cases if case.problem and case.split == "test" and not case.images]
     for text in problem_lines([(case.name, case.problem or "") for case in unused]):
         _print(f"warning: not used for training: {text}")
-    if without := unlabelled(dataset):
-        names = name_list(case.name for case in without)
+    if unlabelled_cases := unlabelled(dataset):
+        names = name_list(case.name for case in unlabelled_cases)
         scans = len([case for case in dataset.cases if case.images])
-        _print(f"warning: {len(without)} of {scans} scans have no label map and are not used for training: {names}")
+        _print(f"warning: {len(unlabelled_cases)} of {scans} scans have no label map and are not used for training: {names}")
 
 
 def _print(text: str) -> None:

@@ -1,6 +1,6 @@
 """Deep supervision: the decoder's coarser grids also predict the label map, by heads that exist only during training.
 
-Lee et al. 2015 (https://arxiv.org/abs/1409.5185); weights and labels as in nnU-Net.
+The method is that of Lee et al. 2015 (https://arxiv.org/abs/1409.5185), and weights and labels are those of nnU-Net.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.training.objective import Batch, LossFunction, Objective
 from swinunetr_jax.weights.params import NetworkConfig
 
-# The intermediates of Swin UNETR at 1/2, 1/4 and 1/8 of the full resolution, and their channels in units of `feature_size`. The coarsest of
-# the decoder, decoder5 at 1/16, has weight 0, as in nnU-Net, and therefore no head.
+# The intermediates of Swin UNETR at 1/2, 1/4 and 1/8 of the full resolution, and their channels in units of `feature_size`. The decoder's
+# coarsest grid, decoder5 at 1/16, has weight 0, as in nnU-Net, and therefore no head.
 GRIDS = {"decoder2": 1, "decoder3": 2, "decoder4": 4}
 
 

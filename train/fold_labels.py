@@ -55,36 +55,36 @@ def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
     best = run.folder / "best"
     if objective.metric != DICE or type(objective).validate is not Objective.validate or not is_checkpoint(best):
         return None
-    found = FoldLabels(run.folder / FOLDER, run.cases.validation, run.cases.task, run.recipe.validation)
+    fold = FoldLabels(run.folder / FOLDER, run.cases.validation, run.cases.task, run.recipe.validation)
     digest = files.digest_of_file(best / DESCRIPTION)
-    missing = [case for case in found.cases if read_labels(found.path(case), digest) is None]
+    missing = [case for case in fold.cases if read_labels(fold.path(case), digest) is None]
     processes.barrier("label maps of earlier starts are found")
     share = missing[jax.process_index() :: jax.process_count()]
     stopped = bool(stop)
     if share and not stopped:
-        files.make_folder(found.folder)
+        files.make_folder(fold.folder)
         network = read_checkpoint(best, run.recipe.network_factory).params
         predict = segmenter(
             run.training.config,
             build(run.training.config, network),
-            found.task,
-            found.options,
+            fold.task,
+            fold.options,
             run.recipe.devices.spatial_shards,
         )
         for number, case in enumerate(share, 1):
             title = f"[{number}/{len(share)}] {console.literal(case.name)}, for the choice of the post-processing"
             with console.Progress(title, unit="window", silent=not processes.is_leader()) as progress:
-                labels = segment_case(predict, case, found.task, progress)
-            _write_labels(found.path(case), labels, digest)
+                labels = segment_case(predict, case, fold.task, progress)
+            _write_labels(fold.path(case), labels, digest)
             if stopped := bool(stop):
                 break
     if processes.gather(np.array(stopped)).any():
         raise Stopped(stop.number or 15)
-    return found
+    return fold
 
 
 def read_labels(path: Path, digest: str | None = None) -> np.ndarray | None:
-    """Returns a label map, or None if the file is missing, damaged or not by the network of this digest."""
+    """Returns a label map, or None if the file is missing or damaged, or was not computed by the network with this digest."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             labels = stored["labels"]

@@ -60,10 +60,10 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         run = out / f"fold{fold}"
         if processes.is_leader():
             say(f"== fold {fold} of {', '.join(map(str, numbers))} → {literal(run)}")
-        one = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
+        fold_recipe = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
         started = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} starts")  # every process must look for run.json before the leader writes it
-        train(one, resume=started, at_end=lambda run, stop: labels.append(fold_labels.write_fold_labels(run, stop)))
+        train(fold_recipe, resume=started, at_end=lambda run, stop: labels.append(fold_labels.write_fold_labels(run, stop)))
     processes.barrier("all label maps are written")
     if not processes.is_leader():
         return 0.0
@@ -75,14 +75,14 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
 
 def _choose_postprocess(out: Path, folds: list[fold_labels.FoldLabels | None]) -> None:
     """Chooses the post-processing on the validation cases of all folds, prints every decision, and writes OUT/postprocess.json."""
-    found = [fold for fold in folds if fold is not None]
-    if len(found) < len(folds):
-        say("post-processing is not chosen, because a fold has no best network, or its objective has a validation of its own")
+    segmented = [fold for fold in folds if fold is not None]
+    if len(segmented) < len(folds):
+        say("post-processing is not chosen, because a fold has no best network, or its objective defines its own validation")
         return
-    if any(fold.task.outputs != found[0].task.outputs for fold in found):
+    if any(fold.task.outputs != segmented[0].task.outputs for fold in segmented):
         say("post-processing is not chosen, because the folds have different labels")
         return
-    chosen = choose_postprocess(pairs_of(found), found[0].task)
+    chosen = choose_postprocess(pairs_of(segmented), segmented[0].task)
     for decision in chosen.decisions:
         say(f"post-processing: {literal(decision)}")
     write_postprocess(out / POSTPROCESS, chosen)
@@ -95,8 +95,8 @@ def _result(chosen: Postprocess, out: Path) -> str:
         return f"post-processing: nothing is chosen, so that `predict` does not change label maps → {literal(out / POSTPROCESS)}"
     after = ", ".join(f"{literal(name)} {value:.4f}" for name, value in (chosen.after or {}).items())
     return (
-        f"post-processing: `predict` will {literal(chosen)}; out of fold with it: {after}, measured on the cases it was chosen on → "
-        f"{literal(out / POSTPROCESS)}"
+        f"post-processing: `predict` will {literal(chosen)}; mean Dice out of fold with it: {after}, measured on the cases it was chosen "
+        f"on → {literal(out / POSTPROCESS)}"
     )
 
 
@@ -112,9 +112,9 @@ def write_table(out: Path, runs: list[Path]) -> float:
     for run in runs:
         validations = [row for row in read_rows(run) if row["kind"] == "validation"]
         if not validations or (outputs and set(validations[0]["dice"]) != set(outputs)):
-            what = "other outputs than the folds before it" if validations else "no validation"
+            fault = "other outputs than the folds before it" if validations else "no validation"
             raise InputError(
-                f"{run / LOG} holds {what}, so there is no table of all folds: restore it, or train that fold again."
+                f"{run / LOG} holds {fault}, so there is no table of all folds: restore it, or train that fold again."
             )
         outputs = outputs or list(validations[0]["dice"])
         best = best_validation(validations)

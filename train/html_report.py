@@ -38,24 +38,24 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
         InputError: the description of the run cannot be read.
         OSError: the report cannot be written.
     """
-    about = read_description(run)
+    description = read_description(run)
     validations = [row for row in rows if row["kind"] == "validation"]
     best = best_validation(validations) if validations else None
     steps = [row for row in rows if row["kind"] == "step"]
-    options = Options.from_dict(about["recipe"])
-    title = f"{run.resolve().name}: recipe {options.name or options.kind}, {about['network'].get('network', 'Swin UNETR')}"
-    parts = [f"<h1>{_text(title)}</h1>", _summary(about, steps, best)]
+    options = Options.from_dict(description["recipe"])
+    title = f"{run.resolve().name}: recipe {options.name or options.kind}, {description['network'].get('network', 'Swin UNETR')}"
+    parts = [f"<h1>{_text(title)}</h1>", _summary(description, steps, best)]
     if source_of(options).is_synthetic:
         parts.append(f"<p><b>{SYNTHETIC}</b></p>")
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:
-        parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, about)]
+        parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, description)]
         parts += ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
     parts.append("<h2>Configuration</h2>")
-    for part in about["parts"]:
+    for part in description["parts"]:
         versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
         parts.append(f"<p>From step {part['after_step']}: {_text(versions)}; {_text(part['device'])}</p>")
-    for name, values in (("recipe", about["recipe"]), ("network", about["network"]), ("task", about["task"])):
+    for name, values in (("recipe", description["recipe"]), ("network", description["network"]), ("task", description["task"])):
         parts.append(f"<details><summary>{name}</summary><pre>{html.escape(json.dumps(values, indent=1))}</pre></details>")
     head = [
         "<!doctype html>",
@@ -70,20 +70,20 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def _summary(about: Description, steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
+def _summary(description: Description, steps: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
     score = "No validation"
     if best:
         score = f"Best validation {_text(metric_of(best))} <b>{_score(best['score'], 4)}</b> at step {best['step']}"
-    after = [row["seconds"] for row in steps[1:]] or [0.0]
-    count = {name: len(cases) for name, cases in about["cases"].items()}
+    seconds = [row["seconds"] for row in steps[1:]] or [0.0]
+    count = {name: len(cases) for name, cases in description["cases"].items()}
     return (
-        f"<p>{score}; {len(steps)} of {about['steps']} steps, {sorted(after)[len(after) // 2]:.2f} s each (median), "
+        f"<p>{score}; {len(steps)} of {description['steps']} steps, {sorted(seconds)[len(seconds) // 2]:.2f} s each (median), "
         f"{count['train']} training and {count['validation']} validation cases. "
         f"Written on {time.strftime('%Y-%m-%d at %H:%M %Z')}.</p>"
     )
 
 
-def _table(best: dict[str, Any], about: Description) -> str:
+def _table(best: dict[str, Any], description: Description) -> str:
     names = list(best["dice"])
     head = "".join(f"<th>{_text(name)}</th>" for name in ("case", *names, "mean"))
     rows = []
@@ -94,8 +94,10 @@ def _table(best: dict[str, Any], about: Description) -> str:
         rows.append(f"<tr><td>{_text(case)}</td>{''.join(f'<td>{_score(value)}</td>' for value in values)}</tr>")
     means = "".join(f"<td>{_score(value)}</td>" for value in (*(best["dice"][name] for name in names), best["score"]))
     rows.append(f'<tr class="mean"><td>mean</td>{means}</tr>')
-    convention = CONVENTIONS[f"dice_{about['convention']}"]
-    note = f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(scoring_note(about))}.</p>'
+    convention = CONVENTIONS[f"dice_{description['convention']}"]
+    note = (
+        f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(scoring_note(description))}.</p>'
+    )
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
 
 
@@ -108,10 +110,12 @@ def _text(text: object) -> str:
     return html.escape(console.literal(text))
 
 
-def scoring_note(about: Description) -> str:
-    """Returns a clause that names the commands which compute the same scores as a run; `about` is the content of its run.json."""
-    recipe = Options.from_dict(about["recipe"])
-    options = predict_options(recipe.validation, Task.from_dict(about["task"]), about["network"].get("dtype", "float32"))
+def scoring_note(description: Description) -> str:
+    """Returns a clause that names the commands which compute the same scores as a run; `description` is the content of its run.json."""
+    recipe = Options.from_dict(description["recipe"])
+    options = predict_options(
+        recipe.validation, Task.from_dict(description["task"]), description["network"].get("dtype", "float32")
+    )
     rounded = ", but computed from scans that the cache holds in float16" if recipe.cache_dtype == "float16" else ""
     return f"the scores are those of swinunetr predict{options} and swinunetr evaluate{rounded}"
 

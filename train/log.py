@@ -1,4 +1,4 @@
-"""The log of a run: a progress bar or lines, RUN/log.jsonl, and trackers, which receive what was written to it."""
+"""The log of a run: a progress bar or printed lines, the file RUN/log.jsonl, and trackers, which receive the rows of that file."""
 
 import math
 import os
@@ -58,7 +58,7 @@ class ValidationRow(Row):
 
 
 class PseudoDiceRow(Row):
-    """A pseudo-Dice of patches, see `pseudo_dice`: its mean and the moving average of the means, null for NaN, and that of each output."""
+    """A pseudo-Dice of patches, see `pseudo_dice`: that of each output, their mean, and the moving average of the means; null for NaN."""
 
     mean: float | None
     average: float | None
@@ -97,7 +97,7 @@ class Log:
         self._printed_step = step
 
     def start_trackers(self, trackers: Mapping[str, Tracker], config: Mapping[str, Any]) -> None:
-        """Starts trackers, by name, which from then on receive the rows. In silent logs there are none."""
+        """Starts the trackers, which then receive each new row. A silent log has no trackers."""
         if not self.silent:
             self._trackers = Trackers(trackers, self.say)
             self._trackers.start(config, self.path.parent)
