@@ -288,7 +288,8 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     trained = []
     monkeypatch.setattr(command, "train_one", lambda recipe, resume: trained.append(recipe))
     monkeypatch.setattr(command.processes, "leave", lambda code: trained.append(code))
-    words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), "--network.feature-size", "24"]
+    given = ["--network.feature-size", "24", "--batch", "2"]  # 2 is also the recipe's own number
+    words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), *given]
     command.main(words)
     recipe, code = trained
     plan = read_plan(tmp_path / "run" / "plan.json")
@@ -296,7 +297,8 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     assert recipe.roi == plan.options.roi == (64, 32, 32) and recipe.batch == plan.options.batch
     assert recipe.network.feature_size == 24 and recipe.network.use_v2 and recipe.network.dropout_path_rate == 0.1
     assert recipe.augment == nnunet_augmentation() and recipe.file.path.name == "strong.py"
-    assert {d.name: d.reason for d in plan.decisions}["network.feature_size"] == "given by the user"
+    reasons = {decision.name: decision.reason for decision in plan.decisions}
+    assert recipe.batch == 2 and all(reasons[name].startswith("given by the user") for name in ("network.feature_size", "batch"))
     write_description(tmp_path / "run", {"recipe": recipe.to_dict()}, recipe.file)
     assert read_recipe(tmp_path / "run").augment == recipe.augment
     compiled = len(not_compiled)

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         _keep_programs()
         processes.initialize(launch)
         if recipe.planned and recipe.plan is None and not resume:
-            plan = plan_of_run(recipe, find_recipe(arguments[0])[0].options())
+            plan = plan_of_run(recipe, given_options(arguments))
             recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
         earlier = "unfinished" if resume else earlier_run(recipe)
         processes.barrier("every process has read the folder")  # before the leader writes into it
@@ -157,7 +157,7 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         help_text += (
             f"\nThe functions of this recipe replace the options that begin with {', '.join(replaced)}, which are refused."
         )
-    base.check_effect(word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
+    base.check_effect(given_options(rest))
     command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=help_text, default=default)
     if command.recipe.plan is not None:  # parsed again, so that options that were given replace those of the plan
         default = dataclasses.replace(default, recipe=_planned(base, command.recipe.plan))
@@ -170,6 +170,12 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     if recipe.data is None and not source_of(recipe).is_synthetic:
         raise InputError(f"the recipe {name} needs a data set: name its folder or list with --data.")
     return recipe, False, command.launch
+
+
+def given_options(arguments: list[str]) -> set[str]:
+    """Returns the names of the options of a command line as paths of fields, such as network.use_v2 for --network.no-use-v2."""
+    paths = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    return paths | {path.replace(".no_", ".").removeprefix("no_") for path in paths}
 
 
 def _planned(base: Recipe, file: Path) -> Options:
