@@ -300,7 +300,15 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     reasons = {decision.name: decision.reason for decision in plan.decisions}
     assert recipe.batch == 2 and all(reasons[name].startswith("given by the user") for name in ("network.feature_size", "batch"))
     write_description(tmp_path / "run", {"recipe": recipe.to_dict()}, recipe.file)
-    assert read_recipe(tmp_path / "run").augment == recipe.augment
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert Path(stored["recipe_file"]).name == "strong.py"
+    for place in (stored["recipe_file"], "/another/installation/swinunetr_jax/training/recipes/strong.py"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(stored | {"recipe_file": place}))
+        assert read_recipe(tmp_path / "run").augment == recipe.augment
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stored | {"recipe_file": "/mine/strong.py"}))
+    with pytest.raises(InputError, match=r"the recipe /mine/strong\.py, which does not exist any more"):
+        read_recipe(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stored))
     compiled = len(not_compiled)
     command.main(words)
     assert trained[2].plan == recipe.plan and len(not_compiled) == compiled  # the run has started and keeps its plan

@@ -113,10 +113,17 @@ def read_recipe(folder: Path, file: Path | None = None) -> Recipe:
                 f"{folder} holds a run of the recipe {options.name or options.kind}, which has no file: leave out --recipe."
             )
         return Recipe(**vars(options))
-    path = Path(stored) if file is None else file
+    path = _stored_file(Path(stored)) if file is None else file
     if not files.exists(path):
         raise InputError(
             f"{folder} was started with the recipe {path}, which does not exist any more: name the file with --recipe. Its text at the "
             f"start of the run is in {folder / RECIPE_TEXT}, which is only compared with the file and not executed."
         )
     return load_recipe(path).with_options(options)
+
+
+def _stored_file(path: Path) -> Path:
+    """Returns the file of a recipe, or that of the same name among our own recipes if it was one of them in another installation."""
+    own = Path(__file__).parent / "recipes" / path.name
+    was_own = path.parent.name == own.parent.name and path.parent.parent.name in ("training", "train")
+    return own if was_own and not files.exists(path) and files.exists(own) else path
