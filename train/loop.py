@@ -3,7 +3,7 @@
 start     lock the folder, collect the cases, make the network, restore the newest intact state
 step      take a batch → dispatch the step → only then read the numbers of the previous step, so that the device never waits
 save      read the last numbers → save in the background → validate → save the best network → record the validation in the saved state
-signal    finish the step (with several processes, up to two more) → save → leave
+signal    finish the step (with several processes, up to two more) → save → exit
 
 Several processes run the same loop. The step numbers, flags and scores that decide when the processes communicate are equal in all of them.
 Only the leader saves.
@@ -111,7 +111,7 @@ class Saver:
 def _advance(run: Run, stop: Stop) -> None:
     """Runs steps until the last one, or until patience or a signal ends the run."""
     recipe, total, strategy = run.recipe, run.total, run.strategy
-    step_of = quiet_compilation(run.training.compile(strategy))
+    train_step = quiet_compilation(run.training.compile(strategy))
     augment = device_augmentation(recipe, run.cases.task, run.cases.augmentation, strategy)
     pseudo, patience = recipe.validation.pseudo, recipe.validation.patience
     every = recipe.validation.every or (max(total // 10, 1) if pseudo is None else total)
@@ -153,17 +153,17 @@ def _advance(run: Run, stop: Stop) -> None:
             if step == first:  # a resumed run compiles too, or reads the compiled program
                 run.log.say("compiling the training step …")
             names = data.names()
-            asked = time.perf_counter()
+            started = time.perf_counter()
             batch = next(data)
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - started
             arrays = {name: array for name, array in batch.items() if name != "case"}
             sharded = strategy.shard_batch(arrays | {"sample": _sample_numbers(recipe.batch, step)})
-            run.state, metrics = step_of(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
+            run.state, metrics = train_step(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
-            raised, flag = flag, metrics.pop("flag")
+            previous_flag, flag = flag, metrics.pop("flag")
             if processes.is_distributed():
                 # The flag of the previous step is read, like all other numbers, so that all processes stop after the same step.
-                stopping = bool(strategy.unreplicate(raised))
+                stopping = bool(strategy.unreplicate(previous_flag))
             _read(run, pending)
             saver.writer.check()
             pending = PendingStep(step + 1, metrics, waited, names)
@@ -221,19 +221,21 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
-    each = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in scores.by_output.items())
-    before = "no best so far" if progress.best_score is None else f"best {progress.best_score:.4f} at step {progress.best_step}"
-    mark = "best so far" if better else before
+    by_output = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in scores.by_output.items())
+    previous_best = (
+        "no best so far" if progress.best_score is None else f"best {progress.best_score:.4f} at step {progress.best_step}"
+    )
+    comparison = "best so far" if better else previous_best
     if processes.is_leader():
         writer.wait()
         if better:
             checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
-    cases = {one.case.name: one.dice for one in scores.cases}
+    cases = {case_score.case.name: case_score.dice for case_score in scores.cases}
     marks = ({"best": True} if better else {}) | ({} if objective.metric == DICE else {"metric": objective.metric})
     run.log.validation(
         progress.step,
         {"score": score, "dice": scores.by_output, "cases": cases, "took": seconds} | marks,
-        f"step {progress.step}/{run.total}  validation {objective.metric} {score:.4f} ({each}), {mark}; {seconds:.0f} s",
+        f"step {progress.step}/{run.total}  validation {objective.metric} {score:.4f} ({by_output}), {comparison}; {seconds:.0f} s",
     )
     if not processes.is_leader():
         return True
@@ -252,10 +254,12 @@ def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
     """Draws the pictures of a validation. A failure of any kind is only a warning, and the run continues."""
     low, high = ("worst.png", "best.png") if objective.higher_is_better else ("best.png", "worst.png")
     compared = {"validation.png": scores.first} | ({low: scores.lowest, high: scores.highest} if better else {})
-    tasks: dict[str, Callable[[Path], None]] = {"progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)}
+    drawings: dict[str, Callable[[Path], None]] = {
+        "progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)
+    }
     for name, cases in compared.items():
-        tasks[name] = partial(plots.write_comparison, scores=cases, task=run.cases.task)
-    for name, draw in tasks.items():
+        drawings[name] = partial(plots.write_comparison, scores=cases, task=run.cases.task)
+    for name, draw in drawings.items():
         try:
             draw(run.folder / name)
         except Exception as error:
@@ -287,7 +291,7 @@ def _print_result(run: Run) -> None:
 
 
 def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str]:
-    """Returns the commands that segment the run's data set with its network and score the result, as they can be given to a shell.
+    """Returns the commands that segment the run's data set with its network and score the result, quoted for a shell.
 
     Args:
         recipe: the recipe.
@@ -295,12 +299,12 @@ def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str
         options: the further options of `predict`, from `predict_options`.
     """
 
-    def word(path: Path) -> str:
+    def quoted(path: Path) -> str:
         return shlex.quote(console.literal(path))
 
-    data, results = word(recipe.data or folder / "data"), word(folder / "predictions")
-    base = "" if recipe.base is None else f" --base {word(recipe.base)}"
+    data, results = quoted(recipe.data or folder / "data"), quoted(folder / "predictions")
+    base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
     if recipe.network_factory is not None and recipe.file is not None:
-        options += f" --recipe {word(recipe.file.path)}"
-    segment = f"swinunetr predict -i {data}{base} -o {results} -m {word(folder)}{options}"
+        options += f" --recipe {quoted(recipe.file.path)}"
+    segment = f"swinunetr predict -i {data}{base} -o {results} -m {quoted(folder)}{options}"
     return segment, f"swinunetr evaluate {results} {data}{base}"

@@ -91,7 +91,8 @@ class ObjectiveFactory(Protocol):
     """A function that returns the objective of a run when its task and its network are known."""
 
     def __call__(self, task: Task, config: NetworkConfig, rngs: nnx.Rngs) -> "Objective | Callable[..., Any]":
-        """
+        """Returns the objective, or a function of the same arguments.
+
         Args:
             task: the task of the run.
             config: the network's configuration, such as a `SwinUNETRConfig`.

@@ -10,17 +10,17 @@ from swinunetr_jax.training.config import Optim
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     """Returns the learning rate of step 0, 1, …: a linear warm-up, whose first step is above 0, and then the schedule down to 0."""
     warmup = round(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
-    rest = max(steps - warmup, 1)
+    remaining = max(steps - warmup, 1)
     if optim.schedule == "constant":
-        after = optax.constant_schedule(optim.lr)
+        schedule = optax.constant_schedule(optim.lr)
     elif optim.schedule == "polynomial":
-        after = optax.polynomial_schedule(optim.lr, 0.0, optim.power, rest)
+        schedule = optax.polynomial_schedule(optim.lr, 0.0, optim.power, remaining)
     else:
-        after = optax.cosine_decay_schedule(optim.lr, rest)
+        schedule = optax.cosine_decay_schedule(optim.lr, remaining)
     if not warmup:
-        return after
+        return schedule
     rise = optax.linear_schedule(optim.lr / warmup, optim.lr, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+    return optax.join_schedules([rise, schedule], [warmup])
 
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:

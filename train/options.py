@@ -33,13 +33,13 @@ class Options:
     base: Path | None = None
     """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     plan: Path | None = None
-    """The file of `swinunetr plan`, whose options replace those of the recipe. Options that are given as well replace those of the plan."""
+    """The file of `swinunetr plan`, whose options replace those of the recipe. Options of the command line replace those of the plan."""
     out: Path = Path("runs/latest")
     """Folder of the run."""
     kind: Kind
     """phantom: synthetic data made by the run; brats: tumour regions; labels: the labels that the data set states."""
     steps: int | None = None
-    """Optimizer steps, by default those of the epochs."""
+    """Number of optimizer steps, by default as many as the epochs need."""
     epochs: int = 300
     """Passes over the training cases, if --steps is not given."""
     batch: int = 1
@@ -58,7 +58,7 @@ class Options:
     """Regular expression that finds the patient in a case's name, by its first group or the whole match: '(P[0-9]+)_'. Cases of one patient
     stay in one fold. By default BIDS, BraTS and the usual PATIENT_VISIT names are recognised."""
     roi: tuple[int, int, int] | None = None
-    """Size of the training crop and the window, multiples of 32; by default fitted to the scans."""
+    """Size of the training crop and of the sliding window, multiples of 32; by default fitted to the scans."""
     channels: tuple[str, ...] = ()
     """Input channels by name, by default the data set's."""
     orientation: str | None = None
@@ -68,13 +68,13 @@ class Options:
     window: tuple[float, float] | None = None
     """Intensities that become 0 and 1, for CT; crops are then taken around labels. None normalises by each channel's statistics."""
     class_share: float = 0.0
-    """Share of the samples whose crop is centred on a voxel of a class that is drawn first; nnU-Net takes 0.33."""
+    """Share of the samples whose crop is centred on a voxel of a randomly drawn class; nnU-Net uses 0.33."""
     cache: Path | None = None
     """Folder for prepared cases, by default RUN/cache."""
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Type of the prepared scans; float16 takes half the disk space."""
     workers: int = 0
-    """Processes that read and augment; 0 does it in threads."""
+    """Number of processes that read and augment samples; 0 uses threads instead."""
     save_every: int | None = None
     """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
     keep: int = 2
@@ -112,7 +112,7 @@ class Options:
         ):
             if value is not None and value < least:
                 raise InputError(f"`{name}` must be at least {least}, got {value}.")
-        for name, value, fits, want in (
+        for name, value, valid, requirement in (
             ("optim.accumulate", self.optim.accumulate, self.batch % self.optim.accumulate == 0, f"divide `batch` {self.batch}"),
             ("optim.lr", self.optim.lr, self.optim.lr > 0, "be above 0"),
             ("optim.clip", self.optim.clip, self.optim.clip is None or self.optim.clip > 0, "be above 0"),
@@ -126,8 +126,8 @@ class Options:
             ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
             ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),
         ):
-            if not fits:
-                raise InputError(f"`{name}` must {want}, got {value}.")
+            if not valid:
+                raise InputError(f"`{name}` must {requirement}, got {value}.")
         for name, value in flatten(self.to_dict()).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value}.")
@@ -148,15 +148,15 @@ class Options:
 
     def _check_pmap(self) -> None:
         """Raises InputError for an option that needs more than the samples of one device."""
-        for name, given, why in (
+        for name, is_set, reason in (
             ("devices.spatial_shards", self.devices.spatial_shards > 1, "divides a volume, which needs sharding under jax.jit"),
             ("network.norm_name batch", self.network.norm_name == "batch", "takes statistics of the whole batch"),
             ("loss.batch", self.loss.batch, "takes the Dice of the whole batch"),
             ("loss.class_weights", self.loss.class_weights is not None, "takes a weighted mean over the whole batch"),
         ):
-            if given:
+            if is_set:
                 raise InputError(
-                    f"`{name}` {why}, but with `devices.pmap` each device sees only its own samples: leave one of them out."
+                    f"`{name}` {reason}, but with `devices.pmap` each device sees only its own samples: leave one of them out."
                 )
 
     def absolute(self) -> Self:
@@ -190,10 +190,10 @@ class Options:
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested options by dotted name, such as optim.lr."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return flat
 
 
 def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options) -> T:
@@ -210,11 +210,11 @@ def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options)
 
 def _renamed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested options, where those of `RENAMED` have their new names."""
-    found: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     for name, value in values.items():
         old = f"{prefix}{name}"
-        found[RENAMED.get(old, old).removeprefix(prefix)] = _renamed(value, f"{old}.") if isinstance(value, Mapping) else value
-    return found
+        renamed[RENAMED.get(old, old).removeprefix(prefix)] = _renamed(value, f"{old}.") if isinstance(value, Mapping) else value
+    return renamed
 
 
 def _is_field(kind: type, name: str) -> bool:

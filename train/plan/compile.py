@@ -1,4 +1,4 @@
-"""Compiles the trainer's own step for the devices of a plan, and keeps the memory that it needs on the disk."""
+"""Compiles the trainer's own step for the devices of a plan, and stores on disk how much memory the step needs."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ def compile_step(
     spatial_shards: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """Returns the trainer's own step, compiled for devices that need not exist.
+    """Returns the trainer's own step, compiled for devices that this machine need not have.
 
     Args:
         training: the run.
@@ -64,14 +64,14 @@ def sample_shapes(roi: tuple[int, ...], batch: int, channels: int) -> dict[str, 
 
 
 def held_and_temporary(program: jax.stages.Compiled) -> tuple[int, int]:
-    """Returns the bytes of a program on each device: (arguments and results, of which shared memory counts once, temporaries)."""
+    """Returns the bytes of a program on each device: of arguments and results, where shared memory counts once, and of temporaries."""
     memory = program.memory_analysis()
     assert memory is not None  # the compilers for CPUs, GPUs and TPUs report it
     return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes, memory.temp_size_in_bytes
 
 
 def roofline(optimal_seconds: float) -> float:
-    """Returns the TPU compiler's estimate without the -1 that it contains for each of the compiler's internal calls."""
+    """Returns the TPU compiler's estimate of a program's seconds without the -1 that it contains for each internal call."""
     return optimal_seconds - math.floor(optimal_seconds)
 
 
@@ -82,14 +82,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class StepCompiler:
-    """Compiles the training step of a data set and a recipe for a target, and keeps the figures on the disk.
+    """Compiles the training step of a data set and a recipe for a target, and stores its memory and time on disk.
 
     Attributes:
         training: the run; its network's size is replaced by that of each step.
         target: the devices.
         channels: the channels of a sample.
         spatial_shards: the devices that share each sample.
-        keep: whether the figures may be kept: not if the run has functions, which a file cannot identify.
+        keep: whether to store the memory and time. This is false if the recipe has functions, which the key of a file cannot identify.
         say: called with a sentence about each compilation.
     """
 
@@ -101,25 +101,25 @@ class StepCompiler:
     say: Callable[[str], None]
 
     def __call__(self, step: Step) -> StepBytes:
-        """Returns the memory of a step. It is infinite if the compiler finds no place for it."""
+        """Returns the memory of a step. It is infinite if the step does not fit into the device's memory."""
         path = self._path(step)
-        if path is not None and (known := _read(path)) is not None:
-            return known
+        if path is not None and (stored := _read(path)) is not None:
+            return stored
         started = time.perf_counter()
         try:
-            found = self._measured(step)
+            step_bytes = self._measured(step)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            found = StepBytes(0, math.inf)
+            step_bytes = StepBytes(0, math.inf)
         took = time.perf_counter() - started
-        self.say(f"compiled a step of {step.batch} × {by(step.roi)}, {step.network}: {gib(found.total)} ({took:.0f} s)")
-        if path is not None and math.isfinite(found.total):
-            _write(path, found)
-        return found
+        self.say(f"compiled a step of {step.batch} × {by(step.roi)}, {step.network}: {gib(step_bytes.total)} ({took:.0f} s)")
+        if path is not None and math.isfinite(step_bytes.total):
+            _write(path, step_bytes)
+        return step_bytes
 
     def _measured(self, step: Step) -> StepBytes:
-        """Returns the memory of a step after compiling it. On a GPU of this machine it is also run, because kernels choose work spaces."""
+        """Returns the memory of a step after compiling it. A GPU of this machine also runs it, because kernels choose work space then."""
         training = self._training(step.network)
         devices = self.target.devices[: self.spatial_shards]  # one group, since all groups need the same
         program = compile_step(
@@ -145,7 +145,7 @@ class StepCompiler:
         return dataclasses.replace(self.training, config=self.training.config.replace(**vars(network)))
 
     def _path(self, step: Step) -> Path | None:
-        """Returns the file that keeps the figures of a step, or None if there is no folder for it."""
+        """Returns the file for the memory and time of a step, or None if they are not stored."""
         folder = files.user_cache() if self.keep else None
         if folder is None:
             return None
@@ -167,8 +167,8 @@ def run_twice(
     """Runs two steps on zeros on devices of this machine.
 
     Returns:
-        The peak of the first device's memory in bytes, or 0 if it does not state it or had a higher peak before; and the seconds of the
-        second step.
+        The peak of the first device's memory in bytes, or 0 if the device does not report it or had a higher peak before; and the seconds
+        of the second step.
     """
     strategy = JitStrategy(device_mesh(step.batch, 1, devices))
     before = (devices[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
@@ -186,17 +186,17 @@ def run_twice(
 
 
 def _read(path: Path) -> StepBytes | None:
-    """Returns the figures in a file, or None if there is none or it is damaged, because they can be compiled again."""
+    """Returns the memory and time in a file. It is None if the file is missing or damaged, because the step can be compiled again."""
     try:
         return files.read_json(path, StepBytes, "delete it")
     except (FileNotFoundError, InputError):
         return None
 
 
-def _write(path: Path, found: StepBytes) -> None:
-    """Keeps figures if possible; without a place for them, the next plan compiles again."""
+def _write(path: Path, step_bytes: StepBytes) -> None:
+    """Writes the memory and time of a step. If this is not possible, the next plan compiles the step again."""
     try:
         os.makedirs(path.parent, exist_ok=True)
-        files.write_json(path, dataclasses.asdict(found))
+        files.write_json(path, dataclasses.asdict(step_bytes))
     except OSError:
         return

@@ -20,10 +20,10 @@ Spacing = tuple[float, float, float]
 ANISOTROPIC = 3.0  # ratio of voxel sizes, and of numbers of voxels, above which the coarse axis gets finer voxels than its median
 COARSE_PERCENTILE = 10  # of the voxel sizes along the coarse axis
 FIRST_CROP_VOXELS = 256**3
-MOSTLY_ZERO = 0.75  # share of a scan below which the box of its non-zero voxels is small
+MOSTLY_ZERO = 0.75  # the box of a scan's non-zero voxels is called small if it has less than this share of the scan
 LEAST_LONGEST = 2 * SIZE_MULTIPLE  # one axis of a crop has at least this size, see `SwinUNETRConfig.check_spatial`
 PATCH_VOXELS = 2**3  # voxels of one token of the first stage; a smaller structure is less than a token
-DATA_SHARE = 0.05  # of the voxels of all cases, the most that a step may see
+DATA_SHARE = 0.05  # the largest share of the voxels of all cases that a step may see
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def decide_window(
         return (low, high), Decision("window", (low, high), reason, "None: a z-score of each scan, which would lose the unit")
     share = fingerprint.box_share
     zeros = (
-        f"zeros are left out, which matters here: the box of the other voxels has {share:.0%} of a scan (median)"
+        f"zeros are excluded, which matters here: the box of the other voxels covers {share:.0%} of a scan (median)"
         if share < MOSTLY_ZERO
-        else f"zeros are left out as always, and change little here: the box of the other voxels has {share:.0%} of a scan (median)"
+        else f"zeros are always excluded, and matter little here: the box of the other voxels covers {share:.0%} of a scan (median)"
     )
     reason = (
         f"the channels are not all called CT, so their values have no unit: each scan and channel gets a z-score, where {zeros}"
@@ -110,7 +110,7 @@ def median_shape(fingerprint: Fingerprint, spacing: Spacing) -> np.ndarray:
 
 
 def first_crop(median: np.ndarray, spacing: Spacing) -> Roi:
-    """Returns the largest crop to try: as long in mm along every axis, with at most 256³ voxels, and no larger than the median scan.
+    """Returns the largest crop to try: equally long in mm along every axis, at most 256³ voxels, and no larger than the median scan.
 
     Each axis is rounded up to a multiple of 32. Only an axis of 33 to 40 voxels is rounded down, because 64 would be 38 % padding or more
     and 32 cuts off a fifth or less; see the effect of single changes in docs/train.md.
@@ -146,32 +146,32 @@ def batch_limit(fingerprint: Fingerprint, median: np.ndarray, crop: Roi) -> int:
 
 def notes(fingerprint: Fingerprint, spacing: Spacing, crop: Roi) -> list[str]:
     """Returns sentences about the data that the user should know before training."""
-    found, median = [], median_shape(fingerprint, spacing)
+    sentences, median = [], median_shape(fingerprint, spacing)
     ratio = max(spacing) / min(spacing)
     if ratio > ANISOTROPIC:
         axis = int(np.argmax(spacing))
         padded = f", which is padded to {SIZE_MULTIPLE}" if median[axis] < SIZE_MULTIPLE else ""
-        found.append(
+        sentences.append(
             f"the voxels of {numbers(spacing)} mm are {ratio:.1f} times as long along one axis as along another, but Swin UNETR halves "
             f"every axis five times and has no anisotropic kernels; the median scan has {median[axis]:g} voxels along axis {axis}{padded}."
         )
     shapes = np.round(fingerprint.shapes * fingerprint.spacings / np.array(spacing))
     small = int((shapes < np.array(crop)).any(axis=1).sum())
     if small:
-        found.append(
+        sentences.append(
             f"{small} of {len(shapes)} scans are smaller than the crop of {by(crop)} along some axis and are padded; the median scan has "
             f"{by(median)} voxels."
         )
     rare = _rare_labels(fingerprint)
     if rare:
-        found.append(f"{rare} in fewer than two cases, so that training and validation cannot both have them.")
-    found += [
+        sentences.append(f"{rare} in fewer than two cases, so that training and validation cannot both contain every label.")
+    sentences += [
         f"label {value} has {voxels:.3g} voxels in the median case that has it, after resampling, which is less than the {PATCH_VOXELS} "
         "voxels of one patch of the network: it may not be learned, and its Dice depends on single voxels."
         for value, voxels in _median_voxels(fingerprint, spacing).items()
         if voxels < PATCH_VOXELS
     ]
-    return found
+    return sentences
 
 
 def by(shape: Sequence[float] | np.ndarray) -> str:
@@ -202,11 +202,11 @@ def _padded(size: float) -> int:
 
 def _median_voxels(fingerprint: Fingerprint, spacing: Spacing) -> dict[int, float]:
     """Returns the median number of voxels of each label after resampling to `spacing`, over the cases in which it occurs."""
-    found: dict[int, list[float]] = {}
+    by_label: dict[int, list[float]] = {}
     for case in fingerprint.cases:
         for value, voxels in case.voxels.items():
-            found.setdefault(value, []).append(voxels * math.prod(case.spacing) / math.prod(spacing))
-    return {value: float(np.median(counts)) for value, counts in sorted(found.items())}
+            by_label.setdefault(value, []).append(voxels * math.prod(case.spacing) / math.prod(spacing))
+    return {value: float(np.median(counts)) for value, counts in sorted(by_label.items())}
 
 
 def _rare_labels(fingerprint: Fingerprint) -> str:

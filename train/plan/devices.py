@@ -1,4 +1,4 @@
-"""The devices that a plan is made for: those of this machine, or a TPU that is only named and whose compiler is installed."""
+"""The devices that a plan is made for: those of this machine, or a TPU that this machine lacks but whose compiler is installed."""
 
 import os
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from swinunetr_jax.runtime.device import Device
 from swinunetr_jax.runtime.xla import compiler_options
 
 CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30}  # memory of a chip
-USABLE = 0.92  # of the memory; the rest is for the kernels' work spaces and for fragmentation
-# Without LLVM's optimizations a step compiles several times as fast. The memory is assigned before LLVM, so that it stays the same.
+USABLE = 0.92  # share of the memory that a step may need; the rest is for the kernels' work spaces and for fragmentation
+# Without LLVM's optimizations a step compiles several times as fast. The memory is assigned before LLVM runs, so it stays the same.
 CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
@@ -27,7 +27,7 @@ class Target:
     Attributes:
         kind: the kind of device, such as "cpu" or "NVIDIA H100 80GB HBM3".
         devices: the devices, or descriptions of them.
-        memory: the bytes of one device.
+        memory: the memory of one device in bytes.
         options: the options with which steps are compiled.
         is_here: whether programs can be run on the devices.
     """
@@ -49,36 +49,36 @@ class Target:
 
 
 def find_target(name: str | None = None, memory: float | None = None) -> Target:
-    """Returns the devices with a name.
+    """Returns the devices that a name stands for.
 
     Args:
         name: "cpu", "gpu", a kind of TPU such as "v5e" (one chip), or a topology such as "v5e:2x4". None takes the default devices of JAX.
-        memory: the memory of one device in GiB; by default what the device states.
+        memory: the memory of one device in GiB; by default what the device reports.
 
     Raises:
         InputError: the name is not known, there is no such device or compiler, or the memory is not known or not above 0.
     """
     if memory is not None and not memory > 0:
         raise InputError(f"--memory is {memory:g}, expected the memory of a device in GiB, above 0.")
-    given = None if memory is None else int(memory * (1 << 30))
+    memory_bytes = None if memory is None else int(memory * (1 << 30))
     kind = (name or "").partition(":")[0]
     if name is not None and kind in CHIP_BYTES:
         devices = topology_devices(name if ":" in name else f"{name}:2x2")
-        return Target(kind, tuple(devices if ":" in name else devices[:1]), given or CHIP_BYTES[kind], {}, False)
+        return Target(kind, tuple(devices if ":" in name else devices[:1]), memory_bytes or CHIP_BYTES[kind], {}, False)
     if name not in (None, "cpu", "gpu", "tpu"):
         raise InputError(
             f"there is no device {name}: give cpu, gpu or tpu for those of this machine, or {', '.join(CHIP_BYTES)} or a topology such as "
             "v5e:2x4 for a TPU."
         )
     try:
-        found = jax.devices() if name is None else jax.devices(name)
+        available = jax.devices() if name is None else jax.devices(name)
     except RuntimeError as error:
         raise InputError(
             f"this machine has no {name} that JAX can use ({str(error)[:120]}): give another --device, or leave it out."
         ) from error
-    device = found[0]
+    device = available[0]
     options = CPU_OPTIONS if device.platform == "cpu" else compiler_options()
-    return Target(device.device_kind, tuple(found), given or _memory(device), dict(options), True)
+    return Target(device.device_kind, tuple(available), memory_bytes or _memory(device), dict(options), True)
 
 
 def topology_devices(topology: str) -> list[Device]:

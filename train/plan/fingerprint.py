@@ -1,7 +1,7 @@
-"""The facts of a data set from which a training run is planned. Pure NumPy: arrays in, numbers that JSON can hold out.
+"""The facts of a data set from which a training run is planned, computed from NumPy arrays and stored as JSON.
 
-The statistics of intensities are those of nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): over the labelled
-voxels of all cases together.
+The statistics of intensities are those of nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z), computed over the
+labelled voxels of all cases together.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from scipy import ndimage
 from swinunetr_jax import files
 from swinunetr_jax.data.boxes import Box, bounding_box, whole_box
 
-# Intensities that are kept of each channel, of all cases together. The error of a percentile's rank is then below 0.01 %. nnU-Net keeps
-# ten times as many, which would take gigabytes for several channels.
+# The number of intensities per channel that are kept, over all cases together. The error of a percentile's rank is then below 0.01 %.
+# nnU-Net keeps ten times as many, which would take gigabytes for several channels.
 SAMPLES = 10**7
 PERCENTILES = (0.5, 50.0, 99.5)
 DIGITS = 6  # significant digits that are stored, so that rounding on another machine does not change the digest
@@ -97,7 +97,7 @@ class Fingerprint:
 
     @property
     def box_share(self) -> float:
-        """The median share of a scan that the box of its non-zero voxels has."""
+        """The median share of a scan that the box of its non-zero voxels covers."""
         return float(np.median([case.box_share for case in self.cases]))
 
 
@@ -127,8 +127,8 @@ def measure_case(
     inside = math.prod(stop - start for start, stop in box)
     values, counts = np.unique(label, return_counts=True)
     voxels = {int(value): int(count) for value, count in zip(values, counts) if value != 0}
-    found = ndimage.find_objects(label)
-    components = {value: _components(label[found[value - 1]] == value) for value in voxels}
+    boxes = ndimage.find_objects(label)
+    components = {value: _components(label[boxes[value - 1]] == value) for value in voxels}
     facts = CaseFacts(
         name=name,
         shape=shape,

@@ -29,13 +29,13 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import channel_names, source_of
 from swinunetr_jax.training.step import Training
 
-ANCHOR_EDGE = 64  # the largest edge of the first crop that is compiled of each network
+ANCHOR_EDGE = 64  # the largest edge of the crop with which the first step of each network is compiled
 TRAINING_SHARE = 0.8  # of the cases: with five folds, four are for training
 
 
 @dataclass(frozen=True)
 class Given:
-    """The decisions that the user makes. None leaves one to the planner."""
+    """The decisions that the user makes. None leaves a decision to the planner."""
 
     spacing: Spacing | None = None
     orientation: str | None = None
@@ -73,8 +73,8 @@ def make_plan(
     orientation = given.orientation or recipe.orientation or "RAS"
     measured = measure(dataset, channels=recipe.channels, orientation=orientation, known=known, progress=progress)
     fingerprint = measured.fingerprint
-    spacing, of_spacing = decide_spacing(fingerprint, given.spacing)
-    window, of_window = decide_window(fingerprint, given.window)
+    spacing, spacing_decision = decide_spacing(fingerprint, given.spacing)
+    window, window_decision = decide_window(fingerprint, given.window)
     median = median_shape(fingerprint, spacing)
     task, channels = _task(recipe, dataset, cases)
     _check_labels(dataset, task, fingerprint)
@@ -101,9 +101,9 @@ def make_plan(
 
     sizes = settle(choose, memory, target.limit, confirm_all=target.platform == "tpu")
     orientation_decision = Decision(
-        "orientation", orientation, "all scans are brought to it, since voxel sizes are along its axes", "as stored"
+        "orientation", orientation, "all scans are reoriented to it, since voxel sizes refer to its axes", "as stored"
     )
-    found = memory.compiled[sizes.step]
+    step_bytes = memory.compiled[sizes.step]
     steps = recipe.steps or -(-recipe.epochs * round(TRAINING_SHARE * len(cases)) // sizes.batch)
     return Plan(
         version=VERSION,
@@ -111,15 +111,15 @@ def make_plan(
         data=str(recipe.data),
         recipe=str(recipe.file.path) if recipe.file else recipe.name,
         options=PlannedOptions(sizes.step.roi, sizes.batch, spacing, orientation, window, sizes.step.network),
-        decisions=(orientation_decision, of_spacing, of_window, *sizes.decisions),
+        decisions=(orientation_decision, spacing_decision, window_decision, *sizes.decisions),
         notes=tuple(notes(fingerprint, spacing, sizes.step.roi)),
         need=Need(
             device=target.kind,
             count=len(target.devices),
             limit_bytes=target.limit,
-            step_bytes=found.total,
-            seconds=found.seconds,
-            hours=None if found.seconds is None else steps * found.seconds / 3600,
+            step_bytes=step_bytes.total,
+            seconds=step_bytes.seconds,
+            hours=None if step_bytes.seconds is None else steps * step_bytes.seconds / 3600,
         ),
         digest=fingerprint.digest,
         fingerprint=fingerprint,
@@ -137,20 +137,20 @@ def _dataset(recipe: Recipe) -> Dataset:
 
 
 def _task(recipe: Recipe, dataset: Dataset, cases: list[Case]) -> tuple[Task, int]:
-    """Returns the task of the run and the number of its channels. The memory depends on its outputs only."""
+    """Returns the task of the run and the number of its channels. Of the task, only the outputs affect the memory of a step."""
     names, count = channel_names(dataset, cases, recipe.channels)
     fields: dict[str, Any] = {"channels": names}
     return source_of(recipe).task(dataset, cases, fields), count
 
 
 def _check_labels(dataset: Dataset, task: Task, fingerprint: Fingerprint) -> None:
-    """Raises InputError if a label of the task, or all labels of one of its regions, occur in no case."""
-    found = {0}.union(*(case.voxels for case in fingerprint.cases))
-    missing = [output for output in task.outputs if found.isdisjoint(output.members or (output.value,))]
+    """Raises InputError if a label of the task occurs in no case, or if none of the labels of a region does."""
+    present = {0}.union(*(case.voxels for case in fingerprint.cases))
+    missing = [output for output in task.outputs if present.isdisjoint(output.members or (output.value,))]
     if missing:
-        shown = ", ".join(f"{output.name} ({', '.join(map(str, output.members or (output.value,)))})" for output in missing)
+        listed = ", ".join(f"{output.name} ({', '.join(map(str, output.members or (output.value,)))})" for output in missing)
         raise InputError(
-            f"{dataset.root}: some labels occur in no case: {shown}; correct the label maps, or remove these "
+            f"{dataset.root}: some labels occur in no case: {listed}; correct the label maps, or remove these "
             "labels from the data set's list of labels."
         )
 
@@ -182,7 +182,7 @@ def shown(plan: Plan) -> list[str]:
 
 
 def recipe_text(plan: Plan, file: str) -> str:
-    """Returns a recipe file that takes the options of a plan, and is written next to it.
+    """Returns the text of a recipe file that uses the options of a plan. The file has to be in the same folder as the plan.
 
     Args:
         plan: the plan.

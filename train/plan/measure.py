@@ -65,9 +65,9 @@ def measure(
     """
     cases = labelled_cases(dataset)
     names, count = channel_names(dataset, cases, channels)
-    shown = names or tuple(str(index) for index in range(count))
+    shown_names = names or tuple(str(index) for index in range(count))
     sources = {case.name: _sources(case) for case in cases}
-    if known is not None and _same(known, sources, shown, orientation):
+    if known is not None and _same(known, sources, shown_names, orientation):
         return known
     task = Task.classes(2, channels=names, orientation=orientation)  # reading needs the channels and the orientation only
 
@@ -99,7 +99,7 @@ def measure(
             *lines,
             f"All faults of the data set: swinunetr validate {dataset.root}",
         )
-    fingerprint = combine([done[number] for number in range(len(cases))], shown, orientation)
+    fingerprint = combine([done[number] for number in range(len(cases))], shown_names, orientation)
     if not any(case.voxels for case in fingerprint.cases):
         raise InputError(
             f"{dataset.root}: the label maps hold only background, expected labels to learn; check the data set with `swinunetr validate`."
@@ -121,11 +121,11 @@ def _same(
 
 def _sources(case: Case) -> list[tuple[str, int, int]]:
     """Returns the path, the size and the time of change of each file of a case; 0 and 0 for a file that cannot be read."""
-    found = []
+    sources = []
     for path in (*case.images, *([case.label] if case.label else [])):
         try:
             status = path.stat()
-            found.append((str(path.absolute()), status.st_size, status.st_mtime_ns))
+            sources.append((str(path.absolute()), status.st_size, status.st_mtime_ns))
         except OSError:  # reading the case reports it
-            found.append((str(Path(path).absolute()), 0, 0))
-    return found
+            sources.append((str(Path(path).absolute()), 0, 0))
+    return sources

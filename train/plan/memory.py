@@ -1,4 +1,4 @@
-"""The memory of training steps: that of compiled steps, and a line through these for all others.
+"""The memory of training steps: the compiler's figure for compiled steps, and a linear estimate from these for all others.
 
 A step needs its arguments and its results, without those that share their memory, and its temporaries. The compiler places all of them, so
 that their size is known without running the step. It is nearly linear in the voxels of the batch.
@@ -20,7 +20,7 @@ class StepBytes:
 
     Attributes:
         held: bytes of the arguments and results, without results that take the place of arguments.
-        temporary: bytes of the intermediates. Infinity means that the compiler found no place for them.
+        temporary: bytes of the intermediates. Infinity means that they do not fit into the device's memory.
         seconds: a step's seconds: measured on a GPU, the compiler's lower bound for a TPU, unknown for a CPU.
     """
 
@@ -58,7 +58,7 @@ class StepMemory:
         return _line(points, _voxels(step))
 
     def compile(self, step: Step) -> StepBytes:
-        """Compiles a step, unless it has been, and returns its memory."""
+        """Compiles a step, unless it has been compiled before, and returns its memory."""
         if step not in self.compiled:
             self.compiled[step] = self._compile(step)
         return self.compiled[step]
@@ -69,26 +69,26 @@ class StepMemory:
 
     def _points(self, network: NetworkSize) -> list[tuple[int, StepBytes]]:
         """Returns the compiled steps of a network as (voxels, memory), in the order of their voxels."""
-        found = [(_voxels(s), one) for s, one in self.compiled.items() if s.network == network and one.total < math.inf]
-        return sorted(found, key=lambda point: point[0])
+        fitting = {step: memory for step, memory in self.compiled.items() if step.network == network and memory.total < math.inf}
+        return sorted(((_voxels(step), memory) for step, memory in fitting.items()), key=lambda point: point[0])
 
 
 def settle(choose: Callable[[StepMemory], Sizes], memory: StepMemory, limit: float, *, confirm_all: bool = False) -> Sizes:
     """Returns the choice whose decisive steps have all been compiled.
 
     A choice is first made with estimates. Then its step is compiled, and those steps that it rejects because they do not fit, if they are
-    estimated to be near the limit. Each compiled step makes the estimates better, and the choice is made again until nothing is to be
-    compiled.
+    estimated to be near the limit. Each compiled step makes the estimates better, and the choice is made again until no other step has to
+    be compiled.
 
     Args:
         choose: makes the choice with this memory.
         memory: the memory of steps.
         limit: the bytes that a step may need.
-        confirm_all: whether to compile every rejected step, for a compiler that takes less memory where it is short of it.
+        confirm_all: whether to compile every rejected step, because the compiler uses less memory when there is too little of it.
     """
     while True:
         sizes = choose(memory)
-        near = [one for one in sizes.refused if confirm_all or memory(one) <= limit * (1 + memory.margin(one.network))]
+        near = [step for step in sizes.refused if confirm_all or memory(step) <= limit * (1 + memory.margin(step.network))]
         unknown = [step for step in (sizes.step, *near) if step not in memory.compiled]
         if not unknown:
             return sizes
@@ -100,12 +100,12 @@ def _voxels(step: Step) -> int:
 
 
 def _line(points: list[tuple[int, StepBytes]], voxels: int) -> float:
-    """Returns the bytes for a number of voxels on the line through the two nearest points, or through one point and what it holds."""
+    """Returns the bytes for a number of voxels on the line through the two nearest points, or through one point and its held bytes at 0."""
     if len(points) == 1 or points[0][0] == points[-1][0]:
-        at, one = points[0]
-        return one.held + one.temporary * voxels / at
+        point_voxels, memory = points[0]
+        return memory.held + memory.temporary * voxels / point_voxels
     nearest = sorted(points, key=lambda point: abs(math.log(point[0] / voxels)))
-    at, one = nearest[0]
-    other_at, other = next(point for point in nearest if point[0] != at)
-    slope = max((other.total - one.total) / (other_at - at), 0)
-    return max(one.total + slope * (voxels - at), one.held)
+    point_voxels, memory = nearest[0]
+    other_voxels, other_memory = next(point for point in nearest if point[0] != point_voxels)
+    slope = max((other_memory.total - memory.total) / (other_voxels - point_voxels), 0)
+    return max(memory.total + slope * (voxels - point_voxels), memory.held)

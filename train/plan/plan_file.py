@@ -93,7 +93,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     try:
         files.write_json(path, dataclasses.asdict(plan))
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({files.reason(error)}); give another file by --out.") from error
+        raise InputError(f"{path}: cannot be written ({files.reason(error)}); give another file with --out.") from error
 
 
 def read_plan(path: Path) -> Plan:
@@ -135,11 +135,11 @@ def check_plan(path: Path, dataset: Dataset, channels: tuple[str, ...]) -> None:
     """
     plan = read_plan(path)
     with Progress("comparing the data set with the plan", "case", silent=not processes.is_leader()) as progress:
-        found = measure(
+        measured = measure(
             dataset, channels=channels, orientation=plan.fingerprint.orientation, known=plan.measured, progress=progress
         )
-    if found.fingerprint.digest != plan.digest:
+    if measured.fingerprint.digest != plan.digest:
         raise InputError(
             f"{path} was made for another data set than {dataset.root} ({plan.data}, {len(plan.fingerprint.cases)} cases; now "
-            f"{len(found.fingerprint.cases)}): {_REMEDY} {dataset.root}."
+            f"{len(measured.fingerprint.cases)}): {_REMEDY} {dataset.root}."
         )

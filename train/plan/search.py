@@ -1,4 +1,4 @@
-"""Chooses network, crop and batch by the memory that a training step needs. Pure functions of a function that returns this memory."""
+"""Chooses network, crop and batch by the memory that a training step needs, which the functions here get from an argument `memory`."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 from swinunetr_jax import InputError
 from swinunetr_jax.training.plan.decisions import Decision, Roi, by, smaller_crop
 
-LEAST_SHARE = 0.25  # of the median scan's voxels; while the crop has fewer, the network makes concessions
+LEAST_SHARE = 0.25  # of the median scan's voxels; if the crop has fewer, a network that needs less memory is tried
 LEAST_BATCH = 2
 GIB = 1 << 30
 
@@ -82,7 +82,7 @@ class Sizes:
 
     Attributes:
         step: the step that fits.
-        refused: the steps on whose not fitting the choice depends.
+        refused: the steps that do not fit, on which the choice depends.
         batch: the batch of all groups together.
         decisions: the decisions with their reasons.
     """
@@ -98,8 +98,9 @@ def choose_sizes(
 ) -> Sizes:
     """Returns the network, the crop and the batch.
 
-    The first network is the largest one. While the largest crop that fits at the least batch has less than a quarter of the median scan's
-    voxels, the network makes concessions: bfloat16, then blocks that are recomputed in the backward pass, then 24 features.
+    The first network is the largest one. If the largest crop that fits at the least batch has less than a quarter of the median scan's
+    voxels, networks that need less memory are tried: with bfloat16, then also with blocks recomputed in the backward pass, then with 24
+    features.
 
     Args:
         memory: the memory of a step.
@@ -116,7 +117,7 @@ def choose_sizes(
     first = fixed.roi or first
     least = budget.least_batch if fixed.batch is None else group_batch(fixed.batch, budget.groups)
     refused: list[Step] = []
-    rejected = ""
+    rejection = ""
     chosen: tuple[NetworkSize, Roi] | None = None
     networks = _networks(budget, fixed)
     for network in networks:
@@ -128,19 +129,23 @@ def choose_sizes(
             if fixed.roi or math.prod(crop) >= LEAST_SHARE * math.prod(median) or crop == first:
                 break
             share = math.prod(crop) / math.prod(median)
-            rejected = f"{network}: the largest crop is {by(crop)} at a batch of {least}, {share:.0%} of the median scan's voxels"
+            rejection = (
+                f"{network}: the largest crop is {by(crop)} at a batch of {least}, {share:.0%} of the median scan's voxels"
+            )
         else:
-            rejected = f"{network}: no crop fits at a batch of {least}"
+            rejection = f"{network}: no crop fits at a batch of {least}"
     if chosen is None:
         raise _nothing_fits(memory, budget, networks[-1], first if fixed.roi else _smallest_crop(first, median), least)
     network, crop = chosen
     step, larger_batch, capped = _largest_batch(memory, budget, Step(network, crop, least), batch_limit(crop), fixed.batch)
     if larger_batch is not None:
         refused.append(larger_batch)
-    larger_crop = next((one for one in reversed(refused) if one.network == network and one.roi != crop), None)
+    larger_crop = next(
+        (candidate for candidate in reversed(refused) if candidate.network == network and candidate.roi != crop), None
+    )
     total = fixed.batch or step.batch * budget.groups
     decisions = (
-        *_network_decisions(network, fixed, budget, rejected, math.prod(crop) / math.prod(median)),
+        *_network_decisions(network, fixed, budget, rejection, math.prod(crop) / math.prod(median)),
         _crop_decision(memory, budget, Step(network, crop, least), larger_crop, fixed, median, first),
         _batch_decision(memory, budget, step, total, larger_batch, capped, fixed),
     )
@@ -148,7 +153,7 @@ def choose_sizes(
 
 
 def search(holds: Callable[[int], bool], guess: int) -> int:
-    """Returns the largest number from 1 on for which `holds` is true, or 0. It must be true for all numbers below that one."""
+    """Returns the largest number from 1 on for which `holds` is true, or 0. `holds` must be true for all smaller numbers."""
     number = max(guess, 1)
     if holds(number):
         while holds(number + 1):
@@ -160,7 +165,7 @@ def search(holds: Callable[[int], bool], guess: int) -> int:
 
 
 def group_batch(batch: int, groups: int) -> int:
-    """Returns the samples of each group of devices in a batch, of which as many groups as possible take an equal share."""
+    """Returns the number of samples for each group of devices if as many groups as possible share a batch equally."""
     return batch // max(n for n in range(1, groups + 1) if batch % n == 0)
 
 
@@ -187,7 +192,7 @@ def _networks(budget: Budget, fixed: Fixed) -> list[NetworkSize]:
 def _largest_crop(
     memory: Memory, limit: float, network: NetworkSize, first: Roi, batch: int, median: np.ndarray | None
 ) -> tuple[Roi | None, Roi | None]:
-    """Returns (the largest crop that fits, the next larger one that does not); None if there is none.
+    """Returns the largest crop that fits, and the next larger one, which does not fit; None stands for a crop that does not exist.
 
     Without `median` only the first crop is tried.
     """
@@ -218,7 +223,7 @@ def _largest_batch(memory: Memory, budget: Budget, step: Step, most: int, fixed:
         step = larger
 
 
-def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejected: str, share: float) -> list[Decision]:
+def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejection: str, share: float) -> list[Decision]:
     features = "a CPU takes the smallest network, because time limits it before memory does" if budget.on_cpu else ""
     reasons = {
         "feature_size": (features or "the width of the published networks", f"{48 if network.feature_size != 48 else 24}"),
@@ -240,7 +245,7 @@ def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejec
             reason = "given by the user"
         elif value != getattr(standard, name):
             reason = f"saves memory for the crop, which has {share:.0%} of the median scan's voxels"
-            other = f"{getattr(standard, name)}; {rejected}" if rejected else str(getattr(standard, name))
+            other = f"{getattr(standard, name)}; {rejection}" if rejection else str(getattr(standard, name))
         decisions.append(Decision(f"network.{name}", value, reason, other))
     return decisions
 
@@ -248,21 +253,24 @@ def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejec
 def _crop_decision(
     memory: Memory, budget: Budget, step: Step, larger: Step | None, fixed: Fixed, median: np.ndarray, first: Roi
 ) -> Decision:
-    share = f"the median scan has {by(median)} voxels"
+    median_note = f"the median scan has {by(median)} voxels"
     if fixed.roi is not None:
-        return Decision("roi", step.roi, f"given by the user; {share}", "the planner's own crop was not searched")
+        return Decision("roi", step.roi, f"given by the user; {median_note}", "the planner's own crop was not searched")
     if larger is not None:
         need = f"needs {gib(memory(larger))} at a batch of {larger.batch}, more than {gib(budget.limit)}"
         return Decision(
             "roi",
             step.roi,
-            f"the largest crop in the scans' proportions that fits at a batch of {step.batch}; {share}",
+            f"the largest crop in the scans' proportions that fits at a batch of {step.batch}; {median_note}",
             f"{by(larger.roi)}: {need}",
         )
     smaller = smaller_crop(first, median)
     other = f"{by(smaller)}: has less context" if smaller else "none: it is the smallest crop that the network takes"
     return Decision(
-        "roi", step.roi, f"the median scan, or 256³ voxels in its proportions, in multiples of 32 along each axis; {share}", other
+        "roi",
+        step.roi,
+        f"the median scan, or 256³ voxels in its proportions, in multiples of 32 along each axis; {median_note}",
+        other,
     )
 
 
