@@ -89,14 +89,14 @@ class Evaluate:
         if self.scorer is None and (self.scorer_environment is not None or self.scorer_ranking != "gli"):
             raise InputError("--scorer-environment and --scorer-ranking have no effect without --scorer brats2026: give it too.")
         challenge = None if self.scorer is None else Challenge(self.scorer_ranking, self.scorer_environment)
-        found_maps, known = find_predictions(self.predictions), find_references(self.references, base=self.base)
+        label_maps, data_set = find_predictions(self.predictions), find_references(self.references, base=self.base)
         record = read_record(self.predictions)
-        same = files.is_file(self.predictions) and files.is_file(self.references)
-        pairs = pair_cases(found_maps.cases, known, record, same=same)
-        predictions, references, refused = pairs.predictions, pairs.references, {**found_maps.refused, **pairs.refused}
+        two_files = files.is_file(self.predictions) and files.is_file(self.references)
+        pairs = pair_cases(label_maps.cases, data_set, record, same=two_files)
+        predictions, references, refused = pairs.predictions, pairs.references, {**label_maps.refused, **pairs.refused}
         for text in references.warnings:
             console.say(literal(text))
-        task = choose_task(self.task, record, known)
+        task = choose_task(self.task, record, data_set)
         out = self.out or (self.predictions if files.is_folder(self.predictions) else self.predictions.parent)
         if files.exists(out) and not (files.is_folder(out) and os.access(out, os.W_OK)):
             raise InputError(f"{out}: cannot be written; give a folder with write access by --out.")
@@ -110,7 +110,7 @@ class Evaluate:
 
         try:
             with challenge or contextlib.nullcontext():
-                found = evaluate(
+                evaluation = evaluate(
                     predictions,
                     references,
                     task,
@@ -124,70 +124,74 @@ class Evaluate:
         except KeyboardInterrupt:
             console.say("interrupted, no scores were written", sys.stderr)
             return EXIT_INTERRUPTED
-        paths = write_scores(found, out, predictions=str(self.predictions), references=str(self.references))
-        console.say("\n".join(cases_table(found)))
-        console.say("\n".join(means_table(found)))
-        for note, names in _by_text(found.notes).items():
+        paths = write_scores(evaluation, out, predictions=str(self.predictions), references=str(self.references))
+        console.say("\n".join(cases_table(evaluation)))
+        console.say("\n".join(means_table(evaluation)))
+        for note, names in _by_text(evaluation.notes).items():
             console.say(f"{console.name_list(map(literal, names), MAX_NAMES)}: note: {literal(note)}")
-        if found.challenge is not None:
-            console.say(literal(challenge_sentence(found.challenge, task)))
+        if evaluation.challenge is not None:
+            console.say(literal(challenge_sentence(evaluation.challenge, task)))
         console.say(literal(f"→ {', '.join(map(str, paths))}"))
-        for line in problem_lines(list(found.failed.items()), "FAILED"):
+        for line in problem_lines(list(evaluation.failed.items()), "FAILED"):
             console.say(literal(line), sys.stderr)
-        if found.challenge is not None:
-            for line in problem_lines(list(found.challenge.failed.items()), "NOT SCORED by the program of BraTS 2026"):
+        if evaluation.challenge is not None:
+            for line in problem_lines(list(evaluation.challenge.failed.items()), "NOT SCORED by the program of BraTS 2026"):
                 console.say(literal(line), sys.stderr)
-        for what, names in (("prediction", found.missing_predictions), ("reference", found.missing_references)):
+        for kind, names in (("prediction", evaluation.missing_predictions), ("reference", evaluation.missing_references)):
             if names:
                 console.say(
-                    f"{len(names)} case{'s' * (len(names) != 1)} without a {what}: {', '.join(map(literal, names))}", sys.stderr
+                    f"{len(names)} case{'s' * (len(names) != 1)} without a {kind}: {', '.join(map(literal, names))}", sys.stderr
                 )
-        return 0 if found.complete else EXIT_INCOMPLETE
+        return 0 if evaluation.complete else EXIT_INCOMPLETE
 
 
 def _by_text(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Returns sentence → cases, so that a sentence about many cases is printed once."""
-    found: dict[str, list[str]] = {}
+    """Returns the cases of each sentence, so that a sentence about many cases is printed once."""
+    cases_by_sentence: dict[str, list[str]] = {}
     for name, sentences in notes.items():
         for sentence in sentences:
-            found.setdefault(sentence, []).append(name)
-    return found
+            cases_by_sentence.setdefault(sentence, []).append(name)
+    return cases_by_sentence
 
 
-def cases_table(found: Evaluation) -> list[str]:
+def cases_table(evaluation: Evaluation) -> list[str]:
     """Returns a line for each case and output."""
-    metrics = next((list(values) for case in found.scores.values() for values in case.values()), [])
+    metrics = next((list(values) for case in evaluation.scores.values() for values in case.values()), [])
     columns = {m: title for m, title in (COLUMNS | LESION_COLUMNS | CHALLENGE_COLUMNS).items() if m in metrics}
-    head = ["case", "output", *(f"{t} ({found.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items())]
+    head = [
+        "case",
+        "output",
+        *(f"{t} ({evaluation.tolerance_mm:g} mm)" if m == "surface_dice" else t for m, t in columns.items()),
+    ]
     rows = [
         [literal(name), literal(output), *(_number(m, values[m]) for m in columns)]
-        for name, case in found.scores.items()
+        for name, case in evaluation.scores.items()
         for output, values in case.items()
     ]
     return _aligned([head, *rows])
 
 
-def challenge_sentence(found: ChallengeScores, task: Task) -> str:
+def challenge_sentence(scores: ChallengeScores, task: Task) -> str:
     """Returns the sentence on the program's versions and on its regions that are not outputs of the task."""
     outputs = {output.name.lower() for output in task.outputs}
-    others = sorted({region for case in found.cases.values() for region in case} - outputs)
-    text = f"BraTS 2026: ranking {found.ranking}, {found.program}"
+    others = sorted({region for case in scores.cases.values() for region in case} - outputs)
+    text = f"BraTS 2026: ranking {scores.ranking}, {scores.program}"
     return text + (f"; the scores of its regions {', '.join(others)} are only in scores.json" if others else "")
 
 
-def means_table(found: Evaluation) -> list[str]:
+def means_table(evaluation: Evaluation) -> list[str]:
     """Returns a line for each metric with its means, its convention, and the number of undefined scores (NaN).
 
-    The last of the means is that over all outputs.
+    The last mean of each line is over all outputs.
     """
-    means = found.means()
+    means = evaluation.means()
     outputs = list(next(iter(means.values()), {}))
     rows = []
     for metric, row in means.items():
         left_out = ", ".join(f"{mean.left_out} {literal(name)}" for name, mean in row.items() if mean.left_out and name != "mean")
-        last = f"{found.convention(metric)}{f' [left out: {left_out}]' * bool(left_out)}"
-        rows.append([metric, *(_number(metric, row[name].value) for name in outputs), last])
-    count = len(found.scores)
+        convention = f"{evaluation.convention(metric)}{f' [left out: {left_out}]' * bool(left_out)}"
+        rows.append([metric, *(_number(metric, row[name].value) for name in outputs), convention])
+    count = len(evaluation.scores)
     return [
         "",
         f"means over {count} case{'s' * (count != 1)}",
@@ -198,10 +202,10 @@ def means_table(found: Evaluation) -> list[str]:
 def _number(metric: str, value: float) -> str:
     if math.isnan(value):
         return "none"
-    shares = ("dice", "dsc", "nsd", "prec", "rec", "f1")
+    fractions = ("dice", "dsc", "nsd", "prec", "rec", "f1")
     return (
         f"{value:.4f}"
-        if any(share in metric.split("_") for share in shares)
+        if any(fraction in metric.split("_") for fraction in fractions)
         else f"{value:.2f}"
         if isinstance(value, float)
         else str(value)

@@ -1,8 +1,8 @@
-"""Scores by the program of the BraTS challenge of 2026, `brats-evaluation`, in an environment and a process of its own.
+"""Scores cases with the program of the BraTS challenge of 2026, `brats-evaluation`, in an environment and a process of its own.
 
 The program needs an older numpy than this project, so that both cannot be installed together. It pairs files by numbers in their names,
-knows fixed label values, and skips what it cannot score. Therefore each case is written for it under a name of its own and in its label
-values, and every case that it skips is reported.
+accepts only fixed label values, and skips cases that it cannot score. Therefore each case is written under a unique name and in the label
+values of the program, and every skipped case is reported.
 
 Source: github.com/BraTS/BraTS_evaluation, version 0.0.10: `brats-evaluate` writes a JSON file, and `brats-parse-metrics` makes the table of
 the ranking from it.
@@ -30,7 +30,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
 PREFIX = "brats2026_"
-UNTIL_2022, SINCE_2023 = 4, 3  # the label of the enhancing tumour; the program knows only the second
+UNTIL_2022, SINCE_2023 = 4, 3  # the label of the enhancing tumour; the program accepts only 3
 VERSION = "0.0.10"
 Ranking = Literal["gli", "mets", "ped", "MenRT", "MenPre", "GoAT"]
 # The label values of the program's regions in each ranking. It scores no case that has another value.
@@ -89,10 +89,10 @@ def _meaning(metric: str, ranking: str) -> str:
 
 @dataclass(frozen=True)
 class ChallengeScores:
-    """The program's table.
+    """The scores in the program's table.
 
     Attributes:
-        program: the versions that made it.
+        program: the names and versions of the packages that computed the table.
         ranking: the ranking whose label values and regions were used.
         cases: case → region, in lower case → metric → value, NaN where the table has none.
         failed: case → the program's reason for not scoring it.
@@ -110,10 +110,10 @@ class Challenge:
 
     Args:
         ranking: the ranking of the challenge, which determines the regions.
-        environment: the folder of the virtual environment in which the program is installed; by default it is searched on PATH.
+        environment: the folder of the virtual environment in which the program is installed; by default, PATH is searched for the program.
 
     Raises:
-        InputError: the program is not there or does not start.
+        InputError: the program was not found or does not start.
     """
 
     ranking: Ranking
@@ -121,18 +121,20 @@ class Challenge:
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        folders = None if self.environment is None else os.pathsep.join(str(self.environment / f) for f in ("bin", "Scripts"))
+        folders = (
+            None if self.environment is None else os.pathsep.join(str(self.environment / folder) for folder in ("bin", "Scripts"))
+        )
         self._evaluate, self._parse = (
             _find(name, folders, self.environment) for name in ("brats-evaluate", "brats-parse-metrics")
         )
-        python = next((p for p in map(self._evaluate.with_name, ("python", "python.exe")) if p.exists()), None)
-        found = (
+        python = next((path for path in map(self._evaluate.with_name, ("python", "python.exe")) if path.exists()), None)
+        process = (
             None
             if python is None
             else subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, env=_environment())
         )
         self.program = (
-            found.stdout.strip() if found is not None and found.returncode == 0 else "brats-evaluation of unknown version"
+            process.stdout.strip() if process is not None and process.returncode == 0 else "brats-evaluation of unknown version"
         )
 
     def __enter__(self) -> "Challenge":
@@ -180,9 +182,9 @@ class Challenge:
             own = {SINCE_2023 if value == task.et_label else value for value in task.labels_of(output)}
             theirs = set(REGIONS[self.ranking].get(output.name.lower(), own))
             if own != theirs:
-                wanted, found = (", ".join(map(str, sorted(values))) for values in (theirs, own))
+                expected, actual = (", ".join(map(str, sorted(values))) for values in (theirs, own))
                 raise InputError(
-                    f"the ranking {self.ranking} of BraTS 2026 expects {output.name} in the labels {wanted}, and here it has {found}: "
+                    f"the ranking {self.ranking} of BraTS 2026 expects {output.name} in the labels {expected}, and here it has {actual}: "
                     "choose the ranking of this data set with --scorer-ranking, or renumber the labels."
                 )
 
@@ -197,14 +199,14 @@ class Challenge:
         """
         summary, table = self._root / "summary.json", self._root / "table.csv"
 
-        def line(text: str) -> None:
+        def report(text: str) -> None:
             if match := _CASE.search(text):
                 progress(int(match[1]) - 1, len(self.names))
 
         _call([
             self._evaluate, "--config", self.ranking, "--ref_path", self._root / "reference", "--pred_path", self._root / "prediction",
             "--summary_json", summary,
-        ], line)  # fmt: skip
+        ], report)  # fmt: skip
         kind = "mets" if self.ranking == "mets" else "seg"
         _call([self._parse, kind, "--json_path", summary, "--output_csv_path", table], lambda text: None)
         return self._scores(summary, table)
@@ -223,8 +225,8 @@ class Challenge:
                             cases[self._case(row["subject_id"])] = _by_region(row, regions)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(
-                f"the tables of {self._evaluate} are not as those of version {VERSION} ({type(error).__name__}: {error}): install that "
-                f"version, `{SET_UP}`."
+                f"the tables of {self._evaluate} are not in the format of version {VERSION} ({type(error).__name__}: {error}): "
+                f"install that version, `{SET_UP}`."
             ) from error
         missing = set(self.names) - cases.keys() - failed.keys()
         failed |= dict.fromkeys(missing, "the program has no row for it in its table")
@@ -236,18 +238,21 @@ class Challenge:
 
 
 def merged(
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]], found: ChallengeScores
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]], challenge: ChallengeScores
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Returns scores by case and output with the program's metrics for the region of the same name, and NaN where it has none."""
-    regions = {region for case in found.cases.values() for region in case}
-    metrics = next((list(values) for case in found.cases.values() for values in case.values()), [])
+    regions = {region for case in challenge.cases.values() for region in case}
+    metrics = next((list(values) for case in challenge.cases.values() for values in case.values()), [])
     if not regions & {output.lower() for case in scores.values() for output in case}:
         return {name: {output: dict(values) for output, values in case.items()} for name, case in scores.items()}
     return {
         name: {
             output: {
                 **values,
-                **{PREFIX + m: found.cases.get(name, {}).get(output.lower(), {}).get(m, math.nan) for m in metrics},
+                **{
+                    PREFIX + metric: challenge.cases.get(name, {}).get(output.lower(), {}).get(metric, math.nan)
+                    for metric in metrics
+                },
             }
             for output, values in case.items()
         }
@@ -257,28 +262,28 @@ def merged(
 
 def _by_region(row: Mapping[str, str], regions: set[str]) -> dict[str, dict[str, float]]:
     """Returns region → metric → value of a row, whose columns are named METRIC_REGION."""
-    found: dict[str, dict[str, float]] = {region: {} for region in sorted(regions)}
+    values: dict[str, dict[str, float]] = {region: {} for region in sorted(regions)}
     for column, text in row.items():
         metric, _, region = column.rpartition("_")
         if region in regions:
-            found[region][metric] = float(text) if text else math.nan
-    return found
+            values[region][metric] = float(text) if text else math.nan
+    return values
 
 
 def _find(name: str, folders: str | None, environment: Path | None) -> Path:
-    """Returns the path of one of the program's commands. Raises InputError if it is not there."""
-    found = shutil.which(name, path=folders)
-    if found is None:
+    """Returns the path of one of the program's commands. Raises InputError if the command does not exist."""
+    path = shutil.which(name, path=folders)
+    if path is None:
         where = "on PATH" if environment is None else f"in {environment}"
         raise InputError(
             f"the program of BraTS 2026 was not found: there is no {name} {where}. It needs an environment of its own: run `{SET_UP}` and "
             "give --scorer-environment brats2026."
         )
-    return Path(found)
+    return Path(path)
 
 
-def _call(command: list[str | Path], line: Callable[[str], None]) -> None:
-    """Runs a command, and calls `line` with each line of its output. Raises InputError if it fails."""
+def _call(command: list[str | Path], on_line: Callable[[str], None]) -> None:
+    """Runs a command, and calls `on_line` with each line of its output. Raises InputError if it fails."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
@@ -287,7 +292,7 @@ def _call(command: list[str | Path], line: Callable[[str], None]) -> None:
         try:
             for text in process.stdout:
                 last.append(text.strip())
-                line(text)
+                on_line(text)
         except BaseException:  # such as an interruption
             process.kill()
             raise

@@ -1,9 +1,9 @@
 """Finds the enhancing tumour's label in BraTS label maps: 4 up to 2022, 3 since 2023.
 
-The question arises only for tasks that have one of the two numbers and not the other (`Task.et_label`). The first of these sources that
-has an answer decides: the record of `predict` for its own label map, the labels in the data set's dataset.json, file names as in BraTS,
-and finally the labels that occur in the maps. These decide only if only one of the two occurs in the data set, because in BraTS 2024 both
-occur, and 4 is the resection cavity.
+A search is necessary only for tasks that use one of the two numbers and not the other (`Task.et_label`). The label comes from the first of
+these sources that states it: the record of `predict` for its own label map, the labels in the data set's dataset.json, file names as in
+BraTS, and finally the labels that occur in the maps. The last source is used only if one of the two labels does not occur in the data set,
+because in BraTS 2024 both occur, and 4 is the resection cavity.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Entry = Mapping[str, Any]  # the entry of one case in predict.json
 
 
 class EtLabels:
-    """Relabels the predictions of one evaluation to the enhancing tumour's label in their references.
+    """Changes the enhancing tumour's label in the predictions of one evaluation to that in their references.
 
     Args:
         task: the meaning of the labels.
@@ -55,11 +55,11 @@ class EtLabels:
         """
         if self.task.et_label is None:
             return pred, self.task, []
-        known = self._by_data_set(reference, entry)
-        ref_label = known or self._occurring(ref, self.in_references, "references")
-        pred_label = self._recorded(entry) or known or self._occurring(pred, self.in_predictions, "predictions")
+        stated_label = self._by_data_set(reference, entry)
+        ref_label = stated_label or self._occurring(ref, self.in_references, "references")
+        pred_label = self._recorded(entry) or stated_label or self._occurring(pred, self.in_predictions, "predictions")
         notes = []
-        if known is None and ref_label:
+        if stated_label is None and ref_label:
             notes.append(
                 f"no source states whether 3 or 4 is the enhancing tumour; {ref_label} is assumed, the only one in the references"
             )
@@ -90,7 +90,7 @@ class EtLabels:
         return self.stated or Case("", reference.images or inputs).et_label
 
     def _recorded(self, entry: Entry) -> int | None:
-        """Returns the label that `predict` wrote the enhancing tumour as, or None if it is not recorded."""
+        """Returns the label that `predict` gave the enhancing tumour, or None if it is not recorded."""
         return entry.get("et_label")
 
     @cached_property
@@ -124,8 +124,8 @@ class EtLabels:
 
         Files that cannot be read are skipped here, and reported when their case is scored.
         """
-        found: set[int] = set()
+        labels: set[int] = set()
         for path in paths:
             with contextlib.suppress(InputError):
-                found |= ET_LABELS & label_values(read_labels(path).array)
-        return found
+                labels |= ET_LABELS & label_values(read_labels(path).array)
+        return labels

@@ -83,12 +83,12 @@ class Evaluation:
         """Returns metric → output → mean over the cases; the output "mean" is the mean over outputs."""
         metrics = next((list(values) for case in self.scores.values() for values in case.values()), [])
         outputs = [output.name for output in self.task.outputs if output.value]
-        found: dict[str, dict[str, Mean]] = {}
+        means: dict[str, dict[str, Mean]] = {}
         for metric in metrics:
             row = {name: _mean([case[name][metric] for case in self.scores.values()]) for name in outputs}
             across = _mean([mean.value for mean in row.values()])
-            found[metric] = row | {"mean": across}
-        return found
+            means[metric] = row | {"mean": across}
+        return means
 
 
 def evaluate(
@@ -111,7 +111,7 @@ def evaluate(
         predictions: label maps by case name.
         references: the references.
         task: the meaning of the labels.
-        record: the result of `read_record`, which names the label maps of older runs and the images.
+        record: the result of `read_record`, which states the images of each case, and which label maps are from an older run.
         refused: cases that are not scored, with the reasons.
         tolerance_mm: the tolerance of the surface Dice.
         lesion_wise: whether to score each lesion too.
@@ -124,8 +124,8 @@ def evaluate(
     """
     record = record or {}
     cases = dict(references.cases)
-    both = [name for name in cases if name in predictions]
-    if not both and not refused:
+    paired = [name for name in cases if name in predictions]
+    if not paired and not refused:
         raise InputError(
             f"no prediction has a reference of the same name: the predictions are {console.name_list(predictions, 3)}, the references "
             f"{console.name_list(cases, 3)}; rename them."
@@ -137,7 +137,7 @@ def evaluate(
     _check_ignore(task, references.ignore)
     if challenge is not None:
         challenge.check(task)
-    found = Evaluation(
+    evaluation = Evaluation(
         task,
         tolerance_mm,
         references.ignore,
@@ -145,11 +145,11 @@ def evaluate(
         missing_predictions=tuple(name for name in cases if name not in predictions and name not in (refused or {})),
         missing_references=tuple(name for name in predictions if name not in cases),
     )
-    entries = {name: record.get("cases", {}).get(name, {}) for name in both}
+    entries = {name: record.get("cases", {}).get(name, {}) for name in paired}
     settings = files.digest_of_json(record.get("settings"))
-    labels = EtLabels(task, references, [(predictions[name], cases[name], entries[name]) for name in both])
-    for number, name in enumerate(both):
-        progress(number, len(both), name)
+    labels = EtLabels(task, references, [(predictions[name], cases[name], entries[name]) for name in paired])
+    for number, name in enumerate(paired):
+        progress(number, len(paired), name)
         try:
             if "error" in entries[name]:
                 raise InputError(f"{predictions[name]}: is from an older run, because the last run failed; run predict again.")
@@ -166,15 +166,17 @@ def evaluate(
             if challenge is not None:
                 notes += challenge.add(name, pred.array, ref, case_task, references.ignore)
         except InputError as error:
-            found.failed[name] = str(error)
+            evaluation.failed[name] = str(error)
             continue
-        found.scores[name] = scores
+        evaluation.scores[name] = scores
         if notes:
-            found.notes[name] = notes
-    if challenge is None or not found.scores:
-        return found
-    official = challenge.run(lambda done, total: progress(done, total, f"{challenge.names[done]}, by the program of BraTS 2026"))
-    return replace(found, scores=brats2026.merged(found.scores, official), challenge=official)
+            evaluation.notes[name] = notes
+    if challenge is None or not evaluation.scores:
+        return evaluation
+    challenge_scores = challenge.run(
+        lambda done, total: progress(done, total, f"{challenge.names[done]}, by the program of BraTS 2026")
+    )
+    return replace(evaluation, scores=brats2026.merged(evaluation.scores, challenge_scores), challenge=challenge_scores)
 
 
 def _check_ignore(task: Task, ignore: int | None) -> None:
@@ -193,10 +195,10 @@ def _unused_labels(labels: np.ndarray, ref: Volume, task: Task, ignore: int | No
     known = {0}.union(*map(task.labels_of, task.outputs))
     scored = labels if ignore is None else labels[ref.array != ignore]
     unknown = {"prediction": label_values(scored) - known, "reference": label_values(ref.array) - known - {ignore}}
-    for which, values in unknown.items():
+    for map_name, values in unknown.items():
         if values:
             named = ", ".join(map(str, sorted(values)))
-            notes.append(f"label {named} of the {which} belongs to no output and counts as background")
+            notes.append(f"label {named} of the {map_name} belongs to no output and counts as background")
     if ignore is not None and (count := int(np.count_nonzero(ref.array == ignore))):
         milliliters = count * math.prod(ref.spacing) / 1000
         notes.append(f"{milliliters:.3g} ml of the reference has the label {ignore} (ignore) and does not affect the scores")
@@ -224,12 +226,12 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["case", "output", *means])
     for name, case in evaluation.scores.items():
-        rows = ([cell(name), cell(output), *(_number(values[m]) for m in means)] for output, values in case.items())
+        rows = ([cell(name), cell(output), *(_number(values[metric]) for metric in means)] for output, values in case.items())
         writer.writerows(rows)
     for output in next(iter(means.values()), {}):
-        writer.writerow(["(mean)", cell(output), *(_number(means[m][output].value) for m in means)])
+        writer.writerow(["(mean)", cell(output), *(_number(means[metric][output].value) for metric in means)])
     for output in next(iter(means.values()), {}):
-        writer.writerow(["(left out)", cell(output), *(means[m][output].left_out for m in means)])
+        writer.writerow(["(left out)", cell(output), *(means[metric][output].left_out for metric in means)])
     content = {
         "swinunetr_jax": __version__,
         **head,
@@ -238,7 +240,7 @@ def write_scores(evaluation: Evaluation, out: str | os.PathLike, **head: Any) ->
         "ignore": evaluation.ignore,
         "conventions": {metric: evaluation.convention(metric) for metric in means},
         "cases": evaluation.scores,
-        "means": {m: {o: vars(mean) for o, mean in row.items()} for m, row in means.items()},
+        "means": {metric: {output: vars(mean) for output, mean in row.items()} for metric, row in means.items()},
         "notes": evaluation.notes,
         "failed": evaluation.failed,
         "missing_predictions": evaluation.missing_predictions,

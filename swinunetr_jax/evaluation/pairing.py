@@ -1,4 +1,4 @@
-"""Pairs predictions with references: by the scans that `predict` recorded, otherwise by name. Uncertain pairs are refused."""
+"""Pairs predictions with references by the scans that `predict` recorded, otherwise by name. Uncertain pairs are refused."""
 
 import os
 import re
@@ -26,8 +26,8 @@ def pair_cases(
 ) -> Pairs:
     """Pairs each prediction with the reference of the scans that it was computed from.
 
-    If predict.json names a scan of the data set, that scan decides. All other predictions are paired by equal names, unless the scans in
-    predict.json contradict that.
+    If predict.json names a scan of the data set, the reference of that scan is used. All other predictions are paired by equal
+    names, unless the scans in predict.json contradict that.
 
     Args:
         predictions: label maps by name.
@@ -45,12 +45,12 @@ def pair_cases(
     refused: dict[str, str] = {}
     by_scan: dict[str, list[str]] = {}  # reference → predictions computed from its scans
     for name, scans in inputs.items():
-        found = sorted({owner for path, _ in scans for owner in owners.get(path, ())})
-        if len(found) == 1:
-            by_scan.setdefault(found[0], []).append(name)
-        elif found:
+        matches = sorted({owner for path, _ in scans for owner in owners.get(path, ())})
+        if len(matches) == 1:
+            by_scan.setdefault(matches[0], []).append(name)
+        elif matches:
             refused[name] = (
-                f"{predictions[name]}: was computed from scans of several cases ({', '.join(found)}); predict them separately."
+                f"{predictions[name]}: was computed from scans of several cases ({', '.join(matches)}); predict them separately."
             )
     pairs: dict[str, str] = {}  # prediction → reference
     for reference, names in by_scan.items():
@@ -87,10 +87,10 @@ def _inputs(prediction: Path, name: str, record: Mapping[str, Any]) -> Inputs:
 
 
 def _contradiction(name: str, scans: Inputs, reference: Reference) -> str | None:
-    """Returns a sentence if the scans contradict a pair of equal names, otherwise None.
+    """Returns a sentence if a prediction and a reference of the same name belong to different scans, otherwise None.
 
-    They contradict it if their sizes differ and the name contains no number that could name a patient. A name with a number is trusted,
-    because the reference may belong to a converted copy of the scan, whose size differs.
+    The scans are different if the sizes of their files differ and the name contains no number that could name a patient. Equal names with a
+    number are accepted, because the reference may belong to a converted copy of the scan, whose size differs.
     """
     if not scans or not reference.images or re.search(r"\d", name):
         return None
@@ -98,7 +98,7 @@ def _contradiction(name: str, scans: Inputs, reference: Reference) -> str | None
     if sorted(size for _, size in scans if size is not None) == sizes:
         return None
     return (
-        f"predict.json states that it was computed from {scans[0][0]}, but the reference of this name has the different scan "
+        f"predict.json states that it was computed from {scans[0][0]}, but the reference of this name belongs to another scan, "
         f"{reference.images[0]}; give the data set that was predicted."
     )
 

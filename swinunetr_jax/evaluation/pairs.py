@@ -59,13 +59,13 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
     Files of probabilities are not included. Raises InputError if there is no label map.
     """
     path = Path(path)
-    found = _images(path)
-    if not found:
+    images = _images(path)
+    if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
-    if all(split_name(stem(file.name))[1] == "label" for file in found):
-        return Predictions(*_by_name(found, _label_name))
-    names = {stem(file.name) for file in found}
-    maps = [file for file in found if stem(file.name).removesuffix("_probabilities") not in names - {stem(file.name)}]
+    if all(split_name(stem(file.name))[1] == "label" for file in images):
+        return Predictions(*_by_name(images, _label_name))
+    names = {stem(file.name) for file in images}
+    maps = [file for file in images if stem(file.name).removesuffix("_probabilities") not in names - {stem(file.name)}]
     return Predictions(*_by_name(maps, lambda file: stem(file.name)))
 
 
@@ -80,12 +80,12 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
         InputError: there is no label map.
     """
     path = Path(path)
-    found = _images(path)
-    roles = {split_name(stem(file.name))[1] for file in found}
-    if found and files.is_folder(path) and files.exists(path / prediction_record.RECORD):  # results of predict as references
+    images = _images(path)
+    roles = {split_name(stem(file.name))[1] for file in images}
+    if images and files.is_folder(path) and files.exists(path / prediction_record.RECORD):  # results of predict as references
         return _without_images(find_predictions(path), path)
     if roles == {"label"}:
-        return _without_images(Predictions(*_by_name(found, _label_name)), path)
+        return _without_images(Predictions(*_by_name(images, _label_name)), path)
     dataset = find_cases(path, base=base)
     cases = {case.name: Reference(case.label, case.images) for case in dataset.cases if case.label is not None}
     if cases:
@@ -97,27 +97,27 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
         texts += [f"no reference: {line}" for line in problem_lines(list(faulty.items()))]
         return References(cases, **meaning, refused=faulty, warnings=tuple(texts))
     if roles == {None}:
-        return _without_images(Predictions(*_by_name(found, lambda file: stem(file.name))), path)
+        return _without_images(Predictions(*_by_name(images, lambda file: stem(file.name))), path)
     raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
 
 
-def _without_images(found: Predictions, path: Path) -> References:
+def _without_images(predictions: Predictions, path: Path) -> References:
     """Returns references that are only label maps, without the images of a data set."""
-    cases = {name: Reference(file) for name, file in found.cases.items()}
-    return References(cases, **_meaning_of_folder(path), refused=found.refused)
+    cases = {name: Reference(file) for name, file in predictions.cases.items()}
+    return References(cases, **_meaning_of_folder(path), refused=predictions.refused)
 
 
-def _by_name(found: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
+def _by_name(paths: Sequence[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], dict[str, str]]:
     """Returns (file of each case, reasons by refused case). Several files for one case are refused, because any of them may be meant."""
     groups: dict[str, list[Path]] = {}
-    for file in found:
+    for file in paths:
         groups.setdefault(name_of(file), []).append(file)
     refused = {
-        name: f"{same[0].parent}: case {name} has several label maps ({', '.join(file.name for file in same)}); keep one of them."
-        for name, same in groups.items()
-        if len(same) > 1
+        name: f"{group[0].parent}: case {name} has several label maps ({', '.join(file.name for file in group)}); keep one of them."
+        for name, group in groups.items()
+        if len(group) > 1
     }
-    return {name: same[0] for name, same in groups.items() if len(same) == 1}, refused
+    return {name: group[0] for name, group in groups.items() if len(group) == 1}, refused
 
 
 def read_record(predictions: str | os.PathLike) -> Mapping[str, Any]:
@@ -140,7 +140,7 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
     """Returns the meaning of the labels: that of the option, otherwise of `predict`'s record, otherwise of the references' data set.
 
     Args:
-        option: "brats", "classes" or None. Classes without names are all values that occur in the references.
+        option: "brats", "classes" or None. If no source names the classes, they are all values that occur in the references.
         record: the result of `read_record`.
         references: the references.
 
@@ -153,7 +153,7 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
         return Task.brats()
     if option == "classes":
         named = [task for task in (recorded, references.task) if task is not None and task.kind == "classes"]
-        return named[0] if named else _occurring(references)
+        return named[0] if named else _occurring_classes(references)
     task = recorded or references.task
     if task is None:
         raise InputError(
@@ -165,9 +165,9 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
 def _images(path: Path) -> list[Path]:
     """Returns the .nii and .nii.gz files directly in a folder, or `path` itself if it is one."""
     try:
-        found = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
+        entries = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
         # A broken link is kept, so that reading it reports the fault.
-        return [f for f in found if is_image(f.name) and f.name[0] != "." and not files.is_folder(f)]
+        return [entry for entry in entries if is_image(entry.name) and entry.name[0] != "." and not files.is_folder(entry)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 
@@ -193,19 +193,19 @@ def _meaning(labels: Mapping[str, int | list[int]] | None, order: tuple[int, ...
     return {"task": task, "stated": task is not None, "ignore": ignored_label(labels or {})}
 
 
-def _occurring(references: References) -> Task:
+def _occurring_classes(references: References) -> Task:
     """Returns a task whose classes are all values that occur in the references.
 
     Raises InputError if only 0 occurs, or a value that is too large for the label maps of this project.
     """
     values: set[int] = set()
     for case in references.cases.values():
-        found: set[int] = set()
+        present: set[int] = set()
         with contextlib.suppress(InputError):  # the fault is reported when the case is scored
-            found = label_values(read_labels(case.path).array) - {references.ignore}
-        if large := sorted(value for value in found if value > dataset_json.MAX_LABEL):
+            present = label_values(read_labels(case.path).array) - {references.ignore}
+        if large := sorted(value for value in present if value > dataset_json.MAX_LABEL):
             raise InputError(f"{case.path}: label {large[0]} is above {dataset_json.MAX_LABEL}; renumber the labels.")
-        values |= found
+        values |= present
     if not values - {0}:
         raise InputError("the references hold no label but 0, so no classes are known; give references with labels.")
     named = (Output(name=f"class {value}", value=value) for value in sorted(values - {0}))
@@ -215,5 +215,5 @@ def _occurring(references: References) -> Task:
 def label_values(labels: np.ndarray) -> set[int]:
     """Returns the values that occur in a label map."""
     # Counting is faster than sorting, but needs as many counters as the largest label.
-    found = np.flatnonzero(np.bincount(labels.ravel("K"))) if labels.dtype == np.uint8 else np.unique(labels)
-    return set(found.tolist())
+    values = np.flatnonzero(np.bincount(labels.ravel("K"))) if labels.dtype == np.uint8 else np.unique(labels)
+    return set(values.tolist())

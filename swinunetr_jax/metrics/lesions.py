@@ -2,11 +2,12 @@
 
 Source: the challenge's program, github.com/rachitsaluja/BraTS-2023-Metrics, which has these rules:
 
-1. The reference is dilated `dilation` times by a voxel and its 18 neighbours. Its voxels within one 26-connected component of the
-   dilated mask are one lesion, even if they are not connected.
+1. The reference is dilated `dilation` times by a voxel and its 18 neighbours. Those of its voxels that are within one
+   26-connected component of the dilated mask are one lesion, even if they are not connected.
 2. The prediction is divided into 26-connected components, which are not dilated. A component belongs to every lesion that it touches
    when that lesion alone is dilated.
-3. A lesion's Dice and HD95 (area-weighted) compare it with the union of its whole components; a missed lesion has 0 and 374.
+3. A lesion's Dice and HD95 (area-weighted) compare it with the union of the components that belong to it; a missed
+   lesion has 0 and 374.
 4. Lesions of at most `ignore_mm3` do not count, but a component that belongs to one is not a false positive.
 5. A component of any size that belongs to no lesion is a false positive, and counts as one lesion with Dice 0 and HD95 374.
 6. If there is nothing to count, Dice is 1 and HD95 is 0.
@@ -30,7 +31,7 @@ _DILATING = generate_binary_structure(3, 2)  # 18
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion of the reference. `components` is the number of its predicted components, 0 if it was missed."""
+    """One lesion of the reference. `components` is the number of predicted components that belong to it, 0 if it was missed."""
 
     volume_mm3: float
     components: int
@@ -83,15 +84,15 @@ def lesion_scores(
     merged[~ref] = 0
     boxes = find_objects(components)
     lesions, ignored, used = [], 0, np.zeros(count + 1, bool)  # used: components that belong to a lesion
-    for number, place in enumerate(find_objects(merged), 1):
-        near = tuple(slice(max(s.start - dilation, 0), s.stop + dilation) for s in place)
-        around = np.asarray(binary_dilation(merged[near] == number, _DILATING, dilation), bool)
+    for number, lesion_box in enumerate(find_objects(merged), 1):
+        dilated_box = tuple(slice(max(s.start - dilation, 0), s.stop + dilation) for s in lesion_box)
+        dilated = np.asarray(binary_dilation(merged[dilated_box] == number, _DILATING, dilation), bool)
         touching = np.zeros(count + 1, bool)
-        touching[components[near][around]] = True
+        touching[components[dilated_box][dilated]] = True
         touching[0] = False
         used |= touching
-        whole = _hull([place, *(boxes[i - 1] for i in np.flatnonzero(touching))])
-        lesion = _score(touching[components[whole]], merged[whole] == number, spacing, int(touching.sum()))
+        joint_box = _hull([lesion_box, *(boxes[i - 1] for i in np.flatnonzero(touching))])
+        lesion = _score(touching[components[joint_box]], merged[joint_box] == number, spacing, int(touching.sum()))
         if lesion.volume_mm3 > ignore_mm3:
             lesions.append(lesion)
         else:
@@ -110,7 +111,7 @@ def _score(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], compon
 
 def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns the number of the component of each voxel, from 1, and the number of components."""
-    # scipy declares no types; the result is a pair, because no array for it is given
+    # scipy declares no types; the result is a pair, because no output array is given
     return cast("tuple[np.ndarray, int]", label(mask, _ALL_NEIGHBOURS))
 
 

@@ -1,4 +1,4 @@
-"""Scores of a segmentation. Each names its convention, because the same prediction has different scores under different ones.
+"""Scores of a segmentation. Each score names its convention, because one prediction has different scores under different ones.
 
 Masks are boolean [x, y, z]. The conventions differ in how they treat empty masks:
 
@@ -26,7 +26,7 @@ PERCENTILE = 0.95
 def dice(pred: np.ndarray, ref: np.ndarray, *, empty: Literal["brats", "monai", "nnunet"] = "brats") -> float:
     """Returns the Dice score 2 |P ∩ R| / (|P| + |R|) of two masks; `empty` is the convention for empty masks."""
     _check(pred, ref)
-    _choice("empty", empty, ("brats", "monai", "nnunet"))
+    _check_choice("empty", empty, ("brats", "monai", "nnunet"))
     predicted, in_reference = int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
     if not in_reference and empty == "monai":
         return math.nan
@@ -48,7 +48,7 @@ def hd95(
         convention: how surfaces are weighted and empty masks are treated.
     """
     _check(pred, ref, spacing)
-    _choice("convention", convention, ("brats", "monai"))
+    _check_choice("convention", convention, ("brats", "monai"))
     if convention == "brats":
         return _hd95_brats(_distances(pred, ref, spacing), bool(pred.any() or ref.any()))
     return edge_hausdorff(pred, ref, spacing, PERCENTILE) if pred.any() and ref.any() else math.nan
@@ -60,7 +60,7 @@ def surface_dice(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], 
     Source: `surface_distance.compute_surface_dice_at_tolerance`.
     """
     _check(pred, ref, spacing)
-    _tolerance(tolerance_mm)
+    _check_tolerance(tolerance_mm)
     return _surface_dice(_distances(pred, ref, spacing), bool(pred.any() or ref.any()), tolerance_mm)
 
 
@@ -71,15 +71,15 @@ def volume_ml(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
 
 def masks(labels: np.ndarray, task: Task) -> dict[str, np.ndarray]:
     """Returns the mask of each output in a label map [x, y, z] by name, without the background."""
-    found = {}
+    mask_of = {}
     for output in task.outputs:
         if output.value:
             first, *rest = task.labels_of(output)
             mask = labels == first
             for value in rest:
                 mask |= labels == value
-            found[output.name] = mask
-    return found
+            mask_of[output.name] = mask
+    return mask_of
 
 
 def score_case(
@@ -110,27 +110,29 @@ def score_case(
         InputError: the shapes differ, spacing or tolerance are out of range, or every voxel is ignored.
     """
     _check(pred, ref, spacing)
-    _tolerance(tolerance_mm)
+    _check_tolerance(tolerance_mm)
     ignored = None if ignore is None else ref == ignore
     if ignored is not None and ignored.all():
         raise InputError(f"every voxel of the reference has the label {ignore}, which is ignored: nothing can be scored.")
     scores: dict[str, dict[str, float]] = {}
     references = masks(ref, task)
-    for name, p in masks(pred, task).items():
-        r = references[name]
+    for name, predicted in masks(pred, task).items():
+        reference = references[name]
         if ignored is not None:
-            p, r = p & ~ignored, r & ~ignored
-        distances, any_voxel = _distances(p, r, spacing), bool(p.any() or r.any())
-        found: dict[str, Any] = {f"dice_{empty}": dice(p, r, empty=empty) for empty in ("brats", "monai", "nnunet")}
-        found["hd95_brats"] = _hd95_brats(distances, any_voxel)
-        found["hd95_monai"] = math.nan if distances is None else edge_hausdorff(p, r, spacing, PERCENTILE)
-        found["surface_dice"] = _surface_dice(distances, any_voxel, tolerance_mm)
-        found |= {"volume_ml": volume_ml(p, spacing), "reference_ml": volume_ml(r, spacing)}
+            predicted, reference = predicted & ~ignored, reference & ~ignored
+        distances, any_voxel = _distances(predicted, reference, spacing), bool(predicted.any() or reference.any())
+        values: dict[str, Any] = {
+            f"dice_{empty}": dice(predicted, reference, empty=empty) for empty in ("brats", "monai", "nnunet")
+        }
+        values["hd95_brats"] = _hd95_brats(distances, any_voxel)
+        values["hd95_monai"] = math.nan if distances is None else edge_hausdorff(predicted, reference, spacing, PERCENTILE)
+        values["surface_dice"] = _surface_dice(distances, any_voxel, tolerance_mm)
+        values |= {"volume_ml": volume_ml(predicted, spacing), "reference_ml": volume_ml(reference, spacing)}
         if lesion_wise:
-            lesions = lesion_scores(p, r, spacing)
-            found |= {"lesion_dice": lesions.dice, "lesion_hd95": lesions.hd95, "lesions": len(lesions.lesions)}
-            found |= {"missed": lesions.missed, "false_positives": lesions.false_positives}
-        scores[name] = found
+            lesions = lesion_scores(predicted, reference, spacing)
+            values |= {"lesion_dice": lesions.dice, "lesion_hd95": lesions.hd95, "lesions": len(lesions.lesions)}
+            values |= {"missed": lesions.missed, "false_positives": lesions.false_positives}
+        scores[name] = values
     return scores
 
 
@@ -154,11 +156,11 @@ def _check(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...] | None 
         raise InputError(f"`spacing` is {spacing}, expected three numbers above 0, mm per voxel.")
 
 
-def _tolerance(tolerance_mm: float) -> None:
+def _check_tolerance(tolerance_mm: float) -> None:
     if not 0 <= tolerance_mm < math.inf:
         raise InputError(f"`tolerance_mm` is {tolerance_mm}, expected a number of mm, 0 or more.")
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")

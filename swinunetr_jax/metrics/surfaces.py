@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks: weighted by area as in BraTS, or per voxel as in MONAI.
 
-Masks are boolean [x, y, z], and neither is empty. A surfel is a corner of eight voxels of which some are inside and some are outside of
-the mask. The table of the areas of surfels is that of DeepMind's `surface-distance`, which BraTS uses.
+Masks are boolean [x, y, z], and neither is empty. A surfel is a corner that eight voxels share, of which some are inside and some are
+outside of the mask. The table of the areas of surfels is that of DeepMind's `surface-distance`, which BraTS uses.
 """
 
 from dataclasses import dataclass
@@ -64,10 +64,10 @@ def _surfels(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, 
     padded = np.pad(mask, 1).astype(np.uint8)
     corners = tuple(n + 1 for n in mask.shape)
     codes = np.zeros(corners, np.uint8)
-    for at in np.ndindex(_KERNEL.shape):
-        codes += padded[tuple(slice(i, i + n) for i, n in zip(at, corners))] * np.uint8(_KERNEL[at])
-    where = np.nonzero((codes != 0) & (codes != _INSIDE))
-    return np.stack(where, -1), _areas(tuple(map(float, spacing)))[codes[where]]
+    for offset in np.ndindex(_KERNEL.shape):
+        codes += padded[tuple(slice(i, i + n) for i, n in zip(offset, corners))] * np.uint8(_KERNEL[offset])
+    surfels = np.nonzero((codes != 0) & (codes != _INSIDE))
+    return np.stack(surfels, -1), _areas(tuple(map(float, spacing)))[codes[surfels]]
 
 
 @cache
@@ -79,7 +79,7 @@ def _nearest(points: np.ndarray, others: np.ndarray, spacing: tuple[float, ...])
     """Returns the distance in mm from each of `points` to the closest of `others`, both indices [n, 3]."""
     # Points on a grid need no balanced tree, whose construction would take most of the time.
     _, closest = cKDTree(others * spacing, balanced_tree=False, compact_nodes=False).query(points * spacing)
-    # Computed from integer differences, because 3 · 1.3 - 1.3 is more than 2.6 and would exceed a tolerance of 2.6 mm.
+    # Distances are computed from integer differences, because 3 · 1.3 - 1.3 is more than 2.6 and would exceed a tolerance of 2.6 mm.
     return np.sqrt((((points - others[closest]) * spacing) ** 2).sum(-1))
 
 

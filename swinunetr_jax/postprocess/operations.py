@@ -70,7 +70,7 @@ def keep_largest_component(labels: np.ndarray, task: Task, output: str | None = 
     box = bounding_box(mask)
     if box is None:
         return labels
-    # scipy declares no types; the result is a pair, because no array for it is given
+    # scipy declares no types; the result is a pair, because no output array is given
     components, count = cast("tuple[np.ndarray, int]", label(mask[slices(box)], NEIGHBOURS))
     if count == 1:
         return labels

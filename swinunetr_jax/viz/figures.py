@@ -42,7 +42,7 @@ def drawable(text: str) -> str:
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT - 1]}…"
     known = _characters()
-    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+    return "".join(character if ord(character) in known else character.encode("unicode_escape").decode() for character in text)
 
 
 @cache
@@ -69,12 +69,12 @@ def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, 
     from matplotlib.patches import Patch
 
     labels = list(map(drawable, labels))
-    room = FIGURE_CHARACTERS if isinstance(owner, Figure) else FIGURE_CHARACTERS // 2
-    ncols = max(1, min(ncols, room // (max(map(len, labels), default=0) + 8)))
-    most = min(MAX_LEGEND_ENTRIES, MAX_LEGEND_ROWS * ncols)
-    if len(labels) > most:
-        labels = [*labels[: most - 1], f"and {len(labels) - most + 1} more"]
-        handles = [*handles[: most - 1], Patch(alpha=0)]
+    max_characters = FIGURE_CHARACTERS if isinstance(owner, Figure) else FIGURE_CHARACTERS // 2
+    ncols = max(1, min(ncols, max_characters // (max(map(len, labels), default=0) + 8)))
+    max_entries = min(MAX_LEGEND_ENTRIES, MAX_LEGEND_ROWS * ncols)
+    if len(labels) > max_entries:
+        labels = [*labels[: max_entries - 1], f"and {len(labels) - max_entries + 1} more"]
+        handles = [*handles[: max_entries - 1], Patch(alpha=0)]
     legend = owner.legend(handles, list(map(str, range(len(handles)))), ncols=ncols, **options)
     for text, label in zip(legend.get_texts(), labels):
         text.set_text(label)

@@ -27,6 +27,6 @@ def overlay_labels(picture: np.ndarray, labels: np.ndarray, colours: dict[int, s
 
     picture = picture.copy()
     for value, colour in colours.items():
-        where = labels == value
-        picture[where] = 0.45 * picture[where] + 0.55 * np.array(to_rgb(colour))
+        mask = labels == value
+        picture[mask] = 0.45 * picture[mask] + 0.55 * np.array(to_rgb(colour))
     return picture

@@ -67,12 +67,12 @@ def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Ta
     figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
     axes = figure.subplots(2, 3)
     for column, (view, axis) in enumerate(_VIEWS):
-        at = _fullest(labels, axis)
-        plane = np.repeat(np.take(grey, at, axis).T[::-1, :, None], 3, -1)
-        marks = np.take(labels, at, axis).T[::-1]
-        rest = [a for a in range(3) if a != axis]
-        aspect = spacing[rest[1]] / spacing[rest[0]]
-        for row, picture in enumerate((plane, overlay_labels(plane, marks, colours))):
+        index = _fullest(labels, axis)
+        plane = np.repeat(np.take(grey, index, axis).T[::-1, :, None], 3, -1)
+        label_plane = np.take(labels, index, axis).T[::-1]
+        in_plane = [a for a in range(3) if a != axis]
+        aspect = spacing[in_plane[1]] / spacing[in_plane[0]]
+        for row, picture in enumerate((plane, overlay_labels(plane, label_plane, colours))):
             axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
             axes[row, column].set_axis_off()
         axes[0, column].set_title(view, color="white", fontsize=10)
