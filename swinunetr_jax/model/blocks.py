@@ -38,7 +38,7 @@ class ResBlock(nnx.Module):
         return self.from_first_conv(self.conv1(x), shortcut, stats, train)
 
     def from_first_conv(self, y: G, shortcut: G, stats3: Stats, train: bool = False) -> tuple[G, Stats]:
-        """Returns the block's output from the result `y` of conv1, the normalised shortcut and the statistics of its norm."""
+        """Returns the block's output from the result `y` of conv1, the normalised shortcut and its norm's new statistics."""
         y, stats1 = self.norm1.act_conv(self.conv2, y, train)
         y, stats2 = self.norm2(y, train)
         stats = named("norm1", stats1) | named("norm2", stats2) | named("norm3", stats3)

@@ -43,7 +43,7 @@ class CustomConfig:
         """Accepts any size, because only the network itself knows its limits."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration as values of JSON, without the factory."""
+        """Returns the configuration as JSON values, without the factory."""
         return {"network": self.name, "in_channels": self.in_channels, "out_channels": self.out_channels}
 
     @classmethod
@@ -56,8 +56,8 @@ class CustomConfig:
         name = values.get("network")
         if factory is None:
             raise InputError(
-                f"the network is {name}, which is not a Swin UNETR but is defined in a recipe file: give this file to `swinunetr predict` "
-                "as --recipe FILE, or in Python the function or class that creates the network as `network`."
+                f"the network is {name}, which is not a Swin UNETR but is defined in a recipe file: pass this file to "
+                "`swinunetr predict` as --recipe FILE or, in Python, pass the function or class that creates the network as `network`."
             )
         if factory.__name__ != name:
             raise InputError(f"the network is {name}, but the recipe creates {factory.__name__}: give the recipe of this run.")

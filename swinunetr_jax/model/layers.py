@@ -28,7 +28,7 @@ BATCH_NORM_MOMENTUM = 0.1
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: str) -> nnx.Param:
-    """Returns PyTorch's default initialisation of weights and of biases: uniform in ±1/sqrt(fan_in)."""
+    """Returns a parameter with PyTorch's default initialisation of weights and biases: uniform in ±1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return nnx.Param(
         sample(rngs, lambda r: r.uniform(-bound, bound, shape), jax.random.uniform, shape, -bound, bound).astype(dtype)
@@ -41,7 +41,7 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> nn
 
 
 def sample(
-    rngs: nnx.Rngs, on_host: Callable[[np.random.Generator], np.ndarray], traced: Callable[..., Array], *args: Any
+    rngs: nnx.Rngs, numpy_sample: Callable[[np.random.Generator], np.ndarray], jax_sample: Callable[..., Array], *args: Any
 ) -> Array:
     """Returns a random array for the next key, sampled by numpy on the host with the key as seed.
 
@@ -51,9 +51,9 @@ def sample(
     """
     key = rngs.params()
     if isinstance(key, Tracer):
-        return traced(key, args[0], jnp.float32, *args[1:])
+        return jax_sample(key, args[0], jnp.float32, *args[1:])
     seed = np.asarray(jax.random.key_data(key)).tolist()
-    return jnp.asarray(on_host(np.random.Generator(np.random.Philox(seed))), jnp.float32)
+    return jnp.asarray(numpy_sample(np.random.Generator(np.random.Philox(seed))), jnp.float32)
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
@@ -125,7 +125,7 @@ class UpConv(nnx.Module):
 
     def __init__(self, c_in: int, c_out: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         sizes = (2,) * config.spatial_dims
-        fan_in = c_out * math.prod(sizes)  # PyTorch counts the output channels of a transposed convolution
+        fan_in = c_out * math.prod(sizes)  # for a transposed convolution PyTorch counts the output channels
         self.kernel = uniform(rngs, (*sizes, c_in, c_out), fan_in, config.param_dtype)
 
 
@@ -175,11 +175,11 @@ class ConvNorm(nnx.Module):
         size = math.prod(x.shape[:-1])
         if size == 1:
             raise InputError("a batch norm in training needs more than one voxel per channel: use a larger volume or batch.")
-        statistics, step = moments(x, tuple(range(x.ndim - 1))), BATCH_NORM_MOMENTUM
+        statistics, momentum = moments(x, tuple(range(x.ndim - 1))), BATCH_NORM_MOMENTUM
         mean, var = (stat.reshape(-1) for stat in (statistics.mean, statistics.var))
         running = {
-            "mean": (1 - step) * self.mean[...] + step * mean,
-            "var": (1 - step) * self.var[...] + step * var * (size / (size - 1)),  # PyTorch keeps the unbiased variance
+            "mean": (1 - momentum) * self.mean[...] + momentum * mean,
+            "var": (1 - momentum) * self.var[...] + momentum * var * (size / (size - 1)),  # PyTorch keeps the unbiased variance
             "count": self.count[...] + 1,
         }
         return normalize(x, statistics, self.scale[...], self.bias[...]), running

@@ -88,7 +88,7 @@ class SwinBlock(nnx.Module):
         Args:
             x: a grid, or a padded grid whose blocks are its windows.
             key: the random key of dropout. The elements of blocks are in another order than those of a grid, so with the same key the MLP
-                drops others.
+                drops other elements.
             grid: the sizes of the grid without padding, if `x` is in blocks.
         """
         attn_key, path_key1, mlp_key, path_key2 = split_key(key, 4)
@@ -161,10 +161,10 @@ class Stage(nnx.Module):
         intermediates, grid = {}, x.shape[1:-1]
         without_padding = (slice(None), *map(slice, grid))
         call = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
-        y, blocks = x, windows.maybe_to_window_blocks(x, self.window)
+        y, features = x, windows.maybe_to_window_blocks(x, self.window)
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            blocks = call(block, blocks, block_key, grid)
-            y = intermediates[f"block{index}"] = from_blocks(blocks)[without_padding]
+            features = call(block, features, block_key, grid)
+            y = intermediates[f"block{index}"] = from_blocks(features)[without_padding]
         return self.merge(y), intermediates
 
 

@@ -56,7 +56,7 @@ class SwinUNETR(nnx.Module):
             x: [b, d, h, w, in_channels] (2-D: [b, h, w, in_channels]); sizes are multiples of 32. The axes are those of the scan as
                 nibabel returns it.
             key: the random key of dropout and stochastic depth; without it the result is deterministic.
-            train: whether a batch norm takes the statistics of the batch instead of the running ones.
+            train: whether a batch norm uses the statistics of the batch instead of the running ones.
 
         Returns:
             [b, d, h, w, out_channels] in `config.dtype`.
@@ -99,7 +99,7 @@ class SwinUNETR(nnx.Module):
             statistics.update(named(f"batch_stats.{name}", stats))
             return y
 
-        # on a TPU the finest grids are in blocks
+        # on a TPU the finest grids are divided into blocks (see `lane_blocks`)
         skip0 = block("encoder1", maybe_to_blocks(x))
         skip1 = block("encoder2", maybe_to_blocks(hidden[0]))
         skip2 = block("encoder3", hidden[1])

@@ -49,12 +49,12 @@ def partition(x: jax.Array, window: Size) -> jax.Array:
 
 def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
     """Inverts `partition`: [b * windows, tokens, c] -> [b, *grid, c]."""
-    along = dict(zip("dhw"[-len(grid) :], counts(grid, window)))
-    return rearrange(windows, _REVERSE[len(window)], **_axes(window), **along)
+    window_counts = dict(zip("dhw"[-len(grid) :], counts(grid, window)))
+    return rearrange(windows, _REVERSE[len(window)], **_axes(window), **window_counts)
 
 
 def maybe_to_window_blocks(x: jax.Array, window: Size) -> Grid:
-    """Returns [b, *grid, c] with its windows as blocks, if the program is for a TPU and there are enough windows; otherwise unchanged.
+    """Returns [b, *grid, c] in blocks that are its windows if the program is for a TPU and has enough windows, otherwise unchanged.
 
     The blocks are the windows of the padded grid, before any shift.
     """
@@ -66,13 +66,13 @@ def _unchanged(x: jax.Array, window: Size) -> jax.Array:
 
 
 def _to_window_blocks(x: jax.Array, window: Size) -> BlockedGrid:
-    along = counts(x.shape[1:-1], window)
-    return to_blocks(pad_to_windows(x, window), along)
+    window_counts = counts(x.shape[1:-1], window)
+    return to_blocks(pad_to_windows(x, window), window_counts)
 
 
 def _has_many_windows(x: jax.Array, window: Size) -> bool:
-    along = counts(x.shape[1:-1], window)
-    return len(along) == 3 and min(along) > 1 and is_profitable(math.prod(along))
+    window_counts = counts(x.shape[1:-1], window)
+    return len(window_counts) == 3 and min(window_counts) > 1 and is_profitable(math.prod(window_counts))
 
 
 WINDOW_BLOCKS = Table(
@@ -111,11 +111,11 @@ def region_ids(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
         return None
     ids = np.zeros((1,) * len(grid), np.int32)
     for axis, (size, win, sh) in enumerate(zip(grid, window, shift)):
-        along = np.zeros(size, np.int32)
+        axis_ids = np.zeros(size, np.int32)
         if sh:
-            along[size - win : size - sh] = 1
-            along[size - sh :] = 2
-        ids = ids * 3 + along.reshape([-1 if a == axis else 1 for a in range(len(grid))])
+            axis_ids[size - win : size - sh] = 1
+            axis_ids[size - sh :] = 2
+        ids = ids * 3 + axis_ids.reshape([-1 if a == axis else 1 for a in range(len(grid))])
     return rearrange(ids[None, ..., None], _PARTITION[len(window)], **_axes(window))[..., 0]
 
 

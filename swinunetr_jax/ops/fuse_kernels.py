@@ -1,8 +1,8 @@
 """The kernels of a transposed convolution (kernel size 2, stride 2) and of the 3³ convolution after it, multiplied into one kernel.
 
 Both are linear, so together they are one transposed convolution with kernel size 4 and stride 2, which reads the coarse grid. Each voxel
-then costs 8 taps of the coarse grid instead of 27 of an upsampled one, which is never computed. The results differ only by rounding, also
-at the border. There is one form of the kernel for each platform, the one with which the convolution is fastest there.
+then costs 8 taps of the coarse grid instead of 27 of the upsampled grid, which is never computed. The results differ only by rounding,
+also at the border. There is one form of the kernel for each platform, the one with which the convolution is fastest there.
 """
 
 import math
@@ -52,7 +52,7 @@ _TAPS_OF_3D_WINDOWS = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", *[_TAPS_OF_WINDO
 def fuse_kernels_by_parity(up: Array, kernel: Array) -> Array:
     """Returns [neighbours s: 2, 2, 2, c_in, parities p of fine voxels: 2, 2, 2, c_out] by matrix products, for a CPU.
 
-    The arrays have few axes, because newer versions of XLA take ten seconds to compile the same for arrays of eight axes.
+    The arrays have few axes, because newer versions of XLA take ten seconds to compile these products for arrays of eight axes.
     """
     (c, u), o = up.shape[-2:], kernel.shape[-1]
     pairs = up.reshape(8 * c, u) @ kernel.reshape(27, u, o).swapaxes(0, 1).reshape(u, 27 * o)
@@ -68,7 +68,7 @@ def fuse_kernels_by_order(up: Array, kernel: Array) -> Array:
     one kernel with the other, whose four results along an axis are the kernel of size 4. Results 0 and 1 belong to the later neighbour, and
     results 2 and 3 to the earlier one.
     """
-    four = lax.conv_general_dilated(
+    size_4_kernel = lax.conv_general_dilated(
         jnp.moveaxis(up, -2, 0), kernel, (1, 1, 1), ((2, 2),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
-    return rearrange(four, "i (x o) (y p) (z q) c -> x y z i o p q c", x=2, y=2, z=2)[::-1, ::-1, ::-1]
+    return rearrange(size_4_kernel, "i (x o) (y p) (z q) c -> x y z i o p q c", x=2, y=2, z=2)[::-1, ::-1, ::-1]

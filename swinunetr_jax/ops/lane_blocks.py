@@ -2,8 +2,8 @@
 
 A TPU computes on 8 × 128 numbers at a time. If 48 channels, or 96 planes, are on the 128 lanes, many of them are idle, and a convolution
 has to move data across lanes. Here a grid [b, d, h, w, c] is divided into n = i * j * k blocks, [b, n, d/i, h/j, w/k, c], which fill the
-lanes. No axis of the grid is then on the lanes, so each tap of a kernel only reads from another address. Only the faces of blocks move
-across lanes: before a convolution each block gets a halo of one voxel from its neighbours.
+lanes. No axis of the grid is then on the lanes, so each tap of a kernel just reads from a different address. Only the faces of blocks
+move across lanes: before a convolution each block gets a halo of one voxel from its neighbours.
 
 Norms, activations and matrix products over channels compute the same on the array of a `BlockedGrid` as on that of a grid: `map_grid`
 applies them to both. The windows of window attention can be blocks, too.
@@ -164,8 +164,8 @@ def _neighbours(part: Array, counts: Counts, axis: int, step: int, *, periodic: 
     Beyond the grid there are zeros, or the blocks of its other end if the grid is `periodic`.
     """
     stride, count = math.prod(counts[axis + 1 :]), counts[axis]
-    place = np.arange(part.shape[1]) // stride % count + step
-    exists = ((place >= 0) & (place < count)).reshape(-1, *[1] * (part.ndim - 2))
+    neighbour = np.arange(part.shape[1]) // stride % count + step
+    exists = ((neighbour >= 0) & (neighbour < count)).reshape(-1, *[1] * (part.ndim - 2))
 
     def shifted(blocks: int) -> Array:
         return lax.pad(

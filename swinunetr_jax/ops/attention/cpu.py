@@ -1,4 +1,7 @@
-"""Window attention on a CPU, a few windows at a time, so that their tokens × tokens weights stay in cache: five times faster."""
+"""Window attention on a CPU, a few windows at a time, so that their tokens × tokens weights stay in cache.
+
+This is five times faster than computing all windows at once.
+"""
 
 import functools
 from collections.abc import Callable
@@ -32,19 +35,19 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
     def chunk(part: Part, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         weights = attention_weights(part(q), part(k), bias, part.regions(regions))
         # as [n, m, t, c], because XLA would otherwise transpose arrays of t × t
-        own_q, own_k, own_v, own_dy = (part(a).swapaxes(1, 2) for a in (q, k, v, dy))
-        dweights = jnp.einsum("nmtc,nmsc->nmts", own_dy, own_v, preferred_element_type=weights.dtype)
+        part_q, part_k, part_v, part_dy = (part(a).swapaxes(1, 2) for a in (q, k, v, dy))
+        dweights = jnp.einsum("nmtc,nmsc->nmts", part_dy, part_v, preferred_element_type=weights.dtype)
         # sum(y * dy) would be the same number, but with other rounding errors than dweights. Where one weight is 1, the difference is
         # zero and nothing but these errors would remain.
         dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
-        low = dlogits.astype(q.dtype)
-        parts = (
-            jnp.einsum("nmts,nmsc->nmtc", low, own_k),
-            jnp.einsum("nmts,nmtc->nmsc", low, own_q),
-            jnp.einsum("nmts,nmtc->nmsc", weights.astype(dy.dtype), own_dy),
+        rounded = dlogits.astype(q.dtype)
+        part_gradients = (
+            jnp.einsum("nmts,nmsc->nmtc", rounded, part_k),
+            jnp.einsum("nmts,nmtc->nmsc", rounded, part_q),
+            jnp.einsum("nmts,nmtc->nmsc", weights.astype(dy.dtype), part_dy),
         )
-        *whole, dbias = outputs
-        return *(part.put(a, own.swapaxes(1, 2)) for a, own in zip(whole, parts)), dbias + dlogits.sum(0)
+        *gradients, dbias = outputs
+        return *(part.put(a, values.swapaxes(1, 2)) for a, values in zip(gradients, part_gradients)), dbias + dlogits.sum(0)
 
     total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
     dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(loop_output(a.shape, dy) for a in (q, k, v)), total))
@@ -64,9 +67,9 @@ class Part(NamedTuple):
         """Returns these windows of an array [n, ...]."""
         return lax.dynamic_slice_in_dim(a, self.start, self.size)
 
-    def put(self, a: Array, own: Array) -> Array:
-        """Writes these windows into an array [n, ...]."""
-        return lax.dynamic_update_slice_in_dim(a, own.astype(a.dtype), self.start, 0)
+    def put(self, a: Array, values: Array) -> Array:
+        """Returns an array [n, ...] with the values of these windows replaced."""
+        return lax.dynamic_update_slice_in_dim(a, values.astype(a.dtype), self.start, 0)
 
     def regions(self, regions: Array | None) -> Array | None:
         """Returns the regions of these windows; `regions` [windows, t] are those of one sample."""

@@ -42,11 +42,14 @@ def cudnn(
     labels: Array = lax.optimization_barrier(jnp.zeros((1, t), jnp.int8) if regions is None else regions)
     code = jax.nn.one_hot(labels, REGIONS, dtype=q.dtype) * (-MASKED) ** 0.5  # [windows, t, 8], 0 or 10, which are exact
     code = jnp.broadcast_to(code[None, :, :, None], (n // len(labels), *labels.shape, m, REGIONS)).reshape(n, t, m, REGIONS)
-    channels, tokens = _channels(c) - c, _tokens(t) - t
-    q, k = (jnp.pad(jnp.concatenate([a, code], axis=-1), ((0, 0), (0, tokens), (0, 0), (0, channels - REGIONS))) for a in (q, k))
-    v = jnp.pad(v, ((0, 0), (0, tokens), (0, 0), (0, channels)))
-    # in the type of q, since with a bias in float32 cuDNN's gradients are NaN (jax-ml/jax#32242)
-    bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, tokens), (0, tokens)))[None]
+    added_channels, added_tokens = _channels(c) - c, _tokens(t) - t
+    q, k = (
+        jnp.pad(jnp.concatenate([a, code], axis=-1), ((0, 0), (0, added_tokens), (0, 0), (0, added_channels - REGIONS)))
+        for a in (q, k)
+    )
+    v = jnp.pad(v, ((0, 0), (0, added_tokens), (0, 0), (0, added_channels)))
+    # The bias gets the type of q, since with a bias in float32 cuDNN's gradients are NaN (jax-ml/jax#32242).
+    bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, added_tokens), (0, added_tokens)))[None]
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=1.0, implementation=implementation)[:, :t, :, :c]
 
 

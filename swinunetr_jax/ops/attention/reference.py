@@ -1,4 +1,4 @@
-"""Window attention of all windows at once, and its weights, which other implementations share."""
+"""Window attention of all windows at once, and the function for its weights, which other implementations use, too."""
 
 import jax
 import jax.numpy as jnp

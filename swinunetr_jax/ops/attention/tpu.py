@@ -1,4 +1,4 @@
-"""Window attention on a TPU, a few windows at a time, so that their tokens × tokens weights stay in the chip's own memory.
+"""Window attention on a TPU, a few windows at a time, so that their tokens × tokens weights stay in on-chip memory.
 
 If it were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for the first
 stage of a 96³ volume.
@@ -18,7 +18,8 @@ from jax import Array, lax
 from swinunetr_jax.ops.attention.reference import MASKED
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# The limits for the weights of a chunk in bytes: a v5e or v6e has 128 MB, and the gradient needs three arrays of the size of the weights.
+# The limits for the weights of a chunk in bytes: a v5e or v6e has 128 MB of on-chip memory, and the gradient needs three arrays of the
+# size of the weights.
 CHUNK_BYTES, CHUNK_BYTES_GRADIENT = 80 << 20, 27 << 20
 
 
@@ -79,8 +80,8 @@ def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> t
     """
     windows = len(arrays[0])
     # as few chunks of equal size as the limit allows; if the number of windows has few divisors, chunks are far smaller than the limit
-    fits = (c for c in range(1, windows) if windows % c == 0 and windows // c * bias.size * 4 <= limit)
-    count = next(fits, windows)
+    fitting_counts = (n for n in range(1, windows) if windows % n == 0 and windows // n * bias.size * 4 <= limit)
+    count = next(fitting_counts, windows)
     arrays_by_chunk = [rearrange(a, "(n i) t m c -> n i m c t", i=count) for a in arrays]
     if regions is not None:
         arrays_by_chunk.append(jnp.tile(regions, (windows // len(regions), 1)).reshape(-1, count, regions.shape[-1]))

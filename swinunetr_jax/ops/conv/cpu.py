@@ -1,8 +1,8 @@
 """3³ convolutions on a CPU, mainly for float32: [b, d, h, w, c_in], [3, 3, 3, c_in, c_out] -> [b, d, h, w, c_out].
 
 XLA's 3-D convolution is three times slower than its 2-D one. So a loop over depth applies one 2-D convolution to each plane, which
-multiplies it by all three depth taps, and carries two partial sums. It only uses single planes, which stay in cache. The gradients have
-loops of their own, because those that JAX derives from the loop take a minute.
+multiplies it by all three depth taps, and carries two partial sums. It only uses single planes, which stay in cache. The gradients are
+computed by loops of their own, because the gradients that JAX derives from the loop take a minute.
 
 Large planes are faster by Winograd's filters (`winograd`). For grids of a few voxels and hundreds of channels, most of the time would be
 spent on reading the kernel, so the convolution is one matrix product, which reads the kernel in the order in which it is stored.
@@ -24,7 +24,8 @@ FEW_VOXELS = 343  # up to 7³; measured: at 6³ one product is 2 times faster th
 def im2col(x: Array, kernel: Array) -> Array:
     """Returns the convolution as one matrix product of each voxel's 27 neighbours."""
     *_, c = x.shape
-    # Three slices for each axis are 9 instead of 27, each of which XLA compiles by itself. The axis of the last step varies slowest.
+    # Three slices along each axis are 9 slices instead of 27, each of which XLA compiles by itself. The axis of the last step varies
+    # slowest.
     for axis in (3, 2, 1):
         x = _with_neighbours(x, axis)
     return x @ kernel.reshape(27 * c, -1)
@@ -32,7 +33,7 @@ def im2col(x: Array, kernel: Array) -> Array:
 
 def _with_neighbours(x: Array, axis: int) -> Array:
     """Returns [b, d, h, w, 3 c]: the channels of each voxel's previous neighbour along an axis, of the voxel and of the next one."""
-    padded = jnp.pad(x, [(1, 1) if at == axis else (0, 0) for at in range(x.ndim)])
+    padded = jnp.pad(x, [(1, 1) if dim == axis else (0, 0) for dim in range(x.ndim)])
     return jnp.concatenate([lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(3)], axis=-1)
 
 
@@ -53,10 +54,10 @@ def by_planes(x: Array, kernel: Array) -> Array:
         # `below` lacks what this plane adds to plane z - 1; `here` lacks what this plane and the next one add to plane z
         out, below, here = state
         plane = lax.dynamic_index_in_dim(x, z, 1, keepdims=False)
-        shares = lax.conv_general_dilated(
+        contributions = lax.conv_general_dilated(
             plane, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )  # [b, h, w, 3 o]
-        to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
+        to_above, to_here, to_below = jnp.split(contributions, 3, axis=-1)
         out = lax.dynamic_update_index_in_dim(out, below + to_below, jnp.maximum(z - 1, 0), 1)
         # Each plane is also written as if it were the last one. Writing only the last plane, after the loop, would copy the whole result.
         out = lax.dynamic_update_index_in_dim(out, here + to_here, z, 1)

@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# The smallest number of planes and the largest number of channels. At 48³ with 48 → 48 channels it is still twice as fast as XLA's own
-# convolution by the compiler's estimate.
+# The smallest number of planes and the largest number of channels. At 48³ with 48 → 48 channels the 2-D convolution is still twice as
+# fast as XLA's own 3-D convolution, by the compiler's estimate.
 MIN_PLANES, MAX_CHANNELS = 48, 96
 
 

@@ -3,7 +3,7 @@
 F(m, 3) computes m outputs of a 3-tap filter with m + 2 products, in tiles of m + 2 inputs that overlap by 2: transformed inputs times
 transformed kernels are transformed outputs. Along two axes F(2, 3) takes 2.25 times fewer multiplications than the direct sum at the same
 rounding error. F(4, 3) takes 4 times fewer multiplications and has five times the rounding error (2e-6 of the largest number in float32),
-which is small enough for gradients, the only use of it here.
+which is small enough for gradients. It is used only for them.
 """
 
 import functools
@@ -20,7 +20,7 @@ from swinunetr_jax.ops.conv import cpu
 from swinunetr_jax.ops.loop_output import loop_output
 from swinunetr_jax.runtime.dispatch import Implementation
 
-# Measured: for smaller planes or fewer channels it is not faster, and more tiles at a time do not fit into the cache.
+# Measured: for smaller planes or fewer channels this algorithm is not faster, and more tiles at a time do not fit into the cache.
 MIN_PLANE, MIN_CHANNELS = 32 * 32, 16
 TILES, GRADIENT_TILES = 1024, 300
 
@@ -45,10 +45,10 @@ def filters(*points: Fraction | int) -> Filters:
     """Returns F(m, 3) for m + 1 points by the Cook-Toom construction, which multiplies polynomials at these points and at infinity."""
 
     def polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
-        """Returns the coefficients of the product of (x - root), lowest power first, with a zero appended."""
+        """Returns the coefficients of the product of (x - root), lowest power first."""
         result = [Fraction(1)]
         for root in roots:
-            result = [below - root * own for below, own in zip([Fraction(0), *result], [*result, Fraction(0)])]
+            result = [lower - root * same for lower, same in zip([Fraction(0), *result], [*result, Fraction(0)])]
         return result
 
     exact = tuple(map(Fraction, points))
@@ -109,8 +109,8 @@ def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
     def step(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # `below` lacks what this plane adds to plane z - 1; `here` lacks what this plane and the next one add to plane z
         out, below, here = state
-        shares = _convolve_plane(f, _plane(x, z), taps)  # [b, h, w, 3 o]
-        to_above, to_here, to_below = jnp.split(shares, 3, axis=-1)
+        contributions = _convolve_plane(f, _plane(x, z), taps)  # [b, h, w, 3 o]
+        to_above, to_here, to_below = jnp.split(contributions, 3, axis=-1)
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
     # The loop has one step more than there are planes, which writes the last plane. Writing it after the loop would copy the whole result.
@@ -142,8 +142,8 @@ def kernel_gradient(f: Filters, x: Array, dy: Array) -> Array:
             ring = put(ring, z + 1, top)
             inputs = _inputs(f, _with_neighbours(_plane(x, z), top, rows))
             product = jnp.einsum("pti,pto->pio", inputs, ring.reshape(f.n**2, tiles, 3 * o))
-            own = lax.dynamic_index_in_dim(sums, z % 3, 0, keepdims=False) + product
-            return lax.dynamic_update_index_in_dim(sums, own, z % 3, 0), ring
+            new_sums = lax.dynamic_index_in_dim(sums, z % 3, 0, keepdims=False) + product
+            return lax.dynamic_update_index_in_dim(sums, new_sums, z % 3, 0), ring
 
         ring = put(jnp.zeros((f.n**2, tiles, 3, o), x.dtype), jnp.asarray(0), top)
         return lax.fori_loop(0, depth, step, (sums, ring))[0]
@@ -176,11 +176,11 @@ def _with_neighbours(plane: Array, top: Array, rows: int) -> Array:
     if rows == h:
         return jnp.pad(plane, ((0, 0), (1, 1), *sides[2:]))
 
-    def row(at: Array) -> Array:
-        return jnp.where((at >= 0) & (at < h), lax.dynamic_slice_in_dim(plane, jnp.clip(at, 0, h - 1), 1, 1), 0)
+    def row(index: Array) -> Array:
+        return jnp.where((index >= 0) & (index < h), lax.dynamic_slice_in_dim(plane, jnp.clip(index, 0, h - 1), 1, 1), 0)
 
-    own = lax.dynamic_slice_in_dim(plane, top, rows, 1)
-    return jnp.pad(jnp.concatenate([row(top - 1), own, row(top + rows)], axis=1), sides)
+    inner = lax.dynamic_slice_in_dim(plane, top, rows, 1)
+    return jnp.pad(jnp.concatenate([row(top - 1), inner, row(top + rows)], axis=1), sides)
 
 
 def _block(f: Filters, b: int, h: int, w: int, tiles: int) -> int:
