@@ -51,7 +51,7 @@ def add_bias(x: Array, bias: Array) -> Array:
     """Returns [..., c] + [c] in the dtype of `x`.
 
     The gradient of the bias is summed in float32 at least and has the dtype of the bias. JAX would sum it in the dtype of `x`: over a
-    hundred thousand voxels in bfloat16 most of it is lost to rounding.
+    hundred thousand voxels in bfloat16 most of the gradient would be lost to rounding.
     """
     return x + bias.astype(x.dtype)
 

@@ -120,8 +120,8 @@ def layout_dispatch(table: Table, *inputs: Any) -> Any:
 def for_device(device: Device, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the same function, but only the implementations for the device's platform are traced, which takes a third less time.
 
-    It is meant for programs whose devices are known. Otherwise a program is traced for all platforms, and the compiler keeps what belongs
-    to its own, except where implementations differ in the types of their results: see `layout_dispatch`.
+    It is meant for programs whose devices are known. Otherwise a program is traced for all platforms, and the compiler keeps the
+    implementations of its own platform, except where implementations differ in the types of their results: see `layout_dispatch`.
     """
 
     @functools.wraps(function)
@@ -145,7 +145,7 @@ def target_platform() -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """One call of an operation: its inputs, with shapes in the place of arrays, and the implementation that was chosen."""
+    """One call of an operation: its inputs, with shapes instead of arrays, and the implementation that was chosen."""
 
     table: Table
     inputs: tuple[Any, ...]
@@ -162,7 +162,7 @@ _recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar("re
 
 @contextlib.contextmanager
 def record_choices(platform: str) -> Iterator[list[Choice]]:
-    """Yields a list to which the choices in the block, made for this platform, are added, except choices inside implementations."""
+    """Yields a list of the choices for this platform that are made in the block, except those inside implementations."""
     recorder = _Recorder()
     token = _recorder.set(recorder)
     try:

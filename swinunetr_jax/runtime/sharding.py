@@ -2,8 +2,9 @@
 
 Steps and networks are written as for one device. A mesh has two axes: the samples of a batch are sharded along `data`, the first spatial
 axis of each sample along `spatial`, so that a network can be applied to, and trained on, whole volumes that are too large for one device.
-The compiler partitions the program by the shardings of its inputs. Two functions are sharded here by hand, because the compiler cannot
-partition the loops in their implementations: those over rows (`shard_rows`) and convolutions along depth (`shard_depth_with_halo`).
+The compiler partitions the program by the shardings of its inputs. Two kinds of functions are sharded here by hand, because the compiler
+cannot partition the loops in their implementations: functions of rows (`shard_rows`) and convolutions along depth
+(`shard_depth_with_halo`).
 
 Letters in shapes: b batch, d h w grid, c channels.
 """
@@ -47,17 +48,18 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
     """
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     processes = len({device.process_index for device in devices})
-    own = len(devices) // processes
-    if spatial < 1 or own < spatial or (processes > 1 and own % spatial):
+    per_process = len(devices) // processes
+    if spatial < 1 or per_process < spatial or (processes > 1 and per_process % spatial):
         raise InputError(
-            f"a volume cannot be divided among {spatial} of the {own} devices of a process: choose another number of spatial shards."
+            f"a volume cannot be divided among {spatial} of the {per_process} devices of a process: choose another number of spatial "
+            "shards."
         )
     groups = len(devices) // spatial
     used = max(n for n in range(1, groups + 1) if batch % n == 0)
     if processes > 1 and used < groups:
-        each = f" with {spatial} for each sample" if spatial > 1 else ""
+        sharing = f" with {spatial} for each sample" if spatial > 1 else ""
         raise InputError(
-            f"a batch of {batch} cannot be shared evenly by {len(devices)} devices of {processes} processes{each}: choose a multiple "
+            f"a batch of {batch} cannot be shared evenly by {len(devices)} devices of {processes} processes{sharing}: choose a multiple "
             f"of {groups}."
         )
     return np.array(devices[: used * spatial]).reshape(used, spatial)
@@ -126,21 +128,21 @@ def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], sha
         function: maps arrays of n rows, and the shared arrays, to n rows.
         rows: arrays of rows. An array with fewer rows than the others is repeated; None stays None. All arrays are padded with zeros
             to the same number of rows for each device.
-        shared: arrays that every device needs whole.
+        shared: arrays that every device needs completely.
     """
     mesh, count = _sharding_mesh(), max(len(array) for array in rows if array is not None)
     if mesh is None or count < mesh.size:
         return function(*rows, *shared)
-    share, by_row, whole = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()
+    rows_per_device, by_row, replicated = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()
 
     def place(a: Array | None) -> tuple[Array | None, PartitionSpec]:
-        if a is None or (len(a) < count and share * mesh.size == count and share % len(a) == 0):
-            return a, whole  # each device repeats it itself
+        if a is None or (len(a) < count and rows_per_device * mesh.size == count and rows_per_device % len(a) == 0):
+            return a, replicated  # each device repeats it itself
         repeated = jnp.tile(a, (count // len(a), *[1] * (a.ndim - 1)))
-        return jnp.pad(repeated, [(0, share * mesh.size - count), *[(0, 0)] * (a.ndim - 1)]), by_row
+        return jnp.pad(repeated, [(0, rows_per_device * mesh.size - count), *[(0, 0)] * (a.ndim - 1)]), by_row
 
     placed, specs = zip(*map(place, rows))
-    sharded = jax.shard_map(function, in_specs=(*specs, *[whole] * len(shared)), out_specs=by_row, check_vma=False)
+    sharded = jax.shard_map(function, in_specs=(*specs, *[replicated] * len(shared)), out_specs=by_row, check_vma=False)
     return sharded(*placed, *shared)[:count]
 
 
@@ -150,9 +152,9 @@ class HaloOperation:
 
     Attributes:
         interior: (*grids, *shared) -> the results for a slab as if there were zeros beyond it.
-        edge: (*planes, *shared, tap) -> for each result, the contribution of a plane [b, h, w, c] of each grid to the plane of the slab
-            next to it, or None if the result does not depend on it. `tap` is the plane of the kernel by which it is multiplied: 0 if it
-            is before the slab, 2 if it is after it.
+        edge: (*planes, *shared, tap) -> for each result, the contribution of a neighbouring plane [b, h, w, c] of each grid to the first
+            or last plane of the slab, or None if there is no contribution. `tap` is the plane of the kernel by which the neighbouring
+            plane is multiplied: 0 for the plane before the slab, 2 for the plane after it.
     """
 
     interior: Callable[..., tuple[Array, ...]]
@@ -173,11 +175,11 @@ def shard_depth_with_halo(operation: HaloOperation, grids: Sequence[Array], shar
     down = [(high, low) for low, high in up]
 
     def slab(*args: Array) -> tuple[Array, ...]:
-        own, shared = args[: len(grids)], args[len(grids) :]
+        slabs, shared = args[: len(grids)], args[len(grids) :]
         # at the ends of the grid nothing is sent, and ppermute returns zeros
-        below = [lax.ppermute(grid[:, -1], SPATIAL, up) for grid in own]
-        above = [lax.ppermute(grid[:, 0], SPATIAL, down) for grid in own]
-        results = operation.interior(*own, *shared)
+        below = [lax.ppermute(grid[:, -1], SPATIAL, up) for grid in slabs]
+        above = [lax.ppermute(grid[:, 0], SPATIAL, down) for grid in slabs]
+        results = operation.interior(*slabs, *shared)
         first, last = operation.edge(*below, *shared, 0), operation.edge(*above, *shared, 2)
         return tuple(
             y if low is None or high is None else y.at[:, 0].add(low).at[:, -1].add(high)

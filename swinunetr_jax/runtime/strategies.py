@@ -75,9 +75,9 @@ class JitStrategy:
         )
 
     def stop_flags(self, flag: bool) -> Array:
-        own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+        local_count = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
         return jax.make_array_from_process_local_data(
-            NamedSharding(self.mesh, PartitionSpec((DATA, SPATIAL))), np.full(own, flag, np.int32)
+            NamedSharding(self.mesh, PartitionSpec((DATA, SPATIAL))), np.full(local_count, flag, np.int32)
         )
 
     def replicate(self, tree: T) -> T:

@@ -30,12 +30,15 @@ def group_norm(x: Array, num_groups: int, scale: Array, bias: Array) -> Array:
 
 
 def batch_norm(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-    """Normalises by given statistics [c], which are the running ones in evaluation. In training `normalize` is given those of the batch."""
+    """Normalises by given statistics [c], which are the running ones in evaluation.
+
+    In training `normalize` is called with those of the batch.
+    """
     return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
 
 
 def _normalize_by_own_moments(x: Array, scale: Array | None, bias: Array | None, axes: Axes) -> Array:
-    """Normalises by the mean and variance of x over `axes`; scale and bias have the last axes of x."""
+    """Normalises by the mean and variance of x over `axes`; scale and bias have the shape of the last axes of x."""
     return normalize(x, moments(x, axes), scale, bias)
 
 
@@ -51,10 +54,10 @@ def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None,
     x, statistics, scale, bias = saved
     if scale is None or bias is None:
         return gradient(x, statistics, dy, axes), None, None
-    summed = tuple(range(x.ndim - scale.ndim))
+    summed_axes = tuple(range(x.ndim - scale.ndim))
     wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
-    dbias = dy.sum(summed).astype(bias.dtype)
-    dscale = (dy * (statistics.centre(wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed).astype(scale.dtype)
+    dbias = dy.sum(summed_axes).astype(bias.dtype)
+    dscale = (dy * (statistics.centre(wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed_axes).astype(scale.dtype)
     return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
 
 

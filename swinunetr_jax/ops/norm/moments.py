@@ -24,8 +24,8 @@ Axes = tuple[int, ...]
 class Moments(NamedTuple):
     """A mean and a biased variance over some axes, which are kept as axes of size 1, in float32 at least.
 
-    The mean is `near + rest`: a number close to it, without a gradient, and the difference. x - near - rest is then exact up to the
-    rounding of the deviations, whereas x - mean contains the rounding of the mean.
+    The mean is `near + rest`: a number close to the mean, through which no gradient flows, and the difference. x - near - rest is then
+    exact up to the rounding of the deviations, whereas x - mean contains the rounding of the mean.
     """
 
     near: Array
@@ -50,8 +50,8 @@ def moments(x: Array, axes: Axes) -> Moments:
     """Returns the mean and the biased variance of `x` over `axes`.
 
     Over channels the mean is computed in two steps, the mean of x and the mean of the remainder, which costs little. Over a grid all
-    sums are computed in one pass, over x - s and its square, where s is the mean of a sparse sample of the grid. The remainder of the
-    mean is then of the size of the deviation, so that no digits are lost by cancellation.
+    sums are computed in one pass (in two on a CPU), over x - s and its square, where s is the mean of a sparse sample of the grid. The
+    remainder of the mean is then of the size of the deviation, so that no digits are lost by cancellation.
     """
     over_channels = axes == (x.ndim - 1,)
     if over_channels:
@@ -76,8 +76,8 @@ def sparse_mean(x: Array, axes: Axes) -> Array:
 def mean(x: Array, axes: Axes) -> Array:
     """Returns the mean over `axes`, which are kept as axes of size 1.
 
-    If the last axis is one of several, it is summed after the others: a CPU adds a row of adjacent voxels in many partial sums, but
-    interleaved channels one voxel after another in a single sum, in which small numbers are lost.
+    If the last axis is one of several, it is summed after the others: a CPU adds adjacent voxels in many partial sums, but it adds
+    interleaved channels voxel by voxel in a single sum, in which small numbers are lost.
     """
     last = x.ndim - 1
     if len(axes) == 1 or last not in axes:
@@ -92,9 +92,10 @@ def _one_read(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
 
 def _two_reads(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
     """Returns the same means in two passes over x. In one pass a CPU would write x - near to memory in between."""
-    # Without two barriers XLA would write to memory here, and keep, arrays that `normalize` and the gradient also compute from x.
-    once, again = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
-    return mean(once.astype(near.dtype) - near, axes), mean(jnp.square(again.astype(near.dtype) - near), axes)
+    # Without the two barriers XLA would write arrays to memory here and keep them, because `normalize` and the gradient compute the same
+    # arrays from x.
+    x1, x2 = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
+    return mean(x1.astype(near.dtype) - near, axes), mean(jnp.square(x2.astype(near.dtype) - near), axes)
 
 
 @functools.lru_cache(maxsize=64)

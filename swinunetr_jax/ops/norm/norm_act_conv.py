@@ -1,8 +1,8 @@
 """An instance norm, a leaky ReLU and the 3³ convolution after them.
 
-The gradient of the convolution needs the convolution's input. On an NVIDIA GPU it is computed again from the norm's input, which is kept
-anyway. This takes one pass over memory, and saves a tenth of what is kept between the forward and the backward pass. On other platforms
-the convolution's input is kept.
+The gradient of the convolution needs the convolution's input. On an NVIDIA GPU this input is computed again from the norm's input, which
+is kept anyway. This takes one pass over memory, and saves a tenth of the arrays that are kept between the forward and the backward pass.
+On other platforms the convolution's input is kept.
 """
 
 import jax

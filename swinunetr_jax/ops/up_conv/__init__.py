@@ -52,6 +52,6 @@ def _interior(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) 
 
 
 def _edge(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array, tap: int) -> tuple[Array, None]:
-    """Returns what a coarse plane, and the plane of the skip next to it, add through the kernel's first (0) or last (2) plane."""
+    """Returns what a plane of `x` and one of `skip` add to the plane next to them through the kernel's first (0) or last (2) plane."""
     fine, u = upsample(x, up[1 if tap == 0 else 0]), up.shape[-1]
     return plane_conv(fine, kernel[..., :u, :], tap) + plane_conv(skip, kernel[..., u:, :], tap), None

@@ -12,13 +12,13 @@ from swinunetr_jax.runtime.dispatch import dispatch
 
 
 def up_conv_blocks(x: Grid, skip: BlockedGrid, up: Array, kernel: Array, shortcut: Array) -> tuple[BlockedGrid, BlockedGrid]:
-    """Returns both results of `ops.up_conv.up_conv`, in the blocks of `skip`; the upsampled grid goes through fused kernels."""
+    """Returns both results of `ops.up_conv.up_conv`, in the blocks of `skip`; a fused kernel upsamples `x` and convolves it."""
     x, u = x if isinstance(x, BlockedGrid) else to_blocks(x, skip.counts), up.shape[-1]
     fine = jax.checkpoint(_transposed_conv)(x, fuse_kernels(up, kernel[..., :u, :]))
     shortcut = shortcut.reshape(shortcut.shape[-2:])
-    coarse = jnp.flip(up @ shortcut[:u], (0, 1, 2))  # in the order of the taps of a transposed convolution
+    coarse_kernel = jnp.flip(up @ shortcut[:u], (0, 1, 2))  # in the order of the taps of a transposed convolution
     y = fine + dispatch(CONV_BLOCKS, skip, kernel[..., u:, :]).array
-    direct = conv_each_block(x.array, coarse, spread=2, padding=1) + dense(skip.array, shortcut[u:])
+    direct = conv_each_block(x.array, coarse_kernel, spread=2, padding=1) + dense(skip.array, shortcut[u:])
     return BlockedGrid(y, skip.counts), BlockedGrid(direct, skip.counts)
 
 

@@ -44,14 +44,16 @@ def from_windows(x: Array, kernel: Array) -> Array:
     def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         out, early = state  # `early` is what plane j - 1 contributed to window j
         plane = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
-        shares = lax.conv_general_dilated(plane, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        shares = shares.reshape(b, h + 1, w + 1, 2, 2, 4 * o)
-        window = early + shares[..., 1, :, :]
+        contributions = lax.conv_general_dilated(
+            plane, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        contributions = contributions.reshape(b, h + 1, w + 1, 2, 2, 4 * o)
+        window = early + contributions[..., 1, :, :]
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 1, :], o), jnp.maximum(2 * j - 1, 0), 1)
         out = lax.dynamic_update_index_in_dim(out, _interleave(window[..., 0, :], o), 2 * j, 1)
         # Each window is also written as if it were the last one. Writing only the last one, after the loop, would copy the whole result.
-        out = lax.dynamic_update_index_in_dim(out, _interleave(shares[..., 0, 1, :], o), 2 * j + 1, 1)
-        return out, shares[..., 0, :, :]
+        out = lax.dynamic_update_index_in_dim(out, _interleave(contributions[..., 0, 1, :], o), 2 * j + 1, 1)
+        return out, contributions[..., 0, :, :]
 
     start = loop_output((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
     return lax.fori_loop(0, depth, step, start)[0]
@@ -69,8 +71,8 @@ def _collect(plane: Array) -> Array:
     """Applies the transpose of `_interleave`: [b, 2 h, 2 w, o] -> [b, h + 1, w + 1, (p q o)]."""
     b, h, w, o = plane.shape[0], plane.shape[1] // 2, plane.shape[2] // 2, plane.shape[3]
     parts = plane.reshape(b, h, 2, w, 2, o)
-    placed = [jnp.pad(parts[:, :, p, :, q], ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0))) for p in range(2) for q in range(2)]
-    return jnp.concatenate(placed, axis=-1)
+    padded = [jnp.pad(parts[:, :, p, :, q], ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0))) for p in range(2) for q in range(2)]
+    return jnp.concatenate(padded, axis=-1)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -83,7 +85,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     o = kernel.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
     # plane d contributed to window d as neighbour 1 and to window d + 1 as neighbour 0
-    back = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
+    transposed_taps = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
 
     def window_gradient(j: Array) -> Array:
         """Returns the gradient of the windows j, [b, h + 1, w + 1, (p1 p2 p3 o)]."""
@@ -95,14 +97,15 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         dx, dkernel, here = state
         above = window_gradient(j + 1)
-        both = jnp.concatenate([above, here], axis=-1)  # neighbour 0 of window j + 1, neighbour 1 of window j
-        shares = (both @ back).reshape(*both.shape[:3], 2, 2, c)  # window (y, x) reads coarse voxel (y - 1 + s, x - 1 + s)
-        parts = [shares[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2)]
-        plane = cast(Array, sum(parts))
-        dx = lax.dynamic_update_index_in_dim(dx, plane.astype(dx.dtype), j, 1)
-        own = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
-        placed = [jnp.pad(own, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
-        product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(placed, axis=-1), both, preferred_element_type=wide)
+        window_gradients = jnp.concatenate([above, here], axis=-1)  # neighbour 0 of window j + 1, neighbour 1 of window j
+        # window (y, x) reads coarse voxel (y - 1 + s, x - 1 + s)
+        contributions = (window_gradients @ transposed_taps).reshape(*window_gradients.shape[:3], 2, 2, c)
+        parts = [contributions[:, 1 - p : 1 - p + h, 1 - q : 1 - q + w, p, q] for p in range(2) for q in range(2)]
+        dx_plane = cast(Array, sum(parts))
+        dx = lax.dynamic_update_index_in_dim(dx, dx_plane.astype(dx.dtype), j, 1)
+        x_plane = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
+        padded = [jnp.pad(x_plane, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
+        product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(padded, axis=-1), window_gradients, preferred_element_type=wide)
         return dx, dkernel + product, above
 
     start = loop_output(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide), window_gradient(jnp.asarray(0))

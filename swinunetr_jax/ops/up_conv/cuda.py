@@ -21,7 +21,7 @@ def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     taps = fuse_kernels_by_order(up.astype(wide), kernel[..., :u, :].astype(wide)).astype(x.dtype)
     direct = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv(skip, kernel[..., u:, :])
-    # a matrix product, so that the gradients of the kernel and of x read the gradient of the result in the same order
+    # This is a matrix product so that the gradients of the kernel and of x read the gradient of the result in the same order.
     coarse = x @ direct.reshape(x.shape[-1], -1)
     return y, depth_to_space(coarse) + conv(skip, shortcut[..., u:, :])
 

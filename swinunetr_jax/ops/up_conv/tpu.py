@@ -19,15 +19,15 @@ from swinunetr_jax.runtime.dispatch import Implementation
 
 def _conv_supports(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> bool:
     """Returns whether planes fill the lanes better than channels in the convolution of the skip with the outputs of both kernels."""
-    both = jax.ShapeDtypeStruct((*kernel.shape[:-1], 2 * kernel.shape[-1]), kernel.dtype)
-    return fills_the_lanes(skip, both)
+    both_kernels = jax.ShapeDtypeStruct((*kernel.shape[:-1], 2 * kernel.shape[-1]), kernel.dtype)
+    return fills_the_lanes(skip, both_kernels)
 
 
 def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """Returns both results of `ops.up_conv.up_conv`."""
     u, outputs = up.shape[-1], kernel.shape[-1]
-    both = jnp.concatenate([kernel, jnp.pad(shortcut, ((1, 1),) * 3 + ((0, 0),) * 2)], axis=-1)
-    y = jax.checkpoint(transposed_conv)(x, fuse_kernels(up, both[..., :u, :])) + PLANES_AS_BATCH(skip, both[..., u:, :])
+    kernels = jnp.concatenate([kernel, jnp.pad(shortcut, ((1, 1),) * 3 + ((0, 0),) * 2)], axis=-1)
+    y = jax.checkpoint(transposed_conv)(x, fuse_kernels(up, kernels[..., :u, :])) + PLANES_AS_BATCH(skip, kernels[..., u:, :])
     return y[..., :outputs], y[..., outputs:]
 
 
