@@ -61,10 +61,10 @@ def read_arrays(folder: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]
         Exception: any exception of Orbax.
     """
     if shapes is not None:
-        found = array_shapes(folder)
-        wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-        if wrong:
-            raise ValueError(f"{wrong[0]} has the shape {found.get(wrong[0])}, expected {shapes.get(wrong[0])}")
+        stored = array_shapes(folder)
+        differing = sorted(name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name))
+        if differing:
+            raise ValueError(f"{differing[0]} has the shape {stored.get(differing[0])}, expected {shapes.get(differing[0])}")
     with _checkpointer() as checkpointer:
         tree = checkpointer.restore(Path(folder).absolute())
     return {name: np.asarray(value) for name, value in _flatten(tree).items()}

@@ -5,7 +5,8 @@
                                    such a name is the remainder of an interrupted save.
 
 Orbax does not notice a flipped bit in the numbers, and reports other damage with pages of text. Therefore every file is compared with
-its digest before Orbax reads it, and every array afterwards. The project's safetensors files contain the same description, without files.
+its digest before Orbax reads it, and every array afterwards. The project's safetensors files contain the same description, without
+`params` and `files`.
 """
 
 import os
@@ -89,11 +90,11 @@ def write_checkpoint(
         if replacing:
             files.remove_stale_temporaries(path)
             with files.atomic_folder(path / folder) as temporary:
-                written = temporary / PARAMS  # Orbax creates its folder itself, from a temporary folder next to it
-                write_arrays(written, params)
-                for entry in list(written.iterdir()):
+                orbax_folder = temporary / PARAMS  # Orbax creates its folder itself, from a temporary folder next to it
+                write_arrays(orbax_folder, params)
+                for entry in list(orbax_folder.iterdir()):
                     entry.rename(temporary / entry.name)
-                written.rmdir()
+                orbax_folder.rmdir()
             text = describe(config, task, params, params=folder, files=file_digests(path, folder))
             files.write_text(path / DESCRIPTION, text)
         else:
@@ -122,37 +123,40 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
         OtherNetworkError: the weights do not fit the network that the factory creates.
     """
     path = Path(path).absolute()
-    where = path / DESCRIPTION
+    description_file = path / DESCRIPTION
     try:
-        if where.stat().st_size > _MAX_DESCRIPTION_BYTES:
-            raise InputError(f"{where} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}.")
-        content = where.read_bytes()
+        if description_file.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise InputError(
+                f"{description_file} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}."
+            )
+        content = description_file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be read ({one_line(error)}): {_REMEDY}.") from error
-    config, task, values = parse_description(content, where, network)
-    folder, stated = values.get("params"), values.get("files")
-    if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stated is not None):
-        raise InputError(f"{where} does not name the folder of its weights: it was not written by swinunetr_jax.")
+        raise InputError(f"{description_file} cannot be read ({one_line(error)}): {_REMEDY}.") from error
+    config, task, values = parse_description(content, description_file, network)
+    folder, stored_digests = values.get("params"), values.get("files")
+    if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stored_digests is not None):
+        raise InputError(f"{description_file} does not name the folder of its weights: it was not written by swinunetr_jax.")
     try:
-        found = file_digests(path, folder)
-        _refuse_damaged(path, [name for name in stated if stated[name] != found.get(name)])
+        actual_digests = file_digests(path, folder)
+        _refuse_damaged(path, [name for name in stored_digests if stored_digests[name] != actual_digests.get(name)])
         limit = max(_MAX_COMPRESSION * count_file_bytes(path / folder), _SMALL_NETWORK_BYTES)
         if count_bytes(config) > limit:
             raise InputError(
-                f"{where} describes a network of {count_bytes(config):.1e} bytes, far more than its folder {folder} can contain, "
-                f"expected at most {limit:.1e}: take another checkpoint."
+                f"{description_file} describes a network of {count_bytes(config):.1e} bytes, far more than its folder {folder} can "
+                f"contain, expected at most {limit:.1e}: take another checkpoint."
             )
-        got = array_shapes(path / folder)  # Shapes come first, because a few bytes on the disk can stand for gigabytes.
-        wrong = mismatches(got, config)
-        if wrong and isinstance(config, CustomConfig):  # The files are as they were saved, so the factory has changed.
+        # The shapes are checked before the arrays are read, because a few bytes on the disk can stand for gigabytes.
+        stored_shapes = array_shapes(path / folder)
+        differences = mismatches(stored_shapes, config)
+        if differences and isinstance(config, CustomConfig):  # The files are as they were saved, so the factory has changed.
             raise OtherNetworkError(
                 f"{path} holds the weights of another {config.name} than the recipe creates now:",
-                *(f"  {line}" for line in wrong),
+                *(f"  {line}" for line in differences),
             )
-        if wrong:
-            lines = (f"  {console.literal(line)}" for line in wrong)
+        if differences:
+            lines = (f"  {console.literal(line)}" for line in differences)
             raise InputError(f"{path} does not hold the weights of its own configuration:", *lines)
         params = read_arrays(path / folder)
     except InputError:

@@ -46,14 +46,14 @@ class _Network:
         tensors: its tensors by MONAI's names.
         known: names of tensors next to its own that are known not to be part of a network.
         unknown: names of other tensors next to its own that are not part of it.
-        places: the dotted paths in the file of all of these tensors.
+        tensor_paths: the dotted paths in the file of all of these tensors.
     """
 
     key: str
     tensors: Tensors
     known: tuple[str, ...]
     unknown: tuple[str, ...]
-    places: frozenset[str]
+    tensor_paths: frozenset[str]
 
     @property
     def has_decoder(self) -> bool:
@@ -74,25 +74,25 @@ def find_network(content: object, path: str, *, key: str | None = None, encoder_
             become the same name.
     """
     states = list(_state_dicts(content, ""))
-    places = [_join(where, name) for where, state in states for name in state]
-    if not places:
+    tensor_paths = [_join(where, name) for where, state in states for name in state]
+    if not tensor_paths:
         raise InputError(
             f"{path} holds no state dict, expected a dict of named tensors, alone or within other dicts: check which file was given."
         )
-    found = [network for where, state in states for network in _networks(path, where, state)]
-    complete = [network for network in found if ANCHOR in network.tensors]
-    if complete:
-        network = _choose(path, complete, key, encoder_only)
-    elif found and key is None:
-        network = max(found, key=lambda network: len(network.tensors))  # the load reports what is missing
+    networks = [network for where, state in states for network in _networks(path, where, state)]
+    with_anchor = [network for network in networks if ANCHOR in network.tensors]
+    if with_anchor:
+        network = _choose(path, with_anchor, key, encoder_only)
+    elif networks and key is None:
+        network = max(networks, key=lambda network: len(network.tensors))  # the load reports what is missing
     else:
-        names = sorted(printable(place) for place in places)
+        names = sorted(printable(tensor_path) for tensor_path in tensor_paths)
         some = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
         raise InputError(
             f"{path} is not a Swin UNETR checkpoint, because none of its {len(names)} names belongs to one: expected names such as "
             f"{ANCHOR}, got {some}; check which file was given."
         )
-    others = tuple(place for place in places if place not in network.places)
+    others = tuple(tensor_path for tensor_path in tensor_paths if tensor_path not in network.tensor_paths)
     doubtful = network.unknown + others
     return Source(path, network.tensors, network.known + doubtful, doubtful=doubtful)
 
@@ -123,9 +123,10 @@ def _networks(path: str, where: str, state: Tensors) -> list[_Network]:
             names.setdefault(prefix, {})[name.removeprefix(prefix)] = name
     anchored = [prefix for prefix, group in names.items() if any(to_monai_name(name) == ANCHOR for name in group)]
     for name, prefix in prefixes.items():
-        around = [other for other in anchored if name.startswith(other)]
-        if prefix not in anchored and around:  # The name is next to a network's own; the longest prefix is the closest network's.
-            nearest = max(around, key=len)
+        enclosing = [other for other in anchored if name.startswith(other)]
+        if prefix not in anchored and enclosing:
+            # The name is next to a network's own names. The longest prefix is that of the closest network.
+            nearest = max(enclosing, key=len)
             names[nearest][name.removeprefix(nearest)] = name
             if prefix is not None:
                 del names[prefix][name.removeprefix(prefix)]
@@ -139,19 +140,20 @@ def _network(path: str, key: str, where: str, names: Mapping[str, str], state: T
     known, unknown = [], []
     for name, original in names.items():
         tensor = state[original]
-        new = "" if reconstruction and name.startswith("out.") else to_monai_name(name)
-        if not new:
+        monai_name = "" if reconstruction and name.startswith("out.") else to_monai_name(name)
+        if not monai_name:
             known.append(name)
-        elif not is_within_network(new) and tensor.ndim <= 1:  # such as a counter; a layer has a weight with at least two axes
-            unknown.append(name)
-        elif new in tensors:
+        elif not is_within_network(monai_name) and tensor.ndim <= 1:
+            unknown.append(name)  # such as a counter; a layer has a weight with at least two axes
+        elif monai_name in tensors:
             raise InputError(
-                f"{path} holds {printable(new)!r} twice, under names of two naming schemes, expected it once: save only one of the two."
+                f"{path} holds {printable(monai_name)!r} twice, under names of two naming schemes, expected it once: save only one of "
+                "the two."
             )
         else:
-            tensors[new] = tensor
-    places = frozenset(_join(where, original) for original in names.values())
-    return _Network(key or TOP, tensors, tuple(known), tuple(unknown), places)
+            tensors[monai_name] = tensor
+    tensor_paths = frozenset(_join(where, original) for original in names.values())
+    return _Network(key or TOP, tensors, tuple(known), tuple(unknown), tensor_paths)
 
 
 def _choose(path: str, networks: list[_Network], key: str | None, encoder_only: bool) -> _Network:
@@ -170,8 +172,8 @@ def _choose(path: str, networks: list[_Network], key: str | None, encoder_only: 
     return fitting[0]
 
 
-def _equal(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+def _equal(first: Tensors, second: Tensors) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def _join(where: str, name: str) -> str:

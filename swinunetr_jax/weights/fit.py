@@ -43,36 +43,36 @@ def fit(
         kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
         ignored += tuple(sorted(source.tensors.keys() - kept.keys()))
         source = Source(source.path, kept, is_ours=source.is_ours)
-    found, faults = from_tensors(source, table, config, expected)
+    fitting, faults = from_tensors(source, table, config, expected)
     report = LoadReport(ignored=list(ignored))
     dropped: set[str] = set()
     if adapt_channels:
-        found |= _adapt_inputs(source, table, expected, faults, report)
+        fitting |= _adapt_inputs(source, table, expected, faults, report)
         dropped = _drop_outputs(source, table, expected, faults, report)
     if faults:
         raise _mismatch(source, table, faults, encoder_only, adapt_channels)
 
-    report.initialized = [name for name in expected if name not in found]
-    free = dropped | ({name for name in expected if not name.startswith(_ENCODER)} if encoder_only else set())
-    lacking = [name for name in report.initialized if name not in free]
-    if lacking:  # A name that is missing from the table must not result in random weights.
+    report.initialized = [name for name in expected if name not in fitting]
+    may_be_random = dropped | ({name for name in expected if not name.startswith(_ENCODER)} if encoder_only else set())
+    missing = [name for name in report.initialized if name not in may_be_random]
+    if missing:  # A name that is missing from the table must not result in random weights.
         raise InputError(
-            f"{source.path} has no tensors for {', '.join(lacking)} of the network: save it as a checkpoint folder of this project."
+            f"{source.path} has no tensors for {', '.join(missing)} of the network: save it as a checkpoint folder of this project."
         )
 
     with np.errstate(over="ignore"):  # numbers that overflow in a smaller type are reported below
-        params = {name: array.astype(expected[name].dtype, order="C") for name, array in found.items()}
-    bad = set(flat.not_finite(params))
-    if bad:
-        names = ", ".join(entry.name for entry in table if entry.path in bad)
+        params = {name: array.astype(expected[name].dtype, order="C") for name, array in fitting.items()}
+    non_finite = set(flat.not_finite(params))
+    if non_finite:
+        names = ", ".join(entry.name for entry in table if entry.path in non_finite)
         raise InputError(
             f"{source.path} contains NaN, or numbers that are infinite in {config.param_dtype}, expected finite weights in {names}: "
             "take an earlier checkpoint."
         )
     report.read = [name for name in expected if name in params and name not in report.adapted]
     if report.initialized:
-        fresh = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
-        params |= {name: fresh[name] for name in report.initialized}
+        initial = flat.flatten(SwinUNETR(config, rngs=nnx.Rngs(seed)))
+        params |= {name: initial[name] for name in report.initialized}
     return {name: params[name] for name in expected}, report
 
 
@@ -91,14 +91,14 @@ def _adapt_inputs(
         shape = expected[entry.path].shape
         if tensor.ndim != len(shape):
             continue
-        ours = entry.order.to_jax(tensor)  # [*k, channels, width]
-        *kernel, new, width = shape
-        old = ours.shape[-2]
-        if ours.shape == (*kernel, old, width) and old not in (0, new):
-            # The mean over the old channels, scaled so that the output keeps its magnitude.
-            mean = ours.astype(np.float32).mean(axis=-2, keepdims=True) * (old / new)
+        array = entry.order.to_jax(tensor)  # [*k, channels, width]
+        *kernel, new_channels, width = shape
+        old_channels = array.shape[-2]
+        if array.shape == (*kernel, old_channels, width) and old_channels not in (0, new_channels):
+            # This is the mean over the old channels, scaled so that the output keeps its magnitude.
+            mean = array.astype(np.float32).mean(axis=-2, keepdims=True) * (old_channels / new_channels)
             adapted[entry.path] = np.broadcast_to(mean, shape)
-            report.adapted[entry.path] = f"averaged over {old} input channels for {new}"
+            report.adapted[entry.path] = f"averaged over {old_channels} input channels for {new_channels}"
             del faults[entry.name]
     return adapted
 
@@ -122,9 +122,9 @@ def _drop_outputs(
     if tensors and not (len(tensors) == len(layer) and all(differ_in_outputs)):
         return set()
     bias = _OUTPUTS[-1]
-    had = tensors[bias].shape[0] if tensors else "none"
+    file_outputs = tensors[bias].shape[0] if tensors else "none"
     outputs = expected[bias].shape[0]
-    report.notes.append(f"out is initialised randomly, because {outputs} outputs are requested and the file has {had}")
+    report.notes.append(f"out is initialised randomly, because {outputs} outputs are requested and the file has {file_outputs}")
     for entry in layer.values():
         del faults[entry.name]
     return set(_OUTPUTS)
@@ -133,9 +133,9 @@ def _drop_outputs(
 def _mismatch(source: Source, table: list[Entry], faults: dict[str, str], encoder_only: bool, adapt_channels: bool) -> InputError:
     """Returns the error that lists all faults, with a hint if an option would allow them."""
     hint = ""
-    ends = {entry.name for entry in table if entry.path in (*_INPUTS, *_OUTPUTS)}
+    channel_layers = {entry.name for entry in table if entry.path in (*_INPUTS, *_OUTPUTS)}
     encoder = {entry.name for entry in table if entry.path is None or entry.path.startswith(_ENCODER)}
-    if not adapt_channels and faults.keys() <= ends:
+    if not adapt_channels and faults.keys() <= channel_layers:
         hint = " (for another number of input or output channels, use `adapt_channels`, --adapt-channels)"
     elif not encoder_only and source.tensors.keys() <= encoder:
         hint = " (to take only the encoder and initialise the rest randomly, use `encoder_only`, --encoder-only)"

@@ -17,8 +17,8 @@ _PART = re.compile(
 )
 _WITHIN_NETWORK = re.compile(r"(swinViT|encoder\d+|decoder\d+|out)\.")
 
-# Names in files of self-supervised training and of tools, none of which is a name of MONAI's network, with their replacements. The
-# replacement is empty for a tensor that is not part of the network.
+# These are patterns of names that MONAI's network does not have, but files of self-supervised training and of tools do, with their
+# replacements. The replacement is empty for a tensor that is not part of the network.
 FOREIGN_NAME_RULES = (
     (r"^(rotation_head|contrastive_head|convTrans3d|conv|norm|mask_token)(\..*)?$", ""),
     (r"^encoder\.(mask_token|norm\.(weight|bias))$", ""),
@@ -36,8 +36,8 @@ _RECONSTRUCTION = re.compile(r"encoder\.layers1\.0\.0\.")
 
 def prefix_of(name: str) -> str | None:
     """Returns the prefix that a trainer added to a name of a Swin UNETR, such as "module." or "", or None for any other name."""
-    found = _PART.match(name)
-    return found["prefix"] if found else None
+    match = _PART.match(name)
+    return match["prefix"] if match else None
 
 
 def to_monai_name(name: str) -> str:

@@ -29,42 +29,42 @@ class NotInferable(InputError):
         self.field = field
 
 
-def infer_config(tensors: Mapping[str, np.ndarray], path: str, **given: Any) -> SwinUNETRConfig:
+def infer_config(tensors: Mapping[str, np.ndarray], path: str, **fields: Any) -> SwinUNETRConfig:
     """Returns the configuration of the network that the tensors belong to.
 
     Args:
-        tensors: the tensors by MONAI's names. The encoder's are sufficient if `out_channels` is given.
+        tensors: the tensors by MONAI's names. Those of the encoder are sufficient if `out_channels` is given.
         path: the file, for messages.
-        given: fields of the configuration, which replace inferred values. If they contradict the tensors, the load fails later, with a
+        fields: fields of the configuration, which replace inferred values. If they contradict the tensors, the load fails later, with a
             list of all tensors that differ.
 
     Raises:
         NotInferable: a field that cannot be inferred was not given.
         InputError: the tensors do not belong to a Swin UNETR.
     """
-    fields: dict[str, Any] = {}
+    inferred: dict[str, Any] = {}
     embed = _tensor(tensors, "swinViT.patch_embed.proj.weight", path, 4, 5)  # [width, in_channels, 2, 2(, 2)]
-    width = fields["feature_size"] = embed.shape[0]
-    fields["in_channels"], fields["spatial_dims"] = embed.shape[1], embed.ndim - 2
-    if "out_channels" not in given:
-        fields["out_channels"] = _out_channels(tensors, path)
-    fields["depths"] = tuple(_depth(tensors, stage, path) for stage in range(1, STAGES + 1))
-    fields["num_heads"] = tuple(_tensor(tensors, _TABLE.format(stage), path, 2).shape[1] for stage in range(1, STAGES + 1))
+    width = inferred["feature_size"] = embed.shape[0]
+    inferred["in_channels"], inferred["spatial_dims"] = embed.shape[1], embed.ndim - 2
+    if "out_channels" not in fields:
+        inferred["out_channels"] = _out_channels(tensors, path)
+    inferred["depths"] = tuple(_depth(tensors, stage, path) for stage in range(1, STAGES + 1))
+    inferred["num_heads"] = tuple(_tensor(tensors, _TABLE.format(stage), path, 2).shape[1] for stage in range(1, STAGES + 1))
     hidden = [_tensor(tensors, _HIDDEN.format(stage), path, 2).shape[0] for stage in range(1, STAGES + 1)]
-    fields["mlp_ratio"] = _mlp_ratio([(width * 2**stage, count) for stage, count in enumerate(hidden)])
-    fields["qkv_bias"] = "swinViT.layers1.0.blocks.0.attn.qkv.bias" in tensors
-    fields["patch_norm"] = "swinViT.patch_embed.norm.weight" in tensors
-    fields["use_v2"] = any(name.startswith("swinViT.layers1c.") for name in tensors)
-    if "window_size" not in given:
-        fields["window_size"] = _window(tensors, fields["spatial_dims"], path)
-    if "norm_name" not in given and "num_groups" not in given:
-        fields["norm_name"] = _norm(tensors, path)
-    elif "num_groups" in given:
-        fields["norm_name"] = "group"
-    if "downsample" not in given:
-        fields["downsample"] = _downsample(fields["spatial_dims"], path)
+    inferred["mlp_ratio"] = _mlp_ratio([(width * 2**stage, count) for stage, count in enumerate(hidden)])
+    inferred["qkv_bias"] = "swinViT.layers1.0.blocks.0.attn.qkv.bias" in tensors
+    inferred["patch_norm"] = "swinViT.patch_embed.norm.weight" in tensors
+    inferred["use_v2"] = any(name.startswith("swinViT.layers1c.") for name in tensors)
+    if "window_size" not in fields:
+        inferred["window_size"] = _window(tensors, inferred["spatial_dims"], path)
+    if "norm_name" not in fields and "num_groups" not in fields:
+        inferred["norm_name"] = _norm(tensors, path)
+    elif "num_groups" in fields:
+        inferred["norm_name"] = "group"
+    if "downsample" not in fields:
+        inferred["downsample"] = _downsample(inferred["spatial_dims"], path)
     try:
-        return SwinUNETRConfig.from_dict(fields | given)
+        return SwinUNETRConfig.from_dict(inferred | fields)
     except InputError as error:  # the value that is out of range may come from the file
         raise InputError(f"{path}: {error}") from error
 
@@ -75,9 +75,9 @@ def _tensor(tensors: Mapping[str, np.ndarray], name: str, path: str, *ndims: int
         raise InputError(f"{path} is not a complete Swin UNETR, because {name} is missing: check which file was given.")
     tensor = tensors[name]
     if tensor.ndim not in ndims or tensor.size == 0:
-        want = " or ".join(map(str, ndims))
+        expected = " or ".join(map(str, ndims))
         raise InputError(
-            f"{path} is not a Swin UNETR: {name} has the shape {tensor.shape}, expected {want} axes and at least one number."
+            f"{path} is not a Swin UNETR: {name} has the shape {tensor.shape}, expected {expected} axes and at least one number."
         )
     return tensor
 
@@ -116,12 +116,12 @@ def _mlp_ratio(stages: list[tuple[int, int]]) -> float:
     Args:
         stages: (width, hidden) of each stage, where hidden is the width of the MLP's hidden layer.
     """
-    low = max(hidden / width for width, hidden in stages)
-    decimals = [math.ceil(low * 10**places) / 10**places for places in range(16)]
-    for ratio in (*decimals[:6], low, *decimals[6:]):  # `low` itself may be a fraction such as 7 / 3
+    lower_bound = max(hidden / width for width, hidden in stages)
+    decimals = [math.ceil(lower_bound * 10**places) / 10**places for places in range(16)]
+    for ratio in (*decimals[:6], lower_bound, *decimals[6:]):  # `lower_bound` itself may be a fraction such as 7 / 3
         if all(int(width * ratio) == hidden for width, hidden in stages):
             return ratio
-    return low  # no ratio gives these widths, so the load will list the tensors that differ
+    return lower_bound  # no ratio gives these widths, so the load will list the tensors that differ
 
 
 def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> tuple[int, ...]:
@@ -134,10 +134,10 @@ def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> 
     cubes = [w for w in fitting if len(set(w)) == 1]
     if len(fitting) == 1 or (index is None and cubes):
         return (cubes or fitting)[0]
-    some = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
+    examples = " or ".join(map(str, sorted(fitting, key=lambda w: max(w) - min(w))[:6])) or "none"
     raise NotInferable(
         "window_size",
-        f"{path}: the attention window cannot be inferred from the tensors, {some} would fit: give `window_size` (--window-size) as "
+        f"{path}: the attention window cannot be inferred from the tensors, {examples} would fit: give `window_size` (--window-size) as "
         "in the training script.",
     )
 

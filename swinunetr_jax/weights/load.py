@@ -1,6 +1,6 @@
 """Reads and writes weights in every supported format: the project's checkpoint folder, PyTorch files and safetensors files.
 
-A load that does not give all parameters is an error, unless a partial load is requested.
+A load that does not find all parameters is an error, unless a partial load is requested.
 """
 
 import dataclasses
@@ -109,8 +109,8 @@ def open_checkpoint(
     if stored is None:
         config = infer_config(source.tensors, source.path, **fields)
     else:
-        free = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
-        config = _with_fields(stored, fields, free, path)
+        changeable = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
+        config = _with_fields(stored, fields, changeable, path)
         if (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
             task = None  # the meaning of the new channels is unknown
     params, report = fit(source, config, encoder_only=encoder_only, adapt_channels=adapt_channels, seed=seed)
@@ -127,10 +127,10 @@ def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_par
     Raises:
         InputError: a partial load was requested, or a field of the configuration of a Swin UNETR was given.
     """
-    given = [name for name, value in fields.items() if (name, value) != ("dtype", config.dtype)]
-    if is_partial or given:
-        what = ", ".join(given) or "encoder_only and adapt_channels"
-        raise InputError(f"{source.path} holds the network {config.name}, and {what} are for a Swin UNETR: leave them out.")
+    unsupported = [name for name, value in fields.items() if (name, value) != ("dtype", config.dtype)]
+    if is_partial or unsupported:
+        names = ", ".join(unsupported) or "encoder_only and adapt_channels"
+        raise InputError(f"{source.path} holds the network {config.name}, and {names} are for a Swin UNETR: leave them out.")
     return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
 
 
@@ -205,10 +205,10 @@ def format_of(path: str | os.PathLike) -> str:
     return "orbax"
 
 
-def _check_names(given: dict[str, Any]) -> None:
+def _check_names(fields: dict[str, Any]) -> None:
     """Raises InputError for names that are not fields of the configuration, before a large file is read."""
     known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size", "use_hyena"}
-    unknown = sorted(given.keys() - known)
+    unknown = sorted(fields.keys() - known)
     if unknown:
         raise InputError(
             f"unknown option or configuration field {', '.join(unknown)}: known fields are {', '.join(sorted(known))}."
@@ -220,15 +220,15 @@ def _read(
 ) -> tuple[Source, NetworkConfig | None, Task | None]:
     """Returns the network in a file or folder, and the configuration and the task, which are None in the files of other trainers."""
     if files.is_folder(path):
-        inside = None if is_checkpoint(path) else weight_file_in(path)
-        if inside is None:
+        weight_file = None if is_checkpoint(path) else weight_file_in(path)
+        if weight_file is None:
             if key is not None:
                 raise InputError(
                     f"{path} is a checkpoint folder, which holds one network: leave out `key` (--key) {printable(key)}."
                 )
             stored = read_checkpoint(path, network)
             return Source(str(path), stored.params, is_ours=True), stored.config, stored.task
-        path = inside
+        path = weight_file
     config = task = None
     if path.name.endswith(INDEX):
         content: dict[str, Any] = read_shards(path)
@@ -243,11 +243,11 @@ def _read(
     return find_network(content, str(path), key=key, encoder_only=encoder_only), config, task
 
 
-def _with_fields(config: SwinUNETRConfig, given: dict[str, Any], free: set[str], path: Path) -> SwinUNETRConfig:
-    """Returns a stored configuration with the given fields. Raises InputError if a field that is not in `free` changes."""
-    changed, stored = config.replace(**given), config.to_dict()
+def _with_fields(config: SwinUNETRConfig, fields: dict[str, Any], changeable: set[str], path: Path) -> SwinUNETRConfig:
+    """Returns a stored configuration with the given fields. Raises InputError if a field that is not in `changeable` changes."""
+    changed, stored = config.replace(**fields), config.to_dict()
     for name, value in changed.to_dict().items():
-        if name not in free and value != stored[name]:
+        if name not in changeable and value != stored[name]:
             hint = " or use `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
             raise InputError(f"{path} was created with `{name}` {stored[name]!r}, but {value!r} was given: leave it out{hint}.")
     return changed

@@ -2,7 +2,7 @@
 
 `entries(config)` lists every tensor of a network with MONAI's name, our path and the order of its axes. Nothing is guessed: a name that
 is not in the table is unexpected, a name of the table that is absent is missing, and either is an error unless a partial load is
-requested. Names of other trainers are replaced by MONAI's first (find_network.py, foreign_names.py).
+requested. Names of other trainers are first replaced by MONAI's names (find_network.py, foreign_names.py).
 """
 
 import math
@@ -26,7 +26,7 @@ class AxisOrder:
 
     Attributes:
         axes: a function of the number of axes that returns the tensor's axes in the order of the array.
-        is_integer: whether it holds integers, which are int64 in PyTorch and int32 in JAX.
+        is_integer: whether the tensor holds integers, which are int64 in PyTorch and int32 in JAX.
     """
 
     axes: Callable[[int], Sequence[int]]
@@ -155,7 +155,7 @@ def to_monai(params: Mapping[str, np.ndarray], config: SwinUNETRConfig) -> Tenso
 def from_tensors(
     source: Source, table: list[Entry], config: SwinUNETRConfig, expected: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[Tensors, dict[str, str]]:
-    """Returns those of our flat parameters that the file has and that fit, and a description of each fault by the file's name.
+    """Returns those of our flat parameters that the file has and that fit, and a description of each fault by the tensor's name.
 
     Args:
         source: the file's tensors.

@@ -60,9 +60,11 @@ def build(config: NetworkConfig, params: Mapping[str, np.ndarray] | Mapping[str,
 
 def check(params: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
     """Raises InputError unless these are the network's variables and all are finite, so that what is written can be read again."""
-    wrong = mismatches({name: np.shape(array) for name, array in params.items()}, config)
-    if wrong:
-        raise InputError("the weights do not fit the configuration, so nothing was written:", *(f"  {line}" for line in wrong))
+    differences = mismatches({name: np.shape(array) for name, array in params.items()}, config)
+    if differences:
+        raise InputError(
+            "the weights do not fit the configuration, so nothing was written:", *(f"  {line}" for line in differences)
+        )
     bad = not_finite(params)
     if bad:
         raise InputError(f"the weights contain NaN or infinite values, so nothing was written: {', '.join(bad)}.")

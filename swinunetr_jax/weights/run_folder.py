@@ -1,6 +1,6 @@
 """Finds the checkpoints in the folder of a training run or of a cross-validation.
 
-RUN/best/                      the network with the best validation score, which is used for the run
+RUN/best/                      the network with the best validation score, which is used if the run is given
 RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far
 RUN/run.json                   the description of the run; that of a cross-validation lists its folds, RUN/fold0, RUN/fold1, …
 RUN/postprocess.json           the post-processing that a cross-validation has chosen
@@ -83,21 +83,21 @@ def missing_folds(path: str | os.PathLike) -> str | None:
         InputError: the run.json of the cross-validation is damaged.
     """
     path = Path(path)
-    found = [run.name for run in _folds_with_network(path)]
-    if not found:
+    used = [run.name for run in _folds_with_network(path)]
+    if not used:
         return None
     finished = files.exists(path / OUT_OF_FOLD)
-    missing = [name for name in _expected_folds(path) if name not in found]
+    missing = [name for name in _expected_folds(path) if name not in used]
     if finished and not missing:
         return None
-    used = f"{path} is a cross-validation that is not finished: {', '.join(found)} {'are' if len(found) > 1 else 'is'} used"
+    sentence = f"{path} is a cross-validation that is not finished: {', '.join(used)} {'are' if len(used) > 1 else 'is'} used"
     if missing:
-        return f"{used}, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing."
-    return f"{used}, and there is no {OUT_OF_FOLD} yet, so the training of the last one may not have ended."
+        return f"{sentence}, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing."
+    return f"{sentence}, and there is no {OUT_OF_FOLD} yet, so the training of the last one may not have ended."
 
 
 def cross_validation_of(path: str | os.PathLike) -> Path | None:
-    """Returns the folder of the cross-validation that a path is, or that it is a fold of or a saved network of a fold; otherwise None."""
+    """Returns the folder of the cross-validation if a path is this folder, a fold or a saved network of a fold, otherwise None."""
     path = Path(path).absolute()
     if _folds_with_network(path):
         return path

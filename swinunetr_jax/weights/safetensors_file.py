@@ -107,9 +107,9 @@ def write_safetensors(
         InputError: safetensors lacks the type of an array, or the file cannot be written.
     """
     # safetensors writes the memory of an array and ignores its strides, so that a transposed array would be stored incorrectly.
-    dense: dict[str, Any] = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    contiguous: dict[str, Any] = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        content = save(dense, metadata=None if metadata is None else dict(metadata))
+        content = save(contiguous, metadata=None if metadata is None else dict(metadata))
     except (SafetensorError, ValueError, TypeError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{path} cannot be written ({why}), expected named arrays of numbers: convert them first.") from error

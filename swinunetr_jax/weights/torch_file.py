@@ -109,9 +109,9 @@ class _Archive:
         self._check_members()
 
         program = self._members[self._root + "data.pkl"]
-        most = _MAX_PICKLE_BYTES + _PICKLE_BYTES_PER_MEMBER * self.count
-        if program.file_size > most:
-            raise Refused(f"has a pickle of {program.file_size} bytes, expected at most {most}: save a state_dict")
+        limit = _MAX_PICKLE_BYTES + _PICKLE_BYTES_PER_MEMBER * self.count
+        if program.file_size > limit:
+            raise Refused(f"has a pickle of {program.file_size} bytes, expected at most {limit}: save a state_dict")
         if program.CRC == 0:
             raise Refused(
                 "was saved without checksums, expected one for each member, because damage is not noticed otherwise: "
@@ -166,8 +166,8 @@ def _check_tree(tree: Any, max_values: int, max_bytes: int) -> None:
     """Raises Refused for a result that is hard to process: one with bare storages or cycles, or one far larger than its file."""
     if type(tree) is not dict:
         raise Refused(f"contains a {type(tree).__name__}, expected a dict of weights: save a state_dict")
-    values, claimed, height = _measure(tree, 0, {})
-    if values > max_values or claimed > max_bytes or height > _MAX_DEPTH:
+    values, array_bytes, height = _measure(tree, 0, {})
+    if values > max_values or array_bytes > max_bytes or height > _MAX_DEPTH:
         raise _too_large()
 
 
@@ -198,14 +198,14 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int, int] | Non
         measured = None
     else:
         known[id(value)] = None
-        values, claimed, height = 1, 0, 0
+        values, array_bytes, height = 1, 0, 0
         for child in value.values() if type(value) is dict else value:
             if type(child) in _LEAVES:
                 values += 1
             else:
-                more, nbytes, below = _measure(child, depth + 1, known)
-                values, claimed, height = values + more, claimed + nbytes, max(height, below)
-        measured = known[id(value)] = values, claimed, height + 1
+                child_values, child_bytes, child_height = _measure(child, depth + 1, known)
+                values, array_bytes, height = values + child_values, array_bytes + child_bytes, max(height, child_height)
+        measured = known[id(value)] = values, array_bytes, height + 1
     if measured is None:  # it contains itself or is too deep
         raise _too_large()
     return measured

@@ -157,7 +157,7 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         else:
-            expect(type(target) is Opaque, "APPEND on no list")
+            expect(type(target) is Opaque, "APPEND to a value that is not a list")
 
     def set_item(self) -> None:
         self.update(self.pop(2))

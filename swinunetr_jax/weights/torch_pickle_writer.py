@@ -73,7 +73,7 @@ def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
     else:
         function, kind, numel = "torch._utils._rebuild_tensor_v3", "torch.storage.UntypedStorage", array.nbytes
         dtype = named(f"torch.{array.dtype.name}")
-    # as torch computes them, also for an empty tensor
+    # These are the strides that torch computes, also for an empty tensor.
     stride = [math.prod(max(n, 1) for n in array.shape[axis + 1 :]) for axis in range(array.ndim)]
 
     storage = b"(" + pushed("storage") + named(kind) + pushed(key, "cpu", numel) + b"tQ"  # MARK ... TUPLE BINPERSID

@@ -30,15 +30,15 @@ def weight_file_in(folder: str | os.PathLike) -> Path | None:
         InputError: there are several weight files, or the folder cannot be read.
     """
     folder = Path(folder)
-    found = [folder / name for name in _NAMES if files.is_file(folder / name)]
+    candidates = [folder / name for name in _NAMES if files.is_file(folder / name)]
     try:
-        found += sorted(path for path in folder.iterdir() if path.name.endswith(INDEX) and files.is_file(path))
+        candidates += sorted(path for path in folder.iterdir() if path.name.endswith(INDEX) and files.is_file(path))
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({files.reason(error)}), expected a folder with weights: check it.") from error
-    if len(found) > 1:
-        names = ", ".join(printable(path.relative_to(folder)) for path in found)
+    if len(candidates) > 1:
+        names = ", ".join(printable(path.relative_to(folder)) for path in candidates)
         raise InputError(f"{folder} holds several weight files, expected one: give the path of one of {names}.")
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def read_shards(index: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -48,18 +48,18 @@ def read_shards(index: str | os.PathLike) -> dict[str, np.ndarray]:
         InputError: the index or a file cannot be read, a file is outside the folder, or a file lacks a tensor of the index.
     """
     index = Path(index)
-    places = files.read_json(index, _Index, "download or copy it again")["weight_map"]
+    shard_of = files.read_json(index, _Index, "download or copy it again")["weight_map"]
     tensors = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(shard_of.values())):
         if Path(name).name != name or not name.strip("."):
             raise InputError(f"{index} refers to {printable(name)}, expected names of files in the same folder: do not trust it.")
         shard = index.parent / name
         content = read_safetensors(shard) if file_kind(shard) == SAFETENSORS else read_torch_file(shard)
-        wanted = [tensor for tensor, place in places.items() if place == name]
-        lacking = [tensor for tensor in wanted if not isinstance(content.get(tensor), np.ndarray)]
-        if lacking:
+        wanted = [tensor for tensor, shard_name in shard_of.items() if shard_name == name]
+        missing = [tensor for tensor in wanted if not isinstance(content.get(tensor), np.ndarray)]
+        if missing:
             raise InputError(
-                f"{shard} lacks {printable(lacking[0])}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}, which it should have "
+                f"{shard} lacks {printable(missing[0])}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which it should have "
                 f"according to {index.name}: download or copy both again."
             )
         tensors |= {tensor: content[tensor] for tensor in wanted}
