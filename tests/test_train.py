@@ -238,7 +238,7 @@ def test_a_run_may_start_from_any_checkpoint_and_resume_without_it(finished, dat
         train(replace(started, optim=Optim(lr=1e-4, ema=0.9), init=resumed.init), resume=True)
     train(resumed, resume=True)
     assert (run / "last").resolve().name == "00000004"
-    with pytest.raises(InputError, match="takes FLAIR, T1ce, T1, T2, the data come as T1"):
+    with pytest.raises(InputError, match="takes FLAIR, T1ce, T1, T2, but the data have T1"):
         other = recipe(data, tmp_path / "other", channels=("T1", "T1ce", "T2", "FLAIR"), init=Init(checkpoint=finished))
         train(other)
     with pytest.raises(InputError, match="which holds one network: leave out `key`"):

@@ -123,7 +123,7 @@ def read_recipe(folder: Path, file: Path | None = None) -> Recipe:
 
 
 def _stored_file(path: Path) -> Path:
-    """Returns the file of a recipe, or that of the same name among our own recipes if it was one of them in another installation."""
-    own = Path(__file__).parent / "recipes" / path.name
-    was_own = path.parent.name == own.parent.name and path.parent.parent.name in ("training", "train")
-    return own if was_own and not files.exists(path) and files.exists(own) else path
+    """Returns the path of a recipe's file, or of this installation's recipe if the file was the same recipe in another installation."""
+    shipped = Path(__file__).parent / "recipes" / path.name
+    was_shipped = path.parent.name == shipped.parent.name and path.parent.parent.name in ("training", "train")
+    return shipped if was_shipped and not files.exists(path) and files.exists(shipped) else path

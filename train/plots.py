@@ -41,9 +41,9 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
     validations = [row for row in rows if row["kind"] == "validation"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    at, loss = [row["step"] for row in steps], [row["loss"] for row in steps]
-    left.plot(at, loss, color="#56B4E9", alpha=0.4, linewidth=0.8, label="each step")
-    left.plot(at, _smooth(loss), color="#0072B2", label="smoothed")
+    step_numbers, loss = [row["step"] for row in steps], [row["loss"] for row in steps]
+    left.plot(step_numbers, loss, color="#56B4E9", alpha=0.4, linewidth=0.8, label="each step")
+    left.plot(step_numbers, _smooth(loss), color="#0072B2", label="smoothed")
     left.set(xlabel="step", ylabel="training loss", xlim=(0, total))
     left.legend(loc="upper right", frameon=False)
     rates = [(row["step"], row["lr"]) for row in steps if "lr" in row]
@@ -58,10 +58,10 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
         right.plot(*zip(*pseudo), color="0.5", linestyle="--", linewidth=1)
         right.text(0.02, 0.02, "dashed: moving average of the pseudo-Dice of patches", transform=right.transAxes, fontsize=8)
     if validations:
-        at, names, lines = [row["step"] for row in validations], list(validations[0]["dice"]), []
+        validation_steps, names, lines = [row["step"] for row in validations], list(validations[0]["dice"]), []
         for name, colour in zip(names, itertools.cycle(("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442"))):
-            lines += right.plot(at, [_number(row["dice"][name]) for row in validations], ".-", color=colour)
-        lines += right.plot(at, [_number(row["score"]) for row in validations], "k.-", linewidth=2)
+            lines += right.plot(validation_steps, [_number(row["dice"][name]) for row in validations], ".-", color=colour)
+        lines += right.plot(validation_steps, [_number(row["score"]) for row in validations], "k.-", linewidth=2)
         best = best_validation(validations)
         metric = metric_of(best)
         right.plot(best["step"], _number(best["score"]), "k*", markersize=14)
@@ -76,7 +76,7 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
 
 
 def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
-    """Draws a row per case: the axial slice with the most labelled voxels alone, under the reference, and under the prediction.
+    """Draws a row per case: the axial slice with the most labelled voxels, first without labels, then with reference and prediction.
 
     The patient's right is on the left and anterior on top, as radiologists view it. Raises InputError if the file cannot be written.
     """
@@ -100,22 +100,22 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
         reference = reorient(grid.reference(case), grid.affine, "LAS")[0]
         prediction = reorient(score.prediction, grid.affine, "LAS")[0]
         counts = ((reference > 0) | (prediction > 0)).sum((0, 1))
-        at = int(counts.argmax()) if counts.any() else image.shape[2] // 2
+        slice_index = int(counts.argmax()) if counts.any() else image.shape[2] // 2
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        grey = grey_levels(image)[..., at].T[::-1]
-        each = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MAX_SCORES])
-        each += f" and {len(score.dice) - MAX_SCORES} more" * (len(score.dice) > MAX_SCORES)
+        grey = grey_levels(image)[..., slice_index].T[::-1]
+        dice_text = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MAX_SCORES])
+        dice_text += f" and {len(score.dice) - MAX_SCORES} more" * (len(score.dice) > MAX_SCORES)
         for axis, labels, title in zip(
-            row, (None, reference, prediction), (drawable(case.name), "reference", f"prediction: {each}")
+            row, (None, reference, prediction), (drawable(case.name), "reference", f"prediction: {dice_text}")
         ):
             picture = np.repeat(grey[..., None], 3, -1)
             if labels is not None:
-                picture = overlay_labels(picture, labels[..., at].T[::-1], colours)
+                picture = overlay_labels(picture, labels[..., slice_index].T[::-1], colours)
             axis.imshow(picture, aspect=spacing[1] / spacing[0], interpolation="nearest")
             axis.set_title("\n".join(textwrap.wrap(title, 45)), color="white", fontsize=8.5)
             axis.set_axis_off()
-    named = {output.value: output.name for output in task.outputs}
-    handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{named[value]} ({value})" for value in colours]
+    names = {output.value: output.name for output in task.outputs}
+    handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{names[value]} ({value})" for value in colours]
     add_legend(figure, handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
     return figure
 

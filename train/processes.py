@@ -25,7 +25,7 @@ HEARTBEAT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of processes, and which of them this one is."""
+    """The number of processes, and the number of this process."""
 
     distributed: str = "auto"
     """auto: several processes under SLURM's srun or if TPU_WORKER_HOSTNAMES names several hosts, otherwise one; detect: JAX asks the
@@ -42,22 +42,22 @@ def initialize(launch: Launch) -> None:
     Raises:
         InputError: the options contradict one another, or the other processes cannot be reached.
     """
-    where = launch.distributed
-    if where in ("auto", "detect", "off"):
+    distributed = launch.distributed
+    if distributed in ("auto", "detect", "off"):
         if launch.processes is not None or launch.process is not None:
             raise InputError(
-                "--processes and --process number the processes at an address: give --distributed HOST:PORT with them."
+                "--processes and --process need the address of the first process: give --distributed HOST:PORT with them."
             )
-        if where == "off" or (where == "auto" and not _is_one_of_several(os.environ)):
+        if distributed == "off" or (distributed == "auto" and not _is_one_of_several(os.environ)):
             return
         address: dict[str, Any] = {}
     else:
-        if not re.fullmatch(r"\S+:\d+", where):
-            raise InputError(f"--distributed must be auto, detect, off or HOST:PORT, got {where!r}.")
+        if not re.fullmatch(r"\S+:\d+", distributed):
+            raise InputError(f"--distributed must be auto, detect, off or HOST:PORT, got {distributed!r}.")
         count, number = launch.processes, launch.process
         if count is None or number is None or not 0 <= number < count:
             raise InputError("--distributed HOST:PORT needs --processes N and --process from 0 to N - 1.")
-        address = {"coordinator_address": where, "num_processes": count, "process_id": number}
+        address = {"coordinator_address": distributed, "num_processes": count, "process_id": number}
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM instead of the trainer
     try:
         jax.distributed.initialize(**address, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)

@@ -1,8 +1,8 @@
 """The pseudo-Dice: a cheap estimate of the course of a training, from patches of validation cases.
 
-Voxels are counted over all patches together, and each output's 2 TP / (2 TP + FP + FN) is computed from the sums, as by nnU-Net. It is not
-the Dice of scans: patches are no whole scans, every voxel counts the same in all cases, and half of the patches are around labels. It
-decides nothing; the best network is chosen by validations on whole scans. The patches are the same during the whole run.
+Voxels are counted over all patches together, and each output's 2 TP / (2 TP + FP + FN) is computed from the sums, as in nnU-Net. It is not
+the Dice of scans: patches are not whole scans, every voxel counts the same in all cases, and half of the patches are around labels. It has
+no influence on the run: the best network is chosen by validations on whole scans. The patches are the same during the whole run.
 """
 
 import time
@@ -26,8 +26,8 @@ from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import mark_ignored, segmenter
 from swinunetr_jax.weights.params import build
 
-DECAY = 0.9  # of the moving average, as of nnU-Net
-TRIES = 4096  # voxels among which a labelled one is sought
+DECAY = 0.9  # of the moving average, as in nnU-Net
+TRIES = 4096  # number of random voxels among which a labelled one is searched for
 
 
 def has_pseudo_dice(run: Run) -> bool:
@@ -43,10 +43,10 @@ def log_pseudo_dice(run: Run, patches: int, stop: object) -> None:
     predict = segmenter(
         run.training.config, model, task, replace(options, mirror=False), run.recipe.devices.spatial_shards, crop=False
     )
-    found = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, lambda: bool(stop))
-    if found is None:
+    by_output = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, lambda: bool(stop))
+    if by_output is None:
         return
-    row = row_of(found, patches, run.log.rows, started)
+    row = row_of(by_output, patches, run.log.rows, started)
     run.log.pseudo_dice(
         run.progress.step,
         row,
@@ -68,7 +68,7 @@ def pseudo_dice(
 
     Args:
         predict: the network with windows of the size of a patch.
-        cases: the validation cases, which take turns.
+        cases: the validation cases, which are used in turn.
         task: the meaning of the labels.
         size: the size of a patch.
         patches: the number of patches.
@@ -81,12 +81,19 @@ def pseudo_dice(
         if stopped := stop():
             break
         image, reference = patch(cases[number % len(cases)], task, size, np.random.default_rng([seed, number]), number % 2 == 1)
-        found, wanted = masks(mark_ignored(predict.run(image)[0], reference, task), task), masks(reference, task)
-        counts += [[np.count_nonzero(mask) for mask in (found[n] & wanted[n], found[n], wanted[n])] for n in names]
+        predicted, expected = masks(mark_ignored(predict.run(image)[0], reference, task), task), masks(reference, task)
+        counts += [
+            [np.count_nonzero(mask) for mask in (predicted[name] & expected[name], predicted[name], expected[name])]
+            for name in names
+        ]
     if processes.gather(np.array(stopped)).any():
         return None
     total = processes.gather(counts).sum(axis=0)
-    return {name: 2 * int(both) / int(one + other) for name, (both, one, other) in zip(names, total) if one + other}
+    return {
+        name: 2 * int(overlap) / int(predicted + expected)
+        for name, (overlap, predicted, expected) in zip(names, total)
+        if predicted + expected
+    }
 
 
 def patch(
@@ -96,21 +103,22 @@ def patch(
 
     Args:
         case: the case.
-        task: the preparation of the intensities.
+        task: the task, which states how intensities are normalised.
         size: the size of the patch. A smaller scan is padded with zeros.
         rng: random numbers for the position.
         labelled: whether a labelled voxel is the centre, if one is found among many random ones; otherwise the position is random.
     """
     image, label = case.image, case.label
-    start = [int(rng.integers(max(n - s, 0) + 1)) - max(s - n, 0) // 2 for n, s in zip(label.shape, size)]
+    start = [int(rng.integers(max(length - side, 0) + 1)) - max(side - length, 0) // 2 for length, side in zip(label.shape, size)]
     if labelled:
-        voxels = np.stack([rng.integers(n, size=TRIES) for n in label.shape])
+        voxels = np.stack([rng.integers(length, size=TRIES) for length in label.shape])
         values = label[tuple(voxels)]
         hits = np.flatnonzero((values != 0) & (values != task.ignore))
         if len(hits):
             centre = voxels[:, hits[0]]
             start = [
-                int(min(max(c - s // 2, 0), n - s)) if n >= s else at for c, s, n, at in zip(centre, size, label.shape, start)
+                int(min(max(middle - side // 2, 0), length - side)) if length >= side else random_start
+                for middle, side, length, random_start in zip(centre, size, label.shape, start)
             ]
     region = tuple(start), size
     intensities = np.asarray(read_region(image, region), np.float32)
@@ -121,20 +129,20 @@ def patch(
     return np.ascontiguousarray(intensities, np.float32), np.asarray(read_region(label, region))
 
 
-def row_of(found: dict[str, float], patches: int, before: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
+def row_of(by_output: dict[str, float], patches: int, rows: Sequence[dict[str, Any]], started: float) -> dict[str, Any]:
     """Returns the fields of a row of the log: the mean over the outputs, its moving average over the rows before, and each output.
 
     Args:
-        found: the result of `pseudo_dice`.
+        by_output: the result of `pseudo_dice`.
         patches: the number of patches.
-        before: the rows of the log so far.
+        rows: the rows of the log so far.
         started: the time of the start on `time.perf_counter`.
     """
-    mean = float(np.mean(list(found.values()))) if found else float("nan")
+    mean = float(np.mean(list(by_output.values()))) if by_output else float("nan")
     averages = [
         row["average"]
-        for row in before
+        for row in rows
         if row["kind"] == PSEUDO_DICE and row["average"] is not None and np.isfinite(row["average"])
     ]
     average = DECAY * averages[-1] + (1 - DECAY) * mean if averages and np.isfinite(mean) else averages[-1] if averages else mean
-    return {"mean": mean, "average": average, "outputs": found, "patches": patches, "took": time.perf_counter() - started}
+    return {"mean": mean, "average": average, "outputs": by_output, "patches": patches, "took": time.perf_counter() - started}

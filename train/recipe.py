@@ -90,12 +90,12 @@ class Recipe(Options):
 
     def functions(self) -> dict[str, Any]:
         """Returns the functions of the recipe by the name of their field, including functions in place of a group of options."""
-        hints, found = get_type_hints(Options), {}
+        hints, functions = get_type_hints(Options), {}
         for name in _parts():
             value = getattr(self, name)
             if value is not None and not (name in hints and isinstance(value, hints[name])):
-                found[name] = value
-        return found
+                functions[name] = value
+        return functions
 
     def options(self) -> Options:
         """Returns only the options, where groups that a function replaces have their defaults."""
@@ -124,7 +124,7 @@ class Recipe(Options):
                 )
 
     def replaced_options(self) -> dict[str, tuple[str, ...]]:
-        """Returns, for each function of the recipe, how the names of the options begin that it replaces."""
+        """Returns for each function of the recipe the prefixes of the names of the options that it replaces."""
         parts = _parts()
         return {part: parts[part].metadata.get(REPLACES, (f"{part}.",)) for part in self.functions()}
 

@@ -20,7 +20,7 @@ from swinunetr_jax.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run where it stopped. --steps or --epochs change its length; no other option changes its numbers."""
+    """Continue a run where it stopped. --steps or --epochs change its length; no other option changes its results."""
 
     resume: Path
     """The folder of the run."""
@@ -58,7 +58,7 @@ class Resume:
         return dataclasses.replace(recipe, **given, devices=dataclasses.replace(recipe.devices, **devices))
 
 
-# Names of the options that may change when a run is resumed. Those other than the length change its numbers only by rounding.
+# Names of the options that may change when a run is resumed. Those other than its length change its results only by rounding errors.
 CHANGEABLE = tuple(f.name for f in dataclasses.fields(Resume) if f.name not in ("resume", "recipe", "launch"))
 LENGTH = ("steps", "epochs")
 _DEVICES = {f.name for f in dataclasses.fields(Devices)}
@@ -72,16 +72,16 @@ def changed_options(folder: Path, description: Head, recipe: Recipe, *, free: Co
     """Returns the options that differ from those of the run in a folder: dotted name -> [before, now].
 
     Raises:
-        InputError: one of them is not in `free`; the message states which ones may change.
+        InputError: one of them is not in `free`; the message states which options may change.
     """
     stored, now = flatten(stored_options(folder, description).to_dict()), flatten(recipe.to_dict())
     changes = {name: [stored[name], now[name]] for name in now if stored[name] != now[name] and name != "out"}
     refused = [f"{name} was {before} and is {new}" for name, (before, new) in changes.items() if name not in free]
     if refused:
-        some = "; ".join(refused[:4]) + (f"; and {len(refused) - 4} more" if len(refused) > 4 else "")
+        listed = "; ".join(refused[:4]) + (f"; and {len(refused) - 4} more" if len(refused) > 4 else "")
         *names, last = (f"--{name.replace('_', '-')}" for name in CHANGEABLE)
         raise InputError(
-            f"{folder} holds a run with other options ({some}): give the same ones, or choose another --out; --resume {folder} continues "
+            f"{folder} holds a run with other options ({listed}): give the same ones, or choose another --out; --resume {folder} continues "
             f"the run with its own options, of which {', '.join(names)} and {last} may change."
         )
     return changes
@@ -95,19 +95,19 @@ def changed_recipe_file(folder: Path, description: Head, recipe: Recipe) -> list
     """
     stored = description.get("recipe_file")
     if (stored is None) != (recipe.file is None):
-        had, has = ("none", str(recipe.file.path)) if recipe.file else (stored, "none")
+        before, now = ("none", str(recipe.file.path)) if recipe.file else (stored, "none")
         raise InputError(
-            f"{folder} holds a run with another recipe file ({had}, now {has}): give the same one, or choose another --out."
+            f"{folder} holds a run with another recipe file ({before}, now {now}): give the same one, or choose another --out."
         )
     if recipe.file is None:
         return []
     try:
-        kept = (folder / RECIPE_TEXT).read_text(encoding="utf-8")
+        stored_text = (folder / RECIPE_TEXT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return [
             f"{folder / RECIPE_TEXT} cannot be read, so it is not known whether {recipe.file.path} has changed since the run started."
         ]
-    if kept == recipe.file.text:
+    if stored_text == recipe.file.text:
         return []
     return [
         f"{recipe.file.path} has changed since the run started; the run continues with the file as it is now, and the text at its start is "
@@ -118,17 +118,17 @@ def changed_recipe_file(folder: Path, description: Head, recipe: Recipe) -> list
 def check_same_task(folder: Path, stored: Task, task: Task) -> None:
     """Raises InputError unless the data set defines the task that the run in a folder was trained for.
 
-    The window size, which is fitted to the same cases, is not compared, since another version may fit another one.
+    The window size is not compared: it is fitted to the same cases, but another version of this project may choose another size.
     """
     names = [f.name for f in dataclasses.fields(Task) if f.name != "roi"]
     differing = [name for name in names if getattr(stored, name) != getattr(task, name)]
     if differing:
-        some = "; ".join(
+        listed = "; ".join(
             f"`{name}` was {_shown(getattr(stored, name))} and is {_shown(getattr(task, name))}" for name in differing[:2]
         )
         raise InputError(
-            f"{folder} was trained for another task than the data set defines now ({some}): restore the data set, or start a new run with "
-            "another --out."
+            f"{folder} was trained for another task than the data set defines now ({listed}): restore the data set, or start a new run "
+            "with another --out."
         )
 
 

@@ -132,12 +132,12 @@ def _stored_labels(cases: Sequence[Case]) -> list[int]:
         if case.label is None:
             continue
         try:
-            found = np.unique(read_labels(case.label).array)
+            labels = np.unique(read_labels(case.label).array)
         except InputError:
-            continue  # preparing the cases names this fault together with all others
-        values.update(found[found <= MAX_LABEL].tolist())
-        if found[-1] > MAX_LABEL:  # preparing the cases names this fault, too
-            large.append(f"{case.label} ({found[-1]})")
+            continue  # preparing the cases reports this fault together with all others
+        values.update(labels[labels <= MAX_LABEL].tolist())
+        if labels[-1] > MAX_LABEL:  # preparing the cases reports this fault, too
+            large.append(f"{case.label} ({labels[-1]})")
     if not values - {0} and large:
         raise InputError(f"{name_list(large)}: the labels are above {MAX_LABEL}, the largest that is supported; renumber them.")
     if not values - {0}:

@@ -71,24 +71,24 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     strategy = _parallel_strategy(recipe)
     if not resume and checkpoints.has_steps(folder):
         raise InputError(f"{folder} already holds a run: continue it with `--resume {folder}`, or choose another --out.")
-    before = read_description(folder, Description) if resume else None
-    changes = {} if before is None else changed_options(folder, before, recipe, free=(*FREE, *LENGTH))
-    file_notes = [] if before is None else changed_recipe_file(folder, before, recipe)
-    restores = before is not None and checkpoints.has_steps(folder)
+    earlier = read_description(folder, Description) if resume else None
+    changes = {} if earlier is None else changed_options(folder, earlier, recipe, free=(*FREE, *LENGTH))
+    file_notes = [] if earlier is None else changed_recipe_file(folder, earlier, recipe)
+    restores = earlier is not None and checkpoints.has_steps(folder)
     source = recipe.init.checkpoint
     if source is not None and not restores and not files.exists(source):
         raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
-    if before is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
+    if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)
     if recipe.plan is not None and not resume:  # a resumed run has the options of the plan, whose file may have been removed
         check_plan(recipe.plan, source_of(recipe).dataset(recipe, folder), recipe.channels)
     cases = collect_cases(recipe, folder)
-    if before is not None and before["cases"] != cases.names:
+    if earlier is not None and earlier["cases"] != cases.names:
         raise InputError(
             f"{folder} was trained on other cases than the data set has now: restore the data set, or start a new run."
         )
-    if before is not None:
-        check_same_task(folder, stored_task(folder, before), cases.task)
+    if earlier is not None:
+        check_same_task(folder, stored_task(folder, earlier), cases.task)
     if isinstance(recipe.loss, Loss) and recipe.objective is None:
         recipe.loss.check(cases.task)
     steps = recipe.total_steps(len(cases.train))
@@ -96,8 +96,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     text = recipe.file and recipe.file.text
     processes.check_same([options, cases.names, cases.task.to_dict(), steps, text], "cases, options or recipe")
     weights = None
-    if before is not None and restores:  # the checkpoint that the run started from is not read, because it may no longer exist
-        config = stored_network(folder, before, recipe.network_factory)
+    if earlier is not None and restores:  # the checkpoint that the run started from is not read, because it may no longer exist
+        config = stored_network(folder, earlier, recipe.network_factory)
     else:
         config, weights = _network(recipe, cases)
     _check_crop(recipe, cases, config)
@@ -119,21 +119,21 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
             "another --out."
         )
     leads = processes.is_leader()
-    extended = before is not None and before["steps"] != steps
+    extended = earlier is not None and earlier["steps"] != steps
     if extended and progress.since_best:  # otherwise a run that `validation.patience` has stopped would immediately stop again
         progress = dataclasses.replace(progress, since_best=0)
         if leads and checkpoints.has_steps(folder):
             checkpoints.write_progress(folder, progress)
     if leads:
-        _describe(folder, recipe, cases, training, before, progress.step, changes)
+        _describe(folder, recipe, cases, training, earlier, progress.step, changes)
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
     for warning in (*file_notes, *warnings):
         log.say(f"warning: {warning}")
     if leads:
         log.start_trackers(make_trackers(recipe.tracker, recipe.trackers), flatten(recipe.to_dict()))
-    if before is not None and extended:
+    if earlier is not None and extended:
         log.say(
-            f"the run ends after {steps} steps instead of {before['steps']}: from here on the learning rate follows the schedule of a run "
+            f"the run ends after {steps} steps instead of {earlier['steps']}: from here on the learning rate follows the schedule of a run "
             f"of {steps} steps"
         )
     run = Run(recipe, folder, cases, training, strategy, strategy.replicate(state), progress, log)
@@ -145,10 +145,10 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
 def _parallel_strategy(recipe: Recipe) -> ParallelStrategy:
     """Returns the strategy by which the devices share a batch."""
     mesh = device_mesh(recipe.batch, recipe.devices.spatial_shards)
-    each = recipe.batch // mesh.size
-    if recipe.devices.pmap and each % recipe.optim.accumulate:
+    samples = recipe.batch // mesh.size
+    if recipe.devices.pmap and samples % recipe.optim.accumulate:
         raise InputError(
-            f"a device's {each} samples of a batch of {recipe.batch} cannot be split into {recipe.optim.accumulate} parts, and with "
+            f"a device's {samples} samples of a batch of {recipe.batch} cannot be split into {recipe.optim.accumulate} parts, and with "
             "`devices.pmap` each device splits its own samples: choose another batch or `optim.accumulate`."
         )
     return PmapStrategy(tuple(mesh.devices.flat)) if recipe.devices.pmap else JitStrategy(mesh)
@@ -178,7 +178,7 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
         fields["downsample"] = init.downsample
     if init.encoder_only or init.adapt_channels:
         fields |= {"out_channels": outputs} | ({"in_channels": cases.in_channels} if init.adapt_channels else {})
-    found = open_checkpoint(
+    loaded = open_checkpoint(
         init.checkpoint,
         key=init.key,
         network=recipe.network_factory,
@@ -188,29 +188,34 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
         **fields,
     )
     if processes.is_leader():
-        size = f"{found.config.feature_size} features" if isinstance(found.config, SwinUNETRConfig) else found.config.name
-        console.say(str(found.report))
+        size = f"{loaded.config.feature_size} features" if isinstance(loaded.config, SwinUNETRConfig) else loaded.config.name
+        console.say(str(loaded.report))
         console.say(f"the network is that of {console.literal(init.checkpoint)}, {size}")
-    if (found.config.in_channels, found.config.out_channels) != (cases.in_channels, outputs):
+    if (loaded.config.in_channels, loaded.config.out_channels) != (cases.in_channels, outputs):
         raise InputError(
-            f"{init.checkpoint} takes {found.config.in_channels} channels and has {found.config.out_channels} outputs, the data have "
+            f"{init.checkpoint} takes {loaded.config.in_channels} channels and has {loaded.config.out_channels} outputs, but the data have "
             f"{cases.in_channels} and {outputs}: give --init.adapt-channels to initialise the layers that differ randomly."
         )
-    theirs, ours = found.task.channels if found.task else (), cases.task.channels
-    if theirs and ours and list(map(channel_key, theirs)) != list(map(channel_key, ours)):
+    checkpoint_channels, data_channels = loaded.task.channels if loaded.task else (), cases.task.channels
+    if (
+        checkpoint_channels
+        and data_channels
+        and list(map(channel_key, checkpoint_channels)) != list(map(channel_key, data_channels))
+    ):
         raise InputError(
-            f"{init.checkpoint} takes {', '.join(theirs)}, the data come as {', '.join(ours)}: give --channels {' '.join(theirs)}."
+            f"{init.checkpoint} takes {', '.join(checkpoint_channels)}, but the data have {', '.join(data_channels)}: give --channels "
+            f"{' '.join(checkpoint_channels)}."
         )
-    return found.config, found.params
+    return loaded.config, loaded.params
 
 
 def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:
-    """Returns the newest intact state. The leader finds it, and renames damaged ones; the other processes read the one that it found."""
+    """Returns the newest intact state. The leader searches for it and renames damaged states; the other processes read the same state."""
     like, config = training.like(), training.config
-    found = checkpoints.restore(folder, like, config) if processes.is_leader() else None
-    step = int(processes.from_process(np.array(found[1].step if found else 0, np.int32), 0))
+    restored = checkpoints.restore(folder, like, config) if processes.is_leader() else None
+    step = int(processes.from_process(np.array(restored[1].step if restored else 0, np.int32), 0))
     if processes.is_leader() or not step:
-        return found
+        return restored
     return *checkpoints.read(folder, step, like, config), []
 
 
@@ -219,7 +224,7 @@ def _describe(
     recipe: Recipe,
     cases: Cases,
     training: Training,
-    before: Description | None,
+    earlier: Description | None,
     step: int,
     changes: dict[str, list[Any]],
 ) -> None:
@@ -236,22 +241,24 @@ def _describe(
         "network": training.config.to_dict(),
         "steps": training.steps,
         "convention": CONVENTION,
-        "parts": [*(before["parts"] if before else []), part],
+        "parts": [*(earlier["parts"] if earlier else []), part],
     }
     write_description(folder, values, recipe.file)
 
 
 def _print_summary(run: Run, parameters: int, where: str) -> None:
     """Prints the sizes of the run, its devices and where it starts."""
-    recipe, cases, used = run.recipe, run.cases, run.strategy.size
-    device = f"{used} × {jax.devices()[0].device_kind}" if used > 1 else jax.devices()[0].device_kind
+    recipe, cases, used_devices = run.recipe, run.cases, run.strategy.size
+    device = f"{used_devices} × {jax.devices()[0].device_kind}" if used_devices > 1 else jax.devices()[0].device_kind
     if processes.is_distributed():
         device += f" of {jax.process_count()} processes"
     run.log.say(
         f"{len(cases.train)} training and {len(cases.validation)} validation cases; {parameters / 1e6:.1f} M parameters, crops of "
         f"{'×'.join(map(str, crop_size(cases.task)))}, {recipe.batch} per step, {run.total} steps on {device}, {where}"
     )
-    if used < jax.device_count():
+    if used_devices < jax.device_count():
         shards = recipe.devices.spatial_shards
-        each = f" with {shards} for each volume" if shards > 1 else ""
-        run.log.say(f"a batch of {recipe.batch}{each} uses {used} of {jax.device_count()} devices; another --batch may use more")
+        sharing = f" with {shards} for each volume" if shards > 1 else ""
+        run.log.say(
+            f"a batch of {recipe.batch}{sharing} uses {used_devices} of {jax.device_count()} devices; another --batch may use more"
+        )

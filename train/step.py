@@ -100,12 +100,12 @@ class Training:
 
     def init(self, weights: Mapping[str, np.ndarray]) -> State:
         """Returns the state before the first step, with these weights."""
-        fixed = statistics(self.config)
-        stats = {name: jnp.asarray(value) for name, value in weights.items() if name in fixed}
+        stat_names = statistics(self.config)
+        stats = {name: jnp.asarray(value) for name, value in weights.items() if name in stat_names}
         params = {name: jnp.asarray(value) for name, value in weights.items() if name not in stats}
         own = {f"{OWN}{name}": jnp.asarray(value) for name, value in own_parameters(make_objective(self)).items()}
         opt = self.transformation()[0].init({**params, **own})
-        # A copy, since the state is donated, and must not hold a buffer twice.
+        # The average is a copy, since the state is donated and must not contain a buffer twice.
         average, average_stats = ({}, {}) if self.optim.ema is None else jax.tree.map(jnp.copy, (params, stats))
         return State(jnp.zeros((), jnp.int32), params, stats, opt, average, average_stats, own)
 
@@ -114,7 +114,7 @@ class Training:
         if self.optimizer is None:
             return optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
         result = self.optimizer(self.steps)
-        # An optax transformation is a named tuple, too.
+        # Not `isinstance(result, tuple)`, because an optax transformation is a named tuple.
         return (result, None) if hasattr(result, "update") else result
 
     def compile(self, strategy: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
@@ -150,8 +150,8 @@ class Training:
         gradients = pin_gradient_layout(gradients)
         transformation, schedule = self.transformation()
         updates, opt = transformation.update(gradients, state.opt, trained)
-        new = optax.apply_updates(trained, updates)
-        params, own = _weights_of(new, state.params), _weights_of(new, state.own)
+        updated = optax.apply_updates(trained, updates)
+        params, own = _weights_of(updated, state.params), _weights_of(updated, state.own)
         average_weights, average_stats = state.average, state.average_stats
         if self.optim.ema is not None:
             decay = ema_decay(self.optim.ema, state.step)
@@ -180,8 +180,8 @@ class Training:
 
         def body(carry: Any, part: Any) -> Any:
             loss, stats, total = carry
-            (one, (stats, metrics)), gradients = gradient(trained, stats, *part)
-            return (loss + one / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), metrics
+            (part_loss, (stats, metrics)), gradients = gradient(trained, stats, *part)
+            return (loss + part_loss / parts, stats, jax.tree.map(lambda t, g: t + g / parts, total, gradients)), metrics
 
         # A part takes every parts-th sample, so that the devices share each part evenly.
         split = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}

@@ -65,17 +65,17 @@ class Trackers:
     def start(self, config: Mapping[str, Any], folder: Path) -> None:
         """Starts all trackers, or continues those whose identifiers the folder holds."""
         known = _read_identifiers(folder)
-        found = dict(known)
+        identifiers = dict(known)
 
-        def start_one(name: str, tracker: Tracker) -> None:
+        def start_tracker(name: str, tracker: Tracker) -> None:
             identifier = tracker.start(config, folder, known.get(name))
             if identifier is not None:
-                found[name] = identifier
+                identifiers[name] = identifier
 
-        self._each(start_one)
-        if found != known:
+        self._each(start_tracker)
+        if identifiers != known:
             try:
-                files.write_json(folder / IDENTIFIERS, found)
+                files.write_json(folder / IDENTIFIERS, identifiers)
             except OSError as error:
                 self._say(
                     f"warning: {folder / IDENTIFIERS} was not written ({files.reason(error)}): a resumed run starts new tracker runs"
@@ -168,7 +168,7 @@ class WandB:
         self._run = wandb.init(
             project=project, name=folder.name, dir=str(folder), config=dict(config), id=identifier, resume="allow"
         )
-        # Steps are a number of their own, because the library drops numbers of earlier steps, which a resumed run repeats.
+        # The step is logged as a metric, because wandb drops numbers of steps before its last one, which a resumed run repeats.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         return self._run.id
@@ -251,7 +251,7 @@ class Trackio:
     def start(self, config: Mapping[str, Any], folder: Path, identifier: str | None) -> str | None:
         import trackio  # pyright: ignore[reportMissingImports] - an optional dependency
 
-        name = identifier or f"{folder.name}-{secrets.token_hex(4)}"  # a run is found by its name
+        name = identifier or f"{folder.name}-{secrets.token_hex(4)}"  # trackio identifies a run by its name
         self._image = trackio.Image
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=name, config=dict(config), resume="allow"

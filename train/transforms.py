@@ -13,7 +13,8 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Augment
 from swinunetr_jax.training.recipe import Recipe
 
-# Samples are mirrored in runs with at least this number of passes over the cases. In short runs it lowers the Dice, see docs/train.md.
+# Samples are mirrored in runs with at least this number of passes over the cases. In shorter runs mirroring lowers the Dice, see
+# docs/train.md.
 MIRRORING_PASSES = 25
 
 
@@ -58,7 +59,7 @@ _FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...], ClassShare |
 
 
 def crop_size(task: Task) -> tuple[int, int, int]:
-    """Returns the size of the training crops, which a task of 3-D scans has once its cases are prepared."""
+    """Returns the size of the training crops. Raises InputError unless the task has a window size for three axes."""
     if task.roi is None or len(task.roi) != 3:
         raise InputError(f"the task has the window size {task.roi}, expected three sizes: give --roi.")
     return task.roi[0], task.roi[1], task.roi[2]

@@ -28,7 +28,7 @@ FIRST, EXTREMES = 4, 2  # numbers of cases to draw: the first 4, the best 2 and 
 
 
 class Interrupted(Exception):
-    """A progress function raises it to end a validation."""
+    """The exception that a progress function raises to end a validation."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def validate(
     try:
         for index in range(process, len(cases), count):
             labels = segment_case(predict, cases[index], task, progress)
-            found = case_dice(labels, ScanGrid.of(cases[index], task).reference(cases[index]), task)
-            dice[index] = [found[name] for name in names]
+            case_scores = case_dice(labels, ScanGrid.of(cases[index], task).reference(cases[index]), task)
+            dice[index] = [case_scores[name] for name in names]
             predictions[index] = labels
             drawn = _drawn({done: dice[done].mean() for done in range(process, index + 1, count)})
             predictions = {done: labels for done, labels in predictions.items() if done in drawn}
@@ -129,9 +129,9 @@ def validate(
     for index, case in enumerate(cases):
         labels = None
         if index in drawn:
-            own = predictions.get(index)
-            own = np.zeros(ScanGrid.of(case, task).shape, np.uint8) if own is None else own
-            labels = processes.from_process(own, index % count)
+            prediction = predictions.get(index)
+            prediction = np.zeros(ScanGrid.of(case, task).shape, np.uint8) if prediction is None else prediction
+            labels = processes.from_process(prediction, index % count)
         scores.append(CaseScore(case, dict(zip(names, dice[index].tolist())), labels))
     return Scores(tuple(scores))
 
@@ -139,7 +139,7 @@ def validate(
 def segmenter(
     config: NetworkConfig, model: nnx.Module, task: Task, options: Validation, spatial_shards: int = 1, *, crop: bool = True
 ) -> Segmenter:
-    """Returns the sliding window of a validation with a network; `crop` allows to leave out the zeros around a scan."""
+    """Returns the sliding window of a validation with a network; `crop` permits that the zeros around a scan are excluded."""
     return Segmenter(
         [model],
         task,
@@ -166,21 +166,21 @@ def can_crop(task: Task) -> bool:
 
 def predict_options(options: Validation, task: Task, dtype: str) -> str:
     """Returns the options, each after a space, with which `swinunetr predict` computes what a validation computes; defaults are omitted."""
-    given = {
+    arguments = {
         " --crop": can_crop(task),
         f" --overlap {options.overlap:g}": options.overlap != 0.5,
         f" --blend {options.blend}": options.blend != "gaussian",
         " --mirror": options.mirror,
         f" --dtype {dtype}": dtype != "float32",
     }
-    return "".join(text for text, differs in given.items() if differs)
+    return "".join(text for text, differs in arguments.items() if differs)
 
 
 @dataclass(frozen=True, eq=False)
 class ScanGrid:
     """The grid on which a case is scored and drawn: the scan's own grid, or its reorientation.
 
-    `back` maps the grid of the cached arrays to this grid, and is None if nothing was resampled, so that both are the same.
+    `back` maps the grid of the cached arrays to this grid, and is None if nothing was resampled, so that both grids are the same.
     """
 
     shape: tuple[int, int, int]
@@ -230,8 +230,8 @@ def full_grid(case: PreparedCase) -> tuple[np.ndarray, np.ndarray]:
 
 def case_dice(labels: np.ndarray, reference: np.ndarray, task: Task) -> dict[str, float]:
     """Returns the Dice of each region, or of each class except the background, over the voxels that are not ignored."""
-    found, wanted = masks(mark_ignored(labels, reference, task), task), masks(reference, task)
-    return {name: dice(found[name], wanted[name], empty=CONVENTION) for name in wanted}
+    predicted, expected = masks(mark_ignored(labels, reference, task), task), masks(reference, task)
+    return {name: dice(predicted[name], expected[name], empty=CONVENTION) for name in expected}
 
 
 def mark_ignored(labels: np.ndarray, reference: np.ndarray, task: Task) -> np.ndarray:

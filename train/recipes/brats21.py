@@ -2,7 +2,7 @@
 
     swinunetr train brats21 --data BraTS2021_Training_Data --out runs/brats21 --network.dtype bfloat16
 
-Data: the BraTS folders of any year with four modalities, or, for the paper's folds, its list (--data BraTS2021/brats21_folds.json).
+Data: the BraTS folders of any year with four modalities, or the paper's list with its folds (--data BraTS2021/brats21_folds.json).
 Optimizer: AdamW with learning rate 1e-4, weight decay 1e-5 and a cosine schedule of 300 epochs, of which 50 are the warm-up. For its table
 the paper used 8e-4 and 800 epochs (--optim.lr 8e-4 --epochs 800). The released weights of its five folds score a Dice of 88.5 to 90.6,
 89.7 on average.

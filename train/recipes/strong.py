@@ -5,8 +5,8 @@
 A plan is made first, RUN/plan.json: voxel size, intensities, crop, batch and network (see `swinunetr plan`). Options that are given replace
 its decisions, and --plan FILE takes another plan. A third of the samples is centred on a class. The loss is Dice with cross-entropy, and
 the weights are averaged. The learning rate and the weight decay are those of the recipe `msd`. During the run a pseudo-Dice of patches is
-computed; at the end all scans are validated with mirrored windows, and the network at this step is the result.
-Hardware: what is there; on a CPU the network has 12 features.
+computed; at the end all scans are validated with mirrored windows, and the network of the last step is the result.
+Hardware: any, since the plan is made for it; on a CPU the network has 12 features.
 """
 
 from swinunetr_jax.losses import Loss
