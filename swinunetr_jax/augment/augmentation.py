@@ -1,7 +1,7 @@
 """The augmentation of a batch on the device: transforms in their order, for crops that are larger than those of the training step.
 
-The spatial transforms of a sample are one matrix, so that it is interpolated once. They come before the intensity transforms, whose
-results do not depend on the positions of voxels. A transform that does not happen in a sample is not computed.
+The spatial transforms of a sample are combined into one matrix, so that the sample is interpolated once. They come before the intensity
+transforms, whose results do not depend on the positions of voxels. Costly transforms are computed only for the samples that they change.
 """
 
 import math
@@ -48,7 +48,7 @@ class Augmentation:
     Attributes:
         transforms: the transforms in their order. Each is a frozen dataclass; its attributes are probabilities and ranges.
         margin: the size of the source relative to that of the training crop, along axes that voxels are moved along. The host crops
-            sources, and what a rotated sample shows beyond its source is 0.
+            sources, and voxels of a rotated sample that are outside of its source are 0.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -69,7 +69,7 @@ class Augmentation:
         """Returns the augmentation of the samples of a run.
 
         Args:
-            run: what depends on the data.
+            run: the facts about the data that transforms depend on.
             size: the size of the training crops.
             labels: the values that occur in label maps.
             masked: whether voxels that are 0 in all channels are outside of the patient and stay 0.
@@ -113,8 +113,8 @@ class SampleAugmentation:
     @property
     def swapped(self) -> tuple[int, int] | None:
         """The two axes that have to be exchanged for large angles, or None."""
-        found = [transform.swapped for transform in self.transforms if isinstance(transform, Rotation)]
-        return found[0] if found else None
+        rotated = [transform.swapped for transform in self.transforms if isinstance(transform, Rotation)]
+        return rotated[0] if rotated else None
 
     @property
     def source_size(self) -> Size:
@@ -182,7 +182,7 @@ class SampleAugmentation:
         return (image if mask is None else jnp.where(mask, image, 0.0)), label
 
     def _moved(self, image: Array, label: Array, matrix: Array) -> tuple[Array, Array]:
-        """Returns image and label map after the matrix. They are interpolated only if the matrix does more than reverse axes."""
+        """Returns image and label map transformed by the matrix. They are interpolated only if the matrix does more than reverse axes."""
         signs = jnp.sign(jnp.diag(matrix))
 
         def mirrored(array: Array, axes: tuple[int, ...]) -> Array:
@@ -194,14 +194,14 @@ class SampleAugmentation:
             return mirrored(_centre(image, self.size), (0, 1, 2)), mirrored(_centre(label, self.size), (0, 1, 2))
 
         def resampled(image: Array, label: Array) -> tuple[Array, Array]:
-            inner = matrix
+            remaining = matrix
             if self.swapped:
                 first, second = self.swapped
                 swap = jnp.abs(matrix[first, first]) < jnp.abs(matrix[second, first])
                 order = [{first: second, second: first}.get(axis, axis) for axis in range(3)]
-                inner = jnp.where(swap, matrix[jnp.array(order)], matrix)
+                remaining = jnp.where(swap, matrix[jnp.array(order)], matrix)
                 image, label = (jnp.where(swap, jnp.swapaxes(a, first, second), a) for a in (image, label))
-            sequence = passes(inner, self.axes, self.source_size, self.size)
+            sequence = passes(remaining, self.axes, self.source_size, self.size)
             image = resample(image, sequence, cubic, lax.Precision.HIGH)
             label = resample_labels(label, self.labels, sequence, sharp_cubic)
             others = tuple(axis for axis in range(3) if axis not in self.axes)

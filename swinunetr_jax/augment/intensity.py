@@ -14,12 +14,12 @@ from jax import Array, lax
 from swinunetr_jax.augment.transform import Intensity, Run, around_one, check, check_axes, happens, uniform
 
 VOXELS = (0, 1, 2)  # the axes of an image that are not its channels
-SMALLEST = 1e-7  # a smaller range or deviation of intensities counts as this one
+SMALLEST = 1e-7  # ranges and deviations of intensities that are smaller are replaced by this number
 PRECISION = lax.Precision.HIGH  # a TPU would round products to bfloat16
 
 
 class Noise(NamedTuple):
-    """The standard deviation of noise, [], 0 for none, and the key of its voxels."""
+    """The standard deviation of the noise, a scalar that is 0 for none, and the random key of its voxels."""
 
     sigma: Array
     key: Array
@@ -36,8 +36,8 @@ class GaussianNoise(Intensity):
         check(self, probability=self.probability, sigma=self.sigma)
 
     def draw(self, key: Array, channels: int) -> Noise:
-        whether, value, noise = jax.random.split(key, 3)
-        return Noise(jnp.where(happens(whether, self.probability), uniform(value, self.sigma), 0.0), noise)
+        sample_key, value_key, noise_key = jax.random.split(key, 3)
+        return Noise(jnp.where(happens(sample_key, self.probability), uniform(value_key, self.sigma), 0.0), noise_key)
 
     def apply(self, image: Array, parameters: Noise) -> Array:
         def add(image: Array) -> Array:
@@ -67,9 +67,9 @@ class GaussianBlur(Intensity):
         check(self, probability=self.probability, channel_probability=self.channel_probability, sigma=self.sigma)
 
     def draw(self, key: Array, channels: int) -> Array:
-        whether, which, value = jax.random.split(key, 3)
-        chosen = happens(whether, self.probability) & happens(which, self.channel_probability, (channels, 1))
-        return jnp.where(chosen, uniform(value, self.sigma, (channels, 3)), 0.0)
+        sample_key, channel_key, value_key = jax.random.split(key, 3)
+        chosen = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels, 1))
+        return jnp.where(chosen, uniform(value_key, self.sigma, (channels, 3)), 0.0)
 
     def apply(self, image: Array, parameters: Array) -> Array:
         radius = round(3 * self.sigma[1] - 0.25)
@@ -108,7 +108,7 @@ class Brightness(Intensity):
 class Contrast(Intensity):
     """Multiplies the differences from each channel's mean by a factor, with a probability, and clips to the channel's old range.
 
-    The parameters are the factors [c], 1 if the sample is not changed; half of the others are below 1, and half are above it.
+    The parameters are the factors [c], 1 if the sample is not changed; otherwise each is below or above 1 with equal probability.
     """
 
     probability: float = 0.15
@@ -131,7 +131,9 @@ class Contrast(Intensity):
 
 @dataclass(frozen=True)
 class LowResolution(Intensity):
-    """Reduces the resolution of each channel with a probability, by a factor for all axes: to the nearest voxels, and back linearly.
+    """Reduces the resolution of each channel with a probability, by one factor for all axes.
+
+    The channel is reduced with nearest-neighbour interpolation, and brought back to its size with linear interpolation.
 
     The parameters are the factors [c], 1 for channels that are not changed.
 
@@ -155,9 +157,9 @@ class LowResolution(Intensity):
         return replace(self, axes=run.plane) if self.axes is None else self
 
     def draw(self, key: Array, channels: int) -> Array:
-        whether, which, value = jax.random.split(key, 3)
-        chosen = happens(whether, self.probability) & happens(which, self.channel_probability, (channels,))
-        return jnp.where(chosen, uniform(value, self.factor, (channels,)), 1.0)
+        sample_key, channel_key, value_key = jax.random.split(key, 3)
+        chosen = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels,))
+        return jnp.where(chosen, uniform(value_key, self.factor, (channels,)), 1.0)
 
     def apply(self, image: Array, parameters: Array) -> Array:
         def reduce(image: Array) -> Array:
@@ -174,12 +176,12 @@ class LowResolution(Intensity):
 class Gamma(Intensity):
     """Raises intensities, scaled to 0 … 1, to the power of gamma with a probability; each channel keeps its mean and deviation.
 
-    The parameters are the exponents [c], 1 if the sample is not changed; half of the others are below 1, and half are above it.
+    The parameters are the exponents [c], 1 if the sample is not changed; otherwise each is below or above 1 with equal probability.
 
     Attributes:
         probability: the probability that a sample is changed.
         gamma: the smallest and the largest exponent.
-        inverted: whether to change -image, so that the exponent acts on the other end of the range.
+        inverted: whether the negated image is changed, so that the exponent acts on the other end of the range.
     """
 
     probability: float = 0.3
@@ -194,12 +196,12 @@ class Gamma(Intensity):
 
     def apply(self, image: Array, parameters: Array) -> Array:
         def change(image: Array) -> Array:
-            given = -image if self.inverted else image
-            low = given.min(VOXELS)
-            width = given.max(VOXELS) - low
-            changed = ((given - low) / jnp.maximum(width, SMALLEST)) ** parameters * width + low
-            ratio = given.std(VOXELS) / jnp.maximum(changed.std(VOXELS), SMALLEST)
-            changed = (changed - changed.mean(VOXELS)) * ratio + given.mean(VOXELS)
+            source = -image if self.inverted else image
+            low = source.min(VOXELS)
+            width = source.max(VOXELS) - low
+            changed = ((source - low) / jnp.maximum(width, SMALLEST)) ** parameters * width + low
+            ratio = source.std(VOXELS) / jnp.maximum(changed.std(VOXELS), SMALLEST)
+            changed = (changed - changed.mean(VOXELS)) * ratio + source.mean(VOXELS)
             return jnp.where(parameters == 1, image, -changed if self.inverted else changed)
 
         return _if((parameters != 1).any(), change, image)
@@ -212,8 +214,8 @@ def _if(condition: Array, change: Callable[[Array], Array], image: Array) -> Arr
 
 def _factors(key: Array, channels: int, probability: float, limits: tuple[float, float]) -> Array:
     """Returns a factor for each channel by `around_one`, or 1 for all channels, [c]."""
-    whether, value = jax.random.split(key)
-    return jnp.where(happens(whether, probability), around_one(value, limits, (channels,)), 1.0)
+    sample_key, value_key = jax.random.split(key)
+    return jnp.where(happens(sample_key, probability), around_one(value_key, limits, (channels,)), 1.0)
 
 
 def _along(axis: int, matrices: Array, image: Array) -> Array:
@@ -230,12 +232,12 @@ def _blur_matrix(sigma: Array, size: int, radius: int) -> Array:
     def weight(distance: Array) -> Array:
         return jnp.where(jnp.abs(distance) <= reach, jnp.exp(-0.5 * (distance / sigma) ** 2), 0.0)
 
-    at = jnp.arange(size, dtype=jnp.float32)
-    out = at[:, None]
-    first = jnp.where(at > 0, weight(-at - out), 0.0)
-    last = jnp.where(at < size - 1, weight(2 * (size - 1) - at - out), 0.0)
+    source = jnp.arange(size, dtype=jnp.float32)
+    target = source[:, None]
+    reflected_first = jnp.where(source > 0, weight(-source - target), 0.0)
+    reflected_last = jnp.where(source < size - 1, weight(2 * (size - 1) - source - target), 0.0)
     total = weight(jnp.arange(-radius, radius + 1, dtype=jnp.float32)).sum()
-    return (weight(at - out) + first + last) / total
+    return (weight(source - target) + reflected_first + reflected_last) / total
 
 
 def _low_resolution_matrix(factor: Array, size: int) -> Array:

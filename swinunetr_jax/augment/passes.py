@@ -39,7 +39,7 @@ def cubic(distance: Array, slope: float = -0.5) -> Array:
     """Returns the weights of Keys's cubic kernel at distances in voxels. They are 0 from 2 voxels on, and sum to 1.
 
     Args:
-        distance: of voxels.
+        distance: distances in voxels.
         slope: the kernel's slope at a distance of 1, Keys's a. The interpolation is of third order only for -1/2.
     """
     d = jnp.abs(distance)
@@ -51,8 +51,8 @@ def cubic(distance: Array, slope: float = -0.5) -> Array:
 def sharp_cubic(distance: Array) -> Array:
     """Returns the weights of Keys's kernel with the slope -3/4.
 
-    Masks of labels are resampled with it, because six passes with -1/2 round off small structures: on hippocampi, the Dice to one linear
-    interpolation is 0.977 with -1/2 and 0.981 with -3/4; with linear passes it is 0.975.
+    Masks of labels are resampled with it, because six passes with -1/2 round off small structures: on hippocampi, the Dice with the
+    result of one linear interpolation is 0.977 with -1/2 and 0.981 with -3/4; with linear passes it is 0.975.
     """
     return cubic(distance, -0.75)
 
@@ -72,8 +72,8 @@ def passes(matrix: Array, axes: Sequence[int], source: Size, size: Size) -> tupl
     if len(axes) == 2:
         i, j = axes
         scale, below, above = m[0][0], m[1][0] / m[0][0], m[0][1] / m[0][0]
-        rest = m[1][1] - below * m[0][1]
-        return Pass(j, i, rest, below, size[j]), Pass(i, j, scale, scale * above, size[i])
+        second_scale = m[1][1] - below * m[0][1]
+        return Pass(j, i, second_scale, below, size[j]), Pass(i, j, scale, scale * above, size[i])
     i, j, k = axes
     larger = [n + 2 * math.ceil(n * ROOM) for n in source]  # of the same parity, so that both grids have the same voxels
     d0 = m[0][0]
@@ -105,7 +105,7 @@ def resample(volume: Array, sequence: Sequence[Pass], kernel: Kernel, precision:
 
 
 def resample_labels(label: Array, values: Sequence[int], sequence: Sequence[Pass], kernel: Kernel) -> Array:
-    """Returns a label map [x, y, z] after the passes: at each voxel the value whose mask, resampled, is largest. Outside it is 0.
+    """Returns a label map [x, y, z] after the passes: at each voxel the value whose resampled mask is largest, and 0 outside.
 
     The masks of `CHUNK` values are resampled at a time. The mask of the background is not resampled: it is 1 minus all others.
 
@@ -135,9 +135,9 @@ def resample_labels(label: Array, values: Sequence[int], sequence: Sequence[Pass
     return jnp.where(largest > 1 - total, value, 0).astype(jnp.uint8)
 
 
-def _weights(step: Pass, size: int, others: int, kernel: Kernel) -> Array:
+def _weights(step: Pass, size: int, other_size: int, kernel: Kernel) -> Array:
     """Returns the matrices of a pass over an axis of `size` voxels, float32 [voxels of the other axis, voxels of the result, size]."""
-    position = step.scale * _centred(step.size) + step.shear * _centred(others)[:, None]
+    position = step.scale * _centred(step.size) + step.shear * _centred(other_size)[:, None]
     return kernel(position[..., None] - _centred(size))
 
 

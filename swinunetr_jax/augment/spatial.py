@@ -1,4 +1,4 @@
-"""Rotation, scaling and mirroring. Each draws a matrix, and a sample is resampled once, by the product of the matrices."""
+"""Rotation, scaling and mirroring. Each transform has a matrix, and a sample is resampled once, by the product of the matrices."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from swinunetr_jax.augment.transform import Run, Spatial, check, check_axes, hap
 from swinunetr_jax.errors import InputError
 
 DEGREES, DEGREES_IN_PLANE = 30.0, 180.0  # nnU-Net's largest angles for scans with voxels of similar sizes, and for others
-SWAPPED_FROM = 45.0  # degrees from which two axes are exchanged first, so that the passes rotate by the rest
+SWAPPED_FROM = 45.0  # degrees from which two axes are exchanged first, so that the passes rotate by the remaining angle
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Rotation(Spatial):
     source. About one axis it is 180°.
 
     Attributes:
-        degrees: the largest angle. None means 30, or 180 in the plane of scans with a thin axis, which then are rotated only there.
+        degrees: the largest angle. None means 30, or 180 for scans with a thin axis, which are rotated only about this axis.
         probability: the probability that a sample is rotated.
         axes: the axes to rotate about. None means all, or the thin axis if there is one.
     """
@@ -37,9 +37,11 @@ class Rotation(Spatial):
         check_axes(self, self.axes)
         if self.axes == ():
             raise InputError("`axes` of Rotation must name one axis or more: leave the rotation out instead.")
-        most = DEGREES_IN_PLANE if self.axes is not None and len(self.axes) == 1 else DEGREES
-        if self.degrees is not None and (not 0 <= self.degrees <= DEGREES_IN_PLANE or (self.axes and self.degrees > most)):
-            raise InputError(f"`degrees` of Rotation must be at least 0 and at most {most:g} for these axes, got {self.degrees}.")
+        limit = DEGREES_IN_PLANE if self.axes is not None and len(self.axes) == 1 else DEGREES
+        if self.degrees is not None and (not 0 <= self.degrees <= DEGREES_IN_PLANE or (self.axes and self.degrees > limit)):
+            raise InputError(
+                f"`degrees` of Rotation must be at least 0 and at most {limit:g} for these axes, got {self.degrees}."
+            )
 
     def for_run(self, run: Run) -> Self:
         if run.thin is not None and self.axes is not None and self.axes != (run.thin,):
@@ -49,39 +51,39 @@ class Rotation(Spatial):
                 f"rotated only about axis {run.thin}; give Rotation(axes=({run.thin},)), or scans with voxels of equal sizes (--spacing)."
             )
         axes = self.axes or ((0, 1, 2) if run.thin is None else (run.thin,))
-        usual = DEGREES if run.thin is None else DEGREES_IN_PLANE
-        return replace(self, axes=axes, degrees=usual if self.degrees is None else self.degrees)
+        default_degrees = DEGREES if run.thin is None else DEGREES_IN_PLANE
+        return replace(self, axes=axes, degrees=default_degrees if self.degrees is None else self.degrees)
 
     @property
-    def _about(self) -> tuple[int, ...]:
+    def _rotation_axes(self) -> tuple[int, ...]:
         return (0, 1, 2) if self.axes is None else self.axes
 
     @property
     def moved(self) -> frozenset[int]:
-        return frozenset(range(3)) - (frozenset(self._about) if len(self._about) == 1 else frozenset())
+        return frozenset(range(3)) - (frozenset(self._rotation_axes) if len(self._rotation_axes) == 1 else frozenset())
 
     @property
     def swapped(self) -> tuple[int, int] | None:
         """The two axes that have to be exchanged for large angles, or None."""
-        if len(self._about) > 1 or (self.degrees or 0) <= SWAPPED_FROM:
+        if len(self._rotation_axes) > 1 or (self.degrees or 0) <= SWAPPED_FROM:
             return None
         first, second = sorted(self.moved)
         return first, second
 
     def draw(self, key: Array, channels: int) -> Array:
-        whether, value = jax.random.split(key)
-        most = math.radians(DEGREES if self.degrees is None else self.degrees)
-        angles = uniform(value, (-most, most), (3,)) * jnp.array([axis in self._about for axis in range(3)])
-        return jnp.where(happens(whether, self.probability), angles, 0.0)
+        sample_key, value_key = jax.random.split(key)
+        limit = math.radians(DEGREES if self.degrees is None else self.degrees)
+        angles = uniform(value_key, (-limit, limit), (3,)) * jnp.array([axis in self._rotation_axes for axis in range(3)])
+        return jnp.where(happens(sample_key, self.probability), angles, 0.0)
 
     def matrix(self, parameters: Array) -> Array:
         product = jnp.eye(3)
         for axis in range(3):
             first, second = (other for other in range(3) if other != axis)
             cos, sin = jnp.cos(parameters[axis]), jnp.sin(parameters[axis])
-            about = jnp.eye(3).at[first, first].set(cos).at[second, second].set(cos)
-            about = about.at[first, second].set(-sin).at[second, first].set(sin)
-            product = jnp.matmul(product, about, precision=lax.Precision.HIGHEST)
+            rotation = jnp.eye(3).at[first, first].set(cos).at[second, second].set(cos)
+            rotation = rotation.at[first, second].set(-sin).at[second, first].set(sin)
+            product = jnp.matmul(product, rotation, precision=lax.Precision.HIGHEST)
         return product
 
 
@@ -115,8 +117,8 @@ class Scaling(Spatial):
         return frozenset(range(3) if self.axes is None else self.axes)
 
     def draw(self, key: Array, channels: int) -> Array:
-        whether, value = jax.random.split(key)
-        return jnp.where(happens(whether, self.probability), uniform(value, self.factor), 1.0)
+        sample_key, value_key = jax.random.split(key)
+        return jnp.where(happens(sample_key, self.probability), uniform(value_key, self.factor), 1.0)
 
     def matrix(self, parameters: Array) -> Array:
         return jnp.diag(jnp.where(jnp.array([axis in self.moved for axis in range(3)]), parameters, 1.0))

@@ -1,6 +1,6 @@
 """The base classes of transforms on the device. A transform is a frozen dataclass that draws parameters and applies them.
 
-The two halves can be called separately, to compare the application with another implementation for the same parameters.
+The two steps can be called separately, to compare the application with another implementation for the same parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -85,9 +85,9 @@ def around_one(key: Array, limits: tuple[float, float], shape: tuple[int, ...] =
     low, high = limits
     if not low < 1 < high:
         return uniform(key, limits, shape)
-    which, value = jax.random.split(key)
-    share = jax.random.uniform(value, shape)
-    return jnp.where(happens(which, 0.5, shape), low + share * (1 - low), 1 + share * (high - 1))
+    side_key, value_key = jax.random.split(key)
+    share = jax.random.uniform(value_key, shape)
+    return jnp.where(happens(side_key, 0.5, shape), low + share * (1 - low), 1 + share * (high - 1))
 
 
 def check(transform: Transform, **values: float | tuple[float, float]) -> None:

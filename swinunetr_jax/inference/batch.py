@@ -67,7 +67,7 @@ def predict_cases(
         InputError: `out` cannot be written, or its predict.json is damaged.
     """
     out = Path(out)
-    head = {
+    environment = {
         "swinunetr_jax": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
@@ -75,7 +75,7 @@ def predict_cases(
     }
     if postprocess:  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
         identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
-    record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, head)
+    record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment)
     failed: list[str] = []
     cases_by_fault: dict[str, list[str]] = {}  # a fault that hundreds of cases share is not printed for each of them
     seconds: list[float] = []  # the time of each case that was segmented
@@ -100,34 +100,34 @@ def predict_cases(
             result = _postprocessed(result, postprocess, task)
             for note in (*_et_note(segmenter.task, task), *result.notes):
                 console.say(f"{title}: note: {literal(note)}")
-            taken, volumes_ml = _write(record, result, case, inputs, outputs, task, overwrite, started)
+            case_seconds, volumes_ml = _write(record, result, case, inputs, outputs, task, overwrite, started)
         except AlreadyDone:
             console.say(f"{title}: another run has finished it in the meantime with the same settings, and its result is kept")
             continue
         except InputError as error:
             stale = record.fail(case, str(error))
             kept = f" (an older result is kept: {', '.join(o['path'] for o in stale.values())})" if stale else ""
-            same = cases_by_fault.setdefault(problem_key(case.name, str(error)), [])
-            same.append(case.name)
-            if len(same) <= ONE_BY_ONE or kept:
+            names = cases_by_fault.setdefault(problem_key(case.name, str(error)), [])
+            names.append(case.name)
+            if len(names) <= ONE_BY_ONE or kept:
                 console.say(f"{title}: FAILED: {literal(error)}{literal(kept)}", sys.stderr)
             failed.append(case.name)
             continue
-        seconds.append(taken)
+        seconds.append(case_seconds)
         volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in volumes_ml.items())
         path = literal(outputs["labels"])
         remaining = _remaining_time(seconds, len(cases) - number)
         console.say(
-            f"{title}: {result.windows} window{'s' * (result.windows != 1)}, {taken:.1f} s, {volumes} → {path}{remaining}"
+            f"{title}: {result.windows} window{'s' * (result.windows != 1)}, {case_seconds:.1f} s, {volumes} → {path}{remaining}"
         )
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
             console.say(
                 f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
             )
-    for same in cases_by_fault.values():
-        if len(same) > ONE_BY_ONE:
+    for names in cases_by_fault.values():
+        if len(names) > ONE_BY_ONE:
             console.say(
-                f"{len(same)} cases FAILED for the same reason as {literal(same[0])}: {literal(name_list(same))}", sys.stderr
+                f"{len(names)} cases FAILED for the same reason as {literal(names[0])}: {literal(name_list(names))}", sys.stderr
             )
     return failed
 
@@ -164,12 +164,13 @@ def _postprocessed(result: Segmentation, steps: Sequence[Step], task: Task) -> S
     return replace(result, labels=labels, notes=(*result.notes, f"post-processing has changed {changed} voxels"))
 
 
-def _et_note(own: Task, written: Task) -> list[str]:
+def _et_note(network_task: Task, written_task: Task) -> list[str]:
     """Returns a note if the label of the enhancing tumour differs from the network's own."""
-    if own.et_label == written.et_label:
+    if network_task.et_label == written_task.et_label:
         return []
     return [
-        f"the enhancing tumour is written as label {written.et_label}, as in this data set, instead of the network's {own.et_label}"
+        f"the enhancing tumour is written as label {written_task.et_label}, as in this data set, "
+        f"instead of the network's {network_task.et_label}"
     ]
 
 

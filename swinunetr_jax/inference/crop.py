@@ -17,9 +17,9 @@ def expand_box(box: tuple[slice, ...], sizes: tuple[int, ...], grid: tuple[int, 
     few shapes, so that fewer programs are compiled.
     """
     result = []
-    for part, size, whole in zip(box, sizes, grid):
-        size = min(max(size, part.stop - part.start), whole)
-        start = part.start - (size - (part.stop - part.start)) // 2
-        start = min(max(start, 0), whole - size)
+    for side, size, limit in zip(box, sizes, grid):
+        size = min(max(size, side.stop - side.start), limit)
+        start = side.start - (size - (side.stop - side.start)) // 2
+        start = min(max(start, 0), limit - size)
         result.append(slice(start, start + size))
     return tuple(result)

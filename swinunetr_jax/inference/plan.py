@@ -63,9 +63,9 @@ class Plan:
         overlaps = per_axis("overlap", overlap, len(image))
         if not all(0 <= share < 1 for share in overlaps):
             raise InputError(f"`overlap` must be at least 0 and less than 1, got {overlap}.")
-        added = [max(window - size, 0) for size, window in zip(image, roi)]
-        pads = tuple((count // 2, count - count // 2) for count in added)
-        padded = [size + count for size, count in zip(image, added)]
+        padding = [max(window - size, 0) for size, window in zip(image, roi)]
+        pads = tuple((count // 2, count - count // 2) for count in padding)
+        padded = [size + count for size, count in zip(image, padding)]
         starts = tuple(_starts(size, window, share) for size, window, share in zip(padded, roi, overlaps))
         return cls(image, roi, pads, starts)
 
@@ -97,8 +97,8 @@ class Plan:
     def unpadded_box(self, scale: Sequence[Fraction]) -> tuple[slice, ...]:
         """Returns the part of an output's grid without the padding. The grid is `scale` times as fine as the volume's."""
         parts = []
-        for size, (low, high), whole, factor in zip(self.image, self.pads, self.padded, scale):
-            stop = round((low + size) * factor) if low + high else int(whole * factor)
+        for size, (low, high), padded_size, factor in zip(self.image, self.pads, self.padded, scale):
+            stop = round((low + size) * factor) if low + high else int(padded_size * factor)
             parts.append(slice(round(low * factor), stop))
         return tuple(parts)
 
@@ -131,16 +131,16 @@ def importance_map(roi: tuple[int, ...], mode: str, sigma_scale: float | tuple[f
 
 def resize_nearest(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a weight map resized with nearest-neighbour interpolation. Source: torch's mode "nearest-exact"."""
-    for axis, (size, wanted) in enumerate(zip(importance.shape, shape)):
-        importance = np.take(importance, ((np.arange(wanted) + 0.5) * size / wanted).astype(int), axis)
+    for axis, (size, new_size) in enumerate(zip(importance.shape, shape)):
+        importance = np.take(importance, ((np.arange(new_size) + 0.5) * size / new_size).astype(int), axis)
     return importance
 
 
 def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
     """Returns the value of an argument for each axis. Raises InputError unless it is one number for all axes or one for each."""
     try:
-        given = np.asarray(value)
-        values = tuple(map(float, given.tolist() if given.ndim else [given.item()] * axes))
+        array = np.asarray(value)
+        values = tuple(map(float, array.tolist() if array.ndim else [array.item()] * axes))
     except (TypeError, ValueError):
         values = ()
     if len(values) != axes:
@@ -150,13 +150,13 @@ def per_axis(name: str, value: PerAxis, axes: int) -> tuple[float, ...]:
 
 def _window_size(roi: RoiSize, image: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the size of a window along each axis. Raises InputError unless the sizes are integers, for all axes or for each."""
-    given = np.asarray(roi, dtype=object)
-    sizes: list[Any] = given.tolist() if given.ndim else [roi] * len(image)
+    array = np.asarray(roi, dtype=object)
+    sizes: list[Any] = array.tolist() if array.ndim else [roi] * len(image)
     if len(sizes) != len(image):
         raise InputError(f"`roi_size` must be one size or {len(image)}, one per axis of the volume, got {roi}.")
     if not all(size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool)) for size in sizes):
         raise InputError(f"`roi_size` must contain integers, or None for the volume's own size, got {roi}.")
-    return tuple(int(size) if size is not None and size > 0 else whole for size, whole in zip(sizes, image))
+    return tuple(int(size) if size is not None and size > 0 else image_size for size, image_size in zip(sizes, image))
 
 
 def _step(roi: int, overlap: float) -> int:

@@ -227,10 +227,10 @@ class Segmenter:
             probability_maps[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
         probabilities_of, labels_of = output_functions(task)
         for piece in on_scan_grid(planes, coverage, back):
-            found = probabilities_of(piece.array)
-            piece.write(labels_of(found), labels)
+            part = probabilities_of(piece.array)
+            piece.write(labels_of(part), labels)
             if probability_maps is not None:
-                piece.write(found, probability_maps)
+                piece.write(part, probability_maps)
         if reorientation is not None:
             labels = reorientation.apply(labels)
             probability_maps = None if probability_maps is None else reorientation.apply(probability_maps)

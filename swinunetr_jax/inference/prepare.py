@@ -35,8 +35,8 @@ def prepare(case: Case, task: Task, in_channels: int) -> Prepared:
     Raises:
         InputError: a file cannot be read, the number of channels is wrong, or channels have different grids, are constant or contain NaN.
     """
-    read = read_case(case, task, in_channels)
-    return Prepared(normalized(read.array, task), read.back, read.scan, read.notes)
+    loaded = read_case(case, task, in_channels)
+    return Prepared(normalized(loaded.array, task), loaded.back, loaded.scan, loaded.notes)
 
 
 def normalized(array: np.ndarray, task: Task) -> np.ndarray:

@@ -55,11 +55,11 @@ class ScanPlanes:
 
     def write(self, part: jax.Array, result: np.ndarray) -> None:
         """Writes `part`, which was computed from `array` voxel by voxel, into a result of all the scan's voxels."""
-        found = np.asarray(part)[self.take]
+        values = np.asarray(part)[self.take]
         if self.valid is None:
-            result[self.where] = found
+            result[self.where] = values
         else:
-            result[self.where][self.valid] = found[self.valid]
+            result[self.where][self.valid] = values[self.valid]
 
 
 def on_scan_grid(
@@ -82,26 +82,28 @@ def on_scan_grid(
 
 def _not_resampled(planes: Iterator[Planes], coverage: Coverage) -> Iterator[ScanPlanes]:
     """Yields the planes for a scan that was not resampled."""
-    own = [slice(coverage.padded(axis, side.start), coverage.padded(axis, side.stop)) for axis, side in enumerate(coverage.box)]
+    padded_box = [
+        slice(coverage.padded(axis, side.start), coverage.padded(axis, side.stop)) for axis, side in enumerate(coverage.box)
+    ]
     for piece in planes:
-        low, high = max(piece.first, own[0].start), min(piece.first + piece.count, own[0].stop)
+        low, high = max(piece.first, padded_box[0].start), min(piece.first + piece.count, padded_box[0].stop)
         if low < high:
-            start, skip = coverage.box[0].start + low - own[0].start, piece.skip + low - piece.first
+            start, skip = coverage.box[0].start + low - padded_box[0].start, piece.skip + low - piece.first
             where = (slice(start, start + high - low), *coverage.box[1:])
-            yield ScanPlanes(where, (slice(skip, skip + high - low), *own[1:]), piece.array)
+            yield ScanPlanes(where, (slice(skip, skip + high - low), *padded_box[1:]), piece.array)
 
 
 def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseResample) -> Iterator[ScanPlanes]:
     """Interpolates along one axis after the other, for a scan whose axes are all parallel to axes of the network's grid."""
     where, sides = [], []
     for axis, (box, covered, size) in enumerate(zip(coverage.box, coverage.covered, back.shape)):
-        at = back.along(axis)
-        nearest = nearest_index(at, size)
+        position = back.along(axis)
+        nearest = nearest_index(position, size)
         inside = np.flatnonzero((nearest >= box.start) & (nearest < box.stop))
         if not len(inside):  # the box is between two voxels of a coarse scan
             return
         where.append(slice(int(inside[0]), int(inside[-1]) + 1))
-        low, high, share = neighbours(at[inside] - covered.start, covered.stop - covered.start)
+        low, high, share = neighbours(position[inside] - covered.start, covered.stop - covered.start)
         sides.append((low + coverage.pads[axis], high + coverage.pads[axis], share.astype(np.float32)))
     (low, high, share), *rest = sides
     rest = [tuple(map(jnp.asarray, side)) for side in rest]
@@ -114,13 +116,13 @@ def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseRes
             group = min(_group(piece.array, [len(side[0]) for side in rest]), ready_at_once)
         ready = int(np.searchsorted(high, end))  # the number of planes of the scan that need no later piece
         while done < ready:
-            # always the same number of planes, so that only one program is compiled
+            # The number of planes is always the same, so that only one program is compiled.
             chosen = np.minimum(np.arange(done, done + group), ready - 1)
             first, second = (np.where(index[chosen] < piece.first, 0, index[chosen] - start + 1) for index in (low, high))
             logits = _interpolate(carried, piece.array, (first, second, share[chosen]), *rest)
             count = min(group, ready - done)
-            at = slice(where[0].start + done, where[0].start + done + count)
-            yield ScanPlanes((at, *where[1:]), (slice(0, count),), logits)
+            finished = slice(where[0].start + done, where[0].start + done + count)
+            yield ScanPlanes((finished, *where[1:]), (slice(0, count),), logits)
             done += count
         carried = _plane(piece.array, piece.skip + piece.count - 1)
 
@@ -168,11 +170,11 @@ def _on_host(planes: Iterator[Planes], coverage: Coverage, back: InverseResample
         stop = min(first + group, shape[0])
         matrix = back.matrix
         matrix[:3, 3] += matrix[:3, 0] * first - start
-        found = interpolated(logits, matrix, (stop - first, *shape[1:]))
+        interpolated_logits = interpolated(logits, matrix, (stop - first, *shape[1:]))
         valid = None
         if cropped:
             valid = np.logical_and.reduce(
-                [(at >= box.start) & (at < box.stop) for at, box in zip(back.nearest(first, stop), coverage.box)]
+                [(index >= box.start) & (index < box.stop) for index, box in zip(back.nearest(first, stop), coverage.box)]
             )
         where = (slice(first, stop), slice(0, shape[1]), slice(0, shape[2]))
-        yield ScanPlanes(where, (slice(None),), jnp.asarray(found), valid)
+        yield ScanPlanes(where, (slice(None),), jnp.asarray(interpolated_logits), valid)

@@ -42,8 +42,8 @@ class Planes:
         """Writes `part`, which was computed from `array` plane by plane, into `result`, which is the `box` of the padded volume."""
         low, high = max(self.first, box[0].start), min(self.first + self.count, box[0].stop)
         if low < high:
-            here = slice(low - self.first + self.skip, high - self.first + self.skip)
-            result[low - box[0].start : high - box[0].start] = np.asarray(part)[(here, *box[1:])]
+            planes = slice(low - self.first + self.skip, high - self.first + self.skip)
+            result[low - box[0].start : high - box[0].start] = np.asarray(part)[(planes, *box[1:])]
 
 
 class SlabSum:
@@ -57,7 +57,7 @@ class SlabSum:
 
     def __init__(self, output: jax.Array, plan: Plan, importance: np.ndarray):
         self.shape = output.shape
-        self.scale = tuple(Fraction(size, whole) for size, whole in zip(output.shape[1:-1], plan.roi))
+        self.scale = tuple(Fraction(size, window) for size, window in zip(output.shape[1:-1], plan.roi))
         self.importance = jnp.asarray(importance)
         rest = tuple(int(size * factor) for size, factor in zip(plan.padded[1:], self.scale[1:]))
         shape = (output.shape[1], *rest, output.shape[-1])
@@ -103,12 +103,12 @@ def _add(
 ) -> tuple[jax.Array, jax.Array]:
     def body(index: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, weight = state
-        at = tuple(offsets[index])
+        start = tuple(offsets[index])
         window = logits[index].astype(total.dtype) * importance[..., None]
-        old = jax.lax.dynamic_slice(total, (*at, 0), window.shape)
-        total = jax.lax.dynamic_update_slice(total, old + window, (*at, 0))
-        old = jax.lax.dynamic_slice(weight, at, importance.shape)
-        return total, jax.lax.dynamic_update_slice(weight, old + importance, at)
+        old = jax.lax.dynamic_slice(total, (*start, 0), window.shape)
+        total = jax.lax.dynamic_update_slice(total, old + window, (*start, 0))
+        old = jax.lax.dynamic_slice(weight, start, importance.shape)
+        return total, jax.lax.dynamic_update_slice(weight, old + importance, start)
 
     return jax.lax.fori_loop(0, count, body, (total, weight))
 
@@ -116,7 +116,7 @@ def _add(
 @functools.partial(jax.jit, static_argnames="count")
 def _averages(total: jax.Array, weight: jax.Array, first: int, count: int) -> jax.Array:
     total, weight = (jax.lax.dynamic_slice_in_dim(array, first, count) for array in (total, weight))
-    # Some of the planes below the finished ones have no windows yet, so that their weight may be zero.
+    # Some of the planes after the finished ones have no windows yet, so that their weight may be zero.
     return total / jnp.maximum(weight, MIN_IMPORTANCE**2)[..., None]
 
 

@@ -75,9 +75,9 @@ def sliding_window_inference(
     """
     inputs = inputs if isinstance(inputs, (np.ndarray, jax.Array)) else np.asarray(inputs)
     spatial = inputs.ndim - 2
-    given = np.asarray(roi_size, dtype=object)
-    if spatial < 1 or (given.ndim == 1 and len(given) != spatial):
-        sizes = f" and `roi_size` {len(given)} sizes" if given.ndim == 1 else ""
+    roi_sizes = np.asarray(roi_size, dtype=object)
+    if spatial < 1 or (roi_sizes.ndim == 1 and len(roi_sizes) != spatial):
+        sizes = f" and `roi_size` {len(roi_sizes)} sizes" if roi_sizes.ndim == 1 else ""
         raise InputError(
             f"`inputs` has shape {inputs.shape}{sizes}, expected a batch axis first, channels last, and one size for each axis between."
         )
@@ -142,17 +142,17 @@ def predict_slabs(
     for index, row in enumerate(rows):
         slab = jnp.asarray(plan.pad(np.asarray(volume[row : row + depth]), padding_mode, cval))
         for first in range(0, len(starts), batch):
-            chosen = starts[first : first + batch]
-            count = len(chosen)
+            batch_starts = starts[first : first + batch]
+            count = len(batch_starts)
             if count < batch:
                 # The last batch is filled with copies, which are not added, so that the network is compiled for only one shape.
-                chosen = np.concatenate([chosen, np.repeat(chosen[-1:], batch - count, 0)])
-            outputs = predictor(_cut(slab, chosen, plan.roi))
+                batch_starts = np.concatenate([batch_starts, np.repeat(batch_starts[-1:], batch - count, 0)])
+            outputs = predictor(_cut(slab, batch_starts, plan.roi))
             if not sums:
                 sums = _sums(outputs, plan, batch, importance)
             _check_outputs(outputs, sums)
             for sum_, output in zip(sums, outputs):
-                sum_.add(output, chosen, count)
+                sum_.add(output, batch_starts, count)
             if progress and done:
                 jax.block_until_ready(previous)
                 progress(done, plan.windows)
@@ -165,15 +165,17 @@ def predict_slabs(
         progress(done, plan.windows)
 
 
-def _importance(plan: Plan, mode: str, sigma_scale: PerAxis, given: np.ndarray | None) -> np.ndarray:
+def _importance(plan: Plan, mode: str, sigma_scale: PerAxis, weights: np.ndarray | None) -> np.ndarray:
     """Returns the weight of each voxel of a window: the given weights, or else those of the mode."""
-    if given is None:
+    if weights is None:
         sigmas = np.asarray(sigma_scale).tolist()
         return importance_map(plan.roi, mode, tuple(sigmas) if isinstance(sigmas, list) else sigmas)
-    given = np.asarray(given, np.float32)
-    if given.shape != plan.roi or not (np.isfinite(given).all() and (given >= 0).all()):
-        raise InputError(f"`roi_weight_map` has shape {given.shape}, expected weights ≥ 0 for each voxel of a window {plan.roi}.")
-    return given
+    weights = np.asarray(weights, np.float32)
+    if weights.shape != plan.roi or not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise InputError(
+            f"`roi_weight_map` has shape {weights.shape}, expected weights ≥ 0 for each voxel of a window {plan.roi}."
+        )
+    return weights
 
 
 def _sums(outputs: Sequence[jax.Array], plan: Plan, batch: int, importance: np.ndarray) -> list[SlabSum]:
@@ -185,25 +187,25 @@ def _sums(outputs: Sequence[jax.Array], plan: Plan, batch: int, importance: np.n
         batch: the number of windows per call.
         importance: the weight of each voxel of a window.
     """
-    sums, current = [], importance
+    sums, resized = [], importance
     for number, output in enumerate(outputs):
         shape = getattr(output, "shape", None)
-        which = f"output {number} of the predictor" if len(outputs) > 1 else "the predictor's output"
-        want = f"({', '.join(map(str, (batch, *plan.roi)))}, channels)"
+        name = f"output {number} of the predictor" if len(outputs) > 1 else "the predictor's output"
+        expected = f"({', '.join(map(str, (batch, *plan.roi)))}, channels)"
         if shape is None:
-            raise InputError(f"{which} is a {type(output).__name__}, expected an array of shape {want}.")
+            raise InputError(f"{name} is a {type(output).__name__}, expected an array of shape {expected}.")
         if len(shape) != len(plan.roi) + 2 or shape[0] != batch or 0 in shape:
-            raise InputError(f"{which} has shape {tuple(shape)}, expected {want}: one output per window, channels last.")
+            raise InputError(f"{name} has shape {tuple(shape)}, expected {expected}: one output per window, channels last.")
         if shape[1:-1] != plan.roi:
             if shape[2:] == plan.roi:
-                raise InputError(f"{which} has shape {tuple(shape)}, which is channels first, expected channels last: {want}.")
-            _check_scale(which, shape, plan, want)
-            current = resize_nearest(current, shape[1:-1])  # from the weights of the previous output, as in MONAI
-        sums.append(SlabSum(output, plan, importance if shape[1:-1] == plan.roi else current))
+                raise InputError(f"{name} has shape {tuple(shape)}, which is channels first, expected channels last: {expected}.")
+            _check_scale(name, shape, plan, expected)
+            resized = resize_nearest(resized, shape[1:-1])  # from the weights of the previous output, as in MONAI
+        sums.append(SlabSum(output, plan, importance if shape[1:-1] == plan.roi else resized))
     return sums
 
 
-def _check_scale(which: str, shape: tuple[int, ...], plan: Plan, want: str) -> None:
+def _check_scale(name: str, shape: tuple[int, ...], plan: Plan, expected: str) -> None:
     """Raises InputError if the output has a resolution at which windows would start between voxels.
 
     The number of voxels of an output along an axis may be a multiple or a divisor of the window's. Any other number is accepted if all
@@ -212,17 +214,17 @@ def _check_scale(which: str, shape: tuple[int, ...], plan: Plan, want: str) -> N
     for axis, (size, roi, starts) in enumerate(zip(shape[1:-1], plan.roi, plan.starts)):
         if size % roi and roi % size and any(start * size % roi for start in starts):
             raise InputError(
-                f"{which} has shape {tuple(shape)}, expected {want} or a grid that is finer or coarser by an integer factor: with {size} "
-                f"voxels for {roi} along axis {axis}, windows would start between voxels."
+                f"{name} has shape {tuple(shape)}, expected {expected} or a grid that is finer or coarser by an integer factor: with "
+                f"{size} voxels for {roi} along axis {axis}, windows would start between voxels."
             )
 
 
 def _check_outputs(outputs: Sequence[jax.Array], sums: list[SlabSum]) -> None:
     """Raises InputError if the outputs do not have the shapes of the first call's."""
-    shapes, want = [tuple(output.shape) for output in outputs], [tuple(sum_.shape) for sum_ in sums]
-    if shapes != want:
+    shapes, expected = [tuple(output.shape) for output in outputs], [tuple(sum_.shape) for sum_ in sums]
+    if shapes != expected:
         raise InputError(
-            f"the predictor's outputs have the shapes {shapes}, but had {want} in its first call with the same shape."
+            f"the predictor's outputs have the shapes {shapes}, but had {expected} in its first call with the same shape."
         )
 
 

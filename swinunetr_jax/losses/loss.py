@@ -25,7 +25,7 @@ def targets(labels: jax.Array, task: Task) -> jax.Array:
     """
     members = [task.labels_of(output) for output in task.outputs]
     longest = max(map(len, members))
-    # One row per comparison, with the first label repeated where an output has fewer labels. Comparisons fuse with the sums of the loss,
+    # Each row is one comparison. Outputs with fewer labels repeat their first one. Comparisons fuse with the sums of the loss,
     # unlike a look-up in a table.
     rows = np.array([values + values[:1] * (longest - len(values)) for values in members]).T
     labels = labels[..., None]
@@ -90,8 +90,8 @@ def dice_ce_loss(
 class Loss:
     """A loss of logits [b, *grid, c] and a label map [b, *grid]; it returns a number.
 
-    The task decides between sigmoid (regions) and softmax (classes). `kind` names a term of the overlap, `dice_loss` or `tversky_loss`, and
-    possibly one of the voxels, `cross_entropy` or `focal_loss`, which is added to it. For regions, the cross-entropy is the binary one of
+    The task decides between sigmoid (regions) and softmax (classes). `kind` names an overlap term, `dice_loss` or `tversky_loss`, and
+    possibly a voxelwise term that is added to it, `cross_entropy` or `focal_loss`. For regions, the cross-entropy is the binary one of
     each region. The other fields are options of these terms. Voxels that have the task's label `ignore` count in no term. The defaults are
     those of the recipe for BraTS.
 
@@ -161,15 +161,15 @@ class Loss:
         shared: dict[str, Any] = {"activation": activation, "weight": weight, "mask": mask}  # options that all terms have
         fields = {name: getattr(self, name) for name in ("include_background", "batch", "smooth_nr", "smooth_dr")}
         overlap, _, voxelwise = self.kind.partition("_")
-        wanted = targets(labels, task)
+        one_hot = targets(labels, task)
         if overlap == "dice":
-            loss = dice_loss(logits, wanted, squared=self.squared, **fields, **shared)
+            loss = dice_loss(logits, one_hot, squared=self.squared, **fields, **shared)
         else:
-            loss = tversky_loss(logits, wanted, alpha=self.alpha, beta=self.beta, **fields, **shared)
+            loss = tversky_loss(logits, one_hot, alpha=self.alpha, beta=self.beta, **fields, **shared)
         if voxelwise == "ce":
-            # Only for channel numbers is the mean divided by the weights of the voxels' classes.
-            classes = wanted if weight is None or activation == "sigmoid" else jnp.argmax(wanted, -1)
+            # The mean is divided by the weights of the voxels' classes only if the targets are channel numbers.
+            classes = one_hot if weight is None or activation == "sigmoid" else jnp.argmax(one_hot, -1)
             return self.lambda_dice * loss + self.lambda_ce * cross_entropy(logits, classes, **shared)
         if voxelwise == "focal":
-            return self.lambda_dice * loss + self.lambda_focal * focal_loss(logits, wanted, gamma=self.gamma, **shared)
+            return self.lambda_dice * loss + self.lambda_focal * focal_loss(logits, one_hot, gamma=self.gamma, **shared)
         return loss

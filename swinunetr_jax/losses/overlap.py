@@ -93,7 +93,7 @@ def tversky_loss(
         1 - (Σ p t + smooth_nr) / (Σ p t + alpha Σ p (1 - t) + beta Σ (1 - p) t + smooth_dr).
 
     For alpha = beta = 0.5 it is the Dice loss. A beta above alpha finds more of small structures, at the price of more false positives.
-    Salehi et al. 2017 (https://arxiv.org/abs/1706.05721). Source: `monai.losses.TverskyLoss`, whose defaults are 0.5 and 0.5.
+    Salehi et al. 2017 (https://arxiv.org/abs/1706.05721) introduced it. Source: `monai.losses.TverskyLoss`, whose defaults are 0.5 and 0.5.
 
     Args:
         logits: [b, *grid, c].
@@ -110,10 +110,10 @@ def tversky_loss(
     p, t = _probabilities(logits, targets, activation, include_background, mask)
     _check_reduction(reduction)
     axes = _summed_axes(p, batch)
-    found = jnp.sum(p * t, axes)  # [b, c], or [c] if `batch`
+    intersection = jnp.sum(p * t, axes)  # [b, c], or [c] if `batch`
     # A masked voxel has p = t = 0, so it is neither a false positive nor a false negative.
     errors = alpha * jnp.sum(p * (1 - t), axes) + beta * jnp.sum((1 - p) * t, axes)
-    loss = 1 - (found + smooth_nr) / (found + errors + smooth_dr)
+    loss = 1 - (intersection + smooth_nr) / (intersection + errors + smooth_dr)
     return _reduced(loss, logits, include_background, weight, reduction)
 
 

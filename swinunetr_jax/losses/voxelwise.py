@@ -93,7 +93,7 @@ def focal_loss(
 
         -(1 - p)^gamma log p.
 
-    Lin et al. 2017 (https://arxiv.org/abs/1708.02002). Source: `monai.losses.FocalLoss`.
+    Lin et al. 2017 (https://arxiv.org/abs/1708.02002) introduced it. Source: `monai.losses.FocalLoss`.
 
     Args:
         logits: [b, *grid, c].

@@ -84,7 +84,7 @@ def keep_largest_component(labels: np.ndarray, task: Task, output: str | None = 
 
 
 def replace_small(labels: np.ndarray, task: Task, output: str, voxels: int) -> np.ndarray:
-    """Returns a label map in which an output of fewer than `voxels` voxels, all of them together, has its `fallback` label.
+    """Returns a label map in which an output that has fewer than `voxels` voxels in total is replaced by its `fallback` label.
 
     Args:
         labels: uint8 [x, y, z].
@@ -106,8 +106,8 @@ def replace_small(labels: np.ndarray, task: Task, output: str, voxels: int) -> n
 def fallback(task: Task, output: Output) -> int:
     """Returns the label of voxels that no longer belong to an output.
 
-    It is the label that the smallest region around it is written as, and 0 if there is none and for classes. For BraTS, enhancing tumour
-    becomes the remaining label of the tumour core, 1, and the tumour core that of the whole tumour, 2.
+    It is the value of the smallest region that contains the output, and 0 for classes and if no region contains the output. For BraTS,
+    enhancing tumour becomes the remaining label of the tumour core, 1, and the tumour core that of the whole tumour, 2.
     """
     inside = set(task.labels_of(output))
     around = [
@@ -124,8 +124,8 @@ def _mask(labels: np.ndarray, task: Task, output: str) -> np.ndarray:
 
 def _output(task: Task, name: str | None) -> Output:
     """Returns the output of a name that is not the background. Raises InputError if there is none."""
-    found = next((output for output in task.outputs if output.name == name and output.value), None)
-    if found is None:
+    match = next((output for output in task.outputs if output.name == name and output.value), None)
+    if match is None:
         names = ", ".join(output.name for output in task.outputs if output.value)
         raise InputError(f"the post-processing needs an output {name!r}, and the task has {names}.")
-    return found
+    return match

@@ -17,7 +17,7 @@ REMEDY = "restore it, or give --no-postprocess"
 
 @dataclass(frozen=True)
 class Postprocess:
-    """The operations that a cross-validation has chosen, and what they were chosen by.
+    """The operations that a cross-validation has chosen, and the scores for which they were chosen.
 
     Attributes:
         task: the task whose labels the operations change.
@@ -90,7 +90,10 @@ def read_postprocess(path: str | os.PathLike) -> Postprocess:
 
 
 def check_task(path: str | os.PathLike, chosen: Postprocess, task: Task) -> None:
-    """Raises InputError unless a post-processing was chosen for the labels of a task; 3 and 4 may both be the enhancing tumour."""
+    """Raises InputError unless a post-processing was chosen for the labels of a task.
+
+    The label of the enhancing tumour may differ: it is 4 up to BraTS 2022 and 3 since 2023.
+    """
     if _labels(chosen.task) != _labels(task):
         raise InputError(
             f"{path} was chosen for other labels ({_described(chosen.task)}) than those that are predicted ({_described(task)}): leave "
@@ -99,10 +102,10 @@ def check_task(path: str | os.PathLike, chosen: Postprocess, task: Task) -> None
 
 
 def _labels(task: Task) -> tuple[Any, ...]:
-    same = task if task.et_label is None else task.with_et_label(4)
-    return same.kind, same.outputs, same.paint
+    comparable = task if task.et_label is None else task.with_et_label(4)
+    return comparable.kind, comparable.outputs, comparable.paint
 
 
 def _described(task: Task) -> str:
-    shown = [f"{output.name} {' '.join(map(str, task.labels_of(output)))}" for output in task.outputs]
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    outputs = [f"{output.name} {' '.join(map(str, task.labels_of(output)))}" for output in task.outputs]
+    return ", ".join(outputs[:6]) + (f" and {len(outputs) - 6} more" if len(outputs) > 6 else "")
