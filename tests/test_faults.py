@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_ends_the_run(runner):
     os.kill(worker, signal.SIGKILL)
     runner.finish([process], 2)
     assert re.search(
-        r"error: batch \d+ or one soon after it, of BraTS2021_\d+\b.*could not be prepared", runner.output_of(process)
+        r"error: batch \d+ or one soon after it \(cases: BraTS2021_\d+\b.*could not be prepared", runner.output_of(process)
     )
     assert "Traceback" not in runner.output_of(process)
 

@@ -152,7 +152,7 @@ def test_the_file_is_read_back_and_damage_is_refused(tmp_path):
     assert read_postprocess(path) == STORED
     sound = path.read_text()
     for text, words in (
-        (sound.replace("200", "201"), "differs from its own digest"),
+        (sound.replace("200", "201"), "does not match its digest"),
         (sound[:-20], "damaged"),
         ("[" * 10_000, "postprocess.json"),
         ("[]", "unexpected content"),

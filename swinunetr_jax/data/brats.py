@@ -1,7 +1,7 @@
 """The properties of the BraTS data sets: MRI sequences, grid, file names, labels and regions.
 
 The enhancing tumour has the label 4 in data up to 2022 and the label 3 in data since 2023. In BraTS 2024 both labels occur: 3 is the
-enhancing tumour and 4 the resection cavity. Whatever depends on the year is therefore keyed by the enhancing tumour's label, 4 or 3.
+enhancing tumour and 4 the resection cavity. Everything that depends on the year is therefore keyed by the enhancing tumour's label, 4 or 3.
 """
 
 import re
@@ -16,7 +16,11 @@ CAVITY_LABEL = 4  # the resection cavity of BraTS 2024
 
 @dataclass(frozen=True)
 class Naming:
-    """The names of a case's files: `case` is formatted with the case's number, and the name of a file is that of the case and an ending."""
+    """The names of a case's files.
+
+    `case` is the format string of a case's name, which takes the case's number. A file's name is the case's name followed by the ending
+    in `channels` or `label`.
+    """
 
     years: str
     case: str

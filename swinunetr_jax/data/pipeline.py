@@ -1,7 +1,7 @@
 """An endless stream of batches of training examples. Sample number n is the same for any number of workers and processes.
 
-Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, together form it. All
-randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, form this batch.
+All randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
 """
 
 import multiprocessing
@@ -36,16 +36,16 @@ class TrainingData:
     Args:
         cases: the training cases; a batch's 'case' holds indices into this list.
         transforms: applied in this order to each `PreparedCase.example()`; they must return arrays of one shape.
-        batch: the samples of a step in all processes together.
+        batch: the number of samples in a step, over all processes.
         seed: the seed of the order of cases and of every transform.
-        workers: the processes that prepare batches in advance; 0 means a thread of this process.
+        workers: the number of processes that prepare batches in advance; with 0, a thread of this process does.
         samples_per_case: how often each case is used before all are shuffled again.
         process, processes: this process's number and the number of processes, which decide its share of a batch.
         raw: whether the transforms do not normalise, so that images keep their data type and the batch holds the statistics of the cases.
 
     Raises:
         InputError: an argument is out of range; from `next` also if a sample holds NaN or Inf. `next` raises SampleError for any other
-            failure. Both name the case, or the cases that a worker may have been preparing when it was killed.
+            failure. Both errors name the case, or the cases that a worker may have been preparing when it was killed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TrainingData:
         self.batch, self.process, self.processes = batch, process, processes
         count = len(self.cases)
         shuffled = grain.MapDataset.range(count * samples_per_case).seed(seed).shuffle().repeat()
-        self._order = shuffled.map_with_index(lambda number, place: (number, place % count))  # the sample's number and case
+        self._order = shuffled.map_with_index(lambda number, position: (number, position % count))  # the sample's number and case
         samples = self._order.random_map(_Sampler(self.cases, tuple(transforms), raw))
         self._batches = samples.batch(batch // processes, drop_remainder=True, batch_fn=_collate)
         self._step = 0
@@ -95,11 +95,11 @@ class TrainingData:
             raise
         except Exception as error:
             self.close()
-            # A worker continues with later batches before the first of them has been received here.
+            # While this batch has not been received, the workers may already be preparing later ones.
             steps = range(self._step, self._step + (1 + AHEAD) * (self.workers or 1), self.workers or 1)
             names = ", ".join(dict.fromkeys(self.cases[index].name for step in steps for index in self.upcoming(step)))
             raise SampleError(
-                f"batch {self._step} or one soon after it, of {names}, could not be prepared ({error}); if a worker was killed, the "
+                f"batch {self._step} or one soon after it (cases: {names}) could not be prepared ({error}); if a worker was killed, the "
                 "memory, or the shared memory in /dev/shm, was probably exhausted: use fewer workers."
             ) from error
         self._step += 1
@@ -117,7 +117,7 @@ class TrainingData:
         return [self.cases[self._case(n)].name for n in range(first, first + self.batch)]
 
     def get_state(self) -> dict[str, int]:
-        """Returns the state for `set_state` of a pipeline of the same cases, transforms, batch and seed."""
+        """Returns the state for `set_state` of a pipeline with the same cases, transforms, batch size and seed."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -144,28 +144,28 @@ class TrainingData:
     def _start(self) -> grain.DatasetIterator[Batch]:
         # The share of process p in global batch b is batch number b·processes + p of the smaller batches.
         batches = self._batches[self._step * self.processes + self.process :: self.processes]
-        ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if self.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads its flags, which only absl's own main function parses
-            ahead = ahead.mp_prefetch(
+            dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1), worker_init_fn=_belong_to_parent
             )
-        return iter(ahead)
+        return iter(dataset)
 
 
 def _belong_to_parent(*_: int) -> None:
-    """Makes a worker end when its parent ends, and not on a signal, because a scheduler signals all processes of a job at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Makes a worker end when its parent ends and ignore signals, because a scheduler signals all processes of a job at once."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
 
-    def wait() -> None:
+    def exit_after_parent() -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None  # a worker is not the main process
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 class _Sampler:

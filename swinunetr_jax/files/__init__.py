@@ -1,6 +1,6 @@
 """Files that are written completely or not at all, JSON files with checked types, and digests. Imports neither JAX nor numpy.
 
-Every file of this project is written with `atomic_path` (or `write_text` and `write_json`), and every JSON file of its own is read by
+This project writes every file with `atomic_path` (or `write_text` and `write_json`), and reads every JSON file that it has written with
 `read_json`.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MAX_NAME_BYTES = 255  # the limit for one file name on all common file systems
-# .NAME.HOST-PROCESS-RANDOM.tmp: the host and the process show whether the writer of a temporary file still runs.
+# .NAME.HOST-PROCESS-RANDOM.tmp: the host and the process show whether the process that writes a temporary file is still running.
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp(\.\w+)*")
 
 
@@ -81,7 +81,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _report_path(path: Path, temporary: Path) -> Iterator[None]:
-    """Puts `path`, which the user knows, into an OSError of the block that names the temporary path or no path."""
+    """Makes an OSError of the block that names the temporary path, or no path, name `path`, which the user knows."""
     try:
         yield
     except OSError as error:
@@ -122,11 +122,11 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def remove_stale_temporaries(folder: str | os.PathLike) -> None:
-    """Removes the temporary files and folders in a folder whose writers were processes of this machine that have ended."""
+    """Removes from a folder the temporary files and folders that ended processes of this machine have left behind."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found and found["host"] == _host() and not _runs(int(found["process"])):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and match["host"] == _host() and not _runs(int(match["process"])):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
@@ -140,7 +140,7 @@ def is_temporary(name: str) -> bool:
 
 
 def temporary_name(name: str, suffix: str) -> str:
-    """Returns a name that is unique to this process, shortened to what file systems allow."""
+    """Returns a temporary name for a file, unique to this process and shortened to what file systems allow."""
     end = f".{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
     room = _MAX_NAME_BYTES - len(end) - 1
     return f".{name.encode(errors='surrogateescape')[:room].decode(errors='ignore')}{end}"
@@ -162,12 +162,12 @@ def _host() -> str:
 
 
 def _runs(process: int) -> bool:
-    """Returns whether a process of this number runs on this machine."""
+    """Returns whether a process with this ID is running on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it runs and belongs to another user
+    except OSError:  # it is running and belongs to another user
         return True
     return True
 

@@ -38,7 +38,7 @@ def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
 
     Raises:
         FileNotFoundError: the file does not exist, which a caller may distinguish from a damaged one.
-        InputError: the file cannot be read, is not JSON, or has other types; the message says where.
+        InputError: the file cannot be read, is not JSON, or holds values of other types; the message says where.
     """
     path = Path(path)
     try:
@@ -56,7 +56,7 @@ def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
 
 
 def decode_json(data: bytes, kind: type[T], where: str, remedy: str) -> T:
-    """Returns the content of JSON text, such as a line of a log, with the checks of `read_json`; `where` names it in messages."""
+    """Returns the content of JSON text, such as a line of a log, with the checks of `read_json`; `where` names the text in messages."""
     try:
         try:
             return msgspec.json.decode(data, type=kind)
@@ -79,7 +79,7 @@ def digest_of_json(value: Any) -> str:
 
 
 def check_stamp(values: dict[str, Any], where: str, format_: int, remedy: str) -> None:
-    """Raises InputError unless the values of a file have the digest and the format that they state as "digest" and "format".
+    """Raises InputError if the content of a file does not match its value "digest", or if its value "format" is another number.
 
     Args:
         values: the content of the file.
@@ -92,10 +92,10 @@ def check_stamp(values: dict[str, Any], where: str, format_: int, remedy: str) -
     except RecursionError as error:  # writing JSON needs a deeper stack than reading it
         raise InputError(f"{where} is damaged (its values are nested too deeply): {remedy}.") from error
     if values.get("digest") != digest:
-        raise InputError(f"{where} is damaged, because it differs from its own digest: {remedy}.")
-    stated = values.get("format")
-    if isinstance(stated, int) and stated != format_:
-        raise InputError(f"{where} has format {stated}, this version reads format {format_}: use a newer swinunetr_jax.")
+        raise InputError(f"{where} is damaged, because its content does not match its digest: {remedy}.")
+    file_format = values.get("format")
+    if isinstance(file_format, int) and file_format != format_:
+        raise InputError(f"{where} has format {file_format}, this version reads format {format_}: use a newer swinunetr_jax.")
 
 
 def _dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
@@ -106,7 +106,7 @@ def _dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False) ->
 
 
 def _without_nan(value: Any) -> Any:
-    """Returns nested dicts, lists and tuples with None in the place of NaN and infinities. Tuples become lists."""
+    """Returns nested dicts, lists and tuples with NaN and infinities replaced by None. Tuples become lists."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

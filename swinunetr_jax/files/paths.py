@@ -14,7 +14,7 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(//?|$)")
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Returns whether a path exists. It is False for an impossible name: too long, with a null character, or a link to itself.
+    """Returns whether a path exists. The result is False for an impossible name: too long, with a null character, or a link to itself.
 
     Raises:
         InputError: the path cannot be accessed, for example in a folder without permission to enter it.
@@ -54,26 +54,26 @@ def local_path(path: str | os.PathLike) -> Path:
     Raises:
         InputError: the path is such an address, also if `Path` has reduced its two slashes to one.
     """
-    found = _ADDRESS.match(os.fspath(path))
-    if found and found["scheme"].lower() == "file":
-        raise InputError(f"{path} is the address of a file, expected a path: leave out {found[0]}.")
-    if found:
+    match = _ADDRESS.match(os.fspath(path))
+    if match and match["scheme"].lower() == "file":
+        raise InputError(f"{path} is the address of a file, expected a path: leave out {match[0]}.")
+    if match:
         raise InputError(
-            f"{path} is an address of a remote store ({found['scheme']}:), expected a path on this machine: copy the data here, or mount "
+            f"{path} is an address of a remote store ({match['scheme']}:), expected a path on this machine: copy the data here, or mount "
             "the store and give the path of the mount."
         )
     return Path(path)
 
 
 def user_cache() -> Path | None:
-    """Returns the folder in which this project keeps what it can compute again, or None if there is none that can be written.
+    """Returns the user's cache folder for files that can be computed again, or None if no such folder can be written.
 
-    There is none in a container without a home directory, where HOME is unset or the folder cannot be created.
+    The result is None in a container without a home directory, where HOME is unset or the folder cannot be created.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
         folder.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError):  # RuntimeError: there is no home
+    except (RuntimeError, OSError):  # RuntimeError: there is no home directory
         return None
     return folder if os.access(folder, os.W_OK) else None
 

@@ -11,8 +11,8 @@ class ClassShare:
     Source: `oversample_foreground_percent` of nnU-Net's `nnUNetDataLoader`.
 
     Attributes:
-        share: the share, between 0 and 1.
-        batch: the number of samples of a step, in all processes together.
+        share: the share of the samples, between 0 and 1.
+        batch: the number of samples in a step, over all processes.
     """
 
     share: float
@@ -26,8 +26,8 @@ class ClassShare:
     def chooses(self, number: int) -> bool:
         """Returns whether a sample is centred on a class, which depends only on its number, counted from the start of the run.
 
-        The last positions of each batch are chosen. If these would be none or all of them although the share is neither 0 nor 1, as in a
-        batch of one, the share holds over the run instead: among the first n samples, share · n rounded down are chosen.
+        The last positions of each batch are chosen. If that would choose none or all of them although the share is neither 0 nor 1, as in
+        a batch of one, the share applies to the run instead: share · n of the first n samples, rounded down, are chosen.
         """
         if 0 < self.first < self.batch:
             return number % self.batch >= self.first

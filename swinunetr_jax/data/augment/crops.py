@@ -24,11 +24,14 @@ def read_region(array: np.ndarray, region: Region, fill: float = 0) -> np.ndarra
     In a copy, voxels outside the array have the value `fill`.
     """
     start, shape = region
-    inside = tuple(slice(min(max(s, 0), size), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, array.shape))
-    if all(part.stop - part.start == n for part, n in zip(inside, shape)):
+    inside = tuple(
+        slice(min(max(first, 0), size), max(min(first + length, size), 0))
+        for first, length, size in zip(start, shape, array.shape)
+    )
+    if all(part.stop - part.start == length for part, length in zip(inside, shape)):
         return array[inside]
     out = np.full((*shape, *array.shape[3:]), fill, array.dtype)
-    out[tuple(slice(part.start - s, part.stop - s) for part, s in zip(inside, start))] = array[inside]
+    out[tuple(slice(part.start - first, part.stop - first) for part, first in zip(inside, start))] = array[inside]
     return out
 
 
@@ -50,10 +53,10 @@ class ForegroundCrop:
     above: float = 0.0
 
     def region(self, example: Example) -> Region:
-        """Returns the region of the crop. It is computed only if the example has no box for this threshold."""
+        """Returns the region of the crop. The box is computed only if the example does not hold that of this threshold."""
         box = example.get("foreground", {}).get(self.above) or foreground(example["image"], self.above)
-        shape = tuple(-(-(stop - start) // k) * k for (start, stop), k in zip(box, self.divisible))
-        return tuple(start - (n - (stop - start)) // 2 for (start, stop), n in zip(box, shape)), shape
+        shape = tuple(-(-(stop - start) // divisor) * divisor for (start, stop), divisor in zip(box, self.divisible))
+        return tuple(start - (length - (stop - start)) // 2 for (start, stop), length in zip(box, shape)), shape
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Example:
         return crop(example, self.region(example), self.above)
@@ -63,8 +66,9 @@ class ForegroundCrop:
 class RandomCrop(RandomTransform[tuple[int, ...]]):
     """Crops a fixed size at a random position in the volume, or in its foreground (`inside`).
 
-    The parameters are the crop's first voxel, relative to the volume or the foreground. If that is smaller than the crop, it is padded on
-    both sides; if the number of voxels to add is odd, one more is added at the end. Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
+    The parameters are the crop's first voxel, relative to the volume or the foreground. A volume or foreground that is smaller than the
+    crop is padded on both sides; if the number of voxels to add is odd, one more is added at the end.
+    Source: MONAI's `RandSpatialCrop`, then `SpatialPad`.
     """
 
     size: tuple[int, int, int]
@@ -72,7 +76,7 @@ class RandomCrop(RandomTransform[tuple[int, ...]]):
 
     def draw(self, rng: np.random.Generator, example: Example) -> tuple[int, ...]:
         _, shape = _region(example, self.inside)
-        return tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(shape, self.size))
+        return tuple(int(rng.integers(max(length - size, 0) + 1)) for length, size in zip(shape, self.size))
 
     @property
     def fill(self) -> float:
@@ -89,11 +93,11 @@ class RandomCrop(RandomTransform[tuple[int, ...]]):
 
 @dataclass(frozen=True)
 class CropByLabel(RandomTransform[tuple[int, ...]]):
-    """Crops around a random voxel, which is a labelled one with probability `positive` / (`positive` + `negative`).
+    """Crops around a random voxel, which is labelled with probability `positive` / (`positive` + `negative`).
 
     The parameters are the crop's centre. All labelled voxels are equally likely, and so are all other voxels whose image is above `above`.
-    A voxel with the label `ignore` is never drawn. The crop is moved into the volume or its foreground (`inside`); if that is smaller than
-    the crop, it is padded on both sides with `above`.
+    A voxel with the label `ignore` is never drawn. The crop is moved into the volume or its foreground (`inside`), which is
+    padded on both sides with `above` if it is smaller than the crop.
     Source: MONAI's `RandCropByPosNegLabel(allow_smaller=True)` with `above` as `image_threshold`.
     """
 
@@ -112,7 +116,10 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
         for wanted in (labelled, not labelled):  # if no voxel of the drawn kind exists, the other kind is used
             voxel = _random_voxel(rng, label, image, self.above, wanted, self.ignore)
             if voxel is not None:
-                return tuple(_centre_inside(c, min(s, n), n) for c, s, n in zip(voxel, self.size, label.shape))
+                return tuple(
+                    _centre_inside(centre, min(size, length), length)
+                    for centre, size, length in zip(voxel, self.size, label.shape)
+                )
         raise InputError(f"no voxel is labelled or above {self.above}, so none can be the centre of a crop; check the image.")
 
     @property
@@ -123,7 +130,7 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
     def region(self, example: Example, parameters: tuple[int, ...]) -> Region:
         """Returns the region of the crop with these parameters."""
         region = _region(example, self.inside)
-        start = tuple(max(c - min(s, n) // 2, 0) for c, s, n in zip(parameters, self.size, region[1]))
+        start = tuple(max(centre - min(size, length) // 2, 0) for centre, size, length in zip(parameters, self.size, region[1]))
         return _padded(region, start, self.size)
 
     def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
@@ -132,16 +139,16 @@ class CropByLabel(RandomTransform[tuple[int, ...]]):
 
 @dataclass(frozen=True)
 class CropByClass(RandomTransform[tuple[int, ...]]):
-    """Crops around a voxel of a class for a share of the samples, and as another crop does for the rest.
+    """Crops around a voxel of a class for a share of the samples; another transform crops the rest.
 
     For a sample of the share, one class is drawn uniformly among those that the case has, and one voxel uniformly among the stored ones of
     the class. The crop is centred on it and then moved into the volume, or into its foreground extended to that voxel. A case without any
-    class is cropped as the rest. The example needs 'sample' and 'class_voxels', see `example`. The parameters are the first voxel of the
+    class is cropped like the rest. The example needs 'sample' and 'class_voxels', see `example`. The parameters are the first voxel of the
     crop.
 
     Attributes:
-        crop: crops the rest, and states the size and the foreground.
-        by_class: the share.
+        crop: the transform that crops the rest; its size and its foreground apply to the share, too.
+        by_class: chooses the samples of the share.
     """
 
     crop: RandomCrop | CropByLabel
@@ -156,15 +163,16 @@ class CropByClass(RandomTransform[tuple[int, ...]]):
         voxels: ClassVoxels = example["class_voxels"]
         if not self.by_class.chooses(example["sample"]) or not voxels.present:
             return self.crop.region(example, self.crop.draw(rng, example))[0]
-        centre = voxels.draw(rng)
+        voxel = voxels.draw(rng)
         region = _region(example, self.crop.inside)
-        low = tuple(min(start, c) for start, c in zip(region[0], centre))
-        length = tuple(max(start + n, c + 1) - first for start, n, c, first in zip(*region, centre, low))
+        # The region, extended to the voxel.
+        firsts = tuple(min(start, centre) for start, centre in zip(region[0], voxel))
+        lengths = tuple(max(start + length, centre + 1) - first for start, length, centre, first in zip(*region, voxel, firsts))
         start = tuple(
-            _centre_inside(c - first, min(s, n), n) - min(s, n) // 2
-            for c, first, s, n in zip(centre, low, self.crop.size, length)
+            _centre_inside(centre - first, min(size, length), length) - min(size, length) // 2
+            for centre, first, size, length in zip(voxel, firsts, self.crop.size, lengths)
         )
-        return _padded((low, length), start, self.crop.size)[0]
+        return _padded((firsts, lengths), start, self.crop.size)[0]
 
     def region(self, example: Example, parameters: tuple[int, ...]) -> Region:
         """Returns the region of the crop with these parameters."""
@@ -175,7 +183,7 @@ class CropByClass(RandomTransform[tuple[int, ...]]):
 
 
 def with_class_share(crop: RandomCrop | CropByLabel, by_class: ClassShare | None) -> RandomCrop | CropByLabel | CropByClass:
-    """Returns a crop of which a share of the samples is centred on a class, or the crop itself if there is no share."""
+    """Returns a crop that centres a share of the samples on a class, or the crop itself if `by_class` is None."""
     return crop if by_class is None else CropByClass(crop, by_class)
 
 
@@ -183,10 +191,10 @@ def with_class_share(crop: RandomCrop | CropByLabel, by_class: ClassShare | None
 class SourceCrop(RandomTransform[tuple[int, ...]]):
     """Crops a larger region around the crop of another transform, with the data type and the intensities of the cache.
 
-    An augmentation on the device takes such crops, which it rotates and scales. The parameters are those of `crop`.
+    The augmentation on the device rotates and scales such crops. The parameters are those of `crop`.
 
     Attributes:
-        crop: draws the position.
+        crop: the transform that draws the position.
         size: the size of the larger region. The crop is in its centre.
     """
 
@@ -198,7 +206,7 @@ class SourceCrop(RandomTransform[tuple[int, ...]]):
 
     def apply(self, example: Example, parameters: tuple[int, ...]) -> Example:
         start, shape = self.crop.region(example, parameters)
-        region = tuple(s - (n - m) // 2 for s, n, m in zip(start, self.size, shape)), self.size
+        region = tuple(first - (large - small) // 2 for first, large, small in zip(start, self.size, shape)), self.size
         image, label = read_region(example["image"], region, self.crop.fill), read_region(example["label"], region)
         return {**example, "image": image, "label": label}
 
@@ -209,13 +217,13 @@ def _region(example: Example, inside: ForegroundCrop | None) -> Region:
 
 
 def _padded(region: Region, start: tuple[int, ...], size: tuple[int, ...]) -> Region:
-    """Returns the region of `size` that starts at `start` in `region`, centred along the axes on which `region` is smaller."""
-    pad = [max(s - n, 0) // 2 for s, n in zip(size, region[1])]
-    return tuple(r + s - p for r, s, p in zip(region[0], start, pad)), size
+    """Returns the region of `size` that starts at `start` in `region`; along axes on which `region` is smaller, the two are centred."""
+    pads = [max(wanted - length, 0) // 2 for wanted, length in zip(size, region[1])]
+    return tuple(origin + first - pad for origin, first, pad in zip(region[0], start, pads)), size
 
 
 def _centre_inside(centre: int, size: int, length: int) -> int:
-    """Returns the centre nearest to `centre` for which an interval of `size` is inside 0 … `length`."""
+    """Returns the position nearest to `centre` around which an interval of length `size` is inside 0 … `length`."""
     return min(max(centre, size // 2), length - size + size // 2)
 
 
@@ -227,20 +235,24 @@ def _random_voxel(
     labelled: bool,
     ignore: int | None,
 ) -> tuple[int, ...] | None:
-    """Returns a random labelled voxel, or a random unlabelled one whose image is above a threshold; None if there is none."""
+    """Returns a random labelled voxel, or a random unlabelled one whose image is above a threshold; None if no voxel is."""
 
     def is_labelled(label: np.ndarray) -> np.ndarray:
         return label > 0 if ignore is None else (label > 0) & (label != ignore)
 
     def fits(voxels: np.ndarray) -> np.ndarray:
-        at = tuple(voxels)
-        return is_labelled(label[at]) if labelled else (label[at] == 0) & (True if image is None else (image[at] > above).any(-1))
+        index = tuple(voxels)
+        return (
+            is_labelled(label[index])
+            if labelled
+            else (label[index] == 0) & (True if image is None else (image[index] > above).any(-1))
+        )
 
     for _ in range(ROUNDS):
         voxels = np.stack([rng.integers(size, size=TRIES) for size in label.shape])
-        good = np.flatnonzero(fits(voxels))
-        if len(good):
-            return tuple(int(c) for c in voxels[:, good[0]])
+        fitting = np.flatnonzero(fits(voxels))
+        if len(fitting):
+            return tuple(int(index) for index in voxels[:, fitting[0]])
     mask = is_labelled(label) if labelled else (label == 0) & (True if image is None else (image > above).any(-1))
-    every = np.flatnonzero(mask)
-    return tuple(int(c) for c in np.unravel_index(rng.choice(every), label.shape)) if len(every) else None
+    candidates = np.flatnonzero(mask)
+    return tuple(int(index) for index in np.unravel_index(rng.choice(candidates), label.shape)) if len(candidates) else None

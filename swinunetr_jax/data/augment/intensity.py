@@ -11,7 +11,7 @@ from swinunetr_jax.data.prepare.intensity import nonzero_statistics, scale_windo
 
 @dataclass(frozen=True)
 class MeasureNonzero:
-    """Adds the image's `nonzero_statistics` to the example, unless the cache has measured them, for `NormalizeNonzero` after a crop."""
+    """Adds the image's `nonzero_statistics` to the example for `NormalizeNonzero` after a crop, unless they come from the cache."""
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Example:
         return example if "statistics" in example else {**example, "statistics": nonzero_statistics(example["image"])}

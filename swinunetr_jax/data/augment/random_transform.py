@@ -1,4 +1,4 @@
-"""The base class of random transforms: a draw of parameters and their application."""
+"""The base class of random transforms, which draw parameters and then apply them."""
 
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
@@ -11,7 +11,7 @@ Parameters = TypeVar("Parameters")
 
 
 class RandomTransform(ABC, Generic[Parameters]):
-    """Draws parameters, then applies them. The two halves can be called separately, to compare with another implementation."""
+    """Draws parameters, then applies them. The two steps can be called separately, for a comparison with another implementation."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, example: Example) -> Parameters:

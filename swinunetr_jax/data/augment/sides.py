@@ -1,8 +1,8 @@
 """Finds the axes of a scan that must not be mirrored, because labels name sides along them.
 
-A mirrored scan with "left kidney" and "right kidney" shows the left kidney in the place of the right one. A network that is trained on
-such scans, or averaged over them, cannot distinguish the two. The names of the labels determine the directions of the body for which this
-holds, and the orientation of a scan determines the axes of these directions.
+A mirrored scan with "left kidney" and "right kidney" shows the left kidney where the right one belongs. A network that is trained on
+such scans, or whose predictions are averaged over them, cannot distinguish the two. The names of the labels determine the directions of
+the body for which this holds, and the orientation of a scan determines the axes of these directions.
 """
 
 import re
@@ -15,7 +15,7 @@ from swinunetr_jax.task import Task
 LEFT_RIGHT, ANTERIOR_POSTERIOR, SUPERIOR_INFERIOR = DIRECTIONS = ("left-right", "anterior-posterior", "superior-inferior")
 OPPOSITES = {"L": LEFT_RIGHT, "R": LEFT_RIGHT, "A": ANTERIOR_POSTERIOR, "P": ANTERIOR_POSTERIOR}
 OPPOSITES |= {"S": SUPERIOR_INFERIOR, "I": SUPERIOR_INFERIOR}
-OBLIQUE = 0.5  # the cosine of 60°; an axis at a larger angle to a direction does not belong to it
+OBLIQUE = 0.5  # the cosine of 60°; an axis at a larger angle to a direction is not along it
 
 # Words that name a side both as whole words and at the start or end of a longer word ("leftkidney", "anteroinferior").
 _CERTAIN = {
@@ -37,7 +37,7 @@ _CERTAIN = {
 # Words that name a side only as whole words.
 _WHOLE = {"lh": LEFT_RIGHT, "rh": LEFT_RIGHT, "lt": LEFT_RIGHT, "rt": LEFT_RIGHT, "lhs": LEFT_RIGHT, "rhs": LEFT_RIGHT}
 _WHOLE |= {"upper": SUPERIOR_INFERIOR, "lower": SUPERIOR_INFERIOR}
-# Words with other meanings ("back muscle", "post-operative"); they count only if another label has the opposite.
+# Words with other meanings ("back muscle", "post-operative"); they count only if another label has the opposite word.
 _PAIRS = (
     ("front", "back", ANTERIOR_POSTERIOR),
     ("front", "rear", ANTERIOR_POSTERIOR),
@@ -64,22 +64,24 @@ def sided_directions(names: Collection[str]) -> dict[str, tuple[str, ...]]:
 
     Known words are left/right, anterior/posterior, superior/inferior and their usual variants: "Left Kidney", "kidney_left", "lh-cortex",
     "lung L", "lkid" and "rkid", "LV" and "RV", "upper"/"lower", "ventral"/"dorsal", "front"/"back", "cranial"/"caudal". One name is
-    enough: in a scan with the label "left kidney" alone, mirroring would make the unlabelled right kidney a left one.
+    enough: in a scan with only the label "left kidney", mirroring would turn the unlabelled right kidney into a left one.
     """
     words = {name: _words(name) for name in names}
-    all_words = {word for each in words.values() for word in each}
-    vessels = {name: _VENA_CAVA.search(" ".join(each)) for name, each in words.items()}
+    all_words = {word for name_words in words.values() for word in name_words}
+    vessels = {name: _VENA_CAVA.search(" ".join(name_words)) for name, name_words in words.items()}
     both_vessels = len({vessel[1] for vessel in vessels.values() if vessel}) == 2
-    found: dict[str, list[str]] = {direction: [] for direction in DIRECTIONS}
-    for name, each in words.items():
-        directions = {direction for word in each for direction in _directions_of(word, all_words)}
-        if LEFT_RIGHT not in directions and _letter_names_side(each, [other for key, other in words.items() if key != name]):
+    labels: dict[str, list[str]] = {direction: [] for direction in DIRECTIONS}
+    for name, name_words in words.items():
+        directions = {direction for word in name_words for direction in _directions_of(word, all_words)}
+        if LEFT_RIGHT not in directions and _letter_names_side(
+            name_words, [other for key, other in words.items() if key != name]
+        ):
             directions.add(LEFT_RIGHT)
         if vessels[name] and not both_vessels:
             directions.discard(SUPERIOR_INFERIOR)
         for direction in directions:
-            found[direction].append(name)
-    return {direction: tuple(each) for direction, each in found.items() if each}
+            labels[direction].append(name)
+    return {direction: tuple(names) for direction, names in labels.items() if names}
 
 
 def axes_of_orientation(codes: str) -> tuple[frozenset[str], ...]:
@@ -105,23 +107,23 @@ def sided_axes(task: Task, affines: Sequence[np.ndarray]) -> dict[int, dict[str,
     """
     sided = sided_directions([output.name for output in task.outputs if output.value])
     grids = [axes_of_orientation(task.orientation)] if task.orientation else [axes_of_affine(affine) for affine in affines]
-    found: dict[int, dict[str, tuple[str, ...]]] = {}
+    axes: dict[int, dict[str, tuple[str, ...]]] = {}
     for axis in range(3):
         directions = {direction: sided[direction] for direction in sided if any(direction in grid[axis] for grid in grids)}
         if directions:
-            found[axis] = directions
-    return found
+            axes[axis] = directions
+    return axes
 
 
 def describe(axes: dict[int, dict[str, tuple[str, ...]]]) -> str:
     """Returns the result of `sided_axes` as text, such as "axis 0 (left-right: kidney_left, kidney_right)"."""
     parts = []
     for axis, directions in axes.items():
-        each = [
+        texts = [
             f"{direction}: {', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}"
             for direction, names in directions.items()
         ]
-        parts.append(f"axis {axis} ({'; '.join(each)})")
+        parts.append(f"axis {axis} ({'; '.join(texts)})")
     return ", ".join(parts)
 
 
@@ -134,19 +136,19 @@ def _directions_of(word: str, all_words: set[str]) -> set[str]:
     """Returns the directions along which a word names a side; `all_words` are the words of all labels."""
     if word in _WHOLE:
         return {_WHOLE[word]}
-    found = set()
+    directions = set()
     if word not in _NO_SIDES:
-        found = {direction for side, direction in _CERTAIN.items() if word.startswith(side) or word.endswith(side)}
-    for one, other, direction in _PAIRS:
-        if word in (one, other) and {one, other} <= all_words:
-            found.add(direction)
-    return found
+        directions = {direction for side, direction in _CERTAIN.items() if word.startswith(side) or word.endswith(side)}
+    for first, second, direction in _PAIRS:
+        if word in (first, second) and {first, second} <= all_words:
+            directions.add(direction)
+    return directions
 
 
 def _letter_names_side(words: list[str], others: list[list[str]]) -> bool:
     """Returns whether a single letter means left or right: "kidney L", "lkid", or "LV" if another label is "RV"."""
-    for place, word in enumerate(words):
-        numbered = place + 1 < len(words) and words[place + 1].isdigit()  # a lumbar vertebra, "L 4"
+    for position, word in enumerate(words):
+        numbered = position + 1 < len(words) and words[position + 1].isdigit()  # a lumbar vertebra, "L 4"
         if word in ("l", "r") and len(words) > 1 and not numbered:
             return True
         if _ABBREVIATED.fullmatch(word):
@@ -155,6 +157,6 @@ def _letter_names_side(words: list[str], others: list[list[str]]) -> bool:
             if word[end] in "lr":
                 swapped = list(word)
                 swapped[end] = "r" if word[end] == "l" else "l"
-                if [*words[:place], "".join(swapped), *words[place + 1 :]] in others:
+                if [*words[:position], "".join(swapped), *words[position + 1 :]] in others:
                     return True
     return False

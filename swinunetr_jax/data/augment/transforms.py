@@ -96,8 +96,8 @@ def ct_recipe(
 ) -> tuple[Transform, ...]:
     """Returns the transforms for organs in CT (BTCV): crops around labelled and other voxels, the window, mirroring and rotations.
 
-    The window is applied after the crop, because fewer voxels then need it; the foreground is above its lower end. A `roi` with unequal
-    sides along x and y is not rotated, because quarter turns would change its shape.
+    The window is applied after the crop, because fewer voxels then need it; the foreground is above its lower end. Crops with
+    unequal sides along x and y are not rotated, because quarter turns would change their shape.
 
     Args:
         roi: the size of the crop.
@@ -108,7 +108,7 @@ def ct_recipe(
         rotate: the probability of a rotation.
         intensity: the probability of each change of brightness.
         ignore: the label of voxels that were not annotated, around which no crop is taken.
-        by_class: the share of the samples that is centred on a class, see `CropByClass`; the others are cropped as without it.
+        by_class: the share of the samples that is centred on a class, see `CropByClass`; the others are cropped as if it were None.
     """
     low, high = window
     rotation = (RandomRotate90(rotate),) if roi[0] == roi[1] else ()
