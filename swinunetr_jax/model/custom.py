@@ -21,7 +21,7 @@ class NetworkFactory(Protocol):
 
 @dataclass(frozen=True)
 class CustomConfig:
-    """The configuration of a network that a factory creates. It takes the place of a `SwinUNETRConfig`."""
+    """The configuration of a network that a factory creates. It is used instead of a `SwinUNETRConfig`."""
 
     factory: NetworkFactory
     in_channels: int

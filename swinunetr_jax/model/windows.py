@@ -96,7 +96,7 @@ def valid_tokens(grid: Size, window: Size) -> np.ndarray | None:
     padded = tuple(count * win for count, win in zip(counts(grid, window), window))
     if padded == grid:
         return None
-    tokens = np.pad(np.ones(grid, bool), [(0, high - size) for size, high in zip(grid, padded)])
+    tokens = np.pad(np.ones(grid, bool), [(0, padded_size - size) for size, padded_size in zip(grid, padded)])
     return rearrange(tokens[None, ..., None], _PARTITION[len(window)], **_axes(window)).reshape(-1, *window, 1)
 
 

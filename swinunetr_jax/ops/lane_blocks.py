@@ -137,7 +137,7 @@ def halo_exchange(x: BlockedGrid) -> Array:
     """Returns [b, n, d + 2, h + 2, w + 2, c]: each block with one voxel of its neighbours on each side, zeros beyond the grid."""
     array = x.array
     for axis in range(3):
-        first, last = (lax.slice_in_dim(array, at, at + 1, axis=2 + axis) for at in (0, array.shape[2 + axis] - 1))
+        first, last = (lax.slice_in_dim(array, index, index + 1, axis=2 + axis) for index in (0, array.shape[2 + axis] - 1))
         before, after = (_neighbours(part, x.counts, axis, step) for part, step in ((last, -1), (first, 1)))
         array = jnp.concatenate([before, array, after], axis=2 + axis)
     return array

@@ -57,8 +57,8 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 def _add_bias_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
-    wide = jnp.promote_types(dy.dtype, jnp.float32)
-    return dy, dy.sum(range(dy.ndim - 1), dtype=wide).astype(bias.dtype)
+    wide_dtype = jnp.promote_types(dy.dtype, jnp.float32)
+    return dy, dy.sum(range(dy.ndim - 1), dtype=wide_dtype).astype(bias.dtype)
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
@@ -87,15 +87,15 @@ def gelu(x: Array) -> Array:
 
     It is computed from erf, which compilers fuse into one pass over memory; `jax.nn.gelu` keeps an erfc for the backward pass.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * _normal_distribution(wide)).astype(x.dtype)
+    x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (x_wide * _normal_distribution(x_wide)).astype(x.dtype)
 
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
     x, dy = lax.optimization_barrier((x, dy))  # otherwise XLA keeps the erf of the forward pass instead of computing it again
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
-    return (((_normal_distribution(wide) + wide * density) * dy.astype(wide.dtype)).astype(x.dtype),)
+    x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * jnp.square(x_wide)) / math.sqrt(2 * math.pi)
+    return (((_normal_distribution(x_wide) + x_wide * density) * dy.astype(x_wide.dtype)).astype(x.dtype),)
 
 
 def _normal_distribution(x: Array) -> Array:

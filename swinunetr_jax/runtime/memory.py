@@ -1,4 +1,4 @@
-"""Frees the memory of the host that compilation has used, which the C library would otherwise keep."""
+"""Frees the host memory that compilation has used, which the C library would otherwise keep."""
 
 import ctypes
 import functools

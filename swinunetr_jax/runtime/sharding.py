@@ -135,15 +135,15 @@ def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], sha
         return function(*rows, *shared)
     rows_per_device, by_row, replicated = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()
 
-    def place(a: Array | None) -> tuple[Array | None, PartitionSpec]:
-        if a is None or (len(a) < count and rows_per_device * mesh.size == count and rows_per_device % len(a) == 0):
-            return a, replicated  # each device repeats it itself
-        repeated = jnp.tile(a, (count // len(a), *[1] * (a.ndim - 1)))
-        return jnp.pad(repeated, [(0, rows_per_device * mesh.size - count), *[(0, 0)] * (a.ndim - 1)]), by_row
+    def prepare(array: Array | None) -> tuple[Array | None, PartitionSpec]:
+        if array is None or (len(array) < count and rows_per_device * mesh.size == count and rows_per_device % len(array) == 0):
+            return array, replicated  # each device repeats it itself
+        repeated = jnp.tile(array, (count // len(array), *[1] * (array.ndim - 1)))
+        return jnp.pad(repeated, [(0, rows_per_device * mesh.size - count), *[(0, 0)] * (array.ndim - 1)]), by_row
 
-    placed, specs = zip(*map(place, rows))
+    prepared, specs = zip(*map(prepare, rows))
     sharded = jax.shard_map(function, in_specs=(*specs, *[replicated] * len(shared)), out_specs=by_row, check_vma=False)
-    return sharded(*placed, *shared)[:count]
+    return sharded(*prepared, *shared)[:count]
 
 
 @dataclass(frozen=True)

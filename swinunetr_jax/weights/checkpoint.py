@@ -34,7 +34,7 @@ DESCRIPTION = "checkpoint.json"
 PARAMS = "params"
 _REMEDY = "restore it or take another checkpoint"
 _MAX_DESCRIPTION_BYTES = 64 << 20
-# Weights hardly compress, so a description of a large network with few bytes on the disk is an attempt to exhaust the memory.
+# Weights hardly compress, so the description of a large network in a folder of few bytes is an attempt to exhaust the memory.
 _MAX_COMPRESSION = 64
 _SMALL_NETWORK_BYTES = 512 << 20  # a network of at most this size is read regardless of its size on the disk
 _PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")

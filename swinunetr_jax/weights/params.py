@@ -65,16 +65,16 @@ def check(params: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
         raise InputError(
             "the weights do not fit the configuration, so nothing was written:", *(f"  {line}" for line in differences)
         )
-    bad = not_finite(params)
-    if bad:
-        raise InputError(f"the weights contain NaN or infinite values, so nothing was written: {', '.join(bad)}.")
+    non_finite = not_finite(params)
+    if non_finite:
+        raise InputError(f"the weights contain NaN or infinite values, so nothing was written: {', '.join(non_finite)}.")
 
 
 def mismatches(got: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> list[str]:
     """Returns a line for each name that only the given shapes or only the network has, or whose shape differs."""
-    want = {name: leaf.shape for name, leaf in shapes(config).items()}
-    names = [name for name in sorted(want.keys() | got.keys()) if want.get(name) != got.get(name)]
-    return [f"{name}: got {got.get(name, 'nothing')}, expected {want.get(name, 'nothing')}" for name in names]
+    expected = {name: leaf.shape for name, leaf in shapes(config).items()}
+    names = [name for name in sorted(expected.keys() | got.keys()) if expected.get(name) != got.get(name)]
+    return [f"{name}: got {got.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}" for name in names]
 
 
 def count_bytes(config: NetworkConfig) -> int:

@@ -1,6 +1,6 @@
 """Finds the checkpoints in the folder of a training run or of a cross-validation.
 
-RUN/best/                      the network with the best validation score, which is used if the run is given
+RUN/best/                      the network with the best validation score, which is used if the folder RUN is given
 RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far
 RUN/run.json                   the description of the run; that of a cross-validation lists its folds, RUN/fold0, RUN/fold1, …
 RUN/postprocess.json           the post-processing that a cross-validation has chosen

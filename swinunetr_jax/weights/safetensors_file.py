@@ -111,7 +111,7 @@ def write_safetensors(
     try:
         content = save(contiguous, metadata=None if metadata is None else dict(metadata))
     except (SafetensorError, ValueError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be written ({why}), expected named arrays of numbers: convert them first.") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be written ({reason}), expected named arrays of numbers: convert them first.") from error
     with atomic_file(path) as file:
         file.write(content)

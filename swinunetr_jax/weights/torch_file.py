@@ -55,12 +55,12 @@ def read_torch_file(path: str | os.PathLike) -> dict:
             instructions = _MAX_INSTRUCTIONS + _INSTRUCTIONS_PER_MEMBER * archive.count
             tree = interpret(archive.read("data.pkl"), archive.storage, instructions)
             _check_tree(tree, max_values=max(_MAX_VALUES, instructions), max_bytes=_MAX_REUSE * archive.size)
-    except Refused as why:
-        raise InputError(f"{path} {why}.") from None
+    except Refused as reason:
+        raise InputError(f"{path} {reason}.") from None
     except _DAMAGE as error:
-        why = printable(str(error) or type(error).__name__)
+        reason = printable(str(error) or type(error).__name__)
         raise InputError(
-            f"{path} is truncated or damaged ({why}), expected a complete archive written by torch.save: download or copy it again."
+            f"{path} is truncated or damaged ({reason}), expected a complete archive written by torch.save: download or copy it again."
         ) from error
     return tree
 
@@ -79,8 +79,8 @@ def write_torch_file(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
     """
     try:
         program, arrays = pickled(state)
-    except Refused as why:
-        raise InputError(f"{path} cannot be written: {why}.") from None
+    except Refused as reason:
+        raise InputError(f"{path} cannot be written: {reason}.") from None
     members: dict[str, Any] = {"data.pkl": program, "byteorder": b"little"}
     members |= {f"data/{key}": array.reshape(-1).view(np.uint8) for key, array in enumerate(arrays)}
     members["version"] = b"3\n"
@@ -127,8 +127,10 @@ class _Archive:
             raise Refused("is a TorchScript archive, which is a program, expected weights: save the model's state_dict instead")
         roots = [name.removesuffix("data.pkl") for name in names if name.split("/")[-1] == "data.pkl" and name.count("/") <= 1]
         if len(roots) != 1:
-            what = "a NumPy .npz archive" if any(name.endswith(".npy") for name in names) else "a zip archive of another kind"
-            raise Refused(f"is {what}, expected one written by torch.save with one data.pkl: check which file was given")
+            archive_kind = (
+                "a NumPy .npz archive" if any(name.endswith(".npy") for name in names) else "a zip archive of another kind"
+            )
+            raise Refused(f"is {archive_kind}, expected one written by torch.save with one data.pkl: check which file was given")
         return roots[0]
 
     def _check_members(self) -> None:
@@ -188,8 +190,8 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int, int] | Non
     if isinstance(value, np.ndarray):
         return 1, value.nbytes, 0
     if isinstance(value, Global | Storage):
-        what = value.name if isinstance(value, Global) else "storage"
-        raise Refused(f"contains a bare {what}, expected tensors, numbers and text: save a state_dict")
+        name = value.name if isinstance(value, Global) else "storage"
+        raise Refused(f"contains a bare {name}, expected tensors, numbers and text: save a state_dict")
     if type(value) not in (dict, list, tuple):
         return 1, 0, 0
     if id(value) in known:

@@ -113,10 +113,10 @@ class Storage(NamedTuple):
     numel: int
 
 
-def expect(condition: bool, what: str) -> None:
+def expect(condition: bool, message: str) -> None:
     """Raises ValueError, which stands for a damaged file, unless the condition is true."""
     if not condition:
-        raise ValueError(what)
+        raise ValueError(message)
 
 
 def find_global(name: str) -> Global | Opaque | np.dtype:

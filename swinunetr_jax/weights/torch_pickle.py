@@ -64,9 +64,9 @@ class _Machine:
     def refuse_instruction(self) -> NoReturn:
         """Raises Refused with the name of the instruction at `position`."""
         instruction, argument, _ = next(pickletools.genops(self.program[self.position : self.position + (1 << 12)]))
-        what = f"{instruction.name} {printable(argument)}" if isinstance(argument, str) else instruction.name
+        described = f"{instruction.name} {printable(argument)}" if isinstance(argument, str) else instruction.name
         raise Refused(
-            f"has the pickle instruction `{what}`, which torch.save never writes for weights, "
+            f"has the pickle instruction `{described}`, which torch.save never writes for weights, "
             "so it was refused and nothing was executed: get the file from a source you trust"
         )
 

@@ -34,8 +34,8 @@ def file_kind(path: str | os.PathLike) -> str:
     if not files.exists(path):
         raise InputError(f"{path} does not exist, expected a weight file or a checkpoint folder: check the path.")
     if not files.is_file(path):  # opening a pipe would wait forever, and a device may have no end
-        what = "a folder" if files.is_folder(path) else "a device or a pipe"
-        raise InputError(f"{path} is {what}, expected a weight file: give the path of the file itself.")
+        path_kind = "a folder" if files.is_folder(path) else "a device or a pipe"
+        raise InputError(f"{path} is {path_kind}, expected a weight file: give the path of the file itself.")
     try:
         with open(path, "rb") as file:
             head, size = file.read(512), path.stat().st_size

@@ -1,6 +1,6 @@
 """Window attention on a TPU, a few windows at a time, so that their tokens × tokens weights stay in on-chip memory.
 
-If it were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for the first
+If attention were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for the first
 stage of a 96³ volume.
 
 Arrays are [n, m, c, t], so that the tokens are on the lanes. The channels of a head are then rows that are used in place; with channels
@@ -45,15 +45,15 @@ def _chunks_vjp(inputs: tuple[Any, ...], y: Array, dy: Array) -> tuple[Array | N
     def step(dbias: Array, index: Array) -> tuple[Array, tuple[Array, ...]]:
         q, k, v, y, dy, regions = of_chunk(index)
         exps = _exp_logits(q, k, bias, regions)
-        wide, low = exps.dtype, q.dtype
-        ones = jnp.ones((8, exps.shape[2]), low)  # XLA would turn the product with a single row back into a sum
-        weights = exps / jnp.einsum("os,nmst->nmot", ones, exps.astype(low), preferred_element_type=wide)[:, :, :1]
-        dweights = jnp.einsum("nmcs,nmct->nmst", v, dy, preferred_element_type=wide)
-        inner = (y.astype(wide) * dy.astype(wide)).sum(2, keepdims=True)  # sum of weights * dweights
+        wide_dtype, low_dtype = exps.dtype, q.dtype
+        ones = jnp.ones((8, exps.shape[2]), low_dtype)  # XLA would turn the product with a single row back into a sum
+        weights = exps / jnp.einsum("os,nmst->nmot", ones, exps.astype(low_dtype), preferred_element_type=wide_dtype)[:, :, :1]
+        dweights = jnp.einsum("nmcs,nmct->nmst", v, dy, preferred_element_type=wide_dtype)
+        inner = (y.astype(wide_dtype) * dy.astype(wide_dtype)).sum(2, keepdims=True)  # sum of weights * dweights
         dlogits = weights * (dweights - inner)
-        dq = jnp.einsum("nmcs,nmst->nmct", k, dlogits.astype(low))
-        dk = jnp.einsum("nmct,nmst->nmcs", q, dlogits.astype(low))
-        dv = jnp.einsum("nmct,nmst->nmcs", dy, weights.astype(low))
+        dq = jnp.einsum("nmcs,nmst->nmct", k, dlogits.astype(low_dtype))
+        dk = jnp.einsum("nmct,nmst->nmcs", q, dlogits.astype(low_dtype))
+        dv = jnp.einsum("nmct,nmst->nmcs", dy, weights.astype(low_dtype))
         return dbias + dlogits.sum(0), (dq, dk, dv)
 
     start = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
@@ -66,10 +66,10 @@ CHUNKS = Implementation(chunks, _chunks_vjp)
 
 def _exp_logits(q: Array, k: Array, bias: Array, regions: Array | None) -> Array:
     """Returns exp(q kᵀ + bias + mask) up to a factor for each t, [n, m, s, t], for q and k [n, m, c, t], in float32 at least."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("nmcs,nmct->nmst", k, q, preferred_element_type=wide) + bias.swapaxes(1, 2).astype(wide)
+    wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("nmcs,nmct->nmst", k, q, preferred_element_type=wide_dtype) + bias.swapaxes(1, 2).astype(wide_dtype)
     if regions is not None:
-        logits += jnp.where(regions[:, :, None] == regions[:, None, :], 0, MASKED).astype(wide)[:, None]
+        logits += jnp.where(regions[:, :, None] == regions[:, None, :], 0, MASKED).astype(wide_dtype)[:, None]
     return jnp.exp(logits - logits.max(2, keepdims=True))
 
 

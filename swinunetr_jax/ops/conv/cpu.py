@@ -51,7 +51,8 @@ def by_planes(x: Array, kernel: Array) -> Array:
     taps = kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, c, 3 * o)
 
     def step(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # `below` lacks what this plane adds to plane z - 1; `here` lacks what this plane and the next one add to plane z
+        # `below` is the sum for plane z - 1 without the contribution of this plane. `here` is the sum for plane z without the
+        # contributions of this plane and of the next one.
         out, below, here = state
         plane = lax.dynamic_index_in_dim(x, z, 1, keepdims=False)
         contributions = lax.conv_general_dilated(
@@ -84,7 +85,7 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     """
     depth, h, w, c = x.shape[1:]
     o = dy.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
     def gradient_plane(z: Array) -> Array:
         plane = lax.dynamic_index_in_dim(dy, jnp.clip(z, 0, depth - 1), 1, keepdims=False)
@@ -95,11 +96,11 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
         shifted = jnp.concatenate([plane[:, :, s : s + w] for s in range(3)], axis=-1)  # [b, h + 2, w, 3 c]
         gradients = jnp.concatenate([gradient_plane(z + 1 - t) for t in range(3)], axis=-1)  # [b, h, w, 3 o]
         return tuple(
-            sum_ + jnp.einsum("bhwi,bhwj->ij", shifted[:, s : s + h], gradients, preferred_element_type=wide)
+            sum_ + jnp.einsum("bhwi,bhwj->ij", shifted[:, s : s + h], gradients, preferred_element_type=wide_dtype)
             for s, sum_ in enumerate(sums)
         )
 
-    sums = lax.fori_loop(0, depth, step, (jnp.zeros((3 * c, 3 * o), wide),) * 3)
+    sums = lax.fori_loop(0, depth, step, (jnp.zeros((3 * c, 3 * o), wide_dtype),) * 3)
     return jnp.stack(sums).reshape(3, 3, c, 3, o).transpose(3, 0, 1, 2, 4)  # [h, w, c, t, o] -> [t, h, w, c, o]
 
 

@@ -107,7 +107,8 @@ def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
     taps = jnp.einsum("ph,qw,thwco->pqcto", transform, transform, kernel).reshape(f.n**2, c, 3 * o)
 
     def step(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # `below` lacks what this plane adds to plane z - 1; `here` lacks what this plane and the next one add to plane z
+        # `below` is the sum for plane z - 1 without the contribution of this plane. `here` is the sum for plane z without the
+        # contributions of this plane and of the next one.
         out, below, here = state
         contributions = _convolve_plane(f, _plane(x, z), taps)  # [b, h, w, 3 o]
         to_above, to_here, to_below = jnp.split(contributions, 3, axis=-1)
@@ -234,8 +235,8 @@ def _outputs_transposed(f: Filters, plane: Array) -> Array:
 
 def _both_axes(tiles: Callable[[Array, int], list[Array]], plane: Array) -> Array:
     rows = lax.optimization_barrier(jnp.stack(tiles(plane, 1)))  # [n, b, h / m, w, c]
-    both = jnp.stack(tiles(rows, 3), axis=1)
-    return both.reshape(both.shape[0] * both.shape[1], -1, both.shape[-1])
+    transformed = jnp.stack(tiles(rows, 3), axis=1)
+    return transformed.reshape(transformed.shape[0] * transformed.shape[1], -1, transformed.shape[-1])
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Array] | Array) -> list[Array]:

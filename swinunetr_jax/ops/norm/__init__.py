@@ -55,9 +55,9 @@ def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None,
     if scale is None or bias is None:
         return gradient(x, statistics, dy, axes), None, None
     summed_axes = tuple(range(x.ndim - scale.ndim))
-    wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
+    x_wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
     dbias = dy.sum(summed_axes).astype(bias.dtype)
-    dscale = (dy * (statistics.centre(wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed_axes).astype(scale.dtype)
+    dscale = (dy * (statistics.centre(x_wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed_axes).astype(scale.dtype)
     return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
 
 

@@ -55,8 +55,8 @@ def moments(x: Array, axes: Axes) -> Moments:
     """
     over_channels = axes == (x.ndim - 1,)
     if over_channels:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        near = lax.stop_gradient(wide.mean(axes, keepdims=True))
+        x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        near = lax.stop_gradient(x_wide.mean(axes, keepdims=True))
     else:
         near = sparse_mean(x, axes)
     rest, squares = platform_dispatch(_channel_moments(axes) if over_channels else _grid_moments(axes), x, near)
@@ -111,8 +111,8 @@ def _channel_moments(axes: Axes) -> Table:
 
 def normalize(x: Array, statistics: Moments, scale: Array | None = None, bias: Array | None = None) -> Array:
     """Returns (x - mean) / sqrt(var + epsilon), times scale plus bias if they are given, in the dtype of `x`."""
-    wide = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
-    y = statistics.centre(x.astype(wide)) * lax.rsqrt(statistics.var.astype(wide) + EPSILON)
+    wide_dtype = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
+    y = statistics.centre(x.astype(wide_dtype)) * lax.rsqrt(statistics.var.astype(wide_dtype) + EPSILON)
     if scale is not None and bias is not None:
         y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
     return y.astype(x.dtype)

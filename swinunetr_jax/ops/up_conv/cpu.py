@@ -83,7 +83,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     depth, h, w, c = x.shape[1:]
     o = kernel.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
     # plane d contributed to window d as neighbour 1 and to window d + 1 as neighbour 0
     transposed_taps = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
 
@@ -105,10 +105,12 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         dx = lax.dynamic_update_index_in_dim(dx, dx_plane.astype(dx.dtype), j, 1)
         x_plane = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
         padded = [jnp.pad(x_plane, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
-        product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(padded, axis=-1), window_gradients, preferred_element_type=wide)
+        product = jnp.einsum(
+            "bhwi,bhwj->ij", jnp.concatenate(padded, axis=-1), window_gradients, preferred_element_type=wide_dtype
+        )
         return dx, dkernel + product, above
 
-    start = loop_output(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide), window_gradient(jnp.asarray(0))
+    start = loop_output(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide_dtype), window_gradient(jnp.asarray(0))
     dx, dkernel, _ = lax.fori_loop(0, depth, step, start)
     dkernel = dkernel.reshape(2, 2, c, 2, 2, 2, 2, o).transpose(3, 0, 1, 2, 4, 5, 6, 7)
     return dx, dkernel.astype(kernel.dtype)

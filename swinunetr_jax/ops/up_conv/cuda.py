@@ -17,8 +17,8 @@ from swinunetr_jax.runtime.dispatch import Implementation
 def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """Returns both results of `ops.up_conv.up_conv`. The kernels are fused in float32 at least."""
     u = up.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    taps = fuse_kernels_by_order(up.astype(wide), kernel[..., :u, :].astype(wide)).astype(x.dtype)
+    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    taps = fuse_kernels_by_order(up.astype(wide_dtype), kernel[..., :u, :].astype(wide_dtype)).astype(x.dtype)
     direct = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv(skip, kernel[..., u:, :])
     # This is a matrix product so that the gradients of the kernel and of x read the gradient of the result in the same order.
