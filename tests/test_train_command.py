@@ -90,7 +90,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "there is no recipe nothing: take one of brats21, btcv, msd, phantom, strong"),
+        (["nothing"], "there is no recipe nothing: use one of brats21, btcv, msd, phantom, strong"),
         (["--resume", "nowhere"], "nowhere holds no run"),
         (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
         (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),
@@ -102,7 +102,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
         pytest.param(["--out", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
         pytest.param(["--cache", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
         pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--resume", "."], "holds no run, it has no run.json", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--resume", "."], "holds no run, because it has no run.json", marks=pytest.mark.fault("5.16")),
         pytest.param(
             ["--resume", ".", "--optim.lr", "1"], "--optim.lr cannot change when a run is resumed", marks=pytest.mark.fault("5.5")
         ),

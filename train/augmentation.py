@@ -86,7 +86,7 @@ def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
 
 
 def source_crop(task: Task, augmentation: SampleAugmentation, by_class: ClassShare | None = None) -> SourceCrop:
-    """Returns the transform of a sample on the host: a crop at a random place, with the margin that the augmentation needs.
+    """Returns the transform of a sample on the host: a crop at a random position, with the margin that the augmentation needs.
 
     As without the augmentation, the crop is in the foreground or, if the task has a window, around labelled and other voxels in turn.
     With `by_class`, a share of the samples is centred on voxels of a class.

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
             code = print_error(
-                "a training step does not fit into the device's memory: take a smaller --batch or --roi, --optim.accumulate, "
+                "a training step does not fit into the device's memory: use a smaller --batch or --roi, --optim.accumulate, "
                 "--network.use-checkpoint, --network.dtype bfloat16 or, with several devices, --devices.spatial-shards (with --resume: "
                 "--spatial-shards)",
                 EXIT_ERROR,
@@ -200,7 +200,7 @@ def find_recipe(name: str) -> tuple[Recipe, str]:
     suggestion = command_line.closest(name, _shipped())
     hint = f"did you mean {suggestion}? Otherwise " if suggestion else ""
     raise InputError(
-        f"there is no recipe {console.literal(name)}: {hint}take one of {', '.join(_shipped())}, or a Python file that defines RECIPE."
+        f"there is no recipe {console.literal(name)}: {hint}use one of {', '.join(_shipped())}, or a Python file that defines RECIPE."
     )
 
 

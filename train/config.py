@@ -115,7 +115,7 @@ class Init:
     """The initial weights."""
 
     checkpoint: Path | None = None
-    """Anything that predict takes: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
+    """Anything that predict can read: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
     key: str | None = None
     """The entry of the file that holds the network, such as model_ema, if the file holds several."""
     encoder_only: bool = False

@@ -54,7 +54,7 @@ def read_description(folder: Path, kind: type[D] = Description) -> D:
     """Returns RUN/run.json with the fields of `kind`. Raises InputError if it does not exist or does not hold them."""
     path = folder / DESCRIPTION
     if not files.exists(path):
-        raise InputError(f"{folder} holds no run, it has no {DESCRIPTION}: give the --out folder of a run.")
+        raise InputError(f"{folder} holds no run, because it has no {DESCRIPTION}: give the --out folder of a run.")
     return files.read_json(path, kind, _REMEDY)
 
 

@@ -159,7 +159,7 @@ class Log:
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's log. Damaged lines are left out with a warning, and an incomplete last line without one.
+    """Returns the rows of a run's log. Damaged lines are skipped with a warning, and an incomplete last line without one.
 
     Raises:
         InputError: the file cannot be read.

@@ -47,7 +47,7 @@ class Options:
     seed: int = 0
     """Seed of the initial weights, the order of cases, the crops and dropout."""
     fold: Literal["all"] | int | None = 0
-    """Fold to validate on; all trains one network per fold; None takes the data set's own validation list."""
+    """Fold to validate on; all trains one network per fold; None uses the data set's own validation list."""
     folds: int = 5
     """Number of folds to draw if the data set has none."""
     fold_seed: int = 0
@@ -150,9 +150,9 @@ class Options:
         """Raises InputError for an option that needs more than the samples of one device."""
         for name, is_set, reason in (
             ("devices.spatial_shards", self.devices.spatial_shards > 1, "divides a volume, which needs sharding under jax.jit"),
-            ("network.norm_name batch", self.network.norm_name == "batch", "takes statistics of the whole batch"),
-            ("loss.batch", self.loss.batch, "takes the Dice of the whole batch"),
-            ("loss.class_weights", self.loss.class_weights is not None, "takes a weighted mean over the whole batch"),
+            ("network.norm_name batch", self.network.norm_name == "batch", "computes statistics over the whole batch"),
+            ("loss.batch", self.loss.batch, "computes the Dice over the whole batch"),
+            ("loss.class_weights", self.loss.class_weights is not None, "computes a weighted mean over the whole batch"),
         ):
             if is_set:
                 raise InputError(

@@ -67,8 +67,8 @@ def finished_note(folder: Path) -> str:
             if progress is None or progress.best_score is None
             else f" with a score of {progress.best_score:.4f} in its best validation"
         )
-        result = f"it ended{score}; {folder / 'report.html'} shows it, and `swinunetr predict -m {folder}` uses it"
+        result = f"it ended{score}; its report is {folder / 'report.html'}, and `swinunetr predict -m {folder}` uses its network"
     return (
-        f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N trains it to more steps, and another "
+        f"{folder} holds a finished run of the same options: {result}. --resume {folder} --steps N continues it to N steps, and another "
         "--out starts a new run."
     )

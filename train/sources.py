@@ -58,7 +58,7 @@ class Given:
 
 
 class Labels(Given):
-    """A data set whose dataset.json names the labels, or whose label maps hold them."""
+    """A data set whose labels are named by its dataset.json or, if it names none, are all values of its label maps."""
 
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
         task = Task.from_labels(dataset.labels, dataset.regions_class_order, **fields)
@@ -79,7 +79,7 @@ class Brats(Given):
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
         if dataset.et_label is None:
             raise InputError(
-                f"{dataset.root}: the files are not named as in BraTS, so the enhancing tumour may be label 3 or 4; take the recipe "
+                f"{dataset.root}: the files are not named as in BraTS, so the enhancing tumour may be label 3 or 4; use the recipe "
                 "`msd`, which reads labels from a dataset.json."
             )
         return Task.brats(et_label=dataset.et_label, **fields)
@@ -96,7 +96,7 @@ class PhantomHeads(Brats):
         if processes.is_leader():  # the other processes would search the folder while it is being written
             if _holds_other_files(folder):
                 raise InputError(
-                    f"{folder} holds other data, and this recipe makes its own: take the recipe `msd` or `brats21` to train on yours."
+                    f"{folder} holds other data, and this recipe makes its own data: use the recipe `msd` or `brats21` to train on yours."
                 )
             with Progress("making phantom cases", "case") as progress:
                 phantom = options.phantom

@@ -47,7 +47,7 @@ def _normalized_transforms(
 def _windowed_transforms(
     task: Task, augment: Augment, flips: tuple[int, ...], by_class: ClassShare | None
 ) -> tuple[Transform, ...]:
-    assert task.window is not None  # `Task` holds one for this intensity
+    assert task.window is not None  # `Task` requires a window for this intensity
     return ct_recipe(crop_size(task), window=task.window, flip_axes=flips, ignore=task.ignore, by_class=by_class)
 
 
@@ -71,7 +71,7 @@ def mirrored_axes(
     """Returns the axes along which training samples are mirrored, and prints the reason if they are not all axes.
 
     Args:
-        asked: the axes that the user chose. None takes all axes except those along which labels name sides, and none in a
+        asked: the axes that the user chose. None means all axes except those along which labels name sides, and none in a
             run that is too short to benefit from mirroring.
         task: the task, with the names of the labels.
         affines: the affines of the prepared scans, [4, 4] each.

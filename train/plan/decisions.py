@@ -1,6 +1,6 @@
 """The decisions that follow from the data alone: voxel size, intensities, the first crop, and the most voxels of a step.
 
-The rules are those of nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z), with sizes that Swin UNETR takes. Sizes
+The rules are those of nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z), with sizes that fit Swin UNETR. Sizes
 are in voxels along the axes of the fingerprint's orientation.
 """
 

@@ -52,7 +52,7 @@ def find_target(name: str | None = None, memory: float | None = None) -> Target:
     """Returns the devices that a name stands for.
 
     Args:
-        name: "cpu", "gpu", a kind of TPU such as "v5e" (one chip), or a topology such as "v5e:2x4". None takes the default devices of JAX.
+        name: "cpu", "gpu", a kind of TPU such as "v5e" (one chip), or a topology such as "v5e:2x4". None selects JAX's default devices.
         memory: the memory of one device in GiB; by default what the device reports.
 
     Raises:

@@ -171,7 +171,7 @@ def group_batch(batch: int, groups: int) -> int:
 
 def gib(size: float) -> str:
     """Returns a number of bytes as text, such as 14.7 GiB."""
-    return f"{size / GIB:.3g} GiB" if math.isfinite(size) else "more than the compiler can place"
+    return f"{size / GIB:.3g} GiB" if math.isfinite(size) else "more memory than the device has"
 
 
 def _networks(budget: Budget, fixed: Fixed) -> list[NetworkSize]:
@@ -224,7 +224,7 @@ def _largest_batch(memory: Memory, budget: Budget, step: Step, most: int, fixed:
 
 
 def _network_decisions(network: NetworkSize, fixed: Fixed, budget: Budget, rejection: str, share: float) -> list[Decision]:
-    features = "a CPU takes the smallest network, because time limits it before memory does" if budget.on_cpu else ""
+    features = "the smallest network is used on a CPU, because time limits it before memory does" if budget.on_cpu else ""
     reasons = {
         "feature_size": (features or "the width of the published networks", f"{48 if network.feature_size != 48 else 24}"),
         "dtype": (
@@ -265,7 +265,7 @@ def _crop_decision(
             f"{by(larger.roi)}: {need}",
         )
     smaller = smaller_crop(first, median)
-    other = f"{by(smaller)}: has less context" if smaller else "none: it is the smallest crop that the network takes"
+    other = f"{by(smaller)}: has less context" if smaller else "none: it is the smallest crop that the network supports"
     return Decision(
         "roi",
         step.roi,

@@ -3,7 +3,7 @@
     swinunetr train strong --data Task04_Hippocampus --out runs/strong
 
 A plan is made first, RUN/plan.json: voxel size, intensities, crop, batch and network (see `swinunetr plan`). Options that are given replace
-its decisions, and --plan FILE takes another plan. A third of the samples is centred on a class. The loss is Dice with cross-entropy, and
+its decisions, and --plan FILE uses another plan. A third of the samples is centred on a class. The loss is Dice with cross-entropy, and
 the weights are averaged. The learning rate and the weight decay are those of the recipe `msd`. During the run a pseudo-Dice of patches is
 computed; at the end all scans are validated with mirrored windows, and the network of the last step is the result.
 Hardware: any, since the plan is made for it; on a CPU the network has 12 features.
