@@ -1,7 +1,7 @@
 """Window attention on a TPU, a few windows at a time, so that their tokens × tokens weights stay in on-chip memory.
 
-If attention were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for the first
-stage of a 96³ volume.
+If attention were computed for all windows at once, XLA would write the weights to memory several times in float32: half a gigabyte for
+the first stage of a 96³ volume.
 
 Arrays are [n, m, c, t], so that the tokens are on the lanes. The channels of a head are then rows that are used in place; with channels
 on the lanes each head would have to be cut out of them. The product with the values also computes the sum of each row of weights: the
