@@ -16,11 +16,11 @@ def transforms(task):
 def add_noise(images, labels, keys):
     """Adds Gaussian noise to a batch on the device. The standard deviation of each sample is random, between 0 and 0.1."""
 
-    def one(image, key):
-        strength, noise = jax.random.split(key)
-        return image + 0.1 * jax.random.uniform(strength) * jax.random.normal(noise, image.shape, image.dtype)
+    def add_to_sample(image, key):
+        strength_key, noise_key = jax.random.split(key)
+        return image + 0.1 * jax.random.uniform(strength_key) * jax.random.normal(noise_key, image.shape, image.dtype)
 
-    return jax.vmap(one)(images, keys), labels
+    return jax.vmap(add_to_sample)(images, keys), labels
 
 
 RECIPE = replace(PHANTOM, roi=(64, 64, 32), transforms=transforms, augment=add_noise)

@@ -21,12 +21,12 @@ class DeepSupervision(Objective):
     def __call__(self, model, batch, key):
         logits, intermediates = model.forward(batch["image"], key=key, train=True)
         model.update_batch_stats(intermediates)
-        total = first = self.loss(logits, batch["label"], self.task)
+        total = finest_loss = self.loss(logits, batch["label"], self.task)
         for level, (head, name) in enumerate(zip(self.heads, ("decoder2", "decoder3")), start=1):
-            grid, nearest = intermediates[name].astype(jnp.float32), slice(2**level // 2, None, 2**level)
-            label = batch["label"][:, nearest, nearest, nearest]
-            total += self.loss(head(grid), label, self.task) / 2**level
-        return total, {"full_resolution_loss": first}
+            features, every_nth = intermediates[name].astype(jnp.float32), slice(2**level // 2, None, 2**level)
+            label = batch["label"][:, every_nth, every_nth, every_nth]
+            total += self.loss(head(features), label, self.task) / 2**level
+        return total, {"full_resolution_loss": finest_loss}
 
 
 RECIPE = replace(PHANTOM, objective=DeepSupervision)

@@ -13,10 +13,10 @@ GAMMA = 2.0
 
 def dice_focal(logits, labels, task):
     """Returns the loss of logits [b, x, y, z, outputs] for label maps [b, x, y, z] and outputs that overlap (sigmoid)."""
-    wanted = targets(labels, task)
-    likelihood = jax.nn.sigmoid(jnp.where(wanted == 1, logits, -logits))
+    one_hot = targets(labels, task)
+    likelihood = jax.nn.sigmoid(jnp.where(one_hot == 1, logits, -logits))
     focal = -((1 - likelihood) ** GAMMA) * jnp.log(likelihood + 1e-6)
-    return dice_loss(logits, wanted) + focal.mean()
+    return dice_loss(logits, one_hot) + focal.mean()
 
 
 RECIPE = replace(PHANTOM, loss=dice_focal)
