@@ -135,7 +135,10 @@ def test_a_share_of_each_batch_is_centred_on_a_class(tmp_path, capsys):
     asked = Recipe(kind="labels", data=listed, folds=3, batch=2, roi=(32, 32, 64), class_share=0.33, augment=Augment(flips=()))
     cases = collect_cases(asked, tmp_path / "run")
     printed = capsys.readouterr()
-    assert "33 % of the samples are centred on a voxel of one of organ, lesion, absent" in printed.out
+    assert (
+        "33 % of the samples are centred on a voxel of a class" in printed.out
+        and "those of organ, lesion, absent that" in printed.out
+    )
     first, second = [line for line in printed.err.splitlines() if line.startswith("warning")]
     assert class_notes(cases.task, cases.train, [], sampled=False) == [second.removeprefix("warning: ")]
     counted = replace(cases.validation[0].class_voxels, counts=(9, 0, 0))
