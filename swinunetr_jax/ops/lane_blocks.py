@@ -106,8 +106,8 @@ def is_profitable(count: int) -> bool:
 
 def _is_large(x: Array) -> bool:
     grid = x.shape[1:-1]
-    divides = len(grid) == 3 and min(grid) >= MIN_EDGE and not any(size % n for size, n in zip(grid, COUNTS))
-    return divides and is_profitable(math.prod(COUNTS))
+    is_divisible = len(grid) == 3 and min(grid) >= MIN_EDGE and not any(size % n for size, n in zip(grid, COUNTS))
+    return is_divisible and is_profitable(math.prod(COUNTS))
 
 
 def whole(x: Array) -> Array:

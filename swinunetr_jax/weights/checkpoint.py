@@ -170,14 +170,14 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
 # The description
 
 
-def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **more: Any) -> str:
-    """Returns JSON with the configuration, the task, the digest of every array, the values of `more`, and a digest of all of these."""
+def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **extra: Any) -> str:
+    """Returns JSON with the configuration, the task, the digest of every array, the values of `extra`, and a digest of all of these."""
     values = {
         "format": FORMAT,
         "config": config.to_dict(),
         "task": None if task is None else task.to_dict(),
         "digests": {name: digest(array) for name, array in arrays.items()},
-        **more,
+        **extra,
     }
     return files.json_text(values | {"digest": files.digest_of_json(values)}, indent=1)
 
@@ -232,5 +232,5 @@ def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Descript
 def _refuse_damaged(path: Path, names: list[str]) -> None:
     """Raises InputError with these names of damaged files or arrays, if there are any."""
     if names:
-        some = ", ".join(printable(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise InputError(f"{path} is damaged, because these parts differ from their digests or are missing: {some}; {_REMEDY}.")
+        listed = ", ".join(printable(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise InputError(f"{path} is damaged, because these parts differ from their digests or are missing: {listed}; {_REMEDY}.")

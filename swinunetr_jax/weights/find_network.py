@@ -74,12 +74,12 @@ def find_network(content: object, path: str, *, key: str | None = None, encoder_
             become the same name.
     """
     states = list(_state_dicts(content, ""))
-    tensor_paths = [_join(where, name) for where, state in states for name in state]
+    tensor_paths = [_join(dict_path, name) for dict_path, state in states for name in state]
     if not tensor_paths:
         raise InputError(
             f"{path} holds no state dict, expected a dict of named tensors, alone or within other dicts: check which file was given."
         )
-    networks = [network for where, state in states for network in _networks(path, where, state)]
+    networks = [network for dict_path, state in states for network in _networks(path, dict_path, state)]
     with_anchor = [network for network in networks if ANCHOR in network.tensors]
     if with_anchor:
         network = _choose(path, with_anchor, key, encoder_only)
@@ -87,17 +87,17 @@ def find_network(content: object, path: str, *, key: str | None = None, encoder_
         network = max(networks, key=lambda network: len(network.tensors))  # the load reports what is missing
     else:
         names = sorted(printable(tensor_path) for tensor_path in tensor_paths)
-        some = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        listed = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
         raise InputError(
             f"{path} is not a Swin UNETR checkpoint, because none of its {len(names)} names belongs to one: expected names such as "
-            f"{ANCHOR}, got {some}; check which file was given."
+            f"{ANCHOR}, got {listed}; check which file was given."
         )
     others = tuple(tensor_path for tensor_path in tensor_paths if tensor_path not in network.tensor_paths)
     doubtful = network.unknown + others
     return Source(path, network.tensors, network.known + doubtful, doubtful=doubtful)
 
 
-def _state_dicts(content: object, where: str) -> Iterator[tuple[str, Tensors]]:
+def _state_dicts(content: object, dict_path: str) -> Iterator[tuple[str, Tensors]]:
     """Yields the arrays of every dict that directly contains arrays, with the dict's dotted path.
 
     Optimizers are skipped, because their moments may have the names of the network's tensors.
@@ -108,13 +108,13 @@ def _state_dicts(content: object, where: str) -> Iterator[tuple[str, Tensors]]:
         return
     state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
     if state:
-        yield where, state
+        yield dict_path, state
     for name, value in content.items():
         if isinstance(value, Mapping | list | tuple) and not str(name).lower().startswith("optim"):
-            yield from _state_dicts(value, _join(where, str(name)))
+            yield from _state_dicts(value, _join(dict_path, str(name)))
 
 
-def _networks(path: str, where: str, state: Tensors) -> list[_Network]:
+def _networks(path: str, dict_path: str, state: Tensors) -> list[_Network]:
     """Returns the networks among the tensors of one dict, one for each prefix. Some may be incomplete and lack the anchor."""
     prefixes = {name: prefix_of(name) for name in state}
     names: dict[str, dict[str, str]] = {}  # for each prefix, the names within the network and those in the dict
@@ -130,10 +130,12 @@ def _networks(path: str, where: str, state: Tensors) -> list[_Network]:
             names[nearest][name.removeprefix(nearest)] = name
             if prefix is not None:
                 del names[prefix][name.removeprefix(prefix)]
-    return [_network(path, _join(where, prefix.rstrip(".")), where, group, state) for prefix, group in names.items() if group]
+    return [
+        _network(path, _join(dict_path, prefix.rstrip(".")), dict_path, group, state) for prefix, group in names.items() if group
+    ]
 
 
-def _network(path: str, key: str, where: str, names: Mapping[str, str], state: Tensors) -> _Network:
+def _network(path: str, key: str, dict_path: str, names: Mapping[str, str], state: Tensors) -> _Network:
     """Returns the network with one prefix. `names` maps the names within the network to those in the dict `state`."""
     reconstruction = is_reconstruction(names)
     tensors: Tensors = {}
@@ -152,7 +154,7 @@ def _network(path: str, key: str, where: str, names: Mapping[str, str], state: T
             )
         else:
             tensors[monai_name] = tensor
-    tensor_paths = frozenset(_join(where, original) for original in names.values())
+    tensor_paths = frozenset(_join(dict_path, original) for original in names.values())
     return _Network(key or TOP, tensors, tuple(known), tuple(unknown), tensor_paths)
 
 
@@ -176,5 +178,5 @@ def _equal(first: Tensors, second: Tensors) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where and name else where or name
+def _join(dict_path: str, name: str) -> str:
+    return f"{dict_path}.{name}" if dict_path and name else dict_path or name

@@ -40,9 +40,9 @@ def fit(
     if encoder_only:
         table = [entry for entry in table if entry.path is None or entry.path.startswith(_ENCODER)]
         prefix = _ENCODER if source.is_ours else "swinViT."
-        kept = {name: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
-        ignored += tuple(sorted(source.tensors.keys() - kept.keys()))
-        source = Source(source.path, kept, is_ours=source.is_ours)
+        encoder_tensors = {name: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
+        ignored += tuple(sorted(source.tensors.keys() - encoder_tensors.keys()))
+        source = Source(source.path, encoder_tensors, is_ours=source.is_ours)
     fitting, faults = from_tensors(source, table, config, expected)
     report = LoadReport(ignored=list(ignored))
     dropped: set[str] = set()

@@ -40,8 +40,8 @@ class LoadReport:
 def summary(names: list[str] | tuple[str, ...]) -> str:
     """Returns the number of names for each first part, such as "conv (3), rotation_head (2)"."""
     parts = Counter(name.split(".")[0] for name in names)
-    some = [f"{printable(part)} ({parts[part]})" for part in sorted(parts)]
-    return ", ".join(some[:12]) + (f" and {len(some) - 12} more" if len(some) > 12 else "")
+    listed = [f"{printable(part)} ({parts[part]})" for part in sorted(parts)]
+    return ", ".join(listed[:12]) + (f" and {len(listed) - 12} more" if len(listed) > 12 else "")
 
 
 def _group(path: str) -> str:

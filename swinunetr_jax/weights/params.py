@@ -70,11 +70,11 @@ def check(params: Mapping[str, np.ndarray], config: NetworkConfig) -> None:
         raise InputError(f"the weights contain NaN or infinite values, so nothing was written: {', '.join(non_finite)}.")
 
 
-def mismatches(got: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> list[str]:
+def mismatches(actual: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> list[str]:
     """Returns a line for each name that only the given shapes or only the network has, or whose shape differs."""
     expected = {name: leaf.shape for name, leaf in shapes(config).items()}
-    names = [name for name in sorted(expected.keys() | got.keys()) if expected.get(name) != got.get(name)]
-    return [f"{name}: got {got.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}" for name in names]
+    names = [name for name in sorted(expected.keys() | actual.keys()) if expected.get(name) != actual.get(name)]
+    return [f"{name}: got {actual.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}" for name in names]
 
 
 def count_bytes(config: NetworkConfig) -> int:
@@ -100,8 +100,8 @@ def is_statistic(name: str) -> bool:
 def digest(array: np.ndarray) -> str:
     """Returns the SHA-256 of an array's type, shape and bytes in hexadecimal."""
     array = np.asarray(array)
-    head = f"{array.dtype.name} {array.shape} ".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()  # tobytes is in row-major order for any strides
+    type_and_shape = f"{array.dtype.name} {array.shape} ".encode()
+    return hashlib.sha256(type_and_shape + array.tobytes()).hexdigest()  # tobytes is in row-major order for any strides
 
 
 def digest_all(digests: Mapping[str, str]) -> str:
@@ -127,8 +127,8 @@ def _abstract_network(
             f"the network has random state ({', '.join(random[:4])}), which is not saved: let its dropout use the `key` of the call, as in "
             "`nnx.Dropout(rate)(x, rngs=nnx.Rngs(key))`."
         )
-    fixed = frozenset(dotted(path) for path, variable in variables if not isinstance(variable, nnx.Param))
-    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in variables), fixed
+    without_gradient = frozenset(dotted(path) for path, variable in variables if not isinstance(variable, nnx.Param))
+    return graph, tuple((path, jax.ShapeDtypeStruct(v.shape, v.dtype)) for path, v in variables), without_gradient
 
 
 def statistics(config: NetworkConfig) -> frozenset[str]:

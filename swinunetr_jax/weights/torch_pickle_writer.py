@@ -23,16 +23,16 @@ def pickled(state: Mapping[str, Any]) -> tuple[bytes, list[np.ndarray]]:
     return b"\x80\x02" + _pickled(state, "", arrays) + b".", arrays  # PROTO 2, STOP
 
 
-def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
-    """Returns the instructions that build one value, and appends its arrays to `arrays`. `where` is its name in messages."""
+def _pickled(value: Any, name: str, arrays: list[np.ndarray]) -> bytes:
+    """Returns the instructions that build one value, and appends its arrays to `arrays`. `name` is for messages."""
     if isinstance(value, np.generic):
         value = value.item()
     match value:
         case Mapping():
             if not all(isinstance(key, str) for key in value):
-                raise Refused(f"{where or 'the state'} has a key that is not text, expected names: rename it")
+                raise Refused(f"{name or 'the state'} has a key that is not text, expected names: rename it")
             pairs = (
-                _pickled(key, where, arrays) + _pickled(item, f"{where}/{key}".lstrip("/"), arrays) for key, item in value.items()
+                _pickled(key, name, arrays) + _pickled(item, f"{name}/{key}".lstrip("/"), arrays) for key, item in value.items()
             )
             return b"}(" + b"".join(pairs) + b"u"  # EMPTY_DICT MARK SETITEMS
         case None:
@@ -50,11 +50,11 @@ def _pickled(value: Any, where: str, arrays: list[np.ndarray]) -> bytes:
             text = value.encode("utf-8", "surrogatepass")
             return b"X" + struct.pack("<I", len(text)) + text  # BINUNICODE
     if not hasattr(value, "__array__"):
-        raise Refused(f"{where} is a {type(value).__name__}, expected an array, a number, text, None or a dict: convert it")
+        raise Refused(f"{name} is a {type(value).__name__}, expected an array, a number, text, None or a dict: convert it")
     array = np.asarray(value, order="C")
     array = array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
     if f"torch.{array.dtype.name}" not in DTYPES:
-        raise Refused(f"{where} has the type {array.dtype}, which torch lacks, expected numbers: convert it")
+        raise Refused(f"{name} has the type {array.dtype}, which torch lacks, expected numbers: convert it")
     arrays.append(array)
     return _pickled_tensor(array, key=str(len(arrays) - 1))
 

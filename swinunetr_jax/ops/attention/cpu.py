@@ -49,8 +49,8 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
         *gradients, dbias = outputs
         return *(part.put(a, values.swapaxes(1, 2)) for a, values in zip(gradients, part_gradients)), dbias + dlogits.sum(0)
 
-    total = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
-    dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(loop_output(a.shape, dy) for a in (q, k, v)), total))
+    zero_dbias = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
+    dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(loop_output(a.shape, dy) for a in (q, k, v)), zero_dbias))
     return dq, dk, dv, dbias.astype(bias.dtype), None
 
 

@@ -43,8 +43,8 @@ def up_conv(x: Grid, skip: Grid, up: Array, kernel: Array, shortcut: Array) -> t
     x = array_of(x)
     if x.ndim != 5:
         return reference.up_conv(x, skip, up, kernel, shortcut)
-    y, direct = shard_depth_with_halo(HaloOperation(_interior, _edge), (x, skip), (up, kernel, shortcut))
-    return y, direct
+    y, y_shortcut = shard_depth_with_halo(HaloOperation(_interior, _edge), (x, skip), (up, kernel, shortcut))
+    return y, y_shortcut
 
 
 def _interior(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -53,5 +53,5 @@ def _interior(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) 
 
 def _edge(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array, tap: int) -> tuple[Array, None]:
     """Returns what a plane of `x` and one of `skip` add to the plane next to them through the kernel's first (0) or last (2) plane."""
-    fine, u = upsample(x, up[1 if tap == 0 else 0]), up.shape[-1]
-    return plane_conv(fine, kernel[..., :u, :], tap) + plane_conv(skip, kernel[..., u:, :], tap), None
+    fine_plane, u = upsample(x, up[1 if tap == 0 else 0]), up.shape[-1]
+    return plane_conv(fine_plane, kernel[..., :u, :], tap) + plane_conv(skip, kernel[..., u:, :], tap), None

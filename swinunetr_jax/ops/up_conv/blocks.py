@@ -18,8 +18,8 @@ def up_conv_blocks(x: Grid, skip: BlockedGrid, up: Array, kernel: Array, shortcu
     shortcut = shortcut.reshape(shortcut.shape[-2:])
     coarse_kernel = jnp.flip(up @ shortcut[:u], (0, 1, 2))  # in the order of the taps of a transposed convolution
     y = fine + dispatch(CONV_BLOCKS, skip, kernel[..., u:, :]).array
-    direct = conv_each_block(x.array, coarse_kernel, spread=2, padding=1) + dense(skip.array, shortcut[u:])
-    return BlockedGrid(y, skip.counts), BlockedGrid(direct, skip.counts)
+    y_shortcut = conv_each_block(x.array, coarse_kernel, spread=2, padding=1) + dense(skip.array, shortcut[u:])
+    return BlockedGrid(y, skip.counts), BlockedGrid(y_shortcut, skip.counts)
 
 
 def _transposed_conv(x: BlockedGrid, kernel: Array) -> Array:

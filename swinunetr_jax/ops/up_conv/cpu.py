@@ -25,10 +25,10 @@ def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     addition to the parameters.
     """
     u = up.shape[-1]
-    on_up, on_skip = kernel[..., :u, :], kernel[..., u:, :]
-    y = from_windows(x, fuse_kernels_by_parity(up, on_up)) + conv_on_one_device(skip, on_skip)
-    direct = upsample(x, jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u]))
-    return y, direct + dense(skip, shortcut[0, 0, 0, u:])
+    kernel_for_up, kernel_for_skip = kernel[..., :u, :], kernel[..., u:, :]
+    y = from_windows(x, fuse_kernels_by_parity(up, kernel_for_up)) + conv_on_one_device(skip, kernel_for_skip)
+    y_shortcut = upsample(x, jnp.einsum("rqsim,mo->rqsio", up, shortcut[0, 0, 0, :u]))
+    return y, y_shortcut + dense(skip, shortcut[0, 0, 0, u:])
 
 
 FUSED = Implementation(fused, supports=saves_work, requires=SAVES_WORK)

@@ -19,10 +19,10 @@ def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
     u = up.shape[-1]
     wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
     taps = fuse_kernels_by_order(up.astype(wide_dtype), kernel[..., :u, :].astype(wide_dtype)).astype(x.dtype)
-    direct = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
+    shortcut_kernel = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv(skip, kernel[..., u:, :])
     # This is a matrix product so that the gradients of the kernel and of x read the gradient of the result in the same order.
-    coarse = x @ direct.reshape(x.shape[-1], -1)
+    coarse = x @ shortcut_kernel.reshape(x.shape[-1], -1)
     return y, depth_to_space(coarse) + conv(skip, shortcut[..., u:, :])
 
 

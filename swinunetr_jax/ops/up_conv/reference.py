@@ -9,5 +9,5 @@ from swinunetr_jax.ops.up_conv.upsample import upsample
 def up_conv(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """Returns both results of `ops.up_conv.up_conv`: the convolution of a concatenation is the sum of two convolutions."""
     fine, u = upsample(x, up), up.shape[-1]
-    y, direct = (conv(fine, k[..., :u, :]) + conv(skip, k[..., u:, :]) for k in (kernel, shortcut))
-    return y, direct
+    y, y_shortcut = (conv(fine, taps[..., :u, :]) + conv(skip, taps[..., u:, :]) for taps in (kernel, shortcut))
+    return y, y_shortcut
