@@ -69,14 +69,14 @@ def test_truncated_and_damaged_files_are_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8)
     for name in ("a.nii", "a.nii.gz"):
         path = save(tmp_path / name, noise)
-        whole = path.read_bytes()
-        for length in (20, 200, 1000, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:length])
+        content = path.read_bytes()
+        for length in (20, 200, 1000, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:length])
             with refused(path):
                 read_volume(path)
-    # gzip's own checksum is verified, so a flipped bit in the voxels does not pass.
-    for position in (len(whole) // 2, len(whole) - 6):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+    # The checksum of gzip is verified, so that a flipped bit in the voxels is detected.
+    for position in (len(content) // 2, len(content) - 6):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with refused(path, "damaged"):
             read_volume(path)
 
@@ -114,7 +114,7 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
         read_volume(path, max_bytes=3_999_999)
     assert read_volume(path, max_bytes=4_000_000).array.shape == (100, 100, 100)
     assert read_geometry(path)[0] == (100, 100, 100)
-    # A small claim is followed by much more data, which is read for the checksum and discarded.
+    # The header states a small image. Much more data follows, which is read for the checksum and discarded.
     path.write_bytes(gzip.compress(gzip.decompress(save(path, COUNT.astype(np.uint8)).read_bytes()) + bytes(50_000_000), 1))
     tracemalloc.start()
     np.testing.assert_array_equal(read_volume(path).array, COUNT)
@@ -127,19 +127,19 @@ def test_gzip_bomb_stops_at_the_limit(tmp_path):
 def test_damage_of_a_gzip_file_is_detected_with_any_data_after_the_last_voxel(tmp_path, excess):
     noise = np.random.default_rng(0).integers(0, 255, (9, 9, 9), np.uint8)
     path = save(tmp_path / "a.nii", noise)
-    sound = gzip.compress(path.read_bytes() + bytes(excess), mtime=0)
+    intact = gzip.compress(path.read_bytes() + bytes(excess), mtime=0)
     path = tmp_path / "a.nii.gz"
-    path.write_bytes(sound)
+    path.write_bytes(intact)
     np.testing.assert_array_equal(read_volume(path).array, noise)
     for position in (-1, -4, -5, -8):  # length and checksum
-        damaged = bytearray(sound)
+        damaged = bytearray(intact)
         damaged[position] ^= 1
         path.write_bytes(damaged)
         with refused(path, "damaged"):
             read_volume(path)
         with refused(path, "damaged"):
             read_labels(path)
-    path.write_bytes(sound[:-3])
+    path.write_bytes(intact[:-3])
     with refused(path, "truncated"):
         read_volume(path)
 
@@ -177,14 +177,14 @@ EXTREMES = {
 def test_any_value_of_a_header_field_is_read_as_by_nibabel_or_refused(tmp_path, kind, codes):
     path, accepted = tmp_path / "a.nii", 0
     save(path, COUNT.astype(np.int16), kind=kind, qform_code=codes[0], sform_code=codes[1], scl_slope=1, scl_inter=0)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for name, (dtype, _) in kind.header_class.template_dtype.fields.items():
-        for value, place in itertools.product(EXTREMES[dtype.base.kind], range(dtype.shape[0]) if dtype.shape else [()]):
+        for value, index in itertools.product(EXTREMES[dtype.base.kind], range(dtype.shape[0]) if dtype.shape else [()]):
             if dtype.base.kind in "iu" and not np.iinfo(dtype.base).min <= value <= np.iinfo(dtype.base).max:
                 continue
-            header = kind.header_class(whole[: kind.header_class.sizeof_hdr], check=False)
-            header[name][place] = value
-            path.write_bytes(header.binaryblock + whole[len(header.binaryblock) :])
+            header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
+            header[name][index] = value
+            path.write_bytes(header.binaryblock + content[len(header.binaryblock) :])
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 try:
@@ -195,10 +195,10 @@ def test_any_value_of_a_header_field_is_read_as_by_nibabel_or_refused(tmp_path, 
                 assert len(volume.orientation) == 3 and min(volume.spacing) > 0
             accepted += 1
             with nib.imageglobals.LoggingOutputSuppressor():
-                theirs = nib.load(path, mmap=False)
-                stored = np.asanyarray(theirs.dataobj).reshape(volume.array.shape)
+                by_nibabel = nib.load(path, mmap=False)
+                stored = np.asanyarray(by_nibabel.dataobj).reshape(volume.array.shape)
             np.testing.assert_array_equal(volume.array, stored.astype(np.float32))
-            np.testing.assert_array_equal(volume.affine, theirs.affine)
+            np.testing.assert_array_equal(volume.affine, by_nibabel.affine)
     assert accepted > 100
 
 
@@ -219,10 +219,10 @@ def test_impossible_file_names_are_refused_with_one_sentence(tmp_path, name):
 def test_an_image_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.uint8))
 
-    def full(*_, **__):
+    def raise_memory_error(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(nifti_file.np, "empty", full)
+    monkeypatch.setattr(nifti_file.np, "empty", raise_memory_error)
     with refused(path, "(2, 3, 4)", "do not fit into memory"):
         read_volume(path)
 

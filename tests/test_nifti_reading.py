@@ -58,12 +58,12 @@ def test_four_dimensions_and_trailing_singletons(tmp_path):
 def test_scale_factors(tmp_path):
     path = save(tmp_path / "a.nii.gz", COUNT.astype(np.int16), scl_slope=0.5, scl_inter=-1)
     np.testing.assert_array_equal(read_volume(path).array, COUNT * 0.5 - 1)
-    for inter in (0, 7, np.nan):  # a slope of 0 means none, whatever the intercept
+    for inter in (0, 7, np.nan):  # a slope of 0 means no scaling, whatever the intercept
         np.testing.assert_array_equal(read_volume(patch(path, scl_slope=0, scl_inter=inter)).array, COUNT)
     for slope, inter in [(np.nan, 0), (np.inf, 0), (1, np.nan), (2, -np.inf)]:
         with refused(path, "scl_slope", "finite"):
             read_volume(patch(path, scl_slope=slope, scl_inter=inter))
-    # The same rounding as nibabel's own scaling.
+    # Values are rounded as by nibabel's own scaling.
     path = save(tmp_path / "b.nii", np.arange(-500, 500, dtype=np.int16).reshape(10, 10, 10), scl_slope=0.0037, scl_inter=1.1)
     np.testing.assert_array_equal(read_volume(path).array, np.asanyarray(nib.load(path).dataobj).astype(np.float32))
 

@@ -49,18 +49,18 @@ def test_results_have_the_grid_of_their_source(tmp_path, affine, codes, kind):
 
 
 def test_written_types_and_channels(tmp_path):
-    like = volume_of()
+    source = volume_of()
     for dtype in WRITABLE:
-        read = nib.load(write_volume(tmp_path / "a.nii", COUNT, like, dtype))
-        assert read.get_data_dtype() == dtype
-        np.testing.assert_array_equal(np.asanyarray(read.dataobj), COUNT)
+        written = nib.load(write_volume(tmp_path / "a.nii", COUNT, source, dtype))
+        assert written.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asanyarray(written.dataobj), COUNT)
     probabilities = np.random.default_rng(0).random((2, 3, 4, 3), np.float32)
     np.testing.assert_array_equal(
-        read_volume(write_volume(tmp_path / "p.nii.gz", probabilities, like, np.float32)).array, probabilities
+        read_volume(write_volume(tmp_path / "p.nii.gz", probabilities, source, np.float32)).array, probabilities
     )
-    np.testing.assert_array_equal(read_labels(write_volume(tmp_path / "b.nii.gz", COUNT > 5, like)).array, COUNT > 5)
+    np.testing.assert_array_equal(read_labels(write_volume(tmp_path / "b.nii.gz", COUNT > 5, source)).array, COUNT > 5)
     write_volume(tmp_path / "c.nii.gz", COUNT, volume_of((2, 3, 4, 4)))  # a label map for an image of four channels
-    write_volume(tmp_path / "d.nii.gz", np.asfortranarray(COUNT)[..., ::-1], like)
+    write_volume(tmp_path / "d.nii.gz", np.asfortranarray(COUNT)[..., ::-1], source)
     np.testing.assert_array_equal(read_labels(tmp_path / "d.nii.gz").array, COUNT[..., ::-1])
 
 
@@ -71,36 +71,36 @@ def test_equal_results_are_equal_bytes(tmp_path):
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path):
-    like, path = volume_of(), tmp_path / "a.nii.gz"
+    source, path = volume_of(), tmp_path / "a.nii.gz"
     for value in (-1, 256, 0.5, np.nan, np.inf):
         array = COUNT.astype(np.float64)
         array[1, 0, 2] = value
         with refused(path, value, "(1, 0, 2)", "uint8"):
-            write_volume(path, array, like)
+            write_volume(path, array, source)
     for value in (np.nan, 1e300):
         array[1, 0, 2] = value
         with refused(path, "float32"):
-            write_volume(path, array, like, np.float32)
+            write_volume(path, array, source, np.float32)
     for dtype in (np.int64, np.float64, np.float16, bool):
         with refused(path, "data type"):
-            write_volume(path, COUNT, like, dtype)
+            write_volume(path, COUNT, source, dtype)
     for shape in ((2, 3, 5), (4, 3, 2), (2, 3), (2, 3, 4, 1, 1)):
         with refused(path, shape):
-            write_volume(path, np.zeros(shape), like)
+            write_volume(path, np.zeros(shape), source)
     with refused(".nii.gz"):
-        write_volume(tmp_path / "a.png", COUNT, like)
+        write_volume(tmp_path / "a.png", COUNT, source)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_write_keeps_the_existing_file(tmp_path, monkeypatch):
     path = write_volume(tmp_path / "a.nii.gz", COUNT, volume_of())
     before = path.read_bytes()
-    for where, error in (
+    for function, error in (
         ("os.replace", OSError(28, "No space left on device")),
         ("gzip.GzipFile.write", OSError(5, "Input/output error")),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(where, lambda *_: (_ for _ in ()).throw(error))  # noqa: B023
+            patched.setattr(function, lambda *_: (_ for _ in ()).throw(error))  # noqa: B023
             with refused(path, error.strerror):
                 write_volume(path, COUNT + 1, volume_of())
         assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
@@ -112,11 +112,11 @@ def test_a_failing_write_keeps_the_existing_file(tmp_path, monkeypatch):
 
 
 def test_a_file_appears_only_when_complete(tmp_path, monkeypatch):
-    seen = []
+    temporary = []
     replace = os.replace
-    monkeypatch.setattr("os.replace", lambda a, b: (seen.append(Path(a)), read_labels(a), replace(a, b)))
+    monkeypatch.setattr("os.replace", lambda a, b: (temporary.append(Path(a)), read_labels(a), replace(a, b)))
     path = write_volume(tmp_path / "a.nii.gz", COUNT, volume_of())
-    assert seen[0].parent == tmp_path and seen[0].name.startswith(".") and seen[0].name.endswith(".nii.gz")
+    assert temporary[0].parent == tmp_path and temporary[0].name.startswith(".") and temporary[0].name.endswith(".nii.gz")
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 

@@ -21,7 +21,7 @@ CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=
 
 
 def test_each_coarser_resolution_has_half_the_weight_and_all_weights_add_up_to_1():
-    """For the five resolutions of a decoder nnU-Net sets 1, 1/2, 1/4, 1/8 and 0, divided by their sum."""
+    """For the five resolutions of a decoder, nnU-Net uses the weights 1, 1/2, 1/4, 1/8 and 0, divided by their sum."""
     nnunet = np.array([1, 1 / 2, 1 / 4, 1 / 8, 0])
     np.testing.assert_allclose([*resolution_weights(1 + len(GRIDS)), 0], nnunet / nnunet.sum(), rtol=1e-12)
 
@@ -64,7 +64,7 @@ def test_the_loss_is_the_weighted_sum_over_the_resolutions():
 
 
 def test_heads_fit_the_decoder_of_swin_unetr():
-    """Only shapes are computed."""
+    """Only the shapes of the results are computed."""
     task = Task.classes(2)
     batch = {
         "image": jax.ShapeDtypeStruct((1, 32, 32, 64, 1), jnp.float32),

@@ -1,7 +1,7 @@
-"""A run, its checkpoints and its cache that the first version (397e272) made are read by this one.
+"""This version reads a run, its checkpoints and its cache that the first version (397e272) wrote.
 
 tests/old/run_397e272.tar.xz holds a run of one step on two phantom cases, with its data and its cache. All its weights were then set to one
-number and saved by that version, so that the archive is small.
+number and saved by the first version, so that the archive is small.
 """
 
 import shutil
@@ -21,7 +21,7 @@ ARCHIVE = Path(__file__).parent / "old" / "run_397e272.tar.xz"
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory) -> Path:
-    """The folder in which the archive was unpacked: run/, data/."""
+    """Returns the folder in which the archive was unpacked, with run/ and data/."""
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")

@@ -1,4 +1,4 @@
-"""Every operation equals PyTorch's, and every implementation the reference one: values, gradients, odd sizes, all types."""
+"""Operations equal those of PyTorch, and all implementations equal the reference: values and gradients, odd sizes, every dtype."""
 
 import functools
 
@@ -52,8 +52,8 @@ def test_conv_equals_torch(grid, size):
     torch = pytest.importorskip("torch")
     x, kernel = normal(2, *grid, 5), normal(*(size,) * len(grid), 5, 4)
     function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
-    moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
-    close(jax.jit(conv.conv)(x, kernel), channels_last(function(channels_first(x), moved, padding=size // 2)))
+    torch_kernel = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
+    close(jax.jit(conv.conv)(x, kernel), channels_last(function(channels_first(x), torch_kernel, padding=size // 2)))
 
 
 @pytest.mark.parametrize("implementation", [conv.patch_conv, conv_reference.patch_conv, conv_cpu.space_to_depth])
@@ -62,10 +62,11 @@ def test_patch_conv_equals_torch(implementation, grid):
     torch = pytest.importorskip("torch")
     x, kernel = normal(2, *grid, 3), normal(*(2,) * len(grid), 3, 5)
     function = torch.nn.functional.conv3d if len(grid) == 3 else torch.nn.functional.conv2d
-    moved = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
-    close(implementation(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
+    torch_kernel = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy())
+    close(implementation(x, kernel), channels_last(function(channels_first(x), torch_kernel, stride=2)))
 
 
+# c, u, o: the channels of the input, of the upsampled input and the skip connection, and of the output
 @pytest.mark.parametrize(("grid", "c", "u", "o"), [((3, 2, 4), 6, 4, 3), ((3, 5), 4, 2, 3)])
 def test_up_conv_equals_torch(grid, c, u, o):
     torch = pytest.importorskip("torch")
@@ -76,13 +77,13 @@ def test_up_conv_equals_torch(grid, c, u, o):
     x, skip = normal(2, *grid, c), normal(2, *(2 * size for size in grid), u)
     up, kernel, shortcut = normal(*(2,) * n, c, u), normal(*(3,) * n, 2 * u, o), normal(*(1,) * n, 2 * u, o)
 
-    def moved(k, *axes):
-        return torch.tensor(np.moveaxis(k, axes, (0, 1)).copy())
+    def torch_kernel(array, *axes):
+        return torch.tensor(np.moveaxis(array, axes, (0, 1)).copy())
 
-    both = torch.cat([transposed(channels_first(x), moved(up, -2, -1), stride=2), channels_first(skip)], dim=1)
-    y, direct = up_conv.up_conv(x, skip, up, kernel, shortcut)
-    close(y, channels_last(plain(both, moved(kernel, -1, -2), padding=1)), 2e-6)
-    close(direct, channels_last(plain(both, moved(shortcut, -1, -2))), 2e-6)
+    concatenated = torch.cat([transposed(channels_first(x), torch_kernel(up, -2, -1), stride=2), channels_first(skip)], dim=1)
+    y, y_shortcut = up_conv.up_conv(x, skip, up, kernel, shortcut)
+    close(y, channels_last(plain(concatenated, torch_kernel(kernel, -1, -2), padding=1)), 2e-6)
+    close(y_shortcut, channels_last(plain(concatenated, torch_kernel(shortcut, -1, -2))), 2e-6)
 
 
 @pytest.mark.parametrize("implementation", [conv_cpu.BY_PLANES, conv_cpu.IM2COL])
@@ -103,16 +104,16 @@ def test_implementations_of_conv_and_their_gradients(implementation, shape, o):
             close(got, expected, 1e-12)
 
 
-@pytest.mark.parametrize("f", [winograd.F2, winograd.F4, winograd.filters(0, 1, -1, 2)])
+@pytest.mark.parametrize("filters", [winograd.F2, winograd.F4, winograd.filters(0, 1, -1, 2)])
 @pytest.mark.parametrize("shape", [(1, 3, 12, 24, 2), (2, 1, 24, 12, 3), (1, 4, 96, 48, 1)])
-def test_winograd_convolutions_equal_the_reference(f, shape, monkeypatch):
+def test_winograd_convolutions_equal_the_reference(filters, shape, monkeypatch):
     monkeypatch.setattr(winograd, "TILES", 300)  # so that the largest planes are divided into several blocks of rows
     with jax.enable_x64(True):
         x, kernel, dy = (normal(*s, dtype=np.float64) for s in (shape, (3, 3, 3, shape[-1], 5), (*shape[:-1], 5)))
         expected, pullback = jax.vjp(conv_reference.conv, x, kernel)
-        assert winograd.fits(f, x)
-        close(jax.jit(functools.partial(winograd.conv_with_filters, f))(x, kernel), expected, 1e-12)
-        close(jax.jit(functools.partial(winograd.kernel_gradient, f))(x, dy), pullback(dy)[1], 1e-12)
+        assert winograd.fits(filters, x)
+        close(jax.jit(functools.partial(winograd.conv_with_filters, filters))(x, kernel), expected, 1e-12)
+        close(jax.jit(functools.partial(winograd.kernel_gradient, filters))(x, dy), pullback(dy)[1], 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), (1, 5, 96, 96, 16)])
@@ -147,8 +148,8 @@ def test_upsample_equals_torch(grid):
     torch = pytest.importorskip("torch")
     x, kernel = normal(2, *grid, 5), normal(*(2,) * len(grid), 5, 3)
     function = torch.nn.functional.conv_transpose3d if len(grid) == 3 else torch.nn.functional.conv_transpose2d
-    moved = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
-    close(upsample(x, kernel), channels_last(function(channels_first(x), moved, stride=2)))
+    torch_kernel = torch.tensor(np.moveaxis(kernel, (-2, -1), (0, 1)).copy())
+    close(upsample(x, kernel), channels_last(function(channels_first(x), torch_kernel, stride=2)))
 
 
 @pytest.mark.parametrize(("shape", "c", "u", "o"), [((1, 3, 4, 5), 6, 4, 3), ((2, 1, 2, 3), 5, 2, 4)])
@@ -190,6 +191,7 @@ def expected_attention(q, k, v, bias, regions):
     return np.einsum("nmts,nsmc->ntmc", weights / weights.sum(-1, keepdims=True), v)
 
 
+# n, windows, t, m, c: windows of the batch, windows of a sample, tokens, heads, channels of a head
 @pytest.mark.parametrize("implementation", [attention.window_attention, reference_attention, attention_cpu.CHUNKS])
 @pytest.mark.parametrize(("n", "windows", "t", "m", "c"), [(6, 3, 5, 2, 4), (8, 8, 27, 3, 16), (1, 1, 1, 1, 2)])
 @pytest.mark.parametrize("shifted", [False, True])
@@ -291,20 +293,20 @@ def test_norms_have_the_gradients_of_their_formula(axes, affine):
     with jax.enable_x64(True):
         x, weight = normal(2, 4, 5, 6, dtype=np.float64) + 3, normal(2, 4, 5, 6, dtype=np.float64)
         scale, bias = (normal(6, dtype=np.float64), normal(6, dtype=np.float64)) if affine else (None, None)
-        which = (0, 1, 2) if affine else (0,)
+        argnums = (0, 1, 2) if affine else (0,)
 
         def gradients(implementation):
-            return jax.grad(lambda *inputs: (implementation(*inputs) * weight).sum(), which)(x, scale, bias)
+            return jax.grad(lambda *inputs: (implementation(*inputs) * weight).sum(), argnums)(x, scale, bias)
 
         got = gradients(lambda x, scale, bias: norm.normalize_by_own_moments(x, scale, bias, axes))
-        for mine, theirs in zip(got, gradients(formula)):
-            close(mine, theirs, 1e-12)
+        for ours, theirs in zip(got, gradients(formula)):
+            close(ours, theirs, 1e-12)
 
 
 def test_gelu_in_bfloat16_is_computed_in_float32():
-    short = jnp.asarray(np.linspace(-9, 9, 1001), jnp.bfloat16)
-    wide = pointwise.gelu(short.astype(jnp.float32)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(pointwise.gelu(short), wide)
+    x = jnp.asarray(np.linspace(-9, 9, 1001), jnp.bfloat16)
+    expected = pointwise.gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(pointwise.gelu(x), expected)
 
 
 def test_dropout_and_drop_path():
@@ -315,8 +317,8 @@ def test_dropout_and_drop_path():
         y = np.asarray(function(x, 0.25, jax.random.key(1)))
         assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
         assert (y == 0).mean() == pytest.approx(0.25, abs=0.03)
-    whole = np.asarray(drop_path(x, 0.25, jax.random.key(1))).reshape(4000, -1)
-    assert np.all(whole == whole[:, :1])  # a sample is dropped or kept as a whole
+    samples = np.asarray(drop_path(x, 0.25, jax.random.key(1))).reshape(4000, -1)
+    assert np.all(samples == samples[:, :1])  # a sample is dropped or kept as a whole
 
 
 def test_a_batch_norm_of_one_voxel_is_an_error():

@@ -1,4 +1,4 @@
-"""The implementations for NVIDIA GPUs equal the reference ones. cuDNN itself is tested only on a GPU, the rest on any machine."""
+"""The implementations for NVIDIA GPUs equal the reference. cuDNN itself is tested only on a GPU, everything else on any machine."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def reference(regions):
     return lambda q, k, v, bias: attention_reference.attention(q, k, v, bias, traced)
 
 
-# (grid, window, shift): an odd number of tokens; a window that covers one axis, with 64 tokens, which are padded to more; and 2-D
+# (grid, window, shift): a window of 45 tokens, an odd number; one of 64 tokens, which are padded; and one in 2-D
 SHAPES = [((5, 6, 3), (5, 3, 3), (2, 1, 0)), ((8, 8, 4), (4, 4, 4), (2, 2, 0)), ((9, 6), (3, 3), (1, 1))]
 
 

@@ -1,4 +1,4 @@
-"""Fused operations equal the separate ones: values, gradients, odd sizes, all types."""
+"""Fused operations equal the separate operations: values and gradients, odd sizes, every dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_pointwise_conv_norm(grid, c, dtype, tolerance):
 
 @pytest.mark.parametrize("mean", [3, 1000])
 def test_pointwise_conv_norm_of_channels_with_a_mean(mean):
-    """A scan that is not normalised has such channels; the deviations must not be lost to rounding."""
+    """Scans that are not normalised have such channels. Their deviations from the mean must not be lost to rounding."""
     x, kernel = rng.normal(size=(1, 20, 20, 20, 4)) + mean, rng.normal(size=(4, 6))
     weight = rng.normal(size=(1, 20, 20, 20, 6)) + 0.5
     compare(pointwise_conv_norm.by_channels, pointwise_conv_norm.reference, (x, kernel), weight, "float32", 1e-5)
@@ -69,8 +69,8 @@ def test_pointwise_conv_norm_of_a_constant_volume(value):
 def test_norm_act_conv(grid, computed_again, dtype, tolerance, monkeypatch):
     """The results are the same if the input of the convolution is computed again for its gradient, as on a GPU."""
     if computed_again:
-        again = norm_act_conv.CONV_INPUT.platforms["cuda"][0].forward
-        monkeypatch.setattr(norm_act_conv, "CONV_INPUT", Table("test", Implementation(again), {}))
+        forward = norm_act_conv.CONV_INPUT.platforms["cuda"][0].forward
+        monkeypatch.setattr(norm_act_conv, "CONV_INPUT", Table("test", Implementation(forward), {}))
     x, kernel = rng.normal(size=(2, *grid, 3)) + 3, rng.normal(size=(*(3,) * len(grid), 3, 4))
     weight = rng.normal(size=(2, *grid, 4))
 
@@ -92,8 +92,8 @@ def test_on_a_gpu_the_input_of_the_convolution_is_computed_again_after_a_barrier
 def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, tolerance):
     x, bias, dy = rng.normal(size=(64, 64, 64, 3)), np.float32([0.3, -1, 2]), np.ones((64, 64, 64, 3))
     with jax.enable_x64(True):
-        y, pull = jax.vjp(add_bias, jnp.asarray(x, dtype), jnp.asarray(bias, jnp.float32))
-        dx, dbias = pull(jnp.asarray(dy, dtype))
+        y, pullback = jax.vjp(add_bias, jnp.asarray(x, dtype), jnp.asarray(bias, jnp.float32))
+        dx, dbias = pullback(jnp.asarray(dy, dtype))
     assert y.dtype == dx.dtype == dtype
     assert dbias.dtype == jnp.float32
     assert error(y, x + bias) < tolerance

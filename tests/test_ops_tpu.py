@@ -1,4 +1,4 @@
-"""The implementations for a TPU equal the reference ones on any machine: values, gradients, odd sizes, both types."""
+"""The implementations for TPUs equal the reference, as tested on any machine: values and gradients, odd sizes, both dtypes."""
 
 import functools
 from types import SimpleNamespace
@@ -53,8 +53,8 @@ def test_attention_and_its_gradients(n, windows, t, m, c, shifted, dtype, tolera
     got = results(attention_tpu.CHUNKS, q, k, v, bias, dy)
     exact = results(attention_reference.attention, *(a.astype(jnp.float32) for a in (q, k, v, bias, dy)))
     assert [a.dtype for a in got] == [dtype] * 4 + [jnp.float32]
-    for one, other in zip(got, exact):
-        close(one.astype(jnp.float32), other, tolerance)
+    for result, expected in zip(got, exact):
+        close(result.astype(jnp.float32), expected, tolerance)
 
 
 def conv_in_blocks(x, kernel):
@@ -87,8 +87,8 @@ def test_conv_and_its_gradients(implementation, shape, o, dtype, tolerance):
     got = results(implementation, x, kernel, dy)
     exact = results(conv_reference.conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
     assert [a.dtype for a in got] == [dtype] * 3
-    for one, other in zip(got, exact):
-        close(one.astype(jnp.float32), other, tolerance)
+    for result, expected in zip(got, exact):
+        close(result.astype(jnp.float32), expected, tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
@@ -101,8 +101,8 @@ def test_patch_conv_and_its_gradients(dtype, tolerance):
         return y, *pullback(dy)
 
     exact = results(conv_reference.patch_conv, *(a.astype(jnp.float32) for a in (x, kernel, dy)))
-    for one, other in zip(results(conv_tpu.PAIRS_OF_PLANES, x, kernel, dy), exact):
-        close(one.astype(jnp.float32), other, tolerance)
+    for result, expected in zip(results(conv_tpu.PAIRS_OF_PLANES, x, kernel, dy), exact):
+        close(result.astype(jnp.float32), expected, tolerance)
 
 
 UP_CONVS = [
@@ -126,11 +126,11 @@ def test_up_conv_and_its_gradients(implementation, shape, c, u, o, dtype, tolera
         return *y, *pullback(dy)
 
     got = results(implementation, dy, *inputs)
-    wide = [a.astype(jnp.float32) for a in (*dy, *inputs)]
-    exact = results(up_conv_reference.up_conv, tuple(wide[:2]), *wide[2:])
+    in_float32 = [a.astype(jnp.float32) for a in (*dy, *inputs)]
+    exact = results(up_conv_reference.up_conv, tuple(in_float32[:2]), *in_float32[2:])
     assert {a.dtype for a in got} == {jnp.dtype(dtype)}
-    for one, other in zip(got, exact):
-        close(one.astype(jnp.float32), other, tolerance)
+    for result, expected in zip(got, exact):
+        close(result.astype(jnp.float32), expected, tolerance)
 
 
 @pytest.mark.parametrize("shifts", [(-1, 1, -2), (2, 0, 1), (0, -1, 4), (0, 0, 0)])
@@ -147,10 +147,10 @@ def test_a_residual_block_of_a_grid_in_blocks(norm):
         in_channels=2, out_channels=3, feature_size=12, norm_name=norm, num_groups=2 if norm == "group" else None
     )
     block, x = ResBlock(2, 4, config, rngs=nnx.Rngs(0)), normal(2, 8, 8, 16, 2)
-    (got, stats), (expected, exact) = block(to_blocks(x), train=True), block(x, train=True)
+    (got, stats), (expected, expected_stats) = block(to_blocks(x), train=True), block(x, train=True)
     close(from_blocks(got), expected, 1e-5)
-    assert stats.keys() == exact.keys()
-    for name, value in exact.items():
+    assert stats.keys() == expected_stats.keys()
+    for name, value in expected_stats.items():
         close(stats[name], value, 1e-5)
 
 

@@ -38,8 +38,8 @@ def test_the_old_name_of_spatial_shards_works_with_a_warning(words, capsys):
 def test_a_stored_run_with_the_old_name_loads_and_is_resumed_with_either_name(run, capsys):
     assert description.read_recipe(run).devices == Devices(spatial_shards=2)
     for name, warned in (("--depth", True), ("--spatial-shards", False)):
-        recipe, continues, _ = command.parse(["--resume", str(run), name, "4"])
-        assert continues and recipe.devices.spatial_shards == 4
+        recipe, resumes, _ = command.parse(["--resume", str(run), name, "4"])
+        assert resumes and recipe.devices.spatial_shards == 4
         assert (OLD_NAME in capsys.readouterr().err) == warned
         changes = resume.changed_options(run, description.read_description(run, description.Head), recipe, free=resume.FREE)
         assert changes == {"devices.spatial_shards": [2, 4]}
@@ -49,11 +49,11 @@ def test_a_stored_run_with_the_old_name_loads_and_is_resumed_with_either_name(ru
 
 @pytest.mark.parametrize(("name", "warned"), [("--depth", True), ("--spatial-shards", False)])
 def test_predict_takes_the_old_name_of_spatial_shards(name, warned, monkeypatch, capsys):
-    taken = []
-    monkeypatch.setattr(Predict, "run", lambda self: taken.append(self.spatial_shards) or 0)
-    with pytest.raises(SystemExit) as done:
+    shards = []
+    monkeypatch.setattr(Predict, "run", lambda self: shards.append(self.spatial_shards) or 0)
+    with pytest.raises(SystemExit) as exited:
         cli.main(["predict", "-i", "scan", "-o", "out", "-m", "run", name, "4"])
-    assert done.value.code == 0 and taken == [4] and (OLD_NAME in capsys.readouterr().err) == warned
+    assert exited.value.code == 0 and shards == [4] and (OLD_NAME in capsys.readouterr().err) == warned
 
 
 def test_the_plan_for_a_pod_takes_the_old_name_of_spatial_shards(capsys):
@@ -78,10 +78,10 @@ def test_all_paths_become_absolute_also_in_groups_and_in_recipes_with_functions(
     monkeypatch.chdir(tmp_path)
     names = ("data", "base", "out", "splits", "cache")
     recipe = Recipe(kind="labels", **{name: Path(name) for name in names}, init=Init(checkpoint=Path("start")), loss=max)
-    moved = recipe.absolute()
-    assert [getattr(moved, name) for name in names] == [tmp_path / name for name in names]
-    assert moved.init.checkpoint == tmp_path / "start" and moved.loss is max and moved.augment == Augment()
-    assert replace(moved, **{name: Path(name) for name in names}, init=recipe.init) == recipe
+    absolute = recipe.absolute()
+    assert [getattr(absolute, name) for name in names] == [tmp_path / name for name in names]
+    assert absolute.init.checkpoint == tmp_path / "start" and absolute.loss is max and absolute.augment == Augment()
+    assert replace(absolute, **{name: Path(name) for name in names}, init=recipe.init) == recipe
     with refused("is an address of a remote store"):
         replace(recipe, init=Init(checkpoint=Path("gs://b/x"))).check()
 
@@ -89,13 +89,13 @@ def test_all_paths_become_absolute_also_in_groups_and_in_recipes_with_functions(
 def test_the_functions_of_a_recipe_are_the_fields_that_are_not_options():
     plain = Recipe(kind="labels")
     assert plain.functions() == {} and plain.options() == Options(kind="labels")
-    given = replace(plain, augment=max, transforms=min)
-    assert given.functions() == {"augment": max, "transforms": min} and given.options() == Options(kind="labels")
+    custom = replace(plain, augment=max, transforms=min)
+    assert custom.functions() == {"augment": max, "transforms": min} and custom.options() == Options(kind="labels")
     with refused("--augment.pad-foreground has no effect here, since the recipe gives a function for `augment`"):
-        given.with_options(Options(kind="labels", augment=Augment(pad_foreground=False)))
+        custom.with_options(Options(kind="labels", augment=Augment(pad_foreground=False)))
     with refused("--augment.flips has no effect here, since the recipe gives a function for `augment`"):
-        given.check_effect(["steps", "augment.flips"])  # also if the value is the default
-    given.check_effect(["steps", "loss.kind"])
+        custom.check_effect(["steps", "augment.flips"])  # also if the value is the default
+    custom.check_effect(["steps", "loss.kind"])
     assert plain.replaced_options() == {} and replace(plain, loss=max).replaced_options() == {"loss": ("loss.",)}
 
 

@@ -73,8 +73,8 @@ def test_every_fault_of_the_list_has_its_test():
 @pytest.mark.fault("4.5")
 def test_the_lowest_scipy_is_not_below_that_of_jax():
     def lowest(requirements: list[str]) -> tuple[int, ...]:
-        (found,) = [match for text in requirements if (match := re.match(r"scipy>=(\d+)\.(\d+)", text))]
-        return tuple(map(int, found.groups()))
+        (version,) = [match for text in requirements if (match := re.match(r"scipy>=(\d+)\.(\d+)", text))]
+        return tuple(map(int, version.groups()))
 
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert lowest(ours) >= lowest(importlib.metadata.requires("jax"))

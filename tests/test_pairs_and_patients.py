@@ -17,8 +17,8 @@ from swinunetr_jax.evaluation.pairs import Reference, References, find_predictio
 from swinunetr_jax.task import Task
 
 
-def reference(path):
-    return Reference(path / "label.nii.gz", (path / "image.nii.gz",))
+def reference(folder):
+    return Reference(folder / "label.nii.gz", (folder / "image.nii.gz",))
 
 
 @pytest.mark.fault("1.5")
@@ -26,12 +26,12 @@ def test_predictions_are_scored_against_the_label_of_their_own_scan(tmp_path):
     """Formerly the result CT_image of P002 was scored against the label of P001, with a Dice of 0.28 instead of 1."""
     out = tmp_path / "out"
     cases = {}
-    for at, (patient, name) in enumerate([("P001", None), ("P002", "CT_image"), ("P003", "CT_image_2")]):
+    for index, (patient, name) in enumerate([("P001", None), ("P002", "CT_image"), ("P003", "CT_image_2")]):
         folder = tmp_path / "data" / patient / "CT"
         save(folder / "image.nii.gz", np.ones(SHAPE, np.float32))
-        save(folder / "label.nii.gz", ball(at))
+        save(folder / "label.nii.gz", ball(index))
         if name:
-            save(out / f"{name}.nii.gz", ball(at))
+            save(out / f"{name}.nii.gz", ball(index))
             scan = {"path": str(folder / "image.nii.gz"), "bytes": 1, "modified_ns": 1}
             cases[name] = {"inputs": [scan], "outputs": {"labels": {"path": f"{name}.nii.gz", "bytes": 1}}}
     write_list(out / "predict.json", settings={"task": Task.classes(2).to_dict()}, cases=cases)
@@ -44,17 +44,17 @@ def test_predictions_are_scored_against_the_label_of_their_own_scan(tmp_path):
 
 @pytest.mark.fault("1.5")
 def test_uncertain_pairs_are_refused(tmp_path):
-    one, other = tmp_path / "P001" / "CT", tmp_path / "P002" / "CT"
-    touch(one, "image.nii.gz", "label.nii.gz")
-    scans = {"CT_image": {"inputs": [{"path": str(other / "image.nii.gz"), "bytes": 7}]}}
-    pairs = pair_cases({"CT_image": Path("CT_image.nii.gz")}, References({"CT_image": reference(one)}), {"cases": scans})
+    first, second = tmp_path / "P001" / "CT", tmp_path / "P002" / "CT"
+    touch(first, "image.nii.gz", "label.nii.gz")
+    records = {"CT_image": {"inputs": [{"path": str(second / "image.nii.gz"), "bytes": 7}]}}
+    pairs = pair_cases({"CT_image": Path("CT_image.nii.gz")}, References({"CT_image": reference(first)}), {"cases": records})
     assert "different scan" in pairs.refused["CT_image"] and not pairs.predictions
-    # two results of one scan
-    scans = {name: {"inputs": [{"path": str(one / "image.nii.gz"), "bytes": 1}]} for name in ("a", "b")}
-    maps = {name: Path(f"{name}.nii.gz") for name in scans}
-    pairs = pair_cases(maps, References({"c": reference(one)}), {"cases": scans})
+    # Two results of one scan are refused.
+    records = {name: {"inputs": [{"path": str(first / "image.nii.gz"), "bytes": 1}]} for name in ("a", "b")}
+    maps = {name: Path(f"{name}.nii.gz") for name in records}
+    pairs = pair_cases(maps, References({"c": reference(first)}), {"cases": records})
     assert set(pairs.refused) == {"a", "b"} and "same scan" in pairs.refused["a"]
-    # one result and one reference of different names are a pair only if the user gave both
+    # One result and one reference of different names are a pair only if the user gave both.
     one_each = {"a": Path("a.nii.gz")}, References({"b": Reference(Path("b.nii.gz"))}), {}
     assert "a" not in pair_cases(*one_each).references.cases
     assert "a" in pair_cases(*one_each, same=True).references.cases
@@ -63,10 +63,10 @@ def test_uncertain_pairs_are_refused(tmp_path):
 @pytest.mark.fault("1.5")
 def test_two_label_maps_for_one_case_are_refused(tmp_path):
     touch(tmp_path, "a.nii", "a.nii.gz", "b.nii.gz", "labels/c_seg.nii.gz", "labels/c_mask.nii.gz", "labels/d_seg.nii.gz")
-    found = find_predictions(tmp_path)
-    assert list(found.cases) == ["b"] and "a.nii, a.nii.gz" in found.refused["a"]
-    found = find_references(tmp_path / "labels")
-    assert list(found.cases) == ["d"] and "several label maps" in found.refused["c"]
+    predictions = find_predictions(tmp_path)
+    assert list(predictions.cases) == ["b"] and "a.nii, a.nii.gz" in predictions.refused["a"]
+    references = find_references(tmp_path / "labels")
+    assert list(references.cases) == ["d"] and "several label maps" in references.refused["c"]
 
 
 @pytest.mark.fault("1.6")
@@ -116,8 +116,8 @@ def test_all_cases_of_a_patient_are_in_one_fold_and_the_number_of_patients_is_pr
     for case in cases:
         folds.setdefault(case.name[:6], set()).add(case.fold)
     assert all(len(numbers) == 1 for numbers in folds.values()) and "20 cases of 10 patients" in messages[0]
-    given = [labelled("sub-01_ses-1", fold=0), labelled("sub-01_ses-2", fold=1)]
-    with_folds(given, notify=messages.append)
+    cases_with_folds = [labelled("sub-01_ses-1", fold=0), labelled("sub-01_ses-2", fold=1)]
+    with_folds(cases_with_folds, notify=messages.append)
     assert "sub-01" in messages[-1] and "several folds" in messages[-1]
 
 
