@@ -30,22 +30,22 @@ def mistake(known: list[Option], arguments: Sequence[str], prog: str) -> str | N
             hint = f"did you mean {meant}? " if meant else ""
             return f"there is no option {console.literal(name)}: {hint}{help_text[0].upper() if meant else '`'}{help_text[1:]}."
         option = named[key]
-        taken, rest = taken_values(option.type, values)
+        option_values, rest = taken_values(option.type, values)
         positional += rest
         seen.append(option)
         if option.is_flag and values and no_positional:
             off = next(spelling for spelling in spellings(option) if "no-" in spelling)
             return f"{name} takes no value, got {_shown(values)}: give {option.names[0]} or {off}."
-        if not option.is_flag and (not fits(option.type, taken) or (rest and no_positional)):
-            return _value_mistake(option, name, values if no_positional else taken)
+        if not option.is_flag and (not fits(option.type, option_values) or (rest and no_positional)):
+            return _value_mistake(option, name, values if no_positional else option_values)
     for option in known:
         if not option.positional:
             continue
-        taken, positional = taken_values(option.type, positional)
-        if taken:
+        option_values, positional = taken_values(option.type, positional)
+        if option_values:
             seen.append(option)
-            if not fits(option.type, taken):
-                return _value_mistake(option, option.names[0], taken)
+            if not fits(option.type, option_values):
+                return _value_mistake(option, option.names[0], option_values)
     if positional:
         surplus = "is one argument" if len(positional) == 1 else f"are {len(positional)} arguments"
         return f"{_shown(positional)} {surplus} too many: {help_text}."

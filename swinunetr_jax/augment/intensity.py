@@ -68,8 +68,8 @@ class GaussianBlur(Intensity):
 
     def draw(self, key: Array, channels: int) -> Array:
         sample_key, channel_key, value_key = jax.random.split(key, 3)
-        chosen = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels, 1))
-        return jnp.where(chosen, uniform(value_key, self.sigma, (channels, 3)), 0.0)
+        changed = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels, 1))
+        return jnp.where(changed, uniform(value_key, self.sigma, (channels, 3)), 0.0)
 
     def apply(self, image: Array, parameters: Array) -> Array:
         radius = round(3 * self.sigma[1] - 0.25)
@@ -158,8 +158,8 @@ class LowResolution(Intensity):
 
     def draw(self, key: Array, channels: int) -> Array:
         sample_key, channel_key, value_key = jax.random.split(key, 3)
-        chosen = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels,))
-        return jnp.where(chosen, uniform(value_key, self.factor, (channels,)), 1.0)
+        changed = happens(sample_key, self.probability) & happens(channel_key, self.channel_probability, (channels,))
+        return jnp.where(changed, uniform(value_key, self.factor, (channels,)), 1.0)
 
     def apply(self, image: Array, parameters: Array) -> Array:
         def reduce(image: Array) -> Array:

@@ -215,9 +215,11 @@ def _number(metric: str, value: float) -> str:
 def _aligned(rows: list[list[str]], text_last: bool = False) -> list[str]:
     """Returns lines with columns as wide as their longest cell: text is left-aligned, numbers are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    left = {0, 1 if not text_last else -1, len(widths) - 1 if text_last else -1}
+    left_aligned = {0, 1 if not text_last else -1, len(widths) - 1 if text_last else -1}
     lines = []
     for row in rows:
-        cells = [text.ljust(w) if i in left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))]
+        cells = [
+            text.ljust(width) if i in left_aligned else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))
+        ]
         lines.append("  ".join(cells).rstrip())
     return lines

@@ -160,18 +160,18 @@ class Challenge:
         Raises:
             InputError: the files cannot be written.
         """
-        notes, known = list[str](), sorted({value for values in REGIONS[self.ranking].values() for value in values})
+        notes, known_values = list[str](), sorted({value for values in REGIONS[self.ranking].values() for value in values})
         for side, labels in (("prediction", pred), ("reference", ref.array)):
             labels = labels if ignore is None else np.where(ref.array == ignore, 0, labels)
             if task.et_label == UNTIL_2022:
                 labels = np.where(labels == UNTIL_2022, SINCE_2023, np.where(labels == SINCE_2023, 0, labels))
-            unknown = sorted(set(np.unique(labels).tolist()) - {0, *known})
+            unknown = sorted(set(np.unique(labels).tolist()) - {0, *known_values})
             if unknown:
                 notes.append(
                     f"label {', '.join(map(str, unknown))} of the {side} is unknown to the program of BraTS 2026 and counts as background "
                     "in its scores"
                 )
-                labels = np.where(np.isin(labels, known), labels, 0)
+                labels = np.where(np.isin(labels, known_values), labels, 0)
             write_volume(self._root / side / f"{len(self.names):05d}-000.nii.gz", labels, ref)
         self.names.append(name)
         return notes

@@ -72,10 +72,10 @@ def pair_cases(
         if name in predictions and name not in pairs:
             refused.setdefault(name, reason)
     unpaired = {name: case for name, case in references.cases.items() if name not in pairs.values() and name not in refused}
-    distinct = {name if name not in cases else f"{name} (reference)": case for name, case in unpaired.items()}
+    unpaired_by_name = {name if name not in cases else f"{name} (reference)": case for name, case in unpaired.items()}
     order = [name for name in predictions if name in cases]
-    kept = {name: path for name, path in predictions.items() if name not in refused}
-    return Pairs(kept, replace(references, cases={name: cases[name] for name in order} | distinct), refused)
+    usable_predictions = {name: path for name, path in predictions.items() if name not in refused}
+    return Pairs(usable_predictions, replace(references, cases={name: cases[name] for name in order} | unpaired_by_name), refused)
 
 
 def _inputs(prediction: Path, name: str, record: Mapping[str, Any]) -> Inputs:

@@ -106,11 +106,11 @@ def predict_cases(
             continue
         except InputError as error:
             stale = record.fail(case, str(error))
-            kept = f" (an older result is kept: {', '.join(o['path'] for o in stale.values())})" if stale else ""
+            older_note = f" (an older result is kept: {', '.join(o['path'] for o in stale.values())})" if stale else ""
             names = cases_by_fault.setdefault(problem_key(case.name, str(error)), [])
             names.append(case.name)
-            if len(names) <= ONE_BY_ONE or kept:
-                console.say(f"{title}: FAILED: {literal(error)}{literal(kept)}", sys.stderr)
+            if len(names) <= ONE_BY_ONE or older_note:
+                console.say(f"{title}: FAILED: {literal(error)}{literal(older_note)}", sys.stderr)
             failed.append(case.name)
             continue
         seconds.append(case_seconds)

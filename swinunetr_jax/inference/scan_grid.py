@@ -117,9 +117,11 @@ def _axis_by_axis(planes: Iterator[Planes], coverage: Coverage, back: InverseRes
         ready = int(np.searchsorted(high, end))  # the number of planes of the scan that need no later piece
         while done < ready:
             # The number of planes is always the same, so that only one program is compiled.
-            chosen = np.minimum(np.arange(done, done + group), ready - 1)
-            first, second = (np.where(index[chosen] < piece.first, 0, index[chosen] - start + 1) for index in (low, high))
-            logits = _interpolate(carried, piece.array, (first, second, share[chosen]), *rest)
+            scan_planes = np.minimum(np.arange(done, done + group), ready - 1)
+            first, second = (
+                np.where(index[scan_planes] < piece.first, 0, index[scan_planes] - start + 1) for index in (low, high)
+            )
+            logits = _interpolate(carried, piece.array, (first, second, share[scan_planes]), *rest)
             count = min(group, ready - done)
             finished = slice(where[0].start + done, where[0].start + done + count)
             yield ScanPlanes((finished, *where[1:]), (slice(0, count),), logits)

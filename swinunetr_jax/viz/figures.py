@@ -41,8 +41,10 @@ def drawable(text: str) -> str:
     text = console.literal(text)
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT - 1]}…"
-    known = _characters()
-    return "".join(character if ord(character) in known else character.encode("unicode_escape").decode() for character in text)
+    code_points = _characters()
+    return "".join(
+        character if ord(character) in code_points else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 @cache
