@@ -23,7 +23,7 @@ def saves_work(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array)
 SAVES_WORK = "a grid so large that the fused kernel saves more than twice the multiplications that fusing costs"
 
 
-# ---- as the kernel of a transposed convolution
+# ---- the fused kernel of a transposed convolution
 
 # [e, t, r] along one axis: the product of tap t of the 3-kernel and tap r of the upsampling is a term of tap e of the 4-kernel
 _TAPS_OF_4 = np.zeros((4, 3, 2), np.float32)
@@ -39,13 +39,13 @@ def fuse_kernels(up: Array, kernel: Array) -> Array:
     return jnp.einsum("rqstuvio,atr,buq,cvs->abcio", pairs, taps, taps, taps)
 
 
-# ---- as kernels on windows of two coarse voxels along each axis
+# ---- the fused kernels for windows of two coarse voxels along each axis
 
 # [p, s, t, r] along one axis: for the fine voxel 2 i + p, tap t of the 3-kernel reads tap r of the upsampling of neighbour s in the window
 _TAPS_OF_WINDOWS = np.zeros((2, 2, 3, 2), np.float32)
 for _p, _s, _t, _r in ((0, 0, 0, 1), (0, 1, 1, 0), (0, 1, 2, 1), (1, 0, 0, 0), (1, 0, 1, 1), (1, 1, 2, 0)):
     _TAPS_OF_WINDOWS[_p, _s, _t, _r] = 1
-# along all three axes: rows are neighbours and then parities, columns are taps of the upsampling and then of the 3-kernel
+# The same for all three axes: rows are neighbours and then parities, columns are taps of the upsampling and then of the 3-kernel
 _TAPS_OF_3D_WINDOWS = np.einsum("xatr,ybuq,zcvs->abcxyzrqstuv", *[_TAPS_OF_WINDOWS] * 3).reshape(64, 216)
 
 

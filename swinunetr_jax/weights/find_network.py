@@ -44,8 +44,8 @@ class _Network:
     Attributes:
         key: the dotted path of the entry that contains it, followed by the prefix of its names.
         tensors: its tensors by MONAI's names.
-        known: names of tensors next to its own that are known not to be part of a network.
-        unknown: names of other tensors next to its own that are not part of it.
+        known: names of accompanying tensors that are known not to belong to any network.
+        unknown: names of other accompanying tensors that are not part of the network.
         tensor_paths: the dotted paths in the file of all of these tensors.
     """
 

@@ -34,11 +34,11 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
 
     def chunk(part: Part, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         weights = attention_weights(part(q), part(k), bias, part.regions(regions))
-        # as [n, m, t, c], because XLA would otherwise transpose arrays of t × t
+        # The parts are [n, m, t, c], because XLA would otherwise transpose arrays of t × t.
         part_q, part_k, part_v, part_dy = (part(a).swapaxes(1, 2) for a in (q, k, v, dy))
         dweights = jnp.einsum("nmtc,nmsc->nmts", part_dy, part_v, preferred_element_type=weights.dtype)
         # sum(y * dy) would be the same number, but with other rounding errors than dweights. Where one weight is 1, the difference is
-        # zero and nothing but these errors would remain.
+        # zero and only these errors would remain.
         dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
         rounded = dlogits.astype(q.dtype)
         part_gradients = (

@@ -79,7 +79,7 @@ def _chunks(limit: int, bias: Array, *arrays: Array, regions: Array | None) -> t
     Each of the `count` chunks consists of every `count`-th window, so that windows that are sharded over devices stay on their devices.
     """
     windows = len(arrays[0])
-    # as few chunks of equal size as the limit allows; if the number of windows has few divisors, chunks are far smaller than the limit
+    # There are as few chunks of equal size as the limit allows. If the number of windows has few divisors, they are far smaller than that.
     fitting_counts = (n for n in range(1, windows) if windows % n == 0 and windows // n * bias.size * 4 <= limit)
     count = next(fitting_counts, windows)
     arrays_by_chunk = [rearrange(a, "(n i) t m c -> n i m c t", i=count) for a in arrays]
