@@ -1,1 +1,1 @@
-"""Everything that is wrong with a data set, case by case and as a whole."""
+"""Checks of a data set: of each case, and of all cases together."""

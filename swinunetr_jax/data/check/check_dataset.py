@@ -1,4 +1,4 @@
-"""Checks a data set before training: every case, differences between cases, and a summary of its facts.
+"""Checks a data set before training: every case, differences between cases, and a summary.
 
 findings.py lists the kinds of findings.
 """
@@ -34,10 +34,12 @@ class DatasetReport:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All findings: those of each case, then those of the data set as a whole."""
-        across = _between_cases(self.dataset, self.cases)
-        own = [f for report in self.cases for f in (*report.findings, *(a for a in across if a.case == report.case.name))]
-        whole = [Finding(None, "warning", "left-out", None, text) for text in self.dataset.warnings]
-        return (*own, *whole, *(finding for finding in across if finding.case is None))
+        comparisons = _between_cases(self.dataset, self.cases)
+        of_cases: list[Finding] = []
+        for report in self.cases:
+            of_cases += (*report.findings, *(finding for finding in comparisons if finding.case == report.case.name))
+        of_dataset = [Finding(None, "warning", "left-out", None, text) for text in self.dataset.warnings]
+        return (*of_cases, *of_dataset, *(finding for finding in comparisons if finding.case is None))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -51,10 +53,10 @@ class DatasetReport:
         """Returns counts and distributions over the cases as JSON values; shapes in voxels, spacing in mm, volumes in ml."""
         cases = [report.case for report in self.cases]
         folds = Counter(case.fold for case in cases if case.fold is not None)
-        present: dict[int, list[float]] = {}
+        label_volumes: dict[int, list[float]] = {}
         for report in self.cases:
             for value, volume in (report.volumes_ml or {}).items():
-                present.setdefault(value, []).append(volume)
+                label_volumes.setdefault(value, []).append(volume)
         ranges: dict[str, list[tuple[float, float]]] = {}
         for channel in (channel for report in self.cases for channel in report.channels):
             if channel.low is not None and channel.high is not None:
@@ -68,12 +70,15 @@ class DatasetReport:
             "spacing": _spread([report.spacing for report in self.cases if report.spacing]),
             "orientations": dict(Counter(report.orientation for report in self.cases if report.orientation).most_common()),
             "intensities": {
-                name: {"low": _rounded(min(low for low, _ in found)), "high": _rounded(max(high for _, high in found))}
-                for name, found in ranges.items()
+                name: {
+                    "low": _rounded(min(low for low, _ in channel_ranges)),
+                    "high": _rounded(max(high for _, high in channel_ranges)),
+                }
+                for name, channel_ranges in ranges.items()
             },
             "labels": {
-                str(value): {"cases": len(ml), **_spread([(v,) for v in ml], single=True)}
-                for value, ml in sorted(present.items())
+                str(value): {"cases": len(volumes), **_spread([(volume,) for volume in volumes], single=True)}
+                for value, volumes in sorted(label_volumes.items())
             },
         }
 
@@ -112,7 +117,7 @@ def check_dataset(
     Args:
         dataset: the data set to check.
         channels: the channels that a network takes; by default every case must have as many as the others.
-        labels: the values that may occur besides 0; by default those that the data set names, if it does.
+        labels: the values that may occur besides 0; by default those that the data set names, or any value if it names none.
         progress: called after each case, in order, in the calling thread.
         workers: the number of threads that read. Each needs a few times the memory of the largest file.
     """
@@ -120,14 +125,14 @@ def check_dataset(
         raise InputError(f"`workers` must be at least 1, got {workers}.")
     examine = partial(check_case, channels=channels, labels=labels if labels is not None else _label_values(dataset))
     reports = []
-    for report in _each(examine, dataset.cases, workers):
+    for report in _check_each(examine, dataset.cases, workers):
         reports.append(report)
         if progress:
             progress(report)
     return DatasetReport(dataset, tuple(reports))
 
 
-def _each(examine: Callable[[Case], CaseReport], cases: Sequence[Case], workers: int) -> Iterator[CaseReport]:
+def _check_each(examine: Callable[[Case], CaseReport], cases: Sequence[Case], workers: int) -> Iterator[CaseReport]:
     """Yields the reports in order. Threads suffice, because decompression and most of numpy release Python's global interpreter lock."""
     if workers == 1:
         yield from map(examine, cases)
@@ -151,29 +156,29 @@ def _label_values(dataset: Dataset) -> set[int] | None:
 
 def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Finding]:
     """Returns the findings that follow from a comparison of cases."""
-    found = [
+    findings = [
         *_differing(
             reports,
             "orientation",
             lambda report: report.orientation,
-            lambda own, most, share: (
-                f"the axes point to {own}, but in {share} to {most}; train in one orientation or reorient the file."
+            lambda own, majority, share: (
+                f"the axes point to {own}, but in {share} to {majority}; train in one orientation or reorient the file."
             ),
         ),
         *_differing(
             reports,
             "spacing",
             lambda report: report.spacing and tuple(round(s, 2) for s in report.spacing),
-            lambda own, most, share: (
-                f"the voxels are {join_sizes(own)} mm, but {share} have {join_sizes(most)} mm; resample the case."
+            lambda own, majority, share: (
+                f"the voxels are {join_sizes(own)} mm, but {share} have {join_sizes(majority)} mm; resample the case."
             ),
         ),
         *_differing(
             [r for r in reports if not {f.kind for f in r.findings} & {"incomplete", "unreadable", "channel-count"}],
             "channel-count",
             lambda report: len(report.channels),
-            lambda own, most, share: (
-                f"it has {own} channel{'s' * (own != 1)}, but {share} have {most}; complete the case or leave it out."
+            lambda own, majority, share: (
+                f"it has {own} channel{'s' * (own != 1)}, but {share} have {majority}; complete the case or leave it out."
             ),
             "error",
         ),
@@ -184,8 +189,8 @@ def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Find
     if implicit and 2 * len(unlabelled) < len(reports):
         # No list says which cases are for training. If only a few cases have no label, that is probably a mistake.
         text = "it has no label map, unlike most cases, and counts as a test case; add the label if it is for training."
-        found += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
-    return found if dataset.labels else found + _conventions(reports)  # a dataset.json states the meaning of labels 3 and 4
+        findings += [Finding(case.name, "warning", "missing-label", None, text) for case in unlabelled]
+    return findings if dataset.labels else findings + _conventions(reports)  # a dataset.json states the meaning of labels 3 and 4
 
 
 def _differing(
@@ -195,7 +200,7 @@ def _differing(
     message: Callable[[T, T, str], str],
     severity: str = "warning",
 ) -> list[Finding]:
-    """Returns a finding for each case that differs from the majority, or one for the data set if there is no majority.
+    """Returns a finding for each case that differs from the majority, or one for the data set as a whole if there is no majority.
 
     Args:
         reports: the cases.
@@ -208,41 +213,43 @@ def _differing(
     counts = Counter(value for _, value in values).most_common()
     if len(counts) < 2:
         return []
-    most, times = counts[0]
-    if severity == "warning" and 2 * times <= len(values):
+    majority, count = counts[0]
+    if severity == "warning" and 2 * count <= len(values):
         text = f"{len(counts)} different {kind}s occur, none of them in most cases; convert all cases to one."
         return [Finding(None, severity, kind, None, text)]
-    share = f"{times} of {len(values)} cases"
-    return [Finding(r.case.name, severity, kind, None, message(value, most, share)) for r, value in values if value != most]
+    share = f"{count} of {len(values)} cases"
+    return [
+        Finding(r.case.name, severity, kind, None, message(value, majority, share)) for r, value in values if value != majority
+    ]
 
 
 def _copies(reports: Sequence[CaseReport]) -> list[Finding]:
     """Returns a finding for each image that occurs in two cases, because training on one makes the score of the other too high."""
     seen: dict[str, tuple[str, str]] = {}
-    found: dict[tuple[str, str], Finding] = {}
+    findings: dict[tuple[str, str], Finding] = {}
     for report in reports:
         for channel in report.channels:
             name = report.case.name
-            first, file = seen.setdefault(channel.digest, (name, channel.path.name))
-            if first != name and channel.low != channel.high:
+            first_case, first_file = seen.setdefault(channel.digest, (name, channel.path.name))
+            if first_case != name and channel.low != channel.high:
                 text = (
-                    f"it has the same voxels as {file} of case {first}; leave one out, because scores are too high if one copy is "
-                    "trained on and the other validated on."
+                    f"it has the same voxels as {first_file} of case {first_case}; leave one out, because scores are too high if one "
+                    "copy is trained on and the other validated on."
                 )
-                found.setdefault((name, first), Finding(name, "warning", "duplicate", channel.path, text))
-    return list(found.values())
+                findings.setdefault((name, first_case), Finding(name, "warning", "duplicate", channel.path, text))
+    return list(findings.values())
 
 
 def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
     """Returns a finding if cases have label 3 or 4 and none has both, as in a mixture of BraTS data of different years."""
-    using = {label: [r.case.name for r in reports if label in (r.volumes_ml or {})] for label in brats.ET_LABELS}
+    names = {label: [r.case.name for r in reports if label in (r.volumes_ml or {})] for label in brats.ET_LABELS}
     values = {value for report in reports for value in report.volumes_ml or {}}
     reported = any(finding.kind in ("et-label", "unknown-label") for report in reports for finding in report.findings)
-    if reported or not values <= set(range(5)) or set(using[3]) & set(using[4]) or not (using[3] and using[4]):
+    if reported or not values <= set(range(5)) or set(names[3]) & set(names[4]) or not (names[3] and names[4]):
         return []
     text = (
-        f"{len(using[3])} cases have label 3 and {len(using[4])} others label 4, but none has both: are they the enhancing tumour of BraTS "
-        f"{brats.NAMING[3].years} and {brats.NAMING[4].years}? If so, renumber one of them."
+        f"{len(names[3])} cases have label 3 and {len(names[4])} others label 4, but none has both: do both mean the "
+        f"enhancing tumour, as in BraTS {brats.NAMING[3].years} and {brats.NAMING[4].years}? If so, renumber one of the two labels."
     )
     return [Finding(None, "warning", "et-label", None, text)]
 
@@ -256,7 +263,7 @@ def join_sizes(values: Sequence[float]) -> str:
 
 
 def _spread(rows: list[tuple[float, ...]], single: bool = False) -> dict[str, Any]:
-    """Returns the median, minimum and maximum of each column; of a single column, if `single`, as numbers instead of lists."""
+    """Returns the median, minimum and maximum of each column as lists, or those of the only column as numbers if `single`."""
     if not rows:
         return {}
     table = np.array(rows, np.float64)

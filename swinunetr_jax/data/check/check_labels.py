@@ -36,12 +36,12 @@ def read_counts(path: Path, findings: Findings) -> tuple[Volume, dict[int, int]]
     if bad := int((~finite).sum()):
         findings.add("not-finite", path, f"{bad} of {finite.size} voxels are NaN or Inf; replace them with a label.")
     values = volume.array[finite].astype(np.float64)
-    whole = np.abs(values - np.rint(values)) <= LABEL_TOLERANCE
-    if bad := int((~whole).sum()):
-        example = values[~whole][0]
+    integral = np.abs(values - np.rint(values)) <= LABEL_TOLERANCE
+    if bad := int((~integral).sum()):
+        example = values[~integral][0]
         text = f"{bad} of {finite.size} voxels are not integers, such as {example:g}; resample labels by nearest neighbour."
         findings.add("label-values", path, text)
-    values = np.rint(values[whole])
+    values = np.rint(values[integral])
     inside = (values >= 0) & (values < 2**31)
     if bad := int((~inside).sum()):
         text = f"{bad} of {finite.size} voxels are outside 0 … 2147483647, such as {values[~inside][0]:.0f}; renumber the labels."

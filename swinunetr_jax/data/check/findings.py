@@ -11,7 +11,7 @@ grid            error     images, or an image and the label, are on different gr
 missing-label   error     a training case has no label (a warning if no list says which cases are for training)
 label-shape     error     a label map has channels
 label-values    error     labels are not integers from 0 to 255
-unknown-label   error     a value is not one of the data set's
+unknown-label   error     a value is not one of the data set's labels
 et-label        error     BraTS: the enhancing tumour has the label of other years, 3 or 4
 empty-label     warning   the label map is only background
 orientation     warning   axes point in other directions than in most cases
@@ -28,7 +28,7 @@ from swinunetr_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. `case` is None if it concerns the data set as a whole, and `path` is None if it concerns no single file."""
+    """One fault. `case` is None for a fault of the data set as a whole, and `path` is None for a fault of no single file."""
 
     case: str | None
     severity: str  # 'error' or 'warning'

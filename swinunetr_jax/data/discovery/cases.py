@@ -45,7 +45,7 @@ class Dataset:
 
     `layout` is 'brats', 'monai-datalist', 'decathlon', 'nnunet', 'case-folder' or 'files'. `labels` maps each name to its value, or to
     the values of a region. `ignored` is a sentence on entries that are not scans; `warnings` are sentences on scans that are not used and
-    on guesses.
+    on guesses, such as which of several label maps to use.
     """
 
     layout: str
@@ -60,8 +60,8 @@ class Dataset:
     @property
     def et_label(self) -> int | None:
         """The enhancing tumour's label, 4 or 3, if the names of all cases imply the same one, otherwise None."""
-        found = {case.et_label for case in self.cases if case.images}
-        return found.pop() if len(found) == 1 else None
+        et_labels = {case.et_label for case in self.cases if case.images}
+        return et_labels.pop() if len(et_labels) == 1 else None
 
     @property
     def stated_et_label(self) -> int | None:
@@ -124,21 +124,30 @@ def order_channels(case: Case, names: Sequence[str] | None, channels: Sequence[s
 
 def require_channels(case: Case, order: Sequence[str]) -> Case:
     """Returns the case with its images in the order of these channels; a missing or repeated channel becomes its problem."""
-    at = {c: [i for i, name in enumerate(case.channels or ()) if channel_key(name) == channel_key(c)] for c in order}
-    faults = [f"has no {c} image" for c in order if not at[c]]
-    faults += [f"has several {c} images ({', '.join(case.images[i].name for i in at[c])})" for c in order if len(at[c]) > 1]
+    positions = {
+        channel: [i for i, name in enumerate(case.channels or ()) if channel_key(name) == channel_key(channel)]
+        for channel in order
+    }
+    faults = [f"has no {channel} image" for channel in order if not positions[channel]]
+    faults += [
+        f"has several {channel} images ({', '.join(case.images[i].name for i in positions[channel])})"
+        for channel in order
+        if len(positions[channel]) > 1
+    ]
     if not case.images and not faults:
         faults = ["has no image"]
     problem = None
     if faults:
         where = next(path for path in (*case.images, case.label) if path).parent
         problem = f"{where}: case {case.name} {' and '.join(faults)}, expected one each of {', '.join(order)}; complete it."
-    kept = [(c, case.images[at[c][0]]) for c in order if at[c]]
-    return replace(case, images=tuple(f for _, f in kept), channels=tuple(c for c, _ in kept), problem=problem)
+    kept = [(channel, case.images[positions[channel][0]]) for channel in order if positions[channel]]
+    return replace(
+        case, images=tuple(image for _, image in kept), channels=tuple(channel for channel, _ in kept), problem=problem
+    )
 
 
 def name_with_folders(name: str, folder: Path, root: Path) -> str:
-    """Returns the name of a case in `folder`: the folders below `root` and then `name`, unless the name contains one of them already.
+    """Returns the name of a case in `folder`: the folders below `root` and then `name`, unless the name already contains one of them.
 
     The name depends on the position of the case and not on the other cases: P002/CT/image becomes P002_CT_image, and
     HGG/Brats18_2013_0_1/Brats18_2013_0_1_flair becomes Brats18_2013_0_1.
@@ -147,7 +156,7 @@ def name_with_folders(name: str, folder: Path, root: Path) -> str:
     if not name:
         return "_".join(parts) or folder.absolute().name or "case"
     # "ct" in A/ct/ct_scan does not name a patient, so a word without a digit counts only if it is the outermost folder
-    stated = any(_contains(name, part) and (place == 0 or re.search(r"\d", part)) for place, part in enumerate(parts))
+    stated = any(_contains(name, part) and (depth == 0 or re.search(r"\d", part)) for depth, part in enumerate(parts))
     return name if stated else "_".join([*parts, name])
 
 
@@ -159,34 +168,34 @@ def unique_names(cases: Sequence[Case], root: Path) -> tuple[Case, ...]:
     Raises:
         InputError: two cases have the same name even with all of their folders.
     """
-    above = [_folders_above(case, root) for case in cases]
+    folders_above = [_folders_above(case, root) for case in cases]
     levels, names = [0] * len(cases), [case.name for case in cases]
     while True:
         by_name: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
             by_name[name].append(index)
         clashing = [index for group in by_name.values() if len(group) > 1 for index in group]
-        longer = [index for index in clashing if levels[index] < len(above[index])]
+        longer = [index for index in clashing if levels[index] < len(folders_above[index])]
         if not longer:
             break
         for index in longer:
             levels[index] += 1
-            names[index] = "_".join([*reversed(above[index][: levels[index]]), cases[index].name])
+            names[index] = "_".join([*reversed(folders_above[index][: levels[index]]), cases[index].name])
     if clashing:
-        one, other = (_place(cases[index]) for index in clashing[:2])
+        first, second = (_path_of(cases[index]) for index in clashing[:2])
         raise InputError(
-            f"{root}: two cases would both be called {names[clashing[0]]} ({one} and {other}), and one result would replace the other; "
+            f"{root}: two cases would both be called {names[clashing[0]]} ({first} and {second}), and one result would replace the other; "
             "rename one of them."
         )
     return tuple(replace(case, name=name) for case, name in zip(cases, names))
 
 
 def _folders_above(case: Case, root: Path) -> list[str]:
-    """Returns the names of the folders between a case and `root`, nearest first, without those that its name contains already."""
-    places = [*case.images, *([case.label] if case.label else [])]
-    if not places:
+    """Returns the names of the folders between a case and `root`, nearest first, without those that the case's name already contains."""
+    paths = [*case.images, *([case.label] if case.label else [])]
+    if not paths:
         return []
-    return [part for part in reversed(_parts_below(places[0].parent, root)) if not _contains(case.name, part)]
+    return [part for part in reversed(_parts_below(paths[0].parent, root)) if not _contains(case.name, part)]
 
 
 def _parts_below(folder: Path, root: Path) -> tuple[str, ...]:
@@ -200,7 +209,8 @@ def _contains(name: str, part: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name) is not None
 
 
-def _place(case: Case) -> str:
+def _path_of(case: Case) -> str:
+    """Returns the path of the case's first file, or its name if it has none."""
     return str(next((path for path in (*case.images, case.label) if path), case.name))
 
 

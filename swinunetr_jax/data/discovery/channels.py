@@ -29,7 +29,8 @@ _NAMES = {
     for name, (before, core, after) in _SEQUENCES.items()
 }
 _MODIFIER = re.compile(rf"(?P<native>{_NATIVE}|pre)|(?P<contrast>{_CONTRAST}|ca|cm|c)|(?P<plain>n)")
-_STRONG = re.compile(rf"{_WITH_AGENT}|postinjection|enhanced|ce|post")
+# Words before the sequence that mean contrast without another word.
+_CONTRAST_WORD = re.compile(rf"{_WITH_AGENT}|postinjection|enhanced|ce|post")
 _AFTER_TREATMENT = re.compile(
     r"op|operative|operation|surg.*|rt|radi.*|treat.*|therap.*|chemo.*|resect.*|biops.*|mortem|natal|ictal|\d+"
 )
@@ -48,8 +49,8 @@ _LABELS = (
     "lesions",
     "mask",
 )
-_NEITHER = {"brainmask"}
-_MAX_WORDS = 5  # channels' names have up to five words, as in contrast_enhanced_T1_weighted or T1_without_contrast_agent
+_NEITHER = {"brainmask"}  # neither an image nor a label map
+_MAX_WORDS = 5  # the names of channels have up to five words, as in contrast_enhanced_T1_weighted or T1_without_contrast_agent
 # In BIDS two entities name the subject and the session, and all others describe the image: sub-01_ses-2_acq-3d_ce-gadolinium_T1w.
 _BIDS_CASE = ("sub", "ses")
 _BIDS_HOW = (
@@ -78,8 +79,8 @@ def canonical_channel(name: str) -> str:
 
     Contrast-enhanced T2 and FLAIR become 'T2ce' and 'FLAIRce', which do not match a network's T2 and FLAIR.
     """
-    found = _sequence(_plain(name))
-    return found[0] if found else name.strip()
+    sequence = _sequence(_plain(name))
+    return sequence[0] if sequence else name.strip()
 
 
 def channel_key(name: str) -> str:
@@ -93,16 +94,18 @@ def match_channels(have: Sequence[str], want: Sequence[str]) -> tuple[int, ...]:
     Raises:
         InputError: a wanted name is missing or matches more than once.
     """
-    keys, wanted = [channel_key(n) for n in have], [channel_key(n) for n in want]
-    faults = [f"{n} is missing" for n, k in zip(want, wanted, strict=True) if k not in keys]
+    keys, wanted = [channel_key(name) for name in have], [channel_key(name) for name in want]
+    faults = [f"{name} is missing" for name, key in zip(want, wanted, strict=True) if key not in keys]
     faults += [
-        f"{n} matches more than once" for n, k in zip(want, wanted, strict=True) if keys.count(k) > 1 or wanted.count(k) > 1
+        f"{name} matches more than once"
+        for name, key in zip(want, wanted, strict=True)
+        if keys.count(key) > 1 or wanted.count(key) > 1
     ]
     if faults:
         raise InputError(
             f"The channels are {', '.join(have)}, expected {', '.join(want)}: {', '.join(faults)}; give each of them once."
         )
-    return tuple(keys.index(k) for k in wanted)
+    return tuple(keys.index(key) for key in wanted)
 
 
 def stem(name: str) -> str:
@@ -131,9 +134,9 @@ def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str,
             continue
         before, word = "".join(pieces[: max(start - 1, 0)]), "".join(pieces[start:])
         prefix = _case_prefix(head) if head else before
-        key, found = channel_key(word), _sequence(_plain(word))
-        if found:
-            sequence, mentions_contrast = found
+        key, parsed = channel_key(word), _sequence(_plain(word))
+        if parsed:
+            sequence, mentions_contrast = parsed
             if sequence == "FLAIR" and re.fullmatch(r"(.*[-_. ])?t1w?", before, re.IGNORECASE):
                 return name, None, ""  # T1_FLAIR is T1-weighted, unlike the FLAIR that networks know
             if not mentions_contrast and _contrast_before(head, before, time=sequence != "T1"):
@@ -149,7 +152,7 @@ def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str,
 
 
 def label_rank(word: str) -> int:
-    """Returns a rank that is lower for words that are more likely to mean the label to learn."""
+    """Returns a rank, which is lower for words that are more likely to name the label map to learn."""
     return _LABELS.index(_plain(word))
 
 
@@ -160,8 +163,8 @@ def _sequence(plain: str) -> tuple[str, bool] | None:
         plain: a name in lower case without punctuation.
     """
     for name, pattern in _NAMES.items():
-        if found := pattern.fullmatch(plain):
-            kinds = {m.lastgroup for part in ("before", "after") for m in _MODIFIER.finditer(found[part])}
+        if match := pattern.fullmatch(plain):
+            kinds = {modifier.lastgroup for part in ("before", "after") for modifier in _MODIFIER.finditer(match[part])}
             if {"native", "contrast"} <= kinds:
                 return None
             return f"{name}ce" if "contrast" in kinds else name, bool(kinds)
@@ -173,14 +176,16 @@ def _bids_parts(name: str) -> tuple[str, str]:
     if not _BIDS.fullmatch(name):
         return "", name
     parts = name.split("_")
-    last = max(place for place, part in enumerate(parts) if part.partition("-")[0] in _BIDS_CASE + _BIDS_HOW and "-" in part)
+    last = max(
+        position for position, part in enumerate(parts) if part.partition("-")[0] in _BIDS_CASE + _BIDS_HOW and "-" in part
+    )
     return "_".join(parts[: last + 1]), "_".join(parts[last + 1 :])
 
 
 def _case_prefix(head: str) -> str:
     """Returns the part of a BIDS name's entities that names the case: the subject, the session, and any text before them."""
     parts = head.split("_")
-    subject = next((place for place, part in enumerate(parts) if part.startswith("sub-")), None)
+    subject = next((position for position, part in enumerate(parts) if part.startswith("sub-")), None)
     if subject is None:
         return ""
     return "_".join([*parts[: subject + 1], *(part for part in parts[subject + 1 :] if part.startswith("ses-"))])
@@ -196,18 +201,20 @@ def _contrast_before(head: str, before: str, *, time: bool) -> bool:
     for entity in head.split("_"):
         key, _, value = entity.partition("-")
         if key == "ce":
-            none = value.casefold() in ("", "none", "no", "without", "pre", "0", "false") or re.fullmatch(_NATIVE, _plain(value))
-            kinds.add("native" if none else "contrast")
+            excluded = value.casefold() in ("", "none", "no", "without", "pre", "0", "false") or re.fullmatch(
+                _NATIVE, _plain(value)
+            )
+            kinds.add("native" if excluded else "contrast")
         elif key in _BIDS_HOW:
             kinds |= {_contrast_kind(word) for word in _bids_words(value)}
     words = [word for word in re.split(r"[^a-z0-9]+", before.casefold()) if word]
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
-        if not _STRONG.fullmatch(word) or (place == 0 and not head and re.search(r"\d", following)):
+    for position, word in enumerate(words):
+        following = words[position + 1] if position + 1 < len(words) else ""
+        if not _CONTRAST_WORD.fullmatch(word) or (position == 0 and not head and re.search(r"\d", following)):
             continue  # gad_001_T1 belongs to a patient of a study called gad
         if word == "post" and (time or _AFTER_TREATMENT.fullmatch(following)):
             continue
-        kinds.add("native" if place and words[place - 1] in ("pre", "non", "no", "without", "wo") else "contrast")
+        kinds.add("native" if position and words[position - 1] in ("pre", "non", "no", "without", "wo") else "contrast")
     return "contrast" in kinds and "native" not in kinds
 
 

@@ -49,16 +49,18 @@ def label_values(info: dict[str, Any], path: Path) -> dict[str, int | list[int]]
         for name, value in labels.items():
             _text(name, "labels", path)
             _text(value if isinstance(value, str) else "", "labels", path)
-        found: dict[str, int | list[int]] | None = None
+        values: dict[str, int | list[int]] | None = None
         # a longer number is not a label, and int() refuses a number of thousands of digits
-        numbered = all(isinstance(v, str) and k.isdecimal() and len(k) < 10 for k, v in labels.items())
+        numbered = all(isinstance(value, str) and key.isdecimal() and len(key) < 10 for key, value in labels.items())
         if numbered and len(set(labels.values())) == len(labels):
-            found = {name: int(value) for value, name in labels.items()}
-        elif all(_is_label(v) or (isinstance(v, list) and v and all(map(_is_label, v))) for v in labels.values()):
-            found = dict(labels)
-        if found is not None:
-            _check_range(found, path)
-            return found
+            values = {name: int(value) for value, name in labels.items()}
+        elif all(
+            _is_label(value) or (isinstance(value, list) and value and all(map(_is_label, value))) for value in labels.values()
+        ):
+            values = dict(labels)
+        if values is not None:
+            _check_range(values, path)
+            return values
     raise InputError(f'{path}: labels is {labels!r}, expected {{"0": name}}, {{name: 1}} or {{name: [1, 2]}}; correct it.')
 
 
@@ -77,9 +79,9 @@ def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
     """Returns the path or paths of an entry, relative to `root`.
 
     Raises:
-        InputError: a path is malformed or leads out of `root`. Symbolic links are followed, because the user made them.
+        InputError: a path is malformed or outside `root`. Symbolic links are followed, because the user made them.
     """
-    top, found = os.path.abspath(root), []
+    top, result = os.path.abspath(root), []
     for text in entry if isinstance(entry, list) else [entry]:
         if not isinstance(text, str) or not text.strip() or "\0" in text:
             raise InputError(f"{where}: {text!r} is not a path, expected the path of an image below {root}; correct it.")
@@ -92,8 +94,8 @@ def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
             raise InputError(
                 f"{where}: the path {text!r} leads out of {root}, which is not allowed; move the file or give another base folder (--base)."
             )
-        found.append(root / os.path.relpath(full, top))
-    return tuple(found)
+        result.append(root / os.path.relpath(full, top))
+    return tuple(result)
 
 
 def _check_range(labels: dict[str, int | list[int]], path: Path) -> None:
@@ -104,7 +106,7 @@ def _check_range(labels: dict[str, int | list[int]], path: Path) -> None:
 
 
 def _text(value: Any, key: str, path: Path) -> str:
-    """Returns `value` as text. Raises InputError for a lone surrogate, which no file can hold."""
+    """Returns `value` as text. Raises InputError for a lone surrogate, which cannot be written to a file."""
     text = str(value)
     try:
         text.encode()

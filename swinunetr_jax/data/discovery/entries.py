@@ -112,16 +112,16 @@ class Survey:
         return self._listed[folder]
 
     def _list(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        with os.scandir(folder) as found:
-            names = sorted(entry.name for entry in found)
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
         results = _recorded_results(folder) if RECORD in names else frozenset()
         images, folders, self._foreign[folder] = [], [], []
         for name in names:
             path = folder / name
             if name.startswith("._") or name == "__MACOSX":
-                self.ignore("of macOS (._…)", path)
+                self.ignore("files of macOS (._…)", path)
             elif name.startswith("."):
-                self.ignore("hidden", path)
+                self.ignore("hidden files", path)
             elif name in results:
                 self.ignore("results of predict", path)
             elif files.is_folder(path):
@@ -155,8 +155,12 @@ class Survey:
         """Records the scans of `folder` in unsupported formats as problems; all DICOM files together are one problem."""
         dicom = [path for path, kind in self.foreign(folder) if kind == "a DICOM file"]
         if dicom:
-            number = f"{len(dicom)} DICOM files, such as {dicom[0].name}" if len(dicom) > 1 else f"the DICOM file {dicom[0].name}"
-            self.add_problem(folder.absolute().name, f"{folder}: holds {number}, which are not supported; convert them to NIfTI.")
+            dicom_files = (
+                f"{len(dicom)} DICOM files, such as {dicom[0].name}" if len(dicom) > 1 else f"the DICOM file {dicom[0].name}"
+            )
+            self.add_problem(
+                folder.absolute().name, f"{folder}: holds {dicom_files}, which are not supported; convert them to NIfTI."
+            )
         stems: dict[str, tuple[Path, str]] = {}
         for path, kind in self.foreign(folder):
             if kind != "a DICOM file":
@@ -200,9 +204,9 @@ class Survey:
             )
         if self.other_labels:
             used, others = self.other_labels[0]
-            number = f"{len(self.other_labels)} cases have" if len(self.other_labels) > 1 else "one case has"
+            cases = f"{len(self.other_labels)} cases have" if len(self.other_labels) > 1 else "one case has"
             texts.append(
-                f"{number} several label maps: {used} is used, and not {name_list(others)}; remove those that are not to be learned."
+                f"{cases} several label maps: {used} is used, and not {name_list(others)}; remove those that are not to be learned."
             )
         return tuple(dict.fromkeys(texts))
 

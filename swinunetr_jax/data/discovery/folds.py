@@ -46,39 +46,41 @@ def with_folds(
         notify: called with sentences for the user: where the folds come from and how many patients there are.
 
     Raises:
-        InputError: only some cases have a fold, there are too few patients, or the splits file does not fit.
+        InputError: only some cases have a fold, there are too few patients, or the splits file does not fit the cases.
     """
-    chosen = [case for case in cases if _is_training_case(case)]
+    training = [case for case in cases if _is_training_case(case)]
     if splits is not None:
         cases = _by_splits(cases, Path(splits), notify)
         _warn_of_divided_patients(cases, patient, str(splits), notify)
         return cases
-    given = [case for case in chosen if case.fold is not None]
-    if given and len(given) < len(chosen):
-        without = next(case.name for case in chosen if case.fold is None)
+    with_fold = [case for case in training if case.fold is not None]
+    if with_fold and len(with_fold) < len(training):
+        first_without = next(case.name for case in training if case.fold is None)
         raise InputError(
-            f"{len(given)} of {len(chosen)} training cases have a fold, {without} has none; give all of them a fold, or none."
+            f"{len(with_fold)} of {len(training)} training cases have a fold, {first_without} has none; give all of them a fold, or none."
         )
-    if given:
-        notify(f"{len({case.fold for case in chosen})} folds from the data set's list")
+    if with_fold:
+        notify(f"{len({case.fold for case in training})} folds from the data set's list")
         _warn_of_divided_patients(cases, patient, "the data set's list", notify)
         return tuple(cases)
-    found = find_patients([case.name for case in chosen], patient)
-    patients = sorted(set(found.patient_of.values()))
+    grouping = find_patients([case.name for case in training], patient)
+    patients = sorted(set(grouping.patient_of.values()))
     if folds < 2 or len(patients) < folds:
-        which = "" if len(patients) == len(chosen) else f" ({found.note})"
-        remedy = ", or state by --patient which cases belong to one patient" if which else ""
+        note = "" if len(patients) == len(training) else f" ({grouping.note})"
+        remedy = ", or state by --patient which cases belong to one patient" if note else ""
         if len(patients) < 2:
             raise InputError(
-                f"the data set has {len(patients)} labelled patient{'s' * (len(patients) != 1)}{which}, and a division into training and "
-                f"validation needs at least 2: add labelled cases{remedy}."
+                f"the data set has {len(patients)} labelled patient{'s' * (len(patients) != 1)}{note}, and a division into training "
+                f"and validation needs at least 2: add labelled cases{remedy}."
             )
         wanted = "at least 2 folds" if folds < 2 else "fewer folds"
-        raise InputError(f"{len(patients)} labelled patients{which} cannot be split into {folds} folds; use {wanted}{remedy}.")
-    notify(f"{folds} folds drawn with seed {seed}: {found.note}")
+        raise InputError(f"{len(patients)} labelled patients{note} cannot be split into {folds} folds; use {wanted}{remedy}.")
+    notify(f"{folds} folds drawn with seed {seed}: {grouping.note}")
     order = np.random.default_rng(seed).permutation(len(patients))
-    fold = {patients[patient]: place % folds for place, patient in enumerate(order)}
-    return tuple(replace(case, fold=fold[found.patient_of[case.name]]) if _is_training_case(case) else case for case in cases)
+    fold_of = {patients[index]: position % folds for position, index in enumerate(order)}
+    return tuple(
+        replace(case, fold=fold_of[grouping.patient_of[case.name]]) if _is_training_case(case) else case for case in cases
+    )
 
 
 def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -91,25 +93,27 @@ def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...
     Raises:
         InputError: one of the two would be empty, or `fold` is None although the cases have folds.
     """
-    chosen = [case for case in cases if _is_training_case(case)]
+    labelled = [case for case in cases if _is_training_case(case)]
     sizes = defaultdict(int)
-    for case in chosen:
+    for case in labelled:
         sizes[case.fold] += 1
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(sizes.items(), key=str) if name != NEVER)
+    choices = ", ".join(f"{number} ({count})" for number, count in sorted(sizes.items(), key=str) if number != NEVER)
     if fold is None:
         if sizes.keys() - {None}:
-            raise InputError(f"the cases have folds; choose one to validate on: {listed}.")
-        train, validation = chosen, [case for case in cases if case.split == "validation" and case.label is not None]
+            raise InputError(f"the cases have folds; choose one to validate on: {choices}.")
+        train, validation = labelled, [case for case in cases if case.split == "validation" and case.label is not None]
         if not validation:
             raise InputError("the data set has no validation list with labels; draw folds and choose one to validate on.")
     else:
         if None in sizes:
-            raise InputError(f"{sizes[None]} of {len(chosen)} training cases have no fold; give all of them one, or draw folds.")
-        train = [case for case in chosen if case.fold != fold]
-        validation = [case for case in chosen if case.fold == fold != NEVER]
+            raise InputError(
+                f"{sizes[None]} of {len(labelled)} training cases have no fold; give all of them one, or draw folds."
+            )
+        train = [case for case in labelled if case.fold != fold]
+        validation = [case for case in labelled if case.fold == fold != NEVER]
         if not validation:
             raise InputError(
-                f"fold {fold} has no cases; choose one of these folds (with their numbers of cases): {listed or 'none'}."
+                f"fold {fold} has no cases; choose one of these folds (with their numbers of cases): {choices or 'none'}."
             )
     if not train:
         raise InputError("no training case with a label remains; give more cases, or another fold.")
@@ -125,15 +129,15 @@ def find_splits(root: Path, notify: Notify = lambda text: None) -> Path | None:
     """Returns nnU-Net's splits file for the data set in `root`: next to its dataset.json, or in nnUNet_preprocessed; None if absent."""
     root = Path(os.path.abspath(root))
     root = root.parent if root.name.startswith("images") else root
-    places = [root]
+    folders = [root]
     if root.parent.name.startswith(("nnUNet_raw", "nnUNet_preprocessed")):
-        places.append(root.parent.parent / "nnUNet_preprocessed" / root.name)
-    for place in places:
-        if files.is_file(place / SPLITS):
-            return place / SPLITS
-        old = place / SPLITS.replace(".json", ".pkl")
-        if files.is_file(old):
-            notify(f"{old} is not read, because reading a pickle may run code; save it as JSON ({SPLITS}) to use its folds")
+        folders.append(root.parent.parent / "nnUNet_preprocessed" / root.name)
+    for folder in folders:
+        if files.is_file(folder / SPLITS):
+            return folder / SPLITS
+        pickled = folder / SPLITS.replace(".json", ".pkl")
+        if files.is_file(pickled):
+            notify(f"{pickled} is not read, because reading a pickle may run code; save it as JSON ({SPLITS}) to use its folds")
     return None
 
 
@@ -151,39 +155,39 @@ def _by_splits(cases: Sequence[Case], path: Path, notify: Notify) -> tuple[Case,
     Cases that the file does not name become test cases.
     """
     splits = _read_splits(path)
-    held: dict[str, int] = {}
+    fold_of: dict[str, int] = {}
     for number, (_, validation) in enumerate(splits):
         for name in validation:
-            if name in held:
+            if name in fold_of:
                 raise InputError(
-                    f"{path}: {name} is validated on in the splits {held[name]} and {number}, expected one fold for each case; "
+                    f"{path}: {name} is validated on in the splits {fold_of[name]} and {number}, expected one fold for each case; "
                     "give splits that validate on each case at most once."
                 )
-            held[name] = number
-    every = {name for train, validation in splits for name in train | validation}
+            fold_of[name] = number
+    all_names = {name for train, validation in splits for name in train | validation}
     for number, (train, validation) in enumerate(splits):
-        if train & validation or train | validation != every:
-            misplaced = sorted(train & validation or every - train - validation)
+        if train & validation or train | validation != all_names:
+            misplaced = sorted(train & validation or all_names - train - validation)
             raise InputError(
                 f"{path}: the split {number} does not train on all cases that it does not validate on ({name_list(misplaced)}), "
                 "which is not supported; give splits of the same cases."
             )
     names = {case.name for case in cases if _is_training_case(case)}
-    if not names & every:
+    if not names & all_names:
         raise InputError(
-            f"{path}: names none of the cases: it names {name_list(sorted(every))}, and the data set has {name_list(sorted(names))}; "
-            "give the splits of this data set."
+            f"{path}: names none of the cases: it names {name_list(sorted(all_names))}, and the data set has "
+            f"{name_list(sorted(names))}; give the splits of this data set."
         )
     notify(f"{len(splits)} folds from {path}")
-    if missing := sorted(every - names):
+    if missing := sorted(all_names - names):
         notify(f"warning: {path} names {len(missing)} cases that the data set lacks or that have no label: {name_list(missing)}")
-    if unnamed := sorted(names - every):
+    if unnamed := sorted(names - all_names):
         notify(f"warning: {len(unnamed)} cases are not named in {path} and are not used: {name_list(unnamed)}")
     return tuple(
         case
         if not _is_training_case(case)
-        else replace(case, fold=held.get(case.name, NEVER))
-        if case.name in every
+        else replace(case, fold=fold_of.get(case.name, NEVER))
+        if case.name in all_names
         else replace(case, split="test")
         for case in cases
     )
@@ -207,20 +211,20 @@ def _read_splits(path: Path) -> list[tuple[set[str], set[str]]]:
 
 def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source: str, notify: Notify) -> None:
     """Warns if the folds of the list or the splits file divide the cases of a patient."""
-    chosen = [case for case in cases if _is_training_case(case)]
+    labelled = [case for case in cases if _is_training_case(case)]
     try:
-        found = find_patients([case.name for case in chosen], patient)
+        grouping = find_patients([case.name for case in labelled], patient)
     except InputError:
         if patient is not None:
             raise
         return  # the names are ambiguous, but no fold depends on them
     folds: dict[str, set[int | None]] = defaultdict(set)
-    for case in chosen:
-        folds[found.patient_of[case.name]].add(case.fold)
+    for case in labelled:
+        folds[grouping.patient_of[case.name]].add(case.fold)
     if divided := sorted(name for name, numbers in folds.items() if len(numbers) > 1):
         notify(f"warning: {source} has cases of one patient in several folds ({len(divided)} patients: {name_list(divided)})")
     else:
-        notify(found.note)
+        notify(grouping.note)
 
 
 def _is_training_case(case: Case) -> bool:

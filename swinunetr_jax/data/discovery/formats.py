@@ -5,7 +5,7 @@
     Decathlon         dataset.json with "modality" and lists of cases, one 3-D or 4-D file each
     nnU-Net raw       dataset.json with "channel_names" (v2) or "modality" (v1), imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz; also
                       imagesTs alone
-    case folders      any folders with a file per channel, named after it: FLAIR.nii.gz, patient_T1.nii.gz
+    case folders      any folders with a file per channel, named after the channel: FLAIR.nii.gz, patient_T1.nii.gz
     files             a file per case
 
 Only names are examined; no image is opened. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
@@ -89,13 +89,13 @@ def find_cases(
 
 
 def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] | None = None) -> Case:
-    """Returns a case of these files, one per channel or one with all channels.
+    """Returns a case that consists of these files, one per channel or one with all channels.
 
     Args:
         paths: the files.
         channels: their channels; by default those that the names of the files state, if they do.
     """
-    images = tuple(Path(p) for p in paths)
+    images = tuple(Path(path) for path in paths)
     if not images:
         raise InputError("No image was given, expected a file per channel or one file with all; give at least one .nii.gz file.")
     for image in images:
@@ -107,10 +107,10 @@ def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] 
             )
     if channels is not None and len(images) not in (1, len(channels)):
         raise InputError(f"{images[0]}: {len(images)} files for the channels {', '.join(channels)}; give one file for each.")
-    names = channels_of_names(images) if channels is None else tuple(canonical_channel(c) for c in channels)
-    if names and (twice := [n for n, times in Counter(map(channel_key, names)).items() if times > 1]):
+    names = channels_of_names(images) if channels is None else tuple(canonical_channel(channel) for channel in channels)
+    if names and (repeated := [name for name, times in Counter(map(channel_key, names)).items() if times > 1]):
         raise InputError(
-            f"{images[0]}: the channel {twice[0]} occurs more than once, expected each once; leave out the surplus files."
+            f"{images[0]}: the channel {repeated[0]} occurs more than once, expected each once; leave out the surplus files."
         )
     return Case(case_name(images), images, names, split="test")
 
@@ -128,7 +128,11 @@ def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, surve
     if files.is_file(path / "dataset.json"):
         dataset = listed(path / "dataset.json", channels, base, survey)
         if dataset.layout != "nnunet":
-            survey.skip(f for f in folders if not any(f in image.parents for c in dataset.cases for image in _paths(c)))
+            survey.skip(
+                folder
+                for folder in folders
+                if not any(folder in image.parents for case in dataset.cases for image in _paths(case))
+            )
         return dataset
     if {"imagesTr", "imagesTs"} & {folder.name for folder in folders}:
         return Dataset("nnunet", path, tuple(numbered_folders(path, None, channels, survey)))
@@ -152,7 +156,7 @@ def _paths(case: Case) -> tuple[Path, ...]:
 
 def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tuple[Path, list[Path]]]:
     """Returns the folders below `path` that hold images, with their images. A folder without images becomes a problem."""
-    found: list[tuple[Path, list[Path]]] = []
+    with_images: list[tuple[Path, list[Path]]] = []
     top = list(level)
     for _ in range(MAX_DEPTH):
         deeper = []
@@ -161,28 +165,28 @@ def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tup
                 raise InputError(f"{path}: holds several data sets, such as {folder.name}, expected cases; give one of them.")
             images, folders = survey.list_folder(folder)
             if images:
-                found.append((folder, images))
+                with_images.append((folder, images))
                 survey.skip(folders)
             else:
                 deeper += folders
         level = deeper
     survey.unread += [folder for folder in level if survey.holds_images(folder)]
     for folder in top:
-        if not any(place.is_relative_to(folder) for place in (*(place for place, _ in found), *survey.unread)):
+        if not any(other.is_relative_to(folder) for other in (*(other for other, _ in with_images), *survey.unread)):
             _add_empty(folder, survey)
     survey.add_foreign(path)
-    return sorted(found)
+    return sorted(with_images)
 
 
 def _add_empty(folder: Path, survey: Survey) -> None:
     """Records a folder without images: an empty folder or scans in other formats are problems, other files are counted."""
     before = len(survey.problems)
-    if any(problem.name == folder.name for problem in survey.problems):  # it could not be read
+    if any(problem.name == folder.name for problem in survey.problems):  # the folder could not be read
         return
-    inside = [Path(place) for place, _, _ in os.walk(folder)]
-    for place in inside:
-        survey.list_folder(place)
-        survey.add_foreign(place)
+    subfolders = [Path(subfolder) for subfolder, _, _ in os.walk(folder)]
+    for subfolder in subfolders:
+        survey.list_folder(subfolder)
+        survey.add_foreign(subfolder)
     if len(survey.problems) > before:
         return
     if any(names for _, _, names in os.walk(folder)):
@@ -193,20 +197,23 @@ def _add_empty(folder: Path, survey: Survey) -> None:
 
 def _named(root: Path, folders: list[tuple[Path, list[Path]]], channels: Sequence[str] | None, survey: Survey) -> Dataset:
     """Returns the cases of files that are named after their channels. If no name states a channel, every file is a case."""
-    wanted = {channel_key(c): canonical_channel(c) for c in channels or ()}
-    owns = [own_name(folder, f) for folder, images in folders for f in images]
-    silent = Counter(own for own in owns if split_name(own, wanted)[1] is None)
-    common = [own for own, times in silent.items() if times > max(1, len(folders) / 2)]
+    wanted = {channel_key(channel): canonical_channel(channel) for channel in channels or ()}
+    own_names = [own_name(folder, file) for folder, images in folders for file in images]
+    without_role = Counter(name for name in own_names if split_name(name, wanted)[1] is None)
+    common = [name for name, count in without_role.items() if count > max(1, len(folders) / 2)]
     known = dict(wanted)
-    if len(common) > 1 and all(split_name(own, wanted)[1] != "channel" for own in owns):
-        # Unknown names that occur in most folders are channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
-        known |= {channel_key(own): own for own in common}
+    if len(common) > 1 and all(split_name(name, wanted)[1] != "channel" for name in own_names):
+        # Unknown names that occur in most folders are those of channels: P1/ADC, P1/DWI, P2/ADC, P2/DWI.
+        known |= {channel_key(name): name for name in common}
     cases = [case for folder, images in folders for case in group_files(root, folder, images, known, survey)]
     cases = attach_labels(cases)
 
     is_brats = any(case.et_label for case in cases)
     present = {name for case in cases for name in case.channels or ()} | set(brats.CHANNELS if is_brats else ())
-    order = list(wanted.values()) or [*(c for c in brats.CHANNELS if c in present), *sorted(present - set(brats.CHANNELS))]
+    order = list(wanted.values()) or [
+        *(channel for channel in brats.CHANNELS if channel in present),
+        *sorted(present - set(brats.CHANNELS)),
+    ]
     cases = [_with_ordered_channels(case, order, channels) for case in cases]
     layout = "brats" if is_brats else "case-folder" if present else "files"
     return Dataset(layout, root, tuple(map(split_by_label, cases)), tuple(order) if present else None)

@@ -22,7 +22,7 @@ def group_files(root: Path, folder: Path, images: Sequence[Path], known: Mapping
     """
     channels: dict[str, list[tuple[str, Path]]] = {}
     labels: dict[str, list[tuple[int, Path]]] = {}
-    silent: list[Path] = []
+    without_role: list[Path] = []  # their names state no content
     for file in images:
         prefix, role, word = split_name(stem(file.name), known)
         if role == "channel":
@@ -32,12 +32,12 @@ def group_files(root: Path, folder: Path, images: Sequence[Path], known: Mapping
         elif role == "neither":
             survey.ignore("brain masks", file)
         else:
-            silent.append(file)
-    cases = _channel_cases(channels, silent, survey) if channels else _silent_cases(silent)
+            without_role.append(file)
+    cases = _channel_cases(channels, without_role, survey) if channels else _one_case_per_file(without_role)
     labels = _by_case(labels, [case.name for case in cases], known)
     cases = [_with_label(case, labels.pop(case.name, []), folder, survey) for case in cases]
     for prefix, ranked in labels.items():  # labels without an image
-        cases.append(Case(prefix, (), () if channels or not silent else None, min(ranked)[1]))
+        cases.append(Case(prefix, (), () if channels or not without_role else None, min(ranked)[1]))
     cases = [
         replace(case, problem=f"{folder}: case {case.name} has a label map but no image; complete it.")
         if not case.images and case.channels is None
@@ -53,7 +53,7 @@ def own_name(folder: Path, file: Path) -> str:
 
 
 def attach_labels(cases: Sequence[Case]) -> list[Case]:
-    """Returns the cases, where labels from other folders, such as BIDS derivatives, are added to the case of the same name.
+    """Returns the cases after labels from other folders, such as BIDS derivatives, have been added to the cases of the same name.
 
     A label is added only if exactly one case of its name has images, and this case has no label.
     """
@@ -70,22 +70,25 @@ def attach_labels(cases: Sequence[Case]) -> list[Case]:
     ]
 
 
-def _channel_cases(channels: Mapping[str, list[tuple[str, Path]]], silent: Sequence[Path], survey: Survey) -> list[Case]:
-    cases = [Case(prefix, tuple(f for _, f in found), tuple(w for w, _ in found)) for prefix, found in channels.items()]
-    if not silent:
+def _channel_cases(channels: Mapping[str, list[tuple[str, Path]]], without_role: Sequence[Path], survey: Survey) -> list[Case]:
+    cases = [
+        Case(prefix, tuple(file for _, file in entries), tuple(word for word, _ in entries))
+        for prefix, entries in channels.items()
+    ]
+    if not without_role:
         return cases
     if len(cases) == 1:  # the folder of one case may hold other images too
-        survey.without_channel += silent
+        survey.without_channel += without_role
         return cases
     text = "the name does not state the channel, unlike others in this folder; rename it or move it"
-    return [*cases, *(Case(stem(file.name), (file,), problem=f"{file}: {text}.") for file in silent)]
+    return [*cases, *(Case(stem(file.name), (file,), problem=f"{file}: {text}.") for file in without_role)]
 
 
-def _silent_cases(silent: Sequence[Path]) -> list[Case]:
-    """Returns a case for each file whose name says nothing about its content."""
+def _one_case_per_file(images: Sequence[Path]) -> list[Case]:
+    """Returns a case for each file whose name does not state its content."""
     return [
         Case(name, tuple(same[:1]), problem=same_name_problem(name, same) if len(same) > 1 else None)
-        for name, same in by_stem(silent).items()
+        for name, same in by_stem(images).items()
     ]
 
 
@@ -100,12 +103,12 @@ def _by_case(
             (rank + _OTHER_PREFIX * (prefix != names[0]), path) for prefix, entries in labels.items() for rank, path in entries
         ]
         return {names[0]: ranked} if labels else {}
-    found: dict[str, list[tuple[int, Path]]] = {}
+    by_case: dict[str, list[tuple[int, Path]]] = {}
     for prefix, ranked in labels.items():
         before, role, _ = split_name(prefix, known)  # P1_T1_seg belongs to P1 and was drawn on P1_T1
-        home = before if prefix not in names and role == "channel" and before in names else prefix
-        found.setdefault(home, []).extend(ranked)
-    return found
+        case_name = before if prefix not in names and role == "channel" and before in names else prefix
+        by_case.setdefault(case_name, []).extend(ranked)
+    return by_case
 
 
 def _with_label(case: Case, ranked: Sequence[tuple[int, Path]], folder: Path, survey: Survey) -> Case:

@@ -39,7 +39,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
             raise InputError(f"{path}: file_ending is {ending!r}, expected .nii or .nii.gz; convert the images to NIfTI.")
         return described(Dataset("nnunet", root, tuple(numbered_folders(root, names, channels, survey))), info, path)
     entries: list[tuple[str, Any, str]] = []  # where, entry, split
-    if isinstance(info.get("dataset"), dict):  # nnU-Net's list of cases with files anywhere
+    if isinstance(info.get("dataset"), dict):  # nnU-Net's list of cases whose files may be in any folder
         for name, entry in info["dataset"].items():
             if not isinstance(entry, dict):
                 raise InputError(f"{path}: dataset[{name!r}] is {entry!r}, expected images and label; correct it.")
@@ -55,7 +55,7 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
     for where, entry, split in entries:
         case = _entry(entry, where, root, split, len(names or ()), survey)
         if case.name.startswith("._"):  # macOS writes such files next to images
-            survey.ignore("of macOS (._…)", Path(case.name))
+            survey.ignore("files of macOS (._…)", Path(case.name))
             continue
         has_numbers |= not case.problem and stem(case.images[0].name) == f"{case.name}_0000"
         cases.append(order_channels(case, names, channels))
@@ -75,8 +75,8 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
     entry = entry if isinstance(entry, dict) else {"image": entry}
     images, fold = dataset_json.paths(entry.get("image"), root, where), entry.get("fold")
     labels = dataset_json.paths(entry["label"], root, where) if entry.get("label") else ()
-    is_fold = fold is None or (isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0)
-    if not images or len(labels) > 1 or not is_fold:
+    valid_fold = fold is None or (isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0)
+    if not images or len(labels) > 1 or not valid_fold:
         raise InputError(f"{where}: is malformed, expected image (one or several), label (one) and fold (a number); correct it.")
     label = labels[0] if labels else None
     missing = [image for image in images if not files.is_file(image)]
@@ -95,19 +95,24 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
 
 
 def _without_repetitions(cases: Sequence[Case], path: Path, survey: Survey) -> list[Case]:
-    """Returns the cases without repeated entries, which have the same images and the same role."""
+    """Returns the cases without repeated entries, which have the same images, label, fold and split."""
     kept: dict[tuple[Path, ...] | int, Case] = {}
-    again = []
+    repeated = []
     for number, case in enumerate(cases):
         key = case.images if case.images else number
         first = kept.setdefault(key, case)
         if first is case:
             continue
         if (first.label, first.fold, first.split) != (case.label, case.fold, case.split):
-            role = " and ".join(f"{c.split}{'' if c.fold is None else f' fold {c.fold}'} with {c.label}" for c in (first, case))
-            raise InputError(f"{path}: {case.images[0]} is listed twice with two roles ({role}); list it once.")
-        again.append(case.name)
-    if names := list(dict.fromkeys(again)):
+            roles = " and ".join(
+                f"{entry.split}{'' if entry.fold is None else f' fold {entry.fold}'} with {entry.label}"
+                for entry in (first, case)
+            )
+            raise InputError(
+                f"{path}: {case.images[0]} is listed twice with different labels, folds or splits ({roles}); list it once."
+            )
+        repeated.append(case.name)
+    if names := list(dict.fromkeys(repeated)):
         survey.warnings.append(
             f"{path}: {name_list(names)} {'is' if len(names) == 1 else 'are'} listed more than once and used once."
         )
@@ -141,7 +146,7 @@ def is_numbered(images: Sequence[Path], channels: Sequence[str] | None) -> bool:
     numbers = numbered_files(images)
     if channels and len(channels) == 1 < len(images) and len(numbers) == 1:
         return False
-    return 2 * sum(map(len, numbers.values())) > len(images) and 2 * sum(0 in n for n in numbers.values()) >= len(numbers)
+    return 2 * sum(map(len, numbers.values())) > len(images) and 2 * sum(0 in group for group in numbers.values()) >= len(numbers)
 
 
 def numbered_folders(root: Path, names: Sequence[str] | None, channels: Sequence[str] | None, survey: Survey) -> list[Case]:
@@ -227,10 +232,10 @@ def _numbered_case(
 ) -> Case:
     first, present = next(iter(group.values()))[0], [i for i in expected if i in group]
     case = Case(name, tuple(group[i][0] for i in present), label=matching_label(first, name))
-    if double := [same for same in group.values() if len(same) > 1]:
-        return replace(case, problem=same_name_problem(name, double[0]))
+    if repeated := [same for same in group.values() if len(same) > 1]:
+        return replace(case, problem=same_name_problem(name, repeated[0]))
     if sorted(group) == list(expected):
         return order_channels(case, names, channels)
-    has, wants = (", ".join(f"{i:04d}" for i in sorted(numbers)) for numbers in (group, expected))
-    problem = f"{first.parent}: case {name} has the channels {has}, expected {wants}; complete it."
+    present_numbers, expected_numbers = (", ".join(f"{i:04d}" for i in sorted(numbers)) for numbers in (group, expected))
+    problem = f"{first.parent}: case {name} has the channels {present_numbers}, expected {expected_numbers}; complete it."
     return replace(case, channels=tuple(names[i] for i in present) if names else None, problem=problem)

@@ -16,7 +16,7 @@ from swinunetr_jax.errors import InputError
 
 _SUBJECT = re.compile(r"(?:^|.*_)sub-[A-Za-z0-9]+(?=_|$)")
 _SESSION = re.compile(r"ses-[A-Za-z0-9]+_")
-# Data sets whose names state the patient; it is the first group.
+# The names of these data sets state the patient, which is the first group.
 _STATED = (*brats.PATIENT_PATTERNS, re.compile(r"(.*UPENN-GBM-\d+)_\d+", re.IGNORECASE))
 _LONG = (
     "session|ses|visit|vis|timepoint|time|tp|week|wk|month|mon|day|year|scan|follow-?up|fup|fu|frame|phase|run|repeat|rep|part"
@@ -60,28 +60,29 @@ def find_patients(names: Sequence[str], pattern: str | None = None) -> Patients:
         InputError: the pattern is not a regular expression or does not match every name, or the names are ambiguous.
     """
     if pattern is not None:
-        of = _by_pattern(names, pattern)
-        return Patients(of, _note(of, "by --patient"))
+        patient_of = _by_pattern(names, pattern)
+        return Patients(patient_of, _note(patient_of, "by --patient"))
     stated = {name: patient for name in names if (patient := _stated(name))}
     rest = [name for name in names if name not in stated]
     guessed = _numbered_visits(rest)
     guessed |= _counted_visits([name for name in rest if name not in guessed])
-    of = {name: stated.get(name) or guessed.get(name) or name for name in names}
-    if len(set(of.values())) == len(of):
+    patient_of = {name: stated.get(name) or guessed.get(name) or name for name in names}
+    if len(set(patient_of.values())) == len(patient_of):
         return Patients(
-            of,
-            f"{len(of)} cases count as {len(of)} patients, because no name shows that two of them share a patient (see --patient)",
+            patient_of,
+            f"{len(patient_of)} cases count as {len(patient_of)} patients, because no name shows that two of them share a patient "
+            "(see --patient)",
         )
-    grouped = [name for name in guessed if of[name] != name]
+    grouped = [name for name in guessed if patient_of[name] != name]
     how = "by the visits in their names"
     if grouped:
         how = f"guessed from names such as {name_list(grouped[:3])} (--patient '.+' makes each case a patient)"
-    return Patients(of, _note(of, how))
+    return Patients(patient_of, _note(patient_of, how))
 
 
-def _note(of: dict[str, str], how: str) -> str:
-    count = len(set(of.values()))
-    return f"{len(of)} cases of {count} patient{'s' * (count != 1)}, {how}; all cases of a patient are in one fold"
+def _note(patient_of: dict[str, str], how: str) -> str:
+    count = len(set(patient_of.values()))
+    return f"{len(patient_of)} cases of {count} patient{'s' * (count != 1)}, {how}; all cases of a patient are in one fold"
 
 
 def _by_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:
@@ -89,13 +90,13 @@ def _by_pattern(names: Sequence[str], pattern: str) -> dict[str, str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(f"--patient {pattern!r} is not a regular expression ({error}); correct it.") from error
-    found = {name: compiled.search(name) for name in names}
-    of = {name: (match[1] if compiled.groups else match[0]) for name, match in found.items() if match}
-    if missing := [name for name in names if not of.get(name)]:
+    matches = {name: compiled.search(name) for name in names}
+    patient_of = {name: (match[1] if compiled.groups else match[0]) for name, match in matches.items() if match}
+    if missing := [name for name in names if not patient_of.get(name)]:
         raise InputError(
             f"--patient {pattern!r} finds no patient in {name_list(missing)}; give a pattern that matches every case."
         )
-    return of
+    return patient_of
 
 
 def _stated(name: str) -> str | None:
@@ -103,11 +104,11 @@ def _stated(name: str) -> str | None:
     if subject := _SUBJECT.match(name):
         return _SESSION.sub("", subject[0])
     for rule in _STATED:
-        if found := rule.fullmatch(name):
-            return found[1]
+        if match := rule.fullmatch(name):
+            return match[1]
     for rule in (_VISIT, _NAMED_VISIT, _STATE):
-        if found := rule.fullmatch(name):
-            return found["patient"]
+        if match := rule.fullmatch(name):
+            return match["patient"]
     return None
 
 
@@ -117,21 +118,21 @@ def _numbered_visits(names: Sequence[str]) -> dict[str, str]:
     Few first parts with many numbers each are sites or series, in which every number is a patient. Cases in between are ambiguous.
 
     Raises:
-        InputError: the names may mean either.
+        InputError: the names are ambiguous.
     """
-    found = {name: match["patient"] for name in names if (match := _NUMBERED.fullmatch(name))}
-    sizes = Counter(found.values())
+    patient_of = {name: match["patient"] for name in names if (match := _NUMBERED.fullmatch(name))}
+    sizes = Counter(patient_of.values())
     if not sizes or max(sizes.values()) == 1 or len(sizes) == 1:
         return {}
-    most, count = max(sizes.values()), len(sizes)
-    if most <= max(_MAX_VISITS, count):
-        return found
-    if most >= 10 * count:
+    most_visits, patients = max(sizes.values()), len(sizes)
+    if most_visits <= max(_MAX_VISITS, patients):
+        return patient_of
+    if most_visits >= 10 * patients:
         return {}
-    few = [name for name in found if sizes[found[name]] > 1][:2]
+    examples = [name for name in patient_of if sizes[patient_of[name]] > 1][:2]
     raise InputError(
-        f"names such as {' and '.join(few)} may be two visits of one patient or two patients, which decides the folds: give --patient "
-        r"'(.+)_\w+' if the first part is the patient, or --patient '.+' if every case is one."
+        f"names such as {' and '.join(examples)} may be two visits of one patient or two patients, which decides the folds: give "
+        r"--patient '(.+)_\w+' if the first part is the patient, or --patient '.+' if every case is one."
     )
 
 
@@ -141,29 +142,29 @@ def _counted_visits(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if match := _DIGITS.fullmatch(name):
             series[match["text"], len(match["digits"])].append((name, match["digits"]))
-    widths = Counter(match["text"] for name in names if (match := re.fullmatch(r"(?P<text>.*?)\d+", name)))
-    of: dict[str, str] = {}
+    counts = Counter(match["text"] for name in names if (match := re.fullmatch(r"(?P<text>.*?)\d+", name)))
+    patient_of: dict[str, str] = {}
     for (text, width), members in series.items():
-        if widths[text] > len(members):  # liver_9, liver_10, liver_100: numbered without leading zeros
+        if counts[text] > len(members):  # liver_9, liver_10, liver_100: numbered without leading zeros
             continue
-        for last in (2, 1):
-            if last >= width:
+        for visit_digits in (2, 1):
+            if visit_digits >= width:
                 continue
             groups: dict[str, list[int]] = defaultdict(list)
             for _, digits in members:
-                groups[digits[:-last]].append(int(digits[-last:]))
-            if _restarts(list(groups.items()), last, alone=len(members) == len(names)):
-                of |= {name: text + digits[:-last] for name, digits in members}
+                groups[digits[:-visit_digits]].append(int(digits[-visit_digits:]))
+            if _restarts(list(groups.items()), visit_digits, alone=len(members) == len(names)):
+                patient_of |= {name: text + digits[:-visit_digits] for name, digits in members}
                 break
-    return of
+    return patient_of
 
 
-def _restarts(groups: Sequence[tuple[str, list[int]]], last: int, *, alone: bool) -> bool:
+def _restarts(groups: Sequence[tuple[str, list[int]]], visit_digits: int, *, alone: bool) -> bool:
     """Returns whether every group counts from the same start without a gap, and none of them continues into the next."""
     if len(groups) == 1 and (alone or not int(groups[0][0])):
         return False  # one series that starts at 0 or at 800
     starts = {min(numbers) for _, numbers in groups}
     gapless = all(sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers))) for _, numbers in groups)
-    full = any(max(numbers) == 10**last - 1 for _, numbers in groups)
+    full = any(max(numbers) == 10**visit_digits - 1 for _, numbers in groups)
     several = any(len(numbers) > 1 for _, numbers in groups)
     return len(starts) == 1 and starts <= {0, 1} and gapless and several and not full

@@ -36,7 +36,7 @@ class OutputFile(TypedDict):
 
 
 class CaseEntry(TypedDict, total=False):
-    """One case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
+    """The entry of one case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
 
     key: str
     inputs: list[InputFile]
@@ -51,7 +51,7 @@ class CaseEntry(TypedDict, total=False):
 
 
 class RecordFile(TypedDict, total=False):
-    """The whole file; `settings` are those of the last run that wrote it."""
+    """The content of the file; `settings` are those of the last run that wrote it."""
 
     settings: Required[dict[str, Any]]
     cases: Required[dict[str, CaseEntry]]
@@ -88,7 +88,7 @@ def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
 
 
 class Record:
-    """The record of one output folder, as one run reads and changes it.
+    """The record of one output folder, which one run reads and changes.
 
     Args:
         out: the folder; it is created if necessary.
@@ -211,9 +211,9 @@ class Record:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             try:
-                held.enter_context(files.locked(self.out))
+                stack.enter_context(files.locked(self.out))
             except OSError as error:
                 raise InputError(
                     f"{self.out} cannot be opened ({files.reason(error)}): give a folder with write access."
@@ -223,14 +223,14 @@ class Record:
 
 def input_files(case: Case) -> list[InputFile]:
     """Returns the case's images with their sizes and times of modification, from which a change is detected."""
-    found = []
+    inputs = []
     for path in case.images:
         try:
             status = path.stat()
-            found.append(InputFile(path=str(files.real_path(path)), bytes=status.st_size, modified_ns=status.st_mtime_ns))
+            inputs.append(InputFile(path=str(files.real_path(path)), bytes=status.st_size, modified_ns=status.st_mtime_ns))
         except (OSError, ValueError):  # ValueError: a null character in the name
-            found.append(InputFile(path=str(path), bytes=None, modified_ns=None))
-    return found
+            inputs.append(InputFile(path=str(path), bytes=None, modified_ns=None))
+    return inputs
 
 
 def output_file(path: Path) -> OutputFile | None:
