@@ -1,4 +1,4 @@
-"""Several devices give the results of one device. The tests run on eight CPU devices, in a process of their own."""
+"""Several devices give the results of one device. The tests run in a separate process with eight CPU devices."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from swinunetr_jax.weights.params import build, flatten
 ROOT = Path(__file__).parents[1]
 DEVICES, STEPS = 8, 5
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
-ONE = "jit 1x1"
-SOME = ("jit 2x1", "jit 1x2", "jit 2x4", "pmap 4")
-ALL = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
+ONE_DEVICE = "jit 1x1"
+SOME_STRATEGIES = ("jit 2x1", "jit 1x2", "jit 2x4", "pmap 4")
+ALL_STRATEGIES = ("jit 2x1", "jit 4x1", "jit 8x1", "jit 1x2", "jit 1x4", "jit 2x2", "jit 2x4", "pmap 2", "pmap 4", "pmap 8")
 
 
 def in_subprocess(function: str, *args: str) -> dict:
@@ -43,18 +43,18 @@ def in_subprocess(function: str, *args: str) -> dict:
 
 
 def test_five_steps_of_a_small_network_on_any_number_of_devices_equal_those_on_one():
-    check_losses(in_subprocess("losses_of_a_small_network", "8", ONE, *SOME))
+    check_losses(in_subprocess("losses_of_a_small_network", "8", ONE_DEVICE, *SOME_STRATEGIES))
 
 
 @pytest.mark.long
 def test_five_steps_on_any_number_of_devices_equal_those_on_one():
-    check_losses(in_subprocess("losses", "8", ONE, *ALL))
+    check_losses(in_subprocess("losses", "8", ONE_DEVICE, *ALL_STRATEGIES))
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
-    assert len(set(losses[ONE])) == STEPS
+    assert len(set(losses[ONE_DEVICE])) == STEPS
     for name, values in losses.items():
-        np.testing.assert_allclose(values, losses[ONE], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(values, losses[ONE_DEVICE], rtol=1e-5, err_msg=name)
 
 
 def losses_of_a_small_network(batch: str, *names: str) -> dict[str, list[float]]:
@@ -80,9 +80,9 @@ def losses_on(name: str, batch_size: int) -> list[float]:
     if kind == "pmap":
         strategy = PmapStrategy(tuple(jax.devices()[: int(sizes)]))
     else:
-        data, depth = map(int, sizes.split("x"))
-        strategy = JitStrategy(device_mesh(batch_size, depth, jax.devices()[: data * depth]))
-        assert strategy.mesh.devices.shape == (data, depth)
+        data, spatial = map(int, sizes.split("x"))
+        strategy = JitStrategy(device_mesh(batch_size, spatial, jax.devices()[: data * spatial]))
+        assert strategy.mesh.devices.shape == (data, spatial)
     state, run = strategy.replicate(training.init(training.random_weights())), training.compile(strategy)
     result = []
     for index in range(STEPS):
@@ -113,10 +113,10 @@ def test_volumes_sharded_in_any_way_have_the_same_logits_and_gradients():
 
 
 def check_sharded(*names: str, gradients: bool) -> None:
-    found = in_subprocess("sharded", json.dumps(gradients), *names)
+    errors = in_subprocess("sharded", json.dumps(gradients), *names)
     for name in names:
-        assert found[name]["logits"] < 1e-12 and max(found[name]["gradients"], default=0) < 1e-9, found[name]
-        assert bool(found[name]["gradients"]) == gradients
+        assert errors[name]["logits"] < 1e-12 and max(errors[name]["gradients"], default=0) < 1e-9, errors[name]
+        assert bool(errors[name]["gradients"]) == gradients
 
 
 def test_a_sharded_prediction_of_a_small_network_is_that_of_one_device():
@@ -125,17 +125,17 @@ def test_a_sharded_prediction_of_a_small_network_is_that_of_one_device():
 
 @pytest.mark.long
 def test_a_sharded_prediction_is_that_of_one_device():
-    check_predictions("whole")
+    check_predictions("swin_unetr")
 
 
 def check_predictions(network: str) -> None:
-    found = in_subprocess("predictions", network)
-    assert found["probabilities"] < 1e-4 and found["labels that differ"] == 0 and found["labels"] == [0, 1]
+    differences = in_subprocess("predictions", network)
+    assert differences["probabilities"] < 1e-4 and differences["labels that differ"] == 0 and differences["labels"] == [0, 1]
 
 
 def sharded(with_gradients: str, *names: str) -> dict:
     """Returns the differences of logits and, if asked, gradients from those of one device in float64, relative to the largest value."""
-    found = {}
+    errors_of = {}
     sizes = [tuple(map(int, name.split("x"))) for name in names]
     jax.config.update("jax_enable_x64", True)
     config = CONFIG.replace(dtype="float64", param_dtype="float64", depths=(2, 1, 1, 1))
@@ -148,41 +148,43 @@ def sharded(with_gradients: str, *names: str) -> dict:
         return (jax.numpy.square(logits) * factors).mean(), logits
 
     results = {}
-    for data, depth in ((1, 1), *sizes):
-        strategy = JitStrategy(device_mesh(2, depth, jax.devices()[: data * depth]))
+    for data, spatial in ((1, 1), *sizes):
+        strategy = JitStrategy(device_mesh(2, spatial, jax.devices()[: data * spatial]))
         batch = strategy.shard_batch({"x": x, "factors": factors})
         inputs = strategy.replicate(weights), batch["x"], batch["factors"]
         if json.loads(with_gradients):
             (_, logits), gradients = jax.jit(with_mesh(strategy.mesh, jax.value_and_grad(loss, has_aux=True)))(*inputs)
         else:
             logits, gradients = jax.jit(with_mesh(strategy.mesh, lambda *inputs: loss(*inputs)[1]))(*inputs), {}
-        if depth > 1:
-            assert logits.sharding.shard_shape(logits.shape)[1] == 64 // depth
-        results[f"{data}x{depth}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradients))]
-    one = results.pop("1x1")
-    for name, others in results.items():
-        errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, others)]
-        found[name] = {"logits": errors[0], "gradients": errors[1:]}
-    return found
+        if spatial > 1:
+            assert logits.sharding.shard_shape(logits.shape)[1] == 64 // spatial
+        results[f"{data}x{spatial}"] = [np.asarray(logits), *map(np.asarray, jax.tree.leaves(gradients))]
+    expected = results.pop("1x1")
+    for name, arrays in results.items():
+        errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, arrays)]
+        errors_of[name] = {"logits": errors[0], "gradients": errors[1:]}
+    return errors_of
 
 
 def predictions(network: str) -> dict:
     """Returns the differences of predictions from those of one device, and the labels that occur."""
     from helpers.small_network import SmallNetwork
 
-    found = {"probabilities": 0.0, "labels that differ": 0}
+    differences = {"probabilities": 0.0, "labels that differ": 0}
     volume = np.random.default_rng(1).normal(size=(70, 40, 33, 1)).astype(np.float32)
     model = (SmallNetwork if network == "small" else SwinUNETR)(CONFIG, rngs=nnx.Rngs(0))
     task = Task.classes(2)
     expected = Segmenter([model], task, whole=True).run(volume, probabilities=True)
-    found["labels"] = np.unique(expected[0]).tolist()
-    for depth in (2, 4):
-        labels, likely, windows = Segmenter([model], task, whole=True, spatial_shards=depth).run(volume, probabilities=True)
+    differences["labels"] = np.unique(expected[0]).tolist()
+    for spatial in (2, 4):
+        labels, probabilities, windows = Segmenter([model], task, whole=True, spatial_shards=spatial).run(
+            volume, probabilities=True
+        )
         assert windows == 1
-        found["probabilities"] = max(found["probabilities"], float(np.abs(likely - expected[1]).max()))
-        found["labels that differ"] += int((labels != expected[0]).sum())
+        differences["probabilities"] = max(differences["probabilities"], float(np.abs(probabilities - expected[1]).max()))
+        differences["labels that differ"] += int((labels != expected[0]).sum())
 
-    return found
+    return differences
 
 
 # ---- grids in blocks, as on a TPU
@@ -190,9 +192,9 @@ def predictions(network: str) -> dict:
 
 def test_a_grid_is_in_blocks_only_if_its_devices_share_no_volume():
     """On a TPU the grids of devices that share a batch are in blocks, and those of devices that share a volume are not."""
-    found = in_subprocess("in_blocks")
-    assert found["4x1"]["blocks"] and not found["2x2"]["blocks"]
-    assert all(one["error"] < 1e-12 and one["sharded"] for one in found.values())
+    results = in_subprocess("in_blocks")
+    assert results["4x1"]["blocks"] and not results["2x2"]["blocks"]
+    assert all(result["error"] < 1e-12 and result["sharded"] for result in results.values())
 
 
 def in_blocks() -> dict:
@@ -207,32 +209,32 @@ def in_blocks() -> dict:
         return (jax.numpy.square(y) * jax.numpy.sin(x[..., :1])).mean(), y
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    one = jax.tree.leaves(jax.jit(run)(weights, x))
+    expected = jax.tree.leaves(jax.jit(run)(weights, x))
     lane_blocks.MIN_EDGE, dispatch.target_platform = 8, lambda: "tpu"
-    found = {}
-    for data, depth in ((4, 1), (2, 2)):
-        strategy = JitStrategy(device_mesh(4, depth, jax.devices()[:4]))
+    results_of = {}
+    for data, spatial in ((4, 1), (2, 2)):
+        strategy = JitStrategy(device_mesh(4, spatial, jax.devices()[:4]))
         function = jax.jit(with_mesh(strategy.mesh, run))
         inputs = strategy.replicate(weights), strategy.shard_batch({"x": x})["x"]
         results = jax.tree.leaves(function(*inputs))
         y = next(a for a in results if a.shape == (*x.shape[:-1], 4))
-        found[f"{data}x{depth}"] = {
+        results_of[f"{data}x{spatial}"] = {
             "blocks": "x128x2x2x2x" in function.lower(*inputs).as_text(),
-            "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, one)),
+            "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(results, expected)),
             "sharded": y.sharding.shard_shape(y.shape)[0] == len(x) // data,
         }
-    return found
+    return results_of
 
 
 # ---- the mesh
 
 
-def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
-    return [SimpleNamespace(process_index=p, id=p * each + n) for n in range(each) for p in range(processes)]
+def some_devices(processes: int, per_process: int) -> list[SimpleNamespace]:
+    return [SimpleNamespace(process_index=p, id=p * per_process + n) for n in range(per_process) for p in range(processes)]
 
 
 @pytest.mark.parametrize(
-    ("batch", "depth", "processes", "each", "shape"),
+    ("batch", "spatial", "processes", "per_process", "shape"),
     [
         (4, 1, 1, 8, (4, 1)),
         (3, 1, 1, 8, (3, 1)),
@@ -243,15 +245,15 @@ def some_devices(processes: int, each: int) -> list[SimpleNamespace]:
         (4, 4, 2, 8, (4, 4)),
     ],
 )
-def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, depth, processes, each, shape):
-    grid = device_grid(batch, depth, some_devices(processes, each))
+def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, spatial, processes, per_process, shape):
+    grid = device_grid(batch, spatial, some_devices(processes, per_process))
     assert grid.shape == shape
-    for sample in grid:
-        assert len({device.process_index for device in sample}) == 1
+    for devices in grid:
+        assert len({device.process_index for device in devices}) == 1
 
 
 @pytest.mark.parametrize(
-    ("batch", "depth", "processes", "each", "message"),
+    ("batch", "spatial", "processes", "per_process", "message"),
     [
         (4, 9, 1, 8, "cannot be divided among 9 of the 8 devices"),
         (4, 3, 2, 8, "cannot be divided among 3 of the 8 devices"),
@@ -259,9 +261,9 @@ def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, depth, proc
         (3, 2, 2, 4, "by 8 devices of 2 processes with 2 for each sample: choose a multiple of 4"),
     ],
 )
-def test_errors_of_devices_that_cannot_share(batch, depth, processes, each, message):
+def test_errors_of_devices_that_cannot_share(batch, spatial, processes, per_process, message):
     with pytest.raises(InputError, match=message):
-        device_grid(batch, depth, some_devices(processes, each))
+        device_grid(batch, spatial, some_devices(processes, per_process))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Results:
 )
 def results(request: pytest.FixtureRequest, monai_pair: Callable[..., Any]) -> Iterator[Results]:
     plane, train = request.param == "2-D, recomputed", request.param == "batch norm in training"
-    # 96² has, like 96³, 6 tokens along each axis of the last stage, so that the window of 7 is clipped; there are two samples
+    # Like 96³, 96² has 6 tokens along each axis of the last stage, so that the window of 7 is clipped. There are two samples.
     pair = monai_pair(**PLANE) if plane else monai_pair(**{**SMALL, "window_size": 4, **VARIANTS[request.param]})
     shape = (2, 96, 96) if plane else (1, 64, 32, 32)
     x = golden_weights.volume((*shape, pair.config.in_channels), seed=1)
@@ -201,7 +201,7 @@ def test_gradients_in_float32(monai_pair, monkeypatch):
 
 @pytest.fixture(scope="module")
 def usual(monai_pair: Callable[..., Any], run_forward: Callable[..., Arrays]) -> tuple[Any, np.ndarray, Arrays]:
-    """A network of the default width on 64³: the pair, the input and our values, compiled with all optimisations."""
+    """Returns networks of the default width, an input of 64³ voxels, and our values, compiled with all optimisations."""
     pair = monai_pair(in_channels=4, out_channels=3, feature_size=24)
     x = golden_weights.volume((1, 64, 64, 64, 4), seed=1)
     return pair, x, run_forward(pair.ours(), x, optimize=True)

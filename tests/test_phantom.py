@@ -49,14 +49,14 @@ def test_distances_by_hand():
 def test_noise_has_its_standard_deviation_wavelength_and_gradient():
     waves = Waves.make(np.random.default_rng(0), 20.0, 64, 0.0)
     np.testing.assert_allclose(np.linalg.norm(waves.k, axis=1), 2 * np.pi / 20, rtol=1e-6)
-    place = np.random.default_rng(1).uniform(-500, 500, (3, 40_000)).astype(np.float32)  # more than one chunk
-    value, gradient = waves.with_gradient(place)
+    positions = np.random.default_rng(1).uniform(-500, 500, (3, 40_000)).astype(np.float32)  # more than one chunk
+    value, gradient = waves.with_gradient(positions)
     assert abs(value.mean()) < 0.05 and abs(value.std() - 1) < 0.05
-    np.testing.assert_allclose(waves(place), value, atol=1e-3)
+    np.testing.assert_allclose(waves(positions), value, atol=1e-3)
     for axis in range(3):
-        moved = place[:, -100:].astype(np.float64)
+        moved = positions[:, -100:].astype(np.float64)
         moved[axis] += 1e-3
-        slope = (waves(moved) - waves(place[:, -100:].astype(np.float64))) / 1e-3
+        slope = (waves(moved) - waves(positions[:, -100:].astype(np.float64))) / 1e-3
         np.testing.assert_allclose(slope, gradient[axis, -100:], atol=5e-3)
 
 
@@ -90,7 +90,7 @@ def test_every_label_is_in_the_brain_and_nothing_is_outside(size, count):
         pieces = ndimage.label(brain)[0]
         assert np.bincount(pieces.ravel())[1:].max() > 0.999 * brain.sum()
         assert all(200 < np.percentile(image[brain], 99) < 6000 for image in images.values())
-    assert min(volumes) > 1500 and max(volumes) < 2300 and np.std(volumes) > 10  # ml; heads differ
+    assert min(volumes) > 1500 and max(volumes) < 2300 and np.std(volumes) > 10  # ml; the heads differ
 
 
 def test_cases_vary():
@@ -104,9 +104,9 @@ def test_cases_vary():
 
 
 def test_the_label_of_enhancing_tumour():
-    _, four = phantom_case(0, size=TINY)
-    _, three = phantom_case(0, size=TINY, et_label=3)
-    np.testing.assert_array_equal(np.where(four == 4, 3, four), three)
+    _, labels_with_4 = phantom_case(0, size=TINY)
+    _, labels_with_3 = phantom_case(0, size=TINY, et_label=3)
+    np.testing.assert_array_equal(np.where(labels_with_4 == 4, 3, labels_with_4), labels_with_3)
 
 
 def test_the_same_head_on_every_grid():
@@ -134,8 +134,8 @@ def medians(index):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_tissues_have_the_contrasts_of_mri(index):
-    seen = medians(index)
-    t1, t1ce, t2, flair = (seen[channel] for channel in ("T1", "T1ce", "T2", "FLAIR"))
+    intensities = medians(index)
+    t1, t1ce, t2, flair = (intensities[channel] for channel in ("T1", "T1ce", "T2", "FLAIR"))
     assert t1["wm"] > 1.2 * t1["gm"] > 1.2 * 2 * t1["csf"]
     assert t1ce["wm"] > 1.2 * t1ce["gm"] > 1.2 * 2 * t1ce["csf"]
     assert t2["csf"] > 1.5 * t2["gm"] > 1.5 * 1.2 * t2["wm"]
@@ -188,13 +188,13 @@ def test_wrong_counts_are_refused(tmp_path):
 
 
 def test_the_folder_is_read_as_brats(tmp_path):
-    seen = []
-    write_phantom(tmp_path / "a" / "b", cases=2, size=TINY, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 2), (2, 2)]
-    found = find_cases(tmp_path / "a" / "b")
-    assert found.layout == "brats" and found.channels == brats.CHANNELS and found.et_label == 4
-    assert [case.name for case in found.cases] == ["BraTS2021_00000", "BraTS2021_00001"]
-    for index, case in enumerate(found.cases):
+    progress = []
+    write_phantom(tmp_path / "a" / "b", cases=2, size=TINY, progress=lambda *counts: progress.append(counts))
+    assert progress == [(1, 2), (2, 2)]
+    data_set = find_cases(tmp_path / "a" / "b")
+    assert data_set.layout == "brats" and data_set.channels == brats.CHANNELS and data_set.et_label == 4
+    assert [case.name for case in data_set.cases] == ["BraTS2021_00000", "BraTS2021_00001"]
+    for index, case in enumerate(data_set.cases):
         assert case.problem is None and case.split == "training" and case.channels == brats.CHANNELS
         images, labels = phantom_case(index, size=TINY)
         volumes = [read_volume(path) for path in case.images]
@@ -209,29 +209,29 @@ def test_the_folder_is_read_as_brats(tmp_path):
         }
 
 
-def test_label_3_has_the_file_names_of_its_years(tmp_path):
+def test_label_3_comes_with_the_file_names_of_brats_since_2023(tmp_path):
     write_phantom(tmp_path, cases=1, size=TINY, et_label=3)
-    found = find_cases(tmp_path)
-    assert found.et_label == 3 and found.layout == "brats" and found.channels == brats.CHANNELS
-    assert found.cases[0].label == tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-seg.nii.gz"
-    assert np.unique(read_labels(found.cases[0].label).array).tolist() == [0, 1, 2, 3]
+    data_set = find_cases(tmp_path)
+    assert data_set.et_label == 3 and data_set.layout == "brats" and data_set.channels == brats.CHANNELS
+    assert data_set.cases[0].label == tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-seg.nii.gz"
+    assert np.unique(read_labels(data_set.cases[0].label).array).tolist() == [0, 1, 2, 3]
 
 
 def test_geometry(tmp_path):
     write_phantom(tmp_path, cases=1, size=(48, 60, 31))
     image = nib.load(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz")
     # The spacing is 5, 4, 5 mm. The first voxel has its outer corner at (0.5, 239.5, -0.5), as in BraTS.
-    want = [[-5, 0, 0, -2], [0, -4, 0, 237.5], [0, 0, 5, 2], [0, 0, 0, 1]]
-    np.testing.assert_allclose(image.affine, want)
-    np.testing.assert_allclose(image.get_qform(coded=True)[0], want, atol=1e-6)
+    expected = [[-5, 0, 0, -2], [0, -4, 0, 237.5], [0, 0, 5, 2], [0, 0, 0, 1]]
+    np.testing.assert_allclose(image.affine, expected)
+    np.testing.assert_allclose(image.get_qform(coded=True)[0], expected, atol=1e-6)
     assert image.header["qform_code"] == image.header["sform_code"] == 1
     assert image.header.get_xyzt_units()[0] == "mm"
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
 
 
 def test_geometry_of_the_full_size_is_that_of_brats():
-    place = phantom._volume_of(np.zeros((240, 240, 155), np.uint8), Path())
-    np.testing.assert_array_equal(place.affine, [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+    volume = phantom._volume_of(np.zeros((240, 240, 155), np.uint8), Path())
+    np.testing.assert_array_equal(volume.affine, [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def test_additional_cases_do_not_change_existing_ones(tmp_path):
@@ -245,26 +245,26 @@ def test_additional_cases_do_not_change_existing_ones(tmp_path):
 
 
 def test_an_interrupted_data_set_is_completed(tmp_path, monkeypatch):
-    write_phantom(tmp_path / "whole", cases=2, size=TINY)
-    write, left = phantom.write_volume, iter(range(7))
+    write_phantom(tmp_path / "complete", cases=2, size=TINY)
+    write_volume, remaining = phantom.write_volume, iter(range(7))
 
-    def until_killed(*args):
-        if next(left, None) is None:
+    def write_until_killed(*args):
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
-        return write(*args)
+        return write_volume(*args)
 
-    monkeypatch.setattr(phantom, "write_volume", until_killed)
+    monkeypatch.setattr(phantom, "write_volume", write_until_killed)
     with pytest.raises(KeyboardInterrupt):
-        write_phantom(tmp_path / "cut", cases=2, size=TINY)
+        write_phantom(tmp_path / "interrupted", cases=2, size=TINY)
     monkeypatch.undo()
-    assert len(files_of(tmp_path / "cut")) == 1 + 7
-    seen = []
-    write_phantom(tmp_path / "cut", cases=2, size=TINY, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 2), (2, 2)]
-    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
-    (tmp_path / "cut" / "BraTS2021_00000" / "BraTS2021_00000_t2.nii.gz").unlink()
-    write_phantom(tmp_path / "cut", cases=2, size=TINY)
-    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    assert len(files_of(tmp_path / "interrupted")) == 1 + 7
+    progress = []
+    write_phantom(tmp_path / "interrupted", cases=2, size=TINY, progress=lambda *counts: progress.append(counts))
+    assert progress == [(1, 2), (2, 2)]
+    assert files_of(tmp_path / "interrupted") == files_of(tmp_path / "complete")
+    (tmp_path / "interrupted" / "BraTS2021_00000" / "BraTS2021_00000_t2.nii.gz").unlink()
+    write_phantom(tmp_path / "interrupted", cases=2, size=TINY)
+    assert files_of(tmp_path / "interrupted") == files_of(tmp_path / "complete")
 
 
 @pytest.mark.parametrize("other", [{"size": (44, 40, 26)}, {"seed": 1}, {"et_label": 3}, {"cases": 1}])
@@ -313,7 +313,7 @@ def test_a_damaged_record_is_refused_with_one_sentence(tmp_path, record):
 
 
 @pytest.mark.parametrize("module", ["dataset", "anatomy", "images", "lesion", "shapes"])
-def test_needs_no_jax(module):
+def test_the_phantom_needs_no_jax(module):
     source = Path(phantom.__file__).with_name(f"{module}.py").read_text("utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {n for node in imports for n in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])}

@@ -26,8 +26,8 @@ BY_CLASS = (CropByClass(RandomCrop((4, 3, 2)), ClassShare(0.5, 2)), ScaleIntensi
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A stand-in for a case of the cache."""
+class CachedCase:
+    """A stand-in for a prepared case."""
 
     name: str
     number: int
@@ -47,7 +47,7 @@ class Voxels:
         return int(rng.integers(6)), int(rng.integers(5)), 3
 
 
-CASES = [Kept(f"case {n}", n) for n in range(5)]
+CASES = [CachedCase(f"case {n}", n) for n in range(5)]
 
 
 class Fails:
@@ -85,9 +85,9 @@ def take(pipeline, count):
         pipeline.close()
 
 
-def same(one, other):
-    assert len(one) == len(other) > 0
-    for a, b in zip(one, other):
+def assert_same_batches(got, expected):
+    assert len(got) == len(expected) > 0
+    for a, b in zip(got, expected):
         assert a.keys() == b.keys()
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
@@ -103,13 +103,13 @@ def test_batches_have_the_expected_arrays_and_every_case_once_per_epoch():
     order = np.concatenate([batch["case"] for batch in batches]).reshape(-1, 5)
     assert (np.sort(order, axis=1) == np.arange(5)).all()  # every case occurs once before any occurs again
     assert len({tuple(epoch) for epoch in order}) > 4
-    whole = [data(transforms=()).__next__()["image"] for _ in range(2)]
-    np.testing.assert_array_equal(*whole)
+    images = [data(transforms=()).__next__()["image"] for _ in range(2)]
+    np.testing.assert_array_equal(*images)
 
 
 def test_the_seed_determines_the_batches():
     one, again, other = (take(data(seed=seed), 5) for seed in (7, 7, 8))
-    same(one, again)
+    assert_same_batches(one, again)
     assert any(not np.array_equal(a["image"], b["image"]) for a, b in zip(one, other))
     # epoch n + 1 of seed 7 is not epoch n of seed 8
     cases = [np.concatenate([batch["case"] for batch in take(data(seed=seed), 20)]).reshape(-1, 5) for seed in (7, 8)]
@@ -128,29 +128,29 @@ def test_each_case_gives_several_samples_per_epoch():
 
 @pytest.mark.parametrize("step", [1, 3, 11])
 def test_the_pipeline_continues_from_a_saved_state(step):
-    through = take(data(), step + 3)
+    uninterrupted = take(data(), step + 3)
     first = data()
     for _ in range(step):
         next(first)
     state = first.get_state()
     assert state == {"step": step}
     first.close()
-    later = data()
-    later.set_state(state)
-    same(take(later, 3), through[step:])
-    later.set_state({"step": 0})  # and back
-    same(take(later, 2), through[:2])
+    resumed = data()
+    resumed.set_state(state)
+    assert_same_batches(take(resumed, 3), uninterrupted[step:])
+    resumed.set_state({"step": 0})  # and back
+    assert_same_batches(take(resumed, 2), uninterrupted[:2])
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_processes_are_the_batch(processes):
-    whole = take(data(BY_CLASS, batch=8), 4)
+    batches = take(data(BY_CLASS, batch=8), 4)
     shares = [take(data(BY_CLASS, batch=8, process=p, processes=processes), 4) for p in range(processes)]
     joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
-    same(joined, whole)
-    later = data(BY_CLASS, batch=8, process=1, processes=processes)
-    later.set_state({"step": 2})
-    same(take(later, 2), shares[1][2:])
+    assert_same_batches(joined, batches)
+    resumed = data(BY_CLASS, batch=8, process=1, processes=processes)
+    resumed.set_state({"step": 2})
+    assert_same_batches(take(resumed, 2), shares[1][2:])
 
 
 def test_upcoming_returns_the_cases_of_the_next_batch():
@@ -164,10 +164,10 @@ def test_upcoming_returns_the_cases_of_the_next_batch():
 
 def test_workers_change_nothing():
     """The crops are also centred on classes, which depends on the samples' numbers."""
-    alone = take(data(BY_CLASS), 7)
+    without_workers = take(data(BY_CLASS), 7)
     pipeline = data(BY_CLASS, workers=2)
     pipeline.set_state({"step": 3})
-    same(take(pipeline, 4), alone[3:])  # resumed with another number of workers
+    assert_same_batches(take(pipeline, 4), without_workers[3:])  # resumed with another number of workers
     assert not multiprocessing.active_children()
 
 
@@ -178,8 +178,8 @@ def test_a_sample_that_cannot_be_used_is_reported_with_its_case(how, words):
 
 
 def test_a_large_sum_does_not_count_as_inf():
-    big = (lambda example, rng: {**example, "image": np.full((4, 3, 2, 2), 2e38, np.float32)},)
-    assert np.isfinite(take(data(transforms=big), 1)[0]["image"]).all()
+    large = (lambda example, rng: {**example, "image": np.full((4, 3, 2, 2), 2e38, np.float32)},)
+    assert np.isfinite(take(data(transforms=large), 1)[0]["image"]).all()
 
 
 def test_an_exception_in_a_sample_names_the_case():
@@ -237,8 +237,8 @@ def within(seconds, condition):
 def test_a_worker_ends_with_its_parent_and_not_before(tmp_path, how):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, tmp_path / "program.py", str(Path(__file__).parent)]
-    nap = 600 if how == signal.SIGKILL else 1
-    with subprocess.Popen([*command, str(nap)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+    seconds = 600 if how == signal.SIGKILL else 1
+    with subprocess.Popen([*command, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
         worker = int(parent.stdout.readline())
         if how == signal.SIGKILL:
             parent.kill()
@@ -272,4 +272,4 @@ def test_batches_are_made_of_prepared_cases(tmp_path):
     for batch in batches:
         assert batch["image"].shape == (2, 4, 4, 2, 2) and batch["image"].dtype == np.float32
         assert sorted(batch["case"].tolist()) == [0, 1]
-    same(take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0, workers=1), 3), batches)
+    assert_same_batches(take(TrainingData(prepared, (RandomCrop((4, 4, 2)),), batch=2, seed=0, workers=1), 3), batches)

@@ -1,4 +1,4 @@
-"""The planner: measured facts, decisions over many made-up data sets, the line of memory, and the file. Nothing is compiled here."""
+"""The planner: measured facts, decisions for made-up data sets, a linear model of memory, and the file. Only a long test compiles."""
 
 import dataclasses
 import json
@@ -32,16 +32,16 @@ from swinunetr_jax.training.plan.memory import StepBytes, StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import check_plan, read_plan, write_plan
 from swinunetr_jax.training.plan.search import GIB, Budget, Fixed, NetworkSize, Step, choose_sizes
 
-# Bytes of a voxel of a sample in float32 with 12 features, as compiled for a CPU, and of the rest of a step.
+# The bytes per voxel of a sample in float32 with 12 features, as compiled for a CPU, and the bytes that do not depend on voxels.
 VOXEL_BYTES, REST_BYTES = 1070.0, 108e6
 
 
 def made_up(shape, spacing=(1.0, 1.0, 1.0), cases=20, channels=("MRI",), box_share=0.5, other_spacings=()) -> Fingerprint:
-    """Returns the fingerprint of equal cases; the last ones have other spacings."""
+    """Returns the fingerprint of equal cases, of which the last have `other_spacings`."""
     spacings = [spacing] * (cases - len(other_spacings)) + list(other_spacings)
     facts = tuple(
-        CaseFacts(f"case{n}", shape, one, ((0, shape[0]), (0, shape[1]), (0, shape[2])), box_share, {1: 10}, {1: 1})
-        for n, one in enumerate(spacings)
+        CaseFacts(f"case{n}", shape, case_spacing, ((0, shape[0]), (0, shape[1]), (0, shape[2])), box_share, {1: 10}, {1: 1})
+        for n, case_spacing in enumerate(spacings)
     )
     return Fingerprint("RAS", tuple(ChannelFacts(name, 50.0, 20.0, -100.0, 40.0, 200.0, 1000) for name in channels), facts)
 
@@ -72,8 +72,8 @@ MADE_UP = {
 }
 
 
-def line(step: Step) -> float:
-    """Returns the bytes of a step by a line in its voxels."""
+def linear_bytes(step: Step) -> float:
+    """Returns the bytes of a step by a model that is linear in its voxels."""
     network = step.network
     voxel = VOXEL_BYTES * network.feature_size / 12
     voxel *= 0.55 if network.dtype == "bfloat16" else 1.0
@@ -81,7 +81,7 @@ def line(step: Step) -> float:
     return REST_BYTES * (network.feature_size / 12) ** 2 + voxel * step.batch * math.prod(step.roi)
 
 
-def chosen(fingerprint, memory, devices, on_cpu, fixed=None, function=line):
+def choose(fingerprint, memory, devices, on_cpu, fixed=None, function=linear_bytes):
     spacing, _ = decide_spacing(fingerprint)
     median = median_shape(fingerprint, spacing)
     budget = Budget(0.92 * memory * GIB, devices, on_cpu=on_cpu)
@@ -92,26 +92,26 @@ def chosen(fingerprint, memory, devices, on_cpu, fixed=None, function=line):
 @pytest.mark.parametrize("name", MADE_UP)
 def test_a_plan_fits_and_the_next_step_up_does_not(name):
     fingerprint, *device = MADE_UP[name]
-    sizes, median, budget, spacing = chosen(fingerprint, *device)
+    sizes, median, budget, spacing = choose(fingerprint, *device)
     step = sizes.step
-    assert line(step) <= budget.limit
-    assert all(line(one) > budget.limit for one in sizes.refused)
+    assert linear_bytes(step) <= budget.limit
+    assert all(linear_bytes(refused) > budget.limit for refused in sizes.refused)
     assert all(size % 32 == 0 for size in step.roi) and max(step.roi) >= 64
     assert sizes.batch == step.batch * budget.groups >= 2
     larger = replace(step, batch=step.batch + 1)
     limit = batch_limit(fingerprint, median, step.roi)
-    assert line(larger) > budget.limit or larger.batch * budget.groups > limit
+    assert linear_bytes(larger) > budget.limit or larger.batch * budget.groups > limit
     crops = [first_crop(median, spacing)]
     while crops[-1] != step.roi:
         crops.append(smaller_crop(crops[-1], median))
-    assert len(crops) == 1 or line(Step(step.network, crops[-2], budget.least_batch)) > budget.limit
+    assert len(crops) == 1 or linear_bytes(Step(step.network, crops[-2], budget.least_batch)) > budget.limit
     assert (step.network.feature_size == 12) == budget.on_cpu
     assert all(decision.reason and decision.runner_up for decision in sizes.decisions)
 
 
 def test_concessions_come_in_order():
-    found = [chosen(MADE_UP["BraTS"][0], memory, 1, False)[0].step.network for memory in (80, 8, 5, 3)]
-    assert found == [
+    networks = [choose(MADE_UP["BraTS"][0], memory, 1, False)[0].step.network for memory in (80, 8, 5, 3)]
+    assert networks == [
         NetworkSize(),
         NetworkSize(dtype="bfloat16"),
         NetworkSize(dtype="bfloat16", use_checkpoint=True),
@@ -121,7 +121,7 @@ def test_concessions_come_in_order():
 
 def test_values_that_the_user_chose_are_kept():
     fixed = Fixed(roi=(96, 96, 96), batch=3, feature_size=36, use_v2=False)
-    sizes, *_ = chosen(MADE_UP["liver"][0], 40, 1, False, fixed)
+    sizes, *_ = choose(MADE_UP["liver"][0], 40, 1, False, fixed)
     assert sizes.step == Step(NetworkSize(36, use_v2=False), (96, 96, 96), 3) and sizes.batch == 3
     assert {d.name: d.reason[:17] for d in sizes.decisions if d.reason.startswith("given")}.keys() == {
         "network.feature_size",
@@ -131,16 +131,16 @@ def test_values_that_the_user_chose_are_kept():
     }
 
 
-def test_a_limit_that_no_step_fits_into_is_one_sentence():
+def test_a_limit_that_no_step_fits_into_is_refused_with_one_sentence():
     with pytest.raises(InputError, match=r"no training step fits into 0\.092 GiB: a crop of .*×.* needs"):
-        chosen(MADE_UP["liver"][0], 0.1, 1, False)
+        choose(MADE_UP["liver"][0], 0.1, 1, False)
 
 
 def test_spacings():
     even = made_up((10, 10, 10), (1.0, 1.0, 1.0), cases=5, other_spacings=[(2.0, 1.0, 1.0)] * 2)
     assert decide_spacing(even)[0] == (1.0, 1.0, 1.0)
     assert decide_spacing(even, (3.0, 3.0, 3.0))[0] == (3.0, 3.0, 3.0)
-    coarse = MADE_UP["mixed spacings"][0]  # 10 % of the scans have 2 mm slices or thinner
+    coarse = MADE_UP["mixed spacings"][0]  # 2 mm is the 10th percentile, since 6 of 20 scans have 2 mm slices
     assert decide_spacing(coarse)[0] == (0.8, 0.8, 2.0)
     assert decide_spacing(made_up((100, 100, 60), (1.0, 1.0, 4.0), cases=4, other_spacings=[(1.0, 1.0, 2.0)]))[0] == (1, 1, 4)
 
@@ -176,9 +176,9 @@ def test_smaller_crops_end_at_the_smallest_one():
 
 def test_notes_say_what_is_unusual():
     fingerprint = made_up((320, 320, 18), (0.6, 0.6, 4.0))
-    said = notes(fingerprint, (0.6, 0.6, 4.0), (64, 64, 32))
-    assert "6.7 times as long" in said[0] and "18 voxels along axis 2, which is padded to 32" in said[0]
-    assert said[1].startswith("20 of 20 scans are smaller than the crop of 64×64×32")
+    messages = notes(fingerprint, (0.6, 0.6, 4.0), (64, 64, 32))
+    assert "6.7 times as long" in messages[0] and "18 voxels along axis 2, which is padded to 32" in messages[0]
+    assert messages[1].startswith("20 of 20 scans are smaller than the crop of 64×64×32")
     assert not notes(made_up((64, 64, 64)), (1, 1, 1), (64, 64, 64))
     (tiny,) = notes(made_up((64, 64, 64)), (1, 1, 2), (64, 64, 32))  # 10 voxels become 5
     assert tiny.startswith("label 1 has 5 voxels in the median case that has it") and "less than the 8 voxels" in tiny
@@ -191,18 +191,18 @@ def test_the_facts_of_a_case():
     image = np.zeros((8, 6, 4, 2), np.float32)
     image[1:, 1:3, 1:] = 5
     image[label == 3, 0] = 9
-    one = measure_case("a", image, label, (1.0, 2.00000049, 3.0), number=0, cases=1)
-    facts = one.facts
+    measured = measure_case("a", image, label, (1.0, 2.00000049, 3.0), number=0, cases=1)
+    facts = measured.facts
     assert facts == CaseFacts(
         "a", (8, 6, 4), (1.0, 2.0, 3.0), ((1, 8), (1, 3), (1, 4)), round(7 * 2 * 3 / 192, 6), {1: 2, 3: 2}, {1: 1, 3: 2}
     )
-    found = combine([one], ("0", "1"), "RAS")
-    assert (found.channels[0].mean, found.channels[0].deviation, found.channels[1].deviation) == (7.0, 2.0, 0.0)
-    assert found.channels[0].samples == 4
+    fingerprint = combine([measured], ("0", "1"), "RAS")
+    assert (fingerprint.channels[0].mean, fingerprint.channels[0].deviation, fingerprint.channels[1].deviation) == (7.0, 2.0, 0.0)
+    assert fingerprint.channels[0].samples == 4
 
 
-def test_a_line_through_compiled_steps_is_followed_to_a_plan():
-    """The compiled memory is not quite the line; the plan is right nevertheless, and few steps are compiled."""
+def test_a_linear_model_of_compiled_steps_leads_to_a_plan():
+    """The compiled memory differs from the linear model by up to 3 %, but the plan is right and few steps are compiled."""
     for name in MADE_UP:
         fingerprint, memory, devices, on_cpu = MADE_UP[name]
         compiled: list[Step] = []
@@ -210,17 +210,17 @@ def test_a_line_through_compiled_steps_is_followed_to_a_plan():
         def compile_step(step: Step, compiled: list[Step] = compiled) -> StepBytes:
             compiled.append(step)
             held = REST_BYTES * (step.network.feature_size / 12) ** 2
-            return StepBytes(held, line(step) * (1 + 0.03 * math.sin(sum(step.roi) + step.batch)) - held)
+            return StepBytes(held, linear_bytes(step) * (1 + 0.03 * math.sin(sum(step.roi) + step.batch)) - held)
 
         model = StepMemory(compile_step, ((64, 64, 64), 2))
         limit = 0.92 * memory * GIB
         sizes = settle(
-            lambda memory_of: chosen(fingerprint, memory, devices, on_cpu, function=memory_of)[0],  # noqa: B023
+            lambda memory_of: choose(fingerprint, memory, devices, on_cpu, function=memory_of)[0],  # noqa: B023
             model,
             limit,
         )
         assert model.compiled[sizes.step].total <= limit
-        assert all(line(one) > 0.97 * limit for one in sizes.refused)
+        assert all(linear_bytes(refused) > 0.97 * limit for refused in sizes.refused)
         assert len(compiled) == len(set(compiled)) <= 16, name  # four networks are tried for the liver
 
 
@@ -229,7 +229,7 @@ def test_a_line_through_compiled_steps_is_followed_to_a_plan():
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A data set of the Decathlon with four small scans."""
+    """Returns the folder of a Decathlon data set with four small scans."""
     return write_data(tmp_path / "data", 4)
 
 
@@ -251,12 +251,12 @@ def write_data(root: Path, cases: int, value: int = 1, second: int = 2) -> Path:
 
 @pytest.fixture
 def not_compiled(monkeypatch) -> list[Step]:
-    """Replaces the compiler by the line; the steps that would be compiled."""
+    """Replaces the compiler by the linear model, and returns the list of the steps that would be compiled."""
     steps: list[Step] = []
 
     def measured(self, step: Step) -> StepBytes:
         steps.append(step)
-        return StepBytes(REST_BYTES, line(step) - REST_BYTES)
+        return StepBytes(REST_BYTES, linear_bytes(step) - REST_BYTES)
 
     monkeypatch.setattr(compile_module.StepCompiler, "_measured", measured)
     monkeypatch.setattr(compile_module.files, "user_cache", lambda: None)
@@ -264,9 +264,9 @@ def not_compiled(monkeypatch) -> list[Step]:
 
 
 def run(*arguments) -> int:
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exited:
         cli.main(list(map(str, arguments)))
-    return done.value.code or 0
+    return exited.value.code or 0
 
 
 def test_a_plan_is_written_and_trains_with_it(data, tmp_path, not_compiled, capsys):
@@ -288,8 +288,8 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     trained = []
     monkeypatch.setattr(command, "train_one", lambda recipe, resume: trained.append(recipe))
     monkeypatch.setattr(command.processes, "leave", lambda code: trained.append(code))
-    given = ["--network.feature-size", "24", "--batch", "2"]  # 2 is also the recipe's own number
-    words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), *given]
+    options = ["--network.feature-size", "24", "--batch", "2"]  # 2 is also the recipe's own number
+    words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), *options]
     command.main(words)
     recipe, code = trained
     plan = read_plan(tmp_path / "run" / "plan.json")
@@ -302,8 +302,8 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     write_description(tmp_path / "run", {"recipe": recipe.to_dict()}, recipe.file)
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert Path(stored["recipe_file"]).name == "strong.py"
-    for place in (stored["recipe_file"], "/another/installation/swinunetr_jax/training/recipes/strong.py"):
-        (tmp_path / "run" / "run.json").write_text(json.dumps(stored | {"recipe_file": place}))
+    for recipe_file in (stored["recipe_file"], "/another/installation/swinunetr_jax/training/recipes/strong.py"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(stored | {"recipe_file": recipe_file}))
         assert read_recipe(tmp_path / "run").augment == recipe.augment
     (tmp_path / "run" / "run.json").write_text(json.dumps(stored | {"recipe_file": "/mine/strong.py"}))
     with pytest.raises(InputError, match=r"the recipe /mine/strong\.py, which does not exist any more"):
@@ -331,7 +331,7 @@ def test_files_that_have_not_changed_are_not_read_again(data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--device", "v99"], "there is no device v99: give cpu, gpu or tpu"),
         (["--device", "gpu"], "this machine has no gpu that JAX can use"),
@@ -344,12 +344,12 @@ def test_files_that_have_not_changed_are_not_read_again(data, monkeypatch):
         (["--out", "nowhere/plan.json"], "cannot be written"),
     ],
 )
-def test_mistakes_are_one_sentence(options, said, data, tmp_path, not_compiled, monkeypatch, capsys):
+def test_mistakes_are_reported_in_one_sentence(options, message, data, tmp_path, not_compiled, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     device = [] if "--device" in options else ["--device", "cpu"]
     assert run("plan", data, *device, *options) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_a_data_set_of_one_case_is_refused(tmp_path, not_compiled, capsys):
@@ -402,7 +402,7 @@ def test_a_compiled_plan_fits_and_the_next_step_up_does_not(shape, spacing, chan
     training = make._training(RECIPE, RECIPE.network, Task.classes(3), channels)
     compiler = compile_module.StepCompiler(training, target, channels, 1, keep=True, say=print)
     model = StepMemory(compiler, ((64, 64, 32), 2))
-    sizes = settle(lambda of: chosen(fingerprint, memory, 1, True, function=of)[0], model, target.limit)
+    sizes = settle(lambda memory_of: choose(fingerprint, memory, 1, True, function=memory_of)[0], model, target.limit)
     assert model.compiled[sizes.step].total <= target.limit
     larger = replace(sizes.step, batch=sizes.step.batch + 1)
     for step in (*sizes.refused, *([larger] if larger.batch <= batch_limit(fingerprint, np.array(shape), larger.roi) else [])):

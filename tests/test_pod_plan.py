@@ -46,7 +46,7 @@ def test_collectives_of_a_program():
 
 def test_gradients_between_chips():
     assert pod_plan.between_chips(STEP, 1) == 0
-    assert pod_plan.between_chips(STEP, 2) == pytest.approx(200e6 / 100e9)  # each sends and receives half, twice
+    assert pod_plan.between_chips(STEP, 2) == pytest.approx(200e6 / 100e9)  # each chip sends and receives half of them, twice
     assert pod_plan.between_chips(replace(STEP, topology="v6e:4x4"), 10**9) == pytest.approx(2 * 200e6 / 224e9)
 
 
@@ -72,15 +72,15 @@ def test_the_search_starts_where_memory_would_be_full(monkeypatch):
 
     There is room for 14 / 6 of these temporaries, so the search starts with two such crops or with the largest cube below 169³.
     """
-    asked = []
+    tried = []
 
     def fits(topology, options, roi, batch):
-        asked.append((roi[0], batch))
+        tried.append((roi[0], batch))
         return batch <= 3 and roi[0] <= 160
 
     monkeypatch.setattr(pod_plan, "fits", fits)
     assert pod_plan.largest(STEP, Options(spatial_shards=2)) == (3, 160)
-    assert asked == [(160, 1), (192, 1), (128, 2), (128, 3), (128, 4)]
+    assert tried == [(160, 1), (192, 1), (128, 2), (128, 3), (128, 4)]
 
 
 @pytest.mark.parametrize("topology", ["v9z:2x2", "pod"])

@@ -42,11 +42,11 @@ def volume(*boxes, shape=(12, 12, 12)):
 
 def test_the_largest_component_is_kept_with_26_neighbours():
     labels = volume((1, (0, 0, 0), 3), (2, (3, 3, 3), 1), (1, (8, 8, 8), 2))
-    found = keep_largest_component(labels, CLASSES)
-    np.testing.assert_array_equal(found, volume((1, (0, 0, 0), 3), (2, (3, 3, 3), 1)))  # a corner connects
+    kept = keep_largest_component(labels, CLASSES)
+    np.testing.assert_array_equal(kept, volume((1, (0, 0, 0), 3), (2, (3, 3, 3), 1)))  # voxels that share a corner are connected
     assert labels[8, 8, 8] == 1  # the argument is unchanged
     liver = keep_largest_component(labels, CLASSES, "liver")
-    np.testing.assert_array_equal(liver, found)
+    np.testing.assert_array_equal(liver, kept)
     assert keep_largest_component(labels, CLASSES, "tumour") is labels
     assert not keep_largest_component(np.zeros_like(labels), CLASSES).any()
 
@@ -73,8 +73,8 @@ def test_a_small_enhancing_tumour_becomes_the_rest_of_the_core(et):
 
 
 def test_largest_component_is_chosen_where_the_dice_rises():
-    sound, island = volume((1, (0, 0, 0), 4), (2, (4, 0, 0), 3)), (1, (9, 9, 9), 2)
-    pairs = [Pair.of(volume((1, (0, 0, 0), 4), (2, (4, 0, 0), 3), island), sound), Pair.of(sound, sound)]
+    reference, island = volume((1, (0, 0, 0), 4), (2, (4, 0, 0), 3)), (1, (9, 9, 9), 2)
+    pairs = [Pair.of(volume((1, (0, 0, 0), 4), (2, (4, 0, 0), 3), island), reference), Pair.of(reference, reference)]
     chosen = choose_postprocess(pairs, CLASSES)
     assert chosen.steps == (LARGEST,) and chosen.cases == 2
     assert chosen.before == {"liver": pytest.approx((128 / 136 + 1) / 2), "tumour": 1.0}
@@ -87,20 +87,20 @@ def test_largest_component_is_chosen_where_the_dice_rises():
 
 
 def test_nothing_is_chosen_if_the_dice_of_a_class_falls():
-    """The whole foreground's largest component loses a true tumour, and that of the liver alone only a false island."""
+    """The largest component of the whole foreground lacks a true tumour, and that of the liver alone lacks only a false island."""
     reference = volume((1, (0, 0, 0), 4), (2, (9, 9, 9), 2))
     pairs = [Pair.of(volume((1, (0, 0, 0), 4), (2, (9, 9, 9), 2), (1, (0, 9, 0), 2)), reference)]
     chosen = choose_postprocess(pairs, CLASSES)
     assert chosen.decisions[0].endswith("not chosen, because tumour would fall")
     assert chosen.steps == (Step(operation="largest_component", output="liver"),)
-    nothing = choose_postprocess([Pair.of(reference, reference)], CLASSES)
-    assert nothing.steps == () and nothing.before == nothing.after and all("not chosen" in text for text in nothing.decisions)
+    empty = choose_postprocess([Pair.of(reference, reference)], CLASSES)
+    assert empty.steps == () and empty.before == empty.after and all("not chosen" in text for text in empty.decisions)
 
 
 def test_the_smallest_volume_with_the_highest_dice_is_chosen():
     core = [(2, (0, 0, 0), 10), (1, (1, 1, 1), 8)]
-    false, true = volume(*core, (4, (2, 2, 2), 4)), volume(*core, (4, (2, 2, 2), 6))  # 64 and 216 voxels
-    pairs = [Pair.of(false, volume(*core)), Pair.of(true, true)]
+    false_et, true_et = volume(*core, (4, (2, 2, 2), 4)), volume(*core, (4, (2, 2, 2), 6))  # 64 and 216 voxels
+    pairs = [Pair.of(false_et, volume(*core)), Pair.of(true_et, true_et)]
     chosen = choose_postprocess(pairs, BRATS)
     assert chosen.steps == (Step(operation="smallest_volume", output="ET", voxels=100),)
     assert chosen.before == {"TC": 1.0, "WT": 1.0, "ET": 0.5} and chosen.after == {"TC": 1.0, "WT": 1.0, "ET": 1.0}
@@ -108,7 +108,7 @@ def test_the_smallest_volume_with_the_highest_dice_is_chosen():
     assert len(chosen.decisions) == 4  # the whole tumour is the whole foreground, which is not tried twice
 
 
-def test_outputs_without_any_reference_take_no_part():
+def test_outputs_that_no_reference_contains_are_ignored():
     reference, predicted = volume((1, (0, 0, 0), 4)), volume((1, (0, 0, 0), 4), (2, (4, 0, 0), 1))
     chosen = choose_postprocess([Pair.of(predicted, reference)], CLASSES)
     assert (
@@ -125,8 +125,8 @@ def test_outputs_without_any_reference_take_no_part():
 
 def test_a_pair_keeps_both_label_maps_within_their_box():
     labels, reference = volume((1, (2, 3, 4), 2)), volume((2, (5, 5, 5), 3))
-    found = Pair.of(labels, reference).arrays()
-    np.testing.assert_array_equal(found, [labels[2:8, 3:8, 4:8], reference[2:8, 3:8, 4:8]])
+    arrays = Pair.of(labels, reference).arrays()
+    np.testing.assert_array_equal(arrays, [labels[2:8, 3:8, 4:8], reference[2:8, 3:8, 4:8]])
     assert Pair.of(np.zeros_like(labels), np.zeros_like(labels)).arrays()[0].shape == (1, 1, 1)
 
 
@@ -150,10 +150,10 @@ def test_the_file_is_read_back_and_damage_is_refused(tmp_path):
     path = tmp_path / "postprocess.json"
     write_postprocess(path, STORED)
     assert read_postprocess(path) == STORED
-    sound = path.read_text()
+    intact = path.read_text()
     for text, words in (
-        (sound.replace("200", "201"), "does not match its digest"),
-        (sound[:-20], "damaged"),
+        (intact.replace("200", "201"), "does not match its digest"),
+        (intact[:-20], "damaged"),
         ("[" * 10_000, "postprocess.json"),
         ("[]", "unexpected content"),
     ):
@@ -180,8 +180,8 @@ def cross_validation(folder, steps=STORED.steps):
     return folder
 
 
-def asked(*models, **options):
-    """Returns the command `predict` with these networks."""
+def predict_command(*models, **options):
+    """Returns the command `predict` with these models."""
     return Predict((), None, models, weights=WeightOptions(), task_options=TaskOptions(), **options)
 
 
@@ -195,20 +195,20 @@ def test_predict_finds_the_post_processing_of_its_networks(tmp_path, monkeypatch
         [run / "fold0" / "last"],
         [run / "fold0/checkpoints/00000004"],
     ):
-        assert asked(*models)._postprocess(BRATS) == STORED.steps
+        assert predict_command(*models)._postprocess(BRATS) == STORED.steps
         printed = capsys.readouterr().out
         assert "keep the largest component of the whole foreground, then replace ET if it has fewer than 200 voxels" in printed
         assert f"{run / 'postprocess.json'}; --no-postprocess leaves it out" in printed
     monkeypatch.chdir(run / "fold0")
     assert cross_validation_of(".") == run and cross_validation_of("best") == run and cross_validation_of(tmp_path) is None
     for models in ([run, other], [run / "fold0", tmp_path / "model.pt"]):
-        assert asked(*models)._postprocess(BRATS) == ()
+        assert predict_command(*models)._postprocess(BRATS) == ()
         assert "no post-processing is applied, because" in capsys.readouterr().err
-    assert asked(tmp_path / "model.pt")._postprocess(BRATS) == ()
-    assert asked(cross_validation(tmp_path / "none", ()))._postprocess(CLASSES) == ()
+    assert predict_command(tmp_path / "model.pt")._postprocess(BRATS) == ()
+    assert predict_command(cross_validation(tmp_path / "none", ()))._postprocess(CLASSES) == ()
     assert capsys.readouterr() == ("", "")
     with refused("chosen for other labels"):
-        asked(run)._postprocess(CLASSES)
+        predict_command(run)._postprocess(CLASSES)
 
 
 def test_predicted_label_maps_are_post_processed_and_the_record_says_so(tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_predicted_label_maps_are_post_processed_and_the_record_says_so(tmp_path
     entry = record["cases"]["a"]
     assert entry["notes"] == ["post-processing has changed 30 voxels"] and entry["volumes_ml"]["ET"] == 0
     assert "a: note: post-processing has changed 30 voxels" in capsys.readouterr().out
-    assert fake_predictor.predict(tmp_path, "a") == []  # without it, the settings are others
+    assert fake_predictor.predict(tmp_path, "a") == []  # without post-processing the settings differ
     record = fake_predictor.recorded(tmp_path)
     assert "postprocess" not in record["settings"] and record["cases"]["a"]["volumes_ml"]["ET"] > 0
     assert json.loads(json.dumps(record["cases"]["a"]["notes"])) == []
