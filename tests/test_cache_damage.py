@@ -170,8 +170,8 @@ def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sent
         prepare(moved, tmp_path / "cache", warn=messages.append)
     assert sorted(names_read) == ["a", "a", "b", "b"]
     assert messages == [
-        f"{tmp_path / 'cache'} holds a, b as prepared from files in another place; these cases were prepared again from the "
-        "files in the present place."
+        f"{tmp_path / 'cache'} holds a, b prepared from files at other paths; these cases were prepared again from the "
+        "files given now."
     ]
 
 
@@ -234,7 +234,7 @@ def test_every_faulty_case_is_listed(tmp_path):
             ("nan", "NaN or Inf"),
             ("constant", "channel T1 is constant"),
             ("nolabel", "has no label map"),
-            ("foreign", "label 3 is not one of the task's (0, 1, 2, 4)"),
+            ("foreign", "label 3 is not one of the task's labels (0, 1, 2, 4)"),
             ("missing", "cannot be read"),
             ("broken", "it is broken."),
         ],

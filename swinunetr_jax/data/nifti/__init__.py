@@ -1,4 +1,4 @@
-"""NIfTI files: reading with strict checks, grids and orientations, and writing on the grid of another file."""
+"""NIfTI files: reading with strict checks, grids and orientations, and writing on the grid of another volume."""
 
 from swinunetr_jax.data.nifti.reorient import InverseReorient, reorient
 from swinunetr_jax.data.nifti.volume import Volume, check_same_grid, read_geometry, read_labels, read_volume

@@ -54,20 +54,20 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     """Returns the header of `path` after comparing it with the file's size and `max_bytes`. Raises InputError if it is not valid."""
     size, compressed = _sniff(path)
     with _stream(path, compressed) as stream:
-        block = stream.read(540)
-    header = _header(path, block)
+        first_bytes = stream.read(540)
+    header = _header(path, first_bytes)
     dims = [int(d) for d in header["dim"]]
-    stored = tuple(dims[1 : 1 + dims[0]]) if 1 <= dims[0] <= 7 else ()
-    if not stored or min(stored) < 1:
+    shape = tuple(dims[1 : 1 + dims[0]]) if 1 <= dims[0] <= 7 else ()
+    if not shape or min(shape) < 1:
         raise InputError(
             f"{path}: the header's dimensions {dims} are not those of a volume, expected the number of dimensions and then a size of at "
             "least 1 for each of them; get the file again."
         )
-    while len(stored) > 3 and stored[-1] == 1:
-        stored = stored[:-1]
-    if len(stored) not in (3, 4):
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
         raise InputError(
-            f"{path}: the image has {len(stored)} dimensions {stored}, expected (x, y, z) or (x, y, z, channel); "
+            f"{path}: the image has {len(shape)} dimensions {shape}, expected (x, y, z) or (x, y, z, channel); "
             "save one volume of it."
         )
     try:
@@ -80,21 +80,24 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
             f"{path}: data type {code} is complex, colour or unknown, expected one real number per voxel; convert it."
         )
 
-    voxels = math.prod(stored)
+    voxels = math.prod(shape)
     field: Any = header["vox_offset"]  # a float in NIfTI-1, an integer in NIfTI-2
-    start, least = field.item(), header.single_vox_offset
-    if not math.isfinite(start) or start < least:  # also for 0, which nibabel reads as 0 and the NIfTI library as 348
-        raise InputError(f"{path}: vox_offset is {start}, expected at least {least}, the end of the header; correct the header.")
-    offset = int(start)
-    claimed = voxels * dtype.itemsize + offset
-    if claimed > (size * GZIP_RATIO if compressed else size):
+    start, least_offset = field.item(), header.single_vox_offset
+    if not math.isfinite(start) or start < least_offset:  # also for 0, which nibabel reads as 0 and the NIfTI library as 348
         raise InputError(
-            f"{path}: the file has {_size(size)}{' compressed' * compressed}, but its header claims {stored} voxels of {dtype.name} "
+            f"{path}: vox_offset is {start}, expected at least {least_offset}, the end of the header; correct the header."
+        )
+    offset = int(start)
+    claimed_bytes = voxels * dtype.itemsize + offset
+    if claimed_bytes > (size * GZIP_RATIO if compressed else size):
+        raise InputError(
+            f"{path}: the file has {_size(size)}{' compressed' * compressed}, but its header claims {shape} voxels of {dtype.name} "
             f"from byte {offset} on; it is truncated or damaged, so get it again."
         )
-    if max_bytes is not None and (need := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
+    if max_bytes is not None and (needed_bytes := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
         raise InputError(
-            f"{path}: {stored} voxels take {_size(need)} of memory, but the limit is {_size(max_bytes)}; crop it or raise `max_bytes`."
+            f"{path}: {shape} voxels take {_size(needed_bytes)} of memory, but the limit is {_size(max_bytes)}; crop it or "
+            "raise `max_bytes`."
         )
 
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
@@ -108,7 +111,7 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"{path}: the qform is not a rotation ({error}); correct the header's orientation.") from error
     check_affine(str(path), affine)
-    return CheckedHeader(header, stored, dtype, offset, slope, inter, affine)
+    return CheckedHeader(header, shape, dtype, offset, slope, inter, affine)
 
 
 def _sniff(path: Path) -> tuple[int, bool]:
@@ -140,19 +143,23 @@ def _sniff(path: Path) -> tuple[int, bool]:
 
 def _header(path: Path, block: bytes) -> nib.Nifti1Header:
     """Returns nibabel's header, parsed from the first bytes of a file after checking the magic number."""
-    second = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""  # a transfer in text mode changes the line ends
-    kinds = {348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"), 540: (nib.Nifti2Header, second, b"n+2\0", b"ni2\0")}
+    # The magic number of NIfTI-2 ends in bytes that show whether a transfer in text mode has changed the line ends.
+    nifti2_magic = block[4:8] if block[8:12] in (b"\r\n\x1a\n", bytes(4)) else b""
+    kinds = {
+        348: (nib.Nifti1Header, block[344:348], b"n+1\0", b"ni1\0"),
+        540: (nib.Nifti2Header, nifti2_magic, b"n+2\0", b"ni2\0"),
+    }
     orders: tuple[tuple[Literal["little", "big"], str], ...] = (("little", "<"), ("big", ">"))
     for order, endianness in orders:
         length = int.from_bytes(block[:4], order)
         if length not in kinds:
             continue
-        kind, magic, single, pair = kinds[length]
+        kind, magic, single_magic, pair_magic = kinds[length]
         if len(block) < length:
             raise InputError(f"{path}: the file ends inside its header; it is truncated, so get it again.")
-        if magic == pair:
+        if magic == pair_magic:
             raise InputError(f"{path}: the file is the header of a .hdr/.img pair; convert the pair to one .nii.gz file.")
-        if magic != single:
+        if magic != single_magic:
             break
         header = kind(block[:length], endianness, check=False)
         offset = header["vox_offset"].copy()
@@ -167,15 +174,15 @@ def _header(path: Path, block: bytes) -> nib.Nifti1Header:
 
 
 def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) -> np.ndarray:
-    """Returns the scaled voxels of a checked file as `dtype`; None, for a file without scale factors, keeps the file's own type."""
+    """Returns the scaled voxels of a checked file as `dtype`. For a file without scale factors, None keeps the file's own type."""
     try:
         array = _stored_voxels(path, header)
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is found later, as Inf
             if header.slope is None:
                 return array.astype(dtype or header.dtype.newbyteorder("="), copy=False)
             scaled = np.empty(header.shape, dtype, order="F")
-            for k in range(header.shape[-1]):  # slice by slice, because nibabel scales in float64
-                scaled[..., k] = apply_read_scaling(array[..., k], header.slope, header.inter)
+            for index in range(header.shape[-1]):  # slice by slice, because nibabel scales in float64
+                scaled[..., index] = apply_read_scaling(array[..., index], header.slope, header.inter)
         return scaled
     except MemoryError as error:
         raise InputError(f"{path}: {header.shape} voxels do not fit into memory; crop the image.") from error
@@ -184,14 +191,16 @@ def read_voxels(path: Path, header: CheckedHeader, dtype: npt.DTypeLike | None) 
 def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
     """Returns the unscaled voxels, in the shape and type of `header`. A gzip file is read to its end, which verifies its checksum."""
     raw = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
-    view, done, compressed = raw.data, 0, is_gzip_name(path)
+    view, bytes_read, compressed = raw.data, 0, is_gzip_name(path)
     with _stream(path, compressed) as stream:
-        ahead = header.offset
-        while ahead and (skipped := len(stream.read(min(ahead, 1 << 18)))):
-            ahead -= skipped
-        while not ahead and done < len(raw) and (count := stream.readinto(view[done : done + (4 << 20)])):
-            done += count
-        if done < len(raw):
+        left_to_skip = header.offset
+        while left_to_skip and (skipped := len(stream.read(min(left_to_skip, 1 << 18)))):
+            left_to_skip -= skipped
+        while (
+            not left_to_skip and bytes_read < len(raw) and (count := stream.readinto(view[bytes_read : bytes_read + (4 << 20)]))
+        ):
+            bytes_read += count
+        if bytes_read < len(raw):
             raise EOFError
         excess = 0
         while compressed and (count := len(stream.read(1 << 18))):  # gzip compares the checksum and the length only at the end
@@ -206,7 +215,7 @@ def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
 
 @contextmanager
 def _stream(path: Path, compressed: bool) -> Iterator[gzip.GzipFile | BufferedReader]:
-    """Opens a file, which is decompressed if it is compressed, and turns errors of reading into InputErrors."""
+    """Opens a file, decompresses it if necessary, and raises InputError for errors of reading."""
     try:
         with gzip.open(path) if compressed else open(path, "rb") as stream:
             yield stream
@@ -232,20 +241,20 @@ def check_affine(name: str, affine: np.ndarray) -> None:
     """Raises InputError, whose message starts with `name`, unless `affine` [4, 4] is invertible and has plausible voxel sizes."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+        valid = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
         # nibabel may find no direction for an axis although no two axes are parallel.
-        sound = sound and np.isfinite(io_orientation(affine)).all()
-    if not sound:
+        valid = valid and np.isfinite(io_orientation(affine)).all()
+    if not valid:
         rows = np.array2string(np.asarray(affine)[:3], precision=4).replace("\n", "")
         raise InputError(
             f"{name}: the affine {rows} is singular or not finite, so that voxels have no position; correct qform or sform."
         )
     low, high = VOXEL_SIZES
     if lengths.min() < low or lengths.max() > high or np.abs(affine[:3, 3]).max() > MAX_SHIFT:
-        sizes, place = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
+        sizes, position = (" × ".join(f"{number:.3g}" for number in numbers) for numbers in (lengths, affine[:3, 3]))
         raise InputError(
-            f"{name}: voxels of {sizes} mm, the first at {place} mm, cannot be those of a scan, expected sizes of {low:g} to {high:g} mm "
-            f"and a position within {MAX_SHIFT:g} mm; correct qform or sform."
+            f"{name}: voxels of {sizes} mm, the first at {position} mm, cannot be those of a scan, expected sizes of {low:g} to "
+            f"{high:g} mm and a position within {MAX_SHIFT:g} mm; correct qform or sform."
         )
 
 

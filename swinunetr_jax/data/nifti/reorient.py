@@ -35,11 +35,11 @@ def reorient(array: np.ndarray, affine: np.ndarray, codes: str = "RAS") -> tuple
     Returns:
         A view of the array, its affine, and the inverse.
     """
-    if sorted(_AXES.get(c, -1) for c in codes) != [0, 1, 2]:
+    if sorted(_AXES.get(code, -1) for code in codes) != [0, 1, 2]:
         raise InputError(f"`codes` is {codes!r}, expected three letters, one of each pair R/L, A/P and S/I, such as 'RAS'.")
     check_affine("`affine`", affine)
     current, wanted = orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(codes))
     forward, backward = orientations.ornt_transform(current, wanted), orientations.ornt_transform(wanted, current)
     reoriented = orientations.apply_orientation(array, forward)
-    inverse = InverseReorient(tuple((int(a), int(f)) for a, f in backward), reoriented.shape[:3])
+    inverse = InverseReorient(tuple((int(axis), int(flip)) for axis, flip in backward), reoriented.shape[:3])
     return reoriented, affine @ orientations.inv_ornt_aff(forward, array.shape[:3]), inverse

@@ -74,15 +74,15 @@ def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volum
     array = read_voxels(path, header, None if header.slope is None else np.float64)
     _check_finite(path, array)
     if array.dtype.kind == "f":
-        whole = np.rint(array)
-        bad = np.abs(array - whole) > LABEL_TOLERANCE
+        rounded = np.rint(array)
+        bad = np.abs(array - rounded) > LABEL_TOLERANCE
         if bad.any():
             first = first_index(bad)
             raise InputError(
                 f"{path}: label {array[first]:g} at voxel {first} is not an integer, expected a label map; if it was resampled, resample "
                 "it by nearest neighbour."
             )
-        array = whole
+        array = rounded
     low, high = array.min(), array.max()
     if low < 0 or high >= 2**31:
         raise InputError(f"{path}: label {low if low < 0 else high:.0f} is outside 0 … 2147483647; renumber the labels.")
@@ -101,18 +101,18 @@ def check_same_grid(volumes: Sequence[Volume]) -> None:
     Two affines count as equal if no corner of the grid moves by more than a thousandth of its longest side.
     """
     for other in volumes[1:]:
-        one = volumes[0]
-        shapes = one.array.shape[:3], other.array.shape[:3]
-        pair = f"{one.path} and {other.path} are not on the same grid"
+        first = volumes[0]
+        shapes = first.array.shape[:3], other.array.shape[:3]
+        pair = f"{first.path} and {other.path} are not on the same grid"
         if shapes[0] != shapes[1]:
             raise InputError(f"{pair}: their shapes are {shapes[0]} and {shapes[1]}; resample one onto the other.")
-        corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shapes[0]))])
-        distance = np.linalg.norm(corners @ (one.affine - other.affine).T, axis=1).max()
-        if not distance <= GRID_TOLERANCE * max(s * n for s, n in zip(one.spacing, shapes[0], strict=True)):
-            spacings = [tuple(round(s, 4) for s in v.spacing) for v in (one, other)]
+        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, length - 1) for length in shapes[0]))])
+        distance = np.linalg.norm(corners @ (first.affine - other.affine).T, axis=1).max()
+        if not distance <= GRID_TOLERANCE * max(size * length for size, length in zip(first.spacing, shapes[0], strict=True)):
+            spacings = [tuple(round(size, 4) for size in volume.spacing) for volume in (first, other)]
             raise InputError(
-                f"{pair}: their corners are up to {distance:.3g} mm apart (orientation {one.orientation} and {other.orientation}, spacing "
-                f"{spacings[0]} and {spacings[1]}); resample one onto the other."
+                f"{pair}: their corners are up to {distance:.3g} mm apart (orientation {first.orientation} and {other.orientation}, "
+                f"spacing {spacings[0]} and {spacings[1]}); resample one onto the other."
             )
 
 

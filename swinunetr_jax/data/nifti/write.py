@@ -47,8 +47,8 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, like: Volume, dtype
             gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if compressed else contextlib.nullcontext(file) as stream,
         ):
             _result_header(like, array.shape, dtype).write_to(stream)  # includes the four bytes that mean "no extensions"
-            for k in range(array.shape[-1]):
-                stream.write(voxels[..., k].tobytes("F"))
+            for index in range(array.shape[-1]):
+                stream.write(voxels[..., index].tobytes("F"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({files.reason(error)}); give an existing folder with write access and space."
@@ -66,7 +66,7 @@ def _result_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib
     zeros = ("cal_min", "cal_max", "glmin", "glmax", "toffset", "intent_code", "intent_p1", "intent_p2", "intent_p3")
     # Free text may hold a patient's name or a file name.
     texts = ("intent_name", "aux_file", "db_name", "data_type")
-    for field, value in [*((z, 0) for z in zeros), *((t, b"") for t in texts), ("descrip", b"swinunetr_jax")]:
+    for field, value in [*((name, 0) for name in zeros), *((name, b"") for name in texts), ("descrip", b"swinunetr_jax")]:
         if field in header:
             header[field] = value
     return header

@@ -20,12 +20,12 @@ from swinunetr_jax.errors import InputError
 
 __all__ = ["phantom_case", "write_phantom"]
 
-VERSION = 1  # increased when the same parameters give other voxels; "recipe" in the record
+VERSION = 1  # increased when the same parameters give other voxels; the record calls it "recipe"
 RECORD = "phantom.json"
 
 
 class Record(TypedDict):
-    """The parameters of a phantom, in its folder."""
+    """The content of phantom.json: the parameters of the phantom in that folder."""
 
     recipe: int
     size: list[int]
@@ -86,14 +86,14 @@ def write_phantom(
         ) from error
 
 
-def _claim(folder: Path, asked: Record, cases: int) -> None:
+def _claim(folder: Path, expected: Record, cases: int) -> None:
     """Creates the folder with a record of the parameters, or checks that an existing record has the same parameters."""
     files.make_folder(folder)
     files.remove_stale_temporaries(folder)
     record = folder / RECORD
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if not names:
-        files.write_json(record, asked)
+        files.write_json(record, expected)
         return
     if RECORD not in names:
         first = console.literal(names[0])
@@ -101,18 +101,18 @@ def _claim(folder: Path, asked: Record, cases: int) -> None:
             f"{folder}: holds other files, such as {first}, expected an empty folder or a phantom; give another folder."
         )
     try:
-        found = files.read_json(record, Record, "give another folder, or delete this one")
+        stored = files.read_json(record, Record, "give another folder, or delete this one")
     except FileNotFoundError as error:  # a broken link
         raise InputError(f"{record}: cannot be read, expected the phantom's parameters; give another folder.") from error
-    if found != asked:
-        raise InputError(f"{folder}: holds a phantom made with {found}, expected {asked}; give another folder.")
+    if stored != expected:
+        raise InputError(f"{folder}: holds a phantom made with {stored}, expected {expected}; give another folder.")
     existing = [name for name in names if files.is_folder(folder / name)]
     if len(existing) > cases:
         raise InputError(f"{folder}: holds {len(existing)} cases, expected at most {cases}; give another folder.")
 
 
 def _volume_of(labels: np.ndarray, folder: Path) -> Volume:
-    """Returns the labels as a volume that fills the field of BraTS. Its axes are L, P and S.
+    """Returns the labels as a volume that fills the field of view of BraTS. Its axes point to L, P and S.
 
     With voxels of 1 mm the first voxel is at (0, 239, 0) mm.
     """

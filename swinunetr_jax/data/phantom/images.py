@@ -1,6 +1,6 @@
 """The images and labels of a phantom: heads with gliomas as four MRI sequences show them.
 
-Case k of seed s is always the same, and the same head at every grid size, because tissues are functions of the position in mm. Only
+Case k of seed s is always the same, and shows the same head at every grid size, because tissues are functions of the position in mm. Only
 the noise is drawn voxel by voxel.
 """
 
@@ -17,10 +17,10 @@ from swinunetr_jax.data.phantom.lesion import LESIONS, foci
 from swinunetr_jax.data.phantom.shapes import Points, Waves, union
 from swinunetr_jax.errors import InputError
 
-FIELD = tuple(map(float, brats.GRID))  # mm
+FIELD = tuple(map(float, brats.GRID))  # the field of view, mm
 SMALLEST = (32, 32, 20)  # voxels of 7.5 mm, which suffice for tests
 
-# The origin of the head's coordinates in the field, and the box that contains every head, mm.
+# The origin of the head's coordinates in the field of view, and the box that contains every head, mm.
 _ORIGIN = (119.5, 102.5, 68.0)
 _BOX = ((-84, 84), (-120, 86), (-80, 92))
 _RIM_OF_FLUID = 1.2  # mm of fluid around the brain that skull stripping keeps
@@ -39,10 +39,10 @@ _SCALE = {"FLAIR": 420, "T1ce": 620, "T1": 560, "T2": 700}  # typical intensitie
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The content of the field, independent of a scanner: the brain's n voxels and the fractions of tissues and lesions in them."""
+    """The content of the field of view, independent of a scanner: the brain's n voxels with their fractions of tissues and lesions."""
 
     size: tuple[int, int, int]
-    box: tuple[slice, slice, slice]  # the part of the field around the brain
+    box: tuple[slice, slice, slice]  # the part of the field of view around the brain
     inside: np.ndarray  # bool, in the box's shape, with n True values
     points: Points  # [n] each
     tissues: dict[str, np.ndarray]  # [n] each
@@ -59,24 +59,24 @@ class Body:
         points = tuple(np.broadcast_to(p, inside.shape)[inside] for p in placed)
 
         part = np.argmin(distances, 0)
-        between = (cerebellum - cerebrum) / 2  # cerebrum and cerebellum do not touch
+        between = (cerebellum - cerebrum) / 2  # distance to the surface halfway between them
         depths = np.stack([np.minimum(-cerebrum, between), np.minimum(-cerebellum, -between), -stem])
         depth = np.take_along_axis(depths, part[None], 0)[0]
-        inward = np.stack([g[inside] for g in np.gradient(depth, spacing[0], -spacing[1], spacing[2])])
+        inward = np.stack([slope[inside] for slope in np.gradient(depth, spacing[0], -spacing[1], spacing[2])])
         inward /= np.maximum(np.sqrt((inward * inward).sum(0)), 0.3)
 
         freedom = np.clip(-np.min(distances, 0)[inside] / _SKULL, 0, 1)
-        before = points
+        undisplaced = points
         for focus in lesions:
-            before = focus.push(before, freedom)
-        tissues = anatomy.tissues(head, before, depth[inside], inward, part[inside], width)
+            undisplaced = focus.push(undisplaced, freedom)
+        tissues = anatomy.tissues(head, undisplaced, depth[inside], inward, part[inside], width)
         tissues |= {name: np.zeros_like(freedom) for name in LESIONS}
         for focus in lesions:
             focus.grow(tissues, points, width)
         return cls(size, box, inside, points, tissues)
 
     def volume(self, values: np.ndarray) -> np.ndarray:
-        """Returns the values [n] on the whole field, with 0 outside the brain."""
+        """Returns the values [n] on the grid of the entire field of view, with 0 outside the brain."""
         volume = np.zeros(self.size, values.dtype)
         volume[self.box][self.inside] = values
         return volume
@@ -144,7 +144,7 @@ def phantom_case(
 
     Args:
         index: the number of the case, from 0.
-        size: voxels along x (to the left), y (to the back) and z (up) of a field of 240 × 240 × 155 mm.
+        size: voxels along x (to the left), y (to the back) and z (up) of a field of view of 240 × 240 × 155 mm.
         seed: the seed of the data set.
         et_label: the enhancing tumour's label, 4 as in BraTS up to 2022 or 3 as since 2023.
 
@@ -166,18 +166,18 @@ def phantom_case(
 
 
 def spacing_of(size: Sequence[int]) -> tuple[float, ...]:
-    """Returns the voxel sizes in mm of a grid of `size` voxels that fills the field."""
-    return tuple(f / n for f, n in zip(FIELD, size))
+    """Returns the voxel sizes in mm of a grid of `size` voxels that fills the field of view."""
+    return tuple(length / voxels for length, voxels in zip(FIELD, size))
 
 
 def _grid(size: Sequence[int]) -> tuple[tuple[slice, slice, slice], list[np.ndarray]]:
-    """Returns the part of the field that contains heads, and the coordinates of its voxels along each axis, which broadcast."""
+    """Returns the part of the field of view that contains heads, and its voxels' coordinates along each axis, which broadcast."""
     box, grid = [], []
-    for axis, (n, s, origin, sign, (low, high)) in enumerate(zip(size, spacing_of(size), _ORIGIN, (1, -1, 1), _BOX)):
-        mm = sign * ((np.arange(n) + 0.5) * s - 0.5 - origin)
-        held = np.flatnonzero((mm > low) & (mm < high))
-        box.append(slice(int(held[0]), int(held[-1]) + 1))
-        grid.append(mm[box[-1]].astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)]))
+    for axis, (n, spacing, origin, sign, (low, high)) in enumerate(zip(size, spacing_of(size), _ORIGIN, (1, -1, 1), _BOX)):
+        mm = sign * ((np.arange(n) + 0.5) * spacing - 0.5 - origin)
+        covered = np.flatnonzero((mm > low) & (mm < high))
+        box.append(slice(int(covered[0]), int(covered[-1]) + 1))
+        grid.append(mm[box[-1]].astype(np.float32).reshape([-1 if other == axis else 1 for other in range(3)]))
     return (box[0], box[1], box[2]), grid
 
 

@@ -55,25 +55,25 @@ class Focus:
         """Returns where the tissue at these points was before the lesion displaced it.
 
         Args:
-            points: the points.
-            freedom: 0 where tissue cannot move, 1 where it can.
+            points: positions in the head with the lesion.
+            freedom: from 0, where tissue cannot move, to 1, where it can.
         """
-        rel = [p - c for p, c in zip(points, self.centre)]
-        pull = 0.33 * freedom * np.exp(-sum(r * r for r in rel) / (2 * (1.5 * self.core) ** 2))
-        return tuple(p - pull * r for p, r in zip(points, rel))
+        offsets = [p - c for p, c in zip(points, self.centre)]
+        pull = 0.33 * freedom * np.exp(-sum(r * r for r in offsets) / (2 * (1.5 * self.core) ** 2))
+        return tuple(p - pull * r for p, r in zip(points, offsets))
 
     def grow(self, tissues: dict[str, np.ndarray], points: Points, width: float) -> None:
         """Adds the lesion to the fractions of `tissues` in place; edges are `width` mm wide."""
-        rel = [p - c for p, c in zip(points, self.centre)]
-        radius = np.sqrt(sum((r / s) ** 2 for r, s in zip(rel, self.stretch)))
+        offsets = [p - c for p, c in zip(points, self.centre)]
+        radius = np.sqrt(sum((r / s) ** 2 for r, s in zip(offsets, self.stretch)))
         near = np.flatnonzero(radius < 2 * (self.core + self.extent))
-        radius, rel, at = radius[near], [r[near] for r in rel], [p[near] for p in points]
-        uneven, rough = self.uneven(at), self.rough(at)
-        core = radius - self.core * (1 + 0.16 * self.shape(at)) + 0.7 * rough
+        radius, offsets, near_points = radius[near], [r[near] for r in offsets], [p[near] for p in points]
+        uneven, rough = self.uneven(near_points), self.rough(near_points)
+        core = radius - self.core * (1 + 0.16 * self.shape(near_points)) + 0.7 * rough
         # The rim is uneven, but never so thick that it fills the core, nor so thin that it is invisible.
         necrosis = core + np.clip(self.rim * (1 + 0.45 * uneven + 0.15 * rough), 0.5 * self.rim, 0.5 * self.core)
         # Long waves give the shape as a whole, and shorter ones its protrusions.
-        edge = radius - self.core - self.extent * (0.85 + 0.33 * self.shape([0.45 * r for r in rel]) + 0.22 * uneven)
+        edge = radius - self.core - self.extent * (0.85 + 0.33 * self.shape([0.45 * r for r in offsets]) + 0.22 * uneven)
         local = {name: values[near] for name, values in tissues.items()}
         room = sum(share * local[name] for name, share in _INVADED.items())
         for name, amount in (

@@ -53,21 +53,21 @@ class Waves:
         size = points[0].size
         value, gradient = np.empty(size, np.float32), np.empty((3, size), np.float32)
         for start in range(0, size, _CHUNK):
-            at = slice(start, start + _CHUNK)
-            angle = self.k @ np.stack([p[at] for p in points]) + self.phase[:, None]
-            value[at] = np.sin(angle).sum(0)
-            gradient[:, at] = self.k.T @ np.cos(angle)
+            chunk = slice(start, start + _CHUNK)
+            angle = self.k @ np.stack([p[chunk] for p in points]) + self.phase[:, None]
+            value[chunk] = np.sin(angle).sum(0)
+            gradient[:, chunk] = self.k.T @ np.cos(angle)
         return self.amplitude * value, self.amplitude * gradient
 
 
 def ellipse(points: Points, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """Returns the distance to an ellipse or ellipsoid with these radii, exact on its surface."""
-    near = slope = 0
+    ratio = slope = 0
     for p, c, r in zip(points, centre, radii):
         square = ((p - c) / r) ** 2
-        near, slope = near + square, slope + square / r**2
-    near = np.sqrt(near)
-    return near * (near - 1) / np.maximum(np.sqrt(slope), 1e-6)
+        ratio, slope = ratio + square, slope + square / r**2
+    ratio = np.sqrt(ratio)
+    return ratio * (ratio - 1) / np.maximum(np.sqrt(slope), 1e-6)
 
 
 def tilted(points: Points, centre: Place, degrees: float) -> Points:
@@ -80,18 +80,20 @@ def tilted(points: Points, centre: Place, degrees: float) -> Points:
 def tube(points: Points, *knots: tuple[float, float, float, float]) -> np.ndarray:
     """Returns the distance to a chain of round rods through the knots (x, y, z, radius)."""
     out = np.full((), np.inf, np.float32)
-    for (*a, thick), (*b, thin) in itertools.pairwise(knots):
-        rel = [p - o for p, o in zip(points, a)]
-        way = [end - start for start, end in zip(a, b)]
-        t = np.clip(sum(r * w for r, w in zip(rel, way)) / sum(w * w for w in way), 0, 1)
-        out = np.minimum(out, np.sqrt(sum((r - t * w) ** 2 for r, w in zip(rel, way))) - (thick + t * (thin - thick)))
+    for (*a, first_radius), (*b, last_radius) in itertools.pairwise(knots):
+        offset = [p - o for p, o in zip(points, a)]
+        rod = [end - start for start, end in zip(a, b)]
+        t = np.clip(sum(r * w for r, w in zip(offset, rod)) / sum(w * w for w in rod), 0, 1)
+        out = np.minimum(
+            out, np.sqrt(sum((r - t * w) ** 2 for r, w in zip(offset, rod))) - (first_radius + t * (last_radius - first_radius))
+        )
     return out
 
 
 def union(a: np.ndarray, b: np.ndarray, blend: float) -> np.ndarray:
     """Returns the smaller distance, with the edge where both shapes meet rounded over `blend` mm."""
-    near = np.maximum(blend - np.abs(a - b), 0)
-    return np.minimum(a, b) - near * near / (4 * blend)
+    overlap = np.maximum(blend - np.abs(a - b), 0)
+    return np.minimum(a, b) - overlap * overlap / (4 * blend)
 
 
 def soft(distance: np.ndarray, width: float) -> np.ndarray:

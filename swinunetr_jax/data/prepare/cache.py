@@ -6,8 +6,8 @@ FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
 FOLDER/NAME-KEY-voxels.npy           int32 [n, 3], voxels of each class, see `class_voxels`
 
 SOURCES is a digest of the files' paths and the settings, so that cases of equal names in several data sets do not collide. KEY is a
-digest of the files' content and the settings. A file is hashed again only if its path, size or time of change differs from the JSON; the
-arrays are hashed at each start. Every file appears under its name in one step, equal input gives equal bytes, and nothing is removed while
+digest of the files' content and the settings. A file is hashed again only if its path, size or modification time differs from the JSON; the
+arrays are hashed at each start. Every file is written atomically, equal input gives equal bytes, and nothing is removed while
 another process uses the folder, so that several trainings can share one.
 """
 
@@ -45,7 +45,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
 DTYPES = ("float32", "float16")
-THREADS = 4  # threads suffice, because decompression releases the global interpreter lock; each holds a whole case in memory
+THREADS = 4  # threads suffice, because decompression releases the global interpreter lock; each holds an entire case in memory
 Progress = Callable[[int, int], None]
 
 
@@ -70,10 +70,10 @@ def prepare_training_cases(
         folder: the cache; it is created if necessary. Several data sets, tasks and processes may share one.
         in_channels: the number of channels that the network takes.
         dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
-        verify: whether to compare the digests; False is for a caller that has just compared them.
+        verify: whether to compare the digests; a caller that has just compared them can give False.
         progress: called with the numbers of cases done and of all cases.
         warn: called with a sentence for each damaged entry, for a cache of another version, and for cases that were prepared from files
-            in another place.
+            at other paths.
 
     Raises:
         InputError: some cases cannot be used, in which case all of them are named, one per line; or the folder cannot be written.
@@ -82,17 +82,17 @@ def prepare_training_cases(
     if dtype not in DTYPES:
         raise InputError(f"the cache's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     names = [case.name for case in cases]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"several cases are called {', '.join(twice)}; give each case a different name.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"several cases are called {', '.join(repeated)}; give each case a different name.")
     store = _Store(folder, task, in_channels, dtype, verify, warn)
-    done: dict[int, PreparedCase] = {}
+    prepared: dict[int, PreparedCase] = {}
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         futures = {pool.submit(store.prepared, case): index for index, case in enumerate(cases)}
         try:
             for count, future in enumerate(as_completed(futures), 1):
                 try:
-                    done[futures[future]] = future.result()
+                    prepared[futures[future]] = future.result()
                 except InputError as error:
                     faults[futures[future]] = str(error)
                 if progress:
@@ -104,13 +104,13 @@ def prepare_training_cases(
             pool.shutdown(cancel_futures=True)
     if store.moved:
         warn(
-            f"{console.literal(folder)} holds {console.name_list(map(console.literal, sorted(store.moved)))} as prepared from files in "
-            "another place; these cases were prepared again from the files in the present place."
+            f"{console.literal(folder)} holds {console.name_list(map(console.literal, sorted(store.moved)))} prepared from files at other "
+            "paths; these cases were prepared again from the files given now."
         )
     if faults:
         lines = problem_lines([(cases[index].name, faults[index]) for index in sorted(faults)])
         raise InputError(f"{len(faults)} of {len(cases)} cases cannot be used for training:", *lines)
-    return [done[index] for index in range(len(cases))]
+    return [prepared[index] for index in range(len(cases))]
 
 
 class _Store:
@@ -172,13 +172,13 @@ class _Store:
             return None
 
     def _prepare(self, case: Case, key: str, sources: list[Source]) -> Entry:
-        read = read_case(case, self.task, self.in_channels)
-        label = read_case_label(case, read)
+        loaded = read_case(case, self.task, self.in_channels)
+        label = read_case_label(case, loaded)
         foreign = sorted(set(np.unique(label).tolist()) - self.known)
         if foreign:
             raise InputError(
-                f"{case.label}: label {', '.join(map(str, foreign))} is not one of the task's ({', '.join(map(str, sorted(self.known)))}); "
-                "correct the label map, or add the label to the task."
+                f"{case.label}: label {', '.join(map(str, foreign))} is not one of the task's labels "
+                f"({', '.join(map(str, sorted(self.known)))}); correct the label map, or add the label to the task."
             )
         if self.task.ignore is not None and (label == self.task.ignore).all():
             raise InputError(
@@ -186,8 +186,8 @@ class _Store:
             )
         box = whole_box(label.shape)
         if self.task.intensity == "zscore":  # statistics ignore zeros, so those around the patient are not stored
-            box = bounding_box((read.array != 0).any(-1) | (label > 0)) or box
-        image = self._stored(case, np.ascontiguousarray(read.array[slices(box)]))
+            box = bounding_box((loaded.array != 0).any(-1) | (label > 0)) or box
+        image = self._stored(case, np.ascontiguousarray(loaded.array[slices(box)]))
         mean, deviation = nonzero_statistics(image)
         stored_label = np.ascontiguousarray(label[slices(box)])
         voxels, counts = find_class_voxels(stored_label, self.task)
@@ -204,11 +204,11 @@ class _Store:
             "labels": np.unique(label).tolist(),
             "box": box,
             "shape": label.shape,
-            "affine": read.affine.tolist(),
+            "affine": loaded.affine.tolist(),
             "foreground": foreground(image, self.above),
             "mean": mean.tolist(),
             "deviation": deviation.tolist(),
-            "notes": list(read.notes),
+            "notes": list(loaded.notes),
             "digest": "",
         }
 
@@ -231,9 +231,9 @@ def _source(file: Path, entry: Entry | None) -> Source:
     try:
         status = file.stat()
         path, size, modified = str(file.absolute()), status.st_size, status.st_mtime_ns
-        for known in entry["sources"] if entry else ():
-            if (known["path"], known["bytes"], known["modified_ns"]) == (path, size, modified):
-                return known
+        for source in entry["sources"] if entry else ():
+            if (source["path"], source["bytes"], source["modified_ns"]) == (path, size, modified):
+                return source
         return {"path": path, "bytes": size, "modified_ns": modified, "sha256": files.digest_of_file(file)}
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read ({files.reason(error)}); give the file, or leave the case out.") from error

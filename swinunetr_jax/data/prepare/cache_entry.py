@@ -127,8 +127,8 @@ def check_arrays(path: Path, entry: Entry, dtype: np.dtype, channels: int) -> En
     ):
         file = path.parent / array["file"]
         try:
-            same = files.digest_of_file(file) == array["sha256"]
-            stored = np.load(file, mmap_mode="r") if same else None
+            unchanged = files.digest_of_file(file) == array["sha256"]
+            stored = np.load(file, mmap_mode="r") if unchanged else None
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read ({files.reason(error)}): {_REMEDY}.") from error
         if stored is None:
@@ -154,7 +154,7 @@ def open_cache(folder: Path) -> Contents:
     """
     contents = Contents()
     with _used(folder) as alone:
-        named, old, newer = set(), [], 0
+        used_files, older, newer = set(), [], 0
         for path in folder.glob("*.json"):
             if _ENTRY.fullmatch(path.name) is None:
                 continue
@@ -162,21 +162,21 @@ def open_cache(folder: Path) -> Contents:
                 version = files.read_json(path, _AnyEntry, _REMEDY)["settings"]["version"]
                 newer += version > VERSION
                 if version < VERSION:
-                    old.append(path)
+                    older.append(path)
                 elif version == VERSION:
                     entry = files.read_json(path, Entry, _REMEDY)
-                    named |= {array["file"] for array in _arrays(entry)}
+                    used_files |= {array["file"] for array in _arrays(entry)}
                     contents.settings_digests.add(settings_digest(entry["name"], entry["settings"]))
         if alone:
             files.remove_stale_temporaries(folder)
             arrays = [] if newer else [path for path in folder.glob("*.npy") if _ARRAY.fullmatch(path.name)]
-            for path in (*old, *(path for path in arrays if path.name not in named)):
+            for path in (*older, *(path for path in arrays if path.name not in used_files)):
                 with contextlib.suppress(OSError):
                     path.unlink()
-    if old:
+    if older:
         outcome = "They were removed" if alone else "They remain, because another process uses this folder or it cannot be locked"
         contents.note = (
-            f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(old)}) cannot be used. {outcome}, and the "
+            f"{console.literal(folder)}: entries of an older version of swinunetr_jax ({len(older)}) cannot be used. {outcome}, and the "
             "cases of this training are prepared again."
         )
     elif newer:
@@ -200,7 +200,7 @@ def _used(folder: Path) -> Iterator[bool]:
 
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
-        if identity in _users:  # this process may still use arrays that it prepared before
+        if identity in _users:  # this process may still use arrays that it prepared earlier
             yield False
             return
         handle = _users[identity] = os.open(folder, os.O_RDONLY)

@@ -10,7 +10,7 @@ import numpy as np
 
 from swinunetr_jax.task import Task
 
-MAX_VOXELS = 10_000  # stored voxels of a class, as in nnU-Net
+MAX_VOXELS = 10_000  # the most voxels stored for a class, as in nnU-Net
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClassVoxels:
         return tuple(index for index, count in enumerate(self.counts) if count)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Returns a random stored voxel of a random class that the case has. It reads only this voxel from the disk."""
+        """Returns a random stored voxel of a random class that the case has. Only this voxel is read from the disk."""
         index = self.present[int(rng.integers(len(self.present)))]
         number = sum(self.counts[:index]) + int(rng.integers(self.counts[index]))
         x, y, z = np.load(self.path, mmap_mode="r")[number].tolist()
@@ -49,10 +49,10 @@ def find_class_voxels(label: np.ndarray, task: Task) -> tuple[np.ndarray, list[i
     For a class with more than `MAX_VOXELS` voxels a random subset is returned, the same for equal label maps. The voxels of a class are in
     the order of the array.
     """
-    found = [np.empty((0, 3), np.int32)]  # a task may have no class besides the background
+    parts = [np.empty((0, 3), np.int32)]  # a task may have no class besides the background
     for index, output in enumerate(output for output in task.outputs if output.value):
         flat = np.flatnonzero(np.isin(label, task.labels_of(output)))
         if len(flat) > MAX_VOXELS:
             flat = np.sort(np.random.default_rng(index).choice(flat, MAX_VOXELS, replace=False))
-        found.append(np.stack(np.unravel_index(flat, label.shape), axis=-1).astype(np.int32))
-    return np.concatenate(found), [len(voxels) for voxels in found[1:]]
+        parts.append(np.stack(np.unravel_index(flat, label.shape), axis=-1).astype(np.int32))
+    return np.concatenate(parts), [len(voxels) for voxels in parts[1:]]

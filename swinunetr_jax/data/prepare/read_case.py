@@ -22,7 +22,7 @@ class ReadCase:
     """A case on the grid that a network sees, with the intensities of its files.
 
     `array` is float32 [x, y, z, c] in `orientation` and the task's voxel size, and `affine` maps its indices to mm. `back` maps that grid
-    to the scan's own, which `scan` describes. `notes` are sentences for the user, such as on channels that the files do not name.
+    to the scan's own, which `scan` describes. `notes` are sentences for the user, such as about channels that the files do not name.
     """
 
     array: np.ndarray
@@ -100,7 +100,7 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
 def _order(
     case: Case, volumes: Sequence[Volume], wanted: Sequence[str], in_channels: int
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Returns (the position of each of the network's channels among the case's, notes); by name if both have names."""
+    """Returns (positions of the network's channels among the case's, notes). Channels are matched by name if both have names."""
     count = sum(len(_planes(volume)) for volume in volumes)
     if wanted and case.channels and len(case.channels) == count:
         return match_channels(case.channels, wanted), ()
@@ -108,7 +108,8 @@ def _order(
         files = "one file" if len(volumes) == 1 else f"{len(volumes)} files"
         names = f" ({', '.join(wanted)})" if wanted else ""
         raise InputError(
-            f"{case.images[0]}: the case has {count} channels in {files}, the network takes {in_channels}{names}; give those."
+            f"{case.images[0]}: the case has {count} channels in {files}, the network takes {in_channels}{names}; give "
+            "that number of channels."
         )
     if count == 1:
         return (0,), ()

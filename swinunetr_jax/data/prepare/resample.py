@@ -36,16 +36,16 @@ def spacing_grid(
     else:
         target[:3, :3] = affine[:3, :3] @ np.linalg.inv(triangle) @ np.diag(wanted)
     corners = np.stack(np.meshgrid(*((0, size - 1) for size in shape), indexing="ij")).reshape(3, -1)
-    inside = np.linalg.solve(target[:3, :3], affine[:3, :3] @ corners)
-    size = np.ptp(inside, axis=1) + 1
+    corner_indices = np.linalg.solve(target[:3, :3], affine[:3, :3] @ corners)
+    size = np.ptp(corner_indices, axis=1) + 1
     down = np.floor(size)
-    new = np.where(np.abs(size - down - 0.5) <= TIE, down + down % 2, np.round(size)).astype(int)
-    first = inside.min(axis=1)
+    new_shape = np.where(np.abs(size - down - 0.5) <= TIE, down + down % 2, np.round(size)).astype(int)
+    first = corner_indices.min(axis=1)
     if np.allclose(first, 0):
         target[:3, 3] = affine[:3, 3]
     else:  # no corner of a sheared grid is the first along all axes, so the centres of both grids coincide
-        target[:3, 3] = affine[:3, :3] @ (np.array(shape) / 2) + affine[:3, 3] - target[:3, :3] @ (new / 2)
-    return (int(new[0]), int(new[1]), int(new[2])), target
+        target[:3, 3] = affine[:3, :3] @ (np.array(shape) / 2) + affine[:3, 3] - target[:3, :3] @ (new_shape / 2)
+    return (int(new_shape[0]), int(new_shape[1]), int(new_shape[2])), target
 
 
 def is_same_grid(shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray) -> bool:
@@ -129,30 +129,30 @@ def _elected(labels: np.ndarray, coordinates: list[np.ndarray], first: int) -> n
     """Returns the winning labels at these coordinates; `first` is the index of the first plane, which decides ties."""
     sides = [neighbours(at, size) for at, size in zip(coordinates, labels.shape)]
     corners = list(itertools.product((0, 1), repeat=3))
-    around = [labels[tuple(side[end] for side, end in zip(sides, corner))] for corner in corners]
-    elected = around[0]
+    candidates = [labels[tuple(side[end] for side, end in zip(sides, corner))] for corner in corners]
+    elected = candidates[0]
     mixed = np.zeros(elected.shape, bool)
-    for other in around[1:]:
+    for other in candidates[1:]:
         mixed |= other != elected
-    where = np.nonzero(mixed)
-    if not len(where[0]):
+    undecided = np.nonzero(mixed)
+    if not len(undecided[0]):
         return elected
-    around = np.stack([other[where] for other in around])
-    shares = [np.broadcast_to(side[2], mixed.shape)[where] for side in sides]
+    candidates = np.stack([other[undecided] for other in candidates])
+    shares = [np.broadcast_to(side[2], mixed.shape)[undecided] for side in sides]
     weights = [np.prod([share if end else 1 - share for share, end in zip(shares, corner)], axis=0) for corner in corners]
-    votes = np.stack([sum(weight * (other == label) for weight, other in zip(weights, around)) for label in around])
+    votes = np.stack([sum(weight * (other == label) for weight, other in zip(weights, candidates)) for label in candidates])
     tied = votes >= votes.max(0) - TIE
-    smallest = np.where(tied, around, np.iinfo(labels.dtype).max).min(0)
-    largest = np.where(tied, around, 0).max(0)
-    even = (first + sum(where)) % 2 == 0
-    elected[where] = np.where(even, smallest, largest)
+    smallest = np.where(tied, candidates, np.iinfo(labels.dtype).max).min(0)
+    largest = np.where(tied, candidates, 0).max(0)
+    even = (first + sum(undecided)) % 2 == 0
+    elected[undecided] = np.where(even, smallest, largest)
     return elected
 
 
 def neighbours(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (lower voxel, upper voxel, weight of the upper one) for float64 coordinates along an axis of `size` voxels.
 
-    A coordinate outside the axis counts as its outermost voxel.
+    A coordinate outside the axis is replaced by that of the outermost voxel.
     """
     at = np.clip(at, 0, size - 1)
     low = np.floor(at).astype(np.int64)
@@ -196,5 +196,5 @@ class InverseResample:
 
 
 def nearest_index(at: np.ndarray, size: int) -> np.ndarray:
-    """Returns the voxel nearest to coordinates along an axis of `size` voxels; halfway between two it is the upper one."""
+    """Returns the voxel nearest to coordinates along an axis of `size` voxels; halfway between two voxels it is the upper one."""
     return np.clip(np.floor(at + 0.5).astype(np.int64), 0, size - 1)
