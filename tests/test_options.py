@@ -19,7 +19,7 @@ OLD_NAME = "the old name will be removed in the next version"
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A folder with the run.json of a run that an earlier version started with two devices per volume."""
+    """Returns a folder with the run.json of a run that an earlier version started with two devices per volume."""
     values = Recipe(kind="phantom", steps=3).to_dict()
     values["devices"] = {"depth": 2, "pmap": False}
     (tmp_path / "run.json").write_text(json.dumps({"recipe": values}))

@@ -1,4 +1,4 @@
-"""The emulation of an accelerator's products on a CPU, and the precision of every product in a network."""
+"""The emulation of an accelerator's precision on a CPU, and the precision of every convolution and matrix product in a network."""
 
 import re
 from collections import Counter

@@ -34,7 +34,7 @@ def small_network(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The checkpoint of a small network with random weights whose predictions contain every label."""
+    """Returns the checkpoint of a small network with random weights whose predictions contain every label."""
     network = SmallNetwork(CONFIG, rngs=nnx.Rngs(0))
     network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
     with pytest.MonkeyPatch.context() as patch:
@@ -46,14 +46,14 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def swin_unetr(tmp_path_factory):
-    """The checkpoint of a Swin UNETR with random weights whose predictions contain every label."""
+    """Returns the checkpoint of a Swin UNETR with random weights whose predictions contain every label."""
     network = SwinUNETR(CONFIG, rngs=nnx.Rngs(0))
     network.out.bias[...] = np.array([0.0, 0.05, -0.05], np.float32)
     save_checkpoint(path := tmp_path_factory.mktemp("swin_unetr") / "net", network, task=TASK)
     return path
 
 
-def turned(source, target, codes, tilt=0.0):
+def write_reoriented(source, target, codes, tilt=0.0):
     """Copies a case with another orientation, and with its grid tilted by `tilt` radians about the x axis."""
     target.mkdir(parents=True)
     rotation = np.eye(4)
@@ -81,8 +81,8 @@ def test_a_case_folder_is_segmented(swin_unetr, tmp_path, capsys):
     np.testing.assert_array_equal(image.affine, source.affine)
     probabilities, _ = read_image(tmp_path / "out/BraTS2021_00001_probabilities.nii.gz")
     assert probabilities.shape == (*labels.shape, 3)
-    whole = probabilities[..., 1] > 0.5
-    np.testing.assert_array_equal((labels == 4) | (labels == 1) | ((labels == 2) & whole), labels > 0)
+    whole_tumour = probabilities[..., 1] > 0.5
+    np.testing.assert_array_equal((labels == 4) | (labels == 1) | ((labels == 2) & whole_tumour), labels > 0)
     np.testing.assert_array_equal(labels == 4, probabilities[..., 2] > 0.5)
     assert (tmp_path / "out/BraTS2021_00001.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((tmp_path / "out/predict.json").read_text())
@@ -114,15 +114,15 @@ def test_the_order_of_the_files_does_not_matter(model, tmp_path):
 @pytest.mark.parametrize(("codes", "tilt"), [("RAS", 0.0), ("SPL", 0.0), ("PIR", 0.0), ("RAS", 0.3)])
 def test_any_orientation_gives_the_same_segmentation_on_its_own_grid(model, tmp_path, codes, tilt):
     case = write_case(tmp_path)
-    other = turned(case, tmp_path / "turned" / "BraTS2021_00002", codes, tilt)
+    other = write_reoriented(case, tmp_path / "reoriented" / "BraTS2021_00002", codes, tilt)
     assert run("predict", "-i", case, "-o", tmp_path / "out", "-m", model) == 0
     assert run("predict", "-i", other, "-o", tmp_path / "out", "-m", model) == 0
     labels, image = read_image(tmp_path / "out/BraTS2021_00001.nii.gz")
-    again, other_image = read_image(tmp_path / "out/BraTS2021_00002.nii.gz")
+    other_labels, other_image = read_image(tmp_path / "out/BraTS2021_00002.nii.gz")
     source = nib.load(next(other.iterdir()))
     np.testing.assert_array_equal(other_image.affine, source.affine)
-    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(codes), nib.io_orientation(image.affine))
-    np.testing.assert_array_equal(nib.orientations.apply_orientation(again, back), labels)
+    to_first = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(codes), nib.io_orientation(image.affine))
+    np.testing.assert_array_equal(nib.orientations.apply_orientation(other_labels, to_first), labels)
 
 
 def test_finished_cases_are_skipped_and_changed_ones_are_not(model, tmp_path, capsys):
@@ -175,12 +175,12 @@ def test_files_of_unknown_origin_are_not_replaced(model, tmp_path, capsys):
 def test_a_crop_gives_the_segmentation_of_the_foreground_alone(model, tmp_path):
     """The first 6 and the last 5 planes are zero. Two windows cover the other planes; they extend from plane 3 to 98."""
     case = write_case(tmp_path / "whole", shape=(100, 40, 34))
-    near = tmp_path / "near" / case.name
-    near.mkdir(parents=True)
+    foreground = tmp_path / "foreground" / case.name
+    foreground.mkdir(parents=True)
     for path in case.iterdir():
         image = nib.load(path)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[3:99], image.affine), near / path.name)
-    for source, out, more in ((case, "a", ("--crop",)), (near, "b", ())):
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[3:99], image.affine), foreground / path.name)
+    for source, out, more in ((case, "a", ("--crop",)), (foreground, "b", ())):
         assert run("predict", "-i", source, "-o", tmp_path / out, "-m", model, "--probabilities", *more) == 0
     for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):
         cropped, alone = read_image(tmp_path / "a" / name)[0], read_image(tmp_path / "b" / name)[0]
@@ -218,17 +218,18 @@ def test_every_checkpoint_format_gives_the_same_labels(swin_unetr, tmp_path):
 
 
 def test_the_precision_applies_while_cases_are_segmented(model, tmp_path, monkeypatch):
-    seen = []
+    precisions = []
 
     def predict_cases(*_, identity, **__):
-        seen.append((identity["precision"], jax.config.jax_default_matmul_precision))
+        precisions.append((identity["precision"], jax.config.jax_default_matmul_precision))
         return []
 
     monkeypatch.setattr("swinunetr_jax.inference.batch.predict_cases", predict_cases)
     command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", model)
     assert run(*command, "--precision", "tensorfloat32") == 0
     assert run(*command) == 0
-    assert seen == [("tensorfloat32",) * 2, ("highest",) * 2]  # without the option, JAX's setting, which is that of conftest.py
+    # Without the option, JAX's setting applies, which conftest.py sets.
+    assert precisions == [("tensorfloat32",) * 2, ("highest",) * 2]
 
 
 def test_invalid_input_is_reported_in_one_sentence(swin_unetr, tmp_path, capsys):

@@ -30,9 +30,9 @@ from swinunetr_jax.inference import batch
 moment, *arguments = sys.argv[1:]
 write, add = batch.write_volume, record.Record._add
 
-def kill_at(*now):
-    name = {"a case is reported": "BraTS2021_a", "a label map": ".BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
-    if now[0] == moment and now[1].startswith(name):
+def kill_at(event, name):
+    start = {"a case is reported": "BraTS2021_a", "a label map": ".BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
+    if event == moment and name.startswith(start):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def write_volume(path, *rest):
@@ -61,20 +61,20 @@ def test_a_killed_prediction_continues_with_the_missing_cases(programs, tmp_path
     for name in ("a", "b", "c"):
         write_case(tmp_path / "data", f"BraTS2021_{name}")
     arguments = ("predict", "-i", tmp_path / "data", "-m", model, "--precision", "float32", "--probabilities", "-o")
-    assert run(*arguments, tmp_path / "whole") == 0
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("BraTS*")}
-    assert len(whole) == 6
+    assert run(*arguments, tmp_path / "complete") == 0
+    complete = {path.name: path.read_bytes() for path in (tmp_path / "complete").glob("BraTS*")}
+    assert len(complete) == 6
     for moment in ("a case is reported", "a label map", "a report"):
         command = [sys.executable, "-c", KILLED, moment, *map(str, arguments), tmp_path / moment]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
         killed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         written = {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")}
-        assert 2 <= len(written) < 6 and written.items() <= whole.items()  # files with their final names are complete
+        assert 2 <= len(written) < 6 and written.items() <= complete.items()  # files with their final names are complete
         capsys.readouterr()
         assert run(*arguments, tmp_path / moment) == 0
         assert re.findall(r"(\S+): done already", capsys.readouterr().out) == ["BraTS2021_a"]
-        assert {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")} == whole
+        assert {path.name: path.read_bytes() for path in (tmp_path / moment).glob("BraTS*")} == complete
         assert not list((tmp_path / moment).glob(".*"))
     monkeypatch.undo()
     forget()

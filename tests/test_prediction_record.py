@@ -60,44 +60,51 @@ def edits(content):
             inner[path[-1]] = to
         return json.dumps(edited)
 
-    a, labels = ("cases", "a"), ("cases", "a", "outputs", "labels")
+    case, labels = ("cases", "a"), ("cases", "a", "outputs", "labels")
     for text in ("", "{", "[]", "null", "3", '"x"', "\xff", "[" * 200_000, '{"cases":' * 100_000, "NaN"):
         yield f"text {text[:5]}", text, "predict.json"
-    for path in (("cases",), ("settings",), (*labels, "path"), (*labels, "bytes"), (*a, "inputs", 0, "path")):
+    for path in (("cases",), ("settings",), (*labels, "path"), (*labels, "bytes"), (*case, "inputs", 0, "path")):
         yield f"no {path}", changed(*path, drop=True), "predict.json"
     for path in (
         ("cases",),
         ("settings",),
-        a,
-        (*a, "inputs"),
-        (*a, "outputs"),
+        case,
+        (*case, "inputs"),
+        (*case, "outputs"),
         labels,
         (*labels, "path"),
-        (*a, "key"),
-        (*a, "error"),
+        (*case, "key"),
+        (*case, "error"),
     ):
         yield f"number {path}", changed(*path, to=7), "predict.json"
-    for path in (a, (*a, "inputs"), (*a, "outputs"), (*labels, "bytes"), (*a, "inputs", 0, "modified_ns"), (*a, "seconds")):
+    for path in (
+        case,
+        (*case, "inputs"),
+        (*case, "outputs"),
+        (*labels, "bytes"),
+        (*case, "inputs", 0, "modified_ns"),
+        (*case, "seconds"),
+    ):
         yield f"text {path}", changed(*path, to="x"), "predict.json"
     for name in ("../b.txt", "/etc/passwd", "..", "", ".", "sub/x", "a\0"):
         yield f"path {name!r}", changed(*labels, "path", to=name), "predict.json"
-        yield f"older {name!r}", changed(*a, "older", to={"preview": {"path": name, "bytes": 1}}), "predict.json"
-    yield "deep", changed(*a, "notes", to=[]).replace('"notes": []', '"notes": ' + "[" * 5000 + "]" * 5000), "predict.json"
+        yield f"older {name!r}", changed(*case, "older", to={"preview": {"path": name, "bytes": 1}}), "predict.json"
+    yield "deep", changed(*case, "notes", to=[]).replace('"notes": []', '"notes": ' + "[" * 5000 + "]" * 5000), "predict.json"
     yield "infinite", json.dumps(content).replace('"windows": 8', '"windows": 1e999'), "predict.json"
     yield "huge", json.dumps(content).replace('"windows": 8', '"windows": 1' + "0" * 5000), "predict.json"
-    for what, text in (
-        ("an unknown key", changed(*a, "colour", to=[{"x": None}])),
-        ("no key", changed(*a, "key", drop=True)),
-        ("no inputs", changed(*a, "inputs", drop=True)),
-        ("no input", changed(*a, "inputs", to=[])),
+    for edit, text in (
+        ("an unknown key", changed(*case, "colour", to=[{"x": None}])),
+        ("no key", changed(*case, "key", drop=True)),
+        ("no inputs", changed(*case, "inputs", drop=True)),
+        ("no input", changed(*case, "inputs", to=[])),
         ("other sizes", changed(*labels, "bytes", to=10**30)),
-        ("other times", changed(*a, "inputs", 0, "modified_ns", to=-(10**18))),
-        ("an error", changed(*a, "error", to="x")),
+        ("other times", changed(*case, "inputs", 0, "modified_ns", to=-(10**18))),
+        ("an error", changed(*case, "error", to="x")),
         ("nothing written", changed(*labels, "bytes", to=None)),
-        ("another kind", changed(*a, "outputs", "colour", to={"path": "b.txt", "bytes": 4})),
+        ("another kind", changed(*case, "outputs", "colour", to={"path": "b.txt", "bytes": 4})),
     ):
-        yield what, text, None
-    yield "no outputs", changed(*a, "outputs", drop=True), "--overwrite"
+        yield edit, text, None
+    yield "no outputs", changed(*case, "outputs", drop=True), "--overwrite"
     yield "another file", changed(*labels, "path", to="b.txt"), "--overwrite"
     yield "a long name", changed(*labels, "path", to="x" * 5000), "--overwrite"
 
@@ -105,25 +112,25 @@ def edits(content):
 @pytest.mark.fault("3.3")
 def test_an_edited_record_gives_one_sentence_or_the_right_result(tmp_path, capsys):
     assert predict(tmp_path, "a") == []
-    path, right = tmp_path / "out/predict.json", (tmp_path / "out/a.nii.gz").read_bytes()
+    path, expected = tmp_path / "out/predict.json", (tmp_path / "out/a.nii.gz").read_bytes()
     (tmp_path / "b.txt").write_text("mine")
     (tmp_path / "out/b.txt").write_text("mine")
     content, count = recorded(tmp_path), 0
-    for what, text, words in edits(content):
+    for edit, text, words in edits(content):
         path.write_bytes(text.encode("latin-1"))
         capsys.readouterr()
         try:
             failed = predict(tmp_path, "a")
         except batch.InputError as error:
-            assert words == "predict.json", (what, error)
-            assert str(path) in str(error) and "move it away, and predict again with --overwrite" in str(error), what
-            assert len(str(error)) < 600 and "\n" not in str(error), what
-            assert path.read_bytes() == text.encode("latin-1"), what  # nothing was lost
+            assert words == "predict.json", (edit, error)
+            assert str(path) in str(error) and "move it away, and predict again with --overwrite" in str(error), edit
+            assert len(str(error)) < 600 and "\n" not in str(error), edit
+            assert path.read_bytes() == text.encode("latin-1"), edit  # the record is unchanged
         else:
-            assert failed == ([] if words is None else ["a"]), what
-            assert words is None or words in capsys.readouterr().err, what
-        assert (tmp_path / "out/a.nii.gz").read_bytes() == right, what
-        assert (tmp_path / "b.txt").read_text() == (tmp_path / "out/b.txt").read_text() == "mine", what
+            assert failed == ([] if words is None else ["a"]), edit
+            assert words is None or words in capsys.readouterr().err, edit
+        assert (tmp_path / "out/a.nii.gz").read_bytes() == expected, edit
+        assert (tmp_path / "b.txt").read_text() == (tmp_path / "out/b.txt").read_text() == "mine", edit
         count += 1
     assert count > 50
     path.unlink()
@@ -164,11 +171,11 @@ def test_evaluate_reads_an_edited_record_or_refuses_it_with_one_sentence(tmp_pat
 
 @pytest.mark.fault("3.3")
 def test_names_that_are_not_utf8_or_are_too_long(tmp_path, capsys):
-    odd = os.fsdecode(b"caf\xe9")
-    assert predict(tmp_path, odd) == []
-    assert predict(tmp_path, odd) == []
+    not_utf8 = os.fsdecode(b"caf\xe9")
+    assert predict(tmp_path, not_utf8) == []
+    assert predict(tmp_path, not_utf8) == []
     assert "done already" in capsys.readouterr().out
-    assert list(read_record(tmp_path / "out/predict.json")["cases"]) == [odd]
+    assert list(read_record(tmp_path / "out/predict.json")["cases"]) == [not_utf8]
     case = Case("x" * 300, scan(tmp_path, "b").images)
     assert predict_cases(FakePredictor(), [case, scan(tmp_path, "c")], tmp_path / "out", identity={}) == [case.name]
     assert "File name too long" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several runs predict into one folder: none loses a result of another, also if a run is killed or the disk is full."""
+"""Several runs predict into one folder. No run loses a result of another run, even if it is killed or the disk is full."""
 
 import os
 import signal
@@ -34,8 +34,8 @@ def test_runs_into_one_folder_keep_each_others_cases(tmp_path, capsys):
 @pytest.mark.fault("2.2")
 def test_two_runs_predict_the_same_case_at_the_same_time(tmp_path):
     """The later run keeps the result of the first one if the settings are equal, and otherwise reports that the name is in use."""
-    both = {"probabilities": True}
-    codes, output = predict_overlapping(tmp_path, dict(both), dict(both))
+    options = {"probabilities": True}
+    codes, output = predict_overlapping(tmp_path, dict(options), dict(options))
     assert codes == [0, 0] and "another run has finished it in the meantime" in output
     first = recorded(tmp_path)["cases"]["a"]
 
@@ -93,12 +93,12 @@ def temporary_of_another(folder):
 def test_a_full_disk_leaves_no_incomplete_case(tmp_path, monkeypatch, capsys, fails):
     replace, options = os.replace, {"probabilities": True, "preview": fails == "a.png"}
 
-    def full(source, target):
+    def replace_until_full(source, target):
         if Path(target).name == fails and (fails != "predict.json" or Path(target).exists()):
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.replace", replace_until_full)
     if fails == "predict.json":
         with refused("predict.json", "No space left"):
             predict(tmp_path, "a", **options)

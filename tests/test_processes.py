@@ -1,4 +1,4 @@
-"""Runs of two processes on one machine have the numbers of one process, and continue after their processes were stopped or killed."""
+"""Runs of two processes have the losses of one process, and can be resumed after their processes were stopped or killed."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ exit $code
 
 @pytest.fixture(scope="module")
 def alone(runner) -> Path:
-    """The folder of a run of six steps in one process."""
+    """Returns the folder of a run of six steps in one process."""
     run = runner.folder / "alone"
     runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, count=1), 0)
     return run
@@ -38,10 +38,9 @@ def alone(runner) -> Path:
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_continues(runner, alone):
     run = runner.folder / "two"
     assert runner.stop(runner.begin(run, "--steps", "6", *VALIDATE), run, after=2) < 6
-    assert (
-        runner.stop(runner.start("--resume", str(run), "--workers", "2", count=1), run, after=4) < 6
-    )  # one process, two workers
-    runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)  # two processes again
+    # The run is resumed by one process with two workers, and then by two processes.
+    assert runner.stop(runner.start("--resume", str(run), "--workers", "2", count=1), run, after=4) < 6
+    runner.finish(runner.start("--resume", str(run), "--workers", "0"), 0)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     ours, theirs = ([row for row in read_rows(folder) if row["kind"] == "validation"] for folder in (run, alone))
     assert [row["step"] for row in ours] == [2, 4, 6]
@@ -54,11 +53,11 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_conti
 @pytest.mark.long
 def test_swin_unetr_on_two_processes(runner):
     """The network is Swin UNETR instead of a small one, and pictures are drawn."""
-    whole = {"SWINUNETR_TEST_WHOLE": "1"}
-    alone, run = runner.folder / "whole alone", runner.folder / "whole"
-    runner.finish(runner.begin(alone, "--steps", "4", *VALIDATE, count=1, environment=whole), 0)
-    assert runner.stop(runner.begin(run, "--steps", "4", *VALIDATE, environment=whole), run, after=2) < 4
-    runner.finish(runner.start("--resume", str(run), environment=whole), 0)
+    environment = {"SWINUNETR_TEST_WHOLE": "1"}
+    alone, run = runner.folder / "swin_unetr alone", runner.folder / "swin_unetr"
+    runner.finish(runner.begin(alone, "--steps", "4", *VALIDATE, count=1, environment=environment), 0)
+    assert runner.stop(runner.begin(run, "--steps", "4", *VALIDATE, environment=environment), run, after=2) < 4
+    runner.finish(runner.start("--resume", str(run), environment=environment), 0)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     assert (run / "worst.png").exists()
 
@@ -68,9 +67,9 @@ def test_if_one_process_is_killed_the_other_ends_and_the_run_can_be_resumed(runn
     started = runner.begin(run, "--steps", "6", *VALIDATE, "--save-every", "1")
     runner.wait_for_step(started[0], run, 2)
     started[1].kill()
-    killed = time.monotonic()
+    killed_at = time.monotonic()
     assert started[0].wait(SECONDS) not in (0, None)
-    assert time.monotonic() - killed < 30
+    assert time.monotonic() - killed_at < 30
     runner.finish(runner.start("--resume", str(run)), 0)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
@@ -98,17 +97,18 @@ def test_the_slurm_script_trains_on_all_tasks(runner, alone):
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job} | runner.environment
     shared = ["--data", runner.folder / "data", "--cache", runner.folder / "cache", "--out", run]
     script = ["bash", ROOT / "train" / "launch" / "slurm.sh", *OPTIONS, *shared, "--steps", "6", *VALIDATE]
-    done = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 × cpu of 2 processes, from the start" in done.stdout and (run / "report.html").exists()
-    again = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-    assert again.returncode == 0 and "continuing after step 6" in again.stdout, again.stdout + again.stderr  # queued again
+    completed = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "2 × cpu of 2 processes, from the start" in completed.stdout and (run / "report.html").exists()
+    # The script runs again, as if the job was queued again.
+    repeated = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert repeated.returncode == 0 and "continuing after step 6" in repeated.stdout, repeated.stdout + repeated.stderr
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
 
 
 @pytest.mark.long
 def test_a_recipe_file_on_two_processes(runner):
-    """Each process executes its functions."""
+    """Each process executes the functions of the recipe file."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
     shared = (
         "--data",
@@ -146,7 +146,7 @@ def test_several_processes_are_recognised_by_the_environment():
 
 
 @pytest.mark.parametrize(
-    ("launch", "said"),
+    ("launch", "message"),
     [
         (Launch(distributed="somewhere"), "must be auto, detect, off or HOST:PORT, got 'somewhere'"),
         (Launch(distributed="localhost:1"), "needs --processes N and --process from 0 to N - 1"),
@@ -154,8 +154,8 @@ def test_several_processes_are_recognised_by_the_environment():
         (Launch(processes=2, process=0), "give --distributed HOST:PORT with them"),
     ],
 )
-def test_contradicting_options_are_refused(launch, said):
-    with pytest.raises(InputError, match=said):
+def test_contradicting_options_are_refused(launch, message):
+    with pytest.raises(InputError, match=message):
         initialize(launch)
 
 

@@ -29,8 +29,8 @@ def test_a_patch_of_the_whole_scan_is_what_a_validation_sees(case):
     image, label = full_grid(case)
     stored = tuple(slice(low, high) for low, high in case.box)
     size = case.label.shape
-    found, reference = pseudo_dice.patch(case, BRATS, size, np.random.default_rng(0), False)
-    np.testing.assert_allclose(found, normalized(image, BRATS)[stored], atol=1e-6)
+    patch_image, reference = pseudo_dice.patch(case, BRATS, size, np.random.default_rng(0), False)
+    np.testing.assert_allclose(patch_image, normalized(image, BRATS)[stored], atol=1e-6)
     np.testing.assert_array_equal(reference, label[stored])
 
 
@@ -48,12 +48,12 @@ def test_voxels_of_all_patches_are_counted_together(monkeypatch):
     maps = [tuple(np.array(labels, np.uint8).reshape(2, 2, 1) for labels in pair) for pair in pairs]
     monkeypatch.setattr(pseudo_dice, "patch", lambda case, *_: case)
     predict = SimpleNamespace(run=lambda image: (image, None, 1))
-    found = pseudo_dice.pseudo_dice(predict, maps, task, (2, 2, 1), 4, 0, lambda: False)
-    assert found == {"a": 2 * 2 / (3 + 3), "b": 0.0}  # c does not occur
+    scores = pseudo_dice.pseudo_dice(predict, maps, task, (2, 2, 1), 4, 0, lambda: False)
+    assert scores == {"a": 2 * 2 / (3 + 3), "b": 0.0}  # c does not occur
     assert pseudo_dice.pseudo_dice(predict, maps, task, (2, 2, 1), 4, 0, lambda: True) is None
     maps[1][1][0, 0, 0] = 9
-    found = pseudo_dice.pseudo_dice(predict, maps, replace(task, ignore=9), (2, 2, 1), 4, 0, lambda: False)
-    assert found == {"a": 2 * 1 / (2 + 2), "b": 0.0}  # the ignored voxel was predicted as a
+    scores = pseudo_dice.pseudo_dice(predict, maps, replace(task, ignore=9), (2, 2, 1), 4, 0, lambda: False)
+    assert scores == {"a": 2 * 1 / (2 + 2), "b": 0.0}  # the ignored voxel was predicted as a
 
 
 def test_the_moving_average_begins_with_the_first_value():
@@ -65,11 +65,11 @@ def test_the_moving_average_begins_with_the_first_value():
     assert np.isnan(rows[-1]["mean"]) and rows[-1]["outputs"] == {}
 
 
-def test_a_run_logs_it_and_validates_whole_scans_only_at_the_end(tmp_path, monkeypatch, capsys):
+def test_a_run_logs_the_pseudo_dice_and_validates_whole_scans_only_at_the_end(tmp_path, monkeypatch, capsys):
     replace_swin_unetr(monkeypatch)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
-    asked = recipe(tmp_path / "data", tmp_path / "run", validation=Validation(overlap=0.0, pseudo=2, pseudo_every=2))
-    train(asked)
+    options = recipe(tmp_path / "data", tmp_path / "run", validation=Validation(overlap=0.0, pseudo=2, pseudo_every=2))
+    train(options)
     monkeypatch.undo()
     forget()
     rows = read_rows(tmp_path / "run")

@@ -47,7 +47,7 @@ def test_a_grid_of_half_the_voxels():
     assert shape == (3, 1, 1)
     np.testing.assert_allclose(target, np.diag([4.0, 2, 2, 1]))
     assert resample(line, RAS2, shape, target).ravel().tolist() == [0, 20, 40]
-    shape, target = spacing_grid((5, 1, 1), RAS2, (3, 2, 2))  # voxels at 0, 3, 6, 9 mm; the last lies outside
+    shape, target = spacing_grid((5, 1, 1), RAS2, (3, 2, 2))  # voxels at 0, 3, 6, 9 mm; the last is outside the scan
     assert resample(line, RAS2, shape, target).ravel().tolist() == [0, 15, 30, 40]
     assert resample_labels(line.astype(np.uint8), RAS2, shape, target).ravel()[[0, 2, 3]].tolist() == [0, 30, 40]
 
@@ -56,22 +56,22 @@ def test_orientation_and_label(tmp_path):
     image, label = noise(), np.zeros((11, 9, 7), np.uint8)
     label[1, 2, 3] = 2
     case = save(tmp_path, image, label)  # stored LPS
-    read = read_case(case, task(orientation="RAS"), 1)
-    assert read.array.shape == (11, 9, 7, 1) and read.array.dtype == np.float32 and read.orientation == "RAS"
-    np.testing.assert_array_equal(read.array[..., 0], image[::-1, ::-1])
-    np.testing.assert_allclose(read.affine @ [9, 6, 3, 1], LPS @ [1, 2, 3, 1], rtol=1e-6)
-    turned = read_case_label(case, read)
-    assert turned.dtype == np.uint8 and np.argwhere(turned).tolist() == [[9, 6, 3]]
-    np.testing.assert_array_equal(read.back.apply(turned), label)
+    read_scan = read_case(case, task(orientation="RAS"), 1)
+    assert read_scan.array.shape == (11, 9, 7, 1) and read_scan.array.dtype == np.float32 and read_scan.orientation == "RAS"
+    np.testing.assert_array_equal(read_scan.array[..., 0], image[::-1, ::-1])
+    np.testing.assert_allclose(read_scan.affine @ [9, 6, 3, 1], LPS @ [1, 2, 3, 1], rtol=1e-6)
+    reoriented = read_case_label(case, read_scan)
+    assert reoriented.dtype == np.uint8 and np.argwhere(reoriented).tolist() == [[9, 6, 3]]
+    np.testing.assert_array_equal(read_scan.back.apply(reoriented), label)
     assert nib.aff2axcodes(read_case(case, task(), 1).affine) == ("L", "P", "S")
 
 
 def test_a_scan_that_has_the_spacing_already_is_unchanged(tmp_path):
     case = save(tmp_path, noise())
     stored = read_case(case, task(), 1)
-    same = read_case(case, task(spacing=(0.9, 1.1004, 2.3)), 1)
-    np.testing.assert_array_equal(same.array, stored.array)
-    np.testing.assert_allclose(same.affine, stored.affine, atol=1e-12)
+    resampled = read_case(case, task(spacing=(0.9, 1.1004, 2.3)), 1)
+    np.testing.assert_array_equal(resampled.array, stored.array)
+    np.testing.assert_allclose(resampled.affine, stored.affine, atol=1e-12)
 
 
 @pytest.mark.parametrize("affine", [LPS, oblique(), SHEARED, RAS2], ids=["LPS", "oblique", "sheared", "RAS"])
@@ -84,24 +84,24 @@ def test_resampled_voxels_equal_those_of_monai(tmp_path, affine, spacing):
     shape = (13, 10, 7)
     labels = np.random.default_rng(1).integers(0, 3, shape).astype(np.uint8)
     case = save(tmp_path, noise(shape), labels, affine)
-    read = read_case(case, task(orientation="RAS", spacing=spacing), 1)
-    stored = read.scan.affine  # rounded to float32 in the file
+    read_scan = read_case(case, task(orientation="RAS", spacing=spacing), 1)
+    stored = read_scan.scan.affine  # rounded to float32 in the file
 
-    def theirs(array, mode):
-        monai = Compose([Orientation(axcodes="RAS", labels=None), Spacing(spacing, mode=mode)])
-        return monai(MetaTensor(array[None], affine=stored))
+    def by_monai(array, mode):
+        transform = Compose([Orientation(axcodes="RAS", labels=None), Spacing(spacing, mode=mode)])
+        return transform(MetaTensor(array[None], affine=stored))
 
-    want = theirs(noise(shape), "bilinear")
-    np.testing.assert_allclose(read.affine, want.affine.numpy(), atol=1e-5)
-    np.testing.assert_allclose(read.array[..., 0], want[0].numpy(), rtol=1e-5, atol=1e-5)
-    votes = np.stack([theirs((labels == label).astype(np.float32), "bilinear")[0].numpy() for label in range(3)])
-    check_elected(read_case_label(case, read), votes)
+    expected = by_monai(noise(shape), "bilinear")
+    np.testing.assert_allclose(read_scan.affine, expected.affine.numpy(), atol=1e-5)
+    np.testing.assert_allclose(read_scan.array[..., 0], expected[0].numpy(), rtol=1e-5, atol=1e-5)
+    votes = np.stack([by_monai((labels == label).astype(np.float32), "bilinear")[0].numpy() for label in range(3)])
+    check_most_votes(read_case_label(case, read_scan), votes)
 
 
-def check_elected(labels, votes):
+def check_most_votes(labels, votes):
     """Asserts that each label has the most votes, and that few voxels are ties, because ties would make the test meaningless."""
-    chosen = np.take_along_axis(votes, labels[None].astype(int), 0)[0]
-    assert (chosen >= votes.max(0) - 2e-3).all()
+    votes_of_labels = np.take_along_axis(votes, labels[None].astype(int), 0)[0]
+    assert (votes_of_labels >= votes.max(0) - 2e-3).all()
     ordered = np.sort(votes, 0)
     assert (ordered[-1] - ordered[-2] < 2e-3).mean() < 0.3
 
@@ -111,17 +111,18 @@ def check_elected(labels, votes):
 def test_a_label_map_is_the_argmax_of_its_resampled_masks_however_many_labels_it_has(affine):
     labels = np.random.default_rng(0).integers(0, 200, (11, 9, 8)).astype(np.int32) * 1000
     shape, target = spacing_grid(labels.shape, affine, (1.3, 0.8, 1.7))
-    found = resample_labels(labels, affine, shape, target)
+    resampled = resample_labels(labels, affine, shape, target)
     values = np.unique(labels)
     masks = np.stack([labels == value for value in values], -1).astype(np.float32)
     votes = np.moveaxis(resample(masks, affine, shape, target), -1, 0)
-    assert found.dtype == labels.dtype
-    check_elected(np.searchsorted(values, found), votes)
+    assert resampled.dtype == labels.dtype
+    check_most_votes(np.searchsorted(values, resampled), votes)
 
 
 def ellipsoid(shape, affine, centre, radii):
-    at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
-    return (((at - centre) / radii) ** 2).sum(-1)
+    """Returns the squared distance of each voxel from the centre, where the surface of the ellipsoid has the distance 1."""
+    positions = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    return (((positions - centre) / radii) ** 2).sum(-1)
 
 
 def extent(mask, affine):
@@ -145,33 +146,32 @@ def test_a_symmetric_object_keeps_its_centre_and_its_size(old, new):
     """This holds for nested and neighbouring labels. Nearest-neighbour resampling moved all of them by half a voxel if old/new is even."""
     affine = np.diag([*old, 1.0])
     shape = tuple(int(48 // size) + 1 for size in old)
-    middle = affine[:3, :3] @ (np.array(shape) // 2)
-    square = ellipsoid(shape, affine, middle, (16, 14, 15))
-    labels = np.where(square < 0.3, 3, np.where(square < 1, 1, 0)).astype(np.uint8)
-    labels[np.indices(shape)[0] > shape[0] // 2] *= (
-        2  # the halves have different labels, and the middle plane belongs to the left one
-    )
+    centre = affine[:3, :3] @ (np.array(shape) // 2)
+    squared_distance = ellipsoid(shape, affine, centre, (16, 14, 15))
+    labels = np.where(squared_distance < 0.3, 3, np.where(squared_distance < 1, 1, 0)).astype(np.uint8)
+    # The halves have different labels, and the middle plane belongs to the left half.
+    labels[np.indices(shape)[0] > shape[0] // 2] *= 2
     grid, target = spacing_grid(shape, affine, new)
-    found = resample_labels(labels, affine, grid, target)
+    resampled = resample_labels(labels, affine, grid, target)
     for members in ((1, 2, 3, 6), (3, 6), (1, 3), (2, 6)):
-        before, after = (extent(np.isin(a, members), m) for a, m in ((labels, affine), (found, target)))
+        before, after = (extent(np.isin(a, members), m) for a, m in ((labels, affine), (resampled, target)))
         assert np.abs(after[0] - before[0]).max() <= 0.2 * max(new), members
         assert abs(after[1] / before[1] - 1) < (0.08 if max(new) <= max(old) else 0.12), members
 
 
 @pytest.mark.fault("1.2")
 def test_a_box_halved_in_voxel_size_keeps_its_faces_on_average():
-    """All voxels of its faces are ties, half of which are assigned to the box, so that each face keeps its position."""
+    """All voxels on the faces of the box are ties, half of which are assigned to the box, so that each face keeps its position."""
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[3:9, 4:8, 2:10] = 5
     shape, target = spacing_grid(labels.shape, np.diag([2.0, 2, 2, 1]), (1, 1, 1))
-    found = resample_labels(labels, np.diag([2.0, 2, 2, 1]), shape, target)
-    (centre, volume), (centre_before, volume_before) = extent(found, target), extent(labels, np.diag([2.0, 2, 2, 1]))
+    resampled = resample_labels(labels, np.diag([2.0, 2, 2, 1]), shape, target)
+    (centre, volume), (centre_before, volume_before) = extent(resampled, target), extent(labels, np.diag([2.0, 2, 2, 1]))
     np.testing.assert_allclose(centre, centre_before, atol=0.05)
     assert volume == pytest.approx(volume_before, rel=0.05)
     for axis in range(3):
-        np.testing.assert_array_equal(np.unique(found), np.unique(labels))
-        np.testing.assert_array_equal((found > 0).sum(axis), np.flip((found > 0).sum(axis)))  # no side is favoured
+        np.testing.assert_array_equal(np.unique(resampled), np.unique(labels))
+        np.testing.assert_array_equal((resampled > 0).sum(axis), np.flip((resampled > 0).sum(axis)))  # no side is favoured
 
 
 @pytest.mark.fault("1.2")
@@ -181,11 +181,11 @@ def test_memory_of_resampling_labels_does_not_grow_with_their_number(monkeypatch
     shape, target = spacing_grid(labels.shape, RAS2, (1, 1, 1))
     tracemalloc.start()
     try:
-        found = resample_labels(labels, RAS2, shape, target)
+        resampled = resample_labels(labels, RAS2, shape, target)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < found.nbytes + 4096 * 500  # 500 bytes for each voxel of a piece
+    assert peak < resampled.nbytes + 4096 * 500  # 500 bytes for each voxel of a piece
 
 
 @pytest.mark.fault("1.2")
@@ -194,8 +194,8 @@ def test_a_size_that_is_a_tie_does_not_depend_on_rounding(slices):
     """The first and the last of 24 slices of 3 mm are 34.5 steps of 2 mm apart, so there are 35.5 voxels, which is rounded to even: 36."""
     rng, sizes = np.random.default_rng(0), set()
     for _ in range(40):
-        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        affine = nib.affines.from_matvec((turn @ np.diag([0.7, 0.7, 3.0])).astype(np.float32), rng.normal(size=3) * 100)
+        rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        affine = nib.affines.from_matvec((rotation @ np.diag([0.7, 0.7, 3.0])).astype(np.float32), rng.normal(size=3) * 100)
         affine[:3, :3] *= 1 + rng.normal() * 1e-7
         sizes.add(spacing_grid((30, 30, slices), affine, (1.0, 1.0, 2.0))[0])
     assert {size[2] for size in sizes} == {{24: 36, 26: 38}[slices]} and len(sizes) == 1
@@ -205,31 +205,31 @@ def test_a_size_that_is_a_tie_does_not_depend_on_rounding(slices):
 def test_the_inverse_returns_to_the_scans_own_grid(tmp_path, affine):
     shape = (15, 12, 9)
     prepared = prepare(save(tmp_path, noise(shape), affine=affine), task(orientation="RAS", spacing=(0.5, 0.5, 0.5)), 1)
-    back, fine = prepared.back, prepared.array.shape[:3]
-    assert fine == back.shape != shape and back.axis_aligned == (affine is not SHEARED)
-    # a linear ramp returns unchanged where the finer grid covers it
+    inverse, fine = prepared.back, prepared.array.shape[:3]
+    assert fine == inverse.shape != shape and inverse.axis_aligned == (affine is not SHEARED)
+    # A linear ramp is restored where the finer grid covers it.
     ramp = np.stack([np.tensordot(axis, np.indices(fine), 1) for axis in np.eye(3)], axis=-1).astype(np.float32)
-    again = back.reorient.apply(interpolated(ramp, back.matrix, back.reorient.shape))
-    assert again.shape == (*shape, 3) and again.dtype == np.float32
-    want = np.moveaxis(np.indices(shape), 0, -1) @ prepared.scan.affine[:3, :3].T + prepared.scan.affine[:3, 3]
-    want = (want - back.affine[:3, 3]) @ np.linalg.inv(back.affine[:3, :3]).T
-    reached = ((want >= 0) & (want <= np.array(fine) - 1)).all(-1)
-    assert reached.mean() > 0.6
-    np.testing.assert_allclose(again[reached], want[reached], atol=1e-4)
+    restored = inverse.reorient.apply(interpolated(ramp, inverse.matrix, inverse.reorient.shape))
+    assert restored.shape == (*shape, 3) and restored.dtype == np.float32
+    expected = np.moveaxis(np.indices(shape), 0, -1) @ prepared.scan.affine[:3, :3].T + prepared.scan.affine[:3, 3]
+    expected = (expected - inverse.affine[:3, 3]) @ np.linalg.inv(inverse.affine[:3, :3]).T
+    covered = ((expected >= 0) & (expected <= np.array(fine) - 1)).all(-1)
+    assert covered.mean() > 0.6
+    np.testing.assert_allclose(restored[covered], expected[covered], atol=1e-4)
     path = write_volume(tmp_path / "out.nii.gz", np.zeros(shape, np.uint8), prepared.scan)
     np.testing.assert_array_equal(read_volume(path).affine, prepared.scan.affine)
 
 
 def test_labels_that_do_not_fit_their_images_are_refused(tmp_path):
     case = save(tmp_path, noise())
-    read = read_case(case, task(), 1)
+    read_scan = read_case(case, task(), 1)
     with refused("ct.nii", "no label map"):
-        read_case_label(case, read)
-    high = np.zeros((11, 9, 7), np.int32)
-    high[0, 0, 0] = 300
-    case = save(tmp_path, noise(), high)
+        read_case_label(case, read_scan)
+    label = np.zeros((11, 9, 7), np.int32)
+    label[0, 0, 0] = 300
+    case = save(tmp_path, noise(), label)
     with refused("seg.nii", "label 300 is above 255"):
-        read_case_label(case, read)
+        read_case_label(case, read_scan)
     nib.save(nib.Nifti1Image(np.zeros((11, 9, 7), np.uint8), oblique()), tmp_path / "seg.nii")
     with refused("are not on the same grid"):
-        read_case_label(case, read)
+        read_case_label(case, read_scan)

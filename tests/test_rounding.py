@@ -1,7 +1,8 @@
 """Compares the rounding errors of every operation in float32 with those of PyTorch, for inputs that are hard for float32.
 
-The errors of values and gradients are compared. An error is the largest one over the largest true value, which PyTorch computes in float64
-from the same numbers. Each error may be four times that of PyTorch, or 1e-6 if this is larger.
+The errors of values and gradients are compared. An error is the largest absolute error of a result, divided by its largest true
+value. PyTorch computes the true values in float64 from the same numbers. Each error may be four times that of PyTorch, or 1e-6 if this is
+larger.
 """
 
 from collections.abc import Callable
@@ -74,33 +75,35 @@ class Case(NamedTuple):
     change: Callable[[np.ndarray], np.ndarray] = lambda a: a
 
 
-def first(x: Any) -> Any:
+def channels_first(x: Any) -> Any:
     return x.movedim(-1, 1).contiguous()
 
 
-def last(x: Any) -> Any:
+def channels_last(x: Any) -> Any:
     # instance_norm has wrong gradients if the incoming gradients have channels last
     if x.requires_grad:
         x.register_hook(lambda gradient: gradient.contiguous())
     return x.movedim(1, -1).contiguous()
 
 
-def kernel(k: Any) -> Any:
+def conv_kernel(k: Any) -> Any:
     """Returns [c_out, c_in, *sizes] for [*sizes, c_in, c_out]."""
     return k.movedim((-1, -2), (0, 1))
 
 
-def transposed(k: Any) -> Any:
+def transposed_kernel(k: Any) -> Any:
     return k.movedim((-2, -1), (0, 1))
 
 
 def torch_instance_norm(x: Any) -> Any:
-    return last(F.instance_norm(first(x)))
+    return channels_last(F.instance_norm(channels_first(x)))
 
 
 def torch_up_conv(x: Any, skip: Any, up: Any, k: Any, shortcut: Any) -> tuple[Any, Any]:
-    both = torch.cat([F.conv_transpose3d(first(x), transposed(up), stride=2), first(skip)], 1)
-    return last(F.conv3d(both, kernel(k), padding=1)), last(F.conv3d(both, kernel(shortcut)))
+    concatenated = torch.cat([F.conv_transpose3d(channels_first(x), transposed_kernel(up), stride=2), channels_first(skip)], 1)
+    return channels_last(F.conv3d(concatenated, conv_kernel(k), padding=1)), channels_last(
+        F.conv3d(concatenated, conv_kernel(shortcut))
+    )
 
 
 def torch_attention(q: Any, k: Any, v: Any, bias: Any) -> Any:
@@ -144,7 +147,7 @@ CASES = {
     "pointwise_conv_norm in 2-D": Case(pointwise_conv_norm, lambda x, k: torch_instance_norm(x @ k), (2, 30, 33, 2), ((2, 12),)),
     "norm_act_conv": Case(
         norm_act_conv,
-        lambda x, k: last(F.conv3d(F.leaky_relu(F.instance_norm(first(x))), kernel(k), padding=1)),
+        lambda x, k: channels_last(F.conv3d(F.leaky_relu(F.instance_norm(channels_first(x))), conv_kernel(k), padding=1)),
         SCAN,
         ((*CUBE, 4, 5),),
     ),
@@ -153,35 +156,44 @@ CASES = {
     "layer norm": Case(layer_norm, lambda x, s, b: F.layer_norm(x, x.shape[-1:], s, b), (1, *GRID, 24), ((24,), (24,))),
     "layer norm without scale and bias": Case(layer_norm, lambda x: F.layer_norm(x, x.shape[-1:]), (1, *GRID, 24)),
     "group norm": Case(
-        lambda x, s, b: group_norm(x, 2, s, b), lambda x, s, b: last(F.group_norm(first(x), 2, s, b)), SCAN, ((4,), (4,))
+        lambda x, s, b: group_norm(x, 2, s, b),
+        lambda x, s, b: channels_last(F.group_norm(channels_first(x), 2, s, b)),
+        SCAN,
+        ((4,), (4,)),
     ),
     "batch norm in training": Case(
         batch_norm,
-        lambda x, s, b: last(F.batch_norm(first(x), None, None, s, b, training=True)),
+        lambda x, s, b: channels_last(F.batch_norm(channels_first(x), None, None, s, b, training=True)),
         (2, *GRID, 4),
         ((4,), (4,)),
     ),
     "conv of kernel 1 with bias": Case(
         lambda x, k, b: add_bias(conv(x, k), b),
-        lambda x, k, b: last(F.conv3d(first(x), kernel(k), b)),
+        lambda x, k, b: channels_last(F.conv3d(channels_first(x), conv_kernel(k), b)),
         SCAN,
         ((1, 1, 1, 4, 5), (5,)),
     ),
     "conv of kernel 3 with bias": Case(
         lambda x, k, b: add_bias(conv(x, k), b),
-        lambda x, k, b: last(F.conv3d(first(x), kernel(k), b, padding=1)),
+        lambda x, k, b: channels_last(F.conv3d(channels_first(x), conv_kernel(k), b, padding=1)),
         SCAN,
         ((*CUBE, 4, 5), (5,)),
     ),
     "conv of few voxels": Case(
-        conv, lambda x, k: last(F.conv3d(first(x), kernel(k), padding=1)), (1, 6, 6, 6, 16), ((*CUBE, 16, 18),)
+        conv,
+        lambda x, k: channels_last(F.conv3d(channels_first(x), conv_kernel(k), padding=1)),
+        (1, 6, 6, 6, 16),
+        ((*CUBE, 16, 18),),
     ),
     "patch_conv": Case(
-        patch_conv, lambda x, k: last(F.conv3d(first(x), kernel(k), stride=2)), (1, 12, 14, 10, 4), ((2, 2, 2, 4, 5),)
+        patch_conv,
+        lambda x, k: channels_last(F.conv3d(channels_first(x), conv_kernel(k), stride=2)),
+        (1, 12, 14, 10, 4),
+        ((2, 2, 2, 4, 5),),
     ),
     "upsample": Case(
         upsample,
-        lambda x, k: last(F.conv_transpose3d(first(x), transposed(k), stride=2)),
+        lambda x, k: channels_last(F.conv_transpose3d(channels_first(x), transposed_kernel(k), stride=2)),
         (1, 6, 7, 5, 4),
         ((2, 2, 2, 4, 5),),
     ),
@@ -230,7 +242,7 @@ CASES = {
     ),
     "cross-entropy": Case(
         lambda x: losses.cross_entropy(x, LABELS, activation="softmax"),
-        lambda x: F.cross_entropy(first(x), torch.tensor(LABELS)),
+        lambda x: F.cross_entropy(channels_first(x), torch.tensor(LABELS)),
         SCAN,
     ),
     "binary cross-entropy": Case(
@@ -254,17 +266,17 @@ def test_rounding_errors_are_at_most_four_times_those_of_torch(name):
         others = [case.change(a).astype(np.float32) for a in others]
         for kind, x in hard_inputs(case.shape, rng).items():
             true = torch_results(case.theirs, [x, *others], torch.float64)
-            their = torch_results(case.theirs, [x, *others], torch.float32)
+            theirs = torch_results(case.theirs, [x, *others], torch.float32)
             ours = values_and_gradients(case.ours, [x, *others])
-            for place, (got, other, expected) in enumerate(zip(ours, their, true, strict=True)):
-                errors = worst.setdefault((kind, place), [0.0, 0.0])
-                errors[:] = np.maximum(errors, [error(got, expected), error(other, expected)])
-    bad = {at: errors for at, errors in worst.items() if not errors[0] <= max(FACTOR * errors[1], FLOOR)}
+            for index, (got, their_result, expected) in enumerate(zip(ours, theirs, true, strict=True)):
+                errors = worst.setdefault((kind, index), [0.0, 0.0])
+                errors[:] = np.maximum(errors, [error(got, expected), error(their_result, expected)])
+    bad = {key: errors for key, errors in worst.items() if not errors[0] <= max(FACTOR * errors[1], FLOOR)}
     assert not bad  # (kind of input, index of the result): [our error, error of PyTorch]
 
 
 def error(got: Any, expected: np.ndarray) -> float:
-    """Returns the largest error over the largest true value, or over 1 if all true values are 0."""
+    """Returns the largest absolute error divided by the largest true value, or by 1 if all true values are 0."""
     return float(np.abs(np.asarray(got, np.float64) - expected).max() / (np.abs(expected).max() or 1))
 
 

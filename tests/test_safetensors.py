@@ -32,12 +32,16 @@ def test_arrays_are_read_as_they_were_written(tmp_path):
     }
     path = tmp_path / "a.safetensors"
     write_safetensors(path, state, metadata={"format": "pt"})
-    read = read_safetensors(path)
-    assert set(read) == set(state)
+    arrays = read_safetensors(path)
+    assert set(arrays) == set(state)
     for name, array in state.items():
         native = array.astype(array.dtype.newbyteorder("="))
-        assert read[name].shape == array.shape and read[name].dtype == native.dtype and read[name].tobytes() == native.tobytes()
-    assert read["bfloat16"].dtype == ml_dtypes.bfloat16
+        assert (
+            arrays[name].shape == array.shape
+            and arrays[name].dtype == native.dtype
+            and arrays[name].tobytes() == native.tobytes()
+        )
+    assert arrays["bfloat16"].dtype == ml_dtypes.bfloat16
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert "a safetensors file" in refusal(path)
 
@@ -48,12 +52,12 @@ def test_arrays_are_exchanged_with_torch(tmp_path):
     names = [name for name in (*DTYPES, *FLOAT8) if name != "complex128"]
     state = {name: torch.tensor([[0.0, 1], [3, 100]]).to(getattr(torch, name)) for name in names}
     safetensors.save_file(state, tmp_path / "a.safetensors")
-    read = read_safetensors(tmp_path / "a.safetensors")
+    arrays = read_safetensors(tmp_path / "a.safetensors")
     for name, value in state.items():
-        assert_same_tensor(read[name], value)
-    write_safetensors(tmp_path / "b.safetensors", read)
+        assert_same_tensor(arrays[name], value)
+    write_safetensors(tmp_path / "b.safetensors", arrays)
     for name, value in safetensors.load_file(tmp_path / "b.safetensors").items():
-        assert_same_tensor(read[name], value)
+        assert_same_tensor(arrays[name], value)
 
 
 @pytest.mark.fault("4.6")
@@ -110,17 +114,17 @@ def test_our_own_file_states_configuration_and_task(tmp_path, state_3d, task):
 def test_damage_of_our_own_file_is_noticed(tmp_path):
     path = tmp_path / "a.safetensors"
     save_params(path, CONFIG_2D, random_params(CONFIG_2D), to="safetensors")
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    head = 8 + int.from_bytes(whole[:8], "little")
-    first, last = open_checkpoint(path).digest, len(whole)
-    places = [*range(8), *rng.integers(8, head, 30), *rng.integers(head, last, 30), last - 1]
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.integers(8)]) + whole[place + 1 :])
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    digest, length = open_checkpoint(path).digest, len(content)
+    positions = [*range(8), *rng.integers(8, header_end, 30), *rng.integers(header_end, length, 30), length - 1]
+    for position in positions:
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1 << rng.integers(8)]) + content[position + 1 :])
         try:
-            assert open_checkpoint(path).digest == first
+            assert open_checkpoint(path).digest == digest
         except InputError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-    path.write_bytes(whole[:-4] + b"\0\0\0\0")
+    path.write_bytes(content[:-4] + b"\0\0\0\0")
     assert "is damaged, because these parts differ from their digests or are missing: swinViT" in open_refused(path)
 
 

@@ -119,24 +119,26 @@ def test_labels_and_probabilities_are_those_of_all_logits_on_the_scans_grid(
         monkeypatch.setattr(module, "PIECE_BYTES", 40_000)  # a few planes, so that there are many pieces
     task = task_of(fields, orientation="RAS", spacing=spacing)
     case = save(tmp_path, smooth((46, 30, 21), len(task.outputs)), affine)
-    read = read_case(case, task, len(task.outputs))
-    found = segmenter(task).segment(case, probabilities=True)
-    turned = resample(read.array.astype(np.float64), read.affine, read.back.reorient.shape, read.back.source)
-    labels, probabilities, close = expected(read.back.reorient.apply(turned), task)
-    assert found.labels.shape == (46, 30, 21) and len(np.unique(labels)) == 3 and close.mean() < 1e-3
-    np.testing.assert_array_equal(found.labels[~close], labels[~close])
-    np.testing.assert_allclose(found.probabilities, probabilities, atol=2e-5)
-    np.testing.assert_array_equal(found.labels, labels_of(found.probabilities, task))
+    read_scan = read_case(case, task, len(task.outputs))
+    result = segmenter(task).segment(case, probabilities=True)
+    resampled = resample(
+        read_scan.array.astype(np.float64), read_scan.affine, read_scan.back.reorient.shape, read_scan.back.source
+    )
+    labels, probabilities, ties = expected(read_scan.back.reorient.apply(resampled), task)
+    assert result.labels.shape == (46, 30, 21) and len(np.unique(labels)) == 3 and ties.mean() < 1e-3
+    np.testing.assert_array_equal(result.labels[~ties], labels[~ties])
+    np.testing.assert_allclose(result.probabilities, probabilities, atol=2e-5)
+    np.testing.assert_array_equal(result.labels, labels_of(result.probabilities, task))
 
 
 @pytest.mark.fault("1.1")
 def test_an_ensemble_with_mirrored_windows_is_resampled_in_the_same_way(segmenter, tmp_path):
     task = task_of(REGIONS, spacing=(2.0, 2.0, 2.0))
     case = save(tmp_path, smooth((40, 30, 21), 2), ANISOTROPIC)
-    several = segmenter(task, lambda x: x * 3, lambda x: -x, mirror=True).segment(case, probabilities=True)
-    alone = segmenter(task).segment(case, probabilities=True)
-    np.testing.assert_allclose(several.probabilities, alone.probabilities, atol=1e-5)
-    np.testing.assert_array_equal(several.labels, labels_of(several.probabilities, task))
+    ensemble = segmenter(task, lambda x: x * 3, lambda x: -x, mirror=True).segment(case, probabilities=True)
+    single = segmenter(task).segment(case, probabilities=True)
+    np.testing.assert_allclose(ensemble.probabilities, single.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(ensemble.labels, labels_of(ensemble.probabilities, task))
 
 
 @pytest.mark.fault("1.1")
@@ -147,14 +149,14 @@ def test_a_resampled_crop_is_surrounded_by_background(segmenter, tmp_path, affin
     image[:12] = image[30:] = image[:, :9] = image[:, :, 18:] = 0
     case = save(tmp_path, image, affine)
     cropped = segmenter(task, lambda x: x + jnp.array([-9.0, 0, 0]), crop=True).segment(case, probabilities=True)
-    whole = segmenter(task, lambda x: x + jnp.array([-9.0, 0, 0])).segment(case, probabilities=True)
+    uncropped = segmenter(task, lambda x: x + jnp.array([-9.0, 0, 0])).segment(case, probabilities=True)
     outside = cropped.probabilities[..., 0] == 1
     assert 0.4 < outside.mean() < 0.9 and not cropped.labels[outside].any()
     np.testing.assert_array_equal(cropped.probabilities[outside][:, 1:], 0)
     assert cropped.labels[~outside].all()  # the network itself predicts no background
     inner = np.zeros_like(outside)
     inner[15:27, 12:37, 3:15] = affine is ANISOTROPIC
-    np.testing.assert_allclose(cropped.probabilities[inner], whole.probabilities[inner], atol=1e-5)
+    np.testing.assert_allclose(cropped.probabilities[inner], uncropped.probabilities[inner], atol=1e-5)
     np.testing.assert_array_equal(cropped.labels, labels_of(cropped.probabilities, task))
 
 
@@ -180,8 +182,8 @@ def test_a_perfect_network_has_the_best_possible_dice_score(segmenter, scan, net
         centre = (np.array(shape) / 2 + rng.uniform(-0.5, 0.5, 3)) * scan
 
         def logit(grid, matrix, centre=centre):
-            at = np.moveaxis(np.indices(grid), 0, -1) @ matrix[:3, :3].T + matrix[:3, 3]
-            return (radius - np.linalg.norm(at - centre, axis=-1)).astype(np.float32)
+            positions = np.moveaxis(np.indices(grid), 0, -1) @ matrix[:3, :3].T + matrix[:3, 3]
+            return (radius - np.linalg.norm(positions - centre, axis=-1)).astype(np.float32)
 
         labels, _, _ = run(logit(back.shape, affine)[..., None], back=back)
         scores.append(dice(labels > 0, logit(shape, np.diag([*scan, 1.0])) > 0))
@@ -197,10 +199,10 @@ def test_neither_host_nor_device_holds_all_logits_on_the_scans_grid(segmenter, m
     task = Task(kind="classes", outputs=outputs, intensity="none", spacing=(1.5, 1.5, 1.5), roi=(32, 32, 64))
     shape = (128, 96, 96)
     _, back = network_grid(shape, np.diag([0.75, 0.75, 0.75, 1]), task)
-    array, held, scale = np.zeros((*back.shape, 1), np.float32), [0], jnp.arange(14.0)
+    array, peak, scale = np.zeros((*back.shape, 1), np.float32), [0], jnp.arange(14.0)
 
     def network(x):
-        held[0] = max(held[0], sum(each.nbytes for each in jax.live_arrays()))
+        peak[0] = max(peak[0], sum(each.nbytes for each in jax.live_arrays()))
         return x + scale
 
     run = segmenter(task, network, in_channels=1, overlap=0.5).run
@@ -208,14 +210,14 @@ def test_neither_host_nor_device_holds_all_logits_on_the_scans_grid(segmenter, m
     tracemalloc.start()
     try:
         labels, _, _ = run(array, back=back)
-        host = tracemalloc.get_traced_memory()[1]
+        host_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert labels.shape == shape and (labels == 13).all()
-    whole = np.prod(shape) * 14 * 4
-    assert host < 2 * labels.nbytes + (2 << 20) < whole / 10
-    slab = 32 * back.shape[1] * back.shape[2] * 14 * 4
-    assert held[0] - before < 2 * slab + (8 << 20) < whole / 3
+    logits_bytes = np.prod(shape) * 14 * 4
+    assert host_bytes < 2 * labels.nbytes + (2 << 20) < logits_bytes / 10
+    slab_bytes = 32 * back.shape[1] * back.shape[2] * 14 * 4
+    assert peak[0] - before < 2 * slab_bytes + (8 << 20) < logits_bytes / 3
 
 
 # Validation
@@ -224,12 +226,12 @@ def test_neither_host_nor_device_holds_all_logits_on_the_scans_grid(segmenter, m
 def spheres(shape, affine, count, seed):
     """Returns a scan with a few balls, around which the values decrease with the distance, and the label map of the balls."""
     rng = np.random.default_rng(seed)
-    at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T
-    near = np.full(shape, np.inf)
+    positions = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T
+    distance = np.full(shape, np.inf)
     for _ in range(count):
         centre = affine[:3, :3] @ (rng.uniform(0.3, 0.7, 3) * shape)
-        near = np.minimum(near, np.linalg.norm(at - centre, axis=-1) - rng.uniform(4, 7))
-    return (60 - 10 * np.clip(near, -4, 5)).astype(np.float32), (near < 0).astype(np.uint8)
+        distance = np.minimum(distance, np.linalg.norm(positions - centre, axis=-1) - rng.uniform(4, 7))
+    return (60 - 10 * np.clip(distance, -4, 5)).astype(np.float32), (distance < 0).astype(np.uint8)
 
 
 @pytest.mark.fault("1.3")
@@ -243,11 +245,11 @@ def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp
         if intensity == "zscore":
             image[label == 0] *= np.random.default_rng(number).uniform(0, 1, (label == 0).sum()) > 0.2
         cases.append(save(tmp_path, image, affine, label, f"case{number}"))
-    level = 55 if intensity == "none" else 0.5
+    threshold = 55 if intensity == "none" else 0.5
 
     def network(x):
         ramp = 1 + jnp.linspace(-0.2, 0.2, x.shape[1])[None, :, None, None, None]  # so that a mirrored window has other logits
-        return jnp.concatenate([jnp.zeros_like(x), x - level * ramp], -1)
+        return jnp.concatenate([jnp.zeros_like(x), x - threshold * ramp], -1)
 
     crop = mirror = intensity == "zscore"
     options = Validation(overlap=0.25, mirror=mirror)
@@ -262,10 +264,10 @@ def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp
     for case in cases:
         result = predict.segment(case)
         paths[case.name] = write_volume(tmp_path / f"out_{case.name}.nii.gz", result.labels, result.scan)
-    found = evaluate(paths, References({case.name: Reference(case.label, case.images) for case in cases}), task)
+    evaluation = evaluate(paths, References({case.name: Reference(case.label, case.images) for case in cases}), task)
     for score in scores.cases:
         assert 0.1 < score.dice["class 1"] < 1
-        assert score.dice["class 1"] == pytest.approx(found.scores[score.case.name]["class 1"]["dice_brats"], abs=1e-12)
+        assert score.dice["class 1"] == pytest.approx(evaluation.scores[score.case.name]["class 1"]["dice_brats"], abs=1e-12)
     plots.write_comparison(tmp_path / "validation.png", scores.first, task)
     grid = ScanGrid.of(prepared[0], task)
     assert grid.image(prepared[0]).shape == grid.reference(prepared[0]).shape == scores.first[0].prediction.shape
@@ -280,6 +282,6 @@ def test_a_scan_that_only_needs_reorientation_is_not_interpolated(segmenter, tmp
     task = task_of(REGIONS, orientation="RAS", spacing=(0.8, 0.8, 3.0004))
     case = save(tmp_path, smooth((34, 30, 12), 2), ANISOTROPIC)
     assert isinstance(read_case(case, task, 2).back, InverseReorient)
-    found = segmenter(task).segment(case)
-    labels, _, close = expected(nib.load(case.images[0]).get_fdata(), task)
-    np.testing.assert_array_equal(found.labels[~close], labels[~close])
+    result = segmenter(task).segment(case)
+    labels, _, ties = expected(nib.load(case.images[0]).get_fdata(), task)
+    np.testing.assert_array_equal(result.labels[~ties], labels[~ties])

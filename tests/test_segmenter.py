@@ -19,10 +19,13 @@ def test_expanded_boxes_have_few_shapes():
     overlap, roi, grid = 0.5, (96, 96, 96), (240, 240, 155)
     shapes = set()
     for size in (90, 96, 97, 120, 144, 145, 150, 155):
-        box = tuple(slice(whole - size, whole) for whole in grid)
+        box = tuple(slice(length - size, length) for length in grid)
         plan = Plan.of((size,) * 3, roi, overlap)
         covered = expand_box(box, plan.max_extent(overlap), grid)
-        assert all(s.start >= 0 and s.start <= b.start and b.stop <= s.stop <= whole for b, s, whole in zip(box, covered, grid))
+        assert all(
+            outer.start >= 0 and outer.start <= inner.start and inner.stop <= outer.stop <= length
+            for inner, outer, length in zip(box, covered, grid)
+        )
         shape = tuple(part.stop - part.start for part in covered)
         assert Plan.of(shape, roi, overlap).windows == plan.windows
         shapes.add(shape)
