@@ -97,8 +97,14 @@ class DatasetReport:
             "sound": not self.errors,
             "summary": self.summary(),
             "findings": [
-                {"case": f.case, "severity": f.severity, "kind": f.kind, "path": f.path and str(f.path), "message": f.message}
-                for f in self.findings
+                {
+                    "case": finding.case,
+                    "severity": finding.severity,
+                    "kind": finding.kind,
+                    "path": finding.path and str(finding.path),
+                    "message": finding.message,
+                }
+                for finding in self.findings
             ],
             "cases": {report.case.name: _facts(report) for report in self.cases},
         }
@@ -148,7 +154,7 @@ def _label_values(dataset: Dataset) -> set[int] | None:
     """Returns the values that the data set names, or None if it names none."""
     if dataset.labels is None:
         return None
-    return {v for value in dataset.labels.values() for v in (value if isinstance(value, list) else [value])}
+    return {member for value in dataset.labels.values() for member in (value if isinstance(value, list) else [value])}
 
 
 # Between cases
@@ -168,13 +174,17 @@ def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Find
         *_differing(
             reports,
             "spacing",
-            lambda report: report.spacing and tuple(round(s, 2) for s in report.spacing),
+            lambda report: report.spacing and tuple(round(size, 2) for size in report.spacing),
             lambda own, majority, share: (
                 f"the voxels are {join_sizes(own)} mm, but {share} have {join_sizes(majority)} mm; resample the case."
             ),
         ),
         *_differing(
-            [r for r in reports if not {f.kind for f in r.findings} & {"incomplete", "unreadable", "channel-count"}],
+            [
+                report
+                for report in reports
+                if not {finding.kind for finding in report.findings} & {"incomplete", "unreadable", "channel-count"}
+            ],
             "channel-count",
             lambda report: len(report.channels),
             lambda own, majority, share: (
@@ -219,7 +229,9 @@ def _differing(
         return [Finding(None, severity, kind, None, text)]
     share = f"{count} of {len(values)} cases"
     return [
-        Finding(r.case.name, severity, kind, None, message(value, majority, share)) for r, value in values if value != majority
+        Finding(report.case.name, severity, kind, None, message(value, majority, share))
+        for report, value in values
+        if value != majority
     ]
 
 
@@ -242,7 +254,7 @@ def _copies(reports: Sequence[CaseReport]) -> list[Finding]:
 
 def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
     """Returns a finding if cases have label 3 or 4 and none has both, as in a mixture of BraTS data of different years."""
-    names = {label: [r.case.name for r in reports if label in (r.volumes_ml or {})] for label in brats.ET_LABELS}
+    names = {label: [report.case.name for report in reports if label in (report.volumes_ml or {})] for label in brats.ET_LABELS}
     values = {value for report in reports for value in report.volumes_ml or {}}
     reported = any(finding.kind in ("et-label", "unknown-label") for report in reports for finding in report.findings)
     if reported or not values <= set(range(5)) or set(names[3]) & set(names[4]) or not (names[3] and names[4]):
@@ -268,7 +280,7 @@ def _spread(rows: list[tuple[float, ...]], single: bool = False) -> dict[str, An
         return {}
     table = np.array(rows, np.float64)
     values = {"median": np.median(table, 0), "min": table.min(0), "max": table.max(0)}
-    rounded = {name: [_rounded(v) for v in value] for name, value in values.items()}
+    rounded = {name: [_rounded(number) for number in value] for name, value in values.items()}
     return {name: value[0] for name, value in rounded.items()} if single else rounded
 
 
@@ -290,14 +302,16 @@ def _facts(report: CaseReport) -> dict[str, Any]:
         "orientation": report.orientation,
         "channels": [
             {
-                "name": c.name,
-                "file": c.path.name,
-                "low": _rounded(c.low),
-                "high": _rounded(c.high),
-                "nonzero": c.nonzero,
-                "digest": c.digest,
+                "name": channel.name,
+                "file": channel.path.name,
+                "low": _rounded(channel.low),
+                "high": _rounded(channel.high),
+                "nonzero": channel.nonzero,
+                "digest": channel.digest,
             }
-            for c in report.channels
+            for channel in report.channels
         ],
-        "volumes_ml": None if report.volumes_ml is None else {str(v): _rounded(ml) for v, ml in report.volumes_ml.items()},
+        "volumes_ml": None
+        if report.volumes_ml is None
+        else {str(value): _rounded(volume) for value, volume in report.volumes_ml.items()},
     }

@@ -55,9 +55,9 @@ def _count(array: np.ndarray) -> dict[int, int]:
     """Returns the number of voxels of each value."""
     if array.dtype == np.uint8:  # several times faster than sorting
         counts = np.bincount(array.ravel(order="K"))
-        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     values, counts = np.unique(array, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts)}
+    return {int(value): int(count) for value, count in zip(values, counts)}
 
 
 def check_values(case: Case, counts: dict[int, int], labels: Collection[int] | None, findings: Findings) -> None:
@@ -82,7 +82,7 @@ def check_values(case: Case, counts: dict[int, int], labels: Collection[int] | N
         )
         findings.add("et-label", case.label, text)
     elif known is not None and unknown:  # labels above 255 may be among them, and are then not reported again below
-        values = ", ".join(f"{v} ({counts[v]} voxels)" for v in unknown[:8]) + f" and {len(unknown) - 8} more" * (
+        values = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:8]) + f" and {len(unknown) - 8} more" * (
             len(unknown) > 8
         )
         text = f"label {values} is not one of {', '.join(map(str, sorted(known)))}; renumber it{cavity}."

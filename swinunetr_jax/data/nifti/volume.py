@@ -35,7 +35,7 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, ...]:
         """The voxel sizes in mm."""
-        return tuple(float(s) for s in voxel_sizes(self.affine))
+        return tuple(float(size) for size in voxel_sizes(self.affine))
 
     def without_voxels(self) -> "Volume":
         """Returns the volume with an array of zeros on the same grid, which takes no memory."""

@@ -56,7 +56,10 @@ class Head:
 
     def place(self, points: Points) -> Points:
         """Returns the positions of this head's points in the average head, which all functions below describe."""
-        return tuple((p + m) / s for p, m, s in zip(points, self.warp.mixed(points, self.bend), self.size))
+        return tuple(
+            (coordinate + displacement) / factor
+            for coordinate, displacement, factor in zip(points, self.warp.mixed(points, self.bend), self.size)
+        )
 
 
 def outlines(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,12 +96,14 @@ def tissues(
     out = {name: np.zeros(depth.shape, np.float32) for name in TISSUES}
     for number, build in ((CEREBRUM, _cerebrum), (CEREBELLUM, _cerebellum), (STEM, _stem)):
         selected = np.flatnonzero(part == number)
-        for name, amount in build(head, [p[selected] for p in points], depth[selected], inward[:, selected], width).items():
+        for name, amount in build(
+            head, [coordinate[selected] for coordinate in points], depth[selected], inward[:, selected], width
+        ).items():
             out[name][selected] = amount
     out["wm"] = np.asarray(1 - sum(out.values()))
     deep = np.flatnonzero((ellipse(points, (0, -20, 0), (48, 64, 40)) < 0) | (part == STEM))
     centre = {name: values[deep] for name, values in out.items()}
-    for name, amount in _centre(head, [p[deep] for p in points], width):
+    for name, amount in _centre(head, [coordinate[deep] for coordinate in points], width):
         overlay(centre, name, amount)
     for name, values in centre.items():
         out[name][deep] = values

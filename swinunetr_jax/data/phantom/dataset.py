@@ -117,7 +117,7 @@ def _volume_of(labels: np.ndarray, folder: Path) -> Volume:
     With voxels of 1 mm the first voxel is at (0, 239, 0) mm.
     """
     spacing = spacing_of(labels.shape)
-    shift = [(s - 1) / 2 for s in spacing]
+    shift = [(size - 1) / 2 for size in spacing]
     affine = from_matvec(np.diag([-spacing[0], -spacing[1], spacing[2]]), [0 - shift[0], 239 - shift[1], shift[2]])
     header = nib.Nifti1Header()
     header.set_data_shape(labels.shape)

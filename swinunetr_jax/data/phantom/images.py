@@ -56,7 +56,7 @@ class Body:
         placed = head.place(grid)
         cerebrum, cerebellum, stem = distances = anatomy.outlines(placed)
         inside = union(union(cerebrum, cerebellum, 5), stem, 6) < _RIM_OF_FLUID
-        points = tuple(np.broadcast_to(p, inside.shape)[inside] for p in placed)
+        points = tuple(np.broadcast_to(coordinate, inside.shape)[inside] for coordinate in placed)
 
         part = np.argmin(distances, 0)
         between = (cerebellum - cerebrum) / 2  # distance to the surface halfway between them
@@ -125,12 +125,13 @@ class Scanner:
         texture, mottle = self.texture(body.points), self.mottle(body.points)
         signal *= 1 + (0.018 + 0.03 * lesion) * texture + (0.01 + 0.03 * lesion) * mottle
         signal *= np.exp(0.055 * self.bias(body.points))
-        sigma = [b / s for b, s in zip(self.blur, spacing_of(body.size))]
+        sigma = [deviation / voxel_size for deviation, voxel_size in zip(self.blur, spacing_of(body.size))]
         volume = np.zeros(inside.shape, np.float32)
         volume[inside] = signal
         # The blur uses voxels of the brain only, because the skull is not modelled.
         signal, weight = (
-            ndimage.gaussian_filter(v, sigma, mode="constant", truncate=3)[inside] for v in (volume, inside.astype(np.float32))
+            ndimage.gaussian_filter(values, sigma, mode="constant", truncate=3)[inside]
+            for values in (volume, inside.astype(np.float32))
         )
         noise = self.noise * rng.standard_normal((2, signal.size), dtype=np.float32)
         signal = np.hypot(signal / weight + noise[0], noise[1])  # the magnitude of a complex signal

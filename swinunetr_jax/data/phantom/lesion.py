@@ -39,7 +39,7 @@ class Focus:
     @classmethod
     def make(cls, rng: np.random.Generator, site: Place, largest: float, *, small: bool) -> "Focus":
         core = rng.uniform(_SMALLEST, 10.0) if small else rng.uniform(_SMALLEST + 1, largest)
-        x, y, z = (float(s + d) for s, d in zip(site, rng.uniform(-5, 5, 3)))
+        x, y, z = (float(coordinate + shift) for coordinate, shift in zip(site, rng.uniform(-5, 5, 3)))
         return cls(
             centre=(x, y, z),
             core=core,
@@ -58,22 +58,28 @@ class Focus:
             points: positions in the head with the lesion.
             freedom: from 0, where tissue cannot move, to 1, where it can.
         """
-        offsets = [p - c for p, c in zip(points, self.centre)]
-        pull = 0.33 * freedom * np.exp(-sum(r * r for r in offsets) / (2 * (1.5 * self.core) ** 2))
-        return tuple(p - pull * r for p, r in zip(points, offsets))
+        offsets = [coordinate - centre for coordinate, centre in zip(points, self.centre)]
+        pull = 0.33 * freedom * np.exp(-sum(offset * offset for offset in offsets) / (2 * (1.5 * self.core) ** 2))
+        return tuple(coordinate - pull * offset for coordinate, offset in zip(points, offsets))
 
     def grow(self, tissues: dict[str, np.ndarray], points: Points, width: float) -> None:
         """Adds the lesion to the fractions of `tissues` in place; edges are `width` mm wide."""
-        offsets = [p - c for p, c in zip(points, self.centre)]
-        radius = np.sqrt(sum((r / s) ** 2 for r, s in zip(offsets, self.stretch)))
+        offsets = [coordinate - centre for coordinate, centre in zip(points, self.centre)]
+        radius = np.sqrt(sum((offset / factor) ** 2 for offset, factor in zip(offsets, self.stretch)))
         near = np.flatnonzero(radius < 2 * (self.core + self.extent))
-        radius, offsets, near_points = radius[near], [r[near] for r in offsets], [p[near] for p in points]
+        radius, offsets, near_points = (
+            radius[near],
+            [offset[near] for offset in offsets],
+            [coordinate[near] for coordinate in points],
+        )
         uneven, rough = self.uneven(near_points), self.rough(near_points)
         core = radius - self.core * (1 + 0.16 * self.shape(near_points)) + 0.7 * rough
         # The rim is uneven, but never so thick that it fills the core, nor so thin that it is invisible.
         necrosis = core + np.clip(self.rim * (1 + 0.45 * uneven + 0.15 * rough), 0.5 * self.rim, 0.5 * self.core)
         # Long waves give the shape as a whole, and shorter ones its protrusions.
-        edge = radius - self.core - self.extent * (0.85 + 0.33 * self.shape([0.45 * r for r in offsets]) + 0.22 * uneven)
+        edge = (
+            radius - self.core - self.extent * (0.85 + 0.33 * self.shape([0.45 * offset for offset in offsets]) + 0.22 * uneven)
+        )
         local = {name: values[near] for name, values in tissues.items()}
         room = sum(share * local[name] for name, share in _INVADED.items())
         for name, amount in (

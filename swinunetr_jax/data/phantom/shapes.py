@@ -54,7 +54,7 @@ class Waves:
         value, gradient = np.empty(size, np.float32), np.empty((3, size), np.float32)
         for start in range(0, size, _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            angle = self.k @ np.stack([p[chunk] for p in points]) + self.phase[:, None]
+            angle = self.k @ np.stack([coordinate[chunk] for coordinate in points]) + self.phase[:, None]
             value[chunk] = np.sin(angle).sum(0)
             gradient[:, chunk] = self.k.T @ np.cos(angle)
         return self.amplitude * value, self.amplitude * gradient
@@ -63,29 +63,31 @@ class Waves:
 def ellipse(points: Points, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """Returns the distance to an ellipse or ellipsoid with these radii, exact on its surface."""
     ratio = slope = 0
-    for p, c, r in zip(points, centre, radii):
-        square = ((p - c) / r) ** 2
-        ratio, slope = ratio + square, slope + square / r**2
+    for coordinate, middle, radius in zip(points, centre, radii):
+        square = ((coordinate - middle) / radius) ** 2
+        ratio, slope = ratio + square, slope + square / radius**2
     ratio = np.sqrt(ratio)
     return ratio * (ratio - 1) / np.maximum(np.sqrt(slope), 1e-6)
 
 
 def tilted(points: Points, centre: Place, degrees: float) -> Points:
     """Returns the points relative to `centre`, rotated about x so that the front of a shape moves down."""
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y, z = (p - o for p, o in zip(points, centre))
-    return x, c * y - s * z, s * y + c * z
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y, z = (coordinate - origin for coordinate, origin in zip(points, centre))
+    return x, cosine * y - sine * z, sine * y + cosine * z
 
 
 def tube(points: Points, *knots: tuple[float, float, float, float]) -> np.ndarray:
     """Returns the distance to a chain of round rods through the knots (x, y, z, radius)."""
     out = np.full((), np.inf, np.float32)
-    for (*a, first_radius), (*b, last_radius) in itertools.pairwise(knots):
-        offset = [p - o for p, o in zip(points, a)]
-        rod = [end - start for start, end in zip(a, b)]
-        t = np.clip(sum(r * w for r, w in zip(offset, rod)) / sum(w * w for w in rod), 0, 1)
+    for (*start, first_radius), (*end, last_radius) in itertools.pairwise(knots):
+        offset = [coordinate - origin for coordinate, origin in zip(points, start)]
+        rod = [last - first for first, last in zip(start, end)]
+        fraction = np.clip(sum(distance * step for distance, step in zip(offset, rod)) / sum(step * step for step in rod), 0, 1)
         out = np.minimum(
-            out, np.sqrt(sum((r - t * w) ** 2 for r, w in zip(offset, rod))) - (first_radius + t * (last_radius - first_radius))
+            out,
+            np.sqrt(sum((distance - fraction * step) ** 2 for distance, step in zip(offset, rod)))
+            - (first_radius + fraction * (last_radius - first_radius)),
         )
     return out
 
@@ -98,8 +100,8 @@ def union(a: np.ndarray, b: np.ndarray, blend: float) -> np.ndarray:
 
 def soft(distance: np.ndarray, width: float) -> np.ndarray:
     """Returns the part of a voxel that is inside, which falls from 1 to 0 over `width` mm around the surface."""
-    t = np.clip(0.5 - distance / width, 0, 1)
-    return t * t * (3 - 2 * t)
+    inside = np.clip(0.5 - distance / width, 0, 1)
+    return inside * inside * (3 - 2 * inside)
 
 
 def overlay(tissues: dict[str, np.ndarray], name: str, amount: np.ndarray) -> None:
