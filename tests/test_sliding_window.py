@@ -1,4 +1,4 @@
-"""Sliding-window inference has the positions, weights and averages of MONAI, and holds one slab at a time."""
+"""Sliding-window inference has the positions, weights and averages of MONAI, and holds one slab of sums in memory at a time."""
 
 import tracemalloc
 
@@ -131,15 +131,17 @@ def test_every_form_of_an_argument_of_monai_is_accepted(form):
     def theirs(patch):
         return patch * torch.linspace(1, 2, patch.shape[2])[:, None, None] ** 2
 
-    given = dict(form)
-    weights = given.pop("roi_weight_map", None)
-    more = {} if weights is None else {"roi_weight_map": torch.tensor(weights[None, None], dtype=torch.float32)}
-    want = inferers.sliding_window_inference(torch.tensor(channels_first(x)), sw_batch_size=2, predictor=theirs, **given, **more)
+    options = dict(form)
+    weights = options.pop("roi_weight_map", None)
+    weight_options = {} if weights is None else {"roi_weight_map": torch.tensor(weights[None, None], dtype=torch.float32)}
+    expected = inferers.sliding_window_inference(
+        torch.tensor(channels_first(x)), sw_batch_size=2, predictor=theirs, **options, **weight_options
+    )
     got = sliding_window_inference(x, sw_batch_size=2, predictor=ours, **form)
-    np.testing.assert_allclose(got, channels_last(want), atol=1e-5)
+    np.testing.assert_allclose(got, channels_last(expected), atol=1e-5)
 
 
-def pooled(patch, factor):
+def rescaled(patch, factor):
     """Returns the mean of each block of `factor`³ voxels, or repeats each voxel 1 / `factor` times along each axis. Channels are last."""
     patch = np.asarray(patch)
     if factor < 1:
@@ -154,10 +156,10 @@ OUTPUTS = {
     "a tuple": lambda p: (p, p[..., :1] * 2),
     "a list of one": lambda p: [p + 1],
     "a dict": lambda p: {"z": p, "a": p[..., :1] ** 2},
-    "half the resolution": lambda p: pooled(p, 2),
-    "twice the resolution": lambda p: pooled(p, 0.5),
-    "a tuple of resolutions": lambda p: (p, pooled(p, 2), pooled(p, 4)),
-    "a dict of resolutions": lambda p: {"fine": pooled(p, 0.5), "deep": pooled(p, 2)},
+    "half the resolution": lambda p: rescaled(p, 2),
+    "twice the resolution": lambda p: rescaled(p, 0.5),
+    "a tuple of resolutions": lambda p: (p, rescaled(p, 2), rescaled(p, 4)),
+    "a dict of resolutions": lambda p: {"fine": rescaled(p, 0.5), "deep": rescaled(p, 2)},
 }
 
 
@@ -167,34 +169,33 @@ OUTPUTS = {
 def test_several_outputs_and_other_resolutions_equal_monais(outputs, mode):
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
-    x = (
-        np.random.default_rng(0).normal(size=(2, 21, 16, 6, 2)).astype(np.float32)
-    )  # the last window starts at 13; one axis is smaller than a window
+    # The last window along the first axis starts at 13, and the last axis is smaller than a window.
+    x = np.random.default_rng(0).normal(size=(2, 21, 16, 6, 2)).astype(np.float32)
     ramp = np.linspace(1, 3, 8, dtype=np.float32)[:, None, None, None]
 
     def theirs(patch):
-        found = outputs(channels_last(patch) * ramp)
-        if isinstance(found, dict):
-            return {key: torch.tensor(channels_first(value)) for key, value in found.items()}
-        if isinstance(found, (tuple, list)):
-            return tuple(torch.tensor(channels_first(value)) for value in found)
-        return torch.tensor(channels_first(found))
+        result = outputs(channels_last(patch) * ramp)
+        if isinstance(result, dict):
+            return {key: torch.tensor(channels_first(value)) for key, value in result.items()}
+        if isinstance(result, (tuple, list)):
+            return tuple(torch.tensor(channels_first(value)) for value in result)
+        return torch.tensor(channels_first(result))
 
     def call(function, x, predictor):
         return function(x, (8, 8, 8), 3, predictor, overlap=0.5, mode=mode)
 
     got = call(sliding_window_inference, x, lambda p: outputs(np.asarray(p) * ramp))
-    want = call(inferers.sliding_window_inference, torch.tensor(channels_first(x)), theirs)
-    assert isinstance(got, (type(want), np.ndarray))
-    keys = want.keys() if isinstance(want, dict) else range(len(want)) if isinstance(want, tuple) else [...]
+    expected = call(inferers.sliding_window_inference, torch.tensor(channels_first(x)), theirs)
+    assert isinstance(got, (type(expected), np.ndarray))
+    keys = expected.keys() if isinstance(expected, dict) else range(len(expected)) if isinstance(expected, tuple) else [...]
     for key in keys:
-        np.testing.assert_allclose(got[key], channels_last(want[key]), atol=1e-5)
+        np.testing.assert_allclose(got[key], channels_last(expected[key]), atol=1e-5)
 
 
 def test_a_coarse_output_can_come_before_one_with_the_windows_resolution():
     x = np.random.default_rng(0).normal(size=(1, 20, 16, 9, 2)).astype(np.float32)
-    both = sliding_window_inference(x, 8, 2, lambda p: (pooled(p, 2), p), mode="gaussian")
-    np.testing.assert_allclose(both[1], x, atol=1e-6)
+    results = sliding_window_inference(x, 8, 2, lambda p: (rescaled(p, 2), p), mode="gaussian")
+    np.testing.assert_allclose(results[1], x, atol=1e-6)
 
 
 # Wrong shapes
@@ -257,16 +258,16 @@ def test_arguments_of_a_wrong_form_are_refused(inputs, change, text):
 @pytest.mark.fault("4.2")
 def test_the_results_of_reduce_are_returned(monkeypatch):
     monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 12 * 9 * 2 * 4 * 3)  # three planes
-    seen = []
+    shapes = []
 
     def labels(planes):
-        seen.append(planes.shape)
+        shapes.append(planes.shape)
         return jnp.argmax(planes, -1).astype(jnp.uint8)
 
     volume = np.random.default_rng(0).normal(size=(2, 41, 12, 9, 2)).astype(np.float32)
-    found = sliding_window_inference(volume, 8, 2, lambda p: p, overlap=0.5, mode="gaussian", reduce=labels)
-    assert found.dtype == np.uint8 and set(seen) == {(3, 12, 9, 2)}
-    np.testing.assert_array_equal(found, volume.argmax(-1))
+    result = sliding_window_inference(volume, 8, 2, lambda p: p, overlap=0.5, mode="gaussian", reduce=labels)
+    assert result.dtype == np.uint8 and set(shapes) == {(3, 12, 9, 2)}
+    np.testing.assert_array_equal(result, volume.argmax(-1))
     small = sliding_window_inference(volume[:, :5], (8, 16, 8), 2, lambda p: p, reduce=labels)
     np.testing.assert_array_equal(small, volume[:, :5].argmax(-1))
 
@@ -277,30 +278,30 @@ def test_the_host_holds_one_result_and_the_device_one_slab_of_sums(reduced, monk
     """Measures NumPy's allocations on the host, and JAX's live arrays and the temporary memory of compiled programs on the device."""
     monkeypatch.setattr("swinunetr_jax.inference.slab_sum.PIECE_BYTES", 1 << 18)
     volume = np.zeros((1, 160, 64, 64, 1), np.float32)
-    classes, megabyte, held = 8, 1 << 20, [0]
-    slab, result = 16 * 64 * 64 * classes * 4, 160 * 64 * 64 * (1 if reduced else classes * 4)
+    classes, megabyte, device_peak = 8, 1 << 20, [0]
+    slab_bytes, result_bytes = 16 * 64 * 64 * classes * 4, 160 * 64 * 64 * (1 if reduced else classes * 4)
 
     def predictor(patch):
-        held[0] = max(held[0], sum(array.nbytes for array in jax.live_arrays()))
+        device_peak[0] = max(device_peak[0], sum(array.nbytes for array in jax.live_arrays()))
         return jnp.broadcast_to(patch, (*patch.shape[:-1], classes))
 
     def labels(planes):
-        held[0] = max(held[0], sum(array.nbytes for array in jax.live_arrays()))
+        device_peak[0] = max(device_peak[0], sum(array.nbytes for array in jax.live_arrays()))
         return jnp.argmax(planes, -1).astype(jnp.uint8)
 
     before = sum(array.nbytes for array in jax.live_arrays())
     tracemalloc.start()
     try:
         sliding_window_inference(volume, 16, 1, predictor, overlap=0.5, reduce=labels if reduced else None)
-        peak = tracemalloc.get_traced_memory()[1]
+        host_peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert result < peak < result + 2 * megabyte
-    window, weights, inputs = 16**3 * classes * 4, slab // classes, slab // classes
-    assert held[0] - before < slab + weights + inputs + 3 * window + 2 * (1 << 18) < 2 * slab
+    assert result_bytes < host_peak < result_bytes + 2 * megabyte
+    window, weights, inputs = 16**3 * classes * 4, slab_bytes // classes, slab_bytes // classes
+    assert device_peak[0] - before < slab_bytes + weights + inputs + 3 * window + 2 * (1 << 18) < 2 * slab_bytes
     total = jax.ShapeDtypeStruct((16, 64, 64, classes), jnp.float32)
     weight = jax.ShapeDtypeStruct((16, 64, 64), jnp.float32)
     move, average = _move_up.lower(total, 8), _averages.lower(total, weight, 0, count=2)
-    for program, most in ((move, slab // 8), (average, slab // 4)):
+    for program, limit in ((move, slab_bytes // 8), (average, slab_bytes // 4)):
         memory = program.compile().memory_analysis()
-        assert memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes <= most
+        assert memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes <= limit

@@ -28,8 +28,8 @@ def fields(**changes):
     ],
 )
 def test_a_task_is_the_same_after_writing_and_reading_json(task):
-    again = Task.from_dict(json.loads(json.dumps(task.to_dict())))
-    assert again == task and hash(again) == hash(task)
+    restored = Task.from_dict(json.loads(json.dumps(task.to_dict())))
+    assert restored == task and hash(restored) == hash(task)
     assert Task.from_dict(task.to_dict()) == task
 
 
@@ -41,7 +41,7 @@ def test_brats(et):
         ("WT", 2, (1, 2, et)),
         ("ET", et, (et,)),
     ]
-    assert task.paint == (1, 0, 2)  # the whole tumour first, then the others over it
+    assert task.paint == (1, 0, 2)  # the whole tumour is painted first, and the others over it
     assert task.channels == ("FLAIR", "T1ce", "T1", "T2") and task.orientation == "LPS" and task.intensity == "zscore"
     task.check(SwinUNETRConfig.brats21())
 

@@ -1,4 +1,4 @@
-"""Text from data (names of cases, labels and files) is drawn, printed and tabulated literally, and a picture that fails stops no run."""
+"""Text from data (names of cases, labels and files) is shown literally, and a picture that cannot be drawn does not stop a run."""
 
 import json
 import time
@@ -21,7 +21,7 @@ NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&",
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved, with warnings as errors."""
+    """Yields the list of the figures that are saved, and turns warnings into errors."""
     saved = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (saved.append(self), save(self, *args, **options)))
@@ -80,30 +80,30 @@ def test_a_legend_of_many_labels_is_shortened(tmp_path, drawn):
 
 @pytest.mark.fault("3.1")
 def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
-    said, drawn = [], []
+    messages, drawn = [], []
 
     def fail(*arguments):
         raise ValueError("no font\x1b")
 
     monkeypatch.setattr(plots, "write_progress", fail)
     monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append((path.name, scores)))
-    sent = []
-    log = SimpleNamespace(say=said.append, rows=[], picture=lambda path, step: sent.append((path.name, step)))
+    tracked = []
+    log = SimpleNamespace(say=messages.append, rows=[], picture=lambda path, step: tracked.append((path.name, step)))
     progress, cases = SimpleNamespace(step=1), SimpleNamespace(task=None)
     run = SimpleNamespace(log=log, folder=tmp_path, total=1, cases=cases, progress=progress)
     scores = SimpleNamespace(first=[], lowest=["low"], highest=["high"])
     loop._draw(run, scores, True, SimpleNamespace(higher_is_better=True))
-    assert said == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
+    assert messages == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
     assert drawn == [("validation.png", []), ("worst.png", ["low"]), ("best.png", ["high"])]
-    assert sent == [("validation.png", 1), ("worst.png", 1), ("best.png", 1)]  # trackers receive only what was drawn
+    assert tracked == [("validation.png", 1), ("worst.png", 1), ("best.png", 1)]  # trackers receive only what was drawn
     drawn.clear()
     loop._draw(run, scores, True, SimpleNamespace(higher_is_better=False))
     assert sorted(drawn) == [("best.png", ["low"]), ("validation.png", []), ("worst.png", ["high"])]
 
 
-def described(run, **recipe):
+def write_run(run, **recipe):
     """Creates a run's folder with the inputs of its report, and returns the rows of its log."""
-    about = {
+    description = {
         "recipe": {"kind": "phantom", **recipe},
         "network": {"dtype": "float32"},
         "task": Task.brats().to_dict(),
@@ -113,14 +113,14 @@ def described(run, **recipe):
         "parts": [{"after_step": 0, "versions": {"jax": "1"}, "device": "cpu"}],
     }
     run.mkdir()
-    (run / "run.json").write_text(json.dumps(about))
+    (run / "run.json").write_text(json.dumps(description))
     dice = {"<b>$\\badmacro$": 0.5, "_x\x1b": None}
     return [{"kind": "validation", "step": 1, "score": 0.5, "dice": dice, "cases": {"=1\udcff<i>": dice}}]
 
 
 @pytest.mark.fault("5.15")
 def test_a_report_has_a_viewport_a_date_the_recipe_and_literal_names(tmp_path):
-    rows = described(tmp_path / "run", kind="labels", name="msd")
+    rows = write_run(tmp_path / "run", kind="labels", name="msd")
     text = write_report(tmp_path / "run", rows).read_text("utf-8")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert "<title>run: recipe msd, Swin UNETR</title>" in text
@@ -132,7 +132,7 @@ def test_a_report_has_a_viewport_a_date_the_recipe_and_literal_names(tmp_path):
 
 @pytest.mark.fault("5.10")
 def test_the_report_of_the_demonstration_says_that_its_patients_are_synthetic(tmp_path):
-    rows = described(tmp_path / "run")
+    rows = write_run(tmp_path / "run")
     assert "The patients of this run are synthetic" in write_report(tmp_path / "run", rows).read_text("utf-8")
 
 

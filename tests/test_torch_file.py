@@ -86,9 +86,9 @@ def test_a_training_checkpoint_is_read(torch_file, protocol):
     for name, value in model.state_dict().items():
         assert_same_tensor(read["state_dict"][name], value)
     assert read["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
-    for place, moments in optimizer.state_dict()["state"].items():
+    for parameter, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
-            assert_same_tensor(read["optimizer"]["state"][place][name], value)
+            assert_same_tensor(read["optimizer"]["state"][parameter][name], value)
     assert read["scheduler"] == scheduler.state_dict()
     assert_same_tensor(read["parameter"], checkpoint["parameter"])
     assert read["numpy"] == [0.5, -3, True] and [type(n) for n in read["numpy"]] == [float, int, bool]
@@ -100,8 +100,8 @@ def test_scalars_of_numpy_1_are_read(tmp_path):
     dtype = (
         b"cnumpy\ndtype\n(" + text("f8") + b"\x89\x88tR(" + number(3) + text("<") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
     )
-    eight = b"c_codecs\nencode\n(" + b"X" + struct.pack("<I", 9) + "\0\0\0\0\0\0è?".encode() + text("latin1") + b"tR"
-    assert read_torch_file(archive(tmp_path / "a.pt", module + b"(" + dtype + eight + b"tR")) == {"w": 0.75}
+    value = b"c_codecs\nencode\n(" + b"X" + struct.pack("<I", 9) + "\0\0\0\0\0\0è?".encode() + text("latin1") + b"tR"
+    assert read_torch_file(archive(tmp_path / "a.pt", module + b"(" + dtype + value + b"tR")) == {"w": 0.75}
 
 
 @pytest.mark.parametrize("root", ["archive/", "model.final epoch 3/", ""])
@@ -143,8 +143,8 @@ def test_torch_reads_every_dtype_that_was_written(tmp_path, dtype):
     value = torch.load(path, weights_only=True)["w"]
     assert_same_tensor(array, value)
     assert value.is_contiguous() and not value.requires_grad
-    back = read_torch_file(path)["w"]
-    assert back.dtype == array.dtype and back.tobytes() == array.tobytes()
+    restored = read_torch_file(path)["w"]
+    assert restored.dtype == array.dtype and restored.tobytes() == array.tobytes()
 
 
 def test_torch_reads_arrays_with_any_strides(tmp_path):
@@ -207,11 +207,11 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch, write):
     path = tmp_path / "a.bin"
     path.write_bytes(b"before")
 
-    def full(*_):
+    def raise_disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as broken, pytest.raises(InputError, match="No space left"):
-        broken.setattr(os, "fsync", full)
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="No space left"):
+        patched.setattr(os, "fsync", raise_disk_full)
         write(path, {"w": np.ones(3)})
     assert os.listdir(tmp_path) == ["a.bin"] and path.read_bytes() == b"before"
     write(path, {"w": np.ones(3)})

@@ -18,11 +18,11 @@ PNG = base64.b64decode(  # one pixel
 DICE = {"TC": 0.25, "tumour core, ä": 0.5}
 
 
-def write_run(folder, own, *, step: int = 0, names: tuple = ()) -> None:
+def write_run(folder, recorders, *, step: int = 0, names: tuple = ()) -> None:
     """Logs two steps and a validation to trackers, as the trainer does."""
     folder.mkdir(exist_ok=True)
     log = Log(folder, step=step, total=4, batch=1)
-    log.start_trackers(trackers.make_trackers(names, own), {"optim.lr": 1e-3, "name": "a run"})
+    log.start_trackers(trackers.make_trackers(names, recorders), {"optim.lr": 1e-3, "name": "a run"})
     for number in (step + 1, step + 2):
         log.step(number, {"loss": 1.0 / number, "grad_norm": 2.0, "lr": 1e-3, "wait": 0.0, "metrics": {"x": 0.5}})
     log.validation(step + 2, {"score": 0.375, "dice": DICE, "cases": {"a": DICE}, "took": 1.0}, "validated")
@@ -33,22 +33,27 @@ def write_run(folder, own, *, step: int = 0, names: tuple = ()) -> None:
 
 
 def test_a_tracker_receives_the_rows_of_the_log_and_is_continued_with_its_identifier(tmp_path):
-    one = Recorder()
-    write_run(tmp_path / "run", [one])
-    kinds = [call[0] for call in one.calls]
+    recorder = Recorder()
+    write_run(tmp_path / "run", [recorder])
+    kinds = [call[0] for call in recorder.calls]
     assert kinds == ["start", "log", "log", "log", "log_file", "finish"]
-    assert one.calls[0][1] == {"optim.lr": 1e-3, "name": "a run"} and one.calls[0][3] is None
+    assert recorder.calls[0][1] == {"optim.lr": 1e-3, "name": "a run"} and recorder.calls[0][3] is None
     rows = read_rows(tmp_path / "run")
-    assert [call[1:] for call in one.calls[1:4]] == [(trackers.numbers(row), row["step"]) for row in rows]
-    assert one.calls[3][1] == {"validation/score": 0.375, "validation/took": 1.0, "dice/TC": 0.25, "dice/tumour core, ä": 0.5}
-    assert one.calls[1][1].items() >= {"step/loss": 1.0, "step/lr": 1e-3, "metrics/x": 0.5}.items()
+    assert [call[1:] for call in recorder.calls[1:4]] == [(trackers.numbers(row), row["step"]) for row in rows]
+    assert recorder.calls[3][1] == {
+        "validation/score": 0.375,
+        "validation/took": 1.0,
+        "dice/TC": 0.25,
+        "dice/tumour core, ä": 0.5,
+    }
+    assert recorder.calls[1][1].items() >= {"step/loss": 1.0, "step/lr": 1e-3, "metrics/x": 0.5}.items()
     assert json.loads((tmp_path / "run" / trackers.IDENTIFIERS).read_text()) == {"Recorder": "first"}
-    again = Recorder()
-    write_run(tmp_path / "run", [again], step=2)
-    assert again.calls[0][3] == "first"
+    second = Recorder()
+    write_run(tmp_path / "run", [second], step=2)
+    assert second.calls[0][3] == "first"
 
 
-def test_a_tracker_that_fails_is_one_sentence_and_the_log_is_complete(tmp_path, capsys):
+def test_a_tracker_that_fails_is_reported_in_one_sentence_and_the_log_is_complete(tmp_path, capsys):
     failing, other = Failing(), Recorder()
     write_run(tmp_path / "run", [failing, other])
     printed = capsys.readouterr().out
@@ -60,9 +65,9 @@ def test_a_tracker_that_fails_is_one_sentence_and_the_log_is_complete(tmp_path, 
 
 def test_a_damaged_file_of_identifiers_starts_new_tracker_runs(tmp_path):
     (tmp_path / trackers.IDENTIFIERS).write_text("[1")
-    one = Recorder()
-    write_run(tmp_path, [one])
-    assert one.calls[0][3] is None
+    recorder = Recorder()
+    write_run(tmp_path, [recorder])
+    assert recorder.calls[0][3] is None
 
 
 def test_a_missing_package_is_refused_before_training_and_the_extra_is_named(tmp_path, monkeypatch):
@@ -108,14 +113,14 @@ def test_mlflow_continues_its_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions ask for
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions need this
     for step in (0, 2):
         write_run(tmp_path / "run", [], step=step, names=("mlflow",))
     assert "warning" not in capsys.readouterr().out
     identifier, client = json.loads((tmp_path / "run" / trackers.IDENTIFIERS).read_text())["mlflow"], MlflowClient()
     run = client.get_run(identifier)
     assert run.info.status == "FINISHED" and run.data.params["optim.lr"] == "0.001"
-    assert [one.step for one in client.get_metric_history(identifier, "step/loss")] == [1, 2, 3, 4]
+    assert [metric.step for metric in client.get_metric_history(identifier, "step/loss")] == [1, 2, 3, 4]
     assert run.data.metrics["dice/tumour core_ ä"] == 0.5
     assert [file.path for file in client.list_artifacts(identifier)] == ["progress.png"]
 

@@ -37,16 +37,14 @@ from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 
 DRAW = loop._draw  # the tests replace it
-TRACKERS = (
-    Recorder(),
-    Failing(),
-)  # no other run has any, so that the comparisons of bytes also show that trackers change nothing
+# Only the run `finished` has trackers, so that comparing its bytes with those of other runs also shows that trackers change nothing.
+TRACKERS = (Recorder(), Failing())
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Replaces Swin UNETR by a small network, except in the tests of `whole_run`, and draws no pictures."""
-    if "whole_run" not in request.fixturenames:
+    """Replaces Swin UNETR by a small network, except in the tests of `swin_unetr_run`, and draws no pictures."""
+    if "swin_unetr_run" not in request.fixturenames:
         replace_swin_unetr(monkeypatch)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)  # only the finished runs have pictures
     yield
@@ -61,7 +59,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """The folder of a finished run of the small network, with pictures, whose trackers are `TRACKERS`."""
+    """Returns the folder of a finished run of the small network, with pictures, whose trackers are `TRACKERS`."""
     with pytest.MonkeyPatch.context() as patch:
         replace_swin_unetr(patch)
         out = tmp_path_factory.mktemp("runs") / "finished"
@@ -71,10 +69,10 @@ def finished(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_run(data, tmp_path_factory) -> Path:
-    """The folder of a finished run of Swin UNETR, with pictures."""
+def swin_unetr_run(data, tmp_path_factory) -> Path:
+    """Returns the folder of a finished run of Swin UNETR, with pictures."""
     forget()
-    out = tmp_path_factory.mktemp("runs") / "whole"
+    out = tmp_path_factory.mktemp("runs") / "swin_unetr"
     train(recipe(data, out))
     return out
 
@@ -95,8 +93,8 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
     report = (finished / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
     assert all(case in report for case in validations[0]["cases"])
-    about = json.loads((finished / "run.json").read_text())
-    assert sorted(about["cases"]["train"] + about["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
+    content = json.loads((finished / "run.json").read_text())
+    assert sorted(content["cases"]["train"] + content["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
     assert (finished / "last").resolve().name == "00000004"
 
 
@@ -153,24 +151,24 @@ def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_p
 
 
 def test_predict_and_evaluate_need_no_options(finished, data, tmp_path, capsys):
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exited:
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path), "-m", str(finished)])
-    assert done.value.code == 0
-    with pytest.raises(SystemExit) as done:
+    assert exited.value.code == 0
+    with pytest.raises(SystemExit) as exited:
         reference = data / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz"
         cli.main(["evaluate", str(tmp_path / "BraTS2021_00000.nii.gz"), str(reference)])
-    assert done.value.code == 0
+    assert exited.value.code == 0
     assert "TC" in capsys.readouterr().out
 
 
 @pytest.mark.long
-def test_swin_unetr_is_trained_and_a_stopped_run_continues_to_the_same_bytes(whole_run, data, tmp_path, monkeypatch):
-    assert {"progress.png", "validation.png", "report.html", "best", "last"} <= {path.name for path in whole_run.iterdir()}
+def test_swin_unetr_is_trained_and_a_stopped_run_continues_to_the_same_bytes(swin_unetr_run, data, tmp_path, monkeypatch):
+    assert {"progress.png", "validation.png", "report.html", "best", "last"} <= {path.name for path in swin_unetr_run.iterdir()}
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"):
         stop_after(patch, 1)
         train(recipe(data, tmp_path / "run"))
     train(recipe(data, tmp_path / "run"), resume=True)
-    assert bytes_of(tmp_path / "run") == bytes_of(whole_run)
+    assert bytes_of(tmp_path / "run") == bytes_of(swin_unetr_run)
 
 
 @pytest.mark.parametrize(("signalled", "saved"), [(1, 2), (2, 2), (3, 4)], ids=["in a step", "before validation", "at the end"])
@@ -208,14 +206,14 @@ def test_a_state_that_cannot_be_written_is_an_error_and_the_run_resumes_from_the
 ):
     run, calls = tmp_path / "run", []
 
-    def full(folder, arrays):
+    def fail_once(folder, arrays):
         calls.append(folder)
         if len(calls) == 2:
             raise ValueError("RESOURCE_EXHAUSTED: No space left on device")  # the text of Orbax
         write_arrays(folder, arrays)
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"00000004 cannot be written .*No space left"):
-        patch.setattr(checkpoints, "write_arrays", full)
+        patch.setattr(checkpoints, "write_arrays", fail_once)
         train(recipe(data, run))
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["00000002"]
     train(recipe(data, run), resume=True)
@@ -256,8 +254,8 @@ def test_a_score_of_nan_is_never_the_best(data, tmp_path, monkeypatch, capsys):
     scores = iter([float("nan"), 0.5, float("nan"), 0.4])
     monkeypatch.setattr(Scores, "mean", property(lambda self: next(scores)))
     assert train(recipe(data, tmp_path / "run", validation=Validation(every=1, overlap=0.0))) == 0.5
-    said = capsys.readouterr().out
-    assert "Dice nan" in said and "no best so far" in said and "best 0.5000 at step 2" in said
+    printed = capsys.readouterr().out
+    assert "Dice nan" in printed and "no best so far" in printed and "best 0.5000 at step 2" in printed
     assert read_rows(tmp_path / "run")[-1]["step"] == 4
 
 
@@ -271,8 +269,8 @@ def test_a_damaged_state_is_renamed_and_the_run_resumes_from_the_one_before(fini
     content[len(content) // 2] ^= 1
     damaged_file.write_bytes(bytes(content))
     train(recipe(data, run), resume=True)
-    said = capsys.readouterr().out
-    assert "damaged" in said and "damaged-00000004" in said and "continuing after step 2" in said
+    printed = capsys.readouterr().out
+    assert "damaged" in printed and "damaged-00000004" in printed and "continuing after step 2" in printed
     assert bytes_of(run) == bytes_of(finished)
 
 
@@ -282,12 +280,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_pa
     def with_a_broken_second_step(self, strategy):
         run = original(self, strategy)
 
-        def one(state, *batch):
+        def run_step(state, *batch):
             steps.append(len(steps) + 1)
             broken = replace(state, params={name: value * np.nan for name, value in state.params.items()})
             return run(broken if steps[-1] == 2 else state, *batch)
 
-        return one
+        return run_step
 
     monkeypatch.setattr(step.Training, "compile", with_a_broken_second_step)
     with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
@@ -311,9 +309,9 @@ def test_all_folds_give_a_table_and_an_ensemble(data, tmp_path, capsys):
     assert "out of fold, 4 cases, without post-processing: TC" in printed
     steps = (Step(operation="largest_component"), Step(operation="smallest_volume", output="ET", voxels=1000))
     write_postprocess(out / "postprocess.json", replace(chosen, steps=steps))
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exited:
         cli.main(["predict", "-i", str(data / "BraTS2021_00000"), "-o", str(tmp_path / "p"), "-m", str(out)])
-    assert done.value.code == 0
+    assert exited.value.code == 0
     settings = json.loads((tmp_path / "p" / "predict.json").read_text())["settings"]
     assert len(settings["weights"]) == 2
     assert [step["operation"] for step in settings["postprocess"]] == ["largest_component", "smallest_volume"]

@@ -24,13 +24,13 @@ from swinunetr_jax.training.options import Options
 def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_path, monkeypatch, capsys):
     """A container may have neither the variable HOME nor an entry for its user, or a home directory that does not exist."""
 
-    def nobody():
+    def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     (tmp_path / "file").write_text("")
-    places = {"none": nobody, "not writable": lambda: tmp_path / "file", "a folder": lambda: tmp_path}
+    homes = {"none": no_home, "not writable": lambda: tmp_path / "file", "a folder": lambda: tmp_path}
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", places[home])
+    monkeypatch.setattr(Path, "home", homes[home])
     updates = {}
     cache = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
     monkeypatch.setattr(
@@ -39,11 +39,11 @@ def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_pat
         SimpleNamespace(update=updates.__setitem__, **cache),
     )
     command._keep_programs()
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if home == "a folder":
-        assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not said
+        assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not printed
     else:
-        assert not updates and "compiled programs are not kept for the next run" in said and said.count("\n") == 1
+        assert not updates and "compiled programs are not kept for the next run" in printed and printed.count("\n") == 1
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
@@ -54,14 +54,14 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
 
 def test_the_printed_commands_can_be_given_to_a_shell_as_they_are():
     """Paths with spaces are quoted, and the options without which the commands would fail are part of them."""
-    here = Path("/my data")
-    asked = replace(recipe(here / "list.json", here / "run"), base=here)
-    segment, score = usage_commands(asked, here / "run", " --crop")
+    folder = Path("/my data")
+    plain = replace(recipe(folder / "list.json", folder / "run"), base=folder)
+    segment, score = usage_commands(plain, folder / "run", " --crop")
     words = ["-i", "/my data/list.json", "--base", "/my data", "-o", "/my data/run/predictions", "-m", "/my data/run", "--crop"]
     assert shlex.split(segment) == ["swinunetr", "predict", *words]
     assert shlex.split(score) == ["swinunetr", "evaluate", "/my data/run/predictions", "/my data/list.json", "--base", "/my data"]
-    own = replace(asked, base=None, network=lambda *_, **__: None, file=SimpleNamespace(path=here / "own.py"))
-    segment, score = usage_commands(own, here / "run", "")
+    custom = replace(plain, base=None, network=lambda *_, **__: None, file=SimpleNamespace(path=folder / "own.py"))
+    segment, score = usage_commands(custom, folder / "run", "")
     assert "--base" not in segment + score and shlex.split(segment)[-2:] == ["--recipe", "/my data/own.py"]
 
 
@@ -88,7 +88,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nothing"], "there is no recipe nothing: use one of brats21, btcv, msd, phantom, strong"),
         (["--resume", "nowhere"], "nowhere holds no run"),
@@ -111,27 +111,27 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
         (["nowhere.py"], "nowhere.py cannot be read (No such file or directory): give the path of a Python file"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_writes_no_files(arguments, said, tmp_path, monkeypatch, capsys):
-    check_mistake(arguments, said, tmp_path, monkeypatch, capsys)
+def test_a_mistake_is_reported_in_one_sentence_and_writes_no_files(arguments, message, tmp_path, monkeypatch, capsys):
+    check_mistake(arguments, message, tmp_path, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_data_set_is_one_sentence(tmp_path, monkeypatch, capsys):
-    """It is found when the run has been locked, so the folder of the run exists."""
+def test_a_missing_data_set_is_reported_in_one_sentence(tmp_path, monkeypatch, capsys):
+    """The mistake is found after the run was locked, so the folder of the run exists."""
     check_mistake(["msd", "--data", "nowhere"], "nowhere: does not exist", tmp_path, monkeypatch, capsys)
 
 
-def test_a_file_in_place_of_the_folder_of_the_run_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_file_in_place_of_the_folder_of_the_run_is_reported_in_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").write_text("")
     check_mistake(
         ["--out", "run"], "run is a file, expected a folder for the run: choose another --out", tmp_path, monkeypatch, capsys
     )
 
 
-def check_mistake(arguments, said, folder, monkeypatch, capsys) -> None:
+def check_mistake(arguments, message, folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(command, "_keep_programs", lambda: None)
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exited:
         command.main(arguments)
     error = capsys.readouterr().err
-    assert done.value.code == 2 and error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert exited.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The training step has the losses of PyTorch; its parts of a batch, averages, statistics and random numbers are as expected."""
+"""The training step: losses equal to those of PyTorch, accumulated batches, averages of weights, running statistics and random numbers."""
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +30,7 @@ SMALLEST = SMALL.replace(depths=(1, 1, 1, 1))
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def forget_programs(monkeypatch):
     yield
     monkeypatch.undo()
     forget()
@@ -56,17 +56,17 @@ def batch(task: Task, index: int, count: int = 1, shape: tuple[int, ...] = SHAPE
 
 
 def test_four_steps_agree_with_pytorch(tmp_path):
-    agrees_with_pytorch("classes, Dice and cross-entropy", SMALLEST, (64, 32, 32), 4, tmp_path)
+    check_agreement_with_pytorch("classes, Dice and cross-entropy", SMALLEST, (64, 32, 32), 4, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["regions, Dice", "classes, Dice and cross-entropy"])
 def test_ten_steps_agree_with_pytorch(name, tmp_path):
-    agrees_with_pytorch(name, SMALL, SHAPE, STEPS, tmp_path)
+    check_agreement_with_pytorch(name, SMALL, SHAPE, STEPS, tmp_path)
 
 
-def agrees_with_pytorch(name: str, config: SwinUNETRConfig, shape: tuple[int, ...], steps: int, tmp_path: Path) -> None:
-    """Compares the losses of training with the paper's optimizer. The initial weights are equal: our converter writes them for PyTorch."""
+def check_agreement_with_pytorch(name: str, config: SwinUNETRConfig, shape: tuple[int, ...], steps: int, tmp_path: Path) -> None:
+    """Compares the losses of training with the paper's optimizer. Both start from the weights that our converter writes for PyTorch."""
     torch = pytest.importorskip("torch")
     from monai.losses import DiceCELoss, DiceLoss
     from monai.networks.nets import SwinUNETR
@@ -118,26 +118,26 @@ def start(training: Training) -> State:
 
 
 def test_a_batch_in_parts_is_the_same_step(brats_batch, small_network):
-    whole, parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
-    one, numbers = whole.compile()(start(whole), brats_batch)
-    two, others = parts.compile()(start(parts), brats_batch)
-    np.testing.assert_allclose(numbers["loss"], others["loss"], rtol=1e-6)
-    np.testing.assert_allclose(numbers["grad_norm"], others["grad_norm"], rtol=1e-4)
-    # Adam's first step depends on the gradient's sign. Where the gradient is only a rounding error, the two differ by up to two learning
-    # rates.
-    differences = [np.abs(np.asarray(one.params[name]) - np.asarray(two.params[name])) for name in one.params]
+    at_once, in_parts = make(lr=1e-3), make(lr=1e-3, accumulate=2)
+    expected, expected_metrics = at_once.compile()(start(at_once), brats_batch)
+    state, metrics = in_parts.compile()(start(in_parts), brats_batch)
+    np.testing.assert_allclose(expected_metrics["loss"], metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(expected_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-4)
+    # Adam's first step depends on the gradient's sign. Where the gradient is only a rounding error, the results differ by up to two
+    # learning rates.
+    differences = [np.abs(np.asarray(expected.params[name]) - np.asarray(state.params[name])) for name in expected.params]
     assert np.mean(np.concatenate([a.ravel() for a in differences]) > 1e-5) < 1e-3
 
 
 def test_a_step_can_be_compiled_from_shapes_alone(small_network):
-    """`tools/pod_plan.py` does this."""
-    training, layout = make(lr=1e-3), JitStrategy(device_mesh(2, 1, jax.devices()[:1]))
+    """`tools/pod_plan.py` compiles steps in this way."""
+    training, strategy = make(lr=1e-3), JitStrategy(device_mesh(2, 1, jax.devices()[:1]))
     samples = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout.batch_sharding(array.ndim))
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=strategy.batch_sharding(array.ndim))
         for name, array in batch(training.task, 0, 2).items()
     }
     flags = jax.ShapeDtypeStruct((1,), jnp.int32)
-    state, metrics = layout.compile(training.step, {}).lower(training.like(), samples, flags).out_info
+    state, metrics = strategy.compile(training.step, {}).lower(training.like(), samples, flags).out_info
     assert state.params["out.kernel"].shape == (12, 3) and {"loss", "grad_norm", "lr", "flag"} == set(metrics)
 
 
@@ -146,10 +146,10 @@ def test_clipping_and_averaging(brats_batch, small_network):
     before = jax.tree.map(np.asarray, start(training))
     state, metrics = training.compile()(start(training), brats_batch)
     assert metrics["grad_norm"] > 1e-3  # the norm before clipping
-    decay = 1 / 10  # that of the first step
+    decay = 1 / 10  # the decay of the first step
     for name, weights in state.params.items():
-        want = before.params[name] + (1 - decay) * (np.asarray(weights) - before.params[name])
-        np.testing.assert_allclose(state.average[name], want, atol=1e-6)
+        expected = before.params[name] + (1 - decay) * (np.asarray(weights) - before.params[name])
+        np.testing.assert_allclose(state.average[name], expected, atol=1e-6)
     assert int(state.step) == 1
     moment = next(leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == state.params["out.kernel"].shape)
     assert np.isfinite(moment).all()
@@ -161,18 +161,18 @@ def test_the_average_of_the_weights_has_statistics_of_its_own(monkeypatch):
     training = make(lr=1e-3, ema=0.9)
     monkeypatch.setattr(training_step, "statistics", lambda config: {"norm.mean", "norm.count"})
     weights = {"kernel": np.ones(3, np.float32), "norm.mean": np.zeros(2, np.float32), "norm.count": np.int32(0)}
-    state, want = training.init(weights), dict(weights)
+    state, expected = training.init(weights), dict(weights)
     for index, mean in enumerate((1.0, 4.0, 2.0)):
         stats = {"norm.mean": jnp.full(2, mean), "norm.count": jnp.int32(index + 1)}
         gradients = {"kernel": jnp.ones(3)}
-        found = ((jnp.float32(0), (stats, {})), gradients)
-        monkeypatch.setattr(Training, "_gradients", lambda *_, found=found: found)
+        results = ((jnp.float32(0), (stats, {})), gradients)
+        monkeypatch.setattr(Training, "_gradients", lambda *_, results=results: results)
         state, _ = training.step(state, {})
         decay = min(0.9, (1 + index) / (10 + index))
         for name, new in (("kernel", state.params["kernel"]), ("norm.mean", stats["norm.mean"])):
-            want[name] = decay * want[name] + (1 - decay) * np.asarray(new)
+            expected[name] = decay * expected[name] + (1 - decay) * np.asarray(new)
     for name in ("kernel", "norm.mean"):
-        np.testing.assert_allclose(state.network[name], want[name], rtol=1e-6)
+        np.testing.assert_allclose(state.network[name], expected[name], rtol=1e-6)
     assert state.network["norm.count"] == 3
     np.testing.assert_array_equal(state.stats["norm.mean"], [2, 2])  # those of the raw weights
     plain = make(lr=1e-3).init(weights)
@@ -187,9 +187,9 @@ def test_both_kinds_of_statistics_are_restored(tmp_path):
     state = training.init({n: np.asarray(rng.uniform(0.5, 1.5, v.shape), v.dtype) for n, v in shapes(config).items()})
     state = dataclasses.replace(state, stats={name: np.asarray(value) * 2 for name, value in state.stats.items()})
     checkpoints.save(tmp_path, checkpoints.snapshot(state), Progress(step=3), config, training.task, keep=1)
-    again, progress = checkpoints.read(tmp_path, 3, training.like(), config)
+    restored, progress = checkpoints.read(tmp_path, 3, training.like(), config)
     assert progress == Progress(step=3)
-    jax.tree.map(np.testing.assert_array_equal, again, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
     mean = "encoder1.norm1.mean"
     network = checkpoints.read_checkpoint(tmp_path / "last").params
     np.testing.assert_array_equal(network[mean], state.average_stats[mean])
@@ -206,21 +206,21 @@ def test_a_state_of_other_shapes_is_refused_before_any_array_is_read(tmp_path, s
 
 
 def test_the_schedules():
-    warm = learning_rate(Optim(lr=1.0, warmup=4), 12)
-    np.testing.assert_allclose([warm(step) for step in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(warm(8), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(warm(12), 0.0, atol=1e-7)
-    share = learning_rate(Optim(lr=1.0, warmup=0.25), 8)
-    np.testing.assert_allclose([share(step) for step in range(3)], [0.5, 1.0, 1.0], rtol=1e-6)
-    straight = learning_rate(Optim(lr=1.0, schedule="polynomial", power=1.0), 10)
-    np.testing.assert_allclose([straight(0), straight(5), straight(10)], [1.0, 0.5, 0.0], atol=1e-6)
+    with_warmup = learning_rate(Optim(lr=1.0, warmup=4), 12)
+    np.testing.assert_allclose([with_warmup(step) for step in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(with_warmup(8), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(with_warmup(12), 0.0, atol=1e-7)
+    with_warmup_share = learning_rate(Optim(lr=1.0, warmup=0.25), 8)
+    np.testing.assert_allclose([with_warmup_share(step) for step in range(3)], [0.5, 1.0, 1.0], rtol=1e-6)
+    polynomial = learning_rate(Optim(lr=1.0, schedule="polynomial", power=1.0), 10)
+    np.testing.assert_allclose([polynomial(0), polynomial(5), polynomial(10)], [1.0, 0.5, 0.0], atol=1e-6)
     assert float(learning_rate(Optim(lr=0.1, schedule="constant"), 5)(4)) == pytest.approx(0.1)
 
 
 @pytest.mark.long
 def test_stochastic_depth_depends_on_seed_and_step(brats_batch):
     training = dataclasses.replace(make(lr=1e-30), config=SMALLEST.replace(dropout_path_rate=0.5))
-    depends_on_seed_and_step(training, brats_batch)
+    check_dependence_on_seed_and_step(training, brats_batch)
 
 
 def noisy(task, config, rngs):
@@ -229,10 +229,10 @@ def noisy(task, config, rngs):
 
 
 def test_the_key_of_a_step_depends_on_seed_and_step(brats_batch, small_network):
-    depends_on_seed_and_step(dataclasses.replace(make(lr=1e-30), objective=noisy), brats_batch)
+    check_dependence_on_seed_and_step(dataclasses.replace(make(lr=1e-30), objective=noisy), brats_batch)
 
 
-def depends_on_seed_and_step(training: Training, samples: dict[str, np.ndarray]) -> None:
+def check_dependence_on_seed_and_step(training: Training, samples: dict[str, np.ndarray]) -> None:
     step = jax.jit(training.step)
     state = start(training)
     first, again = (float(step(state, samples)[1]["loss"]) for _ in range(2))

@@ -72,7 +72,7 @@ def test_channels_of_the_command_line(tmp_path, capsys):
     assert "has no ADC image" in capsys.readouterr().out
 
 
-def test_bad_usage_is_one_sentence(tmp_path, capsys):
+def test_bad_usage_is_reported_in_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     brats(tmp_path / "data", 0)
     commands = {

@@ -131,9 +131,9 @@ def test_only_inputs_or_only_outputs_are_adapted(state_file, state_2d):
 def test_other_faults_are_reported_when_channels_are_adapted(state_file, state_2d):
     def lines(changes, without=()):
         state = {name: tensor for name, tensor in (state_2d | changes).items() if name not in without}
-        head, *lines = open_refused(state_file(state), out_channels=4, in_channels=3, adapt_channels=True).split("\n")
+        head, *differences = open_refused(state_file(state), out_channels=4, in_channels=3, adapt_channels=True).split("\n")
         assert "use `" not in head
-        return lines
+        return differences
 
     name = "encoder1.layer.conv1.conv.weight"
     assert lines({name: np.ones((24, 1, 3, 3), np.float32)}) == [
@@ -196,8 +196,8 @@ def test_runtime_fields_can_differ_from_the_file_and_others_cannot(tmp_path):
         "use_v2": True,
     }
     for name, value in fixed.items():
-        given = {name: value} | ({"window_size": 3} if name == "spatial_dims" else {})
-        message = open_refused(path, **given)
+        fields = {name: value} | ({"window_size": 3} if name == "spatial_dims" else {})
+        message = open_refused(path, **fields)
         assert message.startswith(f"{path} was created with `{name}` {CONFIG_2D.to_dict()[name]!r}, but ")
         assert "leave it out" in message
 
