@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from swinunetr_jax import InputError
 from swinunetr_jax.data.augment.sides import axes_of_affine, describe, sided_axes, sided_directions
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
@@ -84,14 +86,25 @@ def test_an_oblique_axis_belongs_to_both_directions():
 def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch):
     """With `--mirror` and networks that keep the orientation of scans, the axes are those of each scan."""
     segmenter, seen = object.__new__(Segmenter), []
-    segmenter.task, segmenter.mirror, segmenter._flips = task("kidney_left", "kidney_right"), True, None
-    monkeypatch.setattr(Segmenter, "run", lambda self, array, **_: seen.append(self._flips) or (array[..., 0], None, 1))
+    segmenter.task, segmenter.mirror = task("kidney_left", "kidney_right"), True
+    segmenter._networks = [lambda patches: seen[-1].append(patches.tolist()) or patches]
+    patch = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
+
+    def run(self, array, *, affine, **_):
+        seen.append([])
+        np.testing.assert_array_equal(self.logits(patch, affine=affine), patch)  # the logits are mirrored back
+        return array[..., 0], None, 1
+
+    monkeypatch.setattr(Segmenter, "run", run)
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     for affine in (np.eye(4), sagittal):
         scan, back = SimpleNamespace(affine=affine), SimpleNamespace(apply=lambda part: part)
         found = segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ("a note",)))
         assert found.notes[0] == "a note" and "are not mirrored along axis" in found.notes[1] and "kidney_left" in found.notes[1]
-    assert seen == [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # axes of [n, x, y, z, c]
+    axes = [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # of [n, x, y, z, c]
+    assert seen == [[jnp.flip(patch, chosen).tolist() for chosen in combinations] for combinations in axes]
+    with pytest.raises(InputError, match="without the scan's affine it is not known along which axes"):
+        segmenter.logits(patch)
     segmenter.task = task("liver")
     assert segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ())).notes == () and len(seen[-1]) == 8
 

@@ -156,7 +156,7 @@ def segmenter(
 def segment_case(predict: Segmenter, case: PreparedCase, task: Task, progress: Callable[[int, int], None]) -> np.ndarray:
     """Returns the label map of a prepared case, uint8 [x, y, z] on the grid of `ScanGrid`."""
     image = normalized(full_grid(case)[0], task)
-    return predict.run(image, back=ScanGrid.of(case, task).back, progress=progress)[0]
+    return predict.run(image, affine=case.affine, back=ScanGrid.of(case, task).back, progress=progress)[0]
 
 
 def can_crop(task: Task) -> bool:

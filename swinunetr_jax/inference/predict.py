@@ -125,7 +125,7 @@ class Segmenter:
         self.in_channels = configs[0].in_channels
         mesh = device_mesh(1, spatial_shards, jax.local_devices()) if spatial_shards > 1 else None
         self._networks = [compiled_network(model, mesh) for model in models]
-        self.mirror, self._flips = mirror, _flips(sides.sided_axes(task, [])) if mirror else [()]
+        self.mirror = mirror
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """Returns the positions of the windows on a volume of this shape."""
@@ -139,15 +139,34 @@ class Segmenter:
             roi[-1] *= 2
         return tuple(roi)
 
-    def logits(self, patches: jax.Array) -> jax.Array:
-        """Returns the averaged logits of the ensemble for patches [n, *roi, c]."""
+    def logits(self, patches: jax.Array, *, affine: np.ndarray | None = None) -> jax.Array:
+        """Returns the averaged logits of the ensemble for patches [n, *roi, c]; `affine` is that of `run`, which `mirror` may need."""
+        flips = _flips(self.sided_axes(affine)) if self.mirror else [()]
         results = (
             jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
-            for network, axes in itertools.product(self._networks, self._flips)
+            for network, axes in itertools.product(self._networks, flips)
         )
         total = functools.reduce(operator.add, results)
-        count = len(self._networks) * len(self._flips)
+        count = len(self._networks) * len(flips)
         return total if count == 1 else total / count
+
+    def sided_axes(self, affine: np.ndarray | None) -> dict[int, dict[str, tuple[str, ...]]]:
+        """Returns the axes of a scan along which `mirror` does not mirror windows, as `data.augment.sides.sided_axes` does.
+
+        Args:
+            affine: the affine [4, 4] of the array that the network receives. It is needed if labels name sides and the task does not
+                change the orientation of scans, because only the affine then states which axis a side belongs to.
+
+        Raises:
+            InputError: it is needed and None.
+        """
+        names = [output.name for output in self.task.outputs if output.value]
+        if affine is None and not self.task.orientation and sides.sided_directions(names):
+            raise InputError(
+                "labels of this task name sides, and without the scan's affine it is not known along which axes windows must not be "
+                "mirrored: give `affine`."
+            )
+        return sides.sided_axes(self.task, [] if affine is None else [affine])
 
     def segment(
         self, case: Case, *, probabilities: bool = False, et_label: int | None = None, progress: Progress | None = None
@@ -180,13 +199,17 @@ class Segmenter:
     ) -> Segmentation:
         """Segments a case that `prepare` has read, with the arguments of `segment`."""
         if self.mirror:
-            sided = sides.sided_axes(self.task, [prepared.scan.affine])
-            self._flips = _flips(sided)
+            sided = self.sided_axes(prepared.scan.affine)
             note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
         labels, probability_maps, windows = self.run(
-            prepared.array, back=prepared.back, task=task, probabilities=probabilities, progress=progress
+            prepared.array,
+            affine=prepared.scan.affine,
+            back=prepared.back,
+            task=task,
+            probabilities=probabilities,
+            progress=progress,
         )
         return Segmentation(labels, probability_maps, prepared.scan, windows, prepared.notes)
 
@@ -194,6 +217,7 @@ class Segmenter:
         self,
         array: np.ndarray,
         *,
+        affine: np.ndarray | None = None,
         back: InverseReorient | InverseResample | None = None,
         task: Task | None = None,
         probabilities: bool = False,
@@ -203,6 +227,7 @@ class Segmenter:
 
         Args:
             array: the scan [x, y, z, c].
+            affine: the affine [4, 4] of the scan, which `mirror` needs if labels name sides and the task has no orientation.
             back: the transformation from the grid of `array` to the scan's. If it is given, the results have the scan's grid, otherwise the
                 grid of `array`. If the scan was resampled, the logits are interpolated on the scan's grid, and labels and probabilities
                 are computed from the interpolated logits.
@@ -212,13 +237,18 @@ class Segmenter:
 
         Returns:
             Labels uint8 [x, y, z], probabilities float32 [x, y, z, c] or None, and the number of windows.
+
+        Raises:
+            InputError: `affine` is needed and None.
         """
         task, grid = task or self.task, array.shape[:3]
         reorientation = back.reorient if isinstance(back, InverseResample) else back
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box
         plan = self.plan(array[covered].shape[:3])
-        planes = predict_slabs(array[covered], plan, self.batch, lambda x: (self.logits(x),), mode=self.blend, progress=progress)
+        planes = predict_slabs(
+            array[covered], plan, self.batch, lambda x: (self.logits(x, affine=affine),), mode=self.blend, progress=progress
+        )
         coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
         shape = grid if reorientation is None else reorientation.shape
         labels = np.zeros(shape, np.uint8)  # the label of background
