@@ -87,8 +87,8 @@ def test_two_label_maps_for_one_case_are_refused(tmp_path):
     ],
 )
 def test_patients_by_names(names, patients):
-    found = find_patients(names)
-    assert len(set(found.patient_of.values())) == patients and f"{patients} patients" in found.note
+    result = find_patients(names)
+    assert len(set(result.patient_of.values())) == patients and f"{patients} patients" in result.note
 
 
 @pytest.mark.fault("1.6")

@@ -159,7 +159,7 @@ def test_a_case_of_full_size_has_the_volumes_of_a_small_one():
     assert labels.shape == (240, 240, 155) and np.unique(labels).tolist() == [0, 1, 2, 4]
     small, small_labels = phantom_case(0, size=SMALL)
     ml = {value: ((labels == value).sum() / 1000, (small_labels == value).sum() * 2.5**3 / 1000) for value in (1, 2, 4)}
-    assert all(abs(one / other - 1) < 0.2 for one, other in ml.values()), ml
+    assert all(abs(full_ml / small_ml - 1) < 0.2 for full_ml, small_ml in ml.values()), ml
     assert abs(np.median(images["T1"][images["T1"] > 0]) / np.median(small["T1"][small["T1"] > 0]) - 1) < 0.1
 
 

@@ -202,11 +202,11 @@ def test_neither_host_nor_device_holds_all_logits_on_the_scans_grid(segmenter, m
     array, peak, scale = np.zeros((*back.shape, 1), np.float32), [0], jnp.arange(14.0)
 
     def network(x):
-        peak[0] = max(peak[0], sum(each.nbytes for each in jax.live_arrays()))
+        peak[0] = max(peak[0], sum(live.nbytes for live in jax.live_arrays()))
         return x + scale
 
     run = segmenter(task, network, in_channels=1, overlap=0.5).run
-    before = sum(each.nbytes for each in jax.live_arrays())
+    before = sum(live.nbytes for live in jax.live_arrays())
     tracemalloc.start()
     try:
         labels, _, _ = run(array, back=back)
@@ -238,7 +238,7 @@ def spheres(shape, affine, count, seed):
 @pytest.mark.parametrize("intensity", ["none", "zscore"])
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 2.0)], ids=["as stored", "resampled"])
 def test_a_validation_has_the_dice_scores_of_predict_and_evaluate(segmenter, tmp_path, monkeypatch, spacing, intensity):
-    # Mirroring must spare the axis of left and right, which only the scan's affine states if the task has no orientation.
+    # Windows must not be mirrored along the axis of left and right, which only the scan's affine states if the task has no orientation.
     orientation = None if spacing is None and intensity == "zscore" else "RAS"
     names = ("background", "left organ")
     task = Task.classes(2, names=names, intensity=intensity, orientation=orientation, spacing=spacing, roi=ROI)

@@ -66,8 +66,8 @@ def test_the_axes_are_those_of_the_tasks_orientation_or_of_the_scans():
     assert set(sided_axes(kidneys, [np.eye(4)])) == {0}
     assert set(sided_axes(kidneys, [sagittal])) == {2}
     assert set(sided_axes(kidneys, [np.eye(4), sagittal])) == {0, 2}  # the scans are mixed, so neither axis is mirrored
-    turned = task("kidney_left", "kidney_right", orientation="SPL")
-    assert set(sided_axes(turned, [np.eye(4)])) == {2}  # all scans are brought to this orientation
+    reoriented = task("kidney_left", "kidney_right", orientation="SPL")
+    assert set(sided_axes(reoriented, [np.eye(4)])) == {2}  # all scans are reoriented to SPL
     assert sided_axes(task("liver"), [sagittal]) == {}
     assert describe(sided_axes(kidneys, [sagittal])) == "axis 2 (left-right: kidney_left, kidney_right)"
 
@@ -85,13 +85,13 @@ def test_an_oblique_axis_belongs_to_both_directions():
 @pytest.mark.fault("1.0")
 def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch):
     """With `--mirror` and networks that keep the orientation of scans, the axes are those of each scan."""
-    segmenter, seen = object.__new__(Segmenter), []
+    segmenter, inputs = object.__new__(Segmenter), []
     segmenter.task, segmenter.mirror = task("kidney_left", "kidney_right"), True
-    segmenter._networks = [lambda patches: seen[-1].append(patches.tolist()) or patches]
+    segmenter._networks = [lambda patches: inputs[-1].append(patches.tolist()) or patches]
     patch = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
 
     def run(self, array, *, affine, **_):
-        seen.append([])
+        inputs.append([])
         np.testing.assert_array_equal(self.logits(patch, affine=affine), patch)  # the logits are mirrored back
         return array[..., 0], None, 1
 
@@ -99,14 +99,16 @@ def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     for affine in (np.eye(4), sagittal):
         scan, back = SimpleNamespace(affine=affine), SimpleNamespace(apply=lambda part: part)
-        found = segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ("a note",)))
-        assert found.notes[0] == "a note" and "are not mirrored along axis" in found.notes[1] and "kidney_left" in found.notes[1]
-    axes = [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # of [n, x, y, z, c]
-    assert seen == [[jnp.flip(patch, chosen).tolist() for chosen in combinations] for combinations in axes]
+        result = segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ("a note",)))
+        assert (
+            result.notes[0] == "a note" and "are not mirrored along axis" in result.notes[1] and "kidney_left" in result.notes[1]
+        )
+    axes = [[(), (2,), (3,), (2, 3)], [(), (1,), (2,), (1, 2)]]  # axes of [n, x, y, z, c] that are mirrored
+    assert inputs == [[jnp.flip(patch, flips).tolist() for flips in combinations] for combinations in axes]
     with pytest.raises(InputError, match="without the scan's affine it is not known along which axes"):
         segmenter.logits(patch)
     segmenter.task = task("liver")
-    assert segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ())).notes == () and len(seen[-1]) == 8
+    assert segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ())).notes == () and len(inputs[-1]) == 8
 
 
 @pytest.mark.fault("1.0")
@@ -124,6 +126,6 @@ def test_short_runs_and_sided_axes_are_not_mirrored_by_default(capsys):
 @pytest.mark.fault("1.0")
 def test_crops_are_about_as_large_as_the_scans_and_not_padded_to_many_times_their_volume():
     assert fitted_roi([(35, 50, 36), (36, 50, 35)]) == (32, 64, 32)
-    assert fitted_roi([(20, 40, 24)]) == (32, 64, 32)  # 32³ is the one size that the network does not take
+    assert fitted_roi([(20, 40, 24)]) == (32, 64, 32)  # 32³ is the one size that the network does not accept
     assert fitted_roi([(240, 240, 155)]) == (96, 96, 96)
     assert fitted_roi([(41, 81, 10)]) == (64, 96, 32)
