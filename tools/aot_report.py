@@ -6,10 +6,11 @@
     python -m tools.aot_report --target h200 --sizes 96 128
 
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two estimates of time. "schedule" is
-the sum of the cycles that its cost model assigns to each scheduled instruction (see `tpu_estimate`); the instructions "without estimate"
-have no cycles. "roofline" is `optimal_seconds`, which assumes the chip's peak rates for each instruction and counts a loop's body once.
-For the H200 there is no estimate of time. Instead the report reads from the compiled program (`gpu_program`) the transposes next to
-convolutions, the attention weights that are written to memory, the temporaries (without cuDNN's work space) and the bytes moved.
+the sum of the cycles that its cost model assigns to each scheduled instruction (see `tpu_estimate`); "without estimate" is the
+number of instructions that have no cycles. "roofline" is `optimal_seconds`, which assumes the chip's peak rates for each instruction and
+counts a loop's body once. For the H200 there is no estimate of time. Instead the report reads from the compiled program (`gpu_program`)
+the transposes next to convolutions, the attention weights that are written to memory, the temporaries (without cuDNN's work space) and
+the bytes moved.
 """
 
 import json
@@ -88,8 +89,8 @@ def device(target: str) -> Any:
                 "A killed program does not remove /tmp/libtpu_lockfile."
             )
     jax.devices()  # loads the CUDA plugin, which must be present although no device is used
-    described = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
-    return described.devices[0]
+    topology = topologies.get_topology_desc(platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1")
+    return topology.devices[0]
 
 
 def compiled(target: str, work: str, size: int, options: Options) -> Any:
@@ -98,18 +99,18 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
         in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
     )
     structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
-    described = device(target)
-    where = jax.sharding.SingleDeviceSharding(described)
+    target_device = device(target)
+    placement = jax.sharding.SingleDeviceSharding(target_device)
 
-    def put(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+    def on_device(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), tree)
 
-    x = put(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
+    x = on_device(jax.ShapeDtypeStruct((1, size, size, size, 4), options.dtype))
     if work == "forward":
-        forward = for_device(described, lambda state, x: nnx.merge(structure, state)(x))
-        return jax.jit(forward).lower(put(state), x).compile(COMPILER_OPTIONS.get(target))
+        forward = for_device(target_device, lambda state, x: nnx.merge(structure, state)(x))
+        return jax.jit(forward).lower(on_device(state), x).compile(COMPILER_OPTIONS.get(target))
     optimizer = optax.adamw(1e-4)
-    labels = put(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
+    labels = on_device(jax.ShapeDtypeStruct((1, size, size, size, 3), options.dtype))
 
     def step(state: Any, moments: Any, x: Any, labels: Any) -> tuple[Any, Any, Any]:
         def loss(state: Any) -> jax.Array:
@@ -123,7 +124,9 @@ def compiled(target: str, work: str, size: int, options: Options) -> Any:
         return value, optax.apply_updates(state, updates), moments
 
     moments = jax.eval_shape(optimizer.init, state)
-    lowered = jax.jit(for_device(described, step), donate_argnums=(0, 1)).lower(put(state), put(moments), x, labels)
+    lowered = jax.jit(for_device(target_device, step), donate_argnums=(0, 1)).lower(
+        on_device(state), on_device(moments), x, labels
+    )
     return lowered.compile(COMPILER_OPTIONS.get(target))
 
 
@@ -136,43 +139,43 @@ def describe(target: str, work: str, size: int, options: Options) -> dict[str, A
     if options.programs:
         options.programs.mkdir(parents=True, exist_ok=True)
         (options.programs / f"{target}_{work}_{size}.txt").write_text(text)
-    spent = estimate(text)
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    time_estimate = estimate(text)
+    held_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "target": target,
         "work": work,
         "size": size,
         "compile_seconds": time.perf_counter() - started,
-        "schedule_ms": spent.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
+        "schedule_ms": time_estimate.cycles / CYCLES_PER_SECOND[target] * 1e3 if target in TPU else None,
         "roofline_ms": roofline(cost["optimal_seconds"]) * 1e3 if target in TPU else None,
-        "without_estimate": spent.without_estimate if target in TPU else None,
-        "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in spent.top(options.top)]
+        "without_estimate": time_estimate.without_estimate if target in TPU else None,
+        "top": [(cycles / CYCLES_PER_SECOND[target] * 1e3, line) for cycles, line in time_estimate.top(options.top)]
         if target in TPU
         else [],
         "tflop": cost.get("flops", 0) / 1e12,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
-        "held_gb": held / 1e9,
-        "share_of_chip": (held + memory.temp_size_in_bytes) / DEVICE_BYTES[target],
+        "held_gb": held_bytes / 1e9,
+        "share_of_chip": (held_bytes + memory.temp_size_in_bytes) / DEVICE_BYTES[target],
     } | (gpu_program.read(text) if target == "h200" else read_program(text))
 
 
 def read_program(text: str) -> dict[str, Any]:
-    """Returns facts about the results of the entry's instructions, which do not depend on the compiler's version."""
+    """Returns the largest result of the entry computation, and its numbers of transposed volumes and of t × t tensors."""
     entry = text[text.index("\nENTRY ") :]
     results = re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = \(?(\w+)\[([\d,]*)\][^ ]* (\S+?)\(", entry, re.MULTILINE)
     sizes = [
-        (gpu_program.BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n), f"{kind}[{shape}]")
-        for kind, shape, _ in results
+        (gpu_program.BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n), f"{dtype}[{shape}]")
+        for dtype, shape, _ in results
     ]
     transposes = re.findall(r"(?:transpose|copy)[\w.\-]* = \w+\[([\d,]+)\]", entry)
-    large = [t for t in transposes if len(t.split(",")) == 5 and max(map(int, t.split(","))) >= 24]
-    pairs = [s for _, s in sizes if re.search(r"\b343,343\b", s) and s.count(",") >= 3]
+    volumes = [t for t in transposes if len(t.split(",")) == 5 and max(map(int, t.split(","))) >= 24]
+    attention_weights = [s for _, s in sizes if re.search(r"\b343,343\b", s) and s.count(",") >= 3]
     biggest = max(sizes, default=(0, ""))
     return {
         "largest_result_mb": biggest[0] / 1e6,
         "largest_result": biggest[1],
-        "volume_transposes": len(large),
-        "attention_weights_in_memory": len(pairs),
+        "volume_transposes": len(volumes),
+        "attention_weights_in_memory": len(attention_weights),
     }
 
 
@@ -201,9 +204,12 @@ def main(options: Options) -> None:
             for work in options.work:
                 print(f"compiling {work} {size}³ for {target}", file=sys.stderr, flush=True)
                 rows.append(describe(target, work, size, options))
-    for of_kind, show in ((lambda row: row["target"] in TPU, table), (lambda row: row["target"] not in TPU, gpu_program.table)):
-        if chosen := list(filter(of_kind, rows)):
-            print(show(chosen))
+    for is_of_kind, make_table in (
+        (lambda row: row["target"] in TPU, table),
+        (lambda row: row["target"] not in TPU, gpu_program.table),
+    ):
+        if chosen := list(filter(is_of_kind, rows)):
+            print(make_table(chosen))
     for row in rows:
         for milliseconds, line in row["top"]:
             print(f"{row['target']} {row['work']} {row['size']}³ {milliseconds:8.3f} ms | {line}")

@@ -1,19 +1,19 @@
-"""Measures the augmentation on the device against other augmentations on a CPU, and compiles it for TPUs and an H200.
+"""Compares the speed of the augmentation on the device with other augmentations, on a CPU, and compiles it for TPUs and an H200.
 
     python -m tools.augment_benchmark                                 # --against batchgeneratorsv2 after `pip install batchgeneratorsv2`
     python -m tools.augment_benchmark --turns 0 --target v5e h200      # needs the compilers that `tools.aot_report` names
 
-The table has CPU seconds of the process for a sample: the median over turns, in which the contenders alternate, and in brackets the fastest
-and the slowest turn. Each sample draws its own parameters, so that a turn's figure is the mean over the mix of transforms.
+The table states the CPU seconds of the process per sample: the median over turns, in which the contenders alternate, and in brackets the
+fastest and the slowest turn. Each sample draws its own random parameters, and the figure of a turn is the mean over its samples.
 
-brats_recipe       its transforms: crop, normalisation, brightness, mirroring; no rotation
+brats_recipe       the transforms of this recipe: crop, normalisation, brightness, mirroring; no rotation
 crop               only the crop with the margin, which is the host's part of an augmentation on the device
-crop and device    this crop, and the program of `nnunet_augmentation`, which runs on the CPU here
-monai              its transforms with the probabilities and ranges of nnU-Net, from the same crop; the rotation of images is trilinear, and
-                   that of labels takes the nearest voxel
+crop and device    the same crop, and then the program of `nnunet_augmentation`, which runs on the CPU here
+monai              MONAI's transforms with the probabilities and ranges of nnU-Net, from the same crop; images are rotated with
+                   trilinear interpolation, and labels take the nearest voxel
 batchgeneratorsv2  the transforms of nnU-Net's trainer, from the same crop; without the normalisation, which nnU-Net does beforehand
 
-For a target the table has the compiler's figures for one sample in which every transform happens. An expected sample takes less.
+With --target the compiler's figures are printed for one sample to which every transform is applied. An average sample takes less time.
 """
 
 import importlib
@@ -51,7 +51,7 @@ class Options:
     """Channels and edge length of the crops."""
     turns: int = 5
     samples: int = 20
-    """Samples of a turn."""
+    """The number of samples in a turn."""
     against: tuple[Literal["monai", "batchgeneratorsv2"], ...] = ("monai",)
     """Other projects to compare with."""
     target: tuple[Literal["v5e", "v6e", "h200"], ...] = ()
@@ -63,7 +63,7 @@ def augmentation(size: int) -> SampleAugmentation:
 
 
 def example(channels: int, size: int) -> dict[str, Any]:
-    """Returns a volume a half larger than the crop, of noise in a frame of zeros."""
+    """Returns a case of noise within a border of zeros. Its axes are 1.5 times as long as those of the crop."""
     edge = size * 3 // 2
     rng = np.random.default_rng(0)
     image = np.zeros((edge, edge, edge, channels), np.float16)
@@ -76,11 +76,11 @@ def source_crop(size: int) -> SourceCrop:
     return SourceCrop(RandomCrop((size, size, size), ForegroundCrop()), augmentation(size).source_size)
 
 
-def brats(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+def brats(case: dict[str, Any], size: int) -> Callable[[int], Any]:
     transforms = brats_recipe((size, size, size))
 
     def run(number: int) -> Any:
-        sample, rng = given, np.random.default_rng(number)
+        sample, rng = case, np.random.default_rng(number)
         for transform in transforms:
             sample = transform(sample, rng)
         return np.ascontiguousarray(sample["image"]), np.ascontiguousarray(sample["label"])
@@ -88,50 +88,50 @@ def brats(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     return run
 
 
-def crop_only(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+def crop_only(case: dict[str, Any], size: int) -> Callable[[int], Any]:
     crop = source_crop(size)
 
     def run(number: int) -> Any:
-        source = crop(given, np.random.default_rng(number))
+        source = crop(case, np.random.default_rng(number))
         finite = np.isfinite(source["image"].sum(dtype=np.float32))  # `TrainingData` tests this, and copies samples to a batch
         return source["image"].copy(), source["label"].copy(), finite
 
     return run
 
 
-def device(given: dict[str, Any], size: int) -> Callable[[int], Any]:
-    sample, crop = augmentation(size), source_crop(size)
-    mean, deviation = (jnp.asarray(values, jnp.float32) for values in given["statistics"])
+def device(case: dict[str, Any], size: int) -> Callable[[int], Any]:
+    augmenter, crop = augmentation(size), source_crop(size)
+    mean, deviation = (jnp.asarray(values, jnp.float32) for values in case["statistics"])
 
     @jax.jit
     def augment(image: jax.Array, label: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
-        normal = jnp.where(image == 0, 0.0, (image.astype(jnp.float32) - mean) / deviation)
-        return sample.sample(normal, label, jax.random.fold_in(jax.random.key(0), number))
+        normalized = jnp.where(image == 0, 0.0, (image.astype(jnp.float32) - mean) / deviation)
+        return augmenter.sample(normalized, label, jax.random.fold_in(jax.random.key(0), number))
 
     def run(number: int) -> Any:
-        source = crop(given, np.random.default_rng(number))
+        source = crop(case, np.random.default_rng(number))
         return jax.block_until_ready(augment(source["image"], source["label"], number))
 
     return run
 
 
-def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+def monai(case: dict[str, Any], size: int) -> Callable[[int], Any]:
     import torch
 
-    transforms: Any = importlib.import_module("monai.transforms")  # it does not declare the names that it exports
+    transforms: Any = importlib.import_module("monai.transforms")  # the module does not declare the names that it exports
 
     torch.set_num_threads(1)
     crop = source_crop(size)
-    both, angle = ("image", "label"), np.pi / 6
-    mean, deviation = given["statistics"]
-    mix = transforms.Compose(
+    keys, angle = ("image", "label"), np.pi / 6
+    mean, deviation = case["statistics"]
+    transform = transforms.Compose(
         [
             transforms.NormalizeIntensityd("image", subtrahend=mean, divisor=deviation, nonzero=True, channel_wise=True),
-            transforms.RandAffined(both, prob=0.2, rotate_range=(angle,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"),
+            transforms.RandAffined(keys, prob=0.2, rotate_range=(angle,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"),
             transforms.RandAffined(
-                both, prob=0.2, scale_range=((-0.3, 0.4),) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"
+                keys, prob=0.2, scale_range=((-0.3, 0.4),) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"
             ),
-            transforms.CenterSpatialCropd(both, (size,) * 3),
+            transforms.CenterSpatialCropd(keys, (size,) * 3),
             transforms.RandGaussianNoised("image", prob=0.1, std=0.1),
             transforms.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.5, 1), sigma_y=(0.5, 1), sigma_z=(0.5, 1)),
             transforms.RandScaleIntensityd("image", prob=0.15, factors=0.25, channel_wise=True),
@@ -139,20 +139,20 @@ def monai(given: dict[str, Any], size: int) -> Callable[[int], Any]:
             transforms.RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1)),
             transforms.RandAdjustContrastd("image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
             transforms.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-            *(transforms.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *(transforms.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)),
         ]
     )
 
     def run(number: int) -> Any:
-        source = crop(given, np.random.default_rng(number))
-        mix.set_random_state(number)
+        source = crop(case, np.random.default_rng(number))
+        transform.set_random_state(number)
         image = np.ascontiguousarray(np.moveaxis(source["image"], -1, 0), np.float32)
-        return mix({"image": image, "label": source["label"][None].astype(np.float32)})
+        return transform({"image": image, "label": source["label"][None].astype(np.float32)})
 
     return run
 
 
-def batchgenerators(given: dict[str, Any], size: int) -> Callable[[int], Any]:
+def batchgenerators(case: dict[str, Any], size: int) -> Callable[[int], Any]:
     import torch
 
     def load(name: str, module: str) -> Any:
@@ -169,7 +169,7 @@ def batchgenerators(given: dict[str, Any], size: int) -> Callable[[int], Any]:
     )
     torch.set_num_threads(1)
     crop, angle = source_crop(size), np.pi / 6
-    moved = spatial(
+    spatial_transform = spatial(
         (size,) * 3,
         patch_center_dist_from_border=0,
         random_crop=False,
@@ -179,23 +179,25 @@ def batchgenerators(given: dict[str, Any], size: int) -> Callable[[int], Any]:
         scaling=(0.7, 1.4),
         p_synchronize_scaling_across_axes=1,
     )
-    each: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
-    lower = low_resolution((0.5, 1), synchronize_channels=False, synchronize_axes=True, ignore_axes=(), p_per_channel=0.5)
+    per_channel: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
+    lower_resolution = low_resolution(
+        (0.5, 1), synchronize_channels=False, synchronize_axes=True, ignore_axes=(), p_per_channel=0.5
+    )
     transforms = [
-        moved,
+        spatial_transform,
         sometimes(noise((0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
         sometimes(blur((0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5, benchmark=True), 0.2),
-        sometimes(brightness(factors((0.75, 1.25)), **each), 0.15),
-        sometimes(contrast(factors((0.75, 1.25)), preserve_range=True, **each), 0.15),
-        sometimes(lower, 0.25),
-        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each), 0.1),
-        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each), 0.3),
+        sometimes(brightness(factors((0.75, 1.25)), **per_channel), 0.15),
+        sometimes(contrast(factors((0.75, 1.25)), preserve_range=True, **per_channel), 0.15),
+        sometimes(lower_resolution, 0.25),
+        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **per_channel), 0.1),
+        sometimes(gamma(factors((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **per_channel), 0.3),
         mirror((0, 1, 2)),
     ]
 
     def run(number: int) -> Any:
-        source = crop(given, np.random.default_rng(number))
-        np.random.seed(number)  # it draws from the global generators
+        source = crop(case, np.random.default_rng(number))
+        np.random.seed(number)  # the transforms draw from the global generators
         torch.manual_seed(number)
         image = np.ascontiguousarray(np.moveaxis(source["image"], -1, 0), np.float32)
         sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(source["label"][None].astype(np.int16))}
@@ -211,21 +213,21 @@ OTHERS = {"monai": monai, "batchgeneratorsv2": batchgenerators}
 
 
 def contenders(options: Options) -> dict[str, Callable[[dict[str, Any], int], Callable[[int], Any]]]:
-    """Returns what is measured by its name."""
+    """Returns the contenders by name: functions that build the function to measure."""
     return CONTENDERS | {name: OTHERS[name] for name in options.against}
 
 
 def measure(channels: int, size: int, options: Options) -> dict[str, list[float]]:
     """Returns the CPU seconds of a sample for each turn, by contender."""
-    given = example(channels, size)
-    runs = {name: build(given, size) for name, build in contenders(options).items()}
+    case = example(channels, size)
+    runs = {name: build(case, size) for name, build in contenders(options).items()}
     for run in runs.values():
         run(0)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.turns):
         for name, run in runs.items():
             started = time.process_time()
-            for number in range(options.samples):  # the same numbers in each turn, so that turns differ only by the machine
+            for number in range(options.samples):  # the same seeds in each turn, so that only the machine's speed varies
                 run(number)
             seconds[name].append((time.process_time() - started) / options.samples)
     return seconds
@@ -233,14 +235,14 @@ def measure(channels: int, size: int, options: Options) -> dict[str, list[float]
 
 def compiled(target: str, channels: int, size: int) -> dict[str, Any]:
     """Returns the compiler's figures for the program of one sample on a target."""
-    sample = augmentation(size)
-    where = jax.sharding.SingleDeviceSharding(aot_report.device(target))
-    image = jax.ShapeDtypeStruct((*sample.source_size, channels), jnp.float32, sharding=where)
-    label = jax.ShapeDtypeStruct(sample.source_size, jnp.uint8, sharding=where)
-    number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=where)
+    augmenter = augmentation(size)
+    placement = jax.sharding.SingleDeviceSharding(aot_report.device(target))
+    image = jax.ShapeDtypeStruct((*augmenter.source_size, channels), jnp.float32, sharding=placement)
+    label = jax.ShapeDtypeStruct(augmenter.source_size, jnp.uint8, sharding=placement)
+    number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=placement)
 
     def run(image: jax.Array, label: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return sample.sample(image, label, jax.random.fold_in(jax.random.key(0), number))
+        return augmenter.sample(image, label, jax.random.fold_in(jax.random.key(0), number))
 
     program = jax.jit(run).lower(image, label, number).compile(aot_report.COMPILER_OPTIONS.get(target))
     text, cost, memory = program.as_text(), program.cost_analysis() or {}, program.memory_analysis()
@@ -251,9 +253,9 @@ def compiled(target: str, channels: int, size: int) -> dict[str, Any]:
         "temporaries MB": f"{memory.temp_size_in_bytes / 1e6:.0f}",
     }
     if target in aot_report.TPU:
-        spent = estimate(text)
-        figures["schedule ms"] = f"{spent.cycles / CYCLES_PER_SECOND[target] * 1e3:.2f}"
-        figures["without estimate"] = str(spent.without_estimate)
+        time_estimate = estimate(text)
+        figures["schedule ms"] = f"{time_estimate.cycles / CYCLES_PER_SECOND[target] * 1e3:.2f}"
+        figures["without estimate"] = str(time_estimate.without_estimate)
     else:
         figures["kernels"] = str(gpu_program.read(text)["kernels"])
     return figures
@@ -264,8 +266,8 @@ def main(options: Options) -> None:
         names = contenders(options)
         print(f"| CPU seconds a sample | {' | '.join(names)} |\n{'| --- ' * (1 + len(names))}|")
         for channels, size in options.sizes:
-            found = measure(channels, size, options)
-            cells = [f"{statistics.median(each):.3f} ({min(each):.3f}–{max(each):.3f})" for each in found.values()]
+            seconds = measure(channels, size, options)
+            cells = [f"{statistics.median(turns):.3f} ({min(turns):.3f}–{max(turns):.3f})" for turns in seconds.values()]
             print(f"| {channels} × {size}³ | {' | '.join(cells)} |", flush=True)
     for target in options.target:
         for channels, size in options.sizes:

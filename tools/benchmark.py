@@ -70,7 +70,7 @@ class Race:
                 self.workers[name].wait()
 
     def wait(self) -> None:
-        """Waits for all contenders. Meanwhile it starts ours a second time, which finds its compiled program in the cache."""
+        """Waits for all contenders. Ours is started a second time when it is ready, to measure a start with a filled cache."""
         self.workers["ours"].wait()
         self.cached = self._worker("ours")
         self.cached.wait()
@@ -90,7 +90,7 @@ class Race:
         ours = rows[0]
         if self.cached is not None and not self.cached.error:
             ours |= {"cached_first_call": self.cached.first_call, "cached_compiling": self.cached.figures["compiling"]}
-            if self.work != "case":  # the peak of `cached` excludes the trial of kernels; it ran a step, but never a whole case
+            if self.work != "case":  # the second start tries no kernels, so its peak is lower; but it never runs a whole case
                 ours["device_bytes"] = self.cached.figures["device_bytes"]
         for row in rows[1:]:
             if "median" in row and "median" in ours:
@@ -132,8 +132,8 @@ def table(rows: list[dict[str, Any]], rate: float) -> str:
         cells = [row["work"], f"{row['size']}³", row["contender"], f"{row['median']:.4g}"]
         cells.append(number(row.get("ratio")))
         for kind in ("compiling", "first_call"):
-            both = (number(row.get(name), digits=1) for name in (kind, f"cached_{kind}"))
-            cells.append(", ".join(filter(None, both)))
+            figures = (number(row.get(name), digits=1) for name in (kind, f"cached_{kind}"))
+            cells.append(", ".join(filter(None, figures)))
         cells += [number(row["host_bytes"], 1e-9), number(row["device_bytes"], 1e-9)]
         cells.append(f"{row['flops'] / row['median'] / rate:.0%}")
         lines.append("| " + " | ".join(cells) + " |")

@@ -10,7 +10,7 @@ from tools.contenders import CASE, CHANNELS
 
 
 def flops(size: int, features: int) -> float:
-    """Returns the operations of one forward pass: 2 for each multiplication of convolutions, linear layers and attention."""
+    """Returns the operations of one forward pass, counted as 2 for each multiplication in convolutions, linear layers and attention."""
     f, total = features, 0.0
 
     def voxels(level: int) -> float:
@@ -61,10 +61,10 @@ def machine() -> dict[str, Any]:
 
     import jax
 
-    found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+    description: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
     for name in ("jax", "flax", "torch", "monai", "medicai"):
         try:
-            found[name] = version(name)
+            description[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            description[name] = None
+    return description

@@ -3,10 +3,10 @@
     python -m tools.compare_recipes --data Task04_Hippocampus --out comparison
     python -m tools.compare_recipes --data Task04_Hippocampus --out comparison --cross-validation
 
-The first form draws test cases once, and then some labelled cases for each draw. Every recipe is trained on the labelled cases of every
-draw, and predicts the test cases. The second form trains every recipe on the folds of all cases, and each case is scored by the network of
-its fold. Differences are to the first recipe. The same command continues after an interruption, and the table is rewritten after each
-training.
+The first form chooses the test cases once, and then a random set of labelled cases for each draw. Every recipe is trained on the labelled
+cases of every draw, and predicts the test cases. The second form trains every recipe on the folds of all cases, and
+each case is scored by the network of its fold. Differences are to the first recipe. The same command continues after an interruption, and
+the table is rewritten after each training.
 """
 
 import json
@@ -65,7 +65,7 @@ class Split:
 
 @dataclass
 class Comparison:
-    """The scores so far: recipe → the scores of its draws."""
+    """The results so far: the scores of each recipe, with one entry for each draw, and the seconds of each training."""
 
     options: Options
     scores: dict[str, list[Scores]] = field(default_factory=dict)
@@ -153,16 +153,16 @@ def read_dataset(data: Path) -> dict[str, Any]:
 
 
 def split_cases(cases: list[Any], options: Options) -> Split:
-    """Returns the test cases, which depend only on `test_seed`, and the labelled cases of each draw, which no test case is among."""
+    """Returns the test cases, which depend only on `test_seed`, and the labelled cases of each draw, which are never test cases."""
     if options.test + options.labelled > len(cases):
         raise InputError(
             f"--test {options.test} and --labelled {options.labelled} need {options.test + options.labelled} cases, but there are "
             f"{len(cases)}: take fewer."
         )
     order = np.random.default_rng(options.test_seed).permutation(len(cases))
-    test, rest = np.sort(order[: options.test]), np.sort(order[options.test :])
+    test, remaining = np.sort(order[: options.test]), np.sort(order[options.test :])
     chosen = [
-        np.sort(np.random.default_rng([options.test_seed, draw]).choice(rest, options.labelled, replace=False))
+        np.sort(np.random.default_rng([options.test_seed, draw]).choice(remaining, options.labelled, replace=False))
         for draw in range(options.draws)
     ]
     return Split([cases[i] for i in test], [[cases[i] for i in draw] for draw in chosen])
@@ -176,15 +176,15 @@ def write_list(path: Path, description: dict[str, Any], cases: list[Any]) -> Non
 def train_and_test(options: Options, recipe: str, run: Path) -> Scores:
     """Trains a recipe on the labelled cases of a draw, unless this is finished, and returns the Dice of each test case."""
     draw = int(run.parent.name.removeprefix("draw"))
-    here = ["--base", str(options.data)]
+    base = ["--base", str(options.data)]
     labelled, test, results = run.parent / LABELLED, options.out / TEST, run.parent / f"{run.name}_test"
     command(
-        "train", recipe, "--data", labelled, *here, "--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train),
+        "train", recipe, "--data", labelled, *base, "--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train),
     )  # fmt: skip
-    command("predict", "-i", test, *here, "-m", run, "-o", results)
-    command("evaluate", results, test, *here)
-    found = json.loads((results / "scores.json").read_text(encoding="utf-8"))
-    return {name: {output: values["dice_brats"] for output, values in case.items()} for name, case in found["cases"].items()}
+    command("predict", "-i", test, *base, "-m", run, "-o", results)
+    command("evaluate", results, test, *base)
+    scores = json.loads((results / "scores.json").read_text(encoding="utf-8"))
+    return {name: {output: values["dice_brats"] for output, values in case.items()} for name, case in scores["cases"].items()}
 
 
 def cross_validate(options: Options, recipe: str, run: Path) -> Scores:
@@ -192,8 +192,8 @@ def cross_validate(options: Options, recipe: str, run: Path) -> Scores:
     command(
         "train", recipe, "--data", options.data, "--out", run, "--steps", options.steps, "--fold", "all", *shlex.split(options.train)
     )  # fmt: skip
-    found = json.loads((run / "out_of_fold.json").read_text(encoding="utf-8"))["cases"]
-    return {name: {output: dice for output, dice in case.items() if output != "fold"} for name, case in found.items()}
+    scores = json.loads((run / "out_of_fold.json").read_text(encoding="utf-8"))["cases"]
+    return {name: {output: dice for output, dice in case.items() if output != "fold"} for name, case in scores.items()}
 
 
 def command(*arguments: object) -> None:

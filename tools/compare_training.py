@@ -95,7 +95,7 @@ def main(options: Options) -> None:
 
 
 def setup(recipe: Recipe, cases: Cases) -> Training:
-    """Returns the network, its initial weights and the step of a recipe."""
+    """Returns an object that makes the network, its initial weights and the training step of a recipe."""
     config = recipe.network_config(cases.in_channels, len(cases.task.outputs))
     assert recipe.steps is not None  # as `main` has set it
     return Training(config, cases.task, recipe.loss, recipe.optim, recipe.steps, recipe.seed)
@@ -129,22 +129,22 @@ def train_monai(recipe: Recipe, cases: Cases, score_after: tuple[int, ...]) -> R
         save_params(path, config, training.random_weights(), to="monai")
         network.load_state_dict(torch.load(path), strict=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
-    rate, loss_of, done = learning_rate(recipe.optim, training.steps), DiceCELoss(softmax=True, to_onehot_y=True), 0
+    rate, loss_of, finished_steps = learning_rate(recipe.optim, training.steps), DiceCELoss(softmax=True, to_onehot_y=True), 0
     values = np.array([output.value for output in cases.task.outputs], np.uint8)
-    numbers = np.zeros(256, np.int64)
-    numbers[values] = np.arange(len(values))
+    class_of_value = np.zeros(256, np.int64)
+    class_of_value[values] = np.arange(len(values))
 
     def train_step(image: np.ndarray, label: np.ndarray) -> float:
-        nonlocal done
+        nonlocal finished_steps
         network.train()
-        classes = numbers[label][:, None]
+        classes = class_of_value[label][:, None]
         for group in optimizer.param_groups:
-            group["lr"] = float(np.asarray(rate(done)))
+            group["lr"] = float(np.asarray(rate(finished_steps)))
         loss = loss_of(network(torch.from_numpy(np.moveaxis(image, -1, 1).copy())), torch.from_numpy(classes))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        done += 1
+        finished_steps += 1
         return loss.item()
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ def run(
     train_step: Callable[[np.ndarray, np.ndarray], float],
     score: Callable[[], dict[str, float]],
 ) -> Result:
-    """Runs the loop of a training, which is the same for both."""
+    """Runs the training loop, which is the same for both trainers."""
     data, dice, losses, seconds = batches(recipe, cases), {}, [], []
     for step in range(1, max(score_after) + 1):
         batch = next(data)
@@ -179,8 +179,8 @@ def run(
         seconds.append(time.perf_counter() - started)
         if step in score_after:
             dice[step] = score()
-            each = ", ".join(f"{name} {value:.4f}" for name, value in dice[step].items())
-            print(f"{trainer}, seed {recipe.seed}, step {step}: loss {losses[-1]:.4f}, Dice {each}", flush=True)
+            dice_of_labels = ", ".join(f"{name} {value:.4f}" for name, value in dice[step].items())
+            print(f"{trainer}, seed {recipe.seed}, step {step}: loss {losses[-1]:.4f}, Dice {dice_of_labels}", flush=True)
     data.close()
     return Result(trainer, recipe.seed, dice, losses, statistics.median(seconds))
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-CASE = (240, 240, 155)
-CHANNELS = 4, 3
+CASE = (240, 240, 155)  # voxels
+CHANNELS = 4, 3  # of the input and of the output
 NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
 waited = 0.0  # the seconds for which this process has waited for others
@@ -22,7 +22,7 @@ waited = 0.0  # the seconds for which this process has waited for others
 
 @contextlib.contextmanager
 def exclusive(lock: str) -> Iterator[None]:
-    """Runs the block in one contender at a time, because libraries choose kernels by their time."""
+    """Lets only one contender at a time run the block, because libraries choose kernels by timing them."""
     global waited
     started = time.perf_counter()
     with open(lock, "w") as file:
@@ -40,7 +40,7 @@ class Contender:
         device_peak: returns the peak memory on the device in bytes, or None on a CPU.
         wait: waits for the steps that were started.
         warm: runs before the first turn, instead of a step.
-        tune: allows the library to choose kernels by their time.
+        tune: allows the library to choose kernels by timing them.
         rest: frees the memory that is not needed until the next turn, and restarts the measurement of its peak.
         on_device: whether the work runs on an accelerator.
         compiling: the seconds of compilation, if they can be measured without the first call.
@@ -57,7 +57,7 @@ class Contender:
 
 
 def build(name: str, work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
-    """Returns the contender with a name; `lock` is the file of `exclusive`."""
+    """Returns the contender of this name; `lock` is the file that `exclusive` locks."""
     if name == "ours":
         return ours(work, size, features, dtype, lock)
     if name == "medicai":
@@ -66,7 +66,7 @@ def build(name: str, work: str, size: int, features: int, dtype: str, lock: str)
 
 
 def volume(work: str, size: int) -> np.ndarray:
-    """Returns the input [1, d, h, w, c] of a kind of work."""
+    """Returns the input [1, d, h, w, c] for a kind of work."""
     shape = CASE if work == "case" else (size,) * 3
     return np.random.default_rng(0).normal(size=(1, *shape, CHANNELS[0])).astype(np.float32)
 

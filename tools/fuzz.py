@@ -1,4 +1,4 @@
-"""Damages files at random and reads them: each must be refused with a sentence or give the values that another reader gives.
+"""Damages files at random and reads them: each must be refused with a message, or give the values that another reader gives.
 
     python -m tools.fuzz --count 2000 --seed 0 --only pt nifti1
 
@@ -66,11 +66,11 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
         raise RuntimeError(f"the intact files of {target.kind} are read wrongly: {fault}")
     for number in range(count):
         path = rng.choice(target.files)
-        sound = path.read_bytes()
+        intact = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zipfile warns if a mutation writes two members of the same name
-            damaged = rng.choice((damage_bytes, *target.mutations))(rng, sound)
-        if damaged == sound:
+            damaged = rng.choice((damage_bytes, *target.mutations))(rng, intact)
+        if damaged == intact:
             continue
         tally.tried += 1
         path.write_bytes(damaged)
@@ -80,7 +80,7 @@ def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tal
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, keep / f"{target.kind}-{seed}-{number}-{path.name}")
-        path.write_bytes(sound)
+        path.write_bytes(intact)
     return tally
 
 
@@ -93,7 +93,7 @@ def _try(target: Target, tally: Tally) -> str | None:
             value = target.read()
     except InputError as error:
         tally.refused += 1
-        return None if str(error).strip() else "refused without a sentence"
+        return None if str(error).strip() else "refused without a message"
     except Exception:
         return traceback.format_exc(limit=-3)
     finally:

@@ -10,17 +10,17 @@ import torch
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> str | None:
-    """Returns where a tree of arrays differs from a tree of tensors, or None."""
+    """Returns a text that says where a tree of arrays differs from a tree of tensors, or None if they are equal."""
     if isinstance(theirs, torch.Tensor):
         same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
         return None if same else f"the tensor {where} differs from that of the other reader"
     if isinstance(theirs, Mapping):
         if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
-            return f"{where} has other keys than in the other reader"
+            return f"{where} has keys that differ from those of the other reader"
         return next(filter(None, (differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
     if isinstance(theirs, list | tuple):
         if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
-            return f"{where} is another sequence than in the other reader"
+            return f"{where} is not the sequence of the other reader"
         return next(filter(None, (differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
     both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
     return (
@@ -37,7 +37,7 @@ def _bytes(array: np.ndarray | torch.Tensor) -> bytes:
 
 
 def of_type(kind: Any) -> Callable[[Any], str | None]:
-    """Returns a function that returns how a value differs from a type, or None."""
+    """Returns a function that returns a text if a value is not of a type, and None otherwise."""
 
     def fault(value: Any) -> str | None:
         try:

@@ -63,7 +63,8 @@ def pt(folder: Path) -> Target:
         try:
             theirs = torch.load(path, weights_only=True)
         except Exception:
-            return None  # torch refuses some files that our reader may accept: those that hold code or are damaged outside the numbers
+            # Our reader may accept some files that torch refuses: they contain code or are damaged outside the numbers.
+            return None
         return differences(tree, theirs)
 
     return Target("pt", [path], [repack_zip, repack_zip], lambda: read_torch_file(path), fault)
@@ -77,8 +78,8 @@ def safetensors_file(folder: Path) -> Target:
         try:
             theirs = safetensors.torch.load_file(path)
         except Exception as error:
-            return f"safetensors refuses it ({error})"
-        return differences(dict(sorted(tensors.items())), dict(sorted(theirs.items())))  # the format has no order
+            return f"the library safetensors refuses the file ({error})"
+        return differences(dict(sorted(tensors.items())), dict(sorted(theirs.items())))  # the format does not order tensors
 
     return Target("safetensors", [path], [edit_safetensors], lambda: read_safetensors(path), fault)
 
@@ -89,12 +90,12 @@ def checkpoint(folder: Path) -> Target:
     rng = np.random.default_rng(0)
     params = {name: rng.random(leaf.shape).astype(leaf.dtype) for name, leaf in shapes(config).items()}
     write_checkpoint(path, config, params, TASK)
-    sound = read_checkpoint(path)
+    intact = read_checkpoint(path)
 
     def fault(stored: StoredCheckpoint) -> str | None:
-        same = stored.config == sound.config and stored.task == sound.task and stored.params.keys() == sound.params.keys()
+        same = stored.config == intact.config and stored.task == intact.task and stored.params.keys() == intact.params.keys()
         same = same and all(np.array_equal(stored.params[name], params[name]) for name in params)
-        return None if same else "it is not what was saved"
+        return None if same else "the checkpoint is not what was saved"
 
     paths = sorted(file for file in path.rglob("*") if file.is_file())
     return Target("checkpoint", paths, [_edit_if_json], lambda: read_checkpoint(path), fault)
@@ -173,7 +174,7 @@ def cache(folder: Path) -> Target:
     task = TASK
     case = Case("a", (paths[0],), None, paths[1])
     (prepared,) = prepare_training_cases([case], task, folder / "cache", in_channels=1)
-    sound = json.loads(prepared.path.read_text())
+    intact = json.loads(prepared.path.read_text())
 
     def read() -> Any:
         entry = cache_entry.read_entry(prepared.path, np.dtype(np.float32), 1, {0, 1})
@@ -181,7 +182,7 @@ def cache(folder: Path) -> Target:
         return cache_entry.check_arrays(prepared.path, entry, np.dtype(np.float32), 1)
 
     def fault(entry: Any) -> str | None:
-        return None if json.loads(json.dumps(entry)) == sound else "it is not what was prepared"
+        return None if json.loads(json.dumps(entry)) == intact else "the entry is not what was prepared"
 
     return Target(
         "cache",
@@ -240,12 +241,12 @@ def dataset(folder: Path) -> Target:
     }
     files.write_json(path, info | {"numTest": 1, "test": ["./imagesTs/c.nii.gz"]})
 
-    def fault(found: Dataset) -> str | None:
-        for case in found.cases:
+    def fault(data: Dataset) -> str | None:
+        for case in data.cases:
             inside = all(image.resolve().is_relative_to(folder.resolve()) for image in (*case.images, case.label or folder))
             if not inside or not (case.name or case.problem):
                 return f"case {case.name!r} has files outside the data set, or no name"
-        return of_type(dict[str, int | list[int]] | None)(found.labels)
+        return of_type(dict[str, int | list[int]] | None)(data.labels)
 
     return Target("dataset.json", [path], [edit_json, edit_json], lambda: find_cases(folder), fault)
 
@@ -254,10 +255,10 @@ def postprocess(folder: Path) -> Target:
     path = folder / POSTPROCESS
     step, dice = Step(operation="largest_component", output="tumour"), {"tumour": 0.5}
     write_postprocess(path, Postprocess(TASK, (step,), 3, dice, dice, ("a sentence",)))
-    sound = read_postprocess(path)
+    intact = read_postprocess(path)
 
     def fault(chosen: Postprocess) -> str | None:
-        return None if chosen == sound else "it is not what was written"
+        return None if chosen == intact else "the choice is not what was written"
 
     return Target("postprocess.json", [path], [edit_json, edit_json], lambda: read_postprocess(path), fault)
 
@@ -280,8 +281,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 def _tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     base = torch.rand((6, 8), generator=generator)
-    whole = {"count": torch.tensor(3), "empty": torch.zeros((0, 2)), "flags": torch.tensor([True, False])}
-    return whole | {"a": base, "b": base.t(), "half": base.half(), "short": base.bfloat16(), "long": (base * 9).long()}
+    special = {"count": torch.tensor(3), "empty": torch.zeros((0, 2)), "flags": torch.tensor([True, False])}
+    return special | {"a": base, "b": base.t(), "half": base.half(), "short": base.bfloat16(), "long": (base * 9).long()}
 
 
 def _or_refused(read: Callable[[Path], Any], path: Path) -> Any:

@@ -24,7 +24,7 @@ def signed(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Returns the tensor of MONAI's state dict with a name."""
+    """Returns the tensor of this name in MONAI's state dict."""
     *_, owner, leaf = name.split(".")
     if leaf == "num_batches_tracked":
         return np.array(3, np.int64)
@@ -45,7 +45,7 @@ def tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def state(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Returns the tensors of a whole state dict, without the index tables."""
+    """Returns all tensors of a state dict except the index tables."""
     return {name: tensor(name, tuple(shape), seed) for name, shape in shapes.items() if not name.endswith(COMPUTED)}
 
 
@@ -56,10 +56,10 @@ def volume(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def digest(tensors: Mapping[str, np.ndarray]) -> str:
     """Returns the SHA-256 of names and bytes."""
-    total = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(tensors):
-        total.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
-    return total.hexdigest()
+        hasher.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return hasher.hexdigest()
 
 
 def sample(array: np.ndarray, count: int) -> np.ndarray:

@@ -32,7 +32,7 @@ SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclass
 class Instruction:
-    """An instruction, with the types and shapes of its results and the names of its operands and users."""
+    """An instruction, with the types and shapes of its results, the names of its operands and users, and the rest of its line."""
 
     name: str
     shapes: list[tuple[str, tuple[int, ...]]]
@@ -67,8 +67,8 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         elif current is not None and (match := INSTRUCTION.match(line)):
             name, shape, opcode, rest = match.groups()
             shapes = [(kind, tuple(int(n) for n in dims.split(",") if n)) for kind, dims in SHAPE.findall(shape)]
-            inside = re.split(r"\)(?:,|$)", rest, maxsplit=1)[0]
-            current[name] = Instruction(name, shapes, opcode, re.findall(r"%([\w.\-]+)", inside), rest)
+            operand_text = re.split(r"\)(?:,|$)", rest, maxsplit=1)[0]
+            current[name] = Instruction(name, shapes, opcode, re.findall(r"%([\w.\-]+)", operand_text), rest)
     for instructions in computations.values():
         for instruction in instructions.values():
             for operand in instruction.operands:
@@ -83,8 +83,8 @@ def read(text: str) -> dict[str, Any]:
     entry = computations[entry_name]
     kernels = [i for i in entry.values() if i.opcode not in FREE]
     convs = [i for i in kernels if i.is_conv]
-    moving = {name for conv in convs for name in _neighbours(conv, entry) if _transposes_a_volume(entry[name], computations)}
-    pairs = [
+    transposes = {name for conv in convs for name in _neighbours(conv, entry) if _transposes_a_volume(entry[name], computations)}
+    attention_weights = [
         (kind, dims)
         for i in kernels
         for kind, dims in i.shapes
@@ -93,8 +93,8 @@ def read(text: str) -> dict[str, Any]:
     size, shape = max((size, f"{k}[{','.join(map(str, d))}]") for i in kernels for size, (k, d) in zip(i.sizes, i.shapes))
     return {
         "convolutions": len(convs),
-        "transposes_next_to_convolutions": len(moving),
-        "attention_weights_in_memory": len(pairs),
+        "transposes_next_to_convolutions": len(transposes),
+        "attention_weights_in_memory": len(attention_weights),
         "largest_result_mb": size / 1e6,
         "largest_result": shape,
         "kernels": len(kernels),
@@ -123,16 +123,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def traffic(instruction: Instruction, entry: dict[str, Instruction]) -> int:
     """Returns the bytes of all operands and results, an upper bound, since a kernel may read only a part of an operand."""
-    read_ = 0
+    read_bytes = 0
     for operand in dict.fromkeys(instruction.operands):
         if operand in entry:
-            read_ += sum(entry[operand].sizes)
-    return read_ + sum(instruction.sizes)
+            read_bytes += sum(entry[operand].sizes)
+    return read_bytes + sum(instruction.sizes)
 
 
 def _neighbours(conv: Instruction, entry: dict[str, Instruction]) -> set[str]:
     """Returns the kernels that compute a convolution's operands and those that read its results, skipping free instructions."""
-    found, visited = set(), set()
+    kernels, visited = set(), set()
     todo = [(name, "operands") for name in conv.operands] + [(name, "users") for name in conv.users]
     while todo:
         name, side = todo.pop()
@@ -142,8 +142,8 @@ def _neighbours(conv: Instruction, entry: dict[str, Instruction]) -> set[str]:
         if entry[name].opcode in FREE:
             todo += [(other, side) for other in getattr(entry[name], side)]
         else:
-            found.add(name)
-    return found
+            kernels.add(name)
+    return kernels
 
 
 def _transposes_a_volume(instruction: Instruction, computations: dict[str, dict[str, Instruction]]) -> bool:

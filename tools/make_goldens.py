@@ -67,10 +67,10 @@ def make(fields: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
         "state": {name: value.shape for name, value in tensors.items()},
         "names": list(intermediates),
     }
-    short = [np.resize(golden_weights.sample(value, INTERMEDIATE), INTERMEDIATE) for value in intermediates.values()]
+    samples = [np.resize(golden_weights.sample(value, INTERMEDIATE), INTERMEDIATE) for value in intermediates.values()]
     return {
         "about": np.array(json.dumps(about)),
-        "samples": np.stack(short),
+        "samples": np.stack(samples),
         "statistics": np.stack([golden_weights.statistics(value) for value in intermediates.values()]),
         "logits": golden_weights.sample(logits, LOGITS),
         "logits_statistics": golden_weights.statistics(logits),

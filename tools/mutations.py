@@ -54,7 +54,7 @@ def edit_json(rng: random.Random, data: bytes) -> bytes:
     """Deletes, renames, nests, repeats or replaces values at one to three places of a JSON text."""
     tree = {"": json.loads(data)}
     for _ in range(rng.choice((1, 1, 2, 3))):
-        if places := _places(tree):  # unless all of them are deleted
+        if places := _places(tree):  # an edit may have deleted all of them
             _edit_place(rng, *rng.choice(places))
     try:
         text = json.dumps(tree.get(""))
@@ -69,11 +69,11 @@ def edit_json(rng: random.Random, data: bytes) -> bytes:
 
 def _places(tree: Any, depth: int = 0) -> list[tuple[Any, Any]]:
     """Returns every container of a tree with each of its keys."""
-    found: list[tuple[Any, Any]] = []
+    places: list[tuple[Any, Any]] = []
     if depth < 30 and isinstance(tree, dict | list):
         for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
-            found += [(tree, key), *_places(value, depth + 1)]
-    return found
+            places += [(tree, key), *_places(value, depth + 1)]
+    return places
 
 
 def _edit_place(rng: random.Random, container: Any, key: Any) -> None:
@@ -109,23 +109,23 @@ def edit_log(rng: random.Random, data: bytes) -> bytes:
 
 def edit_nifti(rng: random.Random, data: bytes) -> bytes:
     """Sets one to three fields of the header. The file may be compressed."""
-    packed = data.startswith(b"\x1f\x8b")
-    raw = bytearray(gzip.decompress(data) if packed else data)
+    compressed = data.startswith(b"\x1f\x8b")
+    raw = bytearray(gzip.decompress(data) if compressed else data)
     kind = nib.Nifti1Header if int.from_bytes(raw[:4], "little") == 348 else nib.Nifti2Header
     header = np.frombuffer(raw[: kind.sizeof_hdr], kind.template_dtype).copy()
     for _ in range(rng.choice((1, 1, 2, 3))):
         name = rng.choice(kind.template_dtype.names or ())
         field = header[name][0:1].reshape(-1)  # a view of the value, or of all values of a field that is an array
-        place = rng.randrange(field.size)
+        index = rng.randrange(field.size)
         if field.dtype.kind == "f":
-            field[place] = rng.choice((*_FLOATS, rng.uniform(-3, 3)))
+            field[index] = rng.choice((*_FLOATS, rng.uniform(-3, 3)))
         elif field.dtype.kind == "S":
-            field[place] = rng.randbytes(field.dtype.itemsize)
+            field[index] = rng.randbytes(field.dtype.itemsize)
         else:
             limits = np.iinfo(field.dtype)
-            field[place] = rng.choice([n for n in (*_NUMBERS, *range(1, 20)) if limits.min <= n <= limits.max])
+            field[index] = rng.choice([n for n in (*_NUMBERS, *range(1, 20)) if limits.min <= n <= limits.max])
     raw[: kind.sizeof_hdr] = header.tobytes()
-    return gzip.compress(bytes(raw), 1, mtime=0) if packed else bytes(raw)
+    return gzip.compress(bytes(raw), 1, mtime=0) if compressed else bytes(raw)
 
 
 def repack_gzip(rng: random.Random, data: bytes) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 RESAMPLES = 10_000
 
 Scores = Mapping[str, Mapping[str, float]]
-"""case → output → Dice."""
+"""The Dice of each output of each case."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ def paired_difference(new: np.ndarray, old: np.ndarray, seed: int = 0) -> Differ
     """Returns the mean of `new - old`, both [draw, case], with a percentile bootstrap interval.
 
     Draws and cases are resampled independently of each other, because all draws are scored on the same cases. The interval of a single
-    draw holds the variation between cases only. Cases whose score is NaN in any draw of either recipe are left out.
+    draw includes the variation between cases only. Cases whose score is NaN in any draw of either recipe are left out.
     """
     values = new - old
     values = values[:, np.isfinite(values).all(axis=0)]
     draws, cases = values.shape
     if cases == 0:
         return Difference(float("nan"), float("nan"), float("nan"))
-    random = np.random.default_rng(seed)
-    # The mean of a resample is a product of the values and of how often it takes each draw and each case.
-    draw_counts, case_counts = resample_counts(random, draws) / draws, resample_counts(random, cases) / cases
+    rng = np.random.default_rng(seed)
+    # The mean of a resample is the product of the values and of the shares of each draw and each case in it.
+    draw_counts, case_counts = resample_counts(rng, draws) / draws, resample_counts(rng, cases) / cases
     means = np.einsum("rd,dc,rc->r", draw_counts, values, case_counts, optimize=True)
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(values.mean()), float(low), float(high))
 
 
-def resample_counts(random: np.random.Generator, number: int) -> np.ndarray:
+def resample_counts(rng: np.random.Generator, number: int) -> np.ndarray:
     """Returns how often each of `number` items is in each resample of this size, [resamples, items]."""
-    chosen = random.integers(0, number, (RESAMPLES, number)) + number * np.arange(RESAMPLES)[:, None]
+    chosen = rng.integers(0, number, (RESAMPLES, number)) + number * np.arange(RESAMPLES)[:, None]
     return np.bincount(chosen.ravel(), minlength=RESAMPLES * number).reshape(RESAMPLES, number)

@@ -90,10 +90,10 @@ def compare(options: Options) -> list[dict[str, Any]]:
         if options.num_groups:
             open_options["num_groups"] = options.num_groups
         if options.checkpoint:
-            given = open_checkpoint(options.checkpoint, **open_options)
-            config = given.config
+            checkpoint = open_checkpoint(options.checkpoint, **open_options)
+            config = checkpoint.config
             assert isinstance(config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
-            save_params(path, config, given.params, to="monai")
+            save_params(path, config, checkpoint.params, to="monai")
             fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in config.to_dict().items()}
             net = reference.network(fields)
             net.load_state_dict(torch.load(path, weights_only=True), strict=True)

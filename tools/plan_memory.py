@@ -3,8 +3,8 @@
     swinunetr plan Task04_Hippocampus --device cpu --memory 4 --out plan.json
     python -m tools.plan_memory --plan plan.json --channels 1 --outputs 3
 
-The trainer's step is compiled as usual, with all optimizations, and run once on zeros. The growth of the resident memory is that from
-before the state and the batch exist to the peak during the step. Linux only.
+The trainer's step is compiled as usual, with all optimizations, and run once on ones. The growth of the resident memory is measured
+from the time before the state and the batch exist to the peak during the step. Linux only.
 """
 
 import sys
@@ -39,7 +39,7 @@ class Options:
 
 
 def status(name: str) -> int:
-    """Returns a figure of this process in bytes: VmRSS is its resident memory, VmHWM the peak of it."""
+    """Returns a figure of this process in bytes: VmRSS is its resident memory, VmHWM the peak of its resident memory."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 

@@ -6,9 +6,9 @@
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
 
 The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
-Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The time of a step on another
-number of chips is expected to be that of computing one chip's share plus that of summing the gradients over all chips, by a ring all-reduce
-at the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiled program sends gradients while it computes.
+Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The expected time of a step on
+another number of chips is the time of computing one chip's share plus the time of summing the gradients over all chips, by a ring
+all-reduce at the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiled program sends gradients while it computes.
 """
 
 import json
@@ -63,7 +63,7 @@ class Options:
     remat: bool = False
     """Recompute blocks in the backward pass."""
     chips: tuple[int, ...] = (1, 4, 16, 64, 256)
-    """The numbers of chips for which to print an expectation."""
+    """The numbers of chips for which to print the expected time."""
     fit: bool = False
     """Search for the largest batch and the largest crop that fit."""
     out: Path | None = None
@@ -145,10 +145,10 @@ def read_collectives(text: str) -> dict[str, tuple[int, int]]:
     count, size = Counter(), Counter()
     for result, kind, start in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
         shapes = [(name, [int(n) for n in sizes.split(",") if n]) for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-        whole = [BYTES.get(name, 0) * math.prod(sizes) for name, sizes in shapes]
+        result_bytes = [BYTES.get(name, 0) * math.prod(sizes) for name, sizes in shapes]
         # The start of an asynchronous operation has its inputs among its results.
         count[kind] += 1
-        size[kind] += max(whole, default=0) if start and kind != "all-reduce" else sum(whole)
+        size[kind] += max(result_bytes, default=0) if start and kind != "all-reduce" else sum(result_bytes)
     return {kind: (count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
 
 
@@ -190,9 +190,9 @@ def largest(program: Program, options: Options) -> tuple[int, int]:
     return search(batch_fits, int(guess)), SIZES[cubes - 1] if cubes else 0
 
 
-def _print_fit(what: str, holds: bool) -> bool:
-    print(f"{what} {'fits' if holds else 'does not fit'}", file=sys.stderr, flush=True)
-    return holds
+def _print_fit(trial: str, fit: bool) -> bool:
+    print(f"{trial} {'fits' if fit else 'does not fit'}", file=sys.stderr, flush=True)
+    return fit
 
 
 def table(programs: list[Program]) -> str:
@@ -201,7 +201,7 @@ def table(programs: list[Program]) -> str:
     head += ["schedule ms", "roofline ms", "collectives: number, MB per chip", "compiled in s"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for p in programs:
-        sent = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in p.collectives.items()) or "none"
+        collectives = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in p.collectives.items()) or "none"
         cells = [
             p.topology,
             "×".join(map(str, p.roi)),
@@ -211,21 +211,21 @@ def table(programs: list[Program]) -> str:
             f"{p.temporary_bytes / 1e9:.2f}",
         ]
         cells += [f"{p.memory / CHIP_BYTES[p.chip]:.0%}", f"{p.flops / 1e12:.2f}", f"{p.schedule_seconds * 1e3:.1f}"]
-        cells += [f"{p.roofline_seconds * 1e3:.1f}", sent, f"{p.compile_seconds:.0f}"]
+        cells += [f"{p.roofline_seconds * 1e3:.1f}", collectives, f"{p.compile_seconds:.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def expectation(program: Program, chips: tuple[int, ...]) -> str:
-    """Returns a Markdown table of what is expected for other numbers of chips, with the same number of samples per chip."""
+    """Returns a Markdown table of the expected times for other numbers of chips, with the same number of samples per chip."""
     head = ["chips", "batch", "compute ms", "gradients between chips ms", "crops per second", "of perfect scaling"]
     lines = [f"{program.topology}, expected:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in chips:
         groups = max(count // program.spatial_shards, 1)
         batch = groups * program.batch * program.spatial_shards // program.chips
-        sent = between_chips(program, count)
-        step = program.schedule_seconds + sent
-        cells = [count, batch, f"{program.schedule_seconds * 1e3:.1f}", f"{sent * 1e3:.2f}", f"{batch / step:.1f}"]
+        gradient_seconds = between_chips(program, count)
+        step = program.schedule_seconds + gradient_seconds
+        cells = [count, batch, f"{program.schedule_seconds * 1e3:.1f}", f"{gradient_seconds * 1e3:.2f}", f"{batch / step:.1f}"]
         lines.append(f"| {' | '.join(map(str, [*cells, f'{program.schedule_seconds / step:.1%}']))} |")
     return "\n".join(lines)
 
@@ -237,21 +237,21 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def main(options: Options) -> None:
-    programs, found = [], {}
+    programs, largest_fits = [], {}
     for topology in options.topology:
         print(f"compiling the train step for {topology} …", file=sys.stderr, flush=True)
         programs.append(compile_step(topology, options, roi=options.roi, batch_per_chip=options.batch_per_chip))
         print("\n" + table(programs[-1:]), flush=True)
         print("\n" + expectation(programs[-1], options.chips), flush=True)
         if options.fit:
-            batch, edge = found[topology] = largest(programs[-1], options)
+            batch, edge = largest_fits[topology] = largest(programs[-1], options)
             print(
                 f"\n{topology}: a {'group' if options.spatial_shards > 1 else 'chip'} holds a batch of {batch} crops of "
                 f"{'×'.join(map(str, options.roi))}, or one of {edge}³.",
                 flush=True,
             )
     if options.out:
-        values = {"programs": [asdict(program) for program in programs], "largest": found}
+        values = {"programs": [asdict(program) for program in programs], "largest": largest_fits}
         options.out.write_text(json.dumps(values, indent=1))
 
 

@@ -41,7 +41,7 @@ class Options:
 
 
 class Row(NamedTuple):
-    """The errors of one arithmetic, and the share of labels that it changes."""
+    """The errors of one kind of arithmetic, and the share of labels that it changes."""
 
     name: str
     max_error: float
@@ -78,7 +78,7 @@ def rounded(a: Array, bits: int) -> Array:
 
 
 def emulate(function: Callable[..., Array], platform: str, product: Product) -> Callable[..., Array]:
-    """Returns a function that evaluates `function` with the implementations for `platform`, and all products of arrays by `product`."""
+    """Returns a function that evaluates `function` with the implementations for `platform`, and multiplies arrays by `product`."""
 
     def run(*inputs: Any) -> Array:
         traced = jax.make_jaxpr(function)(*inputs)
@@ -91,7 +91,7 @@ def evaluate(traced: core.ClosedJaxpr, inputs: Sequence[Any], platform: str, pro
     """Returns the results of a traced function.
 
     Raises:
-        NotImplementedError: the function contains a loop, which no implementation for a GPU does.
+        NotImplementedError: the function contains a loop; no implementation for a GPU contains one.
     """
     values = dict(zip(traced.jaxpr.invars, inputs)) | dict(zip(traced.jaxpr.constvars, traced.consts))
 
@@ -114,11 +114,11 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
         groups = parameters["branches_platforms"]
         chosen = next(index for index, group in enumerate(groups) if group is None or platform in group)
         return evaluate(parameters["branches"][chosen], inputs[1:], platform, product)
-    inside = parameters.get("jaxpr", parameters.get("call_jaxpr"))
+    inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
     if name in ("scan", "while", "cond"):
         raise NotImplementedError(f"an implementation for {platform} contains a {name}, which cannot be evaluated here")
-    if isinstance(inside, core.ClosedJaxpr):
-        return evaluate(inside, inputs, platform, product)
+    if isinstance(inner, core.ClosedJaxpr):
+        return evaluate(inner, inputs, platform, product)
     results = equation.primitive.bind(*inputs, **parameters)
     return results if equation.primitive.multiple_results else [results]
 
@@ -129,13 +129,15 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any], platform: str, product: P
 def network(config: SwinUNETRConfig, seed: int) -> SwinUNETR:
     """Returns a network whose weights are all different from their initial values."""
     parameters = shapes(config)
-    table = {entry.path: entry for entry in entries(config) if entry.path is not None}
-    weights = golden_weights.state({e.name: e.order.torch_shape(parameters[path].shape) for path, e in table.items()}, seed)
-    return build(config, {path: entry.order.to_jax(weights[entry.name]) for path, entry in table.items()})
+    entry_of_path = {entry.path: entry for entry in entries(config) if entry.path is not None}
+    weights = golden_weights.state(
+        {e.name: e.order.torch_shape(parameters[path].shape) for path, e in entry_of_path.items()}, seed
+    )
+    return build(config, {path: entry.order.to_jax(weights[entry.name]) for path, entry in entry_of_path.items()})
 
 
 def measure(options: Options) -> tuple[list[Row], float]:
-    """Returns (a row for each arithmetic, standard deviation of the reference logits).
+    """Returns (a row for each kind of arithmetic, standard deviation of the reference logits).
 
     The reference is float32 with the implementations for a GPU; the first row compares the implementations for a CPU with it.
     """
@@ -153,8 +155,8 @@ def measure(options: Options) -> tuple[list[Row], float]:
 
     reference = logits(model, exact)
 
-    def row(name: str, got: np.ndarray) -> Row:
-        error, changed = np.abs(got - reference), ((got > 0) != (reference > 0)).any(-1)
+    def row(name: str, result: np.ndarray) -> Row:
+        error, changed = np.abs(result - reference), ((result > 0) != (reference > 0)).any(-1)
         return Row(name, float(error.max()), float(error.mean()), float(changed.mean()))
 
     rows = [

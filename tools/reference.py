@@ -16,7 +16,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from tools import golden_weights
 
 VERSIONS = {"monai": monai.__version__, "torch": torch.__version__}
-# "merging" in MONAI <= 1.4 is our "legacy"; since 1.5 it is another order of neighbours.
+# "merging" in MONAI <= 1.4 is our "legacy"; since MONAI 1.5 "merging" concatenates the neighbours in another order.
 OLD = tuple(map(int, monai.__version__.split(".")[:2])) < (1, 5)
 FIXED_IN_OLD = {"qkv_bias": True, "mlp_ratio": 4.0, "patch_norm": False, "use_flash_attention": False}
 
@@ -36,13 +36,13 @@ def network(fields: Mapping[str, Any]) -> SwinUNETR:
     mode = fields.get("downsample", "merging")
     if mode == "legacy" and not OLD:
         raise Unsupported(
-            f"`downsample` 'legacy' is what MONAI <= 1.4 computes as 'merging', and MONAI {monai.__version__} is installed: installed "
-            "MONAI must be <= 1.4 for this comparison."
+            f"`downsample` 'legacy' is what MONAI <= 1.4 computes as 'merging', and MONAI {monai.__version__} is installed: "
+            "install MONAI <= 1.4 for this comparison."
         )
     if mode == "merging" and OLD and dims == 3:
         raise Unsupported(
-            f"`downsample` 'merging' is the order of MONAI >= 1.5, and MONAI {monai.__version__} is installed: installed MONAI must be "
-            ">= 1.5 for this comparison."
+            f"`downsample` 'merging' is the order of MONAI >= 1.5, and MONAI {monai.__version__} is installed: install "
+            "MONAI >= 1.5 for this comparison."
         )
     fields["downsample"] = "merging" if mode == "legacy" else mode
     groups = fields.pop("num_groups", None)
@@ -77,10 +77,12 @@ def record(net: SwinUNETR, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, np.
     """Returns the logits [b, c, *grid], and every intermediate by its name in our `SwinUNETR.forward`, with channels last."""
     intermediates: dict[str, np.ndarray] = {}
     handles = []
-    for module, name, first in _points(net):
+    for module, name, has_channels_first in _points(net):
 
-        def keep(module: Any, inputs: Any, output: torch.Tensor, name: str = name, first: bool = first) -> None:
-            intermediates[name] = channels_last(output) if first else output.detach().cpu().numpy().copy()
+        def keep(
+            module: Any, inputs: Any, output: torch.Tensor, name: str = name, has_channels_first: bool = has_channels_first
+        ) -> None:
+            intermediates[name] = channels_last(output) if has_channels_first else output.detach().cpu().numpy().copy()
 
         handles.append(module.register_forward_hook(keep))
 

@@ -59,8 +59,8 @@ def _add(result: Estimate, computations: dict[str, list[str]], name: str, times:
             for part in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):
                 _add(result, computations, part, times)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-        silent = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
-        result.without_estimate += times * (silent and not cycles)
+        takes_time = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
+        result.without_estimate += times * (takes_time and not cycles)
         if cycles:
             source = re.search(r'op_name="([^"]*)"', line)
             key = instruction, opcode, shape, source[1] if source else ""
@@ -76,11 +76,11 @@ def _trips(condition: list[str]) -> int:
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Returns the lines of each computation by its name, and the name of the entry."""
-    found, entry, lines = {}, "", []
+    computations, entry, lines = {}, "", []
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and (head := _COMPUTATION.match(line)):
-            lines = found[head[2]] = []
+            lines = computations[head[2]] = []
             entry = head[2] if head[1] else entry
         else:
             lines.append(line)
-    return found, entry
+    return computations, entry
