@@ -4,7 +4,7 @@
     python tests/check_docs.py --no-run         # links and options only
     python tests/check_docs.py docs/train.md    # some pages
 
-A block that cannot be run here has a comment above it, `<!-- not run: REASON -->`. The Python blocks of a page share their names, and a
+A block that cannot be run here has a comment above it, `<!-- not run: REASON -->`. The Python blocks of a page share their variables, and a
 block with `title="FILE"` is also written to that file. In shell blocks, the commands of `swinunetr` are run, in this process and in a
 folder with small synthetic data under the names that the documentation uses. Commands that train use a network of three layers instead of
 Swin UNETR, small crops and a few steps.
@@ -41,7 +41,7 @@ from swinunetr_jax import cli  # noqa: E402
 from swinunetr_jax.weights import fit, params  # noqa: E402
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
-HISTORY = ("CHANGELOG.md",)  # names options of earlier versions
+HISTORY = ("CHANGELOG.md",)  # pages that name options of earlier versions
 LANGUAGES = {"": "text", "python": "python", "sh": "shell", "json": "json"}
 _FENCE = re.compile(r"```(?: \{\.)?(\w*)(.*)")  # ```python, or ``` {.python} for text that ruff must not format
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
@@ -79,24 +79,24 @@ def read_pages(names: list[str]) -> list[Path]:
 def blocks_of(page: Path) -> list[Block]:
     """Returns the code blocks of a page. Raises ValueError for an unknown language or a block without an end."""
     blocks: list[Block] = []
-    reason, opened, lines = None, None, []
+    reason, opening, lines = None, None, []
     for number, line in enumerate(page.read_text().splitlines(), 1):
         fence = _FENCE.fullmatch(line.strip())
-        if opened is None and fence:
-            opened, lines = (number + 1, fence[1], fence[2]), []
+        if opening is None and fence:
+            opening, lines = (number + 1, fence[1], fence[2]), []
             if fence[1] not in LANGUAGES:
                 raise ValueError(f"{shown(page)}:{number}: the language {fence[1]!r} is none of {', '.join(LANGUAGES)}")
-        elif opened is not None and line.strip() == "```":
-            blocks.append(Block(page, opened[0], LANGUAGES[opened[1]], opened[2], "\n".join(lines), reason))
-            opened, reason = None, None
-        elif opened is not None:
+        elif opening is not None and line.strip() == "```":
+            blocks.append(Block(page, opening[0], LANGUAGES[opening[1]], opening[2], "\n".join(lines), reason))
+            opening, reason = None, None
+        elif opening is not None:
             lines.append(line)
-        elif found := _NOT_RUN.fullmatch(line.strip()):
-            reason = found[1]
+        elif comment := _NOT_RUN.fullmatch(line.strip()):
+            reason = comment[1]
         elif line.strip() and not line.startswith("<!--"):
             reason = None
-    if opened is not None:
-        raise ValueError(f"{shown(page)}:{opened[0]}: the block has no end")
+    if opening is not None:
+        raise ValueError(f"{shown(page)}:{opening[0]}: the block has no end")
     return blocks
 
 
@@ -115,7 +115,7 @@ def prose_of(page: Path) -> list[tuple[int, str]]:
 
 
 def anchors_of(page: Path) -> set[str]:
-    """Returns the anchors of a page's headings, as the site and code hosts make them."""
+    """Returns the anchors of a page's headings, as the documentation's site and code hosts form them."""
     headings = [line.lstrip("#").strip() for _, line in prose_of(page) if line.startswith("#")]
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower())) for heading in headings}
 
@@ -151,8 +151,8 @@ def shortened(words: list[str]) -> list[str]:
     """Returns the arguments of `swinunetr` with options that make it short."""
     if words[0] == "train" and "--help" not in words:
         if "--epochs" in words:
-            at = words.index("--epochs")
-            words = [*words[:at], "--steps", "6", *words[at + 2 :]]
+            index = words.index("--epochs")
+            words = [*words[:index], "--steps", "6", *words[index + 2 :]]
         return words if "--resume" in words else _with_options(words, SHORT_TRAINING)
     if words[0] == "predict" and "--whole" not in words:
         return _with_options(words, SHORT_PREDICTION)
@@ -160,8 +160,8 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def _with_options(words: list[str], options: dict[str, str]) -> list[str]:
-    more = [word for name, value in options.items() if name not in words for word in (name, *value.split())]
-    return [*words, *more]
+    added = [word for name, value in options.items() if name not in words for word in (name, *value.split())]
+    return [*words, *added]
 
 
 def run_command(words: list[str]) -> None:
@@ -207,7 +207,7 @@ def run_block(block: Block, names: dict[str, object]) -> str:
 
 
 def run_page(page: Path, template: Path, folder: Path, verbose: bool) -> tuple[list[str], Counter[str], list[str]]:
-    """Runs the blocks of a page in a folder of its own: (faults, counts, lines on blocks that were not run)."""
+    """Runs the blocks of a page in a new folder, and returns (faults, counts, messages about blocks that were not run)."""
     faults, counts, skipped = [], Counter[str](), []
     names: dict[str, object] = {"__name__": "documentation"}
     shutil.copytree(template, folder, symlinks=True)
@@ -244,9 +244,9 @@ def main() -> int:
         checks = [check_links(page)]
         if page.name not in HISTORY:
             checks.append(check_options(page, prose_of(page), blocks_of(page)))
-        for found, number in checks:
-            faults += found
-            counts += number
+        for page_faults, page_counts in checks:
+            faults += page_faults
+            counts += page_counts
     if options.run:
         with tempfile.TemporaryDirectory() as temporary:
             os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # for the page on many devices
@@ -255,15 +255,15 @@ def main() -> int:
             jax.config.update("jax_compilation_cache_dir", f"{temporary}/programs")
             write_data(Path(temporary) / "data")
             for number, page in enumerate(pages):
-                found, number_of, left_out = run_page(
+                page_faults, page_counts, page_skipped = run_page(
                     page, Path(temporary) / "data", Path(temporary) / str(number), options.verbose
                 )
-                faults += found
-                counts += number_of
-                skipped += left_out
+                faults += page_faults
+                counts += page_counts
+                skipped += page_skipped
     print("\n".join([*skipped, *faults]))
     print(
-        f"{len(pages)} pages in {time.perf_counter() - started:.0f} s: " + ", ".join(f"{n} {what}" for what, n in counts.items())
+        f"{len(pages)} pages in {time.perf_counter() - started:.0f} s: " + ", ".join(f"{n} {kind}" for kind, n in counts.items())
     )
     print(f"{len(faults)} faults" if faults else "no fault")
     return 1 if faults else 0

@@ -36,9 +36,8 @@ from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
 from swinunetr_jax.data.prepare import cache  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
-gc.set_threshold(
-    100_000, 20, 50
-)  # tracing creates many long-lived objects, and collecting garbage among them takes a tenth of the time
+# Tracing creates many long-lived objects. With the default thresholds, a tenth of the time is spent on collecting garbage among them.
+gc.set_threshold(100_000, 20, 50)
 
 
 LONGEST = (
@@ -55,8 +54,8 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the files that take longest first, so that no worker is still busy with one of them when the others have finished."""
-    place = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    rank = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -123,7 +122,7 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def monai_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
-    """A function that returns MONAI's network for configuration fields. Its weights differ from their initial values; torch saves it."""
+    """A function that returns MONAI's network for configuration fields, with weights unlike the initial ones, saved by torch."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("monai")
     from tools import reference
@@ -171,6 +170,6 @@ def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def nothing_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Fails a test that prints anything, because only exceptions report faults, and nibabel's log must be silent."""
+    """Fails a test that prints anything, because errors are reported by exceptions only, and nibabel must not log anything."""
     yield
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Label maps on which the program of BraTS 2026 was run, its recorded tables, and a stand-in that returns them."""
+"""Label maps on which the program of BraTS 2026 was run, the tables that it wrote, and a substitute that returns these."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ CUBE, TALL = np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([-1.0, -1.0, 2.0, 1.0])
 
 
 def label_maps() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns case → (reference, prediction, affine). The enhancing tumour has the label 4."""
+    """Returns (reference, prediction, affine) for each case. The enhancing tumour has the label 4."""
     nested = boxes(((5, 15), (5, 15), (5, 15), 2), ((8, 12), (8, 12), (8, 12), 1), ((9, 11), (9, 11), (9, 11), 4))
     left, right = ((3, 9), (3, 9), (3, 9), 4), ((25, 31), (25, 31), (3, 9), 4)
     phantom = phantom_case(0, size=(48, 48, 31), seed=3)[1]
@@ -31,10 +31,10 @@ def label_maps() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     }
 
 
-def boxes(*places: tuple) -> np.ndarray:
+def boxes(*box_specs: tuple) -> np.ndarray:
     """Returns a label map with boxes, each given as its bounds along x, y and z and its label."""
     labels = np.zeros(SHAPE, np.uint8)
-    for x, y, z, label in places:
+    for x, y, z, label in box_specs:
         labels[slice(*x), slice(*y), slice(*z)] = label
     return labels
 
@@ -52,16 +52,16 @@ def stand_in(environment: Path, *, summary: Path = RECORDED / "summary.json", ex
 
     They print lines as the program does, copy the files that they are given to `environment/seen`, and return recorded tables.
     """
-    start = f"#!{sys.executable}\nimport shutil, sys\ngiven = dict(zip(sys.argv[-2::-2], sys.argv[::-2]))\n"
+    start = f"#!{sys.executable}\nimport shutil, sys\noptions = dict(zip(sys.argv[-2::-2], sys.argv[::-2]))\n"
     evaluate = (
-        f"for side in ('ref', 'pred'):\n    shutil.copytree(given[f'--{{side}}_path'], {str(environment)!r} + f'/seen/{{side}}')\n"
+        f"for side in ('ref', 'pred'):\n    shutil.copytree(options[f'--{{side}}_path'], {str(environment)!r} + f'/seen/{{side}}')\n"
         "print('[1/9] Evaluating 00000-000.nii.gz...\\nthe last line')\n"
-        f"shutil.copy({str(summary)!r}, given['--summary_json'])\nsys.exit({exit_code})\n"
+        f"shutil.copy({str(summary)!r}, options['--summary_json'])\nsys.exit({exit_code})\n"
     )
-    parse = f"shutil.copy({str(RECORDED / 'table.csv')!r}, given['--output_csv_path'])\n"
-    for name, rest in (("brats-evaluate", evaluate), ("brats-parse-metrics", parse)):
+    parse = f"shutil.copy({str(RECORDED / 'table.csv')!r}, options['--output_csv_path'])\n"
+    for name, body in (("brats-evaluate", evaluate), ("brats-parse-metrics", parse)):
         path = environment / "bin" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(start + rest)
+        path.write_text(start + body)
         path.chmod(0o755)
     return environment

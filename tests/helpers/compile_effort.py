@@ -7,7 +7,7 @@ in every process that they start: a gradient of Swin UNETR takes 8 instead of 20
 import importlib.metadata
 import os
 
-# XLA ends a process at a flag that it does not know, so the flags of a version are only given to that version.
+# XLA ends a process that sets an unknown flag, so the flags of a version are only set for that version.
 KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 # The options for `jax.jit(..., compiler_options=...)` under which a program is compiled as outside of the tests.
@@ -20,5 +20,5 @@ if KNOWN:
 def set_least_effort() -> None:
     """Sets the flags for this process and for those that it starts. A caller's own flags are kept."""
     os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
-    # several processes run at the same time, and PyTorch's idle threads would keep the cores busy
+    # Several processes run at the same time, and PyTorch's idle threads would keep the cores busy.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

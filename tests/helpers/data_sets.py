@@ -28,10 +28,10 @@ def save(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def ball(at: int) -> np.ndarray:
-    """Returns a label map with a box of eight voxels that starts at `at` along the first axis."""
+def ball(start: int) -> np.ndarray:
+    """Returns a label map with a box of eight voxels that starts at `start` along the first axis."""
     labels = np.zeros(SHAPE, np.uint8)
-    labels[at : at + 2, 1:3, 1:3] = 1
+    labels[start : start + 2, 1:3, 1:3] = 1
     return labels
 
 
@@ -42,8 +42,8 @@ def write_list(path: Path, **content: Any) -> Path:
     return path
 
 
-def case_names(found: Dataset) -> list[str]:
-    return [case.name for case in found.cases]
+def case_names(data_set: Dataset) -> list[str]:
+    return [case.name for case in data_set.cases]
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -62,11 +62,11 @@ def image_names(case: Case) -> list[str]:
 
 
 def decathlon(root: Path, modality: dict[str, str], count: int = 2) -> Path:
-    """Writes a data set of the Decathlon and returns its dataset.json. It also has the files that macOS adds."""
-    numbers = [f"BRATS_00{i}.nii.gz" for i in range(count)]
-    touch(root, *(f"imagesTr/{n}" for n in numbers), *(f"labelsTr/{n}" for n in numbers), "imagesTs/BRATS_900.nii.gz")
-    touch(root, *(f"imagesTr/._{n}" for n in numbers))
-    training = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in numbers]
+    """Writes a data set of the Decathlon and returns its dataset.json. The data set also has the files that macOS adds."""
+    file_names = [f"BRATS_00{i}.nii.gz" for i in range(count)]
+    touch(root, *(f"imagesTr/{n}" for n in file_names), *(f"labelsTr/{n}" for n in file_names), "imagesTs/BRATS_900.nii.gz")
+    touch(root, *(f"imagesTr/._{n}" for n in file_names))
+    training = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in file_names]
     info = {
         "modality": modality,
         "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},

@@ -36,7 +36,7 @@ def write_data(folder: Path) -> None:
 
 def _write_hippocampus(folder: Path) -> None:
     """Writes noise with two brighter boxes, in the layout and the sizes of the Decathlon's hippocampus task."""
-    rng, listed = np.random.default_rng(0), []
+    rng, entries = np.random.default_rng(0), []
     for kind in ("imagesTr", "labelsTr"):
         (folder / kind).mkdir(parents=True)
     for number in range(CASES):
@@ -46,7 +46,7 @@ def _write_hippocampus(folder: Path) -> None:
         name = f"hippocampus_{number + 1:03d}.nii.gz"
         for kind, array in (("imagesTr", image), ("labelsTr", label)):
             nib.save(nib.Nifti1Image(array, np.eye(4)), folder / kind / name)
-        listed.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     labels = {"0": "background", "1": "Anterior", "2": "Posterior"}
-    description = {"name": "Hippocampus", "modality": {"0": "MRI"}, "labels": labels, "training": listed, "test": []}
+    description = {"name": "Hippocampus", "modality": {"0": "MRI"}, "labels": labels, "training": entries, "test": []}
     (folder / "dataset.json").write_text(json.dumps(description))

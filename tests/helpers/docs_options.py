@@ -69,7 +69,7 @@ def _all_options() -> frozenset[str]:
 
 
 def _command_options(words: Sequence[str]) -> set[str] | frozenset[str]:
-    """Returns the options of a command, given with its words."""
+    """Returns the options of the command that consists of these words."""
     text = " ".join(words)
     if tool := _TOOL.search(text):
         return _tool_options(tool[1])
@@ -87,13 +87,13 @@ def _training_options() -> set[str]:
 
 def _names(kind: type, default: Any = None) -> set[str]:
     """Returns the options of a dataclass, and for a flag also the form that switches it off."""
-    found = set()
+    option_names = set()
     for option in command_line.options(kind, default):
         names = [name.replace("_", "-") for name in option.names if name.startswith("--")]
-        found.update(names)
+        option_names.update(names)
         if option.is_flag:
-            found.update(f"--{head}{dot}no-{last}" for head, dot, last in (name[2:].rpartition(".") for name in names))
-    return found
+            option_names.update(f"--{head}{dot}no-{last}" for head, dot, last in (name[2:].rpartition(".") for name in names))
+    return option_names
 
 
 @cache

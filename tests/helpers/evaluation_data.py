@@ -38,7 +38,7 @@ def brats(seed: int = 0, et: int = 4) -> np.ndarray:
 
 
 def brats_case(folder: Path, name: str, labels: np.ndarray, modern: bool = False) -> Path:
-    """Writes a case with the names used up to 2022, or since 2023 if `modern`, and returns its label map's path."""
+    """Writes a case with the file names used up to 2022, or since 2023 if `modern`, and returns its label map's path."""
     ends, sep = (("t2f", "t1c", "t1n", "t2w"), "-") if modern else (("flair", "t1ce", "t1", "t2"), "_")
     for end in ends:
         save(folder / name / f"{name}{sep}{end}.nii.gz", np.ones(SHAPE, np.float32))
@@ -55,7 +55,7 @@ def scores(folder: Path) -> Any:
 
 
 def nnunet(folder: Path, labels: np.ndarray, **names: Any) -> Path:
-    """Writes a data set in nnU-Net's layout with one case `c`, whose dataset.json names the labels; `order` is the order of the regions."""
+    """Writes a data set in nnU-Net's layout with the case `c` and a dataset.json with label names; `order` is the order of the regions."""
     save(folder / "imagesTr/c_0000.nii.gz", np.ones(SHAPE, np.float32))
     save(folder / "labelsTr/c.nii.gz", labels)
     order = names.pop("order", None)

@@ -30,14 +30,14 @@ BRATS = Task.brats()
 
 @dataclass
 class FakePredictor:
-    """Labels the voxels of every case with the values of its task in turn, instead of running a network.
+    """Labels the voxels of every case with the label values of the task in turn, instead of running a network.
 
     Args:
         task: the task.
-        began: a file that it creates before the first case.
-        until: a file whose existence it waits for.
+        began: a file that `segment` creates when it is called.
+        until: a file; `segment` waits until it exists.
         fails: the names of cases that cannot be segmented.
-        windows: the number of windows in its reports of progress.
+        windows: the number of windows that `segment` reports as progress.
     """
 
     task: Task = BRATS
@@ -63,8 +63,8 @@ class FakePredictor:
         labels = values[np.arange(scan.array.size).reshape(scan.array.shape) % len(values)]
         for done in range(1, self.windows + 1):
             progress(done, self.windows)
-        likely = np.full((*scan.array.shape, len(task.outputs)), 0.5, np.float32) if probabilities else None
-        return Segmentation(labels, likely, scan, self.windows, ())
+        channel_probabilities = np.full((*scan.array.shape, len(task.outputs)), 0.5, np.float32) if probabilities else None
+        return Segmentation(labels, channel_probabilities, scan, self.windows, ())
 
 
 def scan(folder: Path, name: str, image: str = "flair") -> Case:
@@ -100,7 +100,9 @@ def predict_together(folder: Path, *options: tuple[Sequence[str], dict[str, Any]
     """Predicts with each of these options in a separate process at the same time; returns the exit codes and the output."""
     PROCESSES.set_forkserver_preload([batch.__name__, "pytest"])  # imported once, by a process without threads
     logs = [folder / f"log{number}" for number in range(len(options))]
-    started = [PROCESSES.Process(target=predict_into_log, args=(log, folder, *one)) for log, one in zip(logs, options)]
+    started = [
+        PROCESSES.Process(target=predict_into_log, args=(log, folder, *arguments)) for log, arguments in zip(logs, options)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -108,14 +110,14 @@ def predict_together(folder: Path, *options: tuple[Sequence[str], dict[str, Any]
     return [process.exitcode for process in started], "".join(log.read_text() for log in logs)
 
 
-def predict_into_log(log: Path, folder: Path, names: Sequence[str], more: dict[str, Any]) -> None:
+def predict_into_log(log: Path, folder: Path, names: Sequence[str], options: dict[str, Any]) -> None:
     """Predicts in a process of its own, whose output goes to the file `log`."""
     with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         batch.jax = SimpleNamespace(devices=list)  # because starting JAX takes longer than everything else
-        if more.pop("killed", False):
+        if options.pop("killed", False):
             os.replace = lambda _, target: os.kill(os.getpid(), signal.SIGKILL) if "a_prob" in Path(target).name else None
-        ended = more.pop("ended", None)
-        predict(folder, *names, **more)
+        ended = options.pop("ended", None)
+        predict(folder, *names, **options)
         if ended:
             ended.touch()
 

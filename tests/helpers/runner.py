@@ -37,9 +37,9 @@ def free_port(least: int = 0) -> int:
 
 def bytes_of(run: Path) -> dict[str, bytes]:
     """Returns the arrays of the newest saved state: the weights and the rest of the training state."""
-    stored = checkpoints.read_checkpoint(run / "last").params
-    rest = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
-    return {name: np.asarray(value).tobytes() for name, value in {**stored, **rest}.items()}
+    weights = checkpoints.read_checkpoint(run / "last").params
+    training_state = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
+    return {name: np.asarray(value).tobytes() for name, value in {**weights, **training_state}.items()}
 
 
 def losses(run: Path) -> list[float]:
@@ -53,7 +53,7 @@ class Runner:
 
     def __init__(self, folder: Path, programs: Path):
         self.folder, self.started = folder, []
-        # Runs share compiled programs, as a user's runs do. Another session of tests does not.
+        # Runs share compiled programs, as a user's runs do. Other sessions of tests do not share them.
         self.environment = {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(programs),
@@ -65,9 +65,9 @@ class Runner:
         environment = os.environ | self.environment | (environment or {})
         processes = []
         for index in range(count):
-            among = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
+            distributed = ("--distributed", address, "--processes", str(count), "--process", str(index)) if count > 1 else ()
             log = open(self.folder / f"{len(self.started)}.log", "w")  # noqa: SIM115 - the process writes into it
-            command = [sys.executable, ROOT / "tests" / "helpers" / "run_train.py", *arguments, *among]
+            command = [sys.executable, ROOT / "tests" / "helpers" / "run_train.py", *arguments, *distributed]
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
             self.started.append(processes[-1])
         return processes
@@ -89,12 +89,12 @@ class Runner:
             assert process.wait(SECONDS) == code, self.output_of(process)
 
     def begin(self, run: Path, *more: str, **options: Any) -> list[subprocess.Popen]:
-        """Starts a new run on the small phantom, with `OPTIONS` and more."""
+        """Starts a new run on the small phantom, with `OPTIONS` and further options."""
         shared = ("--data", str(self.folder / "data"), "--cache", str(self.folder / "cache"))
         return self.start(*OPTIONS, *shared, "--out", str(run), *more, **options)
 
     def wait_for(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
-        """Waits until it has happened, and returns True, or until the process has ended, and returns False."""
+        """Returns True as soon as `happened` returns true, or False if the process has ended before."""
         deadline = time.monotonic() + SECONDS
         while not happened():
             if process.poll() is not None:
@@ -104,5 +104,5 @@ class Runner:
         return True
 
     def wait_for_step(self, process: subprocess.Popen, run: Path, step: int) -> None:
-        seen = self.wait_for(process, lambda: any(row["kind"] == "step" and row["step"] >= step for row in read_rows(run)))
-        assert seen, self.output_of(process)
+        reached = self.wait_for(process, lambda: any(row["kind"] == "step" and row["step"] >= step for row in read_rows(run)))
+        assert reached, self.output_of(process)

@@ -1,6 +1,6 @@
 """A network of three layers that replaces Swin UNETR in tests of the trainer.
 
-Such a test checks that a run which was stopped, killed or shared by processes has the same bytes as an undisturbed one, which does not
+Such a test checks that a run which was stopped, killed or shared by processes has the same bytes as an undisturbed one. This does not
 depend on the network. Swin UNETR compiles in half a minute and takes seconds for a step; this network takes a moment for both. Only the
 class is replaced. Everything else is that of the trainer and the library: configurations, checkpoints, steps and validations.
 """
@@ -35,10 +35,10 @@ class SmallNetwork(nnx.Module):
 
     def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
         coarse = self.coarse(jnp.asarray(x, self.config.dtype))
-        # Swin UNETR has these intermediates, too, of the same sizes.
-        both = jnp.concatenate([coarse, -coarse], axis=-1)
-        grids = {"decoder2": coarse, "decoder3": both[:, ::2, ::2, ::2]}
-        grids["decoder4"] = jnp.concatenate([both, both], axis=-1)[:, ::4, ::4, ::4]
+        # Swin UNETR also has these intermediates, with the same sizes.
+        doubled = jnp.concatenate([coarse, -coarse], axis=-1)
+        grids = {"decoder2": coarse, "decoder3": doubled[:, ::2, ::2, ::2]}
+        grids["decoder4"] = jnp.concatenate([doubled, doubled], axis=-1)[:, ::4, ::4, ::4]
         for axis in range(1, x.ndim - 1):
             coarse = jnp.repeat(coarse, 2, axis=axis)
         return self.out(nnx.relu(coarse + self.fine(x))), grids

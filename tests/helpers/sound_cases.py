@@ -1,4 +1,4 @@
-"""Data sets of small sound cases, whose files a test then damages."""
+"""Data sets of small valid cases, whose files a test then damages."""
 
 import json
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def label(*values: int, dtype: Any = np.uint8) -> np.ndarray:
 
 
 def brats(root: Path, number: int, *, affine: np.ndarray = LPS, values: Sequence[int] = (1, 2, 2, 4)) -> Path:
-    """Writes a sound case of 7 × 6 × 5 voxels of 1 mm³ and returns its folder."""
+    """Writes a valid case of 7 × 6 × 5 voxels of 1 mm³ and returns its folder."""
     folder = root / f"BraTS2021_{number:05d}"
     for c, end in enumerate(ENDS):
         save(folder / f"{folder.name}_{end}.nii.gz", image(4 * number + c), affine)
@@ -59,13 +59,13 @@ def with_voxel(array: np.ndarray, *values: float) -> np.ndarray:
 
 def decathlon(root: Path, arrays: Sequence[np.ndarray], maps: Sequence[np.ndarray] | None = None, **info: Any) -> Dataset:
     """Writes a data set of the Decathlon and returns its cases; `info` replaces keys of its dataset.json."""
-    listed = []
+    entries = []
     for number, array in enumerate(arrays):
         name = f"case_{number}.nii.gz"
         save(root / "imagesTr" / name, array)
         save(root / "labelsTr" / name, maps[number] if maps else label(1))
-        listed.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
-    info = {"modality": {"0": "a"}, "labels": {"0": "background", "1": "organ"}, "training": listed} | info
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    info = {"modality": {"0": "a"}, "labels": {"0": "background", "1": "organ"}, "training": entries} | info
     (root / "dataset.json").write_text(json.dumps(info))
     return find_cases(root)
 

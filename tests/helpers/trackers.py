@@ -1,4 +1,4 @@
-"""Trackers for tests: one that keeps what it receives, and one that fails."""
+"""Trackers for tests: one that records what it receives, and one that fails."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Recorder:
-    """A tracker that keeps what it receives, in the order of the calls."""
+    """A tracker that records what it receives, in the order of the calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []

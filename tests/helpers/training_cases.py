@@ -17,7 +17,7 @@ BRATS = Task.brats(channels=("FLAIR", "T1"))
 
 
 def write_case(folder: Path, name: str = "a", seed: int = 0, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = LPS) -> Case:
-    """Writes a case of two channels in a frame of zeros."""
+    """Writes a case of two channels with a border of zeros."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = []

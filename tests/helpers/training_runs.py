@@ -29,12 +29,12 @@ def recipe(data: Path, out: Path, **changes) -> Recipe:
 
 
 def stop_after(monkeypatch, number: int, which: signal.Signals = signal.SIGTERM) -> None:
-    """Sends the signal while the numbers of step `number` are logged, when the next step has been dispatched."""
+    """Sends the signal while the values of step `number` are logged, after the next step has been dispatched."""
     original = Log.step
 
-    def log_step(self, at, values):
-        original(self, at, values)
-        if at == number:
+    def log_step(self, step, values):
+        original(self, step, values)
+        if step == number:
             signal.raise_signal(which)
 
     monkeypatch.setattr(Log, "step", log_step)

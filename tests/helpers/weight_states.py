@@ -14,7 +14,7 @@ CONFIG_3D = SwinUNETRConfig(
 )
 CONFIG_2D = CONFIG_3D.replace(spatial_dims=2, window_size=3, in_channels=1, out_channels=2)
 
-# Fields of configurations, which together vary everything that is inferred from tensors
+# Fields of configurations. Together they vary everything that is inferred from tensors.
 CONFIGS = {
     "default": {},
     "v2": {"use_v2": True, "norm_name": "batch", "in_channels": 3},
@@ -52,9 +52,9 @@ def prefixed(state, prefix):
 
 def assert_same_tensors(checkpoint, state, except_for=()):
     """Asserts that a checkpoint has every tensor of a state dict with the same bytes, except for names that start with `except_for`."""
-    back = to_monai(checkpoint.params, checkpoint.config)
-    assert list(back) == [entry.name for entry in entries(checkpoint.config)]
-    for name, tensor in back.items():
+    tensors = to_monai(checkpoint.params, checkpoint.config)
+    assert list(tensors) == [entry.name for entry in entries(checkpoint.config)]
+    for name, tensor in tensors.items():
         if not name.startswith(tuple(except_for)):
             assert tensor.dtype == state[name].dtype and tensor.shape == state[name].shape, name
             assert tensor.tobytes() == state[name].tobytes(), name
