@@ -48,7 +48,7 @@ _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 _TITLE = re.compile(r'title="([^"]+)"')
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _TRAINS = re.compile(r"\bswinunetr train\b|\bruns/")
-# Options that make a command of the documentation short; those that a command has itself are kept.
+# Options that make a command of the documentation short; options that a command already has are not replaced.
 SHORT_TRAINING = {"--steps": "4", "--validation.every": "4", "--validation.overlap": "0", "--workers": "0", "--roi": "64 32 32"}
 # The small network has few tensors, and a checkpoint that has fewer than its depths require is refused.
 SHORT_TRAINING |= {"--network.depths": "1 1 1 1"}

@@ -1,4 +1,4 @@
-"""Set-up of all tests: they use JAX on the CPU with exact matrix products, and no compiled programs of earlier runs.
+"""Set-up of all tests: they use JAX on the CPU with the highest matrix precision, and no compiled programs of earlier runs.
 
 It also provides MONAI networks to compare with.
 """

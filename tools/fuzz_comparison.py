@@ -9,24 +9,22 @@ import numpy as np
 import torch
 
 
-def differences(ours: Any, theirs: Any, where: str = "") -> str | None:
+def differences(ours: Any, theirs: Any, path: str = "") -> str | None:
     """Returns a text that says where a tree of arrays differs from a tree of tensors, or None if they are equal."""
     if isinstance(theirs, torch.Tensor):
         same = isinstance(ours, np.ndarray) and ours.shape == tuple(theirs.shape) and _bytes(ours) == _bytes(theirs)
-        return None if same else f"the tensor {where} differs from that of the other reader"
+        return None if same else f"the tensor {path} differs from that of the other reader"
     if isinstance(theirs, Mapping):
         if not isinstance(ours, Mapping) or list(map(str, ours)) != list(map(str, theirs)):
-            return f"{where} has keys that differ from those of the other reader"
-        return next(filter(None, (differences(ours[key], theirs[key], f"{where}.{key}") for key in theirs)), None)
+            return f"{path} has keys that differ from those of the other reader"
+        return next(filter(None, (differences(ours[key], theirs[key], f"{path}.{key}") for key in theirs)), None)
     if isinstance(theirs, list | tuple):
         if not isinstance(ours, list | tuple) or len(ours) != len(theirs):
-            return f"{where} is not the sequence of the other reader"
-        return next(filter(None, (differences(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
+            return f"{path} is not the sequence of the other reader"
+        return next(filter(None, (differences(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(ours, theirs)))), None)
     both_nan = isinstance(ours, float) and isinstance(theirs, float) and math.isnan(ours) and math.isnan(theirs)
     return (
-        None
-        if both_nan or ours == theirs or not isinstance(theirs, int | float | str)
-        else f"{where} is {ours!r}, not {theirs!r}"
+        None if both_nan or ours == theirs or not isinstance(theirs, int | float | str) else f"{path} is {ours!r}, not {theirs!r}"
     )
 
 

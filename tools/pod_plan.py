@@ -80,6 +80,7 @@ class Program:
     spatial_shards: int
     roi: tuple[int, ...]
     held_bytes: int
+    """Arguments and results. Memory that they share counts once."""
     temporary_bytes: int
     flops: float
     schedule_seconds: float

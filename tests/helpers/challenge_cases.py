@@ -48,7 +48,7 @@ def write(folder: Path) -> tuple[Path, Path]:
 
 
 def stand_in(environment: Path, *, summary: Path = RECORDED / "summary.json", exit_code: int = 0) -> Path:
-    """Writes commands that take the place of the program's, and returns `environment`.
+    """Writes commands that replace those of the program, and returns `environment`.
 
     They print lines as the program does, copy the files that they are given to `environment/seen`, and return recorded tables.
     """

@@ -26,13 +26,13 @@ OPTIONS = (
 SECONDS = 300
 
 
-def free_port(least: int = 0) -> int:
-    """Returns a port that is not in use, with at least this number."""
-    for port in range(least, 1 << 16) if least else [0]:
+def free_port(minimum: int = 0) -> int:
+    """Returns a port that is not in use, not below `minimum`."""
+    for port in range(minimum, 1 << 16) if minimum else [0]:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("localhost", port))
             return free.getsockname()[1]
-    raise OSError(f"no port from {least} on is free")
+    raise OSError(f"no port from {minimum} on is free")
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
