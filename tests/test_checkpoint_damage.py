@@ -116,9 +116,11 @@ def rewrite(path: Path, **changes) -> None:
     (path / DESCRIPTION).write_text(json.dumps(values))
 
 
-def test_a_newer_format_is_refused(checkpoint):
+def test_another_format_is_refused(checkpoint):
     rewrite(checkpoint, format=2)
     assert refusal(checkpoint).endswith("has format 2, this version reads format 1: use a newer swinunetr_jax.")
+    rewrite(checkpoint, format=0)
+    assert refusal(checkpoint).endswith("has format 0, this version reads format 1: use the swinunetr_jax that wrote it.")
 
 
 @pytest.mark.parametrize(

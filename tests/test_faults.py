@@ -197,8 +197,12 @@ def test_if_all_states_are_damaged_the_error_names_them(stopped):
     run, training = stopped
     for folder in (run / "checkpoints").iterdir():
         (folder / "training.json").write_text("{}")
+    earlier = run / "checkpoints" / "damaged-00000012"
+    earlier.mkdir()
     with pytest.raises(InputError, match=r"holds no intact state to continue from: .*00000012.*00000011"):
         restored(run, training)
+    assert not list(earlier.iterdir())  # it is not replaced
+    assert earlier.with_name("damaged-00000012-2").is_dir() and earlier.with_name("damaged-00000011").is_dir()
 
 
 def test_the_state_of_another_network_is_refused(stopped):
@@ -216,6 +220,22 @@ def test_a_state_is_not_written_if_the_folder_of_the_run_was_removed(stopped):
     with pytest.raises(InputError, match=r"00000012 cannot be written \(.*run does not exist any more"):
         checkpoints.save(run, state, progress, training.config, training.task, keep=2)
     assert not run.exists()
+
+
+def test_a_state_that_cannot_replace_the_one_of_its_step_leaves_that_one(stopped, monkeypatch):
+    run, training = stopped
+    state, progress, _ = checkpoints.restore(run, training.like(), training.config)
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == ".00000012.tmp":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(InputError, match=r"00000012 cannot be written \(.*the states before it are unchanged"):
+        checkpoints.save(run, state, progress, training.config, training.task, keep=2)
+    assert restored(run, training) == (progress, [])
 
 
 def test_a_writer_raises_an_error_at_the_next_call():

@@ -16,6 +16,7 @@ from swinunetr_jax.training import Recipe, command, nnunet_augmentation
 from swinunetr_jax.training.description import read_recipe, write_description
 from swinunetr_jax.training.plan import compile as compile_module
 from swinunetr_jax.training.plan import make
+from swinunetr_jax.training.plan.compile import is_out_of_memory
 from swinunetr_jax.training.plan.decisions import (
     batch_limit,
     decide_spacing,
@@ -407,3 +408,16 @@ def test_a_compiled_plan_fits_and_the_next_step_up_does_not(shape, spacing, chan
     larger = replace(sizes.step, batch=sizes.step.batch + 1)
     for step in (*sizes.refused, *([larger] if larger.batch <= batch_limit(fingerprint, np.array(shape), larger.roi) else [])):
         assert model.compile(step).total > target.limit
+
+
+def test_only_a_lack_of_memory_makes_the_planner_try_a_smaller_step():
+    """Another failure must end the plan, because a smaller step would not mend it."""
+    for text in (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",
+        "RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB",
+        "Out of memory allocating 17179869184 bytes.",
+        "std::bad_alloc",
+    ):
+        assert is_out_of_memory(RuntimeError(text)), text
+    for text in ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered", "INTERNAL: memory_analysis failed"):
+        assert not is_out_of_memory(RuntimeError(text)), text

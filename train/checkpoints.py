@@ -13,6 +13,7 @@ every byte and, if a state is damaged, takes the newest intact one before it. Da
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Mapping
@@ -80,7 +81,12 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
         _write_training(temporary, progress, file_digests(temporary, STATE), files.digest_of_file(temporary / DESCRIPTION))
         if os.path.lexists(target):  # a run that continues from an older step repeats this one
             target.rename(old)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if os.path.lexists(old):
+                old.rename(target)
+            raise
         link = run / ".last.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(target.relative_to(run))
@@ -152,8 +158,7 @@ def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progr
         try:
             state, progress = _read(folder, like, config)
         except _Damaged as error:
-            renamed = folder.with_name(f"{DAMAGED}{folder.name}")
-            shutil.rmtree(renamed, ignore_errors=True)
+            renamed = _unused(folder.with_name(f"{DAMAGED}{folder.name}"))
             try:
                 folder.rename(renamed)
                 warnings.append(f"{error} It was renamed to {renamed.name}.")
@@ -164,6 +169,12 @@ def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progr
     if warnings:
         raise InputError(f"{run} holds no intact state to continue from: {' '.join(warnings)}")
     return None
+
+
+def _unused(path: Path) -> Path:
+    """Returns the path, with a number at its end if it exists already."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
 
 
 def read(run: Path, step: int, like: State, config: NetworkConfig) -> tuple[State, Progress]:

@@ -20,7 +20,7 @@ from swinunetr_jax.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run where it stopped. --steps or --epochs change its length; no other option changes its results."""
+    """Continue a run where it stopped. --steps or --epochs change its length; other options change its results at most by rounding."""
 
     resume: Path
     """The folder of the run."""

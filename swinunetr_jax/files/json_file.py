@@ -95,7 +95,8 @@ def check_stamp(values: dict[str, Any], where: str, format_: int, remedy: str) -
         raise InputError(f"{where} is damaged, because its content does not match its digest: {remedy}.")
     file_format = values.get("format")
     if isinstance(file_format, int) and file_format != format_:
-        raise InputError(f"{where} has format {file_format}, this version reads format {format_}: use a newer swinunetr_jax.")
+        fitting = "a newer swinunetr_jax" if file_format > format_ else "the swinunetr_jax that wrote it"
+        raise InputError(f"{where} has format {file_format}, this version reads format {format_}: use {fitting}.")
 
 
 def _dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def roofline(optimal_seconds: float) -> float:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether a compiler or a device failed because its memory is too small."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error)
+    # Other errors mention memory too, such as an illegal access, and do not mean that a smaller step would fit.
+    return re.search("RESOURCE_EXHAUSTED|out of memory|bad_alloc", str(error), re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
