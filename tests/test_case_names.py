@@ -98,7 +98,7 @@ def test_labels_with_another_ending_are_found_and_missing_ones_are_reported(tmp_
     found = find_cases(tmp_path)
     assert [case.label and case.label.name for case in found.cases] == ["c0.nii.gz", "c1.nii.gz", "c2.nii", None]
     assert [case.name for case in unlabelled(found)] == ["c3"]
-    assert any("1 label maps have no image" in text and "z" in text for text in found.warnings)
+    assert any("label maps without an image are not used (1)" in text and "z" in text for text in found.warnings)
 
 
 @pytest.mark.fault("2.3")

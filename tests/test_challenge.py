@@ -119,7 +119,7 @@ def test_a_case_that_the_program_does_not_score_is_reported_with_its_reason(tmp_
 @pytest.mark.parametrize(
     ("ranking", "message"),
     [
-        ("ped", "the ranking ped of BraTS 2026 expects TC in the labels 1, 2, 3, and here it has 1, 3"),
+        ("ped", "the ranking ped of BraTS 2026 expects TC in the labels 1, 2, 3, but in this task TC has 1, 3"),
         ("gli", "ended with exit code 3"),
     ],
 )

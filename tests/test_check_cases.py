@@ -128,7 +128,7 @@ def test_labels_3_and_4_in_different_cases_are_one_warning(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2), image(3)], [label(1, 2, 3), label(1, 4), label(2, 4)], labels=None)
     (found,) = check_dataset(dataset).findings
     assert (found.case, found.severity, found.kind) == (None, "warning", "et-label")
-    assert found.message.startswith("1 cases have label 3 and 2 others label 4")
+    assert found.message.startswith("label 3 occurs in 1 of the cases and label 4 in 2 others")
 
 
 def test_spacings_without_a_majority_are_one_finding(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swinunetr_jax.errors import InputError
-from tools.compare_recipes import Options, split_cases
+from tools.compare_recipes import Options, main, split_cases
 from tools.paired_differences import paired_difference, score_array
 
 
@@ -51,3 +51,9 @@ def test_test_cases_are_the_same_for_all_draws_and_none_of_them_is_labelled():
     assert len({frozenset(labelled) for labelled in names[1:]}) == 4
     with pytest.raises(InputError, match="need 80 cases, but there are 70"):
         split_cases(cases[:70], options)
+
+
+def test_recipes_that_would_share_a_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="two of the recipes have the same name"):
+        main(Options(tmp_path, tmp_path / "out", recipes=("msd", "mine/msd.py")))
+    assert not (tmp_path / "out").exists()

@@ -180,7 +180,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, capsys):
         "does not exist": (out, tmp_path / "no"),
         "give --task": (out, refs),
         "no prediction has a reference": (out, tmp_path / "others", "--task", "brats"),
-        "no label map was found among 1 cases": (out, tmp_path / "unlabelled"),
+        "none of its cases (1) has a label map": (out, tmp_path / "unlabelled"),
         "predict.json is damaged": (tmp_path / "broken", refs),
         "--tolerance": (out, refs, "--tolerance", -1),
         "--out": (out, refs, "--task", "brats", "--out", tmp_path / "file"),

@@ -27,6 +27,7 @@ from swinunetr_jax.errors import InputError
 from tools.paired_differences import Scores, paired_difference, score_array
 
 LABELLED, TEST = "labelled.json", "test.json"
+FINISHED_SECONDS = 60  # the commands of a finished training take less: they only start and find its results
 
 
 @dataclass
@@ -104,6 +105,9 @@ def main(options: Options) -> None:
     Raises:
         InputError: the data set has no list of cases, or too few of them; or a command failed.
     """
+    names = [Path(recipe).stem for recipe in options.recipes]
+    if len(set(names)) < len(names):
+        raise InputError(f"two of the recipes have the same name ({', '.join(names)}), which names their folders: rename a file.")
     files.make_folder(options.out)
     comparison = Comparison(options)
     work = list(cross_validations(options) if options.cross_validation else draws(options))
@@ -111,11 +115,13 @@ def main(options: Options) -> None:
         started = time.monotonic()
         scores = cross_validate(options, recipe, run) if options.cross_validation else train_and_test(options, recipe, run)
         comparison.scores.setdefault(recipe, []).append(scores)
-        comparison.seconds.append(time.monotonic() - started)
+        taken = time.monotonic() - started
+        if taken > FINISHED_SECONDS:  # otherwise an earlier command had finished this training
+            comparison.seconds.append(taken)
         comparison.write()
         remaining = len(work) - number - 1
-        minutes = remaining * float(np.mean(comparison.seconds)) / 60
-        console.say(f"{number + 1} of {len(work)} trainings are finished, about {minutes:.0f} minutes remain")
+        minutes = f", about {remaining * np.mean(comparison.seconds) / 60:.0f} minutes remain" if comparison.seconds else ""
+        console.say(f"{number + 1} of {len(work)} trainings are finished{minutes}")
 
 
 def draws(options: Options) -> Iterator[tuple[str, Path]]:

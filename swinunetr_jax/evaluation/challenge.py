@@ -184,8 +184,8 @@ class Challenge:
             if own != theirs:
                 expected, actual = (", ".join(map(str, sorted(values))) for values in (theirs, own))
                 raise InputError(
-                    f"the ranking {self.ranking} of BraTS 2026 expects {output.name} in the labels {expected}, and here it has {actual}: "
-                    "choose the ranking of this data set with --scorer-ranking, or renumber the labels."
+                    f"the ranking {self.ranking} of BraTS 2026 expects {output.name} in the labels {expected}, but in this task "
+                    f"{output.name} has {actual}: choose the ranking of this data set with --scorer-ranking, or renumber the labels."
                 )
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> ChallengeScores:

@@ -98,7 +98,7 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
         return References(cases, **meaning, refused=faulty, warnings=tuple(texts))
     if roles == {None}:
         return _without_images(Predictions(*_by_name(images, lambda file: stem(file.name))), path)
-    raise InputError(f"{path}: no label map was found among {len(dataset.cases)} cases; give a data set with labels.")
+    raise InputError(f"{path}: none of its cases ({len(dataset.cases)}) has a label map; give a data set with labels.")
 
 
 def _without_images(predictions: Predictions, path: Path) -> References:

@@ -89,7 +89,7 @@ def find_network(content: object, path: str, *, key: str | None = None, encoder_
         names = sorted(printable(tensor_path) for tensor_path in tensor_paths)
         listed = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
         raise InputError(
-            f"{path} is not a Swin UNETR checkpoint, because none of its {len(names)} names belongs to one: expected names such as "
+            f"{path} is not a Swin UNETR checkpoint, because no name in it is that of a parameter of the network: expected names such as "
             f"{ANCHOR}, got {listed}; check which file was given."
         )
     others = tuple(tensor_path for tensor_path in tensor_paths if tensor_path not in network.tensor_paths)

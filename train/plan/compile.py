@@ -72,7 +72,10 @@ def held_and_temporary(program: jax.stages.Compiled) -> tuple[int, int]:
 
 
 def roofline(optimal_seconds: float) -> float:
-    """Returns the TPU compiler's estimate of a program's seconds without the -1 that it contains for each internal call."""
+    """Returns the TPU compiler's estimate of a program's seconds without the -1 that it contains for each internal call.
+
+    The number of these calls is not known, so that whole seconds are lost: the result is right only for programs of less than a second.
+    """
     return optimal_seconds - math.floor(optimal_seconds)
 
 

@@ -173,6 +173,8 @@ def shown(plan: Plan) -> list[str]:
         lines += [f"{decision.name}: {text}", f"    {decision.reason}", f"    runner-up: {decision.runner_up}"]
     need = plan.need
     hours = "" if need.hours is None else f", {need.hours:.1f} h for the whole run"
+    if hours and "tpu" in need.device.lower():
+        hours += " by the compiler's estimate, which is too low for a step of more than a second"
     device = f"{need.count} × {need.device}"
     return [
         *lines,

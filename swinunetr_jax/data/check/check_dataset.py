@@ -260,7 +260,7 @@ def _conventions(reports: Sequence[CaseReport]) -> list[Finding]:
     if reported or not values <= set(range(5)) or set(names[3]) & set(names[4]) or not (names[3] and names[4]):
         return []
     text = (
-        f"{len(names[3])} cases have label 3 and {len(names[4])} others label 4, but none has both: do both mean the "
+        f"label 3 occurs in {len(names[3])} of the cases and label 4 in {len(names[4])} others, but none has both: do both mean the "
         f"enhancing tumour, as in BraTS {brats.NAMING[3].years} and {brats.NAMING[4].years}? If so, renumber one of the two labels."
     )
     return [Finding(None, "warning", "et-label", None, text)]

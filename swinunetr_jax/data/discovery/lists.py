@@ -219,7 +219,9 @@ def numbered(images: Sequence[Path], names: Sequence[str] | None, channels: Sequ
         if files.is_folder(labels):
             unused = sorted(by_stem(survey.list_folder(labels)[0]).keys() - groups.keys() - {case.name for case in cases})
             if unused:
-                survey.warnings.append(f"{labels}: {len(unused)} label maps have no image and are not used: {name_list(unused)}.")
+                survey.warnings.append(
+                    f"{labels}: label maps without an image are not used ({len(unused)}): {name_list(unused)}."
+                )
     return [split_by_label(case) for case in cases]
 
 
