@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_other_labels_count_as_background_and_are_said(tmp_path):
 def test_an_unexpected_table_names_the_expected_version(tmp_path):
     (tmp_path / "summary.json").write_text("[]")
     challenge = Challenge("gli", recorded.stand_in(tmp_path / "env", summary=tmp_path / "summary.json"))
-    with challenge, pytest.raises(InputError, match=rf"not as those of version {VERSION}"):
+    with challenge, pytest.raises(InputError, match=rf"version {re.escape(VERSION)}"):
         challenge.run()
 
 

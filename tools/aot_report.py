@@ -8,9 +8,9 @@
 TPU figures are the TPU compiler's estimates of time, floating-point operations and memory. There are two estimates of time. "schedule" is
 the sum of the cycles that its cost model assigns to each scheduled instruction (see `tpu_estimate`); "without estimate" is the
 number of instructions that have no cycles. "roofline" is `optimal_seconds`, which assumes the chip's peak rates for each instruction and
-counts a loop's body once; it lacks the whole seconds of a program that takes more than one. For the H200 there is no estimate of time. Instead the report reads from the compiled program (`gpu_program`)
-the transposes next to convolutions, the attention weights that are written to memory, the temporaries (without cuDNN's work space) and
-the bytes moved.
+counts a loop's body once; it lacks the whole seconds of a program that takes more than one. For the H200 there is no estimate of time.
+Instead the report reads from the compiled program (`gpu_program`) the transposes next to convolutions, the attention weights that are
+written to memory, the temporaries (without cuDNN's work space) and the bytes moved.
 """
 
 import json
