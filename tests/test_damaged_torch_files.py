@@ -30,7 +30,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, what",
+    "content, words",
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n", "git lfs pull"),
@@ -46,10 +46,10 @@ def file(tmp_path):
         (b"\x00", "not a known weight file"),
     ],
 )
-def test_a_file_of_another_format_is_named(tmp_path, content, what):
+def test_a_file_of_another_format_is_named(tmp_path, content, words):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    assert what in refusal(path)
+    assert words in refusal(path)
     refusal(path, read_safetensors)
 
 

@@ -27,12 +27,12 @@ def test_monai_datalist(tmp_path):
     content = {"training": datalist(tmp_path / "data"), "validation": [], "test": [{"image": "TrainingData/x.nii.gz"}]}
     touch(tmp_path / "data", "TrainingData/x.nii.gz")
     path = write_json(tmp_path / "lists" / "brats21.json", content)
-    found = find_cases(path, base=tmp_path / "data")
-    assert found.layout == "monai-datalist" and found.root == tmp_path / "data"
-    one, _, test = found.cases
+    dataset = find_cases(path, base=tmp_path / "data")
+    assert dataset.layout == "monai-datalist" and dataset.root == tmp_path / "data"
+    one, _, test = dataset.cases
     assert one.name == "BraTS2021_00000" and one.channels == WEIGHTS and one.problem is None and one.et_label == 4
     assert one.label == tmp_path / "data/TrainingData/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"
-    assert [(c.fold, c.split) for c in found.cases] == [(0, "training"), (1, "training"), (None, "test")]
+    assert [(c.fold, c.split) for c in dataset.cases] == [(0, "training"), (1, "training"), (None, "test")]
     assert test.name == "x" and test.channels is None
     # Without a base folder the list's own folder is used, in which the files do not exist.
     assert all("not exist" in case.problem and case.images == () for case in find_cases(path).cases)
@@ -54,13 +54,13 @@ def test_datalist_without_known_names(tmp_path):
     touch(tmp_path, "a/0.nii.gz", "a/1.nii.gz", "b/0.nii.gz", "b/1.nii.gz", "c/0.nii.gz")
     entries = [{"image": ["a/0.nii.gz", "a/1.nii.gz"]}, {"image": ["b/0.nii.gz", "b/1.nii.gz"]}]
     path = write_json(tmp_path / "list.json", {"validation": entries, "testing": ["c/0.nii.gz"]})
-    found = find_cases(path)
-    assert [(c.name, c.split) for c in found.cases] == [("a_0", "validation"), ("b_0", "validation"), ("c_0", "test")]
-    assert found.channels is None and find_cases(path, channels=["x", "y"]).cases[0].problem is None  # its order is kept
+    dataset = find_cases(path)
+    assert [(c.name, c.split) for c in dataset.cases] == [("a_0", "validation"), ("b_0", "validation"), ("c_0", "test")]
+    assert dataset.channels is None and find_cases(path, channels=["x", "y"]).cases[0].problem is None  # its order is kept
     assert "2 images" in find_cases(path, channels=WEIGHTS).cases[0].problem
 
 
-def test_a_missing_file_is_the_problem_of_its_case(tmp_path):
+def test_a_missing_file_is_reported_for_its_case(tmp_path):
     path = write_json(tmp_path / "list.json", {"training": datalist(tmp_path)})
     (tmp_path / "TrainingData/BraTS2021_00001/BraTS2021_00001_t1.nii.gz").unlink()
     (tmp_path / "TrainingData/BraTS2021_00000/BraTS2021_00000_seg.nii.gz").unlink()
@@ -89,10 +89,10 @@ def test_paths_inside_the_folder_are_accepted(tmp_path):
     touch(tmp_path, "far/x.nii.gz", "data/a.nii.gz")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "far")
     entries = ["./a.nii.gz", "b/../a.nii.gz", str(tmp_path / "data" / "a.nii.gz"), "link/x.nii.gz"]
-    found = find_cases(write_json(tmp_path / "data" / "list.json", {"test": entries}))
-    assert [(case.name, case.images[0].name) for case in found.cases] == [("a", "a.nii.gz"), ("x", "x.nii.gz")]
-    assert not any(case.problem for case in found.cases)
-    assert found.warnings == (f"{tmp_path / 'data' / 'list.json'}: a is listed more than once and used once.",)
+    dataset = find_cases(write_json(tmp_path / "data" / "list.json", {"test": entries}))
+    assert [(case.name, case.images[0].name) for case in dataset.cases] == [("a", "a.nii.gz"), ("x", "x.nii.gz")]
+    assert not any(case.problem for case in dataset.cases)
+    assert dataset.warnings == (f"{tmp_path / 'data' / 'list.json'}: a is listed more than once and used once.",)
 
 
 @pytest.mark.parametrize(

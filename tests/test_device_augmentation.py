@@ -1,4 +1,8 @@
-"""The augmentation in a run: the crops that the host hands over, the program before the step, and what depends on the data."""
+"""The augmentation in a run.
+
+The tests cover the crops that the host hands over, the augmentation program that runs before the training step, and what
+depends on the data.
+"""
 
 import hashlib
 import json
@@ -32,7 +36,7 @@ from swinunetr_jax.training.recipes.brats21 import RECIPE as BRATS21
 
 ROOT = Path(__file__).parents[1]
 SIZE, SAMPLES = (16, 8, 8), 8
-# Two transforms suffice to see whether the program of a sample depends on the number of samples; both need matrix products.
+# A few transforms suffice to see whether a sample's result depends on the number of samples.
 TRANSFORMS = (Rotation(probability=0.7), Scaling(probability=0.7), GaussianBlur(0.7), Mirror())
 TASK = Task.classes(3, roi=(32, 32, 32))
 RECIPE = Recipe(kind="labels", augment=Augmentation(TRANSFORMS), epochs=100)
@@ -68,17 +72,17 @@ def test_the_host_hands_over_float16_and_the_statistics(cases):
 
 
 def test_crops_do_not_depend_on_workers_or_interruptions(cases):
-    whole = take(cases)
-    for some in (take(cases, workers=1), whole[:1] + take(cases, 2, start=1)):
-        for one, other in zip(whole, some, strict=True):
-            assert all(np.array_equal(one[name], other[name]) for name in one)
+    uninterrupted = take(cases)
+    for repeated in (take(cases, workers=1), uninterrupted[:1] + take(cases, 2, start=1)):
+        for expected, batch in zip(uninterrupted, repeated, strict=True):
+            assert all(np.array_equal(batch[name], expected[name]) for name in expected)
 
 
-def test_processes_together_have_the_crops_and_the_numbers_of_one(cases, monkeypatch):
+def test_processes_together_have_the_crops_and_the_numbers_of_one_process(cases, monkeypatch):
     shares = [take(cases, process=process, processes=2) for process in range(2)]
-    for step, one in enumerate(take(cases)):
-        for name in one:
-            np.testing.assert_array_equal(one[name], np.concatenate([share[step][name] for share in shares]))
+    for step, expected in enumerate(take(cases)):
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], np.concatenate([share[step][name] for share in shares]))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     numbers = []
     for process in range(2):
@@ -109,8 +113,8 @@ def test_intensities_are_normalised_as_on_the_host(cases):
     windowed = ScaleWindow(-100, 500)(example)["image"]
     task = Task.classes(2, intensity="window", window=(-100, 500))
     np.testing.assert_allclose(normalized(sample, task), windowed, atol=1e-6)
-    done = {"image": theirs}  # the recipe's own transforms have normalised it
-    np.testing.assert_array_equal(normalized(done, BRATS), theirs)
+    already_normalized = {"image": theirs}  # the recipe's own transforms have normalised it
+    np.testing.assert_array_equal(normalized(already_normalized, BRATS), theirs)
 
 
 def test_the_recipe_of_the_paper_has_no_augmentation_on_the_device(cases):
@@ -123,8 +127,8 @@ def test_the_recipe_of_the_paper_has_no_augmentation_on_the_device(cases):
     data = batches(replace(BRATS21, workers=0, roi=roi), Cases(small, 2, tuple(cases), (), (0, 1, 2)))
     wanted = TrainingData(cases, brats_recipe(roi), batch=1, seed=0)
     for _ in range(3):
-        one, other = next(data), next(wanted)
-        assert set(one) == {"image", "label", "case"} and all(np.array_equal(one[name], other[name]) for name in one)
+        batch, expected = next(data), next(wanted)
+        assert set(batch) == {"image", "label", "case"} and all(np.array_equal(batch[name], expected[name]) for name in batch)
     data.close(), wanted.close()
 
 
@@ -135,9 +139,9 @@ def test_an_axis_along_which_labels_name_sides_is_not_mirrored(capsys):
     sided = Task.from_labels({"background": 0, "kidney_left": 1, "kidney_right": 2}, None, roi=(32, 32, 32))
     sample = sample_augmentation(RECIPE, sided, [np.eye(4)], passes=100)
     assert sample.transforms[-1].axes == (1, 2) and sample.labels == (0, 1, 2)
-    said = capsys.readouterr().out
-    assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in said
-    assert "Mirror(axes=…) in the recipe chooses other axes" in said and "--augment" not in said
+    printed = capsys.readouterr().out
+    assert "samples are not mirrored along axis 0 (left-right: kidney_left, kidney_right)" in printed
+    assert "Mirror(axes=…) in the recipe chooses other axes" in printed and "--augment" not in printed
     chosen = replace(RECIPE, augment=Augmentation((Mirror(axes=(0,)),)))
     assert sample_augmentation(chosen, sided, [np.eye(4)], passes=1).transforms[0].axes == (0,)
     assert "as Mirror(axes=…) in the recipe asks" in capsys.readouterr().err
@@ -151,8 +155,8 @@ def test_samples_with_a_thin_axis_rotate_only_in_the_plane(capsys):
     rotation, scaling = sample.transforms[:2]
     assert (rotation.axes, rotation.degrees, scaling.axes) == ((2,), 180, (0, 1)) and sample.source_size == (40, 40, 32)
     assert (
-        "only the plane of the other two axes is changed by Rotation, Scaling" in (said := capsys.readouterr().out)
-        and "axis 2" in said
+        "only the plane of the other two axes is changed by Rotation, Scaling" in (printed := capsys.readouterr().out)
+        and "axis 2" in printed
     )
     with refused("samples cannot be rotated about axis 0"):
         sample_augmentation(replace(RECIPE, augment=Augmentation((Rotation(axes=(0,)),))), TASK, thick, passes=100)
@@ -167,8 +171,8 @@ def test_crops_are_in_the_foreground_or_around_labels():
     by_class = ClassShare(0.33, 2)
     assert source_crop(TASK, sample, by_class).crop == CropByClass(source_crop(TASK, sample).crop, by_class)
     ct = Task.classes(2, intensity="window", window=(-175.0, 250.0), roi=(32, 32, 32))
-    found = source_crop(ct, sample_augmentation(RECIPE, ct, [np.eye(4)], passes=100))
-    assert isinstance(found.crop, CropByLabel) and found.crop.fill == -175
+    source = source_crop(ct, sample_augmentation(RECIPE, ct, [np.eye(4)], passes=100))
+    assert isinstance(source.crop, CropByLabel) and source.crop.fill == -175
     assert sample.masked and not sample_augmentation(RECIPE, ct, [np.eye(4)], passes=100).masked
 
 
@@ -190,12 +194,12 @@ def test_samples_are_the_same_bits_on_any_number_of_devices():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["changed"] and len(set(found["digests"].values())) == 1, found["digests"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["changed"] and len(set(result["digests"].values())) == 1, result["digests"]
 
 
 def on_devices() -> dict:
-    """Returns digests of an augmented batch for several numbers of devices, and of its first half as a batch of its own."""
+    """Returns digests of an augmented batch for several numbers of devices, and for the same samples one at a time."""
     recipe = replace(RECIPE, batch=SAMPLES, seed=5)
     sample = recipe.augment.for_run(Run(), SIZE, (0, 1, 2), masked=True)
     rng = np.random.default_rng(0)

@@ -66,7 +66,7 @@ def test_names_from_data_are_neither_formulas_nor_commands_to_a_terminal(tmp_pat
 
 
 def test_empty_references_are_counted_by_convention(tmp_path, capsys):
-    """Neither case has an enhancing tumour; none is predicted in a, and one is predicted in b."""
+    """The references a and b have no enhancing tumour; it is predicted in b but not in a. Case c is predicted exactly."""
     none = brats()
     none[none == 4] = 1
     for name, pred in (("a", none), ("b", brats()), ("c", brats())):
@@ -89,15 +89,15 @@ def test_empty_references_are_counted_by_convention(tmp_path, capsys):
 
 def test_data_sets_state_the_meaning_of_labels(tmp_path):
     labels = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
-    nnunet = tmp_path / "nnunet"
-    save(nnunet / "imagesTr/c_0000.nii.gz", np.ones(SHAPE, np.float32))
-    save(nnunet / "labelsTr/c.nii.gz", labels)
+    nnunet_folder = tmp_path / "nnunet"
+    save(nnunet_folder / "imagesTr/c_0000.nii.gz", np.ones(SHAPE, np.float32))
+    save(nnunet_folder / "labelsTr/c.nii.gz", labels)
     info = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "numTraining": 1}
     info["labels"] = {"background": 0, "all": [1, 2, 3], "core": [2, 3], "rim": 3}
     info["regions_class_order"] = [1, 2, 3]
-    (nnunet / "dataset.json").write_text(json.dumps(info))
+    (nnunet_folder / "dataset.json").write_text(json.dumps(info))
     save(tmp_path / "out/c.nii.gz", labels)
-    for references in (nnunet, nnunet / "labelsTr"):
+    for references in (nnunet_folder, nnunet_folder / "labelsTr"):
         assert run(tmp_path / "out", references) == 0
         report = scores(tmp_path / "out")
         assert list(report["cases"]["c"]) == ["all", "core", "rim"]
@@ -112,7 +112,7 @@ def test_data_sets_state_the_meaning_of_labels(tmp_path):
     report = scores(tmp_path / "out")
     assert list(report["cases"]["c"]) == ["liver", "spleen"]
     assert report["notes"]["c"] == [
-        f"label 3 of the {which} belongs to no output and counts as background" for which in ("prediction", "reference")
+        f"label 3 of the {side} belongs to no output and counts as background" for side in ("prediction", "reference")
     ]
     # predict.json takes precedence over the data set, and the option over both
     record(tmp_path / "out", Task.classes(4))
@@ -121,7 +121,7 @@ def test_data_sets_state_the_meaning_of_labels(tmp_path):
     (tmp_path / "out/predict.json").unlink()
     assert run(tmp_path / "out/c.nii.gz", tmp_path / "nnunet/labelsTr/c.nii.gz", "--task", "classes") == 0
     assert list(scores(tmp_path / "out")["cases"]["c"]) == ["class 1", "class 2", "class 3"]
-    assert run(tmp_path / "out", nnunet, "--task", "brats") == 0
+    assert run(tmp_path / "out", nnunet_folder, "--task", "brats") == 0
     assert list(scores(tmp_path / "out")["cases"]["c"]) == ["TC", "WT", "ET"]
 
 
@@ -201,8 +201,8 @@ def test_an_ignored_label_is_not_an_output():
 
 
 def test_means_without_scores():
-    found = Evaluation(Task.classes(3), 1.0)
-    found.scores["a"] = {name: {"dice_monai": math.nan} for name in ("class 1", "class 2")}
-    mean = found.means()["dice_monai"]
+    evaluation = Evaluation(Task.classes(3), 1.0)
+    evaluation.scores["a"] = {name: {"dice_monai": math.nan} for name in ("class 1", "class 2")}
+    mean = evaluation.means()["dice_monai"]
     assert math.isnan(mean["mean"].value)
     assert [(mean[name].cases, mean[name].left_out) for name in ("class 1", "class 2", "mean")] == [(0, 1), (0, 1), (0, 2)]

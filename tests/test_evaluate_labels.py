@@ -10,7 +10,10 @@ from swinunetr_jax import Task
 
 
 def test_names_and_values_decide_the_label_of_the_enhancing_tumour(tmp_path, capsys):
-    """It is 4 up to 2022 and 3 since 2023. A prediction with the other label is scored, or the message names the label."""
+    """The enhancing tumour has the label 4 up to 2022 and 3 since 2023.
+
+    A prediction with the other label is scored, or the message names the label.
+    """
     old, new = "BraTS2021_00001", "BraTS-GLI-00001-000"
     brats_case(tmp_path / "data", new, brats(et=3), modern=True)
     save(tmp_path / "a" / f"{new}.nii.gz", brats(et=3))
@@ -27,15 +30,15 @@ def test_names_and_values_decide_the_label_of_the_enhancing_tumour(tmp_path, cap
     assert run(tmp_path / "b", tmp_path / "refs", "--task", "brats") == 0
     assert scores(tmp_path / "b")["means"]["dice_brats"]["mean"]["value"] == 1
     assert "label 3 in the prediction and 4 in the reference" in capsys.readouterr().out
-    both = brats(et=4)
-    both[0, 0, 0] = 3
-    save(tmp_path / "refs" / f"{old}.nii.gz", both)
+    mixed_labels = brats(et=4)
+    mixed_labels[0, 0, 0] = 3
+    save(tmp_path / "refs" / f"{old}.nii.gz", mixed_labels)
     assert run(tmp_path / "b", tmp_path / "refs", "--task", "brats") == 1
     assert "labels 3 and 4 occur" in capsys.readouterr().err
 
 
 def brats_2024(seed=0):
-    """Labels 1 to 4, of which 3 is the enhancing tumour and 4 the resection cavity."""
+    """Returns labels 1 to 4, of which 3 is the enhancing tumour and 4 the resection cavity."""
     labels = brats(seed, et=3)
     labels[-3:, -4:, :3] = 4
     return labels
@@ -57,22 +60,22 @@ def test_labels_3_and_4_that_the_data_set_names_are_scored_unchanged(tmp_path, n
     swapped[brats_2024() == 3], swapped[brats_2024() == 4] = 4, 3
     save(tmp_path / "out/c.nii.gz", swapped)
     assert run(tmp_path / "out", data) == 0
-    found = scores(tmp_path / "out")["cases"]["c"]
-    assert found["ET"]["dice_brats"] == found["RC"]["dice_brats"] == 0
-    assert found["ET"]["volume_ml"] == pytest.approx((brats_2024() == 4).sum() * 0.002)
+    case_scores = scores(tmp_path / "out")["cases"]["c"]
+    assert case_scores["ET"]["dice_brats"] == case_scores["RC"]["dice_brats"] == 0
+    assert case_scores["ET"]["volume_ml"] == pytest.approx((brats_2024() == 4).sum() * 0.002)
 
     # The reference has no cavity, and the prediction labels all of the enhancing tumour as cavity.
     nnunet(tmp_path / "data", brats(et=3), **names)
     save(tmp_path / "out/c.nii.gz", brats(et=4))
     record(tmp_path / "out", Task.from_labels({k: v for k, v in names.items() if k != "order"}, names.get("order")))
     assert run(tmp_path / "out", data, "--out", tmp_path / "scores") == 0
-    found = scores(tmp_path / "scores")["cases"]["c"]
-    assert found["ET"]["dice_brats"] == found["RC"]["dice_brats"] == 0
+    case_scores = scores(tmp_path / "scores")["cases"]["c"]
+    assert case_scores["ET"]["dice_brats"] == case_scores["RC"]["dice_brats"] == 0
 
 
 @pytest.mark.fault("1.4")
 def test_the_data_sets_meaning_of_label_3_takes_precedence(tmp_path, capsys):
-    """The task has only one of the two labels; the data set's dataset.json gives the other one another meaning."""
+    """The task has only one of the labels 3 and 4, and dataset.json gives the other label another meaning."""
     data = nnunet(tmp_path / "data", brats(et=3), **CLASSES_2024)
     save(tmp_path / "out/c.nii.gz", brats(et=4))
     assert run(tmp_path / "out", data, "--task", "brats") == 0
@@ -108,7 +111,7 @@ def test_an_assumption_is_printed(tmp_path, capsys):
 
 
 def partly_annotated(ignore):
-    """Two slabs of the label map, one inside the tumour, are not annotated."""
+    """Returns a label map of which two slabs, one inside the tumour, are not annotated."""
     labels = brats(et=3)
     labels[4:6], labels[-2:] = ignore, ignore
     return labels

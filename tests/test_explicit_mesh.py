@@ -1,4 +1,4 @@
-"""The network over meshes of `jax.make_mesh`, whose axes are explicit. The tests run on four CPU devices, in a process of their own."""
+"""The network over meshes of `jax.make_mesh`, whose axes are explicit. The tests run on four CPU devices, in a separate process."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PLANE, SPACE = (4, 64, 32, 1), (2, 64, 32, 32, 1)  # shapes of inputs
 
 
 class Case(NamedTuple):
-    """The shape of the input, the sizes and names of a mesh, and the sharding of the volumes and of the last axes of the weights."""
+    """A test case: the shape of the input, the mesh, and the sharding of the volumes and of the last axes of the weights."""
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -54,25 +54,25 @@ def in_subprocess(function: str) -> dict:
 
 @pytest.mark.fault("4.4")
 def test_the_network_can_be_traced_over_explicit_axes_and_has_the_logits_of_one_device():
-    found = in_subprocess("check_some_cases")
-    assert found["traced"] == list(TRACED)
-    assert found["sharded"]
-    assert found["logits"] < 1e-12
+    results = in_subprocess("check_some_cases")
+    assert results["traced"] == list(TRACED)
+    assert results["sharded"]
+    assert results["logits"] < 1e-12
 
 
 @pytest.mark.long
 @pytest.mark.fault("4.4")
 def test_loss_logits_gradients_and_intermediates_over_explicit_axes_equal_those_of_one_device():
-    found = in_subprocess("check_all_cases")
-    assert max(found.pop("intermediates").values()) < 1e-10
+    results = in_subprocess("check_all_cases")
+    assert max(results.pop("intermediates").values()) < 1e-10
     for name in CASES:
-        case = found[name]
+        case = results[name]
         assert case["sharded"], name
         assert case["loss"] < 1e-12 and case["logits"] < 1e-12 and case["gradient"] < 1e-9, (name, case)
 
 
 def relative_error(got: jax.Array, expected: jax.Array) -> float:
-    """Returns the largest difference over the largest value."""
+    """Returns the largest difference divided by the largest value."""
     return float(np.abs(np.asarray(got) - np.asarray(expected)).max() / (np.abs(np.asarray(expected)).max() or 1))
 
 
@@ -98,7 +98,7 @@ class Prepared:
     def place(self, array: np.ndarray, *spec: str | None) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
 
-    def placed(self) -> tuple[nnx.State, jax.Array, jax.Array]:
+    def placed_inputs(self) -> tuple[nnx.State, jax.Array, jax.Array]:
         def place_weight(w: jax.Array) -> jax.Array:
             is_divisible = self.case.weights and w.ndim and w.shape[-1] % DEVICES == 0
             return self.place(w, *[None] * (w.ndim - 1), self.case.weights) if is_divisible else self.place(w)
@@ -115,14 +115,17 @@ class Prepared:
 
 
 def check_some_cases() -> dict:
-    """Returns which gradients can be traced, and for one case the difference of the logits from those of one device."""
+    """Traces the gradients of the cases in TRACED.
+
+    Returns their names and, for one case, the difference of the logits from those of one device.
+    """
     traced = []
     for name in TRACED:
         prepared = Prepared(CASES[name])
-        prepared.gradient.trace(*prepared.placed())
+        prepared.gradient.trace(*prepared.placed_inputs())
         traced.append(name)
     prepared = Prepared(CASES["samples and rows"])
-    weights, x, _ = prepared.placed()
+    weights, x, _ = prepared.placed_inputs()
     logits = prepared.forward(weights, x)
     expected = prepared.forward(prepared.weights, prepared.x)
     return {"traced": traced, "sharded": prepared.is_sharded(logits), "logits": relative_error(logits, expected)}
@@ -130,18 +133,18 @@ def check_some_cases() -> dict:
 
 def check_all_cases() -> dict:
     """Returns for each case the differences of loss, logits and gradients from those of one device."""
-    found = {}
+    results = {}
     for name, case in CASES.items():
         prepared = Prepared(case)
         (loss, logits), gradient = prepared.gradient(prepared.weights, prepared.x, prepared.label)
-        (sharded_loss, sharded_logits), sharded_gradient = prepared.gradient(*prepared.placed())
-        found[name] = {
+        (sharded_loss, sharded_logits), sharded_gradient = prepared.gradient(*prepared.placed_inputs())
+        results[name] = {
             "sharded": prepared.is_sharded(sharded_logits),
             "loss": relative_error(sharded_loss, loss),
             "logits": relative_error(sharded_logits, logits),
             "gradient": max(map(relative_error, jax.tree.leaves(sharded_gradient), jax.tree.leaves(gradient))),
         }
-    return found | {"intermediates": intermediates()}
+    return results | {"intermediates": intermediates()}
 
 
 def intermediates() -> dict[str, float]:

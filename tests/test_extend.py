@@ -74,16 +74,16 @@ def test_an_example_trains_swin_unetr(name, data, tmp_path):
 
 
 def assert_resumes_to_the_same_bytes(name: str, data: Path, folder: Path) -> None:
-    whole, half = folder / "whole", folder / "half"
-    assert train_example(name, data, whole) == 0
-    assert train_example(name, data, half) == 0
+    full_run, resumed_run = folder / "whole", folder / "half"
+    assert train_example(name, data, full_run) == 0
+    assert train_example(name, data, resumed_run) == 0
     for newest in ("00000004", "last"):  # as if the run had stopped after step 2
-        path = half / "checkpoints" / newest if newest != "last" else half / "last"
+        path = resumed_run / "checkpoints" / newest if newest != "last" else resumed_run / "last"
         path.unlink() if path.is_symlink() else path.rename(path.with_name("set-aside"))
-    assert run_command("train", "--resume", half) == 0
-    assert bytes_of(half) == bytes_of(whole)
-    assert [row["loss"] for row in read_rows(half) if row["kind"] == "step"] == [
-        row["loss"] for row in read_rows(whole) if row["kind"] == "step"
+    assert run_command("train", "--resume", resumed_run) == 0
+    assert bytes_of(resumed_run) == bytes_of(full_run)
+    assert [row["loss"] for row in read_rows(resumed_run) if row["kind"] == "step"] == [
+        row["loss"] for row in read_rows(full_run) if row["kind"] == "step"
     ]
 
 
@@ -137,7 +137,7 @@ def test_frozen_parameters_do_not_change_and_biases_have_no_decay(data, tmp_path
 
 @pytest.fixture(scope="module")
 def unet_run(data, tmp_path_factory) -> Path:
-    """A run of the network example in a separate process with two workers, which was started in another folder."""
+    """Returns a run of the network example that a separate process with two workers trained in another folder."""
     run = tmp_path_factory.mktemp("unet") / "run"
     shared = ["--data", data / "phantom", "--cache", data / "cache", "--out", run, *SMALL, *SMALLER, "--workers", "2"]
     command = [sys.executable, "-m", "swinunetr_jax.cli", "train", FOLDER / "network.py", *shared]
