@@ -38,7 +38,7 @@ def small_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(runner) -> Path:
-    """The folder of an undisturbed run."""
+    """Returns the folder of an undisturbed run."""
     run = runner.folder / "finished"
     runner.finish(runner.begin(run, *OFTEN, count=1), 0)
     return run
@@ -57,13 +57,13 @@ def test_a_run_killed_at_twenty_moments_continues_to_the_same_bytes(runner, fini
 
 
 def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: int) -> None:
-    """Kills runs, in turn a random time after a step and while a state is written, and resumes each of them until it finishes."""
-    rng, done, number = random.Random(seed), 0, 0
-    while done < kills:
+    """Kills runs alternately at a random time after a step and while a state is written, and resumes each until it finishes."""
+    rng, kill_count, number = random.Random(seed), 0, 0
+    while kill_count < kills:
         run, number = runner.folder / f"killed{seed}-{number}", number + 1
         (process,) = runner.begin(run, *OFTEN, count=1)
-        while done < kills and killed(runner, process, run, in_a_save=done % 2 == 1, delay=rng.uniform(0, 0.5)):
-            done += 1
+        while kill_count < kills and killed(runner, process, run, in_a_save=kill_count % 2 == 1, delay=rng.uniform(0, 0.5)):
+            kill_count += 1
             (process,) = runner.start("--resume", str(run), count=1)
         runner.finish([process], 0)
         assert bytes_of(run) == bytes_of(finished)
@@ -72,9 +72,9 @@ def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: in
 
 def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: bool, delay: float) -> bool:
     """Kills a run after its next step or in its next save, and returns False if it ended before."""
-    logged, checkpoints = len(read_rows(run)), run / "checkpoints"
+    logged, checkpoint_folder = len(read_rows(run)), run / "checkpoints"
     if in_a_save:
-        alive = runner.wait_for(process, lambda: any(checkpoints.glob(".*.tmp")))
+        alive = runner.wait_for(process, lambda: any(checkpoint_folder.glob(".*.tmp")))
     else:
         alive = runner.wait_for(process, lambda: len(read_rows(run)) > logged)
         time.sleep(delay)
@@ -132,7 +132,7 @@ def test_a_sample_that_can_no_longer_be_read_ends_the_run(runner, workers):
 def workers_of(process: subprocess.Popen) -> list[int]:
     """Returns the child processes that prepare samples."""
     lists = Path(f"/proc/{process.pid}/task").glob("*/children")  # each thread has a list
-    children = [pid for list_ in lists for pid in list_.read_text().split()]
+    children = [pid for children_file in lists for pid in children_file.read_text().split()]
     return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
@@ -141,16 +141,16 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 @pytest.fixture
 def stopped(finished, tmp_path) -> tuple[Path, Training]:
-    """A copy of the finished run with its two newest states, and the `Training` that restores them."""
+    """Returns a copy of the finished run with its two newest states, and the `Training` that restores them."""
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
-    about = read_description(run)
+    run_description = read_description(run)
     from swinunetr_jax import SwinUNETRConfig, Task
     from swinunetr_jax.training import Recipe
 
-    recipe = Recipe.from_dict(about["recipe"])
-    config, task = SwinUNETRConfig.from_dict(about["network"]), Task.from_dict(about["task"])
-    return run, Training(config, task, recipe.loss, recipe.optim, about["steps"], recipe.seed)
+    recipe = Recipe.from_dict(run_description["recipe"])
+    config, task = SwinUNETRConfig.from_dict(run_description["network"]), Task.from_dict(run_description["task"])
+    return run, Training(config, task, recipe.loss, recipe.optim, run_description["steps"], recipe.seed)
 
 
 def restored(run: Path, training: Training) -> tuple[Progress, list[str]]:

@@ -88,9 +88,11 @@ def test_json_of_the_right_types_is_read(tmp_path):
 
 def test_temporary_files_of_ended_processes_are_removed_and_others_are_kept(tmp_path):
     code = "import sys; from swinunetr_jax.files.atomic import temporary_name; print(temporary_name(sys.argv[1], '.nii.gz'))"
-    ended = subprocess.run([sys.executable, "-c", code, "case.nii.gz"], capture_output=True, text=True, check=True).stdout.strip()
+    stale_name = subprocess.run(
+        [sys.executable, "-c", code, "case.nii.gz"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     mine = temporary_name("case.nii.gz", ".nii.gz")
-    for name in (ended, mine, ".other.tmp", "case.nii.gz"):
+    for name in (stale_name, mine, ".other.tmp", "case.nii.gz"):
         (tmp_path / name).write_text("")
     files.remove_stale_temporaries(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([mine, ".other.tmp", "case.nii.gz"])
@@ -121,11 +123,11 @@ def test_a_lock_excludes_other_processes(tmp_path):
     assert os.listdir(tmp_path) == ["n"]
 
 
-NAMES_OF_NO_FILE = ("a" * 300, "a/" * 3000, "a\0b", "loop", "file/below", "\ud800")
+IMPOSSIBLE_NAMES = ("a" * 300, "a/" * 3000, "a\0b", "loop", "file/below", "\ud800")
 
 
 @pytest.mark.fault("3.5")
-@pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
+@pytest.mark.parametrize("name", IMPOSSIBLE_NAMES, ids=lambda name: ascii(name[:9]))
 def test_a_file_with_an_impossible_name_does_not_exist(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_text("")
@@ -145,9 +147,9 @@ def test_a_path_without_permission_is_refused_with_one_sentence(tmp_path, monkey
 
     assert files.is_file(__file__) and files.is_folder(tmp_path) and not files.is_file(tmp_path)
     monkeypatch.setattr(os, "stat", denied)
-    for ask in (files.exists, files.is_file, files.is_folder):
+    for check in (files.exists, files.is_file, files.is_folder):
         with pytest.raises(InputError, match=r"a: cannot be accessed \(Permission denied\)"):
-            ask(tmp_path / "a")
+            check(tmp_path / "a")
 
 
 @pytest.mark.fault("3.3")
@@ -187,7 +189,7 @@ def test_a_path_of_this_machine_is_unchanged():
 
 
 @pytest.mark.fault("3.5")
-@pytest.mark.parametrize("name", NAMES_OF_NO_FILE, ids=lambda name: ascii(name[:9]))
+@pytest.mark.parametrize("name", IMPOSSIBLE_NAMES, ids=lambda name: ascii(name[:9]))
 def test_impossible_paths_of_every_option_are_refused(tmp_path, name):
     from swinunetr_jax.commands.evaluate import Evaluate
     from swinunetr_jax.commands.validate import Validate

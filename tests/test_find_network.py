@@ -27,13 +27,13 @@ def params(seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def one() -> dict[str, np.ndarray]:
+def first_state() -> dict[str, np.ndarray]:
     """The state dict of a network."""
     return to_monai(params(1), CONFIG)
 
 
 @pytest.fixture(scope="module")
-def two() -> dict[str, np.ndarray]:
+def second_state() -> dict[str, np.ndarray]:
     """The state dict of another network."""
     return to_monai(params(2), CONFIG)
 
@@ -72,8 +72,8 @@ OTHER_NETWORK = {"conv.weight": np.ones((3, 3), np.float32), "head.bias": np.one
         lambda net: {"model": net, "same": dict(net)},
     ],
 )
-def test_the_only_complete_network_is_found_under_any_name(state_file, one, wrap):
-    assert is_network(state_file(wrap(one)), one)
+def test_the_only_complete_network_is_found_under_any_name(state_file, first_state, wrap):
+    assert is_network(state_file(wrap(first_state)), first_state)
 
 
 @pytest.mark.fault("5.18")
@@ -95,9 +95,9 @@ def test_the_only_complete_network_is_found_under_any_name(state_file, one, wrap
         (lambda net: prefixed(net, "net.") | {"stray\x1b[2J\nname": np.ones(1)}, ["stray\x1b[2J\nname"]),
     ],
 )
-def test_unrelated_entries_are_ignored_and_reported(state_file, one, content, ignored, capsys):
-    path = state_file(content(one))
-    assert is_network(path, one)
+def test_unrelated_entries_are_ignored_and_reported(state_file, first_state, content, ignored, capsys):
+    path = state_file(content(first_state))
+    assert is_network(path, first_state)
     report = open_checkpoint(path).report
     assert sorted(report.ignored) == ignored
     assert "ignored in the file: " in str(report) and "\x1b" not in str(report)
@@ -105,9 +105,9 @@ def test_unrelated_entries_are_ignored_and_reported(state_file, one, content, ig
     assert ("total_" in ignored[0]) == ("which were ignored" not in warned) and "\x1b" not in warned
 
 
-def test_an_additional_layer_is_refused(state_file, one):
+def test_an_additional_layer_is_refused(state_file, first_state):
     with pytest.raises(ValueError, match=r"attention_gate.weight: \(2, 2\) in the file, not in the network"):
-        open_checkpoint(state_file(one | {"attention_gate.weight": np.ones((2, 2), np.float32)}))
+        open_checkpoint(state_file(first_state | {"attention_gate.weight": np.ones((2, 2), np.float32)}))
 
 
 # Several networks
@@ -127,31 +127,31 @@ def test_an_additional_layer_is_refused(state_file, one):
         (lambda a, b: {"models": {"0": a, "1": prefixed(b, "module.")}}, "models.0", "models.1"),
     ],
 )  # fmt: skip
-def test_several_networks_are_listed_and_one_is_chosen(state_file, one, two, content, first, second):
-    path = state_file(content(one, two))
+def test_several_networks_are_listed_and_one_is_chosen(state_file, first_state, second_state, content, first, second):
+    path = state_file(content(first_state, second_state))
     with refused(path, "holds several networks", "--key", first, second):
         open_checkpoint(path)
-    assert is_network(path, one, key=first) and is_network(path, two, key=second)
+    assert is_network(path, first_state, key=first) and is_network(path, second_state, key=second)
     with refused("has no network under 'nothing'", first, second):
         open_checkpoint(path, key="nothing")
 
 
 @pytest.mark.fault("1.11")
-def test_a_network_of_a_safetensors_file_is_chosen(tmp_path, one, two):
+def test_a_network_of_a_safetensors_file_is_chosen(tmp_path, first_state, second_state):
     path = tmp_path / "a.safetensors"
-    write_safetensors(path, prefixed(one, "model.") | prefixed(two, "ema."))
+    write_safetensors(path, prefixed(first_state, "model.") | prefixed(second_state, "ema."))
     with refused(path, "several networks", "model (", "ema ("):
         open_checkpoint(path)
-    assert is_network(path, two, key="ema")
+    assert is_network(path, second_state, key="ema")
 
 
-def test_an_encoder_counts_as_a_network_if_only_an_encoder_is_needed(state_file, one, two):
-    encoder = {name: tensor for name, tensor in two.items() if name.startswith("swinViT.")}
-    path = state_file({"model": one, "pretrained": encoder})
+def test_an_encoder_counts_as_a_network_if_only_an_encoder_is_needed(state_file, first_state, second_state):
+    encoder = {name: tensor for name, tensor in second_state.items() if name.startswith("swinViT.")}
+    path = state_file({"model": first_state, "pretrained": encoder})
     with refused("several networks", "pretrained"):
         open_checkpoint(path, encoder_only=True, out_channels=2)
     checkpoint = open_checkpoint(path, encoder_only=True, out_channels=2, key="pretrained")
-    assert np.array_equal(checkpoint.params["swin.patch_embed.proj.bias"], two["swinViT.patch_embed.proj.bias"])
+    assert np.array_equal(checkpoint.params["swin.patch_embed.proj.bias"], second_state["swinViT.patch_embed.proj.bias"])
 
 
 def test_a_key_for_a_checkpoint_folder_is_refused(tmp_path):
@@ -165,12 +165,12 @@ def test_a_key_for_a_checkpoint_folder_is_refused(tmp_path):
 
 @pytest.mark.fault("5.18")
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_harmless_values_are_accepted(tmp_path, one, protocol):
+def test_harmless_values_are_accepted(tmp_path, first_state, protocol):
     torch = pytest.importorskip("torch")
     from torch.optim.swa_utils import AveragedModel
 
     content = {
-        "state_dict": {name: torch.from_numpy(tensor) for name, tensor in one.items()},
+        "state_dict": {name: torch.from_numpy(tensor) for name, tensor in first_state.items()},
         "args": argparse.Namespace(data=pathlib.Path("/data"), device=torch.device("cuda:0"), tags={"a"}, steps=[1, 2]),
         "paths": [pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a")],
         "history": np.ones((3, 4)),
@@ -184,45 +184,45 @@ def test_harmless_values_are_accepted(tmp_path, one, protocol):
         "kind": float,
     }
     torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
-    assert is_network(tmp_path / "a.pt", one)
+    assert is_network(tmp_path / "a.pt", first_state)
     net = torch.nn.Linear(1, 1)
     torch.save({"net": AveragedModel(net).state_dict(), "best": content}, tmp_path / "b.pt", pickle_protocol=protocol)
-    assert is_network(tmp_path / "b.pt", one)
+    assert is_network(tmp_path / "b.pt", first_state)
 
 
 # Folders and shards
 
 
 @pytest.mark.fault("1.11")
-def test_weights_are_found_in_the_folder_of_a_bundle(tmp_path, one, state_file):
+def test_weights_are_found_in_the_folder_of_a_bundle(tmp_path, first_state, state_file):
     (tmp_path / "bundle" / "models").mkdir(parents=True)
     (tmp_path / "bundle" / "configs").mkdir()
-    state_file({"model": one}, "bundle/models/model.pt")
-    assert is_network(tmp_path / "bundle", one)
-    state_file({"model": one}, "bundle/pytorch_model.bin")
+    state_file({"model": first_state}, "bundle/models/model.pt")
+    assert is_network(tmp_path / "bundle", first_state)
+    state_file({"model": first_state}, "bundle/pytorch_model.bin")
     with refused("several weight files", "models/model.pt", "pytorch_model.bin"):
         open_checkpoint(tmp_path / "bundle")
 
 
 @pytest.mark.fault("1.11")
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_shards_are_read_through_their_index(tmp_path, one, ending):
+def test_shards_are_read_through_their_index(tmp_path, first_state, ending):
     folder = tmp_path / "hub"
     folder.mkdir()
     write = write_safetensors if ending == "safetensors" else write_torch_file
-    names = sorted(one)
-    shards = {f"model-{i}.{ending}": {name: one[name] for name in names[i::2]} for i in range(2)}
+    names = sorted(first_state)
+    shards = {f"model-{i}.{ending}": {name: first_state[name] for name in names[i::2]} for i in range(2)}
     for shard, tensors in shards.items():
         write(folder / shard, tensors)
     index = folder / f"model.{ending}.index.json"
-    places = {name: shard for shard, tensors in shards.items() for name in tensors}
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
-    assert is_network(folder, one) and is_network(index, one)
+    shard_of = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": shard_of}))
+    assert is_network(folder, first_state) and is_network(index, first_state)
 
-    index.write_text(json.dumps({"weight_map": places | {"lost.weight": f"model-0.{ending}"}}))
+    index.write_text(json.dumps({"weight_map": shard_of | {"lost.weight": f"model-0.{ending}"}}))
     with refused("model-0", "lacks lost.weight"):
         open_checkpoint(folder)
-    index.write_text(json.dumps({"weight_map": places | {"out.conv.conv.bias": "../secret"}}))
+    index.write_text(json.dumps({"weight_map": shard_of | {"out.conv.conv.bias": "../secret"}}))
     with refused(index, "../secret", "do not trust"):
         open_checkpoint(folder)
     for text in ("[]", "{", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):

@@ -1,4 +1,4 @@
-"""Folds: given ones are kept, and drawn ones do not depend on the order of the cases."""
+"""Folds that a data set states are kept, and drawn folds do not depend on the order of the cases."""
 
 from pathlib import Path
 
@@ -40,9 +40,9 @@ def test_time_points_of_a_patient_stay_together():
 
 
 def test_given_folds_are_kept():
-    given = [case("a", 3), case("b", 1), case("c", 3), case("v", split="validation")]
-    assert with_folds(given) == tuple(given)
-    train, validation = fold_split(given, 3)
+    cases = [case("a", 3), case("b", 1), case("c", 3), case("v", split="validation")]
+    assert with_folds(cases) == tuple(cases)
+    train, validation = fold_split(cases, 3)
     assert [c.name for c in train] == ["b"] and [c.name for c in validation] == ["a", "c"]
     with refused("2 of 3 training cases have a fold, b has none"):
         with_folds([case("a", 0), case("b"), case("c", 1)])

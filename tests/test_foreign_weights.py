@@ -34,7 +34,10 @@ def heads(prefix=""):
 
 
 def reconstruction(state):
-    """Returns a network with the names of `ssl_pretrained_weights.pth`: "encoder." for the encoder, and one more "0." in its stages."""
+    """Returns a network with the names of `ssl_pretrained_weights.pth`.
+
+    The names of the encoder have the prefix "encoder." and an additional "0." in the names of its stages.
+    """
     tensors = {}
     for name, tensor in state.items():
         name = re.sub(r"^swinViT\.(layers\d)\.0\.", r"encoder.\1.0.0.", name)

@@ -35,5 +35,5 @@ def test_a_wrong_reader_is_detected_and_the_damaged_file_is_kept(tmp_path, capsy
 
 def test_the_same_seed_gives_the_same_damage():
     for mutate in (mutations.damage_bytes, mutations.edit_json):
-        one, same, other = (mutate(random.Random(seed), b'{"a": [1, 2, 3], "b": {"c": "text"}}') for seed in (1, 1, 2))
-        assert one == same != other
+        first, same, other = (mutate(random.Random(seed), b'{"a": [1, 2, 3], "b": {"c": "text"}}') for seed in (1, 1, 2))
+        assert first == same != other

@@ -1,4 +1,4 @@
-"""Our outputs and intermediates equal stored ones of MONAI. tools/make_goldens.py writes them, so that this test needs no torch."""
+"""Our outputs and intermediates equal those of MONAI that tools/make_goldens.py stored, so this test needs no torch."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 def outputs(
     golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, run_forward: Callable[..., Any]
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Our network with the weights of a stored case, read from a file, and its intermediates and logits by name."""
+    """Returns our network with the weights of a stored case, read from a file, and its intermediates and logits by name."""
     weights = golden_weights.state({name: tuple(shape) for name, shape in golden["state"].items()}, golden["seed"])
     assert golden_weights.digest(weights) == golden["weights"], "the seed gives other weights than when the file was written"
     config = SwinUNETRConfig(**golden["config"])
