@@ -58,7 +58,7 @@ def test_calls_through_torch_are_refused_by_name(torch_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, what",
+    "value, words",
     [
         (b"cos\nsystem\n(" + text("true") + b"tR", "`os.system`"),
         (b"ctorch\nserialization.os.system\n(" + text("true") + b"tR", "`torch.serialization.os.system`"),
@@ -121,8 +121,8 @@ def test_calls_through_torch_are_refused_by_name(torch_file, tmp_path):
         (b"a", "damaged"),
     ],
 )
-def test_a_hostile_pickle_is_refused_with_the_reason(tmp_path, value, what):
-    assert what in refusal(archive(tmp_path / "a.pt", value))
+def test_a_hostile_pickle_is_refused_with_the_reason(tmp_path, value, words):
+    assert words in refusal(archive(tmp_path / "a.pt", value))
 
 
 def test_a_hostile_pickle_changes_nothing(tmp_path):
@@ -220,8 +220,10 @@ def test_a_random_pickle_is_read_or_refused(tmp_path):
     for _ in range(3000):
         damaged = bytearray(start)
         for _ in range(rng.choice([1, 1, 2, 4])):
-            place = rng.randrange(2, len(damaged))
-            damaged[place : place + rng.randrange(3)] = rng.choice([rng.randbytes(1), b"h\x00", b"R", b"b", b"Q", b"t", b"("])
+            position = rng.randrange(2, len(damaged))
+            damaged[position : position + rng.randrange(3)] = rng.choice(
+                [rng.randbytes(1), b"h\x00", b"R", b"b", b"Q", b"t", b"("]
+            )
         try:
             assert type(read_torch_file(archive(tmp_path / "a.pt", bytes(damaged)))) is dict
         except InputError as error:

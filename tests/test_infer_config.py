@@ -1,4 +1,4 @@
-"""The configuration of a network is inferred from its tensors, and the user must give what they do not determine."""
+"""The configuration of a network is inferred from its tensors, and what the tensors do not determine must be given."""
 
 import numpy as np
 import pytest
@@ -31,11 +31,11 @@ class ShapesOnly(dict):
 def test_the_configuration_is_inferred(name):
     config = config_for(name)
     state = ShapesOnly(config)
-    given = {"downsample": "legacy"} | ({"num_groups": config.num_groups} if config.num_groups else {})
-    assert infer_config(state, "a.pt", **given) == config
+    fields = {"downsample": "legacy"} | ({"num_groups": config.num_groups} if config.num_groups else {})
+    assert infer_config(state, "a.pt", **fields) == config
     if config.spatial_dims == 2:
-        del given["downsample"]
-        assert infer_config(state, "a.pt", **given) == config.replace(downsample="merging")
+        del fields["downsample"]
+        assert infer_config(state, "a.pt", **fields) == config.replace(downsample="merging")
 
 
 @pytest.mark.parametrize("ratio", [4.0, 2.0, 1.0, 0.5, 2.6, 1.1, 3.99, 7 / 3, 2 / 3, 0.3, 1.2345])
@@ -43,10 +43,10 @@ def test_the_configuration_is_inferred(name):
 def test_the_mlp_ratio_is_inferred_from_all_stages(ratio, width):
     """The first stage is not sufficient: int(12 * 2.6) is 31, but 31 / 12 gives 248 instead of int(96 * 2.6) = 249 in the last stage."""
     widths = [(width * 2**stage, int(width * 2**stage * ratio)) for stage in range(4)]
-    found = inferred_ratio(widths)
-    assert [int(w * found) for w, _ in widths] == [hidden for _, hidden in widths]
+    inferred = inferred_ratio(widths)
+    assert [int(w * inferred) for w, _ in widths] == [hidden for _, hidden in widths]
     if len(repr(ratio)) < 5:
-        assert found == ratio
+        assert inferred == ratio
 
 
 def inferred_ratio(widths):

@@ -1,4 +1,7 @@
-"""Losses equal those of MONAI in double precision: values, gradients, every option, odd sizes, absent classes. Some are literal."""
+"""Losses equal those of MONAI in double precision: values, gradients, every option, odd sizes, absent classes.
+
+Some expected values are computed by hand.
+"""
 
 import itertools
 from functools import partial
@@ -39,7 +42,10 @@ def test_dice_equals_monai(double, grid, activation):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_dice_and_cross_entropy_of_classes_equal_monai(double, grid):
-    """The losses take targets or a map of channel numbers, and their weighted means differ."""
+    """The targets are one-hot or channel numbers.
+
+    Only with channel numbers is the weighted mean divided by the sum of the weights.
+    """
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("monai.losses")
     logits, _ = sample(grid, 4)
@@ -108,10 +114,12 @@ def test_targets_of_regions_and_classes():
     assert regions.dtype == jnp.float32
     assert regions[0, 0].tolist() == [[0, 0, 0], [1, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]]  # TC, WT, ET
     assert targets(jnp.asarray(labels), Task.brats(et_label=3))[0, 0, 3:].tolist() == [[0, 0, 0], [1, 1, 1]]
-    apart = Task(kind="classes", outputs=(Output(name="background", value=0), Output(name="liver", value=200)))
-    assert targets(jnp.array([[0, 200, 7]], jnp.uint8), apart)[0].tolist() == [[1, 0], [0, 1], [0, 0]]
-    alone = Task(kind="regions", outputs=(Output(name="lesion", value=5),), paint=(0,))  # without members, its own value
-    assert targets(jnp.array([[5, 0]], jnp.int32), alone)[0].tolist() == [[1], [0]]
+    sparse = Task(kind="classes", outputs=(Output(name="background", value=0), Output(name="liver", value=200)))
+    assert targets(jnp.array([[0, 200, 7]], jnp.uint8), sparse)[0].tolist() == [[1, 0], [0, 1], [0, 0]]
+    single_region = Task(
+        kind="regions", outputs=(Output(name="lesion", value=5),), paint=(0,)
+    )  # an output without members has its own value
+    assert targets(jnp.array([[5, 0]], jnp.int32), single_region)[0].tolist() == [[1], [0]]
 
 
 def test_losses_computed_by_hand():
@@ -121,9 +129,9 @@ def test_losses_computed_by_hand():
     assert float(dice_loss(p, t, **options)) == 0.5
     assert float(dice_loss(p, t, jaccard=True, **options)) == pytest.approx(2 / 3)
     assert dice_loss(p, t, reduction="none", **options).shape == (1, 1)
-    even = jnp.zeros((1, 4, 2))
-    assert float(cross_entropy(even, jnp.array([[0, 1, 1, 0]]), activation="softmax")) == pytest.approx(np.log(2))
-    assert float(cross_entropy(even[..., :1], t, activation="sigmoid")) == pytest.approx(np.log(2))
+    zeros = jnp.zeros((1, 4, 2))
+    assert float(cross_entropy(zeros, jnp.array([[0, 1, 1, 0]]), activation="softmax")) == pytest.approx(np.log(2))
+    assert float(cross_entropy(zeros[..., :1], t, activation="sigmoid")) == pytest.approx(np.log(2))
 
 
 def test_loss_follows_the_task():

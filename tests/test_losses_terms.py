@@ -1,4 +1,7 @@
-"""The Tversky and the focal loss equal MONAI's; class weights, masks and ignored labels leave out or weight exactly what they state."""
+"""The Tversky and the focal loss equal MONAI's.
+
+Class weights, masks and ignored labels affect exactly the voxels and classes that they name.
+"""
 
 import itertools
 from functools import partial
@@ -49,7 +52,7 @@ def test_tversky_with_equal_weights_is_dice():
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_focal_equals_monai(activation, gamma):
-    """MONAI computes it in float32 whatever the type of the logits, so the comparison is in float32."""
+    """MONAI computes the focal loss in float32 whatever the type of the logits, so the comparison is in float32."""
     losses = pytest.importorskip("monai.losses")
     logits, wanted = sample((5, 3, 7), 3)
     wanted = wanted if activation == "sigmoid" else np.eye(3)[class_map((5, 3, 7), 3)]
@@ -110,8 +113,8 @@ def test_ignored_voxels_count_in_no_term(task, kind):
     loss = Loss(kind=kind, batch=True, class_weights=WEIGHTS[:outputs])
     run = jax.jit(jax.value_and_grad(lambda x, labels: loss(x, labels, task)))
     value, gradient = run(logits, labels)
-    alone = jax.jit(loss, static_argnums=2)(np.asarray(logits)[kept][None], labels[kept][None], task)
-    assert float(value) == pytest.approx(float(alone), rel=1e-6)
+    without_ignored = jax.jit(loss, static_argnums=2)(np.asarray(logits)[kept][None], labels[kept][None], task)
+    assert float(value) == pytest.approx(float(without_ignored), rel=1e-6)
     assert not np.any(np.asarray(gradient)[~kept]) and np.all(np.any(np.asarray(gradient)[kept], axis=-1))
     all_ignored = run(logits, np.full_like(labels, IGNORE))
     assert all(np.isfinite(values).all() for values in all_ignored) and not np.any(all_ignored[1])

@@ -30,9 +30,9 @@ def pairs():
     """Yields pairs of masks with irregular surfaces, some at the border of the volume and some of a single voxel."""
     rng = np.random.default_rng(0)
     for share in (0.5, 0.9, 0.99):
-        one = gaussian_filter(rng.normal(size=(19, 14, 11)), 1.5)
-        two = one + gaussian_filter(rng.normal(size=one.shape), 1.5)
-        yield two > np.quantile(two, share), one > np.quantile(one, share)
+        ref_field = gaussian_filter(rng.normal(size=(19, 14, 11)), 1.5)
+        pred_field = ref_field + gaussian_filter(rng.normal(size=ref_field.shape), 1.5)
+        yield pred_field > np.quantile(pred_field, share), ref_field > np.quantile(ref_field, share)
     yield mask(a=(0, 1, 0, 1, 0, 1)), mask(a=(11, 12, 10, 11, 8, 9))
     yield mask(a=(0, 12, 0, 11, 0, 9)), mask(a=(3, 5, 4, 5, 2, 8))
 
@@ -67,20 +67,20 @@ def test_monais_convention_equals_monai(spacing):
 
 
 def test_empty_masks_under_every_convention():
-    nothing, some = mask(), mask(a=(2, 5, 2, 5, 2, 5))
-    cases = {"both": (nothing, nothing), "ref": (some, nothing), "pred": (nothing, some)}
+    empty, cube = mask(), mask(a=(2, 5, 2, 5, 2, 5))
+    cases = {"both": (empty, empty), "ref": (cube, empty), "pred": (empty, cube)}
     expected = {
         "both": {"brats": 1.0, "monai": math.nan, "nnunet": math.nan},
         "ref": {"brats": 0.0, "monai": math.nan, "nnunet": 0.0},
         "pred": {"brats": 0.0, "monai": 0.0, "nnunet": 0.0},
     }
-    for which, (pred, ref) in cases.items():
-        for convention, value in expected[which].items():
-            assert dice(pred, ref, empty=convention) == pytest.approx(value, nan_ok=True), (which, convention)
-    assert {which: hd95(*pair, UNIT) for which, pair in cases.items()} == {"both": 0.0, "ref": 374.0, "pred": 374.0}
+    for name, (pred, ref) in cases.items():
+        for convention, value in expected[name].items():
+            assert dice(pred, ref, empty=convention) == pytest.approx(value, nan_ok=True), (name, convention)
+    assert {name: hd95(*pair, UNIT) for name, pair in cases.items()} == {"both": 0.0, "ref": 374.0, "pred": 374.0}
     assert all(math.isnan(hd95(*pair, UNIT, convention="monai")) for pair in cases.values())
-    assert [surface_dice(*cases[which], UNIT, 1.0) for which in ("ref", "pred")] == [0.0, 0.0]
-    assert math.isnan(surface_dice(nothing, nothing, UNIT, 1.0))
+    assert [surface_dice(*cases[name], UNIT, 1.0) for name in ("ref", "pred")] == [0.0, 0.0]
+    assert math.isnan(surface_dice(empty, empty, UNIT, 1.0))
 
 
 def test_scores_computed_by_hand():
@@ -95,8 +95,8 @@ def test_scores_computed_by_hand():
 def test_lesions_by_hand():
     """Cubes of 4³ = 64 voxels in a row, 20 voxels apart.
 
-    Of the reference, one is predicted exactly, one is predicted by half, one is missed, one is split into two, and one is too small to
-    count. A further one exists only in the prediction.
+    One lesion of the reference is predicted exactly, one by half, one is missed, one consists of two pieces of which one is
+    predicted, and one is too small to count. Another cube exists only in the prediction.
     """
     shape = (130, 12, 12)
     cubes = {name: (x, x + 4, 4, 8, 4, 8) for name, x in zip(("exact", "half", "missed", "split", "invented"), range(4, 130, 20))}
@@ -107,59 +107,57 @@ def test_lesions_by_hand():
     ref = mask(shape, **{n: b for n, b in (cubes | rest).items() if n != "invented"})
     half, small = (24, 28, 4, 8, 6, 10), (106, 110, 4, 8, 4, 8)
     pred = mask(shape, exact=cubes["exact"], half=half, split=cubes["split"], invented=cubes["invented"])
-    found = lesion_scores(pred, ref, UNIT)
+    scores = lesion_scores(pred, ref, UNIT)
     # "piece" and "split" touch when they are dilated by three voxels, so they are one lesion of 128 voxels, of which 64 are predicted.
-    assert [lesion.dice for lesion in found.lesions] == [1.0, 0.5, 0.0, pytest.approx(2 / 3)]
-    assert [lesion.components for lesion in found.lesions] == [1, 1, 0, 1]
-    assert [lesion.volume_mm3 for lesion in found.lesions] == [64, 64, 64, 128]
-    assert [lesion.hd95 for lesion in found.lesions] == [0.0, 2.0, 374.0, 9.0]
-    assert (found.missed, found.ignored, found.false_positives) == (1, 1, 1)
-    assert found.dice == pytest.approx((1 + 0.5 + 0 + 2 / 3 + 0) / 5)
-    assert found.hd95 == pytest.approx((0 + 2 + 374 + 9 + 374) / 5)
-    touching = lesion_scores(mask(shape, small=small), ref, UNIT)
-    assert (len(touching.lesions), touching.missed, touching.ignored, touching.false_positives) == (4, 4, 1, 0)
+    assert [lesion.dice for lesion in scores.lesions] == [1.0, 0.5, 0.0, pytest.approx(2 / 3)]
+    assert [lesion.components for lesion in scores.lesions] == [1, 1, 0, 1]
+    assert [lesion.volume_mm3 for lesion in scores.lesions] == [64, 64, 64, 128]
+    assert [lesion.hd95 for lesion in scores.lesions] == [0.0, 2.0, 374.0, 9.0]
+    assert (scores.missed, scores.ignored, scores.false_positives) == (1, 1, 1)
+    assert scores.dice == pytest.approx((1 + 0.5 + 0 + 2 / 3 + 0) / 5)
+    assert scores.hd95 == pytest.approx((0 + 2 + 374 + 9 + 374) / 5)
+    small_only = lesion_scores(mask(shape, small=small), ref, UNIT)
+    assert (len(small_only.lesions), small_only.missed, small_only.ignored, small_only.false_positives) == (4, 4, 1, 0)
     large = lesion_scores(pred, ref, (1.0, 1.0, 1.1))  # 48 voxels are now 52.8 mm³
     assert (len(large.lesions), large.ignored) == (5, 0)
     assert lesion_scores(pred, ref, UNIT, ignore_mm3=2).ignored == 0
-    apart = lesion_scores(pred, ref, UNIT, dilation=1)
-    assert [lesion.volume_mm3 for lesion in apart.lesions] == [64] * 5
+    separate = lesion_scores(pred, ref, UNIT, dilation=1)
+    assert [lesion.volume_mm3 for lesion in separate.lesions] == [64] * 5
 
 
 def test_lesions_of_empty_masks():
-    nothing, small, large = mask(), mask(a=(2, 4, 2, 4, 2, 4)), mask(a=(2, 6, 2, 6, 2, 6))
-    scores = {
-        n: lesion_scores(p, r, UNIT) for n, p, r in (("no", nothing, nothing), ("ref", small, nothing), ("pred", nothing, large))
-    }
-    scores["small"] = lesion_scores(nothing, small, UNIT)
+    empty, small, large = mask(), mask(a=(2, 4, 2, 4, 2, 4)), mask(a=(2, 6, 2, 6, 2, 6))
+    scores = {n: lesion_scores(p, r, UNIT) for n, p, r in (("no", empty, empty), ("ref", small, empty), ("pred", empty, large))}
+    scores["small"] = lesion_scores(empty, small, UNIT)
     assert {n: (s.dice, s.hd95) for n, s in scores.items()} == {"no": (1, 0), "ref": (0, 374), "pred": (0, 374), "small": (1, 0)}
 
 
 def test_a_component_may_belong_to_two_lesions():
     ref = mask((30, 8, 8), a=(1, 6, 2, 6, 2, 6), b=(20, 25, 2, 6, 2, 6))
-    found = lesion_scores(mask((30, 8, 8), bridge=(1, 25, 2, 6, 2, 6)), ref, UNIT)
-    assert [lesion.components for lesion in found.lesions] == [1, 1]
-    assert [lesion.dice for lesion in found.lesions] == [pytest.approx(2 * 5 / 29)] * 2
-    assert found.false_positives == 0
+    scores = lesion_scores(mask((30, 8, 8), bridge=(1, 25, 2, 6, 2, 6)), ref, UNIT)
+    assert [lesion.components for lesion in scores.lesions] == [1, 1]
+    assert [lesion.dice for lesion in scores.lesions] == [pytest.approx(2 * 5 / 29)] * 2
+    assert scores.false_positives == 0
 
 
 def test_cropping_to_boxes_changes_no_score():
     """Compares with the same rules applied to the whole volume, without boxes."""
     rng = np.random.default_rng(3)
-    one = gaussian_filter(rng.normal(size=(40, 33, 21)), 1.7)
-    two = one + 0.8 * gaussian_filter(rng.normal(size=one.shape), 1.7)
+    ref_field = gaussian_filter(rng.normal(size=(40, 33, 21)), 1.7)
+    pred_field = ref_field + 0.8 * gaussian_filter(rng.normal(size=ref_field.shape), 1.7)
     for share in (0.9, 0.97, 0.99):
-        ref, pred = one > np.quantile(one, share), two > np.quantile(two, share)
+        ref, pred = ref_field > np.quantile(ref_field, share), pred_field > np.quantile(pred_field, share)
         grow, all_26 = generate_binary_structure(3, 2), np.ones((3, 3, 3))
         merged, count = components_of(binary_dilation(ref, grow, 3), all_26)
-        found, number = components_of(pred, all_26)
+        components, number = components_of(pred, all_26)
         rows, used = [], set()
         for i in range(1, count + 1):
             lesion = (merged == i) & ref
-            ids = set(np.unique(found[binary_dilation(lesion, grow, 3)])) - {0}
+            ids = set(np.unique(components[binary_dilation(lesion, grow, 3)])) - {0}
             used |= ids
-            whole = np.isin(found, list(ids))
+            predicted = np.isin(components, list(ids))
             if lesion.sum() * 0.7 * 1.3 * 2.5 > 50:
-                rows.append((dice(whole, lesion), hd95(whole, lesion, SPACINGS[1])))
+                rows.append((dice(predicted, lesion), hd95(predicted, lesion, SPACINGS[1])))
         got = lesion_scores(pred, ref, SPACINGS[1])
         assert got.lesions
         np.testing.assert_allclose([(lesion.dice, lesion.hd95) for lesion in got.lesions], rows)

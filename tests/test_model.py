@@ -1,4 +1,4 @@
-"""The whole network: its size, initialisation, errors and randomness. Imports point down."""
+"""The whole network: its size, initialisation, errors and randomness. No part imports a part of a higher layer."""
 
 import ast
 import math
@@ -89,14 +89,14 @@ def test_the_key_determines_the_randomness():
     forward = jax.jit(lambda model, x, key: model(x, key)[0][-1])
     x = np.random.default_rng(0).normal(size=(1, 64, 64, 2)).astype(np.float32)
     first, again = (forward(model, x, jax.random.key(1)) for _ in range(2))
-    other, none = forward(model, x, jax.random.key(2)), forward(model, x, None)
+    other, without_key = forward(model, x, jax.random.key(2)), forward(model, x, None)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
-    assert not np.allclose(first, none)
-    np.testing.assert_array_equal(none, forward(model, x, None))
+    assert not np.allclose(first, without_key)
+    np.testing.assert_array_equal(without_key, forward(model, x, None))
 
 
-# ---- imports point down
+# ---- no part imports a part of a higher layer
 
 
 LAYERS = {  # the parts of the library that each part may import
@@ -161,7 +161,7 @@ def test_imports_point_down():
         assert not FORBIDDEN & {name.split(".")[0] for name in names}, path
         ours = {part_of(name) for name in names if name.startswith("swinunetr_jax.")} - {"data"}
         allowed = LAYERS[part] | {part, "files", "console"}
-        beyond = {name for name in ours if name not in allowed and name.split(".")[0] not in allowed}
-        assert not beyond, f"{path} imports {beyond}"
+        not_allowed = {name for name in ours if name not in allowed and name.split(".")[0] not in allowed}
+        assert not not_allowed, f"{path} imports {not_allowed}"
         if part.split(".")[0] in ("data", "metrics", "evaluation", "postprocess"):
             assert not {"jax", "flax"} & {name.split(".")[0] for name in names}, path

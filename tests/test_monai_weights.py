@@ -23,18 +23,18 @@ def test_weights_of_monai_come_back_unchanged(tmp_path, name):
             buffer.fill_(1234567)
     state = {key: tensor.numpy() for key, tensor in net.state_dict().items()}
     torch.save({"state_dict": net.state_dict()}, tmp_path / "monai.pt")
-    given = {"downsample": "legacy"} | ({"num_groups": config.num_groups} if config.num_groups else {})
-    checkpoint = open_checkpoint(tmp_path / "monai.pt", **given)
+    fields = {"downsample": "legacy"} | ({"num_groups": config.num_groups} if config.num_groups else {})
+    checkpoint = open_checkpoint(tmp_path / "monai.pt", **fields)
     assert checkpoint.config == config
     assert_same_tensors(checkpoint, state)
 
     save_params(tmp_path / "ours.pt", config, checkpoint.params, to="monai")
-    back = torch.load(tmp_path / "ours.pt", weights_only=True)
-    assert {key: tensor.dtype for key, tensor in back.items()} == {key: t.dtype for key, t in net.state_dict().items()}
+    written = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert {key: tensor.dtype for key, tensor in written.items()} == {key: t.dtype for key, t in net.state_dict().items()}
     state = {key: array.copy() for key, array in state.items()}
     for tensor in net.state_dict().values():
         tensor.zero_()
-    net.load_state_dict(back, strict=True)
+    net.load_state_dict(written, strict=True)
     assert all(tensor.numpy().tobytes() == state[key].tobytes() for key, tensor in net.state_dict().items())
 
 
