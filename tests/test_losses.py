@@ -116,9 +116,8 @@ def test_targets_of_regions_and_classes():
     assert targets(jnp.asarray(labels), Task.brats(et_label=3))[0, 0, 3:].tolist() == [[0, 0, 0], [1, 1, 1]]
     sparse = Task(kind="classes", outputs=(Output(name="background", value=0), Output(name="liver", value=200)))
     assert targets(jnp.array([[0, 200, 7]], jnp.uint8), sparse)[0].tolist() == [[1, 0], [0, 1], [0, 0]]
-    single_region = Task(
-        kind="regions", outputs=(Output(name="lesion", value=5),), paint=(0,)
-    )  # an output without members has its own value
+    # An output without members has its own value.
+    single_region = Task(kind="regions", outputs=(Output(name="lesion", value=5),), paint=(0,))
     assert targets(jnp.array([[5, 0]], jnp.int32), single_region)[0].tolist() == [[1], [0]]
 
 
