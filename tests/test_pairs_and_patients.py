@@ -48,7 +48,7 @@ def test_uncertain_pairs_are_refused(tmp_path):
     touch(first, "image.nii.gz", "label.nii.gz")
     records = {"CT_image": {"inputs": [{"path": str(second / "image.nii.gz"), "bytes": 7}]}}
     pairs = pair_cases({"CT_image": Path("CT_image.nii.gz")}, References({"CT_image": reference(first)}), {"cases": records})
-    assert "different scan" in pairs.refused["CT_image"] and not pairs.predictions
+    assert "belongs to another scan" in pairs.refused["CT_image"] and not pairs.predictions
     # Two results of one scan are refused.
     records = {name: {"inputs": [{"path": str(first / "image.nii.gz"), "bytes": 1}]} for name in ("a", "b")}
     maps = {name: Path(f"{name}.nii.gz") for name in records}
