@@ -118,6 +118,10 @@ def test_short_runs_and_sided_axes_are_not_mirrored_by_default(capsys):
     assert "samples are not mirrored along axis 1" in capsys.readouterr().out
     assert mirrored_axes(None, hippocampus, [np.eye(4)], passes=5) == ()
     assert "sees each case 5 times" in capsys.readouterr().out
+    assert mirrored_axes(None, hippocampus, [np.eye(4)], passes=37.5, samples=600) == ()
+    assert "this one has 600 samples and sees each case 37.5 times" in capsys.readouterr().out
+    assert mirrored_axes(None, hippocampus, [np.eye(4)], passes=25, samples=2000) == (0, 2)
+    assert "samples are not mirrored along axis 1" in capsys.readouterr().out
     assert mirrored_axes((0,), hippocampus, [np.eye(4)], passes=5) == (0,)
     assert capsys.readouterr() == ("", "")
     assert msd.RECIPE.augment.flips is None and brats21.RECIPE.augment.flips == (0, 1, 2)

@@ -1,5 +1,6 @@
 """The augmentation of batches on the device: its values for the data of a run, and the program that runs before the training step."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -27,7 +28,9 @@ ANISOTROPY = (
 )
 
 
-def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray], passes: float) -> SampleAugmentation | None:
+def sample_augmentation(
+    recipe: Recipe, task: Task, affines: Sequence[np.ndarray], passes: float, samples: float = math.inf
+) -> SampleAugmentation | None:
     """Returns the recipe's augmentation with all values that depend on the data, or None if the recipe does not have an `Augmentation`.
 
     It prints what the data do not permit, such as rotations out of a plane.
@@ -37,6 +40,7 @@ def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray
         task: the task, with the size of the crop.
         affines: the affines of the prepared scans, [4, 4] each.
         passes: how often the run sees each training case.
+        samples: the number of samples of the whole run.
 
     Raises:
         InputError: the data do not permit a transform, or the devices cannot share the crops.
@@ -47,7 +51,7 @@ def sample_augmentation(recipe: Recipe, task: Task, affines: Sequence[np.ndarray
     mirrors = [transform for transform in augmentation.transforms if isinstance(transform, Mirror)]
     mirrored: tuple[int, ...] = ()
     for mirror in mirrors:
-        axes = mirrored_axes(mirror.axes, task, affines, passes, in_recipe=True)
+        axes = mirrored_axes(mirror.axes, task, affines, passes, samples, in_recipe=True)
         mirrored = axes if mirror.axes is None else mirrored
     thin = thin_axis(crop_size(task), affines)
     labels = {value for output in task.outputs for value in output.members or (output.value,)}

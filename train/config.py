@@ -76,7 +76,7 @@ class Augment:
 
     flips: tuple[int, ...] | None = None
     """Axes to mirror along, each with probability 1/2 (CT: 1/5). By default all axes except those along which the names of labels state
-    sides, such as "left kidney", and none if the run sees each case fewer than 25 times."""
+    sides, such as "left kidney", and none if the run has fewer than 2000 samples or sees each case fewer than 25 times."""
     normalize_after_crop: bool = True
     """For MRI: normalise by the statistics of the crop, as the paper's code does. Otherwise those of the whole scan are used, as in
     validation."""

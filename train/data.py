@@ -86,10 +86,11 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
             warn(note)
     flips: tuple[int, ...] = ()
     affines = [case.affine for case in prepared]
-    passes = recipe.total_steps(len(train)) * recipe.batch / len(train)
-    augmentation = sample_augmentation(recipe, task, affines, passes)
+    samples = recipe.total_steps(len(train)) * recipe.batch
+    passes = samples / len(train)
+    augmentation = sample_augmentation(recipe, task, affines, passes, samples)
     if recipe.transforms is None and augmentation is None:  # otherwise the recipe decides what is mirrored
-        flips = mirrored_axes(recipe.host_augment.flips, task, affines, passes)
+        flips = mirrored_axes(recipe.host_augment.flips, task, affines, passes, samples)
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips, augmentation)
 
 

@@ -1,5 +1,6 @@
 """Random changes of training samples on the host, and the axes along which samples are mirrored."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,9 +14,9 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Augment
 from swinunetr_jax.training.recipe import Recipe
 
-# Samples are mirrored in runs with at least this number of passes over the cases. In shorter runs mirroring lowers the Dice, see
-# docs/train.md.
-MIRRORING_PASSES = 25
+# A run with fewer passes over the cases or fewer samples is not mirrored by default. Mirroring lowered the Dice in all runs that were
+# measured, which had 400 to 800 samples and 2.5 to 37 passes, see docs/train.md; longer runs were not measured.
+MIRRORING_PASSES, MIRRORING_SAMPLES = 25, 2000
 
 
 def host_transforms(recipe: Recipe, task: Task, flips: tuple[int, ...]) -> tuple[Transform, ...]:
@@ -66,7 +67,13 @@ def crop_size(task: Task) -> tuple[int, int, int]:
 
 
 def mirrored_axes(
-    asked: tuple[int, ...] | None, task: Task, affines: Sequence[np.ndarray], passes: float, *, in_recipe: bool = False
+    asked: tuple[int, ...] | None,
+    task: Task,
+    affines: Sequence[np.ndarray],
+    passes: float,
+    samples: float = math.inf,
+    *,
+    in_recipe: bool = False,
 ) -> tuple[int, ...]:
     """Returns the axes along which training samples are mirrored, and prints the reason if they are not all axes.
 
@@ -76,12 +83,13 @@ def mirrored_axes(
         task: the task, with the names of the labels.
         affines: the affines of the prepared scans, [4, 4] each.
         passes: how often the run sees each training case.
+        samples: the number of samples of the whole run, each pass and case counted.
         in_recipe: whether the axes are chosen by a `Mirror` of the recipe instead of an option.
     """
     option = "Mirror(axes=…) in the recipe" if in_recipe else "--augment.flips"
     sided = sides.sided_axes(task, affines)
     free = tuple(axis for axis in range(3) if axis not in sided)
-    short = asked is None and bool(free) and passes < MIRRORING_PASSES
+    short = asked is None and bool(free) and (passes < MIRRORING_PASSES or samples < MIRRORING_SAMPLES)
     chosen = asked if asked is not None else () if short else free
     wrong = {axis: sided[axis] for axis in chosen if axis in sided}
     if processes.is_leader() and wrong:
@@ -92,8 +100,9 @@ def mirrored_axes(
     elif processes.is_leader() and short:
         chosen_all = f"Mirror(axes={free}) in the recipe" if in_recipe else f"--augment.flips {' '.join(map(str, free))}"
         say(
-            f"samples are not mirrored: the run sees each case {passes:.3g} times, and below {MIRRORING_PASSES} times mirroring lowers the "
-            f"score; {chosen_all} mirrors them nevertheless"
+            f"samples are not mirrored, because mirroring lowered the score of short runs: this one has {samples:.4g} samples and "
+            f"sees each case {passes:.3g} times, and from {MIRRORING_SAMPLES} samples and {MIRRORING_PASSES} times on they are "
+            f"mirrored; {chosen_all} mirrors them nevertheless"
         )
     elif processes.is_leader() and asked is None and sided:
         say(
