@@ -23,7 +23,7 @@ def network(**fields):
 
 
 def on(device, function, model, *inputs):
-    """Returns the result of a function on one device, whose platform determines the implementations."""
+    """Runs a function on one device and returns its result. The device's platform determines the implementations."""
     with jax.default_device(device):
         results = jax.jit(function)(*jax.device_put((model, *inputs), device))
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), results)
@@ -50,10 +50,10 @@ def test_gradients_equal_those_of_the_cpu(dtype, tolerance):
     def gradients(model, x):
         return jax.grad(lambda model: jnp.square(model(x).astype(jnp.float32)).mean())(model)
 
-    got, expected = (flatten(found) for found in on_both(gradients, dtype, x))
+    got, expected = (flatten(result) for result in on_both(gradients, dtype, x))
     assert got.keys() == expected.keys()
-    every = [np.concatenate([found[name].ravel() for name in expected]) for found in (got, expected)]
-    assert error(*every) <= tolerance
+    vectors = [np.concatenate([result[name].ravel() for name in expected]) for result in (got, expected)]
+    assert error(*vectors) <= tolerance
     if dtype == "float32":
         largest = max(np.linalg.norm(value) for value in expected.values())
         for name, value in expected.items():
@@ -64,11 +64,11 @@ def test_sliding_window_logits_equal_those_of_the_cpu():
     """The sizes are odd, so that the last window is moved back into the volume."""
     x = rng.normal(size=(1, 75, 70, 91, 4)).astype(np.float32)
 
-    def segmented(device):
+    def logits_on(device):
         with jax.default_device(device):
             model = jax.device_put(network(), device)
             forward = jit(lambda model, x: model(x), device=device)
             return sliding_window_inference(x, (64, 64, 64), 2, lambda x: forward(model, x), 0.5, "gaussian")
 
-    got, expected = (segmented(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))
+    got, expected = (logits_on(device) for device in (jax.devices()[0], jax.local_devices(backend="cpu")[0]))
     assert error(got, expected) <= 1e-4

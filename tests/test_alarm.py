@@ -38,8 +38,10 @@ OTHERS = [
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_the_alarm_is_dropped_and_all_else_is_kept(size):
     parts = [OTHERS[0], PROGRAM, OTHERS[1], END, OTHERS[2], CONSTANT, CONSTANT, *OTHERS[3:], PROGRAM]
-    text, kept = "".join(parts).encode(), Filter()
-    passed = b"".join(kept.passed(text[start : start + size]) for start in range(0, len(text), size)) + kept.rest
+    text, stderr_filter = "".join(parts).encode(), Filter()
+    passed = (
+        b"".join(stderr_filter.passed(text[start : start + size]) for start in range(0, len(text), size)) + stderr_filter.rest
+    )
     assert passed.decode() == "".join(OTHERS)
 
 

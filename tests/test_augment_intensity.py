@@ -31,8 +31,8 @@ def blurred(image, sigmas):
     for channel in range(CHANNELS):
         for axis, sigma in enumerate(np.asarray(sigmas[channel], float)):
             if sigma > 0:
-                reach = np.arange(-round(3 * sigma - 0.25), round(3 * sigma - 0.25) + 1)
-                weights = np.exp(-0.5 * (reach / sigma) ** 2)
+                offsets = np.arange(-round(3 * sigma - 0.25), round(3 * sigma - 0.25) + 1)
+                weights = np.exp(-0.5 * (offsets / sigma) ** 2)
                 image[..., channel] = ndimage.correlate1d(image[..., channel], weights / weights.sum(), axis, mode="mirror")
     return image
 
@@ -49,20 +49,20 @@ def low_resolution(image, factors, axes=(0, 1, 2)):
             size = volume.shape[axis]
             count = round(float(factor * np.float32(size)))
             reduced = volume.take(np.floor((np.arange(count) + 0.5) * size / count).astype(int), axis)
-            at = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
-            below = np.floor(at).astype(int)
-            part = np.expand_dims(at - below, tuple(other for other in range(3) if other != axis))
-            volume = reduced.take(below, axis) * (1 - part) + reduced.take(np.minimum(below + 1, count - 1), axis) * part
+            positions = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+            below = np.floor(positions).astype(int)
+            fraction = np.expand_dims(positions - below, tuple(other for other in range(3) if other != axis))
+            volume = reduced.take(below, axis) * (1 - fraction) + reduced.take(np.minimum(below + 1, count - 1), axis) * fraction
         image[..., channel] = volume
     return image
 
 
 def gamma(image, exponents, sign=1):
     for channel, exponent in enumerate(np.asarray(exponents, float)):
-        given = sign * image[..., channel]
-        width = np.ptp(given)
-        changed = ((given - given.min()) / width) ** exponent * width + given.min()
-        image[..., channel] = sign * ((changed - changed.mean()) / changed.std() * given.std() + given.mean())
+        signed = sign * image[..., channel]
+        width = np.ptp(signed)
+        changed = ((signed - signed.min()) / width) ** exponent * width + signed.min()
+        image[..., channel] = sign * ((changed - changed.mean()) / changed.std() * signed.std() + signed.mean())
     return image
 
 
@@ -121,13 +121,13 @@ def drawn(transform, count=4000):
     )
 
 
-def share(values, expected):
-    """Asserts that a share of truth values is the expected one within five standard deviations."""
+def assert_share(values, expected):
+    """Asserts that the fraction of true values is the expected one within five standard deviations."""
     values = np.asarray(values)
     assert abs(values.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / values.size)
 
 
-def covers(values, low, high):
+def assert_uniform(values, low, high):
     """Asserts that values are uniform in a range."""
     assert low <= values.min() < low + 0.1 * (high - low) and high - 0.1 * (high - low) < values.max() <= high + 1e-6
     assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / np.sqrt(12 * values.size)
@@ -135,25 +135,25 @@ def covers(values, low, high):
 
 def test_noise_is_drawn_for_a_tenth_of_the_samples():
     sigma = drawn(GaussianNoise()).sigma
-    share(sigma > 0, 0.1)
-    covers(sigma[sigma > 0], 0, 0.1)
+    assert_share(sigma > 0, 0.1)
+    assert_uniform(sigma[sigma > 0], 0, 0.1)
 
 
 def test_blur_is_drawn_for_channels_and_axes():
     sigmas = drawn(GaussianBlur())
     samples = (sigmas > 0).any((1, 2))
-    share(samples, 0.2 * (1 - 0.5**CHANNELS))
+    assert_share(samples, 0.2 * (1 - 0.5**CHANNELS))
     channels = (sigmas > 0).any(2)
-    share(channels, 0.1)
+    assert_share(channels, 0.1)
     assert (sigmas[channels] > 0).all()
-    covers(sigmas[channels], 0.5, 1.0)
+    assert_uniform(sigmas[channels], 0.5, 1.0)
     assert np.abs(np.corrcoef(sigmas[channels].T) - np.eye(3)).max() < 0.2
 
 
 def test_the_resolution_is_drawn_for_channels():
     factors = drawn(LowResolution())
-    share((factors != 1).any(1), 0.25 * (1 - 0.5**CHANNELS))
-    covers(factors[factors != 1], 0.5, 1.0)
+    assert_share((factors != 1).any(1), 0.25 * (1 - 0.5**CHANNELS))
+    assert_uniform(factors[factors != 1], 0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +168,15 @@ def test_the_resolution_is_drawn_for_channels():
 def test_factors_are_half_below_and_half_above_one(transform, probability, limits):
     factors = drawn(transform)
     chosen = factors[(factors != 1).any(1)]
-    share((factors != 1).any(1), probability)
-    share(chosen < 1, 0.5)
-    covers(chosen[chosen < 1], limits[0], 1)
-    covers(chosen[chosen > 1], 1, limits[1])
+    assert_share((factors != 1).any(1), probability)
+    assert_share(chosen < 1, 0.5)
+    assert_uniform(chosen[chosen < 1], limits[0], 1)
+    assert_uniform(chosen[chosen > 1], 1, limits[1])
     assert np.abs(np.corrcoef(chosen.T) - np.eye(CHANNELS)).max() < 0.3  # channels are independent
 
 
 def test_a_range_on_one_side_of_one_is_uniform():
-    covers(drawn(Brightness(1.0, (1.2, 1.6))), 1.2, 1.6)
+    assert_uniform(drawn(Brightness(1.0, (1.2, 1.6))), 1.2, 1.6)
 
 
 def test_the_resolution_along_a_thin_axis_is_not_reduced():

@@ -35,7 +35,10 @@ def draw(augmentation, seed):
 
 
 def reference(volume, matrix, size, order):
-    """Returns scipy's resampling of a volume by the matrix, both about their centres. Voxels outside the volume count as 0."""
+    """Returns the volume resampled by scipy with the matrix, which maps the centre of the output to the centre of the volume.
+
+    Voxels outside the volume count as 0.
+    """
     centre, source = (np.array(size) - 1) / 2, (np.array(volume.shape) - 1) / 2
     return ndimage.affine_transform(volume, matrix, source - matrix @ centre, tuple(size), order=order, mode="grid-constant")
 
@@ -53,7 +56,7 @@ def noise(shape, seed=0):
 
 
 def image_error(augmentation, draws):
-    """Returns the root mean square error of the inner half from splines of order 5, for each draw."""
+    """Returns for each draw the root mean square difference from splines of order 5 in the inner half of the volume."""
     volume = noise(augmentation.source_size)
     label = np.zeros(volume.shape, np.uint8)
     inner = tuple(slice(n // 4, n - n // 4) for n in augmentation.size)
@@ -82,12 +85,15 @@ def test_rotations_in_the_plane_by_up_to_180_degrees_are_those_of_splines_of_ord
     assert np.mean(image_error(augmentation, 6)) < 0.03
 
 
-def dice(one, other):
-    return 2 * (one & other).sum() / (one.sum() + other.sum())
+def dice(mask, other_mask):
+    return 2 * (mask & other_mask).sum() / (mask.sum() + other_mask.sum())
 
 
 def label_dice(shared_data, draws):
-    """Returns the Dice of each label that has more than 100 voxels, for label maps of hippocampi, each with other parameters."""
+    """Returns the Dice of each label that has more than 100 voxels.
+
+    The label maps are of the hippocampus, each resampled with different parameters.
+    """
     paths = sorted((shared_data / "Task04_Hippocampus" / "labelsTr").glob("hippo*.nii.gz"))[:draws]
     augmentation = for_run(*EVERY_TIME, size=(32, 48, 32))
     scores = []
@@ -128,22 +134,25 @@ def test_many_labels_are_resampled_in_chunks():
 
 
 def test_parameters_that_change_nothing_leave_a_sample_as_it_is():
-    """All transforms are given, and none of them happens. The crop is the centre of the source, mirrored as the parameters state."""
+    """All transforms are present, but except for the mirroring their parameters change nothing.
+
+    The result is the centre of the source, mirrored as the parameters state.
+    """
     augmentation = nnunet_augmentation().for_run(Run(), SIZE, (0, 1, 2), masked=True)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(*augmentation.source_size, 2)).astype(np.float32)
     image[:9] = 0
     label = rng.integers(0, 3, image.shape[:3]).astype(np.uint8)
-    nothing = [jnp.zeros(3), 1.0, None, jnp.zeros((2, 3)), *[jnp.ones(2)] * 5, None]
-    nothing[2] = augmentation.transforms[2].draw(jax.random.key(0), 2)._replace(sigma=jnp.zeros(()))
+    parameters = [jnp.zeros(3), 1.0, None, jnp.zeros((2, 3)), *[jnp.ones(2)] * 5, None]
+    parameters[2] = augmentation.transforms[2].draw(jax.random.key(0), 2)._replace(sigma=jnp.zeros(()))
     run = jax.jit(augmentation.apply)
     for flips in ((False, False, False), (True, False, True)):
-        nothing[-1] = jnp.array(flips)
-        got = run(image, label, nothing)
+        parameters[-1] = jnp.array(flips)
+        got = run(image, label, parameters)
         axes = tuple(axis for axis in range(3) if flips[axis])
-        for ours, given in zip(got, (image, label)):
-            np.testing.assert_array_equal(ours, np.flip(given[4:36, 4:36, 4:36], axes))
-            assert ours.dtype == given.dtype
+        for ours, original in zip(got, (image, label)):
+            np.testing.assert_array_equal(ours, np.flip(original[4:36, 4:36, 4:36], axes))
+            assert ours.dtype == original.dtype
 
 
 def test_voxels_outside_of_the_patient_stay_zero():
@@ -167,8 +176,8 @@ def drawn(transform, count=4000, channels=2):
     )
 
 
-def share(values, expected):
-    """Asserts that a share of truth values is the expected one within five standard deviations."""
+def assert_share(values, expected):
+    """Asserts that the fraction of true values is the expected one within five standard deviations."""
     values = np.asarray(values)
     assert abs(values.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / values.size)
 
@@ -176,26 +185,26 @@ def share(values, expected):
 def test_the_distributions_of_angles_factors_and_reversals():
     angles = np.degrees(drawn(Rotation().for_run(Run())))
     rotated = angles.any(axis=1)
-    share(rotated, 0.2)
+    assert_share(rotated, 0.2)
     assert angles[rotated].all() and np.abs(angles).max() <= 30.0001 and np.abs(angles).max(axis=0).min() > 28
     assert abs(angles[rotated].std() - 60 / np.sqrt(12)) < 1
     in_plane = np.degrees(drawn(Rotation().for_run(Run(thin=1))))
     assert not in_plane[:, [0, 2]].any() and 170 < np.abs(in_plane[:, 1]).max() <= 180.001
     factors = drawn(Scaling())
-    share(factors != 1, 0.2)
+    assert_share(factors != 1, 0.2)
     scaled = factors[factors != 1]
     assert 0.7 <= scaled.min() < 0.72 and 1.38 < scaled.max() <= 1.4 and abs(scaled.mean() - 1.05) < 0.04
     flips = drawn(Mirror(axes=(0, 2)))
     assert not flips[:, 1].any()
-    share(flips[:, [0, 2]], 0.5)
-    share(flips[:, 0] & flips[:, 2], 0.25)
+    assert_share(flips[:, [0, 2]], 0.5)
+    assert_share(flips[:, 0] & flips[:, 2], 0.25)
 
 
 def test_the_matrix_is_that_of_the_angles():
-    turned = np.asarray(Rotation(axes=(2,), degrees=90).matrix(jnp.array([0, 0, np.pi / 2])))
-    np.testing.assert_allclose(turned, [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
-    some = np.asarray(Rotation().matrix(jnp.array([0.3, -0.2, 0.5])))
-    np.testing.assert_allclose(some @ some.T, np.eye(3), atol=1e-6)
+    rotated = np.asarray(Rotation(axes=(2,), degrees=90).matrix(jnp.array([0, 0, np.pi / 2])))
+    np.testing.assert_allclose(rotated, [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
+    rotation = np.asarray(Rotation().matrix(jnp.array([0.3, -0.2, 0.5])))
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
     np.testing.assert_array_equal(Scaling(axes=(0, 1)).matrix(jnp.float32(1.25)), np.diag([1.25, 1.25, 1]))
     np.testing.assert_array_equal(Mirror().matrix(jnp.array([True, False, True])), np.diag([-1.0, 1, -1]))
 
@@ -209,10 +218,10 @@ def test_the_size_of_the_source():
 
 
 def test_a_transform_that_is_removed_does_not_change_the_parameters_of_the_others():
-    whole, some = for_run(*EVERY_TIME), for_run(EVERY_TIME[2], EVERY_TIME[0])
-    rotation, _, mirror = whole.draw(jax.random.key(3), 1)
-    np.testing.assert_array_equal(some.draw(jax.random.key(3), 1)[0], mirror)
-    np.testing.assert_array_equal(some.draw(jax.random.key(3), 1)[1], rotation)
+    all_transforms, reordered = for_run(*EVERY_TIME), for_run(EVERY_TIME[2], EVERY_TIME[0])
+    rotation, _, mirror = all_transforms.draw(jax.random.key(3), 1)
+    np.testing.assert_array_equal(reordered.draw(jax.random.key(3), 1)[0], mirror)
+    np.testing.assert_array_equal(reordered.draw(jax.random.key(3), 1)[1], rotation)
 
 
 def test_rotations_that_are_not_possible_are_refused():

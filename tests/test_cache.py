@@ -54,7 +54,7 @@ def test_a_label_outside_the_image_is_not_cut_off(tmp_path):
     assert prepared.foreground == ((2, 7), (0, 5), (0, 3))
 
 
-def test_a_windowed_image_is_stored_whole(tmp_path):
+def test_a_windowed_image_is_stored_uncropped(tmp_path):
     case = write_case(tmp_path)
     task = Task.brats(channels=("FLAIR", "T1"), intensity="window", window=(100.0, 500.0))
     (prepared,) = prepare([case], tmp_path / "cache", task)
@@ -65,9 +65,9 @@ def test_a_windowed_image_is_stored_whole(tmp_path):
 
 def test_a_float16_cache_refuses_values_that_do_not_fit(tmp_path):
     case = write_case(tmp_path)
-    (half,), (whole,) = prepare([case], tmp_path / "cache", dtype="float16"), prepare([case], tmp_path / "cache")
-    assert half.image.dtype == np.float16 and whole.image.dtype == np.float32 and half.image_path != whole.image_path
-    np.testing.assert_array_equal(half.image, whole.image.astype(np.float16))
+    (half,), (single,) = prepare([case], tmp_path / "cache", dtype="float16"), prepare([case], tmp_path / "cache")
+    assert half.image.dtype == np.float16 and single.image.dtype == np.float32 and half.image_path != single.image_path
+    np.testing.assert_array_equal(half.image, single.image.astype(np.float16))
     for factor in (1e4, 1e-12):
         image = nib.load(case.images[1])
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * np.float32(factor), LPS), case.images[1])
@@ -104,13 +104,13 @@ def test_a_touched_file_is_hashed_and_a_changed_file_is_read(tmp_path, names_rea
     assert first.image.any() and first.label.any()  # this process may still use them
 
 
-def test_other_settings_are_another_entry(tmp_path, names_read):
+def test_different_settings_have_separate_entries(tmp_path, names_read):
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
-    (turned,) = prepare([case], tmp_path / "cache", Task.brats(channels=("FLAIR", "T1"), orientation="RAS"))
+    (reoriented,) = prepare([case], tmp_path / "cache", Task.brats(channels=("FLAIR", "T1"), orientation="RAS"))
     (coarse,) = prepare([case], tmp_path / "cache", Task.brats(channels=("FLAIR", "T1"), spacing=(2, 2, 2)))
     (swapped,) = prepare([case], tmp_path / "cache", Task.brats(channels=("T1", "FLAIR")))
-    assert len({first.path, turned.path, coarse.path, swapped.path}) == 4 and len(names_read) == 4
+    assert len({first.path, reoriented.path, coarse.path, swapped.path}) == 4 and len(names_read) == 4
     assert coarse.shape == (5, 4, 4)
     np.testing.assert_array_equal(swapped.image, first.image[..., ::-1])
     prepare(

@@ -70,13 +70,13 @@ WRONG_NUMBERS = {
     "an affine of three rows": {"affine": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
     "an affine without a direction": {"affine": [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]},
     "text for a mean": {"mean": "much"},
-    "nothing for a box": {"box": None},
-    "an array elsewhere": {"image": {"file": "../image.npy", "sha256": ""}},
-    "the label map for the image": {"image": "label"},
+    "no box": {"box": None},
+    "an array outside the cache folder": {"image": {"file": "../image.npy", "sha256": ""}},
+    "the label map in place of the image": {"image": "label"},
     "too many voxels of a class": {"voxel_counts": [20_000, 0, 0]},
-    "voxels of another number than stored": {"voxel_counts": [1, 0, 0]},
-    "the label map for the voxels": {"voxels": "label"},
-    "numbers for notes": {"notes": [1]},
+    "another number of voxels than stored": {"voxel_counts": [1, 0, 0]},
+    "the label map in place of the voxels": {"voxels": "label"},
+    "numbers in place of notes": {"notes": [1]},
 }
 
 
@@ -85,22 +85,22 @@ def test_wrong_numbers_in_an_entry_are_never_used(tmp_path, names_read):
     """This holds also if the entry's digest matches the wrong numbers. A plausible mean is detected only by the digest."""
     case = write_case(tmp_path / "data")
     (first,) = prepare([case], tmp_path / "cache")
-    whole = json.loads(first.path.read_text())
+    correct = json.loads(first.path.read_text())
     messages = []
-    for count, (what, fields) in enumerate(WRONG_NUMBERS.items(), 1):
-        fields = {key: whole["label"] if value == "label" else value for key, value in fields.items()}
-        entry = whole | fields
-        if what != "another mean":
+    for count, (description, fields) in enumerate(WRONG_NUMBERS.items(), 1):
+        fields = {key: correct["label"] if value == "label" else value for key, value in fields.items()}
+        entry = correct | fields
+        if description != "another mean":
             entry["digest"] = files.digest_of_json({key: value for key, value in entry.items() if key != "digest"})
         first.path.write_text(json.dumps(entry))
         (again,) = prepare([case], tmp_path / "cache", warn=messages.append)
-        assert len(names_read) == 1 + count and len(messages) == count, what
-        assert json.loads(first.path.read_text()) == whole and (again.statistics[0] == first.statistics[0]).all(), what
+        assert len(names_read) == 1 + count and len(messages) == count, description
+        assert json.loads(first.path.read_text()) == correct and (again.statistics[0] == first.statistics[0]).all(), description
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """A function that starts another training, as in a separate process, and one that ends all of them."""
+    """Yields a function that starts another training, as in a separate process, and one that ends all trainings."""
     users_of_trainings = []
 
     def begin():
@@ -119,7 +119,7 @@ def trainings(monkeypatch):
 @pytest.mark.fault("2.2")
 @pytest.mark.parametrize("where", ["two", "one"])
 def test_trainings_that_share_a_cache_never_delete_each_others_arrays(tmp_path, trainings, where):
-    """The cases have equal names, in another data set or in the same one after its files changed."""
+    """Both cases have the same name. The second is in another data set, or in the same one after its files changed."""
     begin, end = trainings
     begin()
     (first,) = prepare([write_case(tmp_path / "one")], tmp_path / "cache")
@@ -147,8 +147,8 @@ def test_a_cache_of_an_older_version_is_prepared_again_with_one_sentence(tmp_pat
             (folder / array).write_bytes(b"old")
         entry = {"name": name, "key": "0" * 64, "settings": {"version": 1}, "files": arrays, "sources": []}
         (folder / f"{name}-{'1' * 12}.json").write_text(json.dumps(entry))
-    kept = {"notes.json": "{}", "mine-0123456789abcdef.json": '{"settings": {"version": 1}}', "scan-image.npy": "mine"}
-    for name, text in kept.items():
+    unrelated_files = {"notes.json": "{}", "mine-0123456789abcdef.json": '{"settings": {"version": 1}}', "scan-image.npy": "mine"}
+    for name, text in unrelated_files.items():
         (folder / name).write_text(text)
     messages = []
     prepare(cases, folder, warn=messages.append)
@@ -157,10 +157,10 @@ def test_a_cache_of_an_older_version_is_prepared_again_with_one_sentence(tmp_pat
         and "an older version of swinunetr_jax (2) cannot be used" in messages[0]
         and sorted(names_read) == ["a", "b"]
     )
-    assert len(os.listdir(folder)) == 8 + len(kept) and kept.keys() <= set(os.listdir(folder))
+    assert len(os.listdir(folder)) == 8 + len(unrelated_files) and unrelated_files.keys() <= set(os.listdir(folder))
 
 
-def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sentence(tmp_path, names_read):
+def test_cases_whose_files_are_in_another_place_are_prepared_again_and_reported_in_one_sentence(tmp_path, names_read):
     cases = [write_case(tmp_path / "data", name, seed) for seed, name in enumerate("ab")]
     prepare(cases, tmp_path / "cache")
     (tmp_path / "data").rename(tmp_path / "moved")
@@ -175,7 +175,7 @@ def test_cases_whose_files_are_in_another_place_are_prepared_again_with_one_sent
     ]
 
 
-def test_entries_of_a_newer_version_are_not_used_with_one_sentence(tmp_path, names_read):
+def test_entries_of_a_newer_version_are_reported_in_one_sentence_and_not_used(tmp_path, names_read):
     case, messages = write_case(tmp_path / "data"), []
     (first,) = prepare([case], tmp_path / "cache")
     entry = json.loads(first.path.read_text())
@@ -192,11 +192,11 @@ def test_temporary_files_of_a_killed_preparation_are_removed_by_the_next_one(tmp
         process.wait()
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: process.pid)
-        ended = temporary_name("a-image.npy", "")
+        stale_name = temporary_name("a-image.npy", "")
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / ended).write_bytes(b"half")
+    (tmp_path / "cache" / stale_name).write_bytes(b"half")
     prepare([write_case(tmp_path / "data")], tmp_path / "cache")
-    assert not (tmp_path / "cache" / ended).exists() and len(os.listdir(tmp_path / "cache")) == 4
+    assert not (tmp_path / "cache" / stale_name).exists() and len(os.listdir(tmp_path / "cache")) == 4
 
 
 @pytest.mark.fault("3.5")

@@ -22,9 +22,9 @@ def test_brats_2021(tmp_path):
         "__MACOSX/a_t1.nii.gz",
         "README.md",
     )
-    found = find_cases(tmp_path)
-    assert found.layout == "brats" and found.channels == WEIGHTS and found.root == tmp_path and found.et_label == 4
-    first, second = found.cases
+    dataset = find_cases(tmp_path)
+    assert dataset.layout == "brats" and dataset.channels == WEIGHTS and dataset.root == tmp_path and dataset.et_label == 4
+    first, second = dataset.cases
     folder = tmp_path / "BraTS2021_00000"
     images = tuple(folder / f"BraTS2021_00000_{end}.nii.gz" for end in ("flair", "t1ce", "t1", "t2"))
     assert first == Case("BraTS2021_00000", images, WEIGHTS, folder / "BraTS2021_00000_seg.nii.gz", None, "training", None)
@@ -34,25 +34,25 @@ def test_brats_2021(tmp_path):
 def test_brats_since_2023(tmp_path):
     brats(tmp_path, "BraTS-GLI-00000-000", "-t1c -t1n -t2f -t2w -seg")
     brats(tmp_path, "BraTS-GLI-00001-000", "-t1c -t1n -t2f -t2w")
-    found = find_cases(tmp_path)
-    assert found.layout == "brats" and found.et_label == 3 and found.channels == WEIGHTS
-    assert [case.split for case in found.cases] == ["training", "test"]
-    assert image_names(found.cases[0]) == [f"BraTS-GLI-00000-000-{end}.nii.gz" for end in ("t2f", "t1c", "t1n", "t2w")]
-    assert found.cases[0].label.name == "BraTS-GLI-00000-000-seg.nii.gz" and found.cases[1].label is None
+    dataset = find_cases(tmp_path)
+    assert dataset.layout == "brats" and dataset.et_label == 3 and dataset.channels == WEIGHTS
+    assert [case.split for case in dataset.cases] == ["training", "test"]
+    assert image_names(dataset.cases[0]) == [f"BraTS-GLI-00000-000-{end}.nii.gz" for end in ("t2f", "t1c", "t1n", "t2w")]
+    assert dataset.cases[0].label.name == "BraTS-GLI-00000-000-seg.nii.gz" and dataset.cases[1].label is None
 
 
 def test_brats_cases_of_different_years_side_by_side(tmp_path):
     brats(tmp_path, "BraTS2021_00000")
     brats(tmp_path, "BraTS-GLI-00000-000", "-t1c -t1n -t2f -t2w -seg")
-    found = find_cases(tmp_path)
-    assert found.et_label is None and [case.et_label for case in found.cases] == [3, 4]
+    dataset = find_cases(tmp_path)
+    assert dataset.et_label is None and [case.et_label for case in dataset.cases] == [3, 4]
 
 
 def test_brats_one_case_and_two_levels(tmp_path):
     brats(tmp_path / "HGG", "Brats18_2013_0_1")
     brats(tmp_path / "LGG", "Brats18_2013_0_1")
-    found = find_cases(tmp_path)
-    assert found.layout == "brats" and [case.name for case in found.cases] == ["HGG_Brats18_2013_0_1", "LGG_Brats18_2013_0_1"]
+    dataset = find_cases(tmp_path)
+    assert dataset.layout == "brats" and [case.name for case in dataset.cases] == ["HGG_Brats18_2013_0_1", "LGG_Brats18_2013_0_1"]
     (case,) = find_cases(tmp_path / "HGG" / "Brats18_2013_0_1").cases
     assert case.name == "Brats18_2013_0_1" and case.channels == WEIGHTS and case.label is not None
 
@@ -65,7 +65,7 @@ def test_brats_2020_with_an_unusual_label_and_uncompressed_files(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [None, WEIGHTS])
-def test_a_missing_channel_is_the_problem_of_its_case(tmp_path, channels):
+def test_a_missing_channel_is_reported_for_its_case(tmp_path, channels):
     brats(tmp_path, "BraTS2021_00000")
     brats(tmp_path, "BraTS2021_00001", "_flair _t1 _seg")
     brats(tmp_path, "BraTS2021_00002", "_seg")
@@ -80,14 +80,14 @@ def test_a_missing_channel_is_the_problem_of_its_case(tmp_path, channels):
 
 def test_channels_select_and_order_images(tmp_path):
     brats(tmp_path, "BraTS2021_00000")
-    found = find_cases(tmp_path, channels=["t2w", "T1-Gd"])
-    assert found.channels == found.cases[0].channels == ("T2", "T1ce") and found.cases[0].problem is None
-    assert image_names(found.cases[0]) == ["BraTS2021_00000_t2.nii.gz", "BraTS2021_00000_t1ce.nii.gz"]
+    dataset = find_cases(tmp_path, channels=["t2w", "T1-Gd"])
+    assert dataset.channels == dataset.cases[0].channels == ("T2", "T1ce") and dataset.cases[0].problem is None
+    assert image_names(dataset.cases[0]) == ["BraTS2021_00000_t2.nii.gz", "BraTS2021_00000_t1ce.nii.gz"]
     (case,) = find_cases(tmp_path, channels=["T1", "ADC"]).cases
     assert case.channels == ("T1",) and "has no ADC image" in case.problem
     with refused("more than once"):
         find_cases(tmp_path, channels=["T1", "t1w"])
-    # A network may take a mask, whose file is then a channel.
+    # A mask may be an input of the network; its file is then a channel.
     (case,) = find_cases(tmp_path, channels=["T1", "seg"]).cases
     assert image_names(case) == ["BraTS2021_00000_t1.nii.gz", "BraTS2021_00000_seg.nii.gz"] and case.label is None
 
@@ -95,13 +95,13 @@ def test_channels_select_and_order_images(tmp_path):
 def test_case_folders(tmp_path):
     for patient in ("patient19", "patient26"):
         touch(tmp_path, *(f"{patient}/{name}.nii.gz" for name in ("FLAIR", "LESION", "T1", "T1POST", "T2")))
-    found = find_cases(tmp_path, channels=WEIGHTS)
+    dataset = find_cases(tmp_path, channels=WEIGHTS)
     assert (
-        found.layout == "case-folder"
-        and found.et_label is None
-        and [case.name for case in found.cases] == ["patient19", "patient26"]
+        dataset.layout == "case-folder"
+        and dataset.et_label is None
+        and [case.name for case in dataset.cases] == ["patient19", "patient26"]
     )
-    for case in (found.cases[0], *find_cases(tmp_path / "patient19").cases):
+    for case in (dataset.cases[0], *find_cases(tmp_path / "patient19").cases):
         assert case.name == "patient19" and case.channels == WEIGHTS and case.problem is None
         assert (
             image_names(case) == ["FLAIR.nii.gz", "T1POST.nii.gz", "T1.nii.gz", "T2.nii.gz"]
@@ -116,7 +116,7 @@ def test_all_cases_should_have_the_same_channels(tmp_path):
     assert "case b has no T2 image, expected one each of T1, T2" in second.problem
 
 
-def test_two_files_for_one_channel_are_the_problem_of_their_case(tmp_path):
+def test_two_files_for_one_channel_are_reported_for_their_case(tmp_path):
     touch(tmp_path, "a/T1.nii.gz", "a/T1w.nii.gz", "a/T2.nii.gz")
     (case,) = find_cases(tmp_path).cases
     assert "several T1 images (T1.nii.gz, T1w.nii.gz)" in case.problem
@@ -124,8 +124,8 @@ def test_two_files_for_one_channel_are_the_problem_of_their_case(tmp_path):
 
 def test_flat_folder_with_several_patients(tmp_path):
     touch(tmp_path, "x_T1.nii.gz", "x_T2.nii.gz", "x_seg.nii.gz", "y_T1.nii.gz", "y_T2.nii.gz")
-    found = find_cases(tmp_path)
-    assert [(c.name, c.channels, c.label and c.label.name) for c in found.cases] == [
+    dataset = find_cases(tmp_path)
+    assert [(c.name, c.channels, c.label and c.label.name) for c in dataset.cases] == [
         ("x", ("T1", "T2"), "x_seg.nii.gz"),
         ("y", ("T1", "T2"), None),
     ]
@@ -146,9 +146,9 @@ def test_unknown_names_that_recur_are_channels(tmp_path):
         "P3/P3_DWI.nii.gz",
         "P1/P1_seg.nii.gz",
     )
-    found = find_cases(tmp_path)
-    assert found.layout == "case-folder" and found.channels == ("ADC", "DWI")
-    one, two, three = found.cases
+    dataset = find_cases(tmp_path)
+    assert dataset.layout == "case-folder" and dataset.channels == ("ADC", "DWI")
+    one, two, three = dataset.cases
     assert one.name == "P1" and image_names(one) == ["P1_ADC.nii.gz", "P1_DWI.nii.gz"] and one.label.name == "P1_seg.nii.gz"
     assert two.problem is None and "P3 has no ADC" in three.problem
     (case,) = find_cases(tmp_path / "P1", channels=["DWI", "ADC"]).cases
@@ -157,28 +157,28 @@ def test_unknown_names_that_recur_are_channels(tmp_path):
 
 def test_a_folder_of_other_images_has_a_case_per_file(tmp_path):
     touch(tmp_path, "b.nii.gz", "a.nii", "c.mha", ".hidden.nii.gz", "._a.nii", "a_mask.nii")
-    found = find_cases(tmp_path)
-    assert found.layout == "files" and found.channels is None
-    assert found.cases == (
+    dataset = find_cases(tmp_path)
+    assert dataset.layout == "files" and dataset.channels is None
+    assert dataset.cases == (
         Case("a", (tmp_path / "a.nii",), None, tmp_path / "a_mask.nii", None, "training"),
         Case("b", (tmp_path / "b.nii.gz",), None, None, None, "test"),
-        Case("c", (), split="test", problem=found.cases[2].problem),
+        Case("c", (), split="test", problem=dataset.cases[2].problem),
     )
-    assert f"{tmp_path / 'c.mha'}: is a MetaImage file" in found.cases[2].problem
-    assert found.ignored == "2 entries that are not scans were ignored: ._a.nii, .hidden.nii.gz."
+    assert f"{tmp_path / 'c.mha'}: is a MetaImage file" in dataset.cases[2].problem
+    assert dataset.ignored == "2 entries that are not scans were ignored: ._a.nii, .hidden.nii.gz."
     assert [case.name for case in find_cases(tmp_path, channels=["CT"]).cases] == ["a", "b", "c"]
 
 
 def test_one_image_per_folder(tmp_path):
     touch(tmp_path, "P1/image.nii.gz", "P1/label.nii.gz", "P2/image.nii.gz")
-    found = find_cases(tmp_path)
-    assert [(c.name, c.label is None, c.channels) for c in found.cases] == [("P1_image", False, None), ("P2_image", True, None)]
+    dataset = find_cases(tmp_path)
+    assert [(c.name, c.label is None, c.channels) for c in dataset.cases] == [("P1_image", False, None), ("P2_image", True, None)]
 
 
 def test_single_file(tmp_path):
     touch(tmp_path, "brain.nii.gz", "x/FLAIR.nii.gz")
-    found = find_cases(tmp_path / "brain.nii.gz", channels=WEIGHTS)  # may hold all four
-    assert found.layout == "files" and found.cases == (Case("brain", (tmp_path / "brain.nii.gz",), None, split="test"),)
+    dataset = find_cases(tmp_path / "brain.nii.gz", channels=WEIGHTS)  # may hold all four
+    assert dataset.layout == "files" and dataset.cases == (Case("brain", (tmp_path / "brain.nii.gz",), None, split="test"),)
     (case,) = find_cases(tmp_path / "x" / "FLAIR.nii.gz").cases
     assert case.name == "x" and case.channels == ("FLAIR",)
     (case,) = find_cases(tmp_path / "x" / "FLAIR.nii.gz", channels=WEIGHTS).cases
@@ -244,8 +244,8 @@ def test_data_needs_numpy_and_nibabel_only(package):
 
 
 def test_real_case_folders(shared_data):
-    found = find_cases(shared_data / "open_ms", channels=WEIGHTS)
-    assert [case.name for case in found.cases] == ["patient19", "patient26"] and found.layout == "case-folder"
-    for case in found.cases:
+    dataset = find_cases(shared_data / "open_ms", channels=WEIGHTS)
+    assert [case.name for case in dataset.cases] == ["patient19", "patient26"] and dataset.layout == "case-folder"
+    for case in dataset.cases:
         assert image_names(case) == ["FLAIR.nii.gz", "T1POST.nii.gz", "T1.nii.gz", "T2.nii.gz"]
         assert case.label.name == "LESION.nii.gz" and case.problem is None

@@ -46,8 +46,8 @@ def test_every_entry_is_a_case_or_is_named(tmp_path):
     touch(tmp_path, "a.nii", "a.nii.gz", "b.nii.gz", "d.mha", "h.nii.gz.part", "README.md", ".DS_Store", "extra/f.nii.gz")
     (tmp_path / "c.nii.gz").symlink_to("/nowhere/c.nii.gz")
     os.mkfifo(tmp_path / "e.nii.gz")
-    found = find_cases(tmp_path)
-    problems = {case.name: case.problem for case in found.cases if case.problem}
+    dataset = find_cases(tmp_path)
+    problems = {case.name: case.problem for case in dataset.cases if case.problem}
     words = {
         "a": "several files of the same name (a.nii, a.nii.gz)",
         "c": "a link to /nowhere",
@@ -55,10 +55,10 @@ def test_every_entry_is_a_case_or_is_named(tmp_path):
         "e": "not a regular file",
     }
     words["h"] = ".nii in its name"
-    assert set(problems) == set(words) and case_names(found).count("b") == 1
+    assert set(problems) == set(words) and case_names(dataset).count("b") == 1
     assert all(text in problems[name] for name, text in words.items())
-    assert found.ignored == "2 entries that are not scans were ignored: .DS_Store, README.md."
-    assert len(found.warnings) == 1 and "extra" in found.warnings[0]
+    assert dataset.ignored == "2 entries that are not scans were ignored: .DS_Store, README.md."
+    assert len(dataset.warnings) == 1 and "extra" in dataset.warnings[0]
 
 
 @pytest.mark.fault("2.1")
@@ -66,10 +66,10 @@ def test_folders_without_scans_are_named(tmp_path):
     brats = [f"BraTS2021_00000/BraTS2021_00000_{end}.nii.gz" for end in ("flair", "t1", "t1ce", "t2", "seg")]
     touch(tmp_path, *brats, "BraTS2021_00001/1.dcm", "BraTS2021_00001/2.dcm", "docs/x.pdf", "BraTS2021_00000/T1_brain.nii.gz")
     (tmp_path / "P3").mkdir()
-    found = find_cases(tmp_path)
-    assert case_names(found) == ["BraTS2021_00000", "BraTS2021_00001", "P3"]
-    assert "2 DICOM files" in found.cases[1].problem and "is empty" in found.cases[2].problem
-    assert "docs" in found.ignored and "T1_brain" in found.warnings[0]
+    dataset = find_cases(tmp_path)
+    assert case_names(dataset) == ["BraTS2021_00000", "BraTS2021_00001", "P3"]
+    assert "2 DICOM files" in dataset.cases[1].problem and "is empty" in dataset.cases[2].problem
+    assert "docs" in dataset.ignored and "T1_brain" in dataset.warnings[0]
 
 
 @pytest.mark.fault("2.1")
@@ -77,12 +77,12 @@ def test_a_folder_that_cannot_be_read_is_one_case(tmp_path, monkeypatch):
     touch(tmp_path, "P1/P1_T1.nii.gz", "P2/P2_T1.nii.gz")
     scan = os.scandir
 
-    def closed(path):
+    def denied(path):
         if Path(path).name == "P2":
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "scandir", denied)
     one, two = find_cases(tmp_path).cases
     assert one.problem is None and two.name == "P2" and "Permission denied" in two.problem
 
@@ -95,10 +95,10 @@ def nnunet(root, labels=("c0.nii.gz", "c1.nii.gz", "c2.nii")):
 @pytest.mark.fault("2.1")
 def test_labels_with_another_ending_are_found_and_missing_ones_are_reported(tmp_path):
     nnunet(tmp_path, ("c0.nii.gz", "c1.nii.gz", "c2.nii", "z.nii.gz"))
-    found = find_cases(tmp_path)
-    assert [case.label and case.label.name for case in found.cases] == ["c0.nii.gz", "c1.nii.gz", "c2.nii", None]
-    assert [case.name for case in unlabelled(found)] == ["c3"]
-    assert any("label maps without an image are not used (1)" in text and "z" in text for text in found.warnings)
+    dataset = find_cases(tmp_path)
+    assert [case.label and case.label.name for case in dataset.cases] == ["c0.nii.gz", "c1.nii.gz", "c2.nii", None]
+    assert [case.name for case in unlabelled(dataset)] == ["c3"]
+    assert any("label maps without an image are not used (1)" in text and "z" in text for text in dataset.warnings)
 
 
 @pytest.mark.fault("2.3")
@@ -106,8 +106,8 @@ def test_results_in_the_folder_of_the_scans_are_not_scans(tmp_path):
     touch(tmp_path, "a.nii.gz", "b.nii.gz", "results/a.nii.gz", "P3.nii.gz")
     record = {"settings": {}, "cases": {"a": {"outputs": {"labels": {"path": "a.nii.gz", "bytes": 1}}}}}
     write_list(tmp_path / "results" / "predict.json", **record)
-    found = find_cases(tmp_path)
-    assert case_names(found) == ["P3", "a", "b"] and "results" in found.ignored
+    dataset = find_cases(tmp_path)
+    assert case_names(dataset) == ["P3", "a", "b"] and "results" in dataset.ignored
     write_list(tmp_path / "predict.json", settings={}, cases={"P3": {"outputs": {"labels": {"path": "P3.nii.gz", "bytes": 1}}}})
     assert case_names(find_cases(tmp_path)) == ["a", "b"]
 
@@ -136,8 +136,8 @@ def test_training_reports_the_cases_that_it_does_not_use(tmp_path, capsys):
         save(tmp_path / f"imagesTr/c{number}_0000.nii.gz", np.arange(120, dtype=np.float32).reshape(SHAPE) + number)
     for number in range(2):
         save(tmp_path / f"labelsTr/c{number}.nii", ball(number))
-    found = collect_cases(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
-    assert len(found.train) == len(found.validation) == 1
+    collected = collect_cases(Recipe(kind="labels", data=tmp_path, folds=2), tmp_path / "run")
+    assert len(collected.train) == len(collected.validation) == 1
     printed = capsys.readouterr().out
     assert (
         "2 of 4 scans have no label map and are not used for training: c2, c3" in printed

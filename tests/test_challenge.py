@@ -22,7 +22,7 @@ from swinunetr_jax.evaluation.challenge import PREFIX, REGIONS, VERSION, Challen
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The scores of all recorded cases, what was printed, and the environment of the stand-in."""
+    """Returns the folder of all files, the scores of all recorded cases, and the printed text."""
     folder = tmp_path_factory.mktemp("challenge")
     predictions, references = recorded.write(folder)
     environment = recorded.stand_in(folder / "env")
@@ -39,17 +39,17 @@ def values(evaluated, case: str, metric: str) -> dict[str, float]:
     return {output: math.nan if row[metric] is None else row[metric] for output, row in evaluated[1]["cases"][case].items()}
 
 
-def test_the_program_receives_each_case_in_its_own_label_values(evaluated):
+def test_the_program_receives_each_case_in_the_label_values_of_the_program(evaluated):
     folder, report, _ = evaluated
     for number, (name, (ref, pred, affine)) in enumerate(sorted(recorded.label_maps().items())):
         for side, labels in (("ref", ref), ("pred", pred)):
-            given = nib.load(folder / f"env/seen/{side}/{number:05d}-000.nii.gz")
-            np.testing.assert_array_equal(np.asarray(given.dataobj), np.where(labels == 4, 3, labels), f"{name} {side}")
-            np.testing.assert_allclose(given.affine, affine)
+            received = nib.load(folder / f"env/seen/{side}/{number:05d}-000.nii.gz")
+            np.testing.assert_array_equal(np.asarray(received.dataobj), np.where(labels == 4, 3, labels), f"{name} {side}")
+            np.testing.assert_allclose(received.affine, affine)
     assert set(report["brats2026"]["cases"]) == set(recorded.label_maps())
 
 
-def test_its_table_is_part_of_both_files_and_of_the_printed_tables(evaluated):
+def test_the_table_of_the_program_is_part_of_both_files_and_of_the_printed_tables(evaluated):
     folder, report, printed = evaluated
     assert report["brats2026"]["ranking"] == "gli" and report["brats2026"]["failed"] == {}
     assert set(report["brats2026"]["cases"]["phantom"]) == set(REGIONS["gli"])
@@ -63,7 +63,7 @@ def test_its_table_is_part_of_both_files_and_of_the_printed_tables(evaluated):
     assert "[1/9] both_empty, by the program of BraTS 2026" in printed
 
 
-def test_dice_is_the_same_but_for_empty_references_and_predictions(evaluated):
+def test_dice_is_the_same_except_for_empty_references_and_predictions(evaluated):
     for case in recorded.label_maps():
         ours, theirs = values(evaluated, case, "dice_nnunet"), values(evaluated, case, f"{PREFIX}global_dsc")
         assert ours == pytest.approx(theirs, abs=1e-12, nan_ok=True), case
@@ -95,10 +95,8 @@ def test_lesions_are_neither_merged_by_dilation_nor_averaged_with_missed_ones(ev
         values(evaluated, "one_missed", "lesion_dice")["ET"],
         values(evaluated, "one_missed", f"{PREFIX}lesionwise_dsc_mean")["ET"],
     )
-    assert missed == (
-        pytest.approx(10 / 11 / 3),
-        pytest.approx(10 / 11),
-    )  # over a found, a missed and a false lesion; over the found one
+    # Ours averages over a found, a missed and a false lesion, theirs over the found lesion only.
+    assert missed == (pytest.approx(10 / 11 / 3), pytest.approx(10 / 11))
     small = (
         values(evaluated, "prediction_empty", "lesion_dice")["ET"],
         values(evaluated, "prediction_empty", f"{PREFIX}global_dsc")["ET"],
@@ -124,7 +122,7 @@ def test_a_case_that_the_program_does_not_score_is_reported_with_its_reason(tmp_
         ("gli", "ended with exit code 3"),
     ],
 )
-def test_contradicting_labels_and_a_failing_program_are_one_sentence(tmp_path, capsys, ranking, message):
+def test_contradicting_labels_and_a_failing_program_are_reported_in_one_sentence(tmp_path, capsys, ranking, message):
     predictions, references = recorded.write(tmp_path)
     environment = recorded.stand_in(tmp_path / "env", exit_code=3)
     options = ("--scorer", "brats2026", "--scorer-environment", environment, "--scorer-ranking", ranking)
@@ -143,7 +141,7 @@ def test_a_missing_program_names_the_commands_that_install_it(tmp_path, capsys):
     assert "--scorer brats2026" in capsys.readouterr().err
 
 
-def test_other_labels_count_as_background_and_are_said(tmp_path):
+def test_other_labels_count_as_background_and_are_reported(tmp_path):
     _, references = recorded.write(tmp_path)
     ref = read_labels(references / "equal.nii.gz")
     pred = ref.array.copy()
@@ -183,6 +181,6 @@ def test_the_program_itself_gives_the_recorded_tables(tmp_path):
     options = ("--task", "brats", "--scorer", "brats2026", "--scorer-environment")
     assert run(predictions, references, *options, environment, "--out", tmp_path / "real") == 0
     assert run(predictions, references, *options, recorded.stand_in(tmp_path / "env"), "--out", tmp_path / "recorded") == 0
-    real, kept = scores(tmp_path / "real"), scores(tmp_path / "recorded")
+    real, recorded_scores = scores(tmp_path / "real"), scores(tmp_path / "recorded")
     assert real["brats2026"]["program"].startswith(f"brats-evaluation {VERSION}, panoptica")
-    assert real["brats2026"]["cases"] == kept["brats2026"]["cases"]
+    assert real["brats2026"]["cases"] == recorded_scores["brats2026"]["cases"]

@@ -1,4 +1,4 @@
-"""The names of files and channels give the channel of each image."""
+"""The names of files and channels determine the channel of each image."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -42,7 +42,7 @@ def kinds(case, **options):
 
 
 def test_known_labels(tmp_path):
-    case = one_case(tmp_path, image(1), (0, 1, 5, 300 - 256))
+    case = one_case(tmp_path, image(1), (0, 1, 5, 44))
     assert kinds(case) == []  # no name states the labels
     assert kinds(case, labels=(1, 5, 44)) == []
     assert kinds(case, labels=(1, 5)) == ["unknown-label"]
@@ -79,9 +79,9 @@ def test_all_voxels_nan(tmp_path):
 
 
 def test_scaled_labels_are_sound(tmp_path):
-    picture = nib.Nifti1Image(label(1, 2, 4).astype(np.int16) * 10, LPS)
-    picture.header.set_slope_inter(0.1, 0)
-    nib.save(picture, tmp_path / "b.nii.gz")
+    label_image = nib.Nifti1Image(label(1, 2, 4).astype(np.int16) * 10, LPS)
+    label_image.header.set_slope_inter(0.1, 0)
+    nib.save(label_image, tmp_path / "b.nii.gz")
     path = tmp_path / "c.nii.gz"
     data = bytearray(gzip.decompress((tmp_path / "b.nii.gz").read_bytes()))
     data[112:116] = np.float32(0.1).tobytes()  # nibabel rescales the voxels when it writes, so the scale is set afterwards
@@ -92,15 +92,15 @@ def test_scaled_labels_are_sound(tmp_path):
 
 def test_channel_counts_differ(tmp_path):
     arrays = [np.stack([image(n), image(n + 50)], -1) for n in range(3)] + [image(9)]
-    (found,) = check_dataset(decathlon(tmp_path, arrays, modality=["MRI", "MRI"])).findings
-    assert (found.case, found.kind, found.severity) == ("case_3", "channel-count", "error")
-    assert found.message.startswith("it has 1 channel, but 3 of 4 cases have 2;")
+    (finding,) = check_dataset(decathlon(tmp_path, arrays, modality=["MRI", "MRI"])).findings
+    assert (finding.case, finding.kind, finding.severity) == ("case_3", "channel-count", "error")
+    assert finding.message.startswith("it has 1 channel, but 3 of 4 cases have 2;")
 
 
 def test_labels_that_dataset_json_does_not_name_are_found(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2)], [label(1), label(1, 2)])
-    (found,) = check_dataset(dataset).findings
-    assert (found.case, found.kind) == ("case_1", "unknown-label")
+    (finding,) = check_dataset(dataset).findings
+    assert (finding.case, finding.kind) == ("case_1", "unknown-label")
     assert check_dataset(dataset, labels=(1, 2)).findings == ()
 
 
@@ -118,24 +118,24 @@ def test_label_4_since_2023_may_be_the_resection_cavity(tmp_path, values, kind):
     for number, end in enumerate(("t2f", "t1c", "t1n", "t2w")):
         save(folder / f"{folder.name}-{end}.nii.gz", image(number))
     save(folder / f"{folder.name}-seg.nii.gz", label(*values))
-    (found,) = check_dataset(find_cases(tmp_path)).findings
-    assert found.kind == kind
-    assert found.message.endswith("give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024.")
+    (finding,) = check_dataset(find_cases(tmp_path)).findings
+    assert finding.kind == kind
+    assert finding.message.endswith("give --label-values 0 1 2 3 4 where 4 is the resection cavity, as in BraTS 2024.")
     assert check_dataset(find_cases(tmp_path), labels=range(5)).findings == ()
 
 
 def test_labels_3_and_4_in_different_cases_are_one_warning(tmp_path):
     dataset = decathlon(tmp_path, [image(1), image(2), image(3)], [label(1, 2, 3), label(1, 4), label(2, 4)], labels=None)
-    (found,) = check_dataset(dataset).findings
-    assert (found.case, found.severity, found.kind) == (None, "warning", "et-label")
-    assert found.message.startswith("label 3 occurs in 1 of the cases and label 4 in 2 others")
+    (finding,) = check_dataset(dataset).findings
+    assert (finding.case, finding.severity, finding.kind) == (None, "warning", "et-label")
+    assert finding.message.startswith("label 3 occurs in 1 of the cases and label 4 in 2 others")
 
 
 def test_spacings_without_a_majority_are_one_finding(tmp_path):
     for number in range(3):
         brats(tmp_path, number, affine=np.diag([-1.0, -1, 1 + number, 1]))
-    (found,) = check_dataset(find_cases(tmp_path)).findings
-    assert (found.case, found.kind) == (None, "spacing") and found.message.startswith("3 different spacings")
+    (finding,) = check_dataset(find_cases(tmp_path)).findings
+    assert (finding.case, finding.kind) == (None, "spacing") and finding.message.startswith("3 different spacings")
 
 
 def test_real_data_are_sound(shared_data):

@@ -69,9 +69,9 @@ WARNINGS = {
     "empty mask": (lambda f: save(at(f, "seg"), label()), "seg", "empty-label", "only background"),
     "copied": (lambda f: at(f, "t1").write_bytes(at(f, "flair").read_bytes()), "t1", "duplicate", "channel FLAIR"),
     "no label": (lambda f: at(f, "seg").unlink(), None, "missing-label", "no label map"),
-    "turned": (lambda f: [turn(at(f, end), np.diag([1.0, 1, 1, 1])) for end in (*ENDS, "seg")], None, "orientation", "RAS"),
+    "turned": (lambda f: [set_affine(at(f, end), np.diag([1.0, 1, 1, 1])) for end in (*ENDS, "seg")], None, "orientation", "RAS"),
     "coarse": (
-        lambda f: [turn(at(f, end), np.diag([-1.0, -1, 2.5, 1])) for end in (*ENDS, "seg")],
+        lambda f: [set_affine(at(f, end), np.diag([-1.0, -1, 2.5, 1])) for end in (*ENDS, "seg")],
         None,
         "spacing",
         "1 × 1 × 2.5",
@@ -79,13 +79,15 @@ WARNINGS = {
 }
 
 
-def turn(path, affine):
+def set_affine(path, affine):
     save(path, np.asarray(nib.load(path).dataobj), affine)
 
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """A case for each fault, ten sound ones, one with four faults in one file and one in another, and a copy of a case."""
+    """Returns a folder that has a case for each fault, ten sound cases, one case with four faults in one file and one in another,
+    and a copy of a case, and the expected findings.
+    """
     root = tmp_path_factory.mktemp("faulty")
     expected = set()
     for number, (damage, end, kind, words) in enumerate([*FAULTS.values(), *WARNINGS.values()]):
@@ -98,9 +100,9 @@ def faulty(tmp_path_factory):
     folder = brats(root, 200)
     save(at(folder, "seg"), with_voxel(label(), np.nan, 0.25, -2, 9))
     at(folder, "t1").write_bytes(b"")
-    many = [("seg", "not-finite", "1 of 210"), ("seg", "label-values", "0.25"), ("seg", "label-values", "-2")]
-    many += [("seg", "unknown-label", "9"), ("t1", "unreadable", "empty")]
-    expected |= {(folder.name, "error", kind, at(folder, end), words) for end, kind, words in many}
+    expected_of_case = [("seg", "not-finite", "1 of 210"), ("seg", "label-values", "0.25"), ("seg", "label-values", "-2")]
+    expected_of_case += [("seg", "unknown-label", "9"), ("t1", "unreadable", "empty")]
+    expected |= {(folder.name, "error", kind, at(folder, end), words) for end, kind, words in expected_of_case}
     twin = brats(root, 201)
     for end in ENDS:
         at(twin, end).write_bytes(at(root / "BraTS2021_00100", end).read_bytes())
@@ -116,14 +118,14 @@ def test_one_run_finds_every_fault_and_no_other(faulty, workers):
     assert seen == [case.name for case in report.dataset.cases] == [case.case.name for case in report.cases]
     missing = list(expected)
     for finding in report.findings:
-        fitting = [
+        matching = [
             e for e in missing
             if e[:3] == (finding.case, finding.severity, finding.kind) and e[4] in finding.message
             and (e[3] == finding.path or e[2] == "incomplete")
         ]  # fmt: skip
-        assert fitting, finding
+        assert matching, finding
         assert finding.message.endswith(".") and "\n" not in finding.message and str(root) not in finding.message
-        missing.remove(fitting[0])
+        missing.remove(matching[0])
     assert missing == []
 
 
@@ -159,7 +161,7 @@ def test_the_command_lists_every_fault(faulty, tmp_path, capsys):
     assert (
         "\n  BraTS2021_00004  unreadable     BraTS2021_00004/BraTS2021_00004_t2.nii.gz\n      the file is a web page" in printed
     )
-    # there are more than twenty, so similar ones share a row
+    # There are more than twenty findings, so similar findings share a row.
     assert "\n  2 cases          constant\n      BraTS2021_00009, BraTS2021_00010\n      such as BraTS2021_00009/" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert not report["sound"] and len(report["findings"]) == len(expected)

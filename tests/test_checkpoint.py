@@ -39,9 +39,9 @@ def test_a_network_is_read_as_it_was_saved(tmp_path):
     config = CONFIG.replace(norm_name=("group", {"num_groups": 3}), window_size=(3, 2))
     model = SwinUNETR(config, rngs=nnx.Rngs(7))
     save_checkpoint(tmp_path / "a" / "b", model)  # the folder above is created
-    back = load_checkpoint(tmp_path / "a" / "b")
-    assert back.config == config
-    assert_same_arrays(flatten(back), flatten(model))
+    loaded = load_checkpoint(tmp_path / "a" / "b")
+    assert loaded.config == config
+    assert_same_arrays(flatten(loaded), flatten(model))
     assert open_checkpoint(tmp_path / "a" / "b").task is None
 
 
@@ -64,8 +64,8 @@ def test_the_memory_layout_of_arrays_does_not_matter(tmp_path, written_checkpoin
     write_checkpoint(tmp_path / "b", CONFIG, {n: np.asarray(a, order="F") for n, a in random_params(CONFIG).items()}, TASK)
     for name in "ab":
         assert_same_arrays(read_checkpoint(tmp_path / name).params, random_params(CONFIG))
-        texts = [json.loads((path / DESCRIPTION).read_text()) for path in (tmp_path / name, written_checkpoint)]
-        assert texts[0]["digests"] == texts[1]["digests"]
+        descriptions = [json.loads((path / DESCRIPTION).read_text()) for path in (tmp_path / name, written_checkpoint)]
+        assert descriptions[0]["digests"] == descriptions[1]["digests"]
 
 
 def test_a_checkpoint_can_be_moved_and_linked(checkpoint, tmp_path):

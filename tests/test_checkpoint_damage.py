@@ -27,9 +27,9 @@ def test_a_flipped_bit_is_noticed_in_every_file(checkpoint):
     assert len(names) > 5 and DESCRIPTION in names
     for name in names:
         content = (checkpoint / name).read_bytes()
-        for place in {0, len(content) - 1, *rng.integers(len(content), size=6 if name != DESCRIPTION else 200)}:
+        for position in {0, len(content) - 1, *rng.integers(len(content), size=6 if name != DESCRIPTION else 200)}:
             damaged = bytearray(content)
-            damaged[place] ^= 1 << rng.integers(8)
+            damaged[position] ^= 1 << rng.integers(8)
             (checkpoint / name).write_bytes(damaged)
             assert (f"{checkpoint}/{DESCRIPTION} is damaged" if name == DESCRIPTION else name) in refusal(checkpoint)
         (checkpoint / name).write_bytes(content)
@@ -108,7 +108,10 @@ def test_a_path_that_is_not_a_checkpoint_is_refused(tmp_path, kind):
 
 
 def rewrite(path: Path, **changes) -> None:
-    """Changes values of the description and its digest, so that it looks like that of another program instead of a damaged one."""
+    """Changes values of the description and updates its digest.
+
+    The description then looks as if another program had written it, and not damaged.
+    """
     values = json.loads((path / DESCRIPTION).read_text()) | changes
     del values["digest"]
     values = {name: value for name, value in values.items() if value != "deleted"}

@@ -1,4 +1,4 @@
-"""Sampling by class: which samples are centred on a class, the stored voxels of classes, and the position of such crops."""
+"""Sampling by class: the samples centred on a class, the stored voxels of classes, and the position of crops around these voxels."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ ALWAYS = ClassShare(1.0, 2)
 def test_the_last_samples_of_each_batch_are_centred_on_a_class_as_in_nnunet(batch, share, chosen):
     by_class = ClassShare(share, batch)
     for step in range(3):
-        assert [place for place in range(batch) if by_class.chooses(step * batch + place)] == chosen
+        assert [position for position in range(batch) if by_class.chooses(step * batch + position)] == chosen
 
 
 def test_the_share_of_batches_of_one_holds_over_the_run():
@@ -39,9 +39,9 @@ def test_voxels_of_each_class_are_listed_up_to_a_number(monkeypatch):
     )
     assert find_class_voxels(label, regions)[1] == [113, 1]
     monkeypatch.setattr(class_voxels, "MAX_VOXELS", 10)
-    some, counts = find_class_voxels(label, task)
-    assert counts == [10, 1, 0] and (label[tuple(some[:10].T)] == 1).all() and len(np.unique(some[:10], axis=0)) == 10
-    assert (find_class_voxels(label, task)[0] == some).all()
+    limited, counts = find_class_voxels(label, task)
+    assert counts == [10, 1, 0] and (label[tuple(limited[:10].T)] == 1).all() and len(np.unique(limited[:10], axis=0)) == 10
+    assert (find_class_voxels(label, task)[0] == limited).all()
 
 
 def example(tmp_path, sample=0):
@@ -65,11 +65,11 @@ def example(tmp_path, sample=0):
 )
 def test_the_class_is_drawn_first_and_its_voxel_is_the_centre(tmp_path, base, first):
     """The crop around (0, 20, 4) is moved into the volume, or into the foreground, which is extended to that voxel."""
-    given, rng = example(tmp_path), np.random.default_rng(0)
+    sample_case, rng = example(tmp_path), np.random.default_rng(0)
     crop = CropByClass(base, ALWAYS)
-    starts = [crop.draw(rng, given) for _ in range(400)]
+    starts = [crop.draw(rng, sample_case) for _ in range(400)]
     assert 150 < starts.count(first) < 250
-    crops = [crop.apply(given, start) for start in starts]
+    crops = [crop.apply(sample_case, start) for start in starts]
     assert all(part["image"].shape == (5, 6, 7, 1) and part["label"].any() for part in crops)
     assert (crops[starts.index(first)]["label"] == 2).sum() == 1
     assert len(set(starts)) > 100
@@ -77,10 +77,10 @@ def test_the_class_is_drawn_first_and_its_voxel_is_the_centre(tmp_path, base, fi
 
 def test_a_crop_with_a_margin_has_the_same_centre(tmp_path):
     """The margin may extend beyond the volume."""
-    given = example(tmp_path)
+    sample_case = example(tmp_path)
     crop = CropByClass(RandomCrop((5, 6, 7), inside=ForegroundCrop()), ALWAYS)
     for seed in range(10):
-        part, source = (t(given, np.random.default_rng(seed)) for t in (crop, SourceCrop(crop, (9, 10, 11))))
+        part, source = (t(sample_case, np.random.default_rng(seed)) for t in (crop, SourceCrop(crop, (9, 10, 11))))
         assert source["label"].shape == (9, 10, 11)
         np.testing.assert_array_equal(source["label"][2:7, 2:8, 2:9], part["label"])
         np.testing.assert_array_equal(source["image"][2:7, 2:8, 2:9], part["image"])
@@ -90,19 +90,19 @@ def test_other_samples_and_cases_without_a_class_are_cropped_as_usual(tmp_path):
     base = RandomCrop((5, 6, 7), inside=ForegroundCrop())
     usual = base(example(tmp_path), np.random.default_rng(3))
     for by_class, sample, counts in ((ClassShare(0.5, 2), 0, (1, 1, 1)), (ALWAYS, 1, (0, 0, 0))):
-        given = example(tmp_path, sample)
-        given["class_voxels"] = ClassVoxels(tmp_path / "voxels.npy", counts)
-        got = CropByClass(base, by_class)(given, np.random.default_rng(3))
+        sample_case = example(tmp_path, sample)
+        sample_case["class_voxels"] = ClassVoxels(tmp_path / "voxels.npy", counts)
+        got = CropByClass(base, by_class)(sample_case, np.random.default_rng(3))
         np.testing.assert_array_equal(got["label"], usual["label"])
         np.testing.assert_array_equal(got["image"], usual["image"])
 
 
 def test_a_volume_smaller_than_the_crop_is_padded_on_both_sides(tmp_path):
     crop = CropByClass(RandomCrop((32, 32, 32)), ALWAYS)
-    given = example(tmp_path)
-    start = crop.draw(np.random.default_rng(0), given)
+    sample_case = example(tmp_path)
+    start = crop.draw(np.random.default_rng(0), sample_case)
     assert start == (-6, -5, -5)
-    assert (crop.apply(given, start)["label"] > 0).sum() == (given["label"] > 0).sum()
+    assert (crop.apply(sample_case, start)["label"] > 0).sum() == (sample_case["label"] > 0).sum()
 
 
 def test_prepared_cases_hold_the_voxels_of_their_classes(tmp_path):

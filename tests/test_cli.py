@@ -20,10 +20,10 @@ PREDICT = ("predict", "-i", "scans", "-o", "out", "-m", "model")
 
 
 def run(*command: str, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(list(map(str, command)))
     printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
+    return exit_info.value.code, printed.out, printed.err
 
 
 def process(*command: str | os.PathLike, **options) -> subprocess.CompletedProcess:
@@ -43,8 +43,8 @@ def scans(root: Path, *names: str | bytes) -> Path:
 
 def test_the_trainer_imports_matplotlib_only_to_draw():
     program = "import sys, train.__main__, train.loop; print('matplotlib' in sys.modules)"
-    done = process("-c", program, cwd=Path(__file__).parents[1])
-    assert done.stdout.decode().strip() == "False", done.stderr.decode()
+    completed = process("-c", program, cwd=Path(__file__).parents[1])
+    assert completed.stdout.decode().strip() == "False", completed.stderr.decode()
 
 
 @pytest.mark.fault("5.2")
@@ -60,9 +60,9 @@ for command in [*commands, *([name, "--help"] for name in cli.COMMANDS), ["valid
         pass
     print("HEAVY", command, sorted({HEAVY!r} & set(sys.modules)))
 """
-    done = process("-c", program, scans(tmp_path, "case"), text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
-    assert len(lines) == 13 and all(line.endswith("[]") for line in lines[:-1]), done.stdout + done.stderr
+    completed = process("-c", program, scans(tmp_path, "case"), text=True)
+    lines = [line for line in completed.stdout.splitlines() if line.startswith("HEAVY")]
+    assert len(lines) == 13 and all(line.endswith("[]") for line in lines[:-1]), completed.stdout + completed.stderr
     assert lines[-1].endswith(("[]", "['scipy']"))  # validate may import scipy, but not JAX
 
 
@@ -98,7 +98,7 @@ def test_the_trainer_suggests_recipes_and_options():
 
 @pytest.mark.fault("5.8")
 @pytest.mark.parametrize(
-    ("given", "wanted", "example"),
+    ("arguments_text", "expected_type", "example"),
     [
         ("--roi 96", "three integers", "--roi 96 96 96"),
         ("--roi 96 96 96 96", "three integers", "--roi 96 96 96"),
@@ -116,10 +116,10 @@ def test_the_trainer_suggests_recipes_and_options():
         ("--num-groups x", "an integer", "--num-groups 96"),
     ],
 )
-def test_a_message_on_a_bad_value_names_the_type_and_an_example(given, wanted, example, capsys):
-    code, out, error = run(*PREDICT, *given.split(), capsys=capsys)
-    name, *values = given.replace("=", " ").split()
-    assert (code, out) == (2, "") and error.startswith(f"error: {name} takes {wanted}") and example in error
+def test_a_message_on_a_bad_value_names_the_type_and_an_example(arguments_text, expected_type, example, capsys):
+    code, out, error = run(*PREDICT, *arguments_text.split(), capsys=capsys)
+    name, *values = arguments_text.replace("=", " ").split()
+    assert (code, out) == (2, "") and error.startswith(f"error: {name} takes {expected_type}") and example in error
     assert f"got {' '.join(values) or 'nothing'}" in error
     assert error.count("\n") == 1 and not re.search(r"class|\[|[╭│|]|tuple|NoneType|INT|FLOAT|Error", error)
 
@@ -146,7 +146,7 @@ def test_missing_and_surplus_arguments_are_reported(command, words, capsys):
 
 @pytest.mark.fault("5.8")
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments_text", "words"),
     [
         ("msd --roi 96", "--roi takes three integers"),
         ("msd --fold some", "--fold takes all, an integer or None"),
@@ -156,31 +156,31 @@ def test_missing_and_surplus_arguments_are_reported(command, words, capsys):
         ("msd --phantom.cases 3", "no option --phantom.cases"),
     ],
 )
-def test_the_trainer_explains_bad_values_in_the_same_way(given, words):
+def test_the_trainer_explains_bad_values_in_the_same_way(arguments_text, words):
     with pytest.raises(InputError) as refused:
-        trainer.parse(given.split())
+        trainer.parse(arguments_text.split())
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-def described(printed: str) -> dict[str, str]:
+def help_texts(printed: str) -> dict[str, str]:
     """Returns the help text of each option by its first name."""
     blocks = re.split(r"\n  (?=\S)", printed)
     texts = {}
     for block in blocks:
         head, _, rest = block.partition("\n")
-        beside = re.split(r"\s{2,}", head.strip(), maxsplit=1)
-        text = " ".join([*beside[1:], *rest.split("\n\n")[0].split()])
-        texts[beside[0].split()[0].rstrip(",")] = re.sub(r"\(default:.*\)$|\(required\)$", "", text).strip()
+        columns = re.split(r"\s{2,}", head.strip(), maxsplit=1)
+        text = " ".join([*columns[1:], *rest.split("\n\n")[0].split()])
+        texts[columns[0].split()[0].rstrip(",")] = re.sub(r"\(default:.*\)$|\(required\)$", "", text).strip()
     return texts
 
 
 @pytest.mark.fault("5.9")
 @pytest.mark.parametrize("name", [*cli.COMMANDS, *RECIPES, "--resume"])
 def test_every_option_has_a_help_text(name, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main([name, "--help"]) if name in cli.COMMANDS else trainer.parse([name, "--help"])
-    assert ended.value.code == 0
-    texts = described(capsys.readouterr().out)
+    assert exit_info.value.code == 0
+    texts = help_texts(capsys.readouterr().out)
     if name in cli.COMMANDS:
         kinds = [cli.COMMANDS[name]]
     else:
@@ -195,9 +195,9 @@ def test_every_option_has_a_help_text(name, capsys):
 def test_any_name_is_printed_on_any_encoding(tmp_path, encoding):
     root = scans(tmp_path, "年 → ×", b"no\xff")
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = process("-m", "swinunetr_jax.cli", "validate", root, "--channels", "→", env=environment)
-    assert done.returncode == 1 and b"Traceback" not in done.stderr
-    printed = done.stdout.decode(encoding)
+    completed = process("-m", "swinunetr_jax.cli", "validate", root, "--channels", "→", env=environment)
+    assert completed.returncode == 1 and b"Traceback" not in completed.stderr
+    printed = completed.stdout.decode(encoding)
     assert "no\\udcff" in printed and ("年 → ×" if encoding == "utf-8" else "\\u5e74 \\u2192") in printed
 
 
@@ -208,9 +208,9 @@ def test_a_full_disk_behind_stdout_is_reported_once(tmp_path, command):
     root = scans(tmp_path, "case")
     with open("/dev/full", "w") as full:
         command = [str(root) if word == "SCANS" else word for word in command]
-        done = process("-m", "swinunetr_jax.cli", *command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode in (1, 2) and done.stderr.count("stdout cannot be written (No space left on device)") == 1
-    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+        completed = process("-m", "swinunetr_jax.cli", *command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert completed.returncode in (1, 2) and completed.stderr.count("stdout cannot be written (No space left on device)") == 1
+    assert "Traceback" not in completed.stderr and "Exception" not in completed.stderr
 
 
 @pytest.mark.fault("3.2")
@@ -219,8 +219,8 @@ def test_a_full_disk_behind_stdout_is_reported_once(tmp_path, command):
 def test_closed_streams_do_not_stop_a_command(tmp_path, closed):
     report = tmp_path / "report.json"
     command = f'"{sys.executable}" -m swinunetr_jax.cli validate "{scans(tmp_path / "d", "case")}" --json "{report}" {closed}'
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
-    assert report.exists() and "Traceback" not in done.stderr
+    completed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert report.exists() and "Traceback" not in completed.stderr
 
 
 @pytest.mark.fault("3.5")

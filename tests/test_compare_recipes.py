@@ -1,4 +1,4 @@
-"""The statistics and the choice of cases of `tools.compare_recipes`."""
+"""Tests the statistics and the choice of cases of `tools.compare_recipes`."""
 
 from pathlib import Path
 
@@ -10,21 +10,21 @@ from tools.compare_recipes import Options, main, split_cases
 from tools.paired_differences import paired_difference, score_array
 
 
-def test_the_interval_of_a_paired_difference_covers_the_true_difference_about_as_often_as_it_says():
+def test_the_interval_of_a_paired_difference_covers_the_true_difference_about_as_often_as_stated():
     random, covered = np.random.default_rng(1), 0
     for trial in range(60):
         cases, draws = random.normal(0, 0.1, (1, 60)), random.normal(0, 0.004, (8, 1))
         old = 0.8 + cases + random.normal(0, 0.01, (8, 60))
         new = 0.81 + cases + draws + random.normal(0, 0.01, (8, 60))
-        found = paired_difference(new, old, seed=trial)
-        covered += found.low <= 0.01 <= found.high
+        difference = paired_difference(new, old, seed=trial)
+        covered += difference.low <= 0.01 <= difference.high
     assert 50 <= covered <= 60  # 57 are expected; the bootstrap of 8 draws is a little too narrow
 
 
-def test_cases_that_every_draw_scored_alike_have_an_interval_without_width():
-    found = paired_difference(np.full((2, 5), 0.9), np.full((2, 5), 0.8))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert str(found) == "+10.00 [+10.00, +10.00]"
+def test_cases_that_every_draw_scored_equally_have_an_interval_without_width():
+    difference = paired_difference(np.full((2, 5), 0.9), np.full((2, 5), 0.8))
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert str(difference) == "+10.00 [+10.00, +10.00]"
 
 
 def test_a_case_without_a_score_is_left_out_of_the_difference():

@@ -1,6 +1,6 @@
 """A command whose folder holds a run or a cross-validation continues it, extends it, reports that it is finished, or is refused.
 
-The trainer's step is a trivial function here and the scores are invented, since everything around them is tested.
+The trainer's step is trivial here and the scores are invented, because only the code around them is tested.
 """
 
 import csv
@@ -49,7 +49,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def trivial_steps(monkeypatch):
-    """A step only counts, and the scores of validations increase."""
+    """Replaces the training step by one that only increases the step number, and validation by one whose scores increase."""
 
     def compiled(self, layout=None):
         def step(state, batch, flags):
@@ -72,12 +72,12 @@ def trivial_steps(monkeypatch):
     monkeypatch.setattr(command, "_keep_programs", lambda: None)
 
 
-def exit_code(monkeypatch, asked: Recipe, resume: bool = False) -> int:
+def exit_code(monkeypatch, wanted_recipe: Recipe, resume: bool = False) -> int:
     """Returns the exit code of `python -m train` with these options."""
-    monkeypatch.setattr(command, "parse", lambda _: (asked, resume, command.Launch()))
-    with pytest.raises(SystemExit) as done:
+    monkeypatch.setattr(command, "parse", lambda _: (wanted_recipe, resume, command.Launch()))
+    with pytest.raises(SystemExit) as exit_info:
         command.main([])
-    return done.value.code
+    return exit_info.value.code
 
 
 def rates(run: Path) -> list[float]:
@@ -88,37 +88,44 @@ def rates(run: Path) -> list[float]:
 @pytest.mark.fault("5.11")
 def test_a_command_given_twice_continues_reports_refuses_and_extends(data, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    asked = recipe(data, run)
+    wanted_recipe = recipe(data, run)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 1)
-        train(asked)
-    assert earlier_run(asked) == "unfinished"
-    assert exit_code(monkeypatch, asked) == 0  # the same command continues it
+        train(wanted_recipe)
+    assert earlier_run(wanted_recipe) == "unfinished"
+    assert exit_code(monkeypatch, wanted_recipe) == 0  # the same command continues it
     assert "holds an unfinished run of the same options: it continues" in capsys.readouterr().out
     assert is_finished(run) and len(rates(run)) == 4
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert exit_code(monkeypatch, replace(asked, workers=3)) == 0  # this option changes no number
-    said = capsys.readouterr().out
-    assert "holds a finished run of the same options" in said and str(run / "report.html") in said and "--steps N" in said
+    assert exit_code(monkeypatch, replace(wanted_recipe, workers=3)) == 0  # this option changes no number
+    printed = capsys.readouterr().out
+    assert (
+        "holds a finished run of the same options" in printed and str(run / "report.html") in printed and "--steps N" in printed
+    )
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    for other in (replace(asked, optim=Optim(lr=1e-4)), replace(asked, steps=8), replace(asked, data=tmp_path)):
+    for other in (
+        replace(wanted_recipe, optim=Optim(lr=1e-4)),
+        replace(wanted_recipe, steps=8),
+        replace(wanted_recipe, data=tmp_path),
+    ):
         assert exit_code(monkeypatch, other) == 2
         error = capsys.readouterr().err
         assert "other options" in error and "--steps, --epochs" in error and error.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     assert exit_code(monkeypatch, command.Resume(resume=run, steps=8).changed_recipe(), resume=True) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "the run ends after 8 steps instead of 4: from here on the learning rate follows the schedule of a run of 8 steps" in said
+        "the run ends after 8 steps instead of 4: from here on the learning rate follows the schedule of a run of 8 steps"
+        in printed
     )
     schedules = [learning_rate(Optim(lr=1e-3), steps) for steps in (4, 8)]
     np.testing.assert_allclose(rates(run), [schedules[step >= 4](step) for step in range(8)], rtol=1e-6)
-    about = json.loads((run / "run.json").read_text())
-    assert about["steps"] == 8 and about["recipe"]["steps"] == 8
-    assert [part["after_step"] for part in about["parts"]] == [0, 2, 4]
-    assert about["parts"][-1]["changes"] == {"steps": [4, 8]} and about["parts"][-1]["steps"] == 8
+    run_json = json.loads((run / "run.json").read_text())
+    assert run_json["steps"] == 8 and run_json["recipe"]["steps"] == 8
+    assert [part["after_step"] for part in run_json["parts"]] == [0, 2, 4]
+    assert run_json["parts"][-1]["changes"] == {"steps": [4, 8]} and run_json["parts"][-1]["steps"] == 8
     with refused("has finished 8 steps, which is more than 6"):
         train(recipe(data, run, steps=6), resume=True)
 
@@ -142,33 +149,33 @@ def test_epochs_extend_a_run_and_reset_its_patience(data, tmp_path, monkeypatch)
 @pytest.mark.fault("5.11")
 def test_a_cross_validation_lists_its_folds_and_writes_a_complete_table_or_none(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "cv"
-    asked = recipe(data, out, fold="all", steps=2)
+    wanted_recipe = recipe(data, out, fold="all", steps=2)
     original = folds.train
 
-    def only_one(one, *, resume, at_end):
-        if one.fold == 1:
+    def fail_in_fold_1(fold_recipe, *, resume, at_end):
+        if fold_recipe.fold == 1:
             raise InputError("stopped here.")
-        return original(one, resume=resume, at_end=at_end)
+        return original(fold_recipe, resume=resume, at_end=at_end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folds, "train", only_one)
+        patch.setattr(folds, "train", fail_in_fold_1)
         with refused("stopped here"):
-            folds.train_folds(asked)
+            folds.train_folds(wanted_recipe)
     assert json.loads((out / "run.json").read_text())["folds"] == [0, 1]
-    assert earlier_run(asked) == "unfinished"
+    assert earlier_run(wanted_recipe) == "unfinished"
 
     write_text = files.write_text
 
-    def full(path, text):
+    def fail_on_table(path, text):
         if "out_of_fold" in str(path):
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_text", full)
-        assert exit_code(monkeypatch, asked) == 2
+        patch.setattr(files, "write_text", fail_on_table)
+        assert exit_code(monkeypatch, wanted_recipe) == 2
     assert "out_of_fold.csv: No space left on device" in capsys.readouterr().err and not list(out.glob("out_of_fold*"))
-    assert exit_code(monkeypatch, asked) == 0 and earlier_run(asked) == "finished"
+    assert exit_code(monkeypatch, wanted_recipe) == 0 and earlier_run(wanted_recipe) == "finished"
     with open(out / "out_of_fold.csv") as file:
         assert [row["case"] for row in csv.DictReader(file)] == [*(f"BraTS2021_{n:05d}" for n in range(4)), "mean"]
     assert json.loads((out / "out_of_fold.json").read_text())["mean"].keys() == {"TC", "WT", "ET"}
@@ -188,15 +195,16 @@ def test_the_table_of_all_folds_holds_no_formula(tmp_path):
 
 def test_another_task_is_refused_and_a_missing_cache_is_reported(data, tmp_path, capsys):
     run, cache = tmp_path / "run", tmp_path / "cache"
-    asked = recipe(data, run, cache=cache, steps=2)
-    train(asked)
+    wanted_recipe = recipe(data, run, cache=cache, steps=2)
+    train(wanted_recipe)
     capsys.readouterr()
     cache.rename(tmp_path / "moved")
-    longer = replace(asked, steps=3)
+    longer = replace(wanted_recipe, steps=3)
     train(longer, resume=True)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        said.count(f"the run's prepared cases are not in {cache} any more, so all cases are prepared again; --cache names") == 1
+        printed.count(f"the run's prepared cases are not in {cache} any more, so all cases are prepared again; --cache names")
+        == 1
     )
     values = json.loads((run / "run.json").read_text())
     values["task"]["outputs"][0]["name"] = "core"
@@ -229,7 +237,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, monke
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory, data) -> Path:
-    """The folder of a run that holds only its run.json."""
+    """Returns the folder of a run that holds only its run.json."""
     folder = tmp_path_factory.mktemp("described")
     values = {
         "recipe": recipe(data, folder).to_dict(),
@@ -250,7 +258,7 @@ def without(values: dict, *path: str) -> dict:
 
 EDITS = {
     "no JSON": lambda v: "{",
-    "nothing": lambda v: "",
+    "empty file": lambda v: "",
     "a list": lambda v: "[1]",
     "deeply nested": lambda v: "[" * 100_000,
     "a number": lambda v: "3",
@@ -259,10 +267,10 @@ EDITS = {
     "recipe null": lambda v: v | {"recipe": None},
     "recipe a list": lambda v: v | {"recipe": []},
     "recipe without kind": lambda v: without(v, "recipe", "kind"),
-    "another option": lambda v: v | {"recipe": v["recipe"] | {"lr": 3}},
-    "an option of a group": lambda v: v | {"recipe": v["recipe"] | {"optim": {"rate": 3}}},
+    "an unknown option": lambda v: v | {"recipe": v["recipe"] | {"lr": 3}},
+    "an unknown option of a group": lambda v: v | {"recipe": v["recipe"] | {"optim": {"rate": 3}}},
     "a group that is a number": lambda v: v | {"recipe": v["recipe"] | {"optim": 3}},
-    "steps a text": lambda v: v | {"recipe": v["recipe"] | {"steps": "many"}},
+    "steps is a text": lambda v: v | {"recipe": v["recipe"] | {"steps": "many"}},
     "lr a text": lambda v: v | {"recipe": v["recipe"] | {"optim": {"lr": "high"}}},
     "roi of two": lambda v: v | {"recipe": v["recipe"] | {"roi": [32, 32]}},
     "data a number": lambda v: v | {"recipe": v["recipe"] | {"data": 3}},
@@ -270,7 +278,7 @@ EDITS = {
     "no cases": lambda v: without(v, "cases"),
     "cases a list": lambda v: v | {"cases": ["a"]},
     "no parts": lambda v: without(v, "parts"),
-    "parts of another kind": lambda v: v | {"parts": [{"after_step": "0"}]},
+    "parts of wrong types": lambda v: v | {"parts": [{"after_step": "0"}]},
     "parts without versions": lambda v: v | {"parts": [{"after_step": 0, "device": "cpu"}]},
     "no steps": lambda v: without(v, "steps"),
     "network null": lambda v: v | {"network": None},
@@ -314,8 +322,13 @@ def test_damaged_lines_of_a_log_are_ignored_with_a_warning(tmp_path, capsys):
     (tmp_path / LOG).write_text("\n".join(lines) + '\n{"kind": "st')  # a kill interrupted the last line
     rows = read_rows(tmp_path)
     assert [row["kind"] for row in rows] == ["step", "validation"] and np.isnan(rows[1]["score"])
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(tmp_path / LOG) in said and "2, 3, 4" in said and f"and {len(bad) - 8} more" in said
+    printed = capsys.readouterr().err
+    assert (
+        printed.count("\n") == 1
+        and str(tmp_path / LOG) in printed
+        and "2, 3, 4" in printed
+        and f"and {len(bad) - 8} more" in printed
+    )
     log = Log(tmp_path, step=1, total=2, batch=1, validated=1)
     log.close()
     assert len((tmp_path / LOG).read_text().splitlines()) == 2  # without the damaged lines
