@@ -1,4 +1,4 @@
-"""Sampling by class: the samples centred on a class, the stored voxels of classes, and the position of crops around these voxels."""
+"""Sampling by class: the samples centred on a class, the stored voxels of classes, and the position of crops around them."""
 
 import numpy as np
 import pytest
