@@ -103,6 +103,7 @@ def losses_on(name: str, batch_size: int) -> list[float]:
 # ---- volumes that are sharded along their first axis
 
 
+@pytest.mark.long
 def test_sharded_volumes_have_the_same_logits():
     check_sharded("2x2", gradients=False)
 

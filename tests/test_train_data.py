@@ -92,6 +92,9 @@ def axes_of_samples(recipe: Recipe, cases: Cases, monkeypatch) -> tuple[int, ...
 @pytest.mark.fault("1.0")
 def test_samples_are_not_mirrored_along_an_axis_if_labels_name_its_sides(tmp_path, capsys, monkeypatch):
     recipe = Recipe(kind="labels", data=two_kidneys(tmp_path), folds=3, batch=2)
+    assert collect_cases(recipe, tmp_path / "run").flips == ()  # 300 passes over four cases are few samples
+    assert "this one has 1200 samples and sees each case 300 times" in capsys.readouterr().out
+    recipe = replace(recipe, epochs=500)
     cases = collect_cases(recipe, tmp_path / "run")
     assert cases.flips == (1, 2)
     text = capsys.readouterr().out
