@@ -15,7 +15,7 @@ from swinunetr_jax.task import Output
 
 
 def test_expanded_boxes_have_few_shapes():
-    """Windows of 96 voxels that overlap by half cover 96, 144, 192, … voxels, of which a scan of 155 planes has fewer than 192."""
+    """Windows of 96 voxels that overlap by half cover 96, 144, 192, … voxels; the last axis has only 155."""
     overlap, roi, grid = 0.5, (96, 96, 96), (240, 240, 155)
     shapes = set()
     for size in (90, 96, 97, 120, 144, 145, 150, 155):

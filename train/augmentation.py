@@ -1,4 +1,4 @@
-"""The augmentation of batches on the device: its values for the data of a run, and the program that runs before the training step."""
+"""The augmentation of batches on the device: its parameters for the data of a run, and the program that runs before the training step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def sample_augmentation(
 
 
 def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
-    """Returns the axis along which voxels are more than `ANISOTROPY` times as long, or crops as small, as along the others, or None.
+    """Returns the axis along which voxels are longer, or the crop is shorter, than along both others by more than `ANISOTROPY`, or None.
 
     Args:
         size: the size of the crop.
@@ -92,7 +92,8 @@ def thin_axis(size: Sequence[int], affines: Sequence[np.ndarray]) -> int | None:
 def source_crop(task: Task, augmentation: SampleAugmentation, by_class: ClassShare | None = None) -> SourceCrop:
     """Returns the transform of a sample on the host: a crop at a random position, with the margin that the augmentation needs.
 
-    As without the augmentation, the crop is in the foreground or, if the task has a window, around labelled and other voxels in turn.
+    Crops are chosen as without the augmentation: if the task has an intensity window (CT), they are centred on labelled and other voxels
+    in turn, and otherwise they are within the foreground.
     With `by_class`, a share of the samples is centred on voxels of a class.
     """
     size = crop_size(task)
@@ -152,7 +153,7 @@ def normalized(sample: Batch, task: Task) -> Array:
     """Returns the image of a sample, float32 [x, y, z, c], normalised as in validation unless the host has done it.
 
     Args:
-        sample: image [x, y, z, c], and statistics [3, c] if the image has the intensities of the cache.
+        sample: image [x, y, z, c], and statistics [3, c] if the image is not normalised yet and has the intensities of the cache.
         task: its window, if it has one, becomes 0 to 1. Otherwise the statistics of the whole scan are used; zeros remain 0.
     """
     image = sample["image"].astype(jnp.float32)

@@ -34,7 +34,7 @@ CONVENTIONS = {
     "surface_dice": "surface-distance: share of both surfaces' area within the tolerance; 0 if one side is empty, left out if both are",
     "volume_ml": "predicted volume, ml",
     "reference_ml": "volume of the reference, ml",
-    "lesion_dice": "BraTS since 2023: mean over lesions above 50 mm³ and false positives (0), lesions merged by three dilations",
+    "lesion_dice": "BraTS since 2023: mean over lesions above 50 mm³ and false positives, which are 0; three dilations merge lesions",
     "lesion_hd95": "BraTS since 2023: mm, the same mean, 374 for missed lesions and false positives",
     "lesions": "BraTS since 2023: lesions of the reference above 50 mm³",
     "missed": "BraTS since 2023: lesions of the reference above 50 mm³ that no predicted component touches",

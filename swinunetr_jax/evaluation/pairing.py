@@ -14,7 +14,10 @@ Inputs = list[tuple[str, int | None]]  # resolved path and size in bytes of each
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predictions, and references by the names of their predictions. `refused` maps a case to the reason why it cannot be scored."""
+    """Predictions by name, and references, each by the name of its prediction if it has one.
+
+    `refused` maps a case to the reason why it cannot be scored.
+    """
 
     predictions: dict[str, Path]
     references: References
@@ -89,8 +92,8 @@ def _inputs(prediction: Path, name: str, record: Mapping[str, Any]) -> Inputs:
 def _contradiction(name: str, scans: Inputs, reference: Reference) -> str | None:
     """Returns a sentence if a prediction and a reference of the same name belong to different scans, otherwise None.
 
-    The scans are different if the sizes of their files differ and the name contains no number that could name a patient. Equal names with a
-    number are accepted, because the reference may belong to a converted copy of the scan, whose size differs.
+    A name with a number may identify a patient and is trusted, because the reference may belong to a converted copy of the scan, whose file
+    has another size. Any other name is trusted only if the sizes of the scans' files agree.
     """
     if not scans or not reference.images or re.search(r"\d", name):
         return None

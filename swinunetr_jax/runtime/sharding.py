@@ -126,8 +126,9 @@ def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], sha
 
     Args:
         function: maps arrays of n rows, and the shared arrays, to n rows.
-        rows: arrays of rows. An array with fewer rows than the others is repeated; None stays None. All arrays are padded with zeros
-            to the same number of rows for each device.
+        rows: arrays of rows, or None. An array with fewer rows than the others applies to them cyclically: `function` repeats it, or it is
+            repeated here if a device's share is not a multiple of its rows. Arrays are padded with zeros to the same number of rows for
+            each device.
         shared: arrays that every device needs completely.
     """
     mesh, count = _sharding_mesh(), max(len(array) for array in rows if array is not None)
@@ -152,8 +153,8 @@ class HaloOperation:
 
     Attributes:
         interior: (*grids, *shared) -> the results for a slab as if there were zeros beyond it.
-        edge: (*planes, *shared, tap) -> for each result, the contribution of a neighbouring plane [b, h, w, c] of each grid to the first
-            or last plane of the slab, or None if there is no contribution. `tap` is the plane of the kernel by which the neighbouring
+        edge: (*planes, *shared, tap) -> what must be added to the first or last plane of each result of the slab, or None if it is nothing.
+            `planes` has the neighbouring plane [b, h, w, c] of each grid. `tap` is the plane of the kernel by which the neighbouring
             plane is multiplied: 0 for the plane before the slab, 2 for the plane after it.
     """
 
@@ -198,7 +199,7 @@ def is_spatially_sharded() -> bool:
 
 
 def _sharding_mesh() -> AbstractMesh | None:
-    """Returns the mesh over which the program that is being traced is sharded, or None for one device or one program per device."""
+    """Returns the mesh over which the program that is being traced is sharded, or None for one device or inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     is_ours = mesh.axis_names == (DATA, SPATIAL) and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if is_ours and mesh.size > 1 else None

@@ -25,7 +25,7 @@ class AxisOrder:
     """The relation between a tensor of PyTorch and the same array in JAX.
 
     Attributes:
-        axes: a function of the number of axes that returns the tensor's axes in the order of the array.
+        axes: maps the number of axes to the permutation that transposes the tensor of PyTorch to the array of JAX.
         is_integer: whether the tensor holds integers, which are int64 in PyTorch and int32 in JAX.
     """
 
@@ -175,7 +175,8 @@ def from_tensors(
             faults[entry.name] = f"missing in the file, {shape} in the network"
         elif tensor.shape != shape:
             faults[entry.name] = f"{tensor.shape} in the file, {shape} in the network"
-        elif tensor.dtype.kind not in ("iu" if entry.order.is_integer else "fV"):  # V: bfloat16; integers: quantised weights
+        # The kind of bfloat16 is V. Integers in the place of floating-point numbers are quantised weights, which are refused.
+        elif tensor.dtype.kind not in ("iu" if entry.order.is_integer else "fV"):
             kind = "integers" if entry.order.is_integer else "floating-point numbers"
             faults[entry.name] = f"numbers of type {tensor.dtype} in the file, {kind} in the network"
         else:

@@ -72,9 +72,10 @@ def held_and_temporary(program: jax.stages.Compiled) -> tuple[int, int]:
 
 
 def roofline(optimal_seconds: float) -> float:
-    """Returns the TPU compiler's estimate of a program's seconds without the -1 that it contains for each internal call.
+    """Returns the fractional part of the TPU compiler's estimate of a program's seconds.
 
-    The number of these calls is not known, so that whole seconds are lost: the result is right only for programs of less than a second.
+    The compiler subtracts one second for each internal call, whose number is unknown. So the result is right only for programs that take
+    less than a second.
     """
     return optimal_seconds - math.floor(optimal_seconds)
 
@@ -94,7 +95,7 @@ class StepCompiler:
         target: the devices.
         channels: the channels of a sample.
         spatial_shards: the devices that share each sample.
-        keep: whether to store the memory and time. This is false if the recipe has functions, which the key of a file cannot identify.
+        keep: whether to store the memory and time. This is false if the recipe has functions, because a file's key cannot tell them apart.
         say: called with a sentence about each compilation.
     """
 
@@ -124,7 +125,7 @@ class StepCompiler:
         return step_bytes
 
     def _measured(self, step: Step) -> StepBytes:
-        """Returns the memory of a step after compiling it. A GPU of this machine also runs it, because kernels choose work space then."""
+        """Returns the memory of a step after compiling it. A GPU of this machine also runs it, when kernels choose their work space."""
         training = self._training(step.network)
         devices = self.target.devices[: self.spatial_shards]  # one group, since all groups need the same
         program = compile_step(

@@ -62,8 +62,8 @@ def decide_spacing(fingerprint: Fingerprint, given: Spacing | None = None) -> tu
         others = [axis for axis in range(3) if axis != coarse]
         spacing[coarse] = max(np.percentile(fingerprint.spacings[:, coarse], COARSE_PERCENTILE), median[others].max())
         reason = (
-            f"the median, but along axis {coarse}, whose voxels are more than {ANISOTROPIC:g} times as large as the others, percentile "
-            f"{COARSE_PERCENTILE} of all scans, so that most scans lose no slices; {spread}"
+            f"the median; only along axis {coarse}, whose voxels are more than {ANISOTROPIC:g} times as large as along the others, it is "
+            f"percentile {COARSE_PERCENTILE} of all scans, so that most scans lose no slices; {spread}"
         )
         runner_up = f"{numbers(median)}: the median along every axis, which removes slices from half of the scans"
     chosen = (rounded(spacing[0]), rounded(spacing[1]), rounded(spacing[2]))
@@ -113,7 +113,7 @@ def first_crop(median: np.ndarray, spacing: Spacing) -> Roi:
     """Returns the largest crop to try: equally long in mm along every axis, at most 256³ voxels, and no larger than the median scan.
 
     Each axis is rounded up to a multiple of 32. Only an axis of 33 to 40 voxels is rounded down, because 64 would be 38 % padding or more
-    and 32 cuts off a fifth or less; see the effect of single changes in docs/train.md.
+    and 32 cuts off a fifth or less; docs/train.md has measurements of this rule.
     """
     inverse = 1 / np.array(spacing)
     wanted = np.minimum(inverse * (FIRST_CROP_VOXELS / inverse.prod()) ** (1 / 3), median)
@@ -185,7 +185,7 @@ def numbers(values: Sequence[float] | np.ndarray) -> str:
 
 
 def _coarse_axis(fingerprint: Fingerprint, spacing: np.ndarray) -> int | None:
-    """Returns the axis whose voxels are more than three times as long as the others and less than a third as many, or None."""
+    """Returns the axis with voxels more than three times as long as along the others, and fewer than a third as many, or None."""
     shape = np.median(fingerprint.shapes, axis=0)
     axis = int(np.argmax(spacing))
     others = [other for other in range(3) if other != axis]

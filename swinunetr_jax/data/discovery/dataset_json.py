@@ -76,10 +76,12 @@ def regions_class_order(info: dict[str, Any], path: Path) -> tuple[int, ...] | N
 
 
 def paths(entry: Any, root: Path, where: str) -> tuple[Path, ...]:
-    """Returns the path or paths of an entry, relative to `root`.
+    """Returns the paths of an entry, each beginning with `root`, which relative paths start from.
+
+    A symbolic link inside `root` may lead outside, because the user made it.
 
     Raises:
-        InputError: a path is malformed or outside `root`. Symbolic links are followed, because the user made them.
+        InputError: a path is malformed or outside `root`.
     """
     top, result = os.path.abspath(root), []
     for text in entry if isinstance(entry, list) else [entry]:

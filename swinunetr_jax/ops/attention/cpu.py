@@ -1,6 +1,7 @@
 """Window attention on a CPU, a few windows at a time, so that their tokens × tokens weights stay in cache.
 
-This is five times faster than computing all windows at once.
+This is five times faster than computing all windows at once. In the shapes, n is windows, m heads, t and s tokens, and c channels of a
+head.
 """
 
 import functools
@@ -37,8 +38,8 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
         # The parts are [n, m, t, c], because XLA would otherwise transpose arrays of t × t.
         part_q, part_k, part_v, part_dy = (part(a).swapaxes(1, 2) for a in (q, k, v, dy))
         dweights = jnp.einsum("nmtc,nmsc->nmts", part_dy, part_v, preferred_element_type=weights.dtype)
-        # sum(y * dy) would be the same number, but with other rounding errors than dweights. Where one weight is 1, the difference is
-        # zero and only these errors would remain.
+        # sum(y * dy) is mathematically the same sum, but is rounded differently than dweights. If one weight is 1, the difference must be
+        # zero, and rounding errors would remain instead.
         dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
         rounded = dlogits.astype(q.dtype)
         part_gradients = (
