@@ -84,7 +84,7 @@ def _copy(source: int, target: int, stop: threading.Event) -> None:
     while True:
         ready = select.select([source], [], [], 0.05)[0]
         chunk = os.read(source, 1 << 16) if ready else b""
-        with contextlib.suppress(OSError):  # stderr is closed or full; the program must not wait for a reader of the pipe
+        with contextlib.suppress(OSError):  # if stderr is closed or full, the bytes are lost and the program is not blocked
             os.write(target, alarm_filter.passed(chunk))
         if not chunk and stop.is_set():
             with contextlib.suppress(OSError):

@@ -110,7 +110,7 @@ class Task:
             raise InputError(f"`outputs` must hold at least one output, all with different names, got {names}.")
         if self.kind == "classes" and len(names) < 2:
             raise InputError(
-                "`outputs` must hold at least two classes, because exactly one applies to each voxel, got 1: make it a region."
+                '`outputs` holds one class, expected at least two, of which each voxel has one: use the kind "regions" for one output.'
             )
         if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
             want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for classes"
@@ -163,7 +163,7 @@ class Task:
         for output in self.outputs:
             if ignore in (output.value, *self.labels_of(output)):
                 raise InputError(
-                    f"`ignore` is {ignore}, which is a label of {output.name}: give voxels to ignore a label of their own."
+                    f"`ignore` is {ignore}, which is a label of {output.name}: use a separate label for ignored voxels."
                 )
 
     def labels_of(self, output: Output) -> tuple[int, ...]:
@@ -200,7 +200,7 @@ class Task:
         return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values. `ignore` is omitted if it is None, so that the files of other tasks have their old content."""
+        """Returns the fields as JSON values. `ignore` is omitted if it is None, so that such tasks are stored as in earlier versions."""
         values = dataclasses.asdict(self)
         return values if self.ignore is not None else {name: value for name, value in values.items() if name != "ignore"}
 

@@ -163,7 +163,7 @@ def test_upcoming_returns_the_cases_of_the_next_batch():
 
 
 def test_workers_change_nothing():
-    """The crops are also centred on classes, which depends on the samples' numbers."""
+    """Which crops are centred on classes depends on the numbers of the samples, and workers must not change it."""
     without_workers = take(data(BY_CLASS), 7)
     pipeline = data(BY_CLASS, workers=2)
     pipeline.set_state({"step": 3})

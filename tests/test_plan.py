@@ -33,7 +33,7 @@ from swinunetr_jax.training.plan.memory import StepBytes, StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import check_plan, read_plan, write_plan
 from swinunetr_jax.training.plan.search import GIB, Budget, Fixed, NetworkSize, Step, choose_sizes
 
-# The bytes per voxel of a sample in float32 with 12 features, as compiled for a CPU, and the bytes that do not depend on voxels.
+# Memory of the training step of a float32 network of 12 features, compiled for a CPU: bytes per voxel of a sample, and other bytes.
 VOXEL_BYTES, REST_BYTES = 1070.0, 108e6
 
 
@@ -289,7 +289,7 @@ def test_the_recipe_strong_makes_its_plan_and_keeps_it(data, tmp_path, not_compi
     trained = []
     monkeypatch.setattr(command, "train_one", lambda recipe, resume: trained.append(recipe))
     monkeypatch.setattr(command.processes, "leave", lambda code: trained.append(code))
-    options = ["--network.feature-size", "24", "--batch", "2"]  # 2 is also the recipe's own number
+    options = ["--network.feature-size", "24", "--batch", "2"]  # 2 is also the default
     words = ["strong", "--data", str(data), "--out", str(tmp_path / "run"), *options]
     command.main(words)
     recipe, code = trained

@@ -133,7 +133,7 @@ def test_any_sequence_is_accepted():
         ({"paint": (1,)}, "`paint` must order the 1 regions"),
         ({"paint": ("0",)}, "`paint` must be a sequence of channel numbers"),
         ({"paint": None}, "`paint` must be a sequence of channel numbers, got None"),
-        ({"kind": "classes", "paint": ()}, "`outputs` must hold at least two classes"),
+        ({"kind": "classes", "paint": ()}, "`outputs` holds one class, expected at least two"),
         ({"kind": "classes", "outputs": Task.classes(2).outputs}, r"`paint` must be empty for classes, got \(0,\)"),
         ({"channels": "CT"}, "`channels` must be a sequence of names, got 'CT'"),
         ({"channels": ("",)}, "`channels` must be a sequence of names"),

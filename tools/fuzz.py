@@ -60,7 +60,7 @@ class Tally:
 
 
 def fuzz(target: Target, count: int, seed: int, keep: Path | None = None) -> Tally:
-    """Damages one of the target's files `count` times and reads it each time. Afterwards the file is restored."""
+    """Damages a random file of the target, reads it and restores it, `count` times."""
     tally, rng = Tally(target.kind), random.Random(f"{target.kind} {seed}")
     if fault := target.fault(target.read()):
         raise RuntimeError(f"the intact files of {target.kind} are read wrongly: {fault}")

@@ -123,7 +123,7 @@ def print_error(text: str, code: int) -> int:
 
 
 def print_traceback() -> int:
-    """Prints the traceback of an unexpected exception, because Python itself would first wait for other processes."""
+    """Prints the traceback of an unexpected exception. Python itself would print it only after waiting for other processes."""
     console.say(traceback.format_exc().rstrip(), sys.stderr)
     return EXIT_FAULT
 

@@ -26,7 +26,7 @@ TABLE = "out_of_fold"
 
 
 def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
-    """Trains every fold that is not finished in OUT/foldK, writes OUT/out_of_fold.csv and .json, and returns the mean score.
+    """Trains each unfinished fold K in OUT/foldK, writes OUT/out_of_fold.csv and .json, and returns the mean score.
 
     OUT/run.json lists the folds from the start, so that `predict -m OUT` knows which ones are missing.
 

@@ -141,7 +141,7 @@ class LowResolution(Intensity):
         probability: the probability that a sample is changed.
         channel_probability: the probability that a channel of such a sample is changed.
         factor: the smallest and the largest factor; at 0.5 an axis has half as many voxels.
-        axes: the axes. None means all except for a thin one.
+        axes: the axes. None means all axes, but `for_run` leaves out a thin one.
     """
 
     probability: float = 0.25
@@ -252,7 +252,7 @@ def _low_resolution_matrix(factor: Array, size: int) -> Array:
     share = (position - below)[:, None]
 
     def of_source(reduced: Array) -> Array:
-        """Returns 1 where a voxel of the source is the one that becomes the reduced voxel, [size, size]."""
+        """Returns [size, size], whose row i is 1 at the voxel of the source that the reduced voxel `reduced[i]` is copied from."""
         source = (2 * reduced.astype(jnp.int32) + 1) * size // (2 * count.astype(jnp.int32))
         return (source[:, None] == jnp.arange(size)).astype(jnp.float32)
 

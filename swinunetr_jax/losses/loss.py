@@ -95,8 +95,8 @@ class Loss:
     each region. The other fields are options of these terms. Voxels that have the task's label `ignore` count in no term. The defaults are
     those of the recipe for BraTS.
 
-    Means over voxels are means over those of the batch that count, and with class weights the softmax cross-entropy is divided by the sum
-    of the weights of these voxels' classes, as in PyTorch.
+    Means over voxels are means over the voxels of the batch that are not ignored. With class weights, the softmax cross-entropy is a
+    weighted mean, divided by the sum of the weights of these voxels' classes, as in PyTorch.
     """
 
     kind: Literal["dice", "dice_ce", "dice_focal", "tversky", "tversky_ce", "tversky_focal"] = "dice"
@@ -167,7 +167,7 @@ class Loss:
         else:
             loss = tversky_loss(logits, one_hot, alpha=self.alpha, beta=self.beta, **fields, **shared)
         if voxelwise == "ce":
-            # The mean is divided by the weights of the voxels' classes only if the targets are channel numbers.
+            # The sum is divided by the weights of the voxels' classes only if the targets are channel numbers.
             classes = one_hot if weight is None or activation == "sigmoid" else jnp.argmax(one_hot, -1)
             return self.lambda_dice * loss + self.lambda_ce * cross_entropy(logits, classes, **shared)
         if voxelwise == "focal":

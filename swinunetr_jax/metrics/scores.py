@@ -103,8 +103,8 @@ def score_case(
         ignore: the label of voxels in `ref` that were not annotated. They belong to no mask on either side, as in nnU-Net.
 
     Returns:
-        output name → {"dice_brats", "dice_monai", "dice_nnunet", "hd95_brats", "hd95_monai", "surface_dice", "volume_ml",
-        "reference_ml"} → value, and {"lesion_dice", "lesion_hd95", "lesions", "missed", "false_positives"}.
+        output name → score name → value. The scores are dice_brats, dice_monai, dice_nnunet, hd95_brats, hd95_monai, surface_dice,
+        volume_ml and reference_ml and, with `lesion_wise`, lesion_dice, lesion_hd95, lesions, missed and false_positives.
 
     Raises:
         InputError: the shapes differ, spacing or tolerance are out of range, or every voxel is ignored.

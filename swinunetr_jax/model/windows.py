@@ -54,7 +54,7 @@ def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
 
 
 def maybe_to_window_blocks(x: jax.Array, window: Size) -> Grid:
-    """Returns [b, *grid, c] in blocks that are its windows if the program is for a TPU and has enough windows, otherwise unchanged.
+    """Returns [b, *grid, c] with one block for each window if the program is for a TPU and the grid has enough windows, or unchanged.
 
     The blocks are the windows of the padded grid, before any shift.
     """

@@ -1,4 +1,4 @@
-"""Checks that each option that the documentation names exists, for `check_docs.py`."""
+"""Checks that every option mentioned in the documentation exists, for `check_docs.py`."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ def shown(page: Path) -> str:
 
 
 def check_options(page: Path, prose: Sequence[tuple[int, str]], blocks: Sequence[Any]) -> tuple[list[str], Counter[str]]:
-    """Returns the options on a page that do not exist, and how many were checked.
+    """Returns a message for each unknown option on a page, and the number of options that were checked.
 
     In a command an option has to be one of that command. In the text it has to be one of any command or tool.
     """
@@ -98,7 +98,7 @@ def _names(kind: type, default: Any = None) -> set[str]:
 
 @cache
 def _tool_options(name: str) -> set[str]:
-    """Returns the fields of a tool's dataclasses, which are its options, without importing what the tool imports."""
+    """Returns the fields of a tool's classes, which include its options, without importing what the tool imports."""
     tree = ast.parse((ROOT / "tools" / f"{name}.py").read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     fields = [node.target.id for kind in classes for node in kind.body if isinstance(node, ast.AnnAssign)]

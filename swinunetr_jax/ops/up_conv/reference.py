@@ -1,4 +1,4 @@
-"""The first convolutions of a decoder block by their definition, without the concatenation."""
+"""The reference implementation of `up_conv`, which sums two convolutions instead of concatenating their inputs."""
 
 from jax import Array
 
