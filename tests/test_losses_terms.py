@@ -121,7 +121,7 @@ def test_ignored_voxels_count_in_no_term(task, kind):
 
 
 def test_a_label_that_equals_a_class_cannot_be_ignored():
-    with pytest.raises(InputError, match="`ignore` is 2, which is a label of class 2: give voxels to ignore"):
+    with pytest.raises(InputError, match="`ignore` is 2, which is a label of class 2: use a separate label"):
         Task.classes(3, ignore=2)
     with pytest.raises(InputError, match="`ignore` is 4, which is a label of TC"):
         Task.brats().from_dict({**Task.brats(et_label=3).to_dict(), "outputs": Task.brats().to_dict()["outputs"], "ignore": 4})
