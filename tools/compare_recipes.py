@@ -27,7 +27,6 @@ from swinunetr_jax.errors import InputError
 from tools.paired_differences import Scores, paired_difference, score_array
 
 LABELLED, TEST = "labelled.json", "test.json"
-FINISHED_SECONDS = 60  # the commands of a finished training take less: they only start and find its results
 
 
 @dataclass
@@ -112,12 +111,11 @@ def main(options: Options) -> None:
     comparison = Comparison(options)
     work = list(cross_validations(options) if options.cross_validation else draws(options))
     for number, (recipe, run) in enumerate(work):
-        started = time.monotonic()
+        started, was_finished = time.monotonic(), files.exists(scores_file(options, run))
         scores = cross_validate(options, recipe, run) if options.cross_validation else train_and_test(options, recipe, run)
         comparison.scores.setdefault(recipe, []).append(scores)
-        taken = time.monotonic() - started
-        if taken > FINISHED_SECONDS:  # otherwise an earlier command had finished this training
-            comparison.seconds.append(taken)
+        if not was_finished:
+            comparison.seconds.append(time.monotonic() - started)
         comparison.write()
         remaining = len(work) - number - 1
         minutes = f", about {remaining * np.mean(comparison.seconds) / 60:.0f} minutes remain" if comparison.seconds else ""
@@ -179,17 +177,23 @@ def write_list(path: Path, description: dict[str, Any], cases: list[Any]) -> Non
     files.write_json(path, description | {"training": cases, "numTraining": len(cases), "test": [], "numTest": 0})
 
 
+def scores_file(options: Options, run: Path) -> Path:
+    """Returns the file that a finished training has, with the scores of its cases."""
+    return run / "out_of_fold.json" if options.cross_validation else run.parent / f"{run.name}_test" / "scores.json"
+
+
 def train_and_test(options: Options, recipe: str, run: Path) -> Scores:
     """Trains a recipe on the labelled cases of a draw, unless this is finished, and returns the Dice of each test case."""
     draw = int(run.parent.name.removeprefix("draw"))
     base = ["--base", str(options.data)]
-    labelled, test, results = run.parent / LABELLED, options.out / TEST, run.parent / f"{run.name}_test"
+    path = scores_file(options, run)
+    labelled, test, results = run.parent / LABELLED, options.out / TEST, path.parent
     command(
         "train", recipe, "--data", labelled, *base, "--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train),
     )  # fmt: skip
     command("predict", "-i", test, *base, "-m", run, "-o", results)
     command("evaluate", results, test, *base)
-    scores = json.loads((results / "scores.json").read_text(encoding="utf-8"))
+    scores = json.loads(path.read_text(encoding="utf-8"))
     return {name: {output: values["dice_brats"] for output, values in case.items()} for name, case in scores["cases"].items()}
 
 
@@ -198,7 +202,7 @@ def cross_validate(options: Options, recipe: str, run: Path) -> Scores:
     command(
         "train", recipe, "--data", options.data, "--out", run, "--steps", options.steps, "--fold", "all", *shlex.split(options.train)
     )  # fmt: skip
-    scores = json.loads((run / "out_of_fold.json").read_text(encoding="utf-8"))["cases"]
+    scores = json.loads(scores_file(options, run).read_text(encoding="utf-8"))["cases"]
     return {name: {output: dice for output, dice in case.items() if output != "fold"} for name, case in scores.items()}
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.evaluation.pairs import label_values
 from swinunetr_jax.task import Task
 
 PREFIX = "brats2026_"
@@ -165,7 +166,7 @@ class Challenge:
             labels = labels if ignore is None else np.where(ref.array == ignore, 0, labels)
             if task.et_label == UNTIL_2022:
                 labels = np.where(labels == UNTIL_2022, SINCE_2023, np.where(labels == SINCE_2023, 0, labels))
-            unknown = sorted(set(np.unique(labels).tolist()) - {0, *known_values})
+            unknown = sorted(label_values(labels) - {0, *known_values})
             if unknown:
                 notes.append(
                     f"label {', '.join(map(str, unknown))} of the {side} is unknown to the program of BraTS 2026 and counts as background "

@@ -5,7 +5,7 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -141,7 +141,10 @@ class Segmenter:
 
     def logits(self, patches: jax.Array, *, affine: np.ndarray | None = None) -> jax.Array:
         """Returns the averaged logits of the ensemble for patches [n, *roi, c]; `affine` is that of `run`, which `mirror` may need."""
-        flips = _flips(self.sided_axes(affine)) if self.mirror else [()]
+        return self._averaged(patches, self._flips(affine))
+
+    def _averaged(self, patches: jax.Array, flips: Sequence[tuple[int, ...]]) -> jax.Array:
+        """Returns the logits averaged over the networks and over `flips`, combinations of axes along which patches are mirrored."""
         results = (
             jnp.flip(network(jnp.flip(patches, axes)), axes) if axes else network(patches)
             for network, axes in itertools.product(self._networks, flips)
@@ -149,6 +152,12 @@ class Segmenter:
         total = functools.reduce(operator.add, results)
         count = len(self._networks) * len(flips)
         return total if count == 1 else total / count
+
+    def _flips(self, affine: np.ndarray | None) -> list[tuple[int, ...]]:
+        """Returns the combinations of axes of patches [n, x, y, z, c] along which a scan with this affine is mirrored."""
+        sided = self.sided_axes(affine) if self.mirror else range(3)
+        axes = [axis + 1 for axis in range(3) if axis not in sided]
+        return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def sided_axes(self, affine: np.ndarray | None) -> dict[int, dict[str, tuple[str, ...]]]:
         """Returns the axes of a scan along which `mirror` does not mirror windows, as `data.augment.sides.sided_axes` does.
@@ -246,8 +255,9 @@ class Segmenter:
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box
         plan = self.plan(array[covered].shape[:3])
+        flips = self._flips(affine)
         planes = predict_slabs(
-            array[covered], plan, self.batch, lambda x: (self.logits(x, affine=affine),), mode=self.blend, progress=progress
+            array[covered], plan, self.batch, lambda x: (self._averaged(x, flips),), mode=self.blend, progress=progress
         )
         coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
         shape = grid if reorientation is None else reorientation.shape
@@ -282,9 +292,3 @@ def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:
         got = " ".join(map(str, sizes)) or "none"
         raise InputError(f"the roi must be three multiples of {SIZE_MULTIPLE}, such as 96 96 96, got {got}.")
     return sizes
-
-
-def _flips(sided: Collection[int]) -> list[tuple[int, ...]]:
-    """Returns the combinations of axes of [n, x, y, z, c] along which windows are mirrored, without the array axes `sided`."""
-    axes = [axis + 1 for axis in range(3) if axis not in sided]
-    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
