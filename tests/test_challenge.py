@@ -17,7 +17,8 @@ from helpers.evaluation_data import run, scores
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.nifti import read_labels
-from swinunetr_jax.evaluation.challenge import PREFIX, REGIONS, VERSION, Challenge, convention
+from swinunetr_jax.evaluation.challenge import PREFIX, REGIONS, VERSION, Challenge
+from swinunetr_jax.evaluation.challenge_metrics import convention
 
 
 @pytest.fixture(scope="module")

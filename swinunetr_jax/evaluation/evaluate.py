@@ -19,6 +19,7 @@ from swinunetr_jax.data import brats
 from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation import challenge as brats2026
+from swinunetr_jax.evaluation.challenge_metrics import convention
 from swinunetr_jax.evaluation.et_labels import EtLabels
 from swinunetr_jax.evaluation.pairs import References, label_values
 from swinunetr_jax.metrics import score_case
@@ -77,7 +78,7 @@ class Evaluation:
         """Returns the sentence on the convention of a metric."""
         if self.challenge is None or metric in CONVENTIONS:
             return CONVENTIONS[metric]
-        return brats2026.convention(metric.removeprefix(brats2026.PREFIX), self.challenge.ranking)
+        return convention(metric.removeprefix(brats2026.PREFIX), self.challenge.ranking)
 
     def means(self) -> dict[str, dict[str, Mean]]:
         """Returns metric → output → mean over the cases; the output "mean" is the mean over outputs."""
