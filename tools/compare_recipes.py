@@ -6,16 +6,18 @@
 The first form chooses the test cases once, and then a random set of labelled cases for each draw. Every recipe is trained on the labelled
 cases of every draw, and predicts the test cases. The second form trains every recipe on the folds of all cases, and
 each case is scored by the network of its fold. Differences are to the first recipe. The same command continues after an interruption, and
-the table is rewritten after each training.
+the table is rewritten after each training. A training whose scores exist is not repeated, so further recipes or draws can be added.
 """
 
+import contextlib
 import json
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from swinunetr_jax import console, files
 from swinunetr_jax.errors import InputError
 from tools.paired_differences import Scores, paired_difference, score_array
 
-LABELLED, TEST = "labelled.json", "test.json"
+LABELLED, TEST, RESULTS = "labelled.json", "test.json", "comparison.json"
 
 
 @dataclass
@@ -53,6 +55,12 @@ class Options:
     """Steps of each training."""
     train: str = ""
     """Further options of all trainings in one text, such as `--train="--network.feature-size 12 --batch 2"`."""
+    jobs: int = 1
+    """Trainings that run at the same time, for a GPU that one training does not fill. If there are several, the messages of each one are
+    written to a file next to its folder, such as comparison/draw0/msd.log."""
+
+
+SAME = ("data", "labelled", "test", "test_seed", "steps", "train")  # options on which the trainings in a folder depend
 
 
 @dataclass(frozen=True)
@@ -63,29 +71,30 @@ class Split:
     labelled: list[list[Any]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """The results so far: the scores of each recipe, with one entry for each draw, and the seconds of each training."""
+    """The results so far: the scores of each recipe by the name of the draw."""
 
     options: Options
-    scores: dict[str, list[Scores]] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
+    scores: dict[str, dict[str, Scores]]
 
     def table(self) -> str:
         """Returns the table as Markdown: the mean Dice of each recipe, and its differences to the first one in points of Dice."""
-        names = list(next(iter(next(iter(self.scores.values()))[0].values())))
+        some = next(iter(next(iter(self.scores.values())).values()))
+        names = list(next(iter(some.values())))
         columns: list[str | None] = [None, *names]
         head = ["recipe", "draws", "cases", "mean Dice", *names, *(f"Δ {name or 'mean'}" for name in columns)]
         lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        first = next(iter(self.scores.values()))
-        for number, (recipe, draws) in enumerate(self.scores.items()):
-            means = [f"{np.nanmean(score_array(draws, name)):.4f}" for name in columns]
-            common = min(len(draws), len(first))
-            changes = [
-                str(paired_difference(score_array(draws[:common], name), score_array(first[:common], name))) for name in columns
-            ]
-            changes = changes if number else ["" for _ in columns]
-            lines.append(f"| {' | '.join([recipe, str(len(draws)), str(len(draws[0])), *means, *changes])} |")
+        first = self.scores.get(self.options.recipes[0], {})
+        for recipe, draws in self.scores.items():
+            scores = list(draws.values())
+            means = [f"{np.nanmean(score_array(scores, name)):.4f}" for name in columns]
+            common = [draw for draw in draws if draw in first and draws is not first]
+            changes = ["" for _ in columns]
+            if common:
+                new, old = [draws[draw] for draw in common], [first[draw] for draw in common]
+                changes = [str(paired_difference(score_array(new, name), score_array(old, name))) for name in columns]
+            lines.append(f"| {' | '.join([recipe, str(len(scores)), str(len(some)), *means, *changes])} |")
         resampled = "cases" if self.options.cross_validation else "draws and cases"
         note = f"Δ: difference to the first recipe in points of Dice, with a 95 % bootstrap interval over {resampled}."
         return "\n".join([*lines, "", note, ""])
@@ -94,7 +103,7 @@ class Comparison:
         """Writes and prints the table."""
         out = self.options.out
         files.write_text(out / "comparison.md", self.table())
-        files.write_json(out / "comparison.json", {"options": _plain(vars(self.options)), "dice": self.scores})
+        files.write_json(out / RESULTS, {"options": _plain(vars(self.options)), "dice": self.scores})
         console.say(self.table())
 
 
@@ -102,24 +111,69 @@ def main(options: Options) -> None:
     """Runs all trainings that are not finished.
 
     Raises:
-        InputError: the data set has no list of cases, or too few of them; or a command failed.
+        InputError: the data set has no list of cases, or too few of them; the folder belongs to other options; or a training failed.
     """
     names = [Path(recipe).stem for recipe in options.recipes]
     if len(set(names)) < len(names):
         raise InputError(f"two of the recipes have the same name ({', '.join(names)}), which names their folders: rename a file.")
+    check_folder(options)
     files.make_folder(options.out)
-    comparison = Comparison(options)
     work = list(cross_validations(options) if options.cross_validation else draws(options))
-    for number, (recipe, run) in enumerate(work):
-        started, was_finished = time.monotonic(), files.exists(scores_file(options, run))
-        scores = cross_validate(options, recipe, run) if options.cross_validation else train_and_test(options, recipe, run)
-        comparison.scores.setdefault(recipe, []).append(scores)
-        if not was_finished:
-            comparison.seconds.append(time.monotonic() - started)
-        comparison.write()
-        remaining = len(work) - number - 1
-        minutes = f", about {remaining * np.mean(comparison.seconds) / 60:.0f} minutes remain" if comparison.seconds else ""
-        console.say(f"{number + 1} of {len(work)} trainings are finished{minutes}")
+    results: dict[tuple[str, Path], Scores] = {}
+    seconds: list[float] = []
+    failures = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {pool.submit(finish, options, recipe, run): (recipe, run) for recipe, run in work}
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                try:
+                    results[futures[future]], spent = future.result()
+                except InputError as error:  # the other trainings do not depend on this one
+                    failures += 1
+                    console.say(f"error: {error}", sys.stderr)
+                    continue
+                seconds += [spent] if spent is not None else []
+                Comparison(options, by_recipe(work, results)).write()
+                remaining = (len(work) - done) / options.jobs
+                minutes = f", about {remaining * np.mean(seconds) / 60:.0f} minutes remain" if seconds else ""
+                console.say(f"{done - failures} of {len(work)} trainings are finished{minutes}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failures:
+        raise InputError(f"{failures} of {len(work)} trainings failed: see their messages, and run this command again.")
+
+
+def by_recipe(work: list[tuple[str, Path]], results: dict[tuple[str, Path], Scores]) -> dict[str, dict[str, Scores]]:
+    """Returns the scores so far by recipe and name of the draw, in the order of the work."""
+    scores: dict[str, dict[str, Scores]] = {}
+    for recipe, run in work:
+        if (recipe, run) in results:
+            scores.setdefault(recipe, {})[run.parent.name] = results[recipe, run]
+    return scores
+
+
+def check_folder(options: Options) -> None:
+    """Raises InputError if the folder has results of trainings with other options."""
+    path = options.out / RESULTS
+    if not files.exists(path):
+        return
+    stored = files.read_json(path, dict, "use another --out.")["options"]
+    given = _plain(vars(options))
+    for name in SAME:
+        if stored.get(name) != given[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{options.out} has trainings with {option} {console.literal(str(stored.get(name)))}, and {option} "
+                f"{console.literal(str(given[name]))} was given: give the same options, or another --out."
+            )
+
+
+def finish(options: Options, recipe: str, run: Path) -> tuple[Scores, float | None]:
+    """Returns the scores of a training and the seconds that it took; None if its scores existed."""
+    started, exists = time.monotonic(), files.exists(scores_file(options, run))
+    if options.cross_validation:
+        return cross_validate(options, recipe, run), None if exists else time.monotonic() - started
+    return train_and_test(options, recipe, run), None if exists else time.monotonic() - started
 
 
 def draws(options: Options) -> Iterator[tuple[str, Path]]:
@@ -184,37 +238,45 @@ def scores_file(options: Options, run: Path) -> Path:
 
 def train_and_test(options: Options, recipe: str, run: Path) -> Scores:
     """Trains a recipe on the labelled cases of a draw, unless this is finished, and returns the Dice of each test case."""
-    draw = int(run.parent.name.removeprefix("draw"))
-    base = ["--base", str(options.data)]
     path = scores_file(options, run)
-    labelled, test, results = run.parent / LABELLED, options.out / TEST, path.parent
-    command(
-        "train", recipe, "--data", labelled, *base, "--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train),
-    )  # fmt: skip
-    command("predict", "-i", test, *base, "-m", run, "-o", results)
-    command("evaluate", results, test, *base)
+    if not files.exists(path):
+        draw, base = int(run.parent.name.removeprefix("draw")), ["--base", options.data]
+        labelled, test, results = run.parent / LABELLED, options.out / TEST, path.parent
+        given = ["--out", run, "--steps", options.steps, "--seed", draw, *shlex.split(options.train)]
+        log = log_file(options, run)
+        command(log, "train", recipe, "--data", labelled, *base, *given)
+        command(log, "predict", "-i", test, *base, "-m", run, "-o", results)
+        command(log, "evaluate", results, test, *base)
     scores = json.loads(path.read_text(encoding="utf-8"))
     return {name: {output: values["dice_brats"] for output, values in case.items()} for name, case in scores["cases"].items()}
 
 
 def cross_validate(options: Options, recipe: str, run: Path) -> Scores:
     """Trains a recipe on all folds that are not finished, and returns the Dice of each case by the network of its fold."""
-    command(
-        "train", recipe, "--data", options.data, "--out", run, "--steps", options.steps, "--fold", "all", *shlex.split(options.train)
-    )  # fmt: skip
-    scores = json.loads(scores_file(options, run).read_text(encoding="utf-8"))["cases"]
+    path = scores_file(options, run)
+    if not files.exists(path):
+        given = ["--out", run, "--steps", options.steps, "--fold", "all", *shlex.split(options.train)]
+        command(log_file(options, run), "train", recipe, "--data", options.data, *given)
+    scores = json.loads(path.read_text(encoding="utf-8"))["cases"]
     return {name: {output: dice for output, dice in case.items() if output != "fold"} for name, case in scores.items()}
 
 
-def command(*arguments: object) -> None:
+def log_file(options: Options, run: Path) -> Path | None:
+    """Returns the file for the messages of a training. None stands for the terminal, if only one training runs at a time."""
+    return None if options.jobs == 1 else run.with_name(f"{run.name}.log")
+
+
+def command(log: Path | None, *arguments: object) -> None:
     """Runs a command of this project in a process of its own. Raises InputError if it fails."""
     words = [str(argument) for argument in arguments]
     console.say(f"$ swinunetr {' '.join(words)}")
-    code = subprocess.run([sys.executable, "-m", "swinunetr_jax.cli", *words]).returncode
+    with contextlib.nullcontext() if log is None else files.make_folder(log.parent).joinpath(log.name).open("ab") as output:
+        code = subprocess.run(
+            [sys.executable, "-m", "swinunetr_jax.cli", *words], stdout=output, stderr=None if log is None else subprocess.STDOUT
+        ).returncode
     if code:
-        raise InputError(
-            f"`swinunetr {words[0]}` ended with exit code {code}: see its message above, and run this command again."
-        )
+        where = "above" if log is None else f"at the end of {log}"
+        raise InputError(f"`swinunetr {words[0]}` ended with exit code {code}: see its message {where}.")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
