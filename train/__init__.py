@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Scaling,
         nnunet_augmentation,
     )
-    from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
+    from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
     from swinunetr_jax.training.loop import train
     from swinunetr_jax.training.objective import Batch, Objective, Supervised, training_pass
     from swinunetr_jax.training.recipe import Recipe, load_recipe
@@ -45,7 +45,7 @@ _TRANSFORMS = (
 )
 _HOME = {
     **dict.fromkeys(("Augmentation", "nnunet_augmentation", *_TRANSFORMS), "swinunetr_jax.augment"),
-    **dict.fromkeys(("Augment", "Devices", "Init", "Network", "Optim", "Phantom", "Validation"), "config"),
+    **dict.fromkeys(("Augment", "Devices", "Init", "Network", "Optim", "Phantom", "Pretrain", "Validation"), "config"),
     **dict.fromkeys(("Batch", "Objective", "Supervised", "training_pass"), "objective"),
     **dict.fromkeys(("Recipe", "load_recipe"), "recipe"),
     "train": "loop",
@@ -67,6 +67,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Phantom",
+    "Pretrain",
     "Recipe",
     "Rotation",
     "Scaling",

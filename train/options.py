@@ -13,11 +13,12 @@ from tyro.conf import Suppress, UseAppendAction
 from swinunetr_jax import InputError
 from swinunetr_jax.files import local_path
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Validation
+from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
 from swinunetr_jax.training.trackers import TrackerName, check_trackers
 
 T = TypeVar("T", bound=Any)
-Kind = Literal["phantom", "brats", "labels"]
+Kind = Literal["phantom", "brats", "labels", "scans"]
+PretrainTask = Literal["mim", "swin3"]
 # Renamed options, old name to new name; runs that an earlier version stored have the old ones.
 RENAMED = {"devices.depth": "devices.spatial_shards"}
 
@@ -37,7 +38,10 @@ class Options:
     out: Path = Path("runs/latest")
     """Folder of the run."""
     kind: Kind
-    """phantom: synthetic data made by the run; brats: tumour regions; labels: the labels that the data set states."""
+    """phantom: synthetic data made by the run; brats: tumour regions; labels: the labels that the data set states; scans: no labels, for
+    pre-training."""
+    task: Suppress[PretrainTask] = "mim"  # an option only of pre-training
+    """Pre-training task. mim: fill in masked blocks. swin3: rotation, contrast and inpainting, as in the paper."""
     steps: int | None = None
     """Number of optimizer steps, by default as many as the epochs need."""
     epochs: int = 300
@@ -91,6 +95,7 @@ class Options:
     init: Init = field(default_factory=Init)
     devices: Devices = field(default_factory=Devices)
     phantom: Suppress[Phantom] = field(default_factory=Phantom)  # options only of the recipe `phantom`
+    pretrain: Suppress[Pretrain] = field(default_factory=Pretrain)  # options only of pre-training
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have. Construction does not check, because tyro constructs options, too."""
