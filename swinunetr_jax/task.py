@@ -14,6 +14,7 @@ from swinunetr_jax.data import brats
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int, is_number, set_tuple
 
+KINDS = ("regions", "classes", "images")
 INTENSITIES = ("zscore", "window", "none")
 IGNORE = "ignore"  # nnU-Net's name in a dataset.json for voxels that were not annotated
 
@@ -63,7 +64,8 @@ class Task:
     """The meaning of a network's channels and outputs, and the preparation of its scans.
 
     Args:
-        kind: "regions" (they may overlap, and each channel has a sigmoid and a threshold) or "classes" (one of them per voxel).
+        kind: "regions" (they may overlap, and each channel has a sigmoid and a threshold), "classes" (one of them per voxel), or "images"
+            (the network was pre-trained to return images, one output per input channel, and cannot segment).
         outputs: one per output channel.
         paint: the channel numbers of the regions in the order in which they are written into a label map, where later regions overwrite
             earlier ones; empty for classes.
@@ -89,8 +91,8 @@ class Task:
     ignore: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("regions", "classes"):
-            raise InputError(f"`kind` must be 'regions' or 'classes', got {self.kind!r}.")
+        if self.kind not in KINDS:
+            raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {self.kind!r}.")
         set_tuple(self, "outputs", "Output, one for each output channel", lambda value: isinstance(value, Output))
         set_tuple(self, "paint", "channel numbers", is_int)
         set_tuple(self, "channels", "names", lambda value: isinstance(value, str) and value != "")
@@ -113,7 +115,7 @@ class Task:
                 '`outputs` holds one class, expected at least two, of which each voxel has one: use the kind "regions" for one output.'
             )
         if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
-            want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for classes"
+            want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for {self.kind}"
             raise InputError(f"`paint` must {want}, got {self.paint!r}.")
         if self.kind == "regions":
             self._check_region_values()
@@ -233,6 +235,12 @@ class Task:
             raise InputError(f"`names` must name {count} classes, got {len(names)}: {', '.join(names)}.")
         outputs = tuple(Output(name=name, value=value) for value, name in enumerate(names))
         return cls(**{"kind": "classes", "outputs": outputs, **changes})
+
+    @classmethod
+    def images(cls, names: tuple[str, ...], **changes: Any) -> "Task":
+        """Returns the task of a network that is pre-trained without labels and returns images of these channels."""
+        outputs = tuple(Output(name=name, value=0) for name in names)
+        return cls(**{"kind": "images", "outputs": outputs, **changes})
 
     @classmethod
     def from_labels(

@@ -107,7 +107,7 @@ def test_the_options_that_may_change_are_those_of_resume():
 
 def test_each_kind_has_a_source():
     assert {kind for kind, source in SOURCES.items() if source.is_synthetic} == {"phantom"}
-    with refused("`kind` must be one of phantom, brats, labels, got 'other'"):
+    with refused("`kind` must be one of phantom, brats, labels, scans, got 'other'"):
         source_of(Options(kind="other"))
     with refused("the options of --init state how a checkpoint is used, but none was given"):
         Recipe(kind="phantom", init=Init(key="model_ema")).check()

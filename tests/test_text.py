@@ -14,6 +14,7 @@ from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.task import Output
 from swinunetr_jax.training import loop, plots, validation
 from swinunetr_jax.training.html_report import write_report
+from swinunetr_jax.training.objective import FromFunction
 from swinunetr_jax.viz import figures, preview
 
 NASTY = ("$\\badmacro$", "_hidden", "a\x1b[31m\nb", "年 \ud800", "%s {0} <b>&", "x" * 300)
@@ -91,13 +92,14 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
     log = SimpleNamespace(say=messages.append, rows=[], picture=lambda path, step: tracked.append((path.name, step)))
     progress, cases = SimpleNamespace(step=1), SimpleNamespace(task=None)
     run = SimpleNamespace(log=log, folder=tmp_path, total=1, cases=cases, progress=progress)
-    scores = SimpleNamespace(first=[], lowest=["low"], highest=["high"])
-    loop._draw(run, scores, True, SimpleNamespace(higher_is_better=True))
+    scores, objective = SimpleNamespace(first=[], lowest=["low"], highest=["high"]), FromFunction(fail)
+    loop._draw(run, scores, True, objective)
     assert messages == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
     assert drawn == [("validation.png", []), ("worst.png", ["low"]), ("best.png", ["high"])]
     assert tracked == [("validation.png", 1), ("worst.png", 1), ("best.png", 1)]  # trackers receive only what was drawn
     drawn.clear()
-    loop._draw(run, scores, True, SimpleNamespace(higher_is_better=False))
+    objective.higher_is_better = False
+    loop._draw(run, scores, True, objective)
     assert sorted(drawn) == [("best.png", ["low"]), ("validation.png", []), ("worst.png", ["high"])]
 
 

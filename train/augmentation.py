@@ -18,9 +18,10 @@ from swinunetr_jax.data.augment.crops import CropByLabel, ForegroundCrop, Random
 from swinunetr_jax.runtime.sharding import DATA
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy
 from swinunetr_jax.training import processes
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.objective import Batch
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.transforms import crop_size, mirrored_axes
+from swinunetr_jax.training.transforms import mirrored_axes
 
 AUGMENT = 1  # the number that separates the keys of the augmentation from others of the same seed
 ANISOTROPY = (
@@ -55,6 +56,8 @@ def sample_augmentation(
         mirrored = axes if mirror.axes is None else mirrored
     thin = thin_axis(crop_size(task), affines)
     labels = {value for output in task.outputs for value in output.members or (output.value,)}
+    if task.kind == "images":
+        labels.add(1)  # the value of a content map
     if task.ignore is not None:  # ignored voxels are resampled, too
         labels.add(task.ignore)
     sample = augmentation.for_run(Run(mirrored, thin), crop_size(task), tuple(sorted(labels)), masked=task.window is None)
@@ -93,12 +96,14 @@ def source_crop(task: Task, augmentation: SampleAugmentation, by_class: ClassSha
     """Returns the transform of a sample on the host: a crop at a random position, with the margin that the augmentation needs.
 
     Crops are chosen as without the augmentation: if the task has an intensity window (CT), they are centred on labelled and other voxels
-    in turn, and otherwise they are within the foreground.
+    in turn, and otherwise they are within the foreground, as all crops are if there are no labels.
     With `by_class`, a share of the samples is centred on voxels of a class.
     """
     size = crop_size(task)
-    if task.window is None:
-        crop: RandomCrop | CropByLabel = RandomCrop(size, ForegroundCrop())
+    if task.kind == "images":
+        crop: RandomCrop | CropByLabel = RandomCrop(size, ForegroundCrop(above=task.window[0] if task.window else 0.0))
+    elif task.window is None:
+        crop = RandomCrop(size, ForegroundCrop())
     else:
         low = task.window[0]
         crop = CropByLabel(size, above=low, inside=ForegroundCrop(above=low), ignore=task.ignore)

@@ -20,10 +20,10 @@ from swinunetr_jax import arguments as command_line
 from swinunetr_jax.data.pipeline import SampleError
 from swinunetr_jax.files import local_path
 from swinunetr_jax.training import processes, recipes
-from swinunetr_jax.training.config import Phantom
+from swinunetr_jax.training.config import Phantom, Pretrain
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train as train_one
-from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.options import Options, PretrainTask
 from swinunetr_jax.training.plan.automatic import plan_of_run
 from swinunetr_jax.training.plan.plan_file import apply_plan, read_plan
 from swinunetr_jax.training.processes import Launch
@@ -48,6 +48,16 @@ class Command:
 
     recipe: Annotated[Options, arg(name="")]
     launch: Annotated[Launch, arg(name="")] = field(default_factory=Launch)
+
+
+@dataclass(frozen=True)
+class PretrainCommand(Command):
+    """The options of a recipe for pre-training, and the number of this process."""
+
+    task: PretrainTask = "mim"
+    """mim: fill in masked blocks of scans, which trains the whole network. swin3: rotation, contrast and inpainting, as in the paper, which
+    trains the encoder."""
+    pretrain: Pretrain = field(default_factory=Pretrain)
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,8 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     default: Command = Command(options)
     if source_of(base).is_synthetic:
         default = PhantomCommand(options, phantom=options.phantom)
+    if base.kind == "scans":
+        default = PretrainCommand(options, task=options.task, pretrain=options.pretrain)
     recipe_names = f"Recipes: {', '.join(_shipped())}, or any Python file that defines RECIPE."
     help_text = f"{help_text}\n{recipe_names}\n{_program()} --resume RUN continues a run that was stopped."
     if replaced := [f"--{prefix.replace('_', '-')}" for prefixes in base.replaced_options().values() for prefix in prefixes]:
@@ -163,6 +175,8 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         default = dataclasses.replace(default, recipe=_planned(base, command.recipe.plan))
         command = command_line.parse(type(default), rest, prog=f"{_program()} {name}", description=help_text, default=default)
     changed = dataclasses.replace(command.recipe, name=base.name)
+    if isinstance(command, PretrainCommand):
+        changed = dataclasses.replace(changed, task=command.task, pretrain=command.pretrain)
     if isinstance(command, PhantomCommand):
         changed = dataclasses.replace(changed, phantom=command.phantom)
     recipe = base.with_options(changed)

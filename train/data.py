@@ -27,10 +27,9 @@ from swinunetr_jax.data.prepare.class_voxels import class_names
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.sources import channel_names, source_of
+from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.transforms import class_share, host_transforms, mirrored_axes
 
-ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU; the default of the option `window` for CT
 MIXED_SPACING = 1.05  # scans whose voxel sizes differ by a larger factor are reported
 PATCH_VOXELS = 2**3  # voxels of a patch of the patch embedding, which becomes one token
 LARGEST_FITTED_ROI = 96  # a network of 48 features trains on crops of this size in 16 GB
@@ -60,7 +59,8 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     """
     source = source_of(recipe)
     dataset = source.dataset(recipe, run)
-    train, validation = fold_split(assign_folds(recipe, dataset), None if recipe.fold is None else _fold_number(recipe))
+    samples = source.samples(assign_folds(recipe, dataset), recipe)
+    train, validation = fold_split(samples, None if recipe.fold is None else _fold_number(recipe))
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
     if not source.is_synthetic:  # the run itself has written every entry of a synthetic data set
@@ -68,8 +68,8 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
         lines = problem_lines([(case.name, case.problem or "") for case in chosen])
         raise InputError("no case can be used for training:", *lines)
-    channels, count = channel_names(dataset, chosen, recipe.channels)
-    task = source.task(dataset, chosen, _task_fields(recipe, channels))
+    channels, count = source.channels(dataset, chosen, recipe)
+    task = source.task(dataset, chosen, _task_fields(recipe, channels, source.ct_window))
     prepared = _prepare(recipe, chosen, task, recipe.cache or run / "cache", count, dataset.root)
     if recipe.roi is None:  # fit the crop to the scans of all folds, so that it is the same for all folds
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
@@ -261,7 +261,7 @@ def _fitted_size(size: float) -> int:
     return below if below > 0 and size <= 1.25 * below else below + SIZE_MULTIPLE
 
 
-def _task_fields(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, Any]:
+def _task_fields(recipe: Recipe, channels: tuple[str, ...], ct_window: tuple[float, float]) -> dict[str, Any]:
     """Returns the fields of the task that do not depend on the labels: how scans are prepared. Prints the window of a CT."""
     fields: dict[str, Any] = {
         "channels": channels,
@@ -271,6 +271,6 @@ def _task_fields(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, Any]:
     }
     window = recipe.window
     if window is None and channels and all(name.upper() == "CT" for name in channels):
-        window = ABDOMINAL_WINDOW
+        window = ct_window
         _print(f"CT: intensities of {window[0]:g} to {window[1]:g} HU are scaled to 0 to 1; --window chooses another range")
     return fields if window is None else fields | {"intensity": "window", "window": window}

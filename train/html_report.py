@@ -50,7 +50,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:
         parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, description)]
-        parts += ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
+        parts += _pictures(run, options)
     parts.append("<h2>Configuration</h2>")
     for part in description["parts"]:
         versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
@@ -94,11 +94,26 @@ def _table(best: dict[str, Any], description: Description) -> str:
         rows.append(f"<tr><td>{_text(case)}</td>{''.join(f'<td>{_score(value)}</td>' for value in values)}</tr>")
     means = "".join(f"<td>{_score(value)}</td>" for value in (*(best["dice"][name] for name in names), best["score"]))
     rows.append(f'<tr class="mean"><td>mean</td>{means}</tr>')
-    convention = CONVENTIONS[f"dice_{description['convention']}"]
-    note = (
-        f'<p class="note">Dice on the scans\' own grids, convention {_text(convention)}; {_text(scoring_note(description))}.</p>'
-    )
+    if description["task"]["kind"] == "images":
+        numbers = "".join(f", {_text(name)} {_score(value)}" for name, value in best.get("numbers", {}).items())
+        note = (
+            f"{_text(metric_of(best))} on crops of held-out scans, the same crops and random numbers in all validations{numbers}"
+        )
+    else:
+        convention = CONVENTIONS[f"dice_{description['convention']}"]
+        note = f"Dice on the scans' own grids, convention {_text(convention)}; {_text(scoring_note(description))}"
+    note = f'<p class="note">{note}.</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
+
+
+def _pictures(run: Path, options: Options) -> list[str]:
+    """Returns the pictures of the best validation with their titles."""
+    if options.kind != "scans":
+        return ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
+    if options.task != "mim":
+        return []
+    note = '<p class="note">One slice of a crop of each of the first held-out scans at the last validation. Masked blocks are blue.</p>'
+    return ["<h2>Filled in</h2>", _image(run / "filled_in.png"), note]
 
 
 def _score(value: float | None, digits: int = 3) -> str:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run, start
-from swinunetr_jax.training.step import make_objective
+from swinunetr_jax.training.step import make_objective, objective_of
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
 from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
 from swinunetr_jax.training.writer import Writer
@@ -203,7 +202,7 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
             raise Interrupted
 
     progress, network, started = run.progress, run.strategy.unreplicate(run.state.network), time.perf_counter()
-    objective = make_objective(run.training)
+    objective = objective_of(run.training, run.strategy.unreplicate(run.state.own))
     try:
         scores = objective.validate(
             run.training.config,
@@ -221,7 +220,8 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     run.progress = replace(progress, validated=progress.step, since_best=0 if better else progress.since_best + 1)
     if better:
         run.progress = replace(run.progress, best_score=score, best_step=progress.step)
-    by_output = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in scores.by_output.items())
+    shown = scores.numbers or scores.by_output
+    by_output = ", ".join(f"{console.literal(name)} {value:.3f}" for name, value in shown.items())
     previous_best = (
         "no best so far" if progress.best_score is None else f"best {progress.best_score:.4f} at step {progress.best_step}"
     )
@@ -232,6 +232,7 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
             checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
     cases = {case_score.case.name: case_score.dice for case_score in scores.cases}
     marks = ({"best": True} if better else {}) | ({} if objective.metric == DICE else {"metric": objective.metric})
+    marks |= {"numbers": dict(scores.numbers)} if scores.numbers else {}
     run.log.validation(
         progress.step,
         {"score": score, "dice": scores.by_output, "cases": cases, "took": seconds} | marks,
@@ -252,14 +253,10 @@ def _is_better(score: float, best: float | None, objective: Objective) -> bool:
 
 def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
     """Draws the pictures of a validation. A failure of any kind is only a warning, and the run continues."""
-    low, high = ("worst.png", "best.png") if objective.higher_is_better else ("best.png", "worst.png")
-    compared = {"validation.png": scores.first} | ({low: scores.lowest, high: scores.highest} if better else {})
     drawings: dict[str, Callable[[Path], None]] = {
         "progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)
     }
-    for name, cases in compared.items():
-        drawings[name] = partial(plots.write_comparison, scores=cases, task=run.cases.task)
-    for name, draw in drawings.items():
+    for name, draw in (drawings | objective.drawings(scores, better, run.cases.task)).items():
         try:
             draw(run.folder / name)
         except Exception as error:
@@ -286,8 +283,20 @@ def _print_result(run: Run) -> None:
         f"waiting for data took {100 * share:.1f} % of the steps' time\n"
         f"curves and cases:  {console.literal(run.folder)}/report.html"
     )
+    if run.cases.task.kind == "images":
+        console.say("\n".join(pretraining_commands(run.folder)))
+        return
     segment, score = usage_commands(run.recipe, run.folder, options)
     console.say(f"segment with it:   {segment}\nscore the result:  {score}")
+
+
+def pretraining_commands(folder: Path) -> tuple[str, str]:
+    """Returns lines with the commands that use a pre-trained network, quoted for a shell."""
+    run = shlex.quote(console.literal(folder))
+    return (
+        f"train with it:     swinunetr train msd --data LABELLED --init.checkpoint {run} --out RUN",
+        f"its encoder alone: swinunetr convert {run} swin_encoder.pt --write-encoder",
+    )
 
 
 def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str]:

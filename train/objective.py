@@ -6,6 +6,8 @@ class derived from `Objective` if it has parameters of its own or another valida
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from flax import nnx
@@ -13,6 +15,7 @@ from jax import Array
 
 from swinunetr_jax import InputError, SwinUNETR, Task
 from swinunetr_jax.data.prepare.cache import PreparedCase
+from swinunetr_jax.training import plots
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import Scores, validate
 from swinunetr_jax.weights.params import NetworkConfig, dotted
@@ -59,6 +62,18 @@ class Objective(nnx.Module):
     ) -> Scores:
         """Returns the scores of the network on the validation cases, by default their Dice; see `validation.validate`."""
         return validate(config, network, cases, task, options, progress, spatial_shards=spatial_shards)
+
+    def drawings(self, scores: Scores, better: bool, task: Task) -> dict[str, Callable[[Path], None]]:
+        """Returns the functions that draw the pictures of a validation, by the name of the file in the run's folder.
+
+        Args:
+            scores: the result of `validate`.
+            better: whether the network is the best so far.
+            task: the task.
+        """
+        low, high = ("worst.png", "best.png") if self.higher_is_better else ("best.png", "worst.png")
+        compared = {"validation.png": scores.first} | ({low: scores.lowest, high: scores.highest} if better else {})
+        return {name: partial(plots.write_comparison, scores=cases, task=task) for name, cases in compared.items()}
 
 
 class Supervised(Objective):

@@ -145,11 +145,30 @@ class Options:
                 "the options of --init state how a checkpoint is used, but none was given: name it with --init.checkpoint."
             )
         check_trackers(self.tracker)
+        if self.kind == "scans":
+            self._check_pretraining()
         if self.devices.pmap:
             self._check_pmap()
         network = self.network.config(1, 2)  # its constructor checks the options of the network
         if self.roi is not None:
             network.check_spatial(self.roi)
+
+    def _check_pretraining(self) -> None:
+        """Raises InputError for an option that needs labels, or a value that no pre-training can have."""
+        for name, is_set in (
+            ("fold all", self.fold == "all"),
+            ("class_share", self.class_share > 0),
+            ("deep_supervision", self.deep_supervision),
+            ("validation.mirror", self.validation.mirror),
+            ("validation.pseudo", self.validation.pseudo is not None),
+        ):
+            if is_set:
+                raise InputError(f"`{name}` is for a training with labels, and pre-training has none: leave it out.")
+        if not 0 < self.pretrain.mask_ratio < 1:
+            raise InputError(f"`pretrain.mask_ratio` must be above 0 and below 1, got {self.pretrain.mask_ratio}.")
+        for name, value in (("mask_block", self.pretrain.mask_block), ("local_batch", self.pretrain.local_batch)):
+            if value is not None and value < 1:
+                raise InputError(f"`pretrain.{name}` must be at least 1, got {value}.")
 
     def _check_pmap(self) -> None:
         """Raises InputError for an option that needs more than the samples of one device."""

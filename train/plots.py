@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,32 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
     names = {output.value: output.name for output in task.outputs}
     handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{names[value]} ({value})" for value in colours]
     add_legend(figure, handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
+    return figure
+
+
+def write_examples(path: Path, examples: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Draws a row per case with its slices [x, y], all in the grey levels of the first one. NaN is drawn in blue.
+
+    Raises InputError if the file cannot be written.
+    """
+    with literal_text():
+        save(_examples(examples), path)
+
+
+def _examples(examples: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    captions = list(next(iter(examples.values())))
+    figure = Figure(figsize=(3.2 * len(captions), 3.5 * len(examples)), facecolor="black", layout="constrained")
+    axes = figure.subplots(len(examples), len(captions), squeeze=False)
+    grey = colormaps["gray"].with_extremes(bad="#35608D")
+    for row, (name, slices) in zip(axes, examples.items()):
+        low, high = np.nanpercentile(slices[captions[0]], (0.5, 99.5))
+        for axis, caption in zip(row, captions):
+            axis.imshow(slices[caption].T[::-1], cmap=grey, vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(f"{drawable(name)}: {caption}" if caption == captions[0] else caption, color="white", fontsize=8.5)
+            axis.set_axis_off()
     return figure
 
 

@@ -20,9 +20,9 @@ from swinunetr_jax.data.prepare.intensity import scale_window, zscore_nonzero
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.metrics import masks
 from swinunetr_jax.training import processes
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.log import PSEUDO_DICE
 from swinunetr_jax.training.start import Run
-from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import mark_ignored, segmenter
 from swinunetr_jax.weights.params import build
 

@@ -27,6 +27,7 @@ from swinunetr_jax.training.config import Augment, Network
 from swinunetr_jax.training.deep_supervision import DeepSupervisionFactory
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
 from swinunetr_jax.training.options import Options, flatten
+from swinunetr_jax.training.pretrain.objectives import pretraining_objective
 from swinunetr_jax.training.trackers import Tracker
 from swinunetr_jax.weights.params import NetworkConfig
 
@@ -126,7 +127,8 @@ class Recipe(Options):
     def replaced_options(self) -> dict[str, tuple[str, ...]]:
         """Returns for each function of the recipe the prefixes of the names of the options that it replaces."""
         parts = _parts()
-        return {part: parts[part].metadata.get(REPLACES, (f"{part}.",)) for part in self.functions()}
+        replaced = {part: parts[part].metadata.get(REPLACES, (f"{part}.",)) for part in self.functions()}
+        return replaced | ({"objective": parts["objective"].metadata[REPLACES]} if self.kind == "scans" else {})
 
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
@@ -172,6 +174,8 @@ class Recipe(Options):
     @property
     def objective_factory(self) -> ObjectiveFactory | None:
         """The function that returns the objective, or None for a loss of the network's logits alone."""
+        if self.kind == "scans" and self.objective is None:
+            return pretraining_objective(self.task, self.pretrain, self.seed)
         return DeepSupervisionFactory(self.loss) if self.deep_supervision else self.objective
 
     @property

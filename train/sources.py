@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,14 @@ from swinunetr_jax.console import Progress, name_list
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
 from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.options import Kind, Options
+
+ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU
+WIDE_WINDOW = (-1000.0, 1000.0)  # HU, from air to bone; that of the paper's pre-training
 
 
 class Source(Protocol):
@@ -32,7 +36,7 @@ class Source(Protocol):
         ...
 
     def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
-        """Returns the task that the labels define.
+        """Returns the task of the run.
 
         Args:
             dataset: the data set.
@@ -44,12 +48,32 @@ class Source(Protocol):
         """
         ...
 
+    def samples(self, cases: Sequence[Case], options: Options) -> tuple[Case, ...]:
+        """Returns the cases that samples are taken from, given the cases with their folds."""
+        ...
+
+    def channels(self, dataset: Dataset, cases: Sequence[Case], options: Options) -> tuple[tuple[str, ...], int]:
+        """Returns the names of the input channels, empty if they are unknown, and their number."""
+        ...
+
+    @property
+    def ct_window(self) -> tuple[float, float]:
+        """The default of the option `window` for CT, in HU."""
+        ...
+
 
 @dataclass(frozen=True)
 class Given:
     """A data set that the user gives."""
 
     is_synthetic: bool = False
+    ct_window: tuple[float, float] = ABDOMINAL_WINDOW
+
+    def samples(self, cases: Sequence[Case], options: Options) -> tuple[Case, ...]:
+        return tuple(cases)
+
+    def channels(self, dataset: Dataset, cases: Sequence[Case], options: Options) -> tuple[tuple[str, ...], int]:
+        return channel_names(dataset, cases, options.channels)
 
     def dataset(self, options: Options, run: Path) -> Dataset:
         if options.data is None:
@@ -86,6 +110,28 @@ class Brats(Given):
 
 
 @dataclass(frozen=True)
+class Scans(Given):
+    """A data set whose label maps are not used, if it has any. Each channel is a case of its own, unless channels are named."""
+
+    ct_window: tuple[float, float] = WIDE_WINDOW
+
+    def dataset(self, options: Options, run: Path) -> Dataset:
+        dataset, note = without_labels(super().dataset(options, run), keep_validation=options.fold is None)
+        return dataset if note is None else replace(dataset, warnings=(*dataset.warnings, note))
+
+    def samples(self, cases: Sequence[Case], options: Options) -> tuple[Case, ...]:
+        return tuple(cases) if options.channels else one_channel_cases(cases)
+
+    def channels(self, dataset: Dataset, cases: Sequence[Case], options: Options) -> tuple[tuple[str, ...], int]:
+        if options.channels:
+            return channel_names(dataset, cases, options.channels)
+        return ("CT",) if all([name.upper() for name in case.channels or ()] == ["CT"] for case in cases) else (), 1
+
+    def task(self, dataset: Dataset, cases: Sequence[Case], fields: Mapping[str, Any]) -> Task:
+        return Task.images(fields["channels"] or ("image",), **fields)
+
+
+@dataclass(frozen=True)
 class PhantomHeads(Brats):
     """Synthetic heads with the labels of BraTS, which the run makes unless they exist."""
 
@@ -105,7 +151,7 @@ class PhantomHeads(Brats):
         return find_cases(folder, channels=options.channels or None)
 
 
-SOURCES: dict[Kind, Source] = {"phantom": PhantomHeads(), "brats": Brats(), "labels": Labels()}
+SOURCES: dict[Kind, Source] = {"phantom": PhantomHeads(), "brats": Brats(), "labels": Labels(), "scans": Scans()}
 
 
 def source_of(options: Options) -> Source:

@@ -18,6 +18,7 @@ from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, Pmap
 from swinunetr_jax.training import checkpoints, processes
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Network
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.data import Cases, collect_cases
 from swinunetr_jax.training.description import (
     Description,
@@ -35,7 +36,6 @@ from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import State, Training
 from swinunetr_jax.training.trackers import make_trackers
-from swinunetr_jax.training.transforms import crop_size
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.load import RUNTIME_FIELDS
 from swinunetr_jax.weights.params import NetworkConfig
@@ -89,7 +89,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         )
     if earlier is not None:
         check_same_task(folder, stored_task(folder, earlier), cases.task)
-    if isinstance(recipe.loss, Loss) and recipe.objective is None:
+    if isinstance(recipe.loss, Loss) and recipe.objective is None and recipe.kind != "scans":
         recipe.loss.check(cases.task)
     steps = recipe.total_steps(len(cases.train))
     options = {name: value for name, value in recipe.to_dict().items() if name not in ("data", "base", "splits", "cache", "out")}

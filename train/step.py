@@ -200,6 +200,12 @@ def make_objective(training: Training) -> Objective:
     return result if isinstance(result, Objective) else FromFunction(result)
 
 
+def objective_of(training: Training, own: Weights) -> Objective:
+    """Returns the objective of a run with the values of its own parameters in a state."""
+    objective = make_objective(training)
+    return with_parameters(objective, {name.removeprefix(OWN): value for name, value in own.items()}) if own else objective
+
+
 def _weights_of(tree: Any, names: Iterable[str]) -> Weights:
     """Returns the weights with these names from a dict, which optax declares as a tree of any kind."""
     return {name: tree[name] for name in names}

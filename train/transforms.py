@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from swinunetr_jax import InputError, Task
+from swinunetr_jax import Task
 from swinunetr_jax.console import literal, say, warn
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.augment.class_share import ClassShare
 from swinunetr_jax.data.augment.transforms import Transform, brats_recipe, ct_recipe
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Augment
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.recipe import Recipe
 
 # A run with fewer passes over the cases or fewer samples is not mirrored by default. Mirroring lowered the Dice in all runs that were
@@ -57,13 +58,6 @@ _FOR_INTENSITY: dict[str, Callable[[Task, Augment, tuple[int, ...], ClassShare |
     "window": _windowed_transforms,
     "none": _normalized_transforms,
 }
-
-
-def crop_size(task: Task) -> tuple[int, int, int]:
-    """Returns the size of the training crops. Raises InputError unless the task has a window size for three axes."""
-    if task.roi is None or len(task.roi) != 3:
-        raise InputError(f"the task has the window size {task.roi}, expected three sizes: give --roi.")
-    return task.roi[0], task.roi[1], task.roi[2]
 
 
 def mirrored_axes(

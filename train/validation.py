@@ -5,7 +5,7 @@ logits are resampled to the scan's grid in the same way, and the labels are comp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -46,9 +46,14 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of all validation cases. `mean`, over cases and outputs, is the number by which networks are compared."""
+    """The scores of all validation cases. `mean`, over cases and outputs, is the number by which networks are compared.
+
+    `numbers` are further scores by name, and `examples` slices for pictures by case and caption, both of an objective that has them.
+    """
 
     cases: tuple[CaseScore, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    examples: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:

@@ -22,7 +22,8 @@ class Case:
 
     `images` holds a file per channel or one file with all channels; `channels` names them in that order, or is None if no name is known.
     `label` is the path that the label map should have; a list may name a file that does not exist. `problem` is a sentence on why the
-    case cannot be used; `images` then holds the files that exist.
+    case cannot be used; `images` then holds the files that exist. `plane` is the number of the only channel that the case consists of, if
+    its file holds several. `needs_label` is false for a case that is used without a label map.
     """
 
     name: str
@@ -32,6 +33,13 @@ class Case:
     fold: int | None = None
     split: str = "training"  # 'training', 'validation' or 'test'
     problem: str | None = None
+    plane: int | None = None
+    needs_label: bool = True
+
+    @property
+    def can_train(self) -> bool:
+        """Whether a network can be trained on the case: it has a label map, or needs none."""
+        return self.label is not None or not self.needs_label
 
     @property
     def et_label(self) -> int | None:

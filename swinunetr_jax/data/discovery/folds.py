@@ -67,14 +67,15 @@ def with_folds(
     patients = sorted(set(grouping.patient_of.values()))
     if folds < 2 or len(patients) < folds:
         note = "" if len(patients) == len(training) else f" ({grouping.note})"
+        kind = "labelled " if any(case.needs_label for case in training) else ""
         remedy = ", or state by --patient which cases belong to one patient" if note else ""
         if len(patients) < 2:
             raise InputError(
-                f"the data set has {len(patients)} labelled patient{'s' * (len(patients) != 1)}{note}, and a division into training "
-                f"and validation needs at least 2: add labelled cases{remedy}."
+                f"the data set has {len(patients)} {kind}patient{'s' * (len(patients) != 1)}{note}, and a division into training "
+                f"and validation needs at least 2: add {kind}cases{remedy}."
             )
         wanted = "at least 2 folds" if folds < 2 else "fewer folds"
-        raise InputError(f"{len(patients)} labelled patients{note} cannot be split into {folds} folds; use {wanted}{remedy}.")
+        raise InputError(f"{len(patients)} {kind}patients{note} cannot be split into {folds} folds; use {wanted}{remedy}.")
     notify(f"{folds} folds drawn with seed {seed}: {grouping.note}")
     order = np.random.default_rng(seed).permutation(len(patients))
     fold_of = {patients[index]: position % folds for position, index in enumerate(order)}
@@ -101,7 +102,7 @@ def fold_split(cases: Sequence[Case], fold: int | None) -> tuple[tuple[Case, ...
     if fold is None:
         if sizes.keys() - {None}:
             raise InputError(f"the cases have folds; choose one to validate on: {choices}.")
-        train, validation = labelled, [case for case in cases if case.split == "validation" and case.label is not None]
+        train, validation = labelled, [case for case in cases if case.split == "validation" and case.can_train]
         if not validation:
             raise InputError("the data set has no validation list with labels; draw folds and choose one to validate on.")
     else:
@@ -144,7 +145,7 @@ def find_splits(root: Path, notify: Notify = lambda text: None) -> Path | None:
 def unlabelled(dataset: Dataset) -> tuple[Case, ...]:
     """Returns the cases that would be training cases if they had a label: in a data set without lists, all unlabelled cases."""
     labelled = any(case.label is not None for case in dataset.cases)
-    without = [case for case in dataset.cases if case.label is None and case.images]
+    without = [case for case in dataset.cases if not case.can_train and case.images]
     implicit = dataset.layout in _IMPLICIT or dataset.root.name.startswith("imagesTr")
     return tuple(case for case in without if case.split == "training" or (labelled and implicit))
 
@@ -228,5 +229,5 @@ def _warn_of_divided_patients(cases: Sequence[Case], patient: str | None, source
 
 
 def _is_training_case(case: Case) -> bool:
-    """Returns whether the case is a training case with a label."""
-    return case.split == "training" and case.label is not None
+    """Returns whether the case is a training case with a label, or one that needs none."""
+    return case.split == "training" and case.can_train

@@ -2,7 +2,7 @@
 
 FOLDER/NAME-SOURCES.json             written last, so that its existence means that the case is complete
 FOLDER/NAME-KEY-image.npy            [x, y, z, c] on the task's grid, with the intensities of the files
-FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]
+FOLDER/NAME-KEY-label.npy            uint8 [x, y, z]; the content map of a case without a label map, see `read_case.content_map`
 FOLDER/NAME-KEY-voxels.npy           int32 [n, 3], voxels of each class, see `class_voxels`
 
 SOURCES is a digest of the files' paths and the settings, so that cases of equal names in several data sets do not collide. KEY is a
@@ -40,7 +40,7 @@ from swinunetr_jax.data.prepare.class_voxels import find_class_voxels
 from swinunetr_jax.data.prepare.example import foreground
 from swinunetr_jax.data.prepare.intensity import nonzero_statistics
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase, prepared_case
-from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
+from swinunetr_jax.data.prepare.read_case import content_map, read_case, read_case_label
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 
@@ -127,6 +127,8 @@ class _Store:
         self.known = {0} | {value for output in task.outputs for value in output.members or (output.value,)}
         if task.ignore is not None:
             self.known.add(task.ignore)
+        if task.kind == "images":
+            self.known.add(1)  # the value of a content map
         self.above = task.window[0] if task.window else 0.0
         # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
         values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint")}
@@ -141,12 +143,13 @@ class _Store:
             resolved = [os.path.realpath(path) for path in paths]
         except (OSError, ValueError) as error:
             raise InputError(f"{paths[0]}: cannot be read ({files.reason(error)}); give an existing file.") from error
-        identity = files.digest_of_json([case.name, case.channels, self.settings, resolved])
+        plane = [] if case.plane is None else [case.plane]
+        identity = files.digest_of_json([case.name, case.channels, self.settings, resolved, *plane])
         path = self.folder / f"{_file_name(case.name)}-{identity[:16]}.json"
         is_new = not files.exists(path)
         entry = self._checked(case, path, read_entry, self.dtype, self.in_channels, self.known)
         sources = [_source(file, entry) for file in paths]
-        key = files.digest_of_json([case.channels, self.settings, *(source["sha256"] for source in sources)])
+        key = files.digest_of_json([case.channels, self.settings, *plane, *(source["sha256"] for source in sources)])
         if entry is not None and entry["key"] != key:  # a source has changed
             entry = None
         if entry is not None and self.verify:
@@ -173,7 +176,7 @@ class _Store:
 
     def _prepare(self, case: Case, key: str, sources: list[Source]) -> Entry:
         loaded = read_case(case, self.task, self.in_channels)
-        label = read_case_label(case, loaded)
+        label = read_case_label(case, loaded) if case.needs_label else content_map(loaded.array, self.task)
         foreign = sorted(set(np.unique(label).tolist()) - self.known)
         if foreign:
             raise InputError(

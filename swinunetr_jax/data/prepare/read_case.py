@@ -43,8 +43,10 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
         raise InputError(case.problem)
     volumes = [read_volume(path) for path in case.images]
     check_same_grid(volumes)
-    order, notes = _order(case, volumes, task.channels, in_channels)
     planes = [plane for volume in volumes for plane in _planes(volume)]
+    if case.plane is not None:
+        planes = planes[case.plane : case.plane + 1]
+    order, notes = _order(case, len(planes), task.channels, in_channels)
     array = np.stack([planes[index] for index in order], axis=-1)
     for index in range(array.shape[-1]):
         if array[..., index].min() == array[..., index].max():
@@ -97,15 +99,20 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
     return resample_labels(array, affine, read.array.shape[:3], read.affine)
 
 
-def _order(
-    case: Case, volumes: Sequence[Volume], wanted: Sequence[str], in_channels: int
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def content_map(image: np.ndarray, task: Task) -> np.ndarray:
+    """Returns a map of the voxels of an image [x, y, z, c] that show something, uint8 [x, y, z]: 1, or 0 for its empty background.
+
+    Where zeros are excluded from the normalisation they are background. Otherwise no voxel is.
+    """
+    return (image != 0).any(-1).astype(np.uint8) if task.intensity == "zscore" else np.ones(image.shape[:3], np.uint8)
+
+
+def _order(case: Case, count: int, wanted: Sequence[str], in_channels: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Returns (positions of the network's channels among the case's, notes). Channels are matched by name if both have names."""
-    count = sum(len(_planes(volume)) for volume in volumes)
     if wanted and case.channels and len(case.channels) == count:
         return match_channels(case.channels, wanted), ()
     if count != in_channels:
-        files = "one file" if len(volumes) == 1 else f"{len(volumes)} files"
+        files = "one file" if len(case.images) == 1 else f"{len(case.images)} files"
         names = f" ({', '.join(wanted)})" if wanted else ""
         raise InputError(
             f"{case.images[0]}: the case has {count} channels in {files}, the network takes {in_channels}{names}; give "
