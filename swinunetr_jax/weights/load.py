@@ -34,7 +34,7 @@ from swinunetr_jax.weights.params import NetworkConfig
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
-from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable
+from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable, refuse_existing
 from swinunetr_jax.weights.weight_folder import INDEX, read_shards, weight_file_in
 
 FORMATS = ("orbax", "monai", "safetensors")
@@ -176,10 +176,7 @@ def save_params(
     if to == "orbax":
         write_checkpoint(path, config, params, task, overwrite=overwrite)
         return
-    if os.path.lexists(path) and not overwrite:
-        raise InputError(
-            f"{path} exists already, expected a new name: choose another one, or replace it with `overwrite` (--overwrite)."
-        )
+    refuse_existing(path, overwrite=overwrite)
     flat.check(params, config)
     tensors = to_monai(params, config)
     if to == "monai":

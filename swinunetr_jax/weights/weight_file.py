@@ -78,6 +78,14 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         ) from error
 
 
+def refuse_existing(path: str | os.PathLike, *, overwrite: bool) -> None:
+    """Raises InputError if a file exists that would be replaced, unless `overwrite` is set."""
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(
+            f"{path} exists already, expected a new name: choose another one, or replace it with `overwrite` (--overwrite)."
+        )
+
+
 def printable(text: object) -> str:
     """Returns text from a file for use in a message: on one line, without control characters, and at most 120 characters long."""
     text = console.literal(text)
