@@ -47,6 +47,7 @@ class ValidationRow(Row):
     """A finished validation: the mean score, the score of each output, and the scores of each case, null for NaN; `took` is in seconds.
 
     `best` is present, and true, if no earlier validation was as good. `metric` is the name of the score, if it is not Dice.
+    `numbers` are further scores of an objective by name.
     """
 
     score: float | None
@@ -55,6 +56,7 @@ class ValidationRow(Row):
     took: NotRequired[float]
     best: NotRequired[bool]
     metric: NotRequired[str]
+    numbers: NotRequired[dict[str, float | None]]
 
 
 class PseudoDiceRow(Row):
@@ -193,6 +195,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     row = files.decode_json(line, ROWS[kind], where, remedy)
     if kind == "validation":
         row["score"] = _number(row["score"])
+        if "numbers" in row:
+            row["numbers"] = {name: _number(value) for name, value in row["numbers"].items()}
         row["dice"] = {name: _number(value) for name, value in row["dice"].items()}
         row["cases"] = {case: {name: _number(value) for name, value in dice.items()} for case, dice in row["cases"].items()}
         if not row["dice"] or any(dice.keys() != row["dice"].keys() for dice in row["cases"].values()):
