@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.refusals import refused
 
+from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
 from swinunetr_jax.training import Augmentation, Recipe, Validation
@@ -130,6 +131,22 @@ def test_a_case_that_lacks_channels_has_those_that_exist(tmp_path):
     dataset, _ = without_labels(find_cases(tmp_path))
     found = one_channel_cases(dataset.cases)
     assert len(found) == 7 and not any(case.problem for case in found)
+
+
+def test_validate_checks_scans_without_labels(tmp_path, capsys):
+    for number in range(3):
+        scan(tmp_path / f"case_{number}.nii.gz", seed=number, channels=2)
+    pairs = [{"image": f"case_{n}.nii.gz", "label": f"label_{n}.nii.gz"} for n in range(3)]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "a", "1": "b"}, "training": pairs}))
+    assert Validate(path).run() == 1 and "label map" in capsys.readouterr().out
+    assert Validate(path, unlabelled=True).run() == 0
+    text = capsys.readouterr().out
+    assert "6 cases" in text and "sound: no error in 6 cases, no warning" in text and "T1: " in text and "T2: " in text
+    (tmp_path / "case_1.nii.gz").write_bytes(b"no image")
+    assert Validate(path, unlabelled=True).run() == 1
+    with refused("--unlabelled reads no label maps, so --label-values has no effect"):
+        Validate(path, unlabelled=True, label_values=(0, 1)).run()
 
 
 def test_mistakes_are_refused_in_one_sentence(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from swinunetr_jax.errors import InputError
 if TYPE_CHECKING:
     from swinunetr_jax.data.check.check_dataset import DatasetReport
     from swinunetr_jax.data.check.findings import CaseReport, Finding
+    from swinunetr_jax.data.discovery.cases import Dataset
 
 EXIT_ERRORS, EXIT_INTERRUPTED = 1, 130
 MAX_ROWS = 20  # if there are more findings, similar ones share a row
@@ -40,6 +41,9 @@ class Validate:
     label_values: Annotated[tuple[int, ...], arg(metavar="VALUE ...", help_behavior_hint="")] = ()
     """The values that may occur in label maps, such as 0 1 2 4; by default those that the data set states, for BraTS those of its
     year, and otherwise any."""
+    unlabelled: bool = False
+    """Check the scans for pre-training: label maps are not read, and each channel is a case of its own unless --channels names those of
+    the network."""
     base: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -54,6 +58,8 @@ class Validate:
         if self.json is not None and (files.is_folder(self.json) or not files.is_folder(self.json.absolute().parent)):
             raise InputError(f"{self.json} cannot be written: give the name of a file in an existing folder.")
         dataset = find_cases(self.dataset, channels=self.channels or None, base=self.base)
+        if self.unlabelled:
+            dataset = _without_labels(dataset, bool(self.label_values), one_channel=not self.channels)
         checked: list[CaseReport] = []
         faulty: list[CaseReport] = []
         started = time.perf_counter()
@@ -79,6 +85,19 @@ class Validate:
         if self.json is not None:
             _write(self.json, report.to_dict())
         return EXIT_ERRORS if report.errors else 0
+
+
+def _without_labels(dataset: Dataset, names_labels: bool, *, one_channel: bool) -> Dataset:
+    """Returns the data set as pre-training reads it. Raises InputError if label values are given nevertheless."""
+    from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
+
+    if names_labels:
+        raise InputError("--unlabelled reads no label maps, so --label-values has no effect: leave one of them out.")
+    dataset, note = without_labels(dataset)
+    if note:
+        console.say(note)
+    cases = one_channel_cases(dataset.cases) if one_channel else dataset.cases
+    return replace(dataset, cases=cases, channels=None if one_channel else dataset.channels, labels=None)
 
 
 # Output

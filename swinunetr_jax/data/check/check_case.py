@@ -45,6 +45,8 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
         except InputError as error:
             findings.add_error("unreadable", path, error)
             continue
+        if case.plane is not None and volume.array.ndim > 3:
+            volume = replace(volume, array=volume.array[..., case.plane])
         grids.append(volume.without_voxels())
         channels_found += _channels(volume, _names(case, index, volume), findings)
     if len(grids) == len(case.images) and not case.problem:
@@ -53,7 +55,7 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
 
     counts = None
     if case.label is None or not os.path.lexists(case.label):
-        if case.label or case.split == "training":
+        if case.label or (case.split == "training" and case.needs_label):
             findings.add(
                 "missing-label", case.label, "a training case needs a label map, but it has none; add it or leave the case out."
             )

@@ -194,7 +194,7 @@ def _between_cases(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Find
         ),
         *_copies(reports),
     ]
-    unlabelled = [report.case for report in reports if report.case.label is None and report.case.images]
+    unlabelled = [report.case for report in reports if not report.case.can_train and report.case.images]
     implicit = dataset.layout in ("brats", "case-folder", "files") or dataset.root.name.startswith("imagesTr")
     if implicit and 2 * len(unlabelled) < len(reports):
         # No list says which cases are for training. If only a few cases have no label, that is probably a mistake.
