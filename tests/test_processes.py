@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.runner import OPTIONS, ROOT, SECONDS, free_port, losses
+from helpers.runner import OPTIONS, ROOT, SECONDS, bytes_of, free_port, losses
+from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError
+from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.training.processes import Launch, initialize
@@ -164,3 +166,27 @@ def test_a_single_process_does_not_communicate():
     np.testing.assert_array_equal(processes.gather(np.array([1.5])), [[1.5]])
     np.testing.assert_array_equal(processes.from_process(np.arange(3), 0), np.arange(3))
     assert processes.is_leader() and not processes.is_distributed()
+
+
+@pytest.mark.long
+def test_pretraining_on_two_processes_that_is_killed_ends_in_the_bytes_of_an_undisturbed_run(runner, monkeypatch):
+    scans = runner.folder / "unlabelled"
+    write_phantom(scans, cases=2, size=(48, 48, 32))
+    options = (
+        *("pretrain", "--data", str(scans), "--cache", str(runner.folder / "scans-cache"), "--batch", "2", "--folds", "2"),
+        *("--roi", "32", "32", "64", "--network.feature-size", "12", "--network.depths", "1", "1", "1", "1", "--steps", "6"),
+        *("--validation.every", "3", "--save-every", "1"),
+    )
+    whole, killed = runner.folder / "pretrained", runner.folder / "pretrained-killed"
+    runner.finish(runner.start(*options, "--out", str(whole)), 0)
+    started = runner.start(*options, "--out", str(killed))
+    runner.wait_for_step(started[0], killed, 2)
+    started[1].kill()
+    assert started[0].wait(SECONDS) not in (0, None)
+    runner.finish(runner.start("--resume", str(killed)), 0)
+    replace_swin_unetr(monkeypatch)
+    assert bytes_of(killed) == bytes_of(whole)
+    monkeypatch.undo()
+    forget()
+    validations = [[row for row in read_rows(run) if row["kind"] == "validation"] for run in (whole, killed)]
+    assert [row["score"] for row in validations[0]] == [row["score"] for row in validations[1]]
