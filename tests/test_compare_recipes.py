@@ -1,12 +1,15 @@
-"""Tests the statistics and the choice of cases of `tools.compare_recipes`."""
+"""Tests the statistics and the choice of cases of `tools.compare_recipes` and `tools.compare_pretraining`."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from swinunetr_jax.errors import InputError
-from tools.compare_recipes import Options, main, split_cases
+from tools import compare_pretraining
+from tools.compare_recipes import Options, main
+from tools.experiment import split_cases
 from tools.paired_differences import paired_difference, score_array
 
 
@@ -57,3 +60,18 @@ def test_recipes_that_would_share_a_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="two of the recipes have the same name"):
         main(Options(tmp_path, tmp_path / "out", recipes=("msd", "mine/msd.py")))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_learning_rate_is_that_with_the_highest_dice_on_validation_cases_over_the_draws_that_have_all_rates(tmp_path):
+    scores = {(1e-3, 0): 0.8, (1e-3, 1): 0.6, (3e-4, 0): 0.7, (3e-4, 1): 0.75, (1e-3, 2): 1.0}
+    trainings = []
+    for (rate, draw), score in scores.items():
+        run = tmp_path / f"draw{draw}" / f"mim_{rate:g}"
+        run.mkdir(parents=True)
+        row = {"kind": "validation", "step": 4, "score": score, "dice": {"a": score}, "cases": {"c": {"a": score}}, "took": 1.0}
+        later = row | {"step": 8, "score": 0.1, "dice": {"a": 0.1}, "cases": {"c": {"a": 0.1}}}
+        (run / "log.jsonl").write_text(json.dumps(row | {"best": True}) + "\n" + json.dumps(later) + "\n")
+        trainings.append(("mim", rate, run))
+    options = compare_pretraining.Options(Path("data"), tmp_path)
+    assert compare_pretraining.best_rate(options, trainings) == 3e-4  # 0.725 against 0.7; the third draw has one rate only
+    assert compare_pretraining.best_rate(options, trainings[:1]) == 1e-3

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from swinunetr_jax.training import Network
 from swinunetr_jax.training.recipes.strong import RECIPE as STRONG
 
 RECIPE = replace(
     STRONG,
-    network=replace(STRONG.network, dropout_path_rate=0.2),
+    network=Network(use_v2=True, dropout_path_rate=0.2),
     optim=replace(STRONG.optim, lr=3e-4, weight_decay=0.05, betas=(0.9, 0.98)),
 )
