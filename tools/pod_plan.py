@@ -4,6 +4,7 @@
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
     python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --spatial-shards 8
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
+    python -m tools.pod_plan --topology v5e:16x16 --objective mim --roi 96 96 96    # pre-training without labels
 
 The step is that of `python -m train`, on the same mesh. Memory, operations, collectives and their bytes are those of the compiled program.
 Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The expected time of a step on
@@ -19,9 +20,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
@@ -32,11 +33,13 @@ import tyro
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, console
 from swinunetr_jax.arguments import rename_options
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.config import Network, Optim
 from swinunetr_jax.training.plan.compile import compile_step as training_program
 from swinunetr_jax.training.plan.compile import held_and_temporary, is_out_of_memory, roofline
 from swinunetr_jax.training.plan.devices import CHIP_BYTES, topology_devices
 from swinunetr_jax.training.plan.search import search
+from swinunetr_jax.training.recipes.pretrain import RECIPE as MIM
+from swinunetr_jax.training.recipes.pretrain_swin3 import RECIPE as SWIN3
 from swinunetr_jax.training.step import Training
 from tools.gpu_program import BYTES
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
@@ -53,6 +56,8 @@ class Options:
 
     topology: tuple[str, ...] = ("v5e:16x16",)
     """Chip and grid of chips, such as v5e:16x16 or v6e:4x4."""
+    objective: Literal["supervised", "mim", "swin3"] = "supervised"
+    """Training with labels on four channels and three regions, or a task of pre-training on one channel."""
     feature_size: int = 48
     roi: tuple[int, int, int] = (128, 128, 128)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -114,13 +119,11 @@ def compile_step(
             f"the chip of {topology} is not known: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
         )
     devices = topology_devices(topology)[:chips]
-    config = SwinUNETRConfig(
-        in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
-    )
     batch = len(devices) // options.spatial_shards * batch_per_chip
-    training = Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
+    training = training_of(options, roi)
+    channels = training.config.in_channels
     started = time.perf_counter()
-    program = training_program(training, devices, roi=roi, batch=batch, channels=4, spatial_shards=options.spatial_shards)
+    program = training_program(training, devices, roi=roi, batch=batch, channels=channels, spatial_shards=options.spatial_shards)
     held, temporary = held_and_temporary(program)
     cost, text = program.cost_analysis() or {}, program.as_text()
     assert text is not None  # the compiler for TPUs reports it
@@ -139,6 +142,19 @@ def compile_step(
         gradient_bytes=sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(training.like().params)),
         compile_seconds=time.perf_counter() - started,
     )
+
+
+def training_of(options: Options, roi: tuple[int, ...]) -> Training:
+    """Returns the training whose step is compiled: the paper's with labels, or that of the recipe for pre-training."""
+    shared: dict[str, Any] = {"feature_size": options.feature_size, "dtype": options.dtype, "use_checkpoint": options.remat}
+    if options.objective == "supervised":
+        config = SwinUNETRConfig(in_channels=4, out_channels=3, **shared)
+        return Training(config, Task.brats(), Loss(), Optim(), steps=1000, seed=0)
+    recipe = SWIN3 if options.objective == "swin3" else MIM
+    assert isinstance(recipe.network, Network)
+    config = replace(recipe.network, **shared).config(1, 1)
+    task = Task.images(("image",), roi=roi)
+    return Training(config, task, Loss(), recipe.optim, steps=1000, seed=0, objective=recipe.objective_factory)
 
 
 def read_collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -34,6 +34,7 @@ from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.stop import Stopped
 
 DEFAULT = "phantom"
+PRETRAINING = {"mim": "pretrain", "swin3": "pretrain_swin3"}  # the recipe of each task
 EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
 # Words in the runtime's errors if another process no longer answers; "onnection" is in "Connection" and "connection".
 LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")
@@ -156,7 +157,7 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
         sys.exit(0)
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (DEFAULT, arguments)
     rest = command_line.rename_options(rest, RENAMED_OPTIONS)
-    base, help_text = find_recipe(name)
+    base, help_text = find_recipe(_of_task(name, rest))
     options = base.options()
     default: Command = Command(options)
     if source_of(base).is_synthetic:
@@ -184,6 +185,13 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
     if recipe.data is None and not source_of(recipe).is_synthetic:
         raise InputError(f"the recipe {name} needs a data set: name its folder or list with --data.")
     return recipe, False, command.launch
+
+
+def _of_task(name: str, arguments: list[str]) -> str:
+    """Returns the name of the recipe for the pre-training task of a command line, whose defaults differ; otherwise the name itself."""
+    words = " ".join(arguments).replace("--task=", "--task ").split()
+    task = words[words.index("--task") + 1] if "--task" in words[:-1] else None
+    return PRETRAINING[task] if name in PRETRAINING.values() and task in PRETRAINING else name
 
 
 def given_options(arguments: list[str]) -> set[str]:
