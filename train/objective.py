@@ -50,6 +50,13 @@ class Objective(nnx.Module):
             key: the random key of this step, for dropout and everything else that is random.
         """
 
+    def trains(self, name: str) -> bool:
+        """Returns whether the objective trains the network's weight with this dotted name, by default all of them.
+
+        The optimizer does not change the other weights, not even by weight decay, and has no moments for them.
+        """
+        return True
+
     def validate(
         self,
         config: NetworkConfig,

@@ -112,10 +112,24 @@ class Training:
     def transformation(self) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
         """Returns the optimizer, and its schedule of learning rates or None if it is unknown."""
         if self.optimizer is None:
-            return optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
-        result = self.optimizer(self.steps)
-        # Not `isinstance(result, tuple)`, because an optax transformation is a named tuple.
-        return (result, None) if hasattr(result, "update") else result
+            chosen, schedule = optimizer(self.optim, self.steps), learning_rate(self.optim, self.steps)
+        else:
+            result = self.optimizer(self.steps)
+            # Not `isinstance(result, tuple)`, because an optax transformation is a named tuple.
+            chosen, schedule = (result, None) if hasattr(result, "update") else result
+        frozen = self.frozen_weights()
+        if not frozen:
+            return chosen, schedule
+
+        def labels(weights: Weights) -> dict[str, str]:
+            return {name: "frozen" if name in frozen else "trained" for name in weights}
+
+        return optax.partition({"trained": chosen, "frozen": optax.set_to_zero()}, labels), schedule
+
+    def frozen_weights(self) -> frozenset[str]:
+        """Returns the names of the network's weights that the objective does not train."""
+        objective, weights = make_objective(self), shapes(self.config).keys() - statistics(self.config)
+        return frozenset(name for name in weights if not objective.trains(name))
 
     def compile(self, strategy: ParallelStrategy | None = None) -> Callable[..., tuple[State, dict[str, Array]]]:
         """Returns the step as a compiled function (state, batch) -> (state, metrics); see `objective.Batch`.
