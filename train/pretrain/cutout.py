@@ -26,17 +26,17 @@ Size = tuple[int, int, int]
 
 
 class Boxes(NamedTuple):
-    """The boxes of a cut-out: the first voxel and the voxel after the last one along each axis. Boxes after `count` are empty.
+    """The boxes of a cut-out: the first voxel and the voxel after the last one along each axis. Boxes after the first `needed` are empty.
 
     Attributes:
         start: int32 [k, 3].
         stop: int32 [k, 3].
-        count: int32 [].
+        needed: int32 [].
     """
 
     start: Array
     stop: Array
-    count: Array
+    needed: Array
 
 
 class Draws(NamedTuple):
@@ -85,13 +85,14 @@ def boxes_of(volume: Array, corners: Array, size: Size) -> Boxes:
     start = _integers(corners[:, 0], 0, sizes - least)
     stop = jnp.minimum(start + _integers(corners[:, 1], least, most), sizes)
     voxels = jnp.prod(stop - start, axis=1)
-    needed = jnp.cumsum(voxels) - voxels < volume * MAX_DROP * math.prod(size)  # whether the boxes before it do not suffice
-    return Boxes(start, jnp.where(needed[:, None], stop, start), needed.sum(dtype=jnp.int32))
+    is_needed = jnp.cumsum(voxels) - voxels < volume * MAX_DROP * math.prod(size)  # the boxes before it do not suffice
+    return Boxes(start, jnp.where(is_needed[:, None], stop, start), is_needed.sum(dtype=jnp.int32))
 
 
 def _integers(numbers: Array, low: np.ndarray | int, high: np.ndarray | int) -> Array:
     """Returns integers from `low` to `high` - 1 for numbers that are uniform in [0, 1)."""
-    return low + jnp.floor(numbers * np.float32(np.subtract(high, low))).astype(jnp.int32)
+    extent = jnp.asarray(np.subtract(high, low), jnp.float32)
+    return jnp.asarray(low, jnp.int32) + jnp.floor(numbers * extent).astype(jnp.int32)
 
 
 def edge_range(size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +130,7 @@ def cut_out(images: Array, draws: Draws) -> Array:
         images: the images by local batch.
         draws: their draws, [n, m, …].
     """
-    noise_limit, content_limit = draws.noise_boxes.count.max(), draws.content_boxes.count.max()
+    noise_limit, content_limit = draws.noise_boxes.needed.max(), draws.content_boxes.needed.max()
 
     def body(position: Array, images: Array) -> Array:
         own: Draws = jax.tree.map(lambda values: values[:, position], draws)

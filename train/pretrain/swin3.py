@@ -6,7 +6,7 @@ research-contributions of Project MONAI.
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,18 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.model.layers import Conv, Linear
 from swinunetr_jax.ops.norm import instance_norm, layer_norm
 from swinunetr_jax.ops.pointwise import leaky_relu
+from swinunetr_jax.training.config import Pretrain
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.objective import Batch
 from swinunetr_jax.training.pretrain.cutout import cut_out, draw_view, rotate
 from swinunetr_jax.training.pretrain.self_supervised import SelfSupervised
 from swinunetr_jax.weights.params import NetworkConfig
 
-VIEWS = 0x73776E33  # the number that separates the keys of the views from others of the same seed
+VIEWS = 3  # the number that separates the keys of the views from others of the same seed
 CONTRAST_WIDTH = 512
 TEMPERATURE = 0.5
 ENCODER = "swin."  # prefix of the names of the encoder's weights
 UPSAMPLINGS = 5  # from 1/32 of the resolution to all of it
-
-Contrast = Literal["local", "all"]
 
 
 class Reconstruction(nnx.Module):
@@ -85,52 +85,30 @@ class Swin3(SelfSupervised):
     2. The contrast of views of the same crop with views of other crops, by projections of the second token.
     3. The mean absolute difference between the crop that a head reconstructs from all tokens and the rotated crop, over all voxels.
 
-    The heads are parameters of the objective. The decoder is neither computed nor trained.
+    The heads are parameters of the objective. The decoder is neither computed nor trained. With `optim.accumulate`, local batches and
+    contrast are those of each part of a batch.
 
     Args:
-        task: the task of the run, with the size of the crops.
+        task: the task, with the size of the crop.
         config: the configuration of the network.
+        options: the size of a local batch, and the views that are contrasted with each other.
+        seed: the seed of the views.
         rngs: random numbers for the initial values of the heads.
-        seed: the seed of the run, from which views are drawn.
-        local_batch: the number of consecutive samples that form a local batch, within which content is exchanged.
-        contrast: whether the views of a local batch or those of the whole batch are contrasted with each other.
 
     Raises:
-        InputError: the network or the size of the crops does not permit this objective.
+        InputError: the network, the size of the crop or an option does not permit this objective.
     """
 
     metric = "pre-training loss"
 
-    def __init__(
-        self, task: Task, config: NetworkConfig, rngs: nnx.Rngs, *, seed: int, local_batch: int = 2, contrast: Contrast = "local"
-    ):
-        self.seed, self.local_batch, self.contrast = seed, local_batch, contrast
-        checked = self._check(task, config)
-        width = checked.stage_width(4)
-        self.dtype = jnp.dtype(checked.dtype)
+    def __init__(self, task: Task, config: NetworkConfig, options: Pretrain, seed: int, rngs: nnx.Rngs):
+        checked = check(task, config, options)
+        self.seed, self.local_batch, self.contrast = seed, options.local_batch, options.contrast
+        self.validation_crops = max(2, self.local_batch)  # one local batch for each held-out case
+        self.dtype, width = jnp.dtype(checked.dtype), checked.stage_width(4)
         self.rotation = Linear(width, 4, checked, rngs=rngs)
         self.projection = Linear(width, CONTRAST_WIDTH, checked, rngs=rngs)
         self.reconstruction = Reconstruction(checked, rngs=rngs)
-
-    def _check(self, task: Task, config: NetworkConfig) -> SwinUNETRConfig:
-        """Returns the configuration if it is that of a Swin UNETR and the other arguments are valid."""
-        if not isinstance(config, SwinUNETRConfig):
-            raise InputError(
-                f"swin3 trains the encoder of a Swin UNETR, but the network is {config.name}: choose another --objective."
-            )
-        roi = task.roi
-        if roi is None or len(roi) != 3 or roi[1] != roi[2] or max(roi) <= 32:
-            size = "no size" if roi is None else "×".join(map(str, roi))
-            raise InputError(
-                f"swin3 rotates crops in the plane of their last two axes, which must have the same size, and needs more than 32 voxels "
-                f"along an axis, but the crops have {size}: choose another --roi, such as 96 96 96."
-            )
-        if self.local_batch < (2 if self.contrast == "local" else 1):
-            raise InputError(
-                f"--pretrain.local-batch is {self.local_batch}, but views are contrasted with those of other samples in their local batch: "
-                "choose 2 or more."
-            )
-        return config
 
     def trains(self, name: str) -> bool:
         return name.startswith(ENCODER)
@@ -187,6 +165,26 @@ class Swin3(SelfSupervised):
         return layer_norm(features[-1]) if model.config.normalize else features[-1]
 
 
+def check(task: Task, config: NetworkConfig, options: Pretrain) -> SwinUNETRConfig:
+    """Returns the configuration, which is that of a Swin UNETR. Raises InputError if `Swin3` cannot have these arguments."""
+    if not isinstance(config, SwinUNETRConfig):
+        raise InputError(f"swin3 trains the encoder of a Swin UNETR, but the network is {config.name}: choose another --task.")
+    crop = crop_size(task)
+    if crop[1] != crop[2] or max(crop) <= 32:
+        raise InputError(
+            f"swin3 rotates crops in the plane of their last two axes, which must have the same size, and needs more than 32 voxels along "
+            f"an axis, but the crops have {'×'.join(map(str, crop))}: choose another --roi, such as 96 96 96."
+        )
+    least = 2 if options.contrast == "local" else 1
+    if options.local_batch < least:
+        reason = ", because views are contrasted with those of other samples in it" if least == 2 else ""
+        raise InputError(
+            f"--pretrain.local-batch is {options.local_batch}, but a local batch must have at least {least} samples{reason}: choose a "
+            "larger number."
+        )
+    return config
+
+
 def view_keys(seed: int, samples: Array) -> Array:
     """Returns the random keys [b, 2] of the two views of samples with these numbers [b]."""
     base = jax.random.fold_in(jax.random.key(seed), VIEWS)
@@ -196,11 +194,10 @@ def view_keys(seed: int, samples: Array) -> Array:
 
 @dataclass(frozen=True)
 class Swin3Factory:
-    """The `ObjectiveFactory` of `Swin3`, see there. Equal factories share one compiled step."""
+    """The `ObjectiveFactory` of `Swin3`. Equal factories share one compiled step."""
 
+    options: Pretrain
     seed: int
-    local_batch: int = 2
-    contrast: Contrast = "local"
 
     def __call__(self, task: Task, config: NetworkConfig, rngs: nnx.Rngs) -> Swin3:
-        return Swin3(task, config, rngs, seed=self.seed, local_batch=self.local_batch, contrast=self.contrast)
+        return Swin3(task, config, self.options, self.seed, rngs)
