@@ -147,7 +147,7 @@ def test_a_reconstruction_network_is_read_without_its_output_layer(state_file, s
     checkpoint = open_checkpoint(path, downsample="legacy", out_channels=14, adapt_channels=True)
     assert_same_tensors(checkpoint, state_3d, except_for=("out",))
     assert sorted(checkpoint.report.initialized) == ["out.bias", "out.kernel"]
-    assert "out is initialised randomly, because 14 outputs are requested and the file has none" in str(checkpoint.report)
+    assert "out is initialised randomly: 14 outputs instead of none in the file" in str(checkpoint.report)
     ignored = {"encoder.mask_token", "encoder.norm.bias", "encoder.norm.weight", "out.conv.conv.weight", "out.conv.conv.bias"}
     assert set(checkpoint.report.ignored) == ignored
 

@@ -102,7 +102,7 @@ def test_channels_are_adapted_only_on_request(state_file, state_3d):
     assert all(how == "averaged over 2 input channels for 4" for how in checkpoint.report.adapted.values())
     assert sorted(checkpoint.report.initialized) == ["out.bias", "out.kernel"]
     text = str(checkpoint.report)
-    assert "out is initialised randomly, because 5 outputs are requested and the file has 3" in text
+    assert "out is initialised randomly: 5 outputs instead of 3" in text
     assert "adapted swin.patch_embed.proj.kernel: averaged over 2 input channels for 4" in text
     assert_same_tensors(
         checkpoint,

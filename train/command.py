@@ -26,6 +26,7 @@ from swinunetr_jax.training.loop import train as train_one
 from swinunetr_jax.training.options import Options, PretrainTask
 from swinunetr_jax.training.plan.automatic import plan_of_run
 from swinunetr_jax.training.plan.plan_file import apply_plan, read_plan
+from swinunetr_jax.training.pretrain.fine_tuning import fine_tuning_options
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe, load_recipe
 from swinunetr_jax.training.rerun import earlier_run, finished_note
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         if recipe.planned and recipe.plan is None and not resume:
             plan = plan_of_run(recipe, given_options(arguments))
             recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
+        if not resume:  # before the comparison with an earlier run, which has these options
+            recipe = fine_tuning_options(recipe, given_options(arguments))
         earlier = "unfinished" if resume else earlier_run(recipe)
         processes.barrier("every process has read the folder")  # before the leader writes into it
         if earlier == "finished":

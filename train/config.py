@@ -63,6 +63,9 @@ class Optim:
     """Steps of linear warm-up; a number below 1 is a fraction of all steps."""
     clip: float | None = None
     """Largest global norm of the gradient; a gradient with a larger norm is scaled down to it."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each of six groups of layers to the one before it, such as 0.75: a layer near the input of a
+    pre-trained network then changes less than one near its output."""
     accumulate: int = 1
     """Number of parts that each batch is split into. They are computed one after another, which takes less memory. The step is the same if
     the loss is the mean of the samples' losses."""

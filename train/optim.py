@@ -5,6 +5,7 @@ import optax
 from jax import Array
 
 from swinunetr_jax.training.config import Optim
+from swinunetr_jax.training.layer_decay import scale_by_layer
 
 
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
@@ -24,11 +25,15 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW as in `torch.optim.AdamW`: the weight decay is decoupled, and applies to all parameters, including biases and norms."""
+    """Returns AdamW as in `torch.optim.AdamW`, with the layer-wise decay of the learning rate if it is set.
+
+    The weight decay is decoupled, and applies to all parameters, including biases and norms.
+    """
     clip = [] if optim.clip is None else [optax.clip_by_global_norm(optim.clip)]
     beta1, beta2 = optim.betas
     adamw = optax.adamw(learning_rate(optim, steps), beta1, beta2, eps=1e-8, weight_decay=optim.weight_decay)
-    return optax.chain(*clip, adamw)
+    by_layer = [] if optim.layer_decay is None else [scale_by_layer(optim.layer_decay)]
+    return optax.chain(*clip, adamw, *by_layer)
 
 
 def ema_decay(decay: float, step: Array) -> Array:

@@ -123,6 +123,12 @@ class Options:
             ("optim.clip", self.optim.clip, self.optim.clip is None or self.optim.clip > 0, "be above 0"),
             ("optim.warmup", self.optim.warmup, self.optim.warmup >= 0, "be at least 0"),
             ("optim.weight_decay", self.optim.weight_decay, self.optim.weight_decay >= 0, "be at least 0"),
+            (
+                "optim.layer_decay",
+                self.optim.layer_decay,
+                self.optim.layer_decay is None or 0 < self.optim.layer_decay <= 1,
+                "be above 0 and at most 1",
+            ),
             ("optim.ema", self.optim.ema, self.optim.ema is None or 0 < self.optim.ema < 1, "be between 0 and 1"),
             ("validation.overlap", self.validation.overlap, 0 <= self.validation.overlap < 1, "be at least 0 and below 1"),
             ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),

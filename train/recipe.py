@@ -82,7 +82,9 @@ class Recipe(Options):
     optimizer: Callable[[int], Optimizer] | None = dataclasses.field(
         default=None,
         metadata={
-            REPLACES: tuple(f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip"))
+            REPLACES: tuple(
+                f"optim.{name}" for name in ("lr", "weight_decay", "betas", "schedule", "power", "warmup", "clip", "layer_decay")
+            )
         },
     )
     trackers: tuple[Tracker, ...] = ()
@@ -150,6 +152,12 @@ class Recipe(Options):
             raise InputError(
                 "`class_share` centres the trainer's own crops on classes, but the recipe gives a function for `transforms`: leave one "
                 "of them out."
+            )
+        if self.optim.layer_decay is not None and ("optimizer" in functions or self.network_factory is not None):
+            part = "optimizer" if "optimizer" in functions else "network"
+            raise InputError(
+                f"`optim.layer_decay` is for AdamW and the layers of a Swin UNETR, but the recipe gives a function for `{part}`: leave "
+                "one of them out."
             )
         for name, function in functions.items():
             if not callable(function) and not isinstance(function, Augmentation):

@@ -58,7 +58,12 @@ def is_finished(folder: Path) -> bool:
 
 def finished_note(folder: Path) -> str:
     """Returns a sentence on where the result of a finished run is, and how to train longer."""
-    if "folds" in read_description(folder, Head):
+    if read_options(folder).kind == "scans":
+        result = (
+            f"its report is {folder / 'report.html'}, and `swinunetr train msd --data DATA --init.checkpoint {folder}` trains its network "
+            "with labels"
+        )
+    elif "folds" in read_description(folder, Head):
         result = f"the scores of all cases are in {folder / TABLE}.csv, and `swinunetr predict -m {folder}` uses all folds"
     else:
         progress = checkpoints.newest_progress(folder)

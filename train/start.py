@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, __version__, console, files, open_checkpoint
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, files, open_checkpoint
 from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -37,7 +37,7 @@ from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import State, Training
 from swinunetr_jax.training.trackers import make_trackers
 from swinunetr_jax.training.validation import CONVENTION
-from swinunetr_jax.weights.load import RUNTIME_FIELDS
+from swinunetr_jax.weights.load import RUNTIME_FIELDS, read_task
 from swinunetr_jax.weights.params import NetworkConfig
 
 
@@ -189,24 +189,32 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
     )
     if processes.is_leader():
         size = f"{loaded.config.feature_size} features" if isinstance(loaded.config, SwinUNETRConfig) else loaded.config.name
-        console.say(str(loaded.report))
+        sizes = {name: array.size for name, array in loaded.params.items()}
+        console.say(loaded.report.transfer(init.checkpoint, sizes))
         console.say(f"the network is that of {console.literal(init.checkpoint)}, {size}")
     if (loaded.config.in_channels, loaded.config.out_channels) != (cases.in_channels, outputs):
         raise InputError(
             f"{init.checkpoint} takes {loaded.config.in_channels} channels and has {loaded.config.out_channels} outputs, but the data have "
             f"{cases.in_channels} and {outputs}: give --init.adapt-channels to initialise the layers that differ randomly."
         )
-    checkpoint_channels, data_channels = loaded.task.channels if loaded.task else (), cases.task.channels
-    if (
-        checkpoint_channels
-        and data_channels
-        and list(map(channel_key, checkpoint_channels)) != list(map(channel_key, data_channels))
-    ):
-        raise InputError(
-            f"{init.checkpoint} takes {', '.join(checkpoint_channels)}, but the data have {', '.join(data_channels)}: give --channels "
-            f"{' '.join(checkpoint_channels)}."
-        )
+    stated = read_task(init.checkpoint)  # `loaded.task` is None if channels or outputs were adapted
+    _check_channels(init.checkpoint, stated if stated and stated.kind == "images" else loaded.task, cases)
     return loaded.config, loaded.params
+
+
+def _check_channels(checkpoint: Path, task: Task | None, cases: Cases) -> None:
+    """Raises InputError if the data have other channels than the checkpoint's task, or have them in another order.
+
+    A network that was pre-trained without labels may be trained for other channels, but not for the same ones in another order.
+    """
+    taken, given = task.channels if task else (), cases.task.channels
+    keys, given_keys = list(map(channel_key, taken)), list(map(channel_key, given))
+    if task is not None and task.kind == "images" and sorted(keys) != sorted(given_keys):
+        return
+    if keys and given_keys and keys != given_keys:
+        raise InputError(
+            f"{checkpoint} takes {', '.join(taken)}, but the data have {', '.join(given)}: give --channels {' '.join(taken)}."
+        )
 
 
 def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:

@@ -46,13 +46,17 @@ class Info:
             console.say("  its task is not stated in the file")
         else:
             console.say(f"  {'channels':<20} {', '.join(map(console.literal, task.channels)) or 'unnamed'}")
-            outputs = ", ".join(f"{console.literal(output.name)} = {output.value}" for output in task.outputs)
-            console.say(f"  {task.kind:<20} {outputs}")
+            names = [console.literal(output.name) for output in task.outputs]
+            if task.kind != "images":
+                names = [f"{name} = {output.value}" for name, output in zip(names, task.outputs)]
+            console.say(f"  {task.kind:<20} {', '.join(names)}")
+            if task.kind == "images":
+                console.say("  pre-trained without labels: it returns images, and can segment after it was trained with labels")
             console.say(f"  {'orientation':<20} {task.orientation or 'as stored'}")
             console.say(f"  {'spacing':<20} {'as stored' if task.spacing is None else f'{task.spacing} mm'}")
             console.say(f"  {'roi':<20} {task.roi or 'not stated'}")
             console.say(f"  {'intensity':<20} {task.intensity}{'' if task.window is None else f' {task.window}'}")
-        console.say(str(replace(checkpoint.report, initialized=[], notes=[])))
+        console.say(str(replace(checkpoint.report, initialized=[], output_layer="")))
         return 0
 
 

@@ -108,7 +108,6 @@ class Predict:
                 f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}"
             )
         postprocess = () if self.no_postprocess else self._postprocess(tasks[0])
-        cases, et_label = self._cases(tasks[0])
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],
             tasks[0],
@@ -122,6 +121,7 @@ class Predict:
             whole=self.whole,
             spatial_shards=self.spatial_shards,
         )
+        cases, et_label = self._cases(tasks[0])
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default
         identity = {

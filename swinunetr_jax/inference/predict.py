@@ -72,7 +72,8 @@ class Segmenter:
         depth: the old name of `spatial_shards`, which works for one more version.
 
     Raises:
-        InputError: an argument is out of range, a network does not fit the task, or `crop` is set and no class is background.
+        InputError: an argument is out of range, a network does not fit the task or was only pre-trained without labels, or `crop` is set
+            and no class is background.
     """
 
     def __init__(
@@ -94,6 +95,11 @@ class Segmenter:
         if depth is not None:
             warnings.warn("`depth` is renamed: use `spatial_shards`", DeprecationWarning, stacklevel=2)
             spatial_shards = depth
+        if task.kind == "images":
+            raise InputError(
+                "the network was pre-trained without labels and returns images, so it cannot segment: train it with labels first "
+                "(`swinunetr train msd --data DATA --init.checkpoint RUN`), and predict with the new run."
+            )
         configs = [_config(model) for model in models] if configs is None else configs
         for config in configs:
             if config.spatial_dims != 3:

@@ -124,17 +124,7 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
     """
     path = Path(path).absolute()
     description_file = path / DESCRIPTION
-    try:
-        if description_file.stat().st_size > _MAX_DESCRIPTION_BYTES:
-            raise InputError(
-                f"{description_file} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}."
-            )
-        content = description_file.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{description_file} cannot be read ({one_line(error)}): {_REMEDY}.") from error
-    config, task, values = parse_description(content, description_file, network)
+    config, task, values = parse_description(read_description(path), description_file, network)
     folder, stored_digests = values.get("params"), values.get("files")
     if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stored_digests is not None):
         raise InputError(f"{description_file} does not name the folder of its weights: it was not written by swinunetr_jax.")
@@ -168,6 +158,19 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
 
 
 # The description
+
+
+def read_description(path: Path) -> bytes:
+    """Returns the JSON that describes the checkpoint in a folder. Raises InputError if the folder is not a checkpoint."""
+    file = path / DESCRIPTION
+    try:
+        if file.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise InputError(f"{file} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}.")
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}): {_REMEDY}.") from error
 
 
 def describe(config: NetworkConfig, task: Task | None, arrays: Mapping[str, np.ndarray], **extra: Any) -> str:
@@ -206,8 +209,7 @@ def parse_description(
     Raises:
         InputError: the JSON is damaged or has a newer format, or no network can have this configuration.
     """
-    files.check_stamp(files.decode_json(content, dict[str, Any], str(where), _REMEDY), str(where), FORMAT, _REMEDY)
-    values = files.decode_json(content, Description, str(where), _REMEDY)
+    values = _decode(content, where)
     try:
         config = read_config(values["config"], network)
         if isinstance(config, SwinUNETRConfig) and sum(config.depths) > len(values["digests"]):  # do not trace millions of blocks
@@ -220,6 +222,21 @@ def parse_description(
         raise InputError(
             f"{where} does not describe a network ({one_line(error)}): it was not written by swinunetr_jax."
         ) from error
+
+
+def parse_task(content: bytes, where: Path) -> Task | None:
+    """Returns only the task of a description, without tracing the network. Raises InputError if the description is damaged."""
+    task = _decode(content, where)["task"]
+    try:
+        return None if task is None else Task.from_dict(task)
+    except InputError as error:
+        raise InputError(f"{where}: {console.literal(error)}") from error
+
+
+def _decode(content: bytes, where: Path) -> Description:
+    """Returns the values of a description. Raises InputError if the JSON is damaged or has a newer format."""
+    files.check_stamp(files.decode_json(content, dict[str, Any], str(where), _REMEDY), str(where), FORMAT, _REMEDY)
+    return files.decode_json(content, Description, str(where), _REMEDY)
 
 
 def check_digests(path: Path, arrays: Mapping[str, np.ndarray], values: Description) -> None:

@@ -20,7 +20,7 @@ _ENCODER = "swin."
 
 
 def fit(
-    source: Source, config: SwinUNETRConfig, *, encoder_only: bool, adapt_channels: bool, seed: int
+    source: Source, config: SwinUNETRConfig, *, encoder_only: bool, adapt_channels: bool, new_outputs: bool, seed: int
 ) -> tuple[flat.Params, LoadReport]:
     """Returns the network's parameters and a report. Parameters are initialised randomly or adapted only if the options allow it.
 
@@ -29,6 +29,7 @@ def fit(
         config: the network's configuration.
         encoder_only: take only the Swin encoder from the file and initialise the rest randomly.
         adapt_channels: allow another number of input or output channels in the file than in the network.
+        new_outputs: initialise the output layer randomly, also if the file has the same number of outputs.
         seed: the seed of the random initialisation.
 
     Raises:
@@ -49,6 +50,10 @@ def fit(
     if adapt_channels:
         fitting |= _adapt_inputs(source, table, expected, faults, report)
         dropped = _drop_outputs(source, table, expected, faults, report)
+    if new_outputs and not dropped and all(name in fitting for name in _OUTPUTS):
+        fitting = {name: array for name, array in fitting.items() if name not in _OUTPUTS}
+        dropped = set(_OUTPUTS)
+        report.output_layer = "the one of the file returns images"
     if faults:
         raise _mismatch(source, table, faults, encoder_only, adapt_channels)
 
@@ -109,7 +114,7 @@ def _drop_outputs(
     """Accepts another number of outputs, or a file without an output layer: the output layer will be initialised randomly.
 
     Returns the paths of the layer's parameters, or an empty set if the file's layer fits or has another fault. The layer is removed from
-    `faults`, and the report gets a note.
+    `faults`, and the report states the reason.
     """
     layer = {entry.path: entry for entry in table if entry.path is not None and entry.path in _OUTPUTS and entry.name in faults}
     if len(layer) < len(_OUTPUTS):
@@ -122,9 +127,9 @@ def _drop_outputs(
     if tensors and not (len(tensors) == len(layer) and all(differ_in_outputs)):
         return set()
     bias = _OUTPUTS[-1]
-    file_outputs = tensors[bias].shape[0] if tensors else "none"
+    file_outputs = tensors[bias].shape[0] if tensors else "none in the file"
     outputs = expected[bias].shape[0]
-    report.notes.append(f"out is initialised randomly, because {outputs} outputs are requested and the file has {file_outputs}")
+    report.output_layer = f"{outputs} output{'s' * (outputs != 1)} instead of {file_outputs}"
     for entry in layer.values():
         del faults[entry.name]
     return set(_OUTPUTS)

@@ -22,7 +22,9 @@ from swinunetr_jax.weights.checkpoint import (
     describe,
     is_checkpoint,
     parse_description,
+    parse_task,
     read_checkpoint,
+    read_description,
     write_checkpoint,
 )
 from swinunetr_jax.weights.find_network import Source, find_network
@@ -90,7 +92,8 @@ def open_checkpoint(
         key: the dotted path of the entry of a file that contains the network, such as "model_ema"; required if there are several networks.
         encoder_only: take only the Swin encoder and initialise the rest randomly.
         adapt_channels: allow `in_channels` and `out_channels` that differ from the file's: input weights are averaged over the file's
-            channels, and the output layer is initialised randomly.
+            channels, and the output layer is initialised randomly. The output layer of a network that was pre-trained to return images is
+            also initialised randomly if `out_channels` is the file's.
         seed: the seed of the random initialisation.
         network: the factory of a network that is not a Swin UNETR: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
         fields: fields of the configuration, such as `downsample`, which a PyTorch file does not state, or `dtype`.
@@ -106,14 +109,19 @@ def open_checkpoint(
     source, stored, task = _read(path, key, encoder_only, network)
     if isinstance(stored, CustomConfig):
         return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
+    new_outputs = False
     if stored is None:
         config = infer_config(source.tensors, source.path, **fields)
     else:
         changeable = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
         config = _with_fields(stored, fields, changeable, path)
-        if (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
+        # An output layer that returns images is no start for one that segments, even if it has the same number of outputs.
+        new_outputs = adapt_channels and "out_channels" in fields and task is not None and task.kind == "images"
+        if new_outputs or (config.in_channels, config.out_channels) != (stored.in_channels, stored.out_channels):
             task = None  # the meaning of the new channels is unknown
-    params, report = fit(source, config, encoder_only=encoder_only, adapt_channels=adapt_channels, seed=seed)
+    params, report = fit(
+        source, config, encoder_only=encoder_only, adapt_channels=adapt_channels, new_outputs=new_outputs, seed=seed
+    )
     if source.doubtful:
         console.warn(
             f"{source.path} contains tensors that are not part of the network, which were ignored: {summary(source.doubtful)}."
@@ -132,6 +140,23 @@ def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_par
         names = ", ".join(unsupported) or "encoder_only and adapt_channels"
         raise InputError(f"{source.path} holds the network {config.name}, and {names} are for a Swin UNETR: leave them out.")
     return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
+
+
+def read_task(path: str | os.PathLike) -> Task | None:
+    """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none. No weights are read.
+
+    Raises:
+        InputError: the path does not exist, or its description is damaged.
+    """
+    path, _ = network_of_run(path)
+    if is_checkpoint(path):
+        return parse_task(read_description(path), path)
+    if files.is_folder(path):
+        path = weight_file_in(path) or path
+    if path.name.endswith(INDEX) or file_kind(path) != SAFETENSORS:
+        return None
+    text = read_safetensors_metadata(path).get(_METADATA_KEY)
+    return None if text is None else parse_task(text.encode(), path)
 
 
 def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
