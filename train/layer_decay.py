@@ -5,8 +5,11 @@ one times a constant. Pre-trained layers near the input then change little, and 
 """
 
 import re
+from typing import cast
 
 import optax
+
+from swinunetr_jax.weights.params import Weights
 
 # The groups of layers from the input to the output, as patterns of the names of weights. encoder2 receives the patch embedding, encoder3,
 # encoder4 and encoder10 the results of stages 0, 1 and 3. The own parameters of an objective are used after the network.
@@ -43,7 +46,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """
 
     def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        assert isinstance(updates, dict)
-        return {name: update * layer_scale(name, decay) for name, update in updates.items()}
+        by_name = cast(Weights, updates)  # optax declares a tree of any kind, and the trainer's is this dict
+        return {name: update * layer_scale(name, decay) for name, update in by_name.items()}
 
     return optax.stateless(scale)
