@@ -90,7 +90,7 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "there is no recipe nothing: use one of brats21, btcv, msd, phantom, strong"),
+        (["nothing"], "there is no recipe nothing: use one of brats21, btcv, msd, phantom, pretrain, pretrain_swin3, strong"),
         (["--resume", "nowhere"], "nowhere holds no run"),
         (["phantom", "--batch", "3", "--optim.accumulate", "2"], "must divide `batch` 3"),
         (["phantom", "--roi", "30", "32", "32"], "multiple of 32"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from swinunetr_jax import arguments as command_line
 from swinunetr_jax import cli
-from swinunetr_jax.training.command import PhantomCommand
+from swinunetr_jax.training.command import PhantomCommand, PretrainCommand
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.resume import Resume
 
@@ -82,7 +82,8 @@ def _command_options(words: Sequence[str]) -> set[str] | frozenset[str]:
 
 @cache
 def _training_options() -> set[str]:
-    return _names(PhantomCommand, PhantomCommand(Options(kind="labels")))
+    options = Options(kind="labels")
+    return _names(PhantomCommand, PhantomCommand(options)) | _names(PretrainCommand, PretrainCommand(options))
 
 
 def _names(kind: type, default: Any = None) -> set[str]:
