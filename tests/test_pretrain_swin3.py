@@ -404,7 +404,7 @@ def test_folds_share_one_program():
 
 
 def test_what_does_not_fit_is_refused():
-    for roi, text in (((64, 64, 32), "64×64×32"), ((32, 32, 32), "more than 32 voxels")):
+    for roi, text in (((64, 64, 32), "64×64×32"), ((32, 32, 32), "needs two tokens")):
         with pytest.raises(InputError, match=text):
             Swin3Factory(Pretrain(), 0)(task_of(roi), CONFIG, nnx.Rngs(0))
     with pytest.raises(InputError, match=r"--pretrain\.local-batch is 1"):

@@ -172,8 +172,8 @@ def check(task: Task, config: NetworkConfig, options: Pretrain) -> SwinUNETRConf
     crop = crop_size(task)
     if crop[1] != crop[2] or max(crop) <= 32:
         raise InputError(
-            f"swin3 rotates crops in the plane of their last two axes, which must have the same size, and needs more than 32 voxels along "
-            f"an axis, but the crops have {'×'.join(map(str, crop))}: choose another --roi, such as 96 96 96."
+            f"swin3 rotates crops in the plane of their last two axes, which must have the same size, and needs two tokens, so more than "
+            f"32 voxels along an axis, but the crops have {'×'.join(map(str, crop))}: choose another --roi, such as 96 96 96."
         )
     least = 2 if options.contrast == "local" else 1
     if options.local_batch < least:
