@@ -19,7 +19,7 @@ from swinunetr_jax.training.rerun import earlier_run
 from swinunetr_jax.weights import fit
 from swinunetr_jax.weights.load import open_checkpoint, read_task, save_params
 
-CONFIG = SwinUNETRConfig(in_channels=1, out_channels=1, feature_size=12, depths=(1, 1, 1, 1), window_size=3)
+CONFIG = SwinUNETRConfig(in_channels=1, out_channels=1, feature_size=12, depths=(1, 1, 1, 1), spatial_dims=2, window_size=3)
 TASK = Task.images(("image",))
 # The fields of a run.json that the options do not determine.
 OTHER_FIELDS = {"cases": {}, "task": {}, "network": {}, "convention": "", "parts": [], "steps": 9}
@@ -133,7 +133,7 @@ def test_two_lines_say_what_was_taken_and_what_was_initialised(run):
     sizes = {name: array.size for name, array in checkpoint.params.items()}
     assert checkpoint.task is None
     taken, initialized = checkpoint.report.transfer("runs/pretrained", sizes).split("\n")
-    assert taken == f"taken from runs/pretrained: {len(sizes) - 2} of {len(sizes)} tensors (3.7 M of 3.7 M parameters)"
+    assert taken == f"taken from runs/pretrained: {len(sizes) - 2} of {len(sizes)} tensors (1.4 M of 1.4 M parameters)"
     assert initialized == (
         "initialised randomly: out (3 outputs instead of 1); adapted: encoder1.conv1, encoder1.conv3, swin.patch_embed.proj "
         "(averaged over 1 input channels for 4)"
