@@ -115,7 +115,7 @@ class Task:
                 '`outputs` holds one class, expected at least two, of which each voxel has one: use the kind "regions" for one output.'
             )
         if sorted(self.paint) != (list(range(len(self.outputs))) if self.kind == "regions" else []):
-            want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else "be empty for {self.kind}"
+            want = f"order the {len(self.outputs)} regions" if self.kind == "regions" else f"be empty for {self.kind}"
             raise InputError(f"`paint` must {want}, got {self.paint!r}.")
         if self.kind == "regions":
             self._check_region_values()
