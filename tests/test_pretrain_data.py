@@ -15,6 +15,7 @@ from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_l
 from swinunetr_jax.training import Augmentation, Recipe, Validation
 from swinunetr_jax.training.data import batches, collect_cases
 from swinunetr_jax.training.pretrain.crops import FIRST_NUMBER, held_out_batch
+from swinunetr_jax.training.pretrain.objectives import few_views_note
 from swinunetr_jax.training.validation import full_grid
 
 SHAPE = (20, 40, 24)
@@ -147,6 +148,11 @@ def test_validate_checks_scans_without_labels(tmp_path, capsys):
     assert Validate(path, unlabelled=True).run() == 1
     with refused("--unlabelled reads no label maps, so --label-values has no effect"):
         Validate(path, unlabelled=True, label_values=(0, 1)).run()
+
+
+def test_a_step_with_few_views_is_reported():
+    assert few_views_note("mim", 1) is None and few_views_note("swin3", 8) is None
+    assert "a step has 4 views, and contrast needs many" in (few_views_note("swin3", 2) or "")
 
 
 def test_mistakes_are_refused_in_one_sentence(tmp_path):

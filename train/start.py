@@ -31,6 +31,7 @@ from swinunetr_jax.training.description import (
 from swinunetr_jax.training.log import Log
 from swinunetr_jax.training.options import flatten
 from swinunetr_jax.training.plan.plan_file import check_plan
+from swinunetr_jax.training.pretrain.objectives import few_views_note
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
 from swinunetr_jax.training.sources import source_of
@@ -82,6 +83,8 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         console.warn(note)
     if recipe.plan is not None and not resume:  # a resumed run has the options of the plan, whose file may have been removed
         check_plan(recipe.plan, source_of(recipe).dataset(recipe, folder), recipe.channels)
+    if recipe.kind == "scans" and processes.is_leader() and (few := few_views_note(recipe.task, recipe.batch)):
+        console.warn(few)
     cases = collect_cases(recipe, folder)
     if earlier is not None and earlier["cases"] != cases.names:
         raise InputError(
