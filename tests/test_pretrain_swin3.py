@@ -215,6 +215,7 @@ def check_parity(
     assert decoder and not any(value.any() for value in decoder.values())
 
 
+@pytest.mark.long  # .ci/run runs it
 def test_losses_and_gradients_equal_those_of_pytorch_in_float64(monai_pair):
     pair = monai_pair(**FIELDS)
     with jax.enable_x64(True):
