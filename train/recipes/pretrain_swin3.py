@@ -5,7 +5,7 @@
 
 Data: as for the recipe `pretrain`. The values of AdamW are those of the paper's code (Tang et al. 2022, https://arxiv.org/abs/2111.14791).
 Contrast needs many views: give a large --batch and --pretrain.contrast all. The authors used 32 GPUs.
-Hardware: a batch of 8 crops of 96³ with 48 features takes a GPU or TPU with 32 GB in bfloat16; --optim.accumulate takes less memory.
+Hardware: that of the recipe `pretrain`. With --optim.accumulate the views are contrasted within each part of a batch.
 """
 
 from dataclasses import replace
