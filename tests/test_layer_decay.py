@@ -61,6 +61,17 @@ def test_updates_and_weight_decay_are_scaled_by_layer():
     np.testing.assert_array_equal(scaled["out.bias"], plain["out.bias"])
 
 
+def test_weights_that_an_objective_does_not_train_stay_as_they_are():
+    weights = {"swin.stages.3.merge.norm.bias": np.ones(2, np.float32), "out.bias": np.ones(2, np.float32)}
+    chosen = optimizer(Optim(lr=0.1, layer_decay=0.5), 10)
+    parts = {"swin.stages.3.merge.norm.bias": "trained", "out.bias": "frozen"}
+    transformation = optax.partition({"trained": chosen, "frozen": optax.set_to_zero()}, parts)
+    updates = transformation.update(weights, transformation.init(weights), weights)[0]
+    np.testing.assert_array_equal(updates["out.bias"], np.zeros(2))
+    alone = {name: value for name, value in weights.items() if name != "out.bias"}
+    np.testing.assert_allclose(updates[next(iter(alone))], chosen.update(alone, chosen.init(alone), alone)[0][next(iter(alone))])
+
+
 def test_the_state_is_that_of_adamw():
     """Without the option the transformation is the same; with it the state has the same arrays."""
     weights = {"out.bias": np.zeros(2, np.float32)}

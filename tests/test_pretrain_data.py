@@ -12,7 +12,7 @@ from helpers.refusals import refused
 from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
-from swinunetr_jax.training import Augmentation, Recipe, Validation
+from swinunetr_jax.training import Augmentation, Optim, Pretrain, Recipe, Validation
 from swinunetr_jax.training.data import batches, collect_cases
 from swinunetr_jax.training.pretrain.crops import FIRST_NUMBER, held_out_batch
 from swinunetr_jax.training.pretrain.objectives import few_views_note
@@ -103,7 +103,7 @@ def test_ct_gets_a_wide_window_and_other_scans_a_z_score(tmp_path, capsys):
     cases = collect_cases(recipe(path), tmp_path / "run")
     assert cases.task.window == (-1000.0, 1000.0) and "-1000 to 1000 HU are scaled to 0 to 1" in capsys.readouterr().out
     assert all((np.asarray(case.label) == 1).all() for case in cases.train)  # zeros are no background of a CT
-    batch = held_out_batch(cases.validation[0], cases.task, 3, 2)
+    batch = held_out_batch(cases.validation[:1], cases.task, 3, 2)
     assert batch["image"].min() >= 0 and batch["image"].max() <= 1 and batch["image"].shape == (2, *cases.task.roi, 1)
     path.write_text(path.read_text().replace("CT", "MRI"))
     assert collect_cases(recipe(path), tmp_path / "other").task.window is None
@@ -114,13 +114,13 @@ def test_held_out_crops_cover_the_middle_of_the_foreground(tmp_path):
         scan(tmp_path / "data" / f"case_{number}.nii.gz", seed=number)
     cases = collect_cases(recipe(tmp_path / "data", roi=(32, 64, 32)), tmp_path / "run")
     case = cases.validation[0]
-    batch = held_out_batch(case, cases.task, 3, 2)
+    batch = held_out_batch([case], cases.task, 3, 2)
     assert batch["sample"].tolist() == [FIRST_NUMBER + 6, FIRST_NUMBER + 7] and batch["sample"].dtype == np.int32
     image, content = full_grid(case)
     for crop, mask in zip(batch["image"], batch["label"]):  # a scan smaller than the crop is in its middle
         assert mask.sum() == content.sum() and (crop[mask == 0] == 0).all()
         assert crop[mask > 0].mean() == pytest.approx(0, abs=1e-4) and crop[mask > 0].std() == pytest.approx(1, abs=1e-3)
-    np.testing.assert_array_equal(batch["image"], held_out_batch(case, cases.task, 3, 2)["image"])
+    np.testing.assert_array_equal(batch["image"], held_out_batch([case], cases.task, 3, 2)["image"])
     assert image.shape[:3] == SHAPE
 
 
@@ -132,6 +132,32 @@ def test_a_case_that_lacks_channels_has_those_that_exist(tmp_path):
     dataset, _ = without_labels(find_cases(tmp_path))
     found = one_channel_cases(dataset.cases)
     assert len(found) == 7 and not any(case.problem for case in found)
+
+
+def test_faulty_entries_are_reported_as_in_a_training_with_labels(tmp_path, capsys):
+    for number in range(3):
+        for name in ("t1", "t2"):
+            scan(tmp_path / f"scan{number}" / f"scan{number}_{name}.nii.gz", seed=number)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "volume.nrrd").write_bytes(b"NRRD")
+    cases = collect_cases(recipe(tmp_path), tmp_path.with_name("run"))
+    assert len(cases.train) + len(cases.validation) == 6
+    assert "other" in capsys.readouterr().out
+    scan(tmp_path / "scan1" / "scan1_t1.nii")  # the same channel twice
+    dataset, _ = without_labels(find_cases(tmp_path))
+    assert [case.name for case in one_channel_cases(dataset.cases) if case.problem and case.images]
+
+
+def test_the_validation_cases_of_a_list_with_folds_are_in_every_training_set(tmp_path):
+    for number in range(6):
+        scan(tmp_path / f"case_{number}.nii.gz", seed=number)
+    entries = [{"image": f"case_{n}.nii.gz", "label": f"label_{n}.nii.gz"} for n in range(6)]
+    folds = [entry | {"fold": n % 2} for n, entry in enumerate(entries[:4])]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": folds, "validation": entries[4:]}))
+    cases = collect_cases(recipe(path), tmp_path / "run")
+    assert {case.name for case in cases.train} >= {"case_4", "case_5"} and len(cases.validation) == 2
 
 
 def test_validate_checks_scans_without_labels(tmp_path, capsys):
@@ -168,3 +194,18 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path):
     ):
         with refused(word, "is for a training with labels, and pre-training has none"):
             replace(recipe(tmp_path), **changes).check()
+    swin3 = recipe(tmp_path, task="swin3", batch=8)
+    swin3.check()
+    for changed, words in (
+        (replace(swin3, pretrain=Pretrain(mask_block=8)), "`pretrain.mask_block` is an option of --task mim"),
+        (recipe(tmp_path, pretrain=Pretrain(contrast="all")), "`pretrain.contrast` is an option of --task swin3"),
+        (
+            replace(swin3, optim=Optim(accumulate=4), pretrain=Pretrain(local_batch=4)),
+            "a batch of 8 in 4 parts cannot be divided",
+        ),
+        (replace(swin3, optim=Optim(accumulate=2), pretrain=Pretrain(contrast="all")), "but with --optim.accumulate only a part"),
+        (replace(swin3, optim=Optim(ema=0.9)), "--optim.ema averages the network, but not the heads"),
+        (replace(swin3, validation=Validation(overlap=0.25)), "validation.overlap"),
+    ):
+        with refused(words):
+            changed.check()

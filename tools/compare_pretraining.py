@@ -3,7 +3,7 @@
     python -m tools.compare_pretraining --data Task04_Hippocampus --out pretraining
 
 The test cases are chosen once. The images of all other cases pre-train one network for each task. For each draw, a recipe is trained on a
-few labelled cases from random weights ("scratch") and from each pre-trained network, with the same number of steps and the same number of
+few labelled cases from random weights ("scratch") and from each pre-trained network, with the same network, steps, warm-up and number of
 learning rates. The learning rate of each of these is the one with the highest Dice on the validation cases, over all draws. The table has
 the Dice on the test cases, and its paired differences to `scratch`. The same command continues after an interruption.
 """
@@ -38,6 +38,8 @@ from tools.paired_differences import Scores
 
 SCRATCH, UNLABELLED, PRETRAINED = "scratch", "unlabelled.json", "pretrained"
 
+SAME_HERE = ("recipe", "pretraining_steps", "feature_size", "warmup", "swin3_roi", "pretraining")
+
 Training = tuple[str, float, Path]
 """A start of the weights, a learning rate, and the folder of the run."""
 
@@ -60,6 +62,12 @@ class Options(Design):
     """Learning rates that are tried from every start."""
     pretraining_steps: int = 20_000
     """Steps of each pre-training."""
+    feature_size: int = 24
+    """Features of all networks. A training from a pre-trained network has the network of the pre-training."""
+    warmup: float = 0.1
+    """Warm-up of all trainings with labels, as a fraction of their steps."""
+    swin3_roi: tuple[int, int, int] = (32, 64, 64)
+    """Crop of swin3, whose second and third axis are equal. That of mim is fitted to the scans, as in the trainings with labels."""
     pretraining: str = ""
     """Further options of all pre-trainings in one text."""
 
@@ -70,7 +78,7 @@ def main(options: Options) -> None:
     Raises:
         InputError: the data set has no list of cases, or too few of them; the folder belongs to other options; or a training failed.
     """
-    check_folder(options, (*SAME, "recipe", "pretraining_steps", "pretraining"))
+    check_folder(options, (*SAME, *SAME_HERE))
     files.make_folder(options.out)
     description, split = write_lists(options)
     write_list(options.out / UNLABELLED, description, split.others)
@@ -89,15 +97,18 @@ def main(options: Options) -> None:
 def pretrain(options: Options, task: str) -> None:
     """Pre-trains a network on the images of all cases that are not test cases, unless this is finished."""
     run = options.out / PRETRAINED / task
-    given = ["--steps", options.pretraining_steps, *shlex.split(options.pretraining)]
+    given = ["--steps", options.pretraining_steps, "--network.feature-size", options.feature_size]
+    given += ["--roi", *options.swin3_roi] if task == "swin3" else []
+    given += shlex.split(options.pretraining)
     lists = ["--data", options.out / UNLABELLED, "--base", options.data]
     command(log_file(options, run), "train", "pretrain", "--task", task, *lists, "--out", run, *given)
 
 
 def train(options: Options, start: str, rate: float, run: Path) -> Scores:
     """Trains on the labelled cases of a draw, unless this is finished, and returns the Dice of each test case."""
-    checkpoint = [] if start == SCRATCH else ["--init.checkpoint", options.out / PRETRAINED / start]
-    return train_and_test(options, options.recipe, run, "--optim.lr", rate, *checkpoint)
+    network = ["--network.feature-size", options.feature_size]
+    weights = network if start == SCRATCH else ["--init.checkpoint", options.out / PRETRAINED / start]
+    return train_and_test(options, options.recipe, run, "--optim.lr", rate, "--optim.warmup", options.warmup, *weights)
 
 
 def write(options: Options, results: dict[Training, Scores]) -> None:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import importlib
+import itertools
 import os
 import pkgutil
 import sys
@@ -192,8 +193,9 @@ def parse(arguments: list[str]) -> tuple[Recipe, bool, Launch]:
 
 def _of_task(name: str, arguments: list[str]) -> str:
     """Returns the name of the recipe for the pre-training task of a command line, whose defaults differ; otherwise the name itself."""
-    words = " ".join(arguments).replace("--task=", "--task ").split()
-    task = words[words.index("--task") + 1] if "--task" in words[:-1] else None
+    given = [word.removeprefix("--task=") for word in arguments if word.startswith("--task=")]
+    given += [value for word, value in itertools.pairwise(arguments) if word == "--task"]
+    task = given[-1] if given else None
     return PRETRAINING[task] if name in PRETRAINING.values() and task in PRETRAINING else name
 
 

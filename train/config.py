@@ -172,6 +172,6 @@ class Pretrain:
     mask_block: int | None = None
     """mim: edge of a block in voxels; by default 16, or 8 if an axis of the crop has fewer than 96 voxels."""
     local_batch: int = 2
-    """swin3: number of consecutive samples that form a local batch, as on one GPU in the paper. Cut-outs take content from it."""
+    """swin3: number of samples that form a local batch, as on one GPU in the paper. Cut-outs take content from it."""
     contrast: Literal["local", "all"] = "local"
     """swin3: the views that each view is contrasted with: those of its local batch, or those of all samples of the step on all devices."""

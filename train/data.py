@@ -117,7 +117,9 @@ def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_
         try:
             return prepare(cases, verify=not distributed)  # if distributed, one of the processes has verified each case above
         except InputError as error:
-            raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}") from error
+            how = "" if cases[0].needs_label else " --unlabelled"
+            names = f" --channels {' '.join(recipe.channels)}" if how and recipe.channels else ""
+            raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}{how}{names}") from error
 
 
 def assign_folds(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:

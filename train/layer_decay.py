@@ -47,6 +47,9 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
     def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
         by_name = cast(Weights, updates)  # optax declares a tree of any kind, and the trainer's is this dict
-        return {name: update * layer_scale(name, decay) for name, update in by_name.items()}
+        return {
+            name: update if isinstance(update, optax.MaskedNode) else update * layer_scale(name, decay)
+            for name, update in by_name.items()  # a weight that the objective does not train has a `MaskedNode`
+        }
 
     return optax.stateless(scale)

@@ -19,6 +19,7 @@ from swinunetr_jax.training.trackers import TrackerName, check_trackers
 T = TypeVar("T", bound=Any)
 Kind = Literal["phantom", "brats", "labels", "scans"]
 PretrainTask = Literal["mim", "swin3"]
+WINDOWS = ("overlap", "blend", "batch")  # options of a sliding window
 # Renamed options, old name to new name; runs that an earlier version stored have the old ones.
 RENAMED = {"devices.depth": "devices.spatial_shards"}
 
@@ -167,14 +168,41 @@ class Options:
             ("deep_supervision", self.deep_supervision),
             ("validation.mirror", self.validation.mirror),
             ("validation.pseudo", self.validation.pseudo is not None),
+            *((f"validation.{name}", getattr(self.validation, name) != getattr(Validation(), name)) for name in WINDOWS),
         ):
             if is_set:
                 raise InputError(f"`{name}` is for a training with labels, and pre-training has none: leave it out.")
         if not 0 < self.pretrain.mask_ratio < 1:
             raise InputError(f"`pretrain.mask_ratio` must be above 0 and below 1, got {self.pretrain.mask_ratio}.")
+        other = "mim" if self.task == "swin3" else "swin3"
+        for name in ("mask_ratio", "mask_block") if self.task == "swin3" else ("local_batch", "contrast"):
+            if getattr(self.pretrain, name) != getattr(Pretrain(), name):
+                raise InputError(f"`pretrain.{name}` is an option of --task {other}, and this is {self.task}: leave it out.")
+        if self.task == "swin3":
+            self._check_swin3()
         for name, value in (("mask_block", self.pretrain.mask_block), ("local_batch", self.pretrain.local_batch)):
             if value is not None and value < 1:
                 raise InputError(f"`pretrain.{name}` must be at least 1, got {value}.")
+
+    def _check_swin3(self) -> None:
+        """Raises InputError for a batch or another option that swin3 cannot have."""
+        local, part = self.pretrain.local_batch, self.batch // self.optim.accumulate
+        if local > 0 and part % local:
+            parts = f" in {self.optim.accumulate} parts" if self.optim.accumulate > 1 else ""
+            raise InputError(
+                f"a batch of {self.batch}{parts} cannot be divided into local batches of {local} samples: choose another --batch, "
+                "--optim.accumulate or --pretrain.local-batch."
+            )
+        if self.pretrain.contrast == "all" and (self.optim.accumulate > 1 or self.devices.pmap):
+            option = "--optim.accumulate" if self.optim.accumulate > 1 else "--devices.pmap"
+            raise InputError(
+                f"--pretrain.contrast all compares the views of a whole batch, but with {option} only a part of it is computed at a time: "
+                "leave one of them out."
+            )
+        if self.optim.ema is not None:
+            raise InputError(
+                "--optim.ema averages the network, but not the heads of swin3, so that no loss belongs to both: leave it out."
+            )
 
     def _check_pmap(self) -> None:
         """Raises InputError for an option that needs more than the samples of one device."""

@@ -121,10 +121,9 @@ class Recipe(Options):
         for part, replaced in self.replaced_options().items():
             without_effect = [name for name in names if name.startswith(replaced)]
             if without_effect:
-                raise InputError(
-                    f"--{without_effect[0].replace('_', '-')} has no effect here, since the recipe gives a function for `{part}`: leave it "
-                    "out."
-                )
+                is_pretraining = part == "objective" and self.kind == "scans" and self.objective is None
+                reason = "pre-training has a loss of its own" if is_pretraining else f"the recipe gives a function for `{part}`"
+                raise InputError(f"--{without_effect[0].replace('_', '-')} has no effect here, since {reason}: leave it out.")
 
     def replaced_options(self) -> dict[str, tuple[str, ...]]:
         """Returns for each function of the recipe the prefixes of the names of the options that it replaces."""

@@ -1,6 +1,7 @@
 """The crops of held-out scans on which pre-training is validated. They are the same during the whole run."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,25 +14,28 @@ from swinunetr_jax.training.crop_size import crop_size
 FIRST_NUMBER = 1 << 30  # of the samples of a validation, which no sample of a training reaches
 
 
-def held_out_batch(case: PreparedCase, task: Task, number: int, count: int) -> dict[str, np.ndarray]:
-    """Returns a batch with the most central crops of a case.
+def held_out_batch(cases: Sequence[PreparedCase], task: Task, number: int, count: int) -> dict[str, np.ndarray]:
+    """Returns a batch with the most central crops of some cases.
 
     As few crops as possible cover the foreground, and they overlap equally. If there are fewer than `count`, they are repeated with other
     sample numbers.
 
     Args:
-        case: the case.
+        cases: the cases.
         task: the task, with the size of the crop.
-        number: the number of the case among the validation cases.
-        count: the number of crops.
+        number: the number of the batch in the validation.
+        count: the number of crops of each case.
     """
     size = crop_size(task)
-    starts = list(itertools.islice(itertools.cycle(_central_first(case, size)), count))
-    crops = [_crop(case, task, start, size) for start in starts]
+    crops = [
+        _crop(case, task, start, size)
+        for case in cases
+        for start in itertools.islice(itertools.cycle(_central_first(case, size)), count)
+    ]
     return {
         "image": np.stack([image for image, _ in crops]),
         "label": np.stack([label for _, label in crops]),
-        "sample": np.arange(FIRST_NUMBER + number * count, FIRST_NUMBER + (number + 1) * count, dtype=np.int32),
+        "sample": FIRST_NUMBER + np.arange(number * len(crops), (number + 1) * len(crops), dtype=np.int32),
     }
 
 

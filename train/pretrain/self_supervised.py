@@ -37,7 +37,9 @@ class SelfSupervised(Objective):
     captions: tuple[str, ...] = ()
     """The captions of the slices of an example, in the order in which they are drawn."""
     validation_crops: int = 2
-    """The number of crops of each held-out case."""
+    """The number of crops of each held-out case in a batch."""
+    validation_cases: int = 1
+    """The number of held-out cases in a batch."""
 
     @abstractmethod
     def losses(self, model: nnx.Module, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
@@ -75,7 +77,8 @@ class SelfSupervised(Objective):
         """Returns the loss on crops of the held-out cases, with the same crops and the same random numbers at each call."""
 
         def batch_of(index: int) -> Batch:
-            arrays = held_out_batch(cases[index], task, index, self.validation_crops)
+            chosen = [cases[(index + later) % len(cases)] for later in range(self.validation_cases)]
+            arrays = held_out_batch(chosen, task, index, self.validation_crops)
             return {name: jnp.asarray(array) for name, array in arrays.items()}
 
         structure, own = nnx.split(self)

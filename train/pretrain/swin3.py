@@ -104,7 +104,7 @@ class Swin3(SelfSupervised):
     def __init__(self, task: Task, config: NetworkConfig, options: Pretrain, seed: int, rngs: nnx.Rngs):
         checked = check(task, config, options)
         self.seed, self.local_batch, self.contrast = seed, options.local_batch, options.contrast
-        self.validation_crops = max(2, self.local_batch)  # one local batch for each held-out case
+        self.validation_crops, self.validation_cases = 1, max(2, self.local_batch)  # views of different scans are contrasted
         self.dtype, width = jnp.dtype(checked.dtype), checked.stage_width(4)
         self.rotation = Linear(width, 4, checked, rngs=rngs)
         self.projection = Linear(width, CONTRAST_WIDTH, checked, rngs=rngs)

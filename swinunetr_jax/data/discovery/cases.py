@@ -23,7 +23,8 @@ class Case:
     `images` holds a file per channel or one file with all channels; `channels` names them in that order, or is None if no name is known.
     `label` is the path that the label map should have; a list may name a file that does not exist. `problem` is a sentence on why the
     case cannot be used; `images` then holds the files that exist. `plane` is the number of the only channel that the case consists of, if
-    its file holds several. `needs_label` is false for a case that is used without a label map.
+    its file holds several. `needs_label` is false for a case that is used without a label map. `is_incomplete` is true if the only problem
+    is that channels are missing.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     problem: str | None = None
     plane: int | None = None
     needs_label: bool = True
+    is_incomplete: bool = False
 
     @property
     def can_train(self) -> bool:
@@ -150,7 +152,11 @@ def require_channels(case: Case, order: Sequence[str]) -> Case:
         problem = f"{where}: case {case.name} {' and '.join(faults)}, expected one each of {', '.join(order)}; complete it."
     kept = [(channel, case.images[positions[channel][0]]) for channel in order if positions[channel]]
     return replace(
-        case, images=tuple(image for _, image in kept), channels=tuple(channel for channel, _ in kept), problem=problem
+        case,
+        images=tuple(image for _, image in kept),
+        channels=tuple(channel for channel, _ in kept),
+        problem=problem,
+        is_incomplete=bool(kept) and all(len(found) <= 1 for found in positions.values()) and problem is not None,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.channels import stem
 from swinunetr_jax.data.discovery.entries import link_fault
+from swinunetr_jax.data.discovery.folds import NEVER
 from swinunetr_jax.data.nifti import read_geometry
 from swinunetr_jax.errors import InputError
 
@@ -25,16 +26,16 @@ def without_labels(dataset: Dataset, *, keep_validation: bool = False) -> tuple[
     has_training = any(case.split == "training" for case in dataset.cases)
     excluded = [case for case in dataset.cases if dataset.layout in _LISTED and has_training and case.split == "test"]
     names = {case.name for case in excluded}
-    cases = tuple(
-        replace(
-            case,
-            label=None,
-            needs_label=False,
-            split="validation" if keep_validation and case.split == "validation" else "training",
-        )
-        for case in dataset.cases
-        if case.name not in names
-    )
+    never = NEVER if any(case.fold is not None for case in dataset.cases) else None  # the others are in every training set
+
+    def used(case: Case) -> Case:
+        if not case.images:  # training with labels does not use these entries either, and reports them
+            return replace(case, split="test")
+        keeps = keep_validation and case.split == "validation"
+        fold = never if case.fold is None and not keeps else case.fold
+        return replace(case, label=None, needs_label=False, split="validation" if keeps else "training", fold=fold)
+
+    cases = tuple(used(case) for case in dataset.cases if case.name not in names)
     count = sum(bool(case.images) for case in excluded)
     note = (
         f"{count} test {'scan' if count == 1 else 'scans'} of the data set's list {'is' if count == 1 else 'are'} not used, so that scores "
@@ -59,16 +60,21 @@ def _channels(case: Case) -> Iterator[Case]:
     if len(images) > 1:
         for image, name in zip(images, _distinct(case.channels, [stem(image.name) for image in images])):
             yield replace(
-                case, name=f"{case.name}_{name}", images=(image,), channels=_named(case, name), problem=link_fault(image)
+                case, name=f"{case.name}_{name}", images=(image,), channels=_named(case, name), problem=_problem(case, image)
             )
         return
     planes = _planes(images[0])
     if planes == 1:
-        yield replace(case, problem=link_fault(images[0]))
+        yield replace(case, problem=_problem(case, images[0]))
         return
     names = case.channels if case.channels and len(case.channels) == planes else None
     for index, name in enumerate(_distinct(names, [str(index) for index in range(planes)])):
         yield replace(case, name=f"{case.name}_{name}", channels=_named(case, name) if names else None, plane=index)
+
+
+def _problem(case: Case, image: Path) -> str | None:
+    """Returns the problem of one channel of a case. A case that only lacks other channels has none."""
+    return link_fault(image) if case.is_incomplete else case.problem
 
 
 def _planes(image: Path) -> int:

@@ -50,7 +50,7 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
     array = np.stack([planes[index] for index in order], axis=-1)
     for index in range(array.shape[-1]):
         if array[..., index].min() == array[..., index].max():
-            name = task.channels[index] if task.channels else f"number {index + 1}"
+            name = task.channels[index] if task.channels else f"number {(case.plane or 0) + index + 1}"
             raise InputError(
                 f"{case.images[min(order[index], len(case.images) - 1)]}: channel {name} is constant "
                 f"({array[..., index].flat[0]:g} everywhere), expected an image; give the real channel."
