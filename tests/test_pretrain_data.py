@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.refusals import refused
 
+from swinunetr_jax import Task
 from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
@@ -16,6 +17,7 @@ from swinunetr_jax.training import Augmentation, Optim, Pretrain, Recipe, Valida
 from swinunetr_jax.training.data import batches, collect_cases
 from swinunetr_jax.training.pretrain.crops import FIRST_NUMBER, held_out_batch
 from swinunetr_jax.training.pretrain.objectives import few_views_note
+from swinunetr_jax.training.start import intensity_note
 from swinunetr_jax.training.validation import full_grid
 
 SHAPE = (20, 40, 24)
@@ -179,6 +181,14 @@ def test_validate_checks_scans_without_labels(tmp_path, capsys):
 def test_a_step_with_few_views_is_reported():
     assert few_views_note("mim", 1) is None and few_views_note("swin3", 8) is None
     assert "a step has 4 views, and contrast needs many" in (few_views_note("swin3", 2) or "")
+
+
+def test_other_intensities_than_those_of_a_checkpoint_are_reported():
+    wide, narrow = (Task.classes(2, intensity="window", window=window) for window in ((-1000, 1000), (-175, 250)))
+    assert intensity_note(Path("run"), None, wide) is None and intensity_note(Path("run"), wide, wide) is None
+    note = intensity_note(Path("run"), wide, narrow) or ""
+    assert "(-1000 to 1000 scaled to 0 to 1) than those of this run (-175 to 250 scaled to 0 to 1)" in note
+    assert "(a z-score of each scan)" in (intensity_note(Path("run"), narrow, Task.classes(2)) or "")
 
 
 def test_mistakes_are_refused_in_one_sentence(tmp_path):

@@ -201,7 +201,10 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
             f"{cases.in_channels} and {outputs}: give --init.adapt-channels to initialise the layers that differ randomly."
         )
     stated = read_task(init.checkpoint)  # `loaded.task` is None if channels or outputs were adapted
-    _check_channels(init.checkpoint, stated if stated and stated.kind == "images" else loaded.task, cases)
+    task = stated if stated and stated.kind == "images" else loaded.task
+    _check_channels(init.checkpoint, task, cases)
+    if processes.is_leader() and (note := intensity_note(init.checkpoint, task, cases.task)):
+        console.warn(note)
     return loaded.config, loaded.params
 
 
@@ -218,6 +221,20 @@ def _check_channels(checkpoint: Path, task: Task | None, cases: Cases) -> None:
         raise InputError(
             f"{checkpoint} takes {', '.join(taken)}, but the data have {', '.join(given)}: give --channels {' '.join(taken)}."
         )
+
+
+def intensity_note(checkpoint: Path, stored: Task | None, task: Task) -> str | None:
+    """Returns a sentence if a network was trained with other intensities than those of a task, or None."""
+    if stored is None or (stored.intensity, stored.window) == (task.intensity, task.window):
+        return None
+
+    def description(task: Task) -> str:
+        return f"{task.window[0]:g} to {task.window[1]:g} scaled to 0 to 1" if task.window else "a z-score of each scan"
+
+    return (
+        f"{console.literal(checkpoint)} was trained with other intensities ({description(stored)}) than those of this run "
+        f"({description(task)}), so that its first layers have to learn again; --window chooses the intensities."
+    )
 
 
 def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:

@@ -15,6 +15,7 @@ from swinunetr_jax import Task
 from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.training import plots, processes
 from swinunetr_jax.training.config import Validation
+from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.objective import Batch, Objective
 from swinunetr_jax.training.pretrain.crops import held_out_batch
 from swinunetr_jax.training.validation import FIRST, CaseScore, Interrupted, Scores
@@ -101,6 +102,15 @@ class SelfSupervised(Objective):
         names = _names(structure, config, own, network, batch_of(0))
         table = np.array([[row.get(name, np.nan) for name in names] for row in values])
         table = np.array([rows[index % count] for index, rows in enumerate(processes.gather(table).swapaxes(0, 1))])
+        if self.picture:  # the process that validated a case sends its slices to the others
+            nothing = {caption: np.zeros(crop_size(task)[:2], np.float32) for caption in self.captions}
+            examples = {
+                case.name: {
+                    caption: processes.from_process(examples.get(case.name, nothing)[caption], index % count)
+                    for caption in self.captions
+                }
+                for index, case in enumerate(cases[:FIRST])
+            }
         means = dict(zip(names, table.mean(axis=0).tolist()))
         scores = tuple(CaseScore(case, {self.metric: row[0]}) for case, row in zip(cases, table.tolist()))
         return Scores(scores, self.numbers(means.pop("loss"), means), examples)
