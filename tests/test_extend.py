@@ -62,11 +62,11 @@ def train_example(name: str, data: Path, out: Path, *more: str) -> int:
     return run_command("train", FOLDER / f"{name}.py", *shared, *SMALL, *blocks, *more)
 
 
-# The example of the augmentation on the device compiles a second program, and .ci/run runs it among the long tests.
-LONG = "device_augmentation"
+# .ci/run runs these among the long tests, which leaves time for others in the default suite.
+LONG = ("device_augmentation", "loss", "optimizer")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n == LONG else n for n in WITH_SWIN_UNETR])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in WITH_SWIN_UNETR])
 def test_an_example_trains_and_resumes_to_the_same_bytes(name, data, tmp_path):
     assert_resumes_to_the_same_bytes(name, data, tmp_path)
 

@@ -153,6 +153,7 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long  # .ci/run runs it
 def test_a_run_without_labels_draws_and_resumes_to_the_same_bytes(scans, tmp_path, monkeypatch, small):
     whole = tmp_path / "whole"
     best = train(recipe(scans, whole))

@@ -251,6 +251,7 @@ def views() -> Callable[..., Any]:
     )
 
 
+@pytest.mark.long  # .ci/run runs it
 def test_views_equal_those_of_pytorch(views):
     """Three consecutive samples form a local batch, so that content comes from samples before and after their own cut-outs."""
     images, samples = images_of(6), np.arange(40, 46)
@@ -266,6 +267,7 @@ def test_views_equal_those_of_pytorch(views):
         assert (changed[view::2] != rotated[view::2]).any((1, 2, 3, 4)).all()
 
 
+@pytest.mark.long  # .ci/run runs it
 def test_a_view_depends_on_its_local_batch_alone(views):
     """It does not depend on the position of the local batch, on the other samples of the batch, or on their number."""
     images = images_of(6)
@@ -321,6 +323,7 @@ def paper_boxes(rng: np.random.Generator, size: tuple[int, int, int]) -> tuple[l
     return starts, stops, total
 
 
+@pytest.mark.long  # .ci/run runs it
 @pytest.mark.parametrize("size", [(96, 64, 32), (16, 16, 16)])
 def test_draws_are_distributed_as_in_the_paper(size):
     """In crops of 16³ a box can be empty. The seed is fixed, so that the p-values do not vary."""

@@ -125,7 +125,7 @@ def test_any_sequence_is_accepted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "labels"}, "`kind` must be 'regions' or 'classes', got 'labels'"),
+        ({"kind": "labels"}, "`kind` must be one of regions, classes, images, got 'labels'"),
         ({"outputs": ()}, "`outputs` must hold at least one"),
         ({"outputs": ("lesion",)}, "`outputs` must be a sequence of Output"),
         ({"outputs": (REGION, REGION), "paint": (0, 1)}, r"all with different names, got \['lesion', 'lesion'\]"),
