@@ -34,10 +34,10 @@ WITH_SWIN_UNETR = ("loss", "augmentation", "device_augmentation", "optimizer", "
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Draws no pictures and, except in long tests, replaces Swin UNETR by a small network."""
+    """Draws no pictures and, except in the tests of Swin UNETR itself, replaces it by a small network."""
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(train_command, "_keep_programs", lambda: None)
-    if request.node.get_closest_marker("long") is None:
+    if request.node.originalname != "test_an_example_trains_swin_unetr":
         replace_swin_unetr(monkeypatch)
     yield
     monkeypatch.undo()
