@@ -167,10 +167,8 @@ def command(log: Path | None, *arguments: object) -> None:
         raise InputError(f"`swinunetr {words[0]}` ended with exit code {code}: see its message {where}.")
 
 
-def run_all(
-    work: Sequence[T], finish: Callable[[T], Scores], jobs: int, finished: Callable[[dict[T, Scores]], None]
-) -> dict[T, Scores]:
-    """Returns the scores of all trainings, after running those that are not finished.
+def run_all(work: Sequence[T], finish: Callable[[T], Scores], jobs: int, finished: Callable[[dict[T, Scores]], None]) -> None:
+    """Runs all trainings that are not finished.
 
     Args:
         work: the trainings.
@@ -208,7 +206,6 @@ def run_all(
             pool.shutdown(cancel_futures=True)
     if failures:
         raise InputError(f"{failures} of {len(work)} trainings failed: see their messages, and run this command again.")
-    return {work[number]: results[number] for number in sorted(results)}
 
 
 def table(

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def can_train(self) -> bool:
-        """Whether a network can be trained on the case: it has a label map, or needs none."""
+        """Whether the case can be used for training. It can if it has a label map or does not need one."""
         return self.label is not None or not self.needs_label
 
     @property
