@@ -21,6 +21,7 @@ from swinunetr_jax.errors import InputError
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 LINES_PER_TASK = 4  # progress lines if there is no terminal
+_names: dict[str, str] = {}  # see `show_as`
 
 
 def configure_streams() -> None:
@@ -131,10 +132,23 @@ def literal_lines(error: BaseException) -> str:
     return "\n".join(map(literal, error.args)) if isinstance(error, InputError) else literal(error)
 
 
+def show_as(path: str, name: str) -> None:
+    """From now on, printed text names `name` in place of a path, such as the address of which a folder is a copy."""
+    _names[path] = name
+
+
+def with_names(text: str) -> str:
+    """Returns text with the names that `show_as` has set."""
+    for path in sorted(_names, key=len, reverse=True):  # a folder before the folders that contain it
+        text = text.replace(path, _names[path])
+    return text
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks."""
     output = stream or sys.stdout
-    output.write("\n".join(map(literal, text.split("\n"))) + "\n")  # in one call, so that lines of several processes do not mix
+    lines = map(literal, with_names(text).split("\n"))
+    output.write("\n".join(lines) + "\n")  # in one call, so that lines of several processes do not mix
     output.flush()
 
 

@@ -1,0 +1,21 @@
+"""Object storage: gs:// and s3:// addresses, their objects, and folders on this machine that hold copies of them.
+
+A bucket has no folders, no renames and no locks, only objects that appear completely or not at all. So nothing here mounts a bucket:
+whole objects are copied down, verified by the code that verifies local files, and copied up. `fsspec` is imported only when an address is
+used; programs that use local paths never import it.
+"""
+
+from swinunetr_jax.buckets.address import check_address, is_address, place
+from swinunetr_jax.buckets.bucket import Bucket, BucketError
+from swinunetr_jax.buckets.scratch import address_of, scratch_folder, shown
+
+__all__ = [
+    "Bucket",
+    "BucketError",
+    "address_of",
+    "check_address",
+    "is_address",
+    "place",
+    "scratch_folder",
+    "shown",
+]

@@ -1,0 +1,53 @@
+"""Addresses of object stores, such as gs://bucket/run, among the paths that a user gives."""
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import local_path
+
+# scheme -> (the package that reads it, the extra of this project that installs the package)
+SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# `Path` reduces the two slashes of an address to one.
+_ADDRESS = re.compile(r"(?P<scheme>gs|s3):/+(?P<rest>.*)", re.DOTALL)
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Returns whether a path is an address of an object store, also if `Path` has reduced its two slashes to one."""
+    return _ADDRESS.fullmatch(os.fspath(path)) is not None
+
+
+def check_address(path: str | os.PathLike) -> str:
+    """Returns an address in its usual form, such as gs://bucket/run, without a slash at its end.
+
+    Raises:
+        InputError: it names no bucket or nothing in the bucket, has an empty part, "." or "..", or the package that reads it is missing.
+    """
+    match = _ADDRESS.fullmatch(os.fspath(path))
+    if match is None:
+        raise InputError(f"{path} is not an address: expected gs://BUCKET/NAME or s3://BUCKET/NAME.")
+    scheme, parts = match["scheme"], match["rest"].rstrip("/").split("/")
+    if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or any(ord(letter) < 32 for letter in match["rest"]):
+        raise InputError(
+            f"{scheme}://{match['rest']} does not name a place in a bucket: expected {scheme}://BUCKET/NAME, without empty parts and dots."
+        )
+    package, extra = SCHEMES[scheme]
+    if find_spec(package) is None:
+        raise InputError(
+            f"{scheme}://{match['rest']} needs the package {package}, which is not installed: pip install 'swinunetr-jax[{extra}]'."
+        )
+    return f"{scheme}://{'/'.join(parts)}"
+
+
+def place(path: str | os.PathLike) -> Path:
+    """Returns a path that may be an address, after checking it.
+
+    Raises:
+        InputError: it is an address that cannot be used, or one of another kind than gs:// and s3://.
+    """
+    if is_address(path):
+        check_address(path)
+        return Path(path)
+    return local_path(path)

@@ -1,0 +1,218 @@
+"""Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and ends in one sentence if it stays so."""
+
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from swinunetr_jax import console, files
+from swinunetr_jax.buckets.address import check_address
+from swinunetr_jax.buckets.scratch import check_space
+from swinunetr_jax.errors import InputError
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 600.0  # time for which an operation is repeated
+LONGEST_PAUSE = 20.0  # seconds between two attempts
+CONNECT_SECONDS, READ_SECONDS = 15, 60
+PARALLEL = 8  # objects that are copied at once
+Progress = Callable[[int, int], None]
+# Errors that do not pass by themselves, by the names of their classes, so that no package of a store is imported here.
+_PERMANENT = {
+    *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NonRetryableError"),
+    *("DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"),
+    *("ImportError", "ModuleNotFoundError", "TypeError", "AttributeError", "NameError"),
+}
+_PERMANENT_CODES = {"400", "401", "403", "404", "405", "409", "412"}
+
+
+class BucketError(InputError):
+    """A bucket cannot be read or written. `lost` says whether it could not be reached for a long time, so that a later try may succeed."""
+
+    def __init__(self, text: str, *, lost: bool):
+        super().__init__(text)
+        self.lost = lost
+
+
+class Bucket:
+    """The objects whose names begin with an address and a slash.
+
+    Args:
+        address: the address, such as gs://bucket/run.
+
+    Raises:
+        InputError: the address cannot be used, or the package for it is missing.
+    """
+
+    def __init__(self, address: str | os.PathLike):
+        self.address = check_address(address)
+        scheme, _, self._root = self.address.partition("://")
+        self._system = _file_system(scheme)
+
+    def __truediv__(self, name: str) -> "Bucket":
+        return Bucket(f"{self.address}/{name}")
+
+    def names(self, prefix: str = "") -> dict[str, int]:
+        """Returns the names of the objects below the address that begin with a prefix, relative to it, with their sizes in bytes."""
+        folder, _, _ = prefix.rpartition("/")
+        path = f"{self._root}/{folder}".rstrip("/")
+        found = self._repeated(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
+        start = len(self._root) + 1
+        sizes = {name.lstrip("/")[start:]: int(info["size"] or 0) for name, info in found.items() if info["type"] == "file"}
+        return {name: size for name, size in sorted(sizes.items()) if name.startswith(prefix) and name}
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of an object. Raises FileNotFoundError if there is none."""
+        return self._repeated(f"{self.address}/{name} cannot be read", lambda: self._system.cat_file(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Creates or replaces an object."""
+        self._repeated(f"{self.address}/{name} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Creates an object unless it exists, and returns whether this call has created it.
+
+        Args:
+            name: its name.
+            data: a content that no other caller gives, because a creation whose answer is lost is repeated and then finds its own object.
+        """
+
+        def attempt() -> bool:
+            try:
+                self._system.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return self._system.cat_file(self._path(name)) == data
+            return True
+
+        return self._repeated(f"{self.address}/{name} cannot be created", attempt)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects, one after another. An object that does not exist is no error."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._repeated(f"{self.address}/{name} cannot be removed", lambda name=name: self._system.rm_file(self._path(name)))
+
+    def upload(self, sources: Mapping[str, Path], progress: Progress | None = None) -> None:
+        """Copies files into objects, several at once.
+
+        Args:
+            sources: the name of each object, and the file.
+            progress: called with the numbers of copied files and of all files.
+        """
+
+        def copy(name: str) -> None:
+            source = str(sources[name])
+            self._repeated(f"{self.address}/{name} cannot be written", lambda: self._system.put_file(source, self._path(name)))
+
+        _in_parallel(copy, sources, progress)
+
+    def download(self, names: Mapping[str, int], folder: Path, progress: Progress | None = None) -> None:
+        """Copies objects into files of the same names, several at once. A file appears completely or not at all.
+
+        Args:
+            names: the name of each object, and its size in bytes as `names` has returned it.
+            folder: the folder for the files.
+            progress: called with the numbers of copied objects and of all objects.
+
+        Raises:
+            FileNotFoundError: an object does not exist any more.
+            InputError: the folder has too little space or cannot be written.
+        """
+        check_space(files.make_folder(folder), sum(names.values()), self.address)
+
+        def copy(name: str) -> None:
+            target = folder / name
+            files.make_folder(target.parent)
+
+            def attempt(temporary: Path) -> None:
+                self._system.get_file(self._path(name), str(temporary))
+                if temporary.stat().st_size != names[name]:
+                    raise OSError(f"{temporary.stat().st_size} of {names[name]} bytes arrived")
+
+            with files.atomic_path(target) as temporary:
+                self._repeated(f"{self.address}/{name} cannot be read", lambda: attempt(temporary))
+
+        _in_parallel(copy, names, progress)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _repeated(self, failure: str, attempt: Callable[[], T]) -> T:
+        """Returns the result of an operation, which is repeated while the bucket cannot be reached.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+            BucketError: the operation is not permitted, or has failed for `PATIENCE_SECONDS`.
+        """
+        started, pause, announced = time.monotonic(), 0.5, False
+        while True:
+            try:
+                return attempt()
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # the packages for stores raise exceptions of many libraries
+                reason = _reason(error)
+                if _is_permanent(error):
+                    raise BucketError(
+                        f"{failure} ({reason}): check the address and your access to the bucket.", lost=False
+                    ) from error
+                waited = time.monotonic() - started
+                if waited + pause > PATIENCE_SECONDS:
+                    raise BucketError(
+                        f"{failure} ({reason}), although it was tried for {console.duration(waited)}: check the network and the bucket, then "
+                        "start the same command again.",
+                        lost=True,
+                    ) from error
+                if not announced and waited > 2:
+                    announced = True
+                    console.warn(f"{failure} ({reason}); it is tried again for up to {console.duration(PATIENCE_SECONDS)}.")
+            time.sleep(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@cache
+def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package has no types
+    """Returns the file system for a scheme. It keeps no listings, because other processes change the bucket."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme == "gs":
+        from aiohttp import ClientTimeout
+
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each failed attempt
+        options["requests_timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    else:
+        options["config_kwargs"] = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+    return fsspec.filesystem(scheme, **options)
+
+
+def _in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None) -> None:
+    """Calls a function for each name in several threads. After an error no further call starts, and the error is raised."""
+    names = list(names)
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        futures = [pool.submit(copy, name) for name in names]
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                future.result()
+                if progress:
+                    progress(count, len(names))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Returns whether an error does not pass by itself, such as a missing permission."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    return bool(kinds & _PERMANENT) or str(code) in _PERMANENT_CODES or str(error).startswith("Forbidden")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the text of an error on one short line."""
+    text = " ".join(str(error).split())
+    return console.literal(text[:200] or type(error).__name__).rstrip(".")

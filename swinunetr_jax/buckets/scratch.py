@@ -1,0 +1,100 @@
+"""Folders on this machine that hold copies of what is in a bucket.
+
+    SCRATCH/shared/gs/BUCKET/NAME     data and weights, which all processes of this machine share
+    SCRATCH/own/K/gs/BUCKET/NAME      runs; each process uses a K of its own, which it holds until it ends
+
+SCRATCH is the environment variable SWINUNETR_SCRATCH, by default ~/.cache/swinunetr_jax/scratch. The bucket is the original and the folders
+may be removed at any time when no process uses them. Printed text names the address in place of the folder.
+"""
+
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from swinunetr_jax import console, files
+from swinunetr_jax.buckets.address import check_address
+from swinunetr_jax.errors import InputError
+
+VARIABLE = "SWINUNETR_SCRATCH"
+_addresses: dict[Path, str] = {}  # the folders of this process, and their addresses
+_held: list[int] = []  # file descriptors that keep the lock on SCRATCH/own/K
+
+
+def scratch_folder(path: str | os.PathLike, *, shared: bool) -> Path:
+    """Returns the folder for copies of what is at an address.
+
+    Args:
+        path: the address.
+        shared: whether all processes of this machine use one folder; otherwise it belongs to this process.
+
+    Raises:
+        InputError: the address cannot be used, or no such folder can be created.
+    """
+    address = check_address(path)
+    scheme, _, name = address.partition("://")
+    root = scratch_root() / "shared" if shared else _own_root()
+    folder = root / scheme / name
+    files.make_folder(folder)
+    _addresses[folder] = address
+    console.show_as(str(folder), address)
+    return folder
+
+
+def address_of(path: str | os.PathLike) -> str | None:
+    """Returns the address that a path within a scratch folder of this process is a copy of, or None for any other path."""
+    path = Path(path)
+    for folder in (path, *path.parents):
+        if address := _addresses.get(folder):
+            rest = path.relative_to(folder).as_posix()
+            return address if rest == "." else f"{address}/{rest}"
+    return None
+
+
+def shown(path: str | os.PathLike) -> str:
+    """Returns a path as text for a user and for stored files: the address, if it is one or a copy of one, and otherwise the path."""
+    from swinunetr_jax.buckets.address import is_address
+
+    return address_of(path) or (check_address(path) if is_address(path) else os.fspath(path))
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raises InputError unless the disk of a folder has space for a number of bytes, and a tenth more."""
+    free = shutil.disk_usage(folder).free
+    if needed * 1.1 > free:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.2f} GB on this machine, but {scratch_root()} has only {free / 1e9:.2f} GB free: set "
+            f"{VARIABLE} to a folder with more space."
+        )
+
+
+def scratch_root() -> Path:
+    """Returns the folder of all copies. It is not created here."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given).absolute()
+    cache = files.user_cache()
+    return cache / "scratch" if cache else Path(tempfile.gettempdir()) / f"swinunetr_jax-{os.getuid()}" / "scratch"
+
+
+@functools.cache
+def _own_root() -> Path:
+    """Returns SCRATCH/own/K of this process, for the first K that no other process holds, and removes what an ended process left there."""
+    import fcntl
+
+    own = files.make_folder(scratch_root() / "own")
+    number = 0
+    while True:
+        descriptor = os.open(own / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            number += 1
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(f"{own} cannot be locked ({files.reason(error)}): set {VARIABLE} to a folder on a local disk.") from error
+        else:
+            _held.append(descriptor)
+            shutil.rmtree(own / str(number), ignore_errors=True)
+            return files.make_folder(own / str(number))
