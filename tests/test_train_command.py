@@ -15,8 +15,9 @@ from swinunetr_jax.training import (
     description,
 )
 from swinunetr_jax.training.lock import locked
-from swinunetr_jax.training.loop import train, usage_commands
+from swinunetr_jax.training.loop import train
 from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.result import usage_commands
 
 
 @pytest.mark.fault("3.7")

@@ -9,12 +9,11 @@ Several processes run the same loop. The step numbers, flags and scores that dec
 Only the leader saves.
 """
 
-import shlex
 import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,19 +26,19 @@ from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.training import checkpoints, plots, processes
 from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
-from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
 from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.result import print_result, report
+from swinunetr_jax.training.saver import Saver
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective, objective_of
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
-from swinunetr_jax.training.validation import Interrupted, Scores, predict_options
+from swinunetr_jax.training.validation import Interrupted, Scores
 from swinunetr_jax.training.writer import Writer
 
-SAVE_SECONDS = 20 * 60.0
 STEP_NUMBERS = ("loss", "grad_norm", "lr")  # the metrics that every step has; any others are those of the objective
 
 
@@ -68,8 +67,8 @@ def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop],
         finally:
             run.log.close()
         if leads:
-            _report(run)
-            _print_result(run)
+            report(run)
+            print_result(run)
         return run.progress.best_score or 0.0
 
 
@@ -80,31 +79,6 @@ class PendingStep(NamedTuple):
     metrics: dict[str, Array]
     wait: float
     names: list[str]
-
-
-@dataclass
-class Saver:
-    """Saves the run's state in the background; `step` is the last saved step."""
-
-    run: Run
-    step: int
-    at: float = field(default_factory=time.monotonic)
-    writer: Writer = field(default_factory=Writer)
-
-    def due(self) -> bool:
-        every = self.run.recipe.save_every
-        return (every is not None and self.run.progress.step % every == 0) or time.monotonic() - self.at > SAVE_SECONDS
-
-    def save(self) -> None:
-        run, self.at = self.run, time.monotonic()
-        if run.progress.step == self.step:
-            return
-        self.step = run.progress.step
-        if processes.is_leader():
-            state = checkpoints.snapshot(run.strategy.unreplicate(run.state))
-            options = run.progress, run.training.config, run.cases.task
-            self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
-        run.log.restart_clock()
 
 
 def _advance(run: Run, stop: Stop) -> None:
@@ -263,57 +237,3 @@ def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
             run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")
         else:
             run.log.picture(run.folder / name, run.progress.step)
-
-
-def _report(run: Run) -> None:
-    """Writes the report. A failure of any kind is only a warning, because the network is complete."""
-    try:
-        write_report(run.folder, run.log.rows)
-    except Exception as error:
-        console.warn(f"report.html was not written ({console.literal(error) or type(error).__name__}); the network is complete.")
-
-
-def _print_result(run: Run) -> None:
-    """Prints the best score, and the commands that use the network."""
-    steps = [row for row in run.log.rows if row["kind"] == "step"][1:]
-    options = predict_options(run.recipe.validation, run.cases.task, run.training.config.dtype)
-    share = sum(row["wait"] for row in steps) / max(sum(row["seconds"] for row in steps), 1e-9)
-    console.say(
-        f"best validation {make_objective(run.training).metric} {run.progress.best_score or 0.0:.4f} at step {run.progress.best_step}; "
-        f"waiting for data took {100 * share:.1f} % of the steps' time\n"
-        f"curves and cases:  {console.literal(run.folder)}/report.html"
-    )
-    if run.cases.task.kind == "images":
-        console.say("\n".join(pretraining_commands(run.folder)))
-        return
-    segment, score = usage_commands(run.recipe, run.folder, options)
-    console.say(f"segment with it:   {segment}\nscore the result:  {score}")
-
-
-def pretraining_commands(folder: Path) -> tuple[str, str]:
-    """Returns lines with the commands that use a pre-trained network, quoted for a shell."""
-    run = shlex.quote(console.literal(folder))
-    return (
-        f"train with it:     swinunetr train msd --data LABELLED --init.checkpoint {run} --out RUN",
-        f"its encoder alone: swinunetr convert {run} swin_encoder.pt --write-encoder",
-    )
-
-
-def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str]:
-    """Returns the commands that segment the run's data set with its network and score the result, quoted for a shell.
-
-    Args:
-        recipe: the recipe.
-        folder: the folder of the run.
-        options: the further options of `predict`, from `predict_options`.
-    """
-
-    def quoted(path: Path) -> str:
-        return shlex.quote(console.literal(path))
-
-    data, results = quoted(recipe.data or folder / "data"), quoted(folder / "predictions")
-    base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
-    if recipe.network_factory is not None and recipe.file is not None:
-        options += f" --recipe {quoted(recipe.file.path)}"
-    segment = f"swinunetr predict -i {data}{base} -o {results} -m {quoted(folder)}{options}"
-    return segment, f"swinunetr evaluate {results} {data}{base}"

@@ -1,0 +1,35 @@
+"""Saves the state of a run in the background: when it is due, before each validation, and at the end."""
+
+import time
+from dataclasses import dataclass, field
+
+from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training.start import Run
+from swinunetr_jax.training.writer import Writer
+
+SAVE_SECONDS = 20 * 60.0
+
+
+@dataclass
+class Saver:
+    """Saves the run's state in the background; `step` is the last saved step."""
+
+    run: Run
+    step: int
+    at: float = field(default_factory=time.monotonic)
+    writer: Writer = field(default_factory=Writer)
+
+    def due(self) -> bool:
+        every = self.run.recipe.save_every
+        return (every is not None and self.run.progress.step % every == 0) or time.monotonic() - self.at > SAVE_SECONDS
+
+    def save(self) -> None:
+        run, self.at = self.run, time.monotonic()
+        if run.progress.step == self.step:
+            return
+        self.step = run.progress.step
+        if processes.is_leader():
+            state = checkpoints.snapshot(run.strategy.unreplicate(run.state))
+            options = run.progress, run.training.config, run.cases.task
+            self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
+        run.log.restart_clock()
