@@ -6,9 +6,10 @@ Each field is an option of the command line, such as --optim.lr, and is stored i
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from swinunetr_jax import SwinUNETRConfig
+from swinunetr_jax.buckets import MAY_BE_ADDRESS
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Validation:
 class Init:
     """The initial weights."""
 
-    checkpoint: Path | None = None
-    """Anything that predict can read: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
+    checkpoint: Annotated[Path | None, MAY_BE_ADDRESS] = None
+    """Anything that predict can read, also in a bucket: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
     key: str | None = None
     """The entry of the file that holds the network, such as model_ema, if the file holds several."""
     encoder_only: bool = False

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import msgspec
 from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
-from swinunetr_jax.files import local_path
+from swinunetr_jax.arguments import check_paths
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
 from swinunetr_jax.training.trackers import TrackerName, check_trackers
@@ -30,14 +31,14 @@ class Options:
 
     name: Suppress[str] = ""
     """Name of the recipe for the report, which the command line sets."""
-    data: Path | None = None
-    """The data set, in any layout that `swinunetr predict` reads."""
+    data: Annotated[Path | None, MAY_BE_ADDRESS] = None
+    """The data set, in any layout that `swinunetr predict` reads; or what `swinunetr prepare` has made of it, also in a bucket."""
     base: Path | None = None
     """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     plan: Path | None = None
     """The file of `swinunetr plan`, whose options replace those of the recipe. Options of the command line replace those of the plan."""
-    out: Path = Path("runs/latest")
-    """Folder of the run."""
+    out: Annotated[Path, MAY_BE_ADDRESS] = Path("runs/latest")
+    """Folder of the run, or its address in a bucket, such as gs://bucket/run."""
     kind: Kind
     """phantom: synthetic data made by the run; brats: tumour regions; labels: the labels that the data set states; scans: no labels, for
     pre-training."""
@@ -74,8 +75,8 @@ class Options:
     """Intensities that become 0 and 1, for CT; crops are then taken around labels. None normalises by each channel's statistics."""
     class_share: float = 0.0
     """Share of the samples whose crop is centred on a voxel of a randomly drawn class; nnU-Net uses 0.33."""
-    cache: Path | None = None
-    """Folder for prepared cases, by default RUN/cache."""
+    cache: Annotated[Path | None, MAY_BE_ADDRESS] = None
+    """Folder for prepared cases, or its address in a bucket; by default RUN/cache."""
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Type of the prepared scans; float16 takes half the disk space."""
     workers: int = 0
@@ -143,7 +144,7 @@ class Options:
         for name, value in flatten(self.to_dict()).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value}.")
-        _map_paths(self, local_path)
+        check_paths(self)
         if self.validation.pseudo is None and self.validation.pseudo_every is not None:
             raise InputError("`validation.pseudo_every` needs a number of patches: give --validation.pseudo, such as 50.")
         init = self.init

@@ -6,6 +6,6 @@ dataclass is a group of options, whose names start with the name of the field un
 
 from swinunetr_jax.arguments.mistakes import closest
 from swinunetr_jax.arguments.option import Option, options
-from swinunetr_jax.arguments.parse import parse, rename_options
+from swinunetr_jax.arguments.parse import check_paths, parse, rename_options
 
-__all__ = ["Option", "closest", "options", "parse", "rename_options"]
+__all__ = ["Option", "check_paths", "closest", "options", "parse", "rename_options"]

@@ -6,13 +6,14 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
 from swinunetr_jax import console
 from swinunetr_jax.arguments.mistakes import mistake
 from swinunetr_jax.arguments.option import options
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, place
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import local_path
 
@@ -39,7 +40,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             defaults = tyro.MISSING_NONPROP if default is None else default
             value = tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=defaults)
-        _check_paths(value)
+        check_paths(value)
         return value
     except SystemExit as stop:
         if not stop.code:
@@ -65,16 +66,18 @@ def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[s
     return renamed
 
 
-def _check_paths(value: Any) -> None:
-    """Raises InputError if a path among the options is the address of a remote store."""
+def check_paths(value: Any, *, may_be_address: bool = False) -> None:
+    """Raises InputError if a path among the fields of options is an address, except for fields that are marked `MAY_BE_ADDRESS`."""
     if isinstance(value, Path):
-        local_path(value)
+        (place if may_be_address else local_path)(value)
     elif dataclasses.is_dataclass(value):
+        hints = get_type_hints(type(value), include_extras=True)
         for field in dataclasses.fields(value):
-            _check_paths(getattr(value, field.name))
+            marks = getattr(hints[field.name], "__metadata__", ())
+            check_paths(getattr(value, field.name), may_be_address=MAY_BE_ADDRESS in marks)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            _check_paths(item)
+            check_paths(item, may_be_address=may_be_address)
 
 
 def _tyro_message(text: str, prog: str) -> str:

@@ -5,11 +5,12 @@ whole objects are copied down, verified by the code that verifies local files, a
 used; programs that use local paths never import it.
 """
 
-from swinunetr_jax.buckets.address import check_address, is_address, place
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, check_address, is_address, place
 from swinunetr_jax.buckets.bucket import Bucket, BucketError
 from swinunetr_jax.buckets.scratch import address_of, scratch_folder, shown
 
 __all__ = [
+    "MAY_BE_ADDRESS",
     "Bucket",
     "BucketError",
     "address_of",

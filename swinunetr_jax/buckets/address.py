@@ -4,10 +4,16 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import local_path
 
+
+
+class _MayBeAddress:
+    """Marks an option whose paths may be addresses, as in `Annotated[Path, MAY_BE_ADDRESS]`."""
+
+
+MAY_BE_ADDRESS = _MayBeAddress()
 # scheme -> (the package that reads it, the extra of this project that installs the package)
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # `Path` reduces the two slashes of an address to one.

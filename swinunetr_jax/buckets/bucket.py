@@ -61,7 +61,7 @@ class Bucket:
         """Returns the names of the objects below the address that begin with a prefix, relative to it, with their sizes in bytes."""
         folder, _, _ = prefix.rpartition("/")
         path = f"{self._root}/{folder}".rstrip("/")
-        found = self._repeated(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
+        found = self._changed(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
         start = len(self._root) + 1
         sizes = {name.lstrip("/")[start:]: int(info["size"] or 0) for name, info in found.items() if info["type"] == "file"}
         return {name: size for name, size in sorted(sizes.items()) if name.startswith(prefix) and name}
@@ -72,7 +72,7 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces an object."""
-        self._repeated(f"{self.address}/{name} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
+        self._changed(f"{self.address}/{name} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates an object unless it exists, and returns whether this call has created it.
@@ -89,7 +89,7 @@ class Bucket:
                 return self._system.cat_file(self._path(name)) == data
             return True
 
-        return self._repeated(f"{self.address}/{name} cannot be created", attempt)
+        return self._changed(f"{self.address}/{name} cannot be created", attempt)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects, one after another. An object that does not exist is no error."""
@@ -107,7 +107,7 @@ class Bucket:
 
         def copy(name: str) -> None:
             source = str(sources[name])
-            self._repeated(f"{self.address}/{name} cannot be written", lambda: self._system.put_file(source, self._path(name)))
+            self._changed(f"{self.address}/{name} cannot be written", lambda: self._system.put_file(source, self._path(name)))
 
         _in_parallel(copy, sources, progress)
 
@@ -141,6 +141,13 @@ class Bucket:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _changed(self, failure: str, attempt: Callable[[], T]) -> T:
+        """Returns the result of `_repeated` for an operation that finds something missing only if the bucket does not exist."""
+        try:
+            return self._repeated(failure, attempt)
+        except FileNotFoundError as error:
+            raise BucketError(f"{failure}, because there is no such bucket: check the address.", lost=False) from error
 
     def _repeated(self, failure: str, attempt: Callable[[], T]) -> T:
         """Returns the result of an operation, which is repeated while the bucket cannot be reached.

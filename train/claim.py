@@ -1,0 +1,135 @@
+"""The claim on a run in a bucket, which takes the place of the lock of a local run.
+
+Claims are the objects RUN/claims/000001, 000002, …, and the highest number owns the run. Its holder rewrites it every quarter of a lease.
+A newcomer watches the highest claim for one lease. If it changes, its holder is alive and the newcomer is refused; otherwise the newcomer
+creates the next number, which only one of several newcomers can do. No clocks of different machines are compared. A process that was
+stopped and has been replaced finds the higher claim before it writes.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from swinunetr_jax import InputError, console
+from swinunetr_jax.buckets import Bucket
+from swinunetr_jax.buckets.run_objects import CLAIMS, claim_name, highest_claim
+
+LEASE_SECONDS = 60.0
+BEATS = 4  # rewrites of a claim in a lease
+
+
+class ReplacedError(InputError):
+    """Another process owns the run now, so this one must not write any more."""
+
+
+class Claim:
+    """The claim of this process on a run. `take` creates it.
+
+    Attributes:
+        number: its number.
+        replaced: whether a higher claim has been seen.
+    """
+
+    def __init__(self, run: Bucket, number: int, token: str):
+        self.number, self.replaced = number, False
+        self._run, self._token, self._beat = run, token, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beats, name="claim", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def take(cls, run: Bucket, say: Callable[[str], None] = console.say) -> "Claim":
+        """Returns a new claim on a run, after waiting for one lease if the holder of the last claim has not released it.
+
+        Raises:
+            InputError: the holder is alive.
+        """
+        while True:
+            highest = highest_claim(run.names(f"{CLAIMS}/"))
+            if highest:
+                _wait_until_free(run, highest, say)
+            token = secrets.token_hex(16)
+            if run.create(claim_name(highest + 1), _content(token, 0)):
+                return cls(run, highest + 1, token)
+
+    def check(self) -> None:
+        """Raises ReplacedError if another process owns the run now. It is called immediately before each write."""
+        while True:
+            started = time.monotonic()
+            highest = highest_claim(self._run.names(f"{CLAIMS}/"))
+            if highest > self.number:
+                self.replaced = True
+            if self.replaced:
+                raise ReplacedError(
+                    f"{self._run.address} is now trained by another process (claim {highest}; this one had claim {self.number}): this "
+                    "process ends and writes nothing more."
+                )
+            if time.monotonic() - started < LEASE_SECONDS / BEATS:  # otherwise this process may have been stopped meanwhile
+                return
+
+    def release(self) -> None:
+        """Ends the rewriting and says in the claim that its holder has ended, so that the next process does not have to wait."""
+        self._ended.set()
+        self._thread.join()
+        if not self.replaced:
+            self._write(released=True)
+
+    def _beats(self) -> None:
+        while not self._ended.wait(LEASE_SECONDS / BEATS):
+            try:
+                self.check()
+                self._beat += 1
+                self._write()
+            except ReplacedError:
+                return
+            except InputError:  # the bucket cannot be reached; the writes of the run report this
+                continue
+
+    def _write(self, *, released: bool = False) -> None:
+        self._run.write(claim_name(self.number), _content(self._token, self._beat, released=released))
+
+
+def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> None:
+    """Waits until a claim is known to have no living holder. Raises InputError if it has one."""
+    first = _read(run, number)
+    values = _values(first)
+    if values.get("released"):
+        return
+    holder = f"process {values.get('process')} on {values.get('host')}"
+    say(
+        f"{run.address} has not been released by {holder}: waiting up to {console.duration(LEASE_SECONDS)} to see whether it still trains"
+    )
+    started = time.monotonic()
+    while time.monotonic() - started < LEASE_SECONDS:
+        time.sleep(LEASE_SECONDS / (2 * BEATS))
+        now = _read(run, number)
+        if _values(now).get("released"):
+            return
+        if now != first:
+            raise InputError(
+                f"{run.address} is in use by another training process ({holder}): wait for it, or choose another --out."
+            )
+
+
+def _read(run: Bucket, number: int) -> bytes:
+    try:
+        return run.read(claim_name(number))
+    except FileNotFoundError:  # somebody has removed it
+        return b"{}"
+
+
+def _values(content: bytes) -> dict[str, object]:
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _content(token: str, beat: int, *, released: bool = False) -> bytes:
+    values = {"host": socket.gethostname(), "process": os.getpid(), "token": token, "beat": beat, "released": released}
+    return json.dumps(values).encode()
