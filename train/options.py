@@ -12,7 +12,7 @@ from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
 from swinunetr_jax.arguments import check_paths
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder, shown
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
 from swinunetr_jax.training.trackers import TrackerName, check_trackers
@@ -219,8 +219,16 @@ class Options:
                 )
 
     def absolute(self) -> Self:
-        """Returns the options with absolute paths, so that the run can be continued from any folder."""
-        return _map_paths(self, Path.absolute)
+        """Returns the options with absolute paths, so that the run can be continued from any folder.
+
+        A run in a bucket is trained in the scratch folder of this process, which takes the place of the address in `out`; the other addresses
+        stay as they are.
+        """
+        return _map_paths(self.in_scratch(), lambda path: path if is_address(path) else path.absolute())
+
+    def in_scratch(self) -> Self:
+        """Returns the options with the scratch folder of this process as `out`, if `out` is an address."""
+        return dataclasses.replace(self, out=scratch_folder(self.out, shared=False)) if is_address(self.out) else self
 
     def total_steps(self, cases: int) -> int:
         """Returns the number of steps of a run with this number of training cases."""
@@ -286,12 +294,12 @@ def _is_field(kind: type, name: str) -> bool:
 
 
 def _json_value(value: Any) -> Any:
-    """Returns a value that JSON can hold: tuples become lists, and paths become text."""
+    """Returns a value that JSON can hold: tuples become lists, and paths become text, that of an address if they are a copy of one."""
     if isinstance(value, dict):
         return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_json_value(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return shown(value) if isinstance(value, Path) else value
 
 
 def _decode(kind: type, value: Any) -> Any:
