@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("helpers")  # this must happen before any helper 
 
 # This is set before jax is imported. To test on a GPU, run: JAX_PLATFORMS=cuda,cpu pytest -m accelerator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gcsfs reads it when it is imported; see helpers/buckets.py
 
 from helpers.compile_effort import OPTIMIZED, set_least_effort  # noqa: E402
 
@@ -29,6 +30,8 @@ import numpy as np  # noqa: E402
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tools/ is not installed
 
+from helpers.buckets import Bucket, Emulator, clear_instances, fresh_bucket, use_environment  # noqa: E402
+from helpers.proxy import Proxy  # noqa: E402
 from helpers.runner import Runner  # noqa: E402
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
@@ -144,6 +147,60 @@ def runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator
     yield runner
     for process in runner.started:
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Emulator]]:
+    """A function that returns the emulator "gcs" or "s3", which it starts when it is asked for the first time in this process."""
+    started: dict[str, Emulator] = {}
+
+    def emulator(kind: str) -> Emulator:
+        if kind not in started:
+            started[kind] = Emulator(kind, tmp_path_factory.mktemp("emulators"))
+        return started[kind]
+
+    yield emulator
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture
+def gcs_bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
+    """An empty folder of a bucket of Google's storage, for one test."""
+    return fresh_bucket(emulators("gcs"), request.node.name)
+
+
+@pytest.fixture
+def s3_bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
+    """An empty folder of a bucket of S3, for one test. Its server takes longer to start: a default test takes `gcs_bucket`."""
+    return fresh_bucket(emulators("s3"), request.node.name)
+
+
+@pytest.fixture(params=["gcs", pytest.param("s3", marks=pytest.mark.long)])
+def bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
+    """An empty folder of a bucket: a test runs with Google's storage, and among the long tests with S3, too."""
+    return fresh_bucket(emulators(request.param), request.node.name)
+
+
+@pytest.fixture
+def proxied() -> Iterator[Callable[[Bucket], Proxy]]:
+    """A function that starts a proxy before a bucket, which fails on purpose; the proxies end with the test."""
+    started: list[Proxy] = []
+
+    def start(bucket: Bucket) -> Proxy:
+        started.append(Proxy(bucket))
+        return started[-1]
+
+    yield start
+    for proxy in started:
+        proxy.stop()
+
+
+@pytest.fixture
+def use_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Bucket], None]]:
+    """A function that makes this process reach a bucket, or a proxy's, as its URL, until the test ends."""
+    yield lambda bucket: use_environment(monkeypatch, bucket.environment)
+    clear_instances()
 
 
 @pytest.fixture
