@@ -1,31 +1,22 @@
 """Runs of two processes have the losses of one process, and can be resumed after their processes were stopped or killed."""
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from helpers.runner import OPTIONS, ROOT, SECONDS, bytes_of, free_port, losses
+from helpers.runner import OPTIONS, ROOT, SECONDS, bytes_of, losses
 from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError
 from swinunetr_jax.data.phantom.dataset import write_phantom
-from swinunetr_jax.training import processes
+from swinunetr_jax.training import command, processes
 from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.training.processes import Launch, initialize
 
 VALIDATE = ("--validation.every", "2")
-SRUN = """#!/bin/bash
-shift  # --kill-on-bad-exit
-export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1
-for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done
-code=0
-for task in 0 1; do wait -n || code=$?; done
-exit $code
-"""
 
 
 @pytest.fixture(scope="module")
@@ -85,30 +76,6 @@ def test_pmap_on_two_processes(runner, alone):
 
 
 @pytest.mark.long
-def test_the_slurm_script_trains_on_all_tasks(runner, alone):
-    """The script runs unchanged, with an `srun` that starts two tasks on this machine."""
-    tools, run = runner.folder / "bin", runner.folder / "slurm"
-    tools.mkdir()
-    (tools / "srun").write_text(SRUN)
-    (tools / "python").write_text(
-        f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT / "tests" / "helpers" / "run_train.py"} "$@"\n'
-    )
-    for file in tools.iterdir():
-        file.chmod(0o755)
-    job = str(free_port(61440) - 61440)  # JAX derives the coordinator's port from the job's number modulo 4096
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": job} | runner.environment
-    shared = ["--data", runner.folder / "data", "--cache", runner.folder / "cache", "--out", run]
-    script = ["bash", ROOT / "train" / "launch" / "slurm.sh", *OPTIONS, *shared, "--steps", "6", *VALIDATE]
-    completed = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-    assert completed.returncode == 0, completed.stdout + completed.stderr
-    assert "2 × cpu of 2 processes, from the start" in completed.stdout and (run / "report.html").exists()
-    # The script runs again, as if the job was queued again.
-    repeated = subprocess.run(script, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-    assert repeated.returncode == 0 and "continuing after step 6" in repeated.stdout, repeated.stdout + repeated.stderr
-    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
-
-
-@pytest.mark.long
 def test_a_recipe_file_on_two_processes(runner):
     """Each process executes the functions of the recipe file."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
@@ -159,6 +126,18 @@ def test_several_processes_are_recognised_by_the_environment():
 def test_contradicting_options_are_refused(launch, message):
     with pytest.raises(InputError, match=message):
         initialize(launch)
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("DEADLINE_EXCEEDED"), 3), (ValueError("no cluster"), 2)])
+def test_processes_that_cannot_be_reached_have_a_code_that_launchers_follow_by_another_try(error, code, monkeypatch, capsys):
+    def initialize(**_) -> None:
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(processes, "leave", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["phantom", "--distributed", "localhost:1", "--processes", "2", "--process", "0"])
+    assert ended.value.code == code and f"the other processes could not be reached ({error})" in capsys.readouterr().err
 
 
 def test_a_single_process_does_not_communicate():

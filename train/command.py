@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of `swinunetr train` and `python -m train`.
 
     Exit codes: 0 the run is finished, or had been finished before; 1 an unexpected exception; 2 bad input, or a sample or loss that cannot
-    be used; 3 another process was lost; 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved. If stdout cannot be
-    written, the run continues and the code is the same.
+    be used; 3 another process was lost or cannot be reached; 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved.
+    If stdout cannot be written, the run continues and the code is the same.
     """
     code, recipe, out = 0, None, "RUN"
     console.configure_streams()
@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
             if earlier == "unfinished" and not resume and processes.is_leader():
                 console.say(f"{out} holds an unfinished run of the same options: it continues")
             (train_folds if recipe.fold == "all" else train_one)(recipe, resume=earlier == "unfinished")
+    except processes.UnreachableError as error:  # launchers try again after this code, since a host may have been lost
+        code = print_error(console.literal_lines(error), EXIT_LOST)
     except (InputError, SampleError) as error:
         code = print_error(console.literal_lines(error), EXIT_ERROR)
     except OSError as error:

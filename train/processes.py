@@ -23,6 +23,10 @@ from swinunetr_jax import InputError
 HEARTBEAT_SECONDS = 20
 
 
+class UnreachableError(InputError):
+    """The other processes could not be reached: a mistake in the options, or one of them was lost before it was connected."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """The number of processes, and the number of this process."""
@@ -40,7 +44,8 @@ def initialize(launch: Launch) -> None:
     """Connects to the other processes, if there are any. It has to be called before anything uses devices.
 
     Raises:
-        InputError: the options contradict one another, or the other processes cannot be reached.
+        InputError: the options contradict one another.
+        UnreachableError: the other processes cannot be reached.
     """
     distributed = launch.distributed
     if distributed in ("auto", "detect", "off"):
@@ -63,7 +68,10 @@ def initialize(launch: Launch) -> None:
         jax.distributed.initialize(**address, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
+        unreachable = (
+            UnreachableError if isinstance(error, RuntimeError) else InputError
+        )  # ValueError: there is no cluster to detect
+        raise unreachable(
             f"the other processes could not be reached ({reason}): check --distributed, and that all of them were started."
         ) from error
     # The first collective operation has a short timeout, so it is done now, before work that takes each process a different time.

@@ -24,6 +24,9 @@ FOREIGN = {
     "mkdocs build": {"--strict"},
     "sbatch": {"--nodes"},
     "docker run": {"--gpus", "--rm"},
+    "docker build": {"--file", "--tag"},
+    "kubectl apply": {"--filename"},
+    "tpu_pod.sh": {"--accelerator-type", "--runtime-version", "--spot", "--delete", "--tries"},
     "XLA": {"--xla_force_host_platform_device_count"},
 }
 EVERYWHERE = {"--help", "--version"}
