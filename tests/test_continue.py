@@ -69,7 +69,7 @@ def trivial_steps(monkeypatch):
     monkeypatch.setattr(objective, "validate", validate)
     monkeypatch.setattr(fold_labels, "write_fold_labels", lambda *_: None)
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
-    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+    monkeypatch.setattr(command, "keep_programs", lambda *_: None)
 
 
 def exit_code(monkeypatch, wanted_recipe: Recipe, resume: bool = False) -> int:

@@ -101,7 +101,7 @@ def test_other_trainings_are_unchanged(run, tmp_path, capsys):
 
 def test_the_command_stores_the_options_and_recognises_its_run(run, tmp_path, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+    monkeypatch.setattr(command, "keep_programs", lambda *_: None)
     monkeypatch.setattr(command, "train_one", lambda recipe, resume: trained.append((recipe, resume)))
     words = ["msd", "--data", str(tmp_path), "--init.checkpoint", str(run), "--out", str(tmp_path / "run"), "--optim.warmup=0.02"]
     for _ in range(2):

@@ -39,7 +39,7 @@ def test_compiled_programs_are_stored_if_there_is_a_home_directory(home, tmp_pat
         "config",
         SimpleNamespace(update=updates.__setitem__, **cache),
     )
-    command._keep_programs()
+    command.keep_programs()
     printed = capsys.readouterr().out
     if home == "a folder":
         assert updates == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "swinunetr_jax")} and not printed
@@ -131,7 +131,7 @@ def test_a_file_in_place_of_the_folder_of_the_run_is_reported_in_one_sentence(tm
 
 def check_mistake(arguments, message, folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(command, "_keep_programs", lambda: None)
+    monkeypatch.setattr(command, "keep_programs", lambda *_: None)
     with pytest.raises(SystemExit) as exited:
         command.main(arguments)
     error = capsys.readouterr().err

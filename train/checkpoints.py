@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -116,9 +116,10 @@ def write_progress(run: Path, progress: Progress) -> None:
         ) from error
 
 
-def save_best(run: Path, network: Weights, config: NetworkConfig, task: Task) -> None:
-    """Writes the network as the run's best one, which `predict -m RUN` uses."""
-    write_checkpoint(run / "best", config, {name: np.asarray(value) for name, value in network.items()}, task, overwrite=True)
+def save_best(run: Path, network: Weights, config: NetworkConfig, task: Task, *, new_names: bool = False) -> None:
+    """Writes the network as the run's best one, which `predict -m RUN` uses. For `new_names` see `write_checkpoint`."""
+    arrays = {name: np.asarray(value) for name, value in network.items()}
+    write_checkpoint(run / "best", config, arrays, task, overwrite=True, new_names=new_names)
 
 
 def snapshot(state: State) -> State:
@@ -142,26 +143,36 @@ def newest_progress(run: Path) -> Progress | None:
     return None
 
 
-def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progress, list[str]] | None:
+def restore(
+    run: Path,
+    like: State,
+    config: NetworkConfig,
+    *,
+    fetch: Callable[[int], None] = lambda step: None,
+    set_aside: Callable[[int, str], str] | None = None,
+) -> tuple[State, Progress, list[str]] | None:
     """Returns the newest intact state with its progress, and sentences on newer ones that are damaged; None if nothing was saved.
 
     Args:
         run: the folder of the run.
         like: a state of the same run, whose names and shapes the stored one must have.
         config: the configuration of the run's network.
+        fetch: called with a step before its state is read; it makes sure that the files are in the folder.
+        set_aside: called with the step of a damaged state and the fault; it returns a sentence on where the state is now. By default the
+            folder of the state is renamed.
 
     Raises:
         InputError: all states are damaged, one cannot be read, or they belong to another network.
     """
     warnings = []
     for folder in _steps(run):
+        step = int(folder.name)
         try:
+            fetch(step)
             state, progress = _read(folder, like, config)
         except _Damaged as error:
-            renamed = _unused(folder.with_name(f"{DAMAGED}{folder.name}"))
             try:
-                folder.rename(renamed)
-                warnings.append(f"{error} It was renamed to {renamed.name}.")
+                warnings.append(f"{error} {set_aside(step, str(error)) if set_aside else rename_damaged(run, step)}")
             except OSError:
                 warnings.append(str(error))
         else:
@@ -169,6 +180,14 @@ def restore(run: Path, like: State, config: NetworkConfig) -> tuple[State, Progr
     if warnings:
         raise InputError(f"{run} holds no intact state to continue from: {' '.join(warnings)}")
     return None
+
+
+def rename_damaged(run: Path, step: int) -> str:
+    """Renames the folder of a damaged state, and returns a sentence on its new name. Raises OSError if it cannot be renamed."""
+    folder = run / FOLDER / f"{step:08d}"
+    renamed = _unused(folder.with_name(f"{DAMAGED}{folder.name}"))
+    folder.rename(renamed)
+    return f"It was renamed to {renamed.name}."
 
 
 def _unused(path: Path) -> Path:

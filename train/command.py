@@ -2,10 +2,8 @@
 
 import ast
 import dataclasses
-import errno
 import importlib
 import itertools
-import os
 import pkgutil
 import sys
 import traceback
@@ -18,6 +16,7 @@ from tyro.conf import arg
 
 from swinunetr_jax import InputError, __version__, console, files
 from swinunetr_jax import arguments as command_line
+from swinunetr_jax.buckets import BucketError, address_of
 from swinunetr_jax.data.pipeline import SampleError
 from swinunetr_jax.files import local_path
 from swinunetr_jax.training import processes, recipes
@@ -29,11 +28,13 @@ from swinunetr_jax.training.plan.automatic import plan_of_run
 from swinunetr_jax.training.plan.plan_file import apply_plan, read_plan
 from swinunetr_jax.training.pretrain.fine_tuning import fine_tuning_options
 from swinunetr_jax.training.processes import Launch
+from swinunetr_jax.training.programs import keep_programs
 from swinunetr_jax.training.recipe import Recipe, load_recipe
 from swinunetr_jax.training.rerun import earlier_run, finished_note
 from swinunetr_jax.training.resume import Resume
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.stop import Stopped
+from swinunetr_jax.training.store import pull, store_of
 
 DEFAULT = "phantom"
 PRETRAINING = {"mim": "pretrain", "swin3": "pretrain_swin3"}  # the recipe of each task
@@ -74,20 +75,24 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of `swinunetr train` and `python -m train`.
 
     Exit codes: 0 the run is finished, or had been finished before; 1 an unexpected exception; 2 bad input, or a sample or loss that cannot
-    be used; 3 another process was lost or cannot be reached; 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved.
-    If stdout cannot be written, the run continues and the code is the same.
+    be used; 3 another process was lost or cannot be reached, or the bucket of the run cannot; 130 and 143 the run was stopped by SIGINT and
+    SIGTERM and its state is saved. If stdout cannot be written, the run continues and the code is the same.
     """
     code, recipe, out = 0, None, "RUN"
     console.configure_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         recipe, resume, launch = parse(arguments)
+        recipe = recipe.in_scratch()
         out = console.literal(recipe.out)
-        _keep_programs()
+        pull(recipe.out)
+        keep_programs(address_of(recipe.out))
         processes.initialize(launch)
         if recipe.planned and recipe.plan is None and not resume:
             plan = plan_of_run(recipe, given_options(arguments))
+            store_of(recipe.out).sync(plan.name)
             recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
+            recipe = recipe.in_scratch()
         if not resume:  # before the comparison with an earlier run, which has these options
             recipe = fine_tuning_options(recipe, given_options(arguments))
         earlier = "unfinished" if resume else earlier_run(recipe)
@@ -102,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     except processes.UnreachableError as error:  # launchers try again after this code, since a host may have been lost
         code = print_error(console.literal_lines(error), EXIT_LOST)
     except (InputError, SampleError) as error:
-        code = print_error(console.literal_lines(error), EXIT_ERROR)
+        lost = isinstance(error, BucketError) and error.lost
+        code = print_error(console.literal_lines(error), EXIT_LOST if lost else EXIT_ERROR)
     except OSError as error:
         file = console.literal(error.filename or (recipe.out if recipe else "the system"))
         code = print_error(f"{file}: {error.strerror or error}; check the folder and its free space", EXIT_ERROR)
@@ -257,26 +263,3 @@ def _check_resume_options(arguments: list[str]) -> None:
             )
     if arguments and not arguments[0].startswith("-"):
         raise InputError(f"--resume takes the recipe from the run's folder: leave out {console.literal(arguments[0])}.")
-
-
-def _keep_programs() -> None:
-    """Stores compiled programs for later runs, so that a resumed run does not compile again. Prints a sentence if this is not possible.
-
-    It is not possible in a container without a home directory, where HOME is unset or the folder cannot be created.
-    """
-    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
-    enabled: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
-    if folder is not None or not enabled:
-        return
-    try:
-        programs = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"
-        programs.mkdir(parents=True, exist_ok=True)
-        if not os.access(programs, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (RuntimeError, OSError) as error:  # RuntimeError: there is no home
-        reason = files.reason(error).rstrip(".")
-        console.say(
-            f"compiled programs are not kept for the next run ({reason}): set JAX_COMPILATION_CACHE_DIR to a folder for them"
-        )
-        return
-    jax.config.update("jax_compilation_cache_dir", str(programs))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import Task, console, files
+from swinunetr_jax.buckets.run_objects import BEST
 from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Validation
@@ -52,9 +53,11 @@ def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
         Stopped: a signal has stopped one of the processes.
     """
     objective = make_objective(run.training)
-    best = run.folder / "best"
+    best = run.folder / BEST
     if objective.metric != DICE or type(objective).validate is not Objective.validate or not is_checkpoint(best):
         return None
+    run.store.fetch(BEST)
+    run.store.fetch(FOLDER)
     fold = FoldLabels(run.folder / FOLDER, run.cases.validation, run.cases.task, run.recipe.validation)
     digest = files.digest_of_file(best / DESCRIPTION)
     missing = [case for case in fold.cases if read_labels(fold.path(case), digest) is None]
@@ -78,8 +81,11 @@ def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
             _write_labels(fold.path(case), labels, digest)
             if stopped := bool(stop):
                 break
+        run.store.sync(FOLDER)
     if processes.gather(np.array(stopped)).any():
         raise Stopped(stop.number or 15)
+    if processes.is_leader():  # it chooses the post-processing from the label maps of all processes
+        run.store.fetch(FOLDER)
     return fold
 
 

@@ -21,6 +21,7 @@ from swinunetr_jax.training.loop import train
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
 from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.store import store_of
 
 TABLE = "out_of_fold"
 
@@ -36,6 +37,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     recipe.check()
     recipe = recipe.absolute()
     out = files.make_folder(recipe.out)
+    store = store_of(out)
     if not resume and files.exists(out / DESCRIPTION):
         raise InputError(f"{out} already holds a run: continue it with `--resume {out}`, or choose another --out.")
     before = read_description(out, Head) if resume else None
@@ -53,8 +55,9 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         files.remove_stale_temporaries(out)
         if changes.keys() & set(LENGTH):  # the tables mark the cross-validation as finished, which it no longer is
             for name in (f"{TABLE}.csv", f"{TABLE}.json", POSTPROCESS):
-                (out / name).unlink(missing_ok=True)
+                store.remove(name)
         write_description(out, {"recipe": recipe.to_dict(), "folds": numbers}, recipe.file)
+        store.sync()
     labels: list[fold_labels.FoldLabels | None] = []
     for fold in numbers:
         run = out / f"fold{fold}"
@@ -69,6 +72,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         return 0.0
     _choose_postprocess(out, labels)
     score = write_table(out, [out / f"fold{fold}" for fold in numbers])
+    store.sync()
     say(f"each case was scored by the network of its fold; {scoring_note(read_description(out / f'fold{numbers[0]}'))}")
     return score
 

@@ -12,7 +12,6 @@ Only the leader saves.
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,6 @@ from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.training import checkpoints, plots, processes
 from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
-from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
@@ -36,6 +34,7 @@ from swinunetr_jax.training.saver import Saver
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective, objective_of
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
+from swinunetr_jax.training.store import store_of
 from swinunetr_jax.training.validation import Interrupted, Scores
 from swinunetr_jax.training.writer import Writer
 
@@ -56,9 +55,9 @@ def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop],
     """
     recipe.check()
     recipe = recipe.absolute()
-    leads = processes.is_leader()
-    with locked(recipe.out) if leads else nullcontext():
-        run = start(recipe, recipe.out, resume=resume)
+    store = store_of(recipe.out)
+    with store.owned():
+        run = start(recipe, store, resume=resume)
         try:
             with stop_on_signals() as stop:
                 _advance(run, stop)
@@ -66,8 +65,9 @@ def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop],
                     at_end(run, stop)
         finally:
             run.log.close()
-        if leads:
+        if processes.is_leader():
             report(run)
+            store.sync()
             print_result(run)
         return run.progress.best_score or 0.0
 
@@ -139,6 +139,7 @@ def _advance(run: Run, stop: Stop) -> None:
                 stopping = bool(strategy.unreplicate(previous_flag))
             _read(run, pending)
             saver.writer.check()
+            run.store.check()
             pending = PendingStep(step + 1, metrics, waited, names)
     finally:
         data.close()
@@ -203,7 +204,8 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     if processes.is_leader():
         writer.wait()
         if better:
-            checkpoints.save_best(run.folder, network, run.training.config, run.cases.task)
+            checkpoints.save_best(run.folder, network, run.training.config, run.cases.task, new_names=run.store.is_remote)
+            run.store.best_saved()
     cases = {case_score.case.name: case_score.dice for case_score in scores.cases}
     marks = ({"best": True} if better else {}) | ({} if objective.metric == DICE else {"metric": objective.metric})
     marks |= {"numbers": dict(scores.numbers)} if scores.numbers else {}
@@ -215,7 +217,9 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     if not processes.is_leader():
         return True
     checkpoints.write_progress(run.folder, run.progress)
+    run.store.progress_saved(run.progress.step)
     _draw(run, scores, better, objective)
+    run.store.sync()
     run.log.restart_clock()
     return True
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from swinunetr_jax import InputError, Task, files
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder
 from swinunetr_jax.files import local_path
 from swinunetr_jax.task import Output
 from swinunetr_jax.training.config import Devices
@@ -16,21 +17,22 @@ from swinunetr_jax.training.description import RECIPE_TEXT, Head, read_recipe, s
 from swinunetr_jax.training.options import flatten
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.store import pull
 
 
 @dataclass(frozen=True)
 class Resume:
     """Continue a run where it stopped. --steps or --epochs change its length; other options change its results at most by rounding."""
 
-    resume: Path
-    """The folder of the run."""
+    resume: Annotated[Path, MAY_BE_ADDRESS]
+    """The folder of the run, or its address in a bucket."""
     steps: int | None = None
     """Train to this number of steps in all; from here on the learning rate follows the schedule of a run of that length."""
     epochs: int | None = None
     """Train to this number of passes over the training cases in all, with the schedule of such a run."""
-    data: Path | None = None
+    data: Annotated[Path | None, MAY_BE_ADDRESS] = None
     """The path of the data set, if it has moved."""
-    cache: Path | None = None
+    cache: Annotated[Path | None, MAY_BE_ADDRESS] = None
     """The path of the prepared cases, if they have moved."""
     workers: int | None = None
     """Processes that read and augment."""
@@ -54,7 +56,9 @@ class Resume:
         if "epochs" in given:
             given["steps"] = None
         devices = {name: given.pop(name) for name in _DEVICES & given.keys()}
-        recipe = read_recipe(local_path(self.resume), self.recipe)
+        folder = scratch_folder(self.resume, shared=False) if is_address(self.resume) else local_path(self.resume)
+        pull(folder)
+        recipe = read_recipe(folder, self.recipe)
         return dataclasses.replace(recipe, **given, devices=dataclasses.replace(recipe.devices, **devices))
 
 

@@ -7,8 +7,6 @@ from swinunetr_jax.training import checkpoints, processes
 from swinunetr_jax.training.start import Run
 from swinunetr_jax.training.writer import Writer
 
-SAVE_SECONDS = 20 * 60.0
-
 
 @dataclass
 class Saver:
@@ -21,7 +19,9 @@ class Saver:
 
     def due(self) -> bool:
         every = self.run.recipe.save_every
-        return (every is not None and self.run.progress.step % every == 0) or time.monotonic() - self.at > SAVE_SECONDS
+        return (
+            every is not None and self.run.progress.step % every == 0
+        ) or time.monotonic() - self.at > 60 * self.run.store.save_minutes
 
     def save(self) -> None:
         run, self.at = self.run, time.monotonic()
@@ -31,5 +31,10 @@ class Saver:
         if processes.is_leader():
             state = checkpoints.snapshot(run.strategy.unreplicate(run.state))
             options = run.progress, run.training.config, run.cases.task
-            self.writer.start(lambda: checkpoints.save(run.folder, state, *options, keep=run.recipe.keep))
+
+            def write() -> None:
+                checkpoints.save(run.folder, state, *options, keep=run.recipe.keep)
+                run.store.state_saved(options[0].step, run.recipe.keep)
+
+            self.writer.start(write)
         run.log.restart_clock()

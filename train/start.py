@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, files, open_checkpoint
+from swinunetr_jax.buckets import is_address
 from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -36,6 +37,7 @@ from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.step import State, Training
+from swinunetr_jax.training.store import Store
 from swinunetr_jax.training.trackers import make_trackers
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.load import RUNTIME_FIELDS, read_task
@@ -54,6 +56,7 @@ class Run:
     state: State
     progress: Progress
     log: Log
+    store: Store
 
     @property
     def total(self) -> int:
@@ -61,7 +64,7 @@ class Run:
         return self.training.steps
 
 
-def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
+def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
     """Collects the cases, makes the network, restores the newest intact state, and prints a summary.
 
     Raises:
@@ -69,6 +72,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
             the checkpoint to start from cannot be used.
     """
     processes.check_joined()
+    folder = store.folder
     strategy = _parallel_strategy(recipe)
     if not resume and checkpoints.has_steps(folder):
         raise InputError(f"{folder} already holds a run: continue it with `--resume {folder}`, or choose another --out.")
@@ -77,7 +81,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     file_notes = [] if earlier is None else changed_recipe_file(folder, earlier, recipe)
     restores = earlier is not None and checkpoints.has_steps(folder)
     source = recipe.init.checkpoint
-    if source is not None and not restores and not files.exists(source):
+    if source is not None and not restores and not is_address(source) and not files.exists(source):
         raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
     if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)
@@ -114,7 +118,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         objective=recipe.objective_factory,
         optimizer=recipe.optimizer,
     )
-    restored = _restore(folder, training) if resume else None
+    restored = _restore(store, training) if resume else None
     state, progress, warnings = restored or (training.init(weights or training.random_weights()), Progress(), [])
     if progress.step > steps:
         raise InputError(
@@ -127,8 +131,10 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         progress = dataclasses.replace(progress, since_best=0)
         if leads and checkpoints.has_steps(folder):
             checkpoints.write_progress(folder, progress)
+            store.progress_saved(progress.step)
     if leads:
         _describe(folder, recipe, cases, training, earlier, progress.step, changes)
+        store.sync()
     log = Log(folder, step=progress.step, total=steps, batch=recipe.batch, validated=progress.validated, silent=not leads)
     for warning in (*file_notes, *warnings):
         log.say(f"warning: {warning}")
@@ -139,7 +145,7 @@ def start(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
             f"the run ends after {steps} steps instead of {earlier['steps']}: from here on the learning rate follows the schedule of a run "
             f"of {steps} steps"
         )
-    run = Run(recipe, folder, cases, training, strategy, strategy.replicate(state), progress, log)
+    run = Run(recipe, folder, cases, training, strategy, strategy.replicate(state), progress, log, store)
     parameters = sum(np.size(value) for value in jax.tree.leaves(state.params))
     _print_summary(run, parameters, f"continuing after step {progress.step}" if restored else "from the start")
     return run
@@ -237,13 +243,16 @@ def intensity_note(checkpoint: Path, stored: Task | None, task: Task) -> str | N
     )
 
 
-def _restore(folder: Path, training: Training) -> tuple[State, Progress, list[str]] | None:
+def _restore(store: Store, training: Training) -> tuple[State, Progress, list[str]] | None:
     """Returns the newest intact state. The leader searches for it and renames damaged states; the other processes read the same state."""
-    like, config = training.like(), training.config
-    restored = checkpoints.restore(folder, like, config) if processes.is_leader() else None
+    folder, like, config = store.folder, training.like(), training.config
+    restored = None
+    if processes.is_leader():
+        restored = checkpoints.restore(folder, like, config, fetch=store.fetch_state, set_aside=store.set_aside)
     step = int(processes.from_process(np.array(restored[1].step if restored else 0, np.int32), 0))
     if processes.is_leader() or not step:
         return restored
+    store.fetch_state(step)
     return *checkpoints.read(folder, step, like, config), []
 
 

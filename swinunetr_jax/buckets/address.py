@@ -4,9 +4,9 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import local_path
-
 
 
 class _MayBeAddress:

@@ -95,7 +95,9 @@ class Bucket:
         """Removes objects, one after another. An object that does not exist is no error."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                self._repeated(f"{self.address}/{name} cannot be removed", lambda name=name: self._system.rm_file(self._path(name)))
+                self._repeated(
+                    f"{self.address}/{name} cannot be removed", lambda name=name: self._system.rm_file(self._path(name))
+                )
 
     def upload(self, sources: Mapping[str, Path], progress: Progress | None = None) -> None:
         """Copies files into objects, several at once.

@@ -1,10 +1,10 @@
 """The objects of a training run in a bucket. Their names differ from those of a local run where two processes could write one object.
 
-    RUN/claims/000003                              the claim of the third start of the run; the highest number owns the run
-    RUN/checkpoints/00000100-000003/…              the state of step 100, saved under claim 3; without its training.json it does not exist
-    RUN/checkpoints/00000100-000003/damaged.json   marks a state that was read and found damaged; it is not used again
-    RUN/log-000003.jsonl                           the whole log as the holder of claim 3 knows it
-    RUN/best/, RUN/run.json, …                     as in a local run
+RUN/claims/000003                              the claim of the third start of the run; the highest number owns the run
+RUN/checkpoints/00000100-000003/…              the state of step 100, saved under claim 3; without its training.json it does not exist
+RUN/checkpoints/00000100-000003/damaged.json   marks a state that was read and found damaged; it is not used again
+RUN/log-000003.jsonl                           the whole log as the holder of claim 3 knows it
+RUN/best/, RUN/run.json, …                     as in a local run
 """
 
 import re

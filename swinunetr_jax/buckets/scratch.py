@@ -93,7 +93,9 @@ def _own_root() -> Path:
             number += 1
         except OSError as error:
             os.close(descriptor)
-            raise InputError(f"{own} cannot be locked ({files.reason(error)}): set {VARIABLE} to a folder on a local disk.") from error
+            raise InputError(
+                f"{own} cannot be locked ({files.reason(error)}): set {VARIABLE} to a folder on a local disk."
+            ) from error
         else:
             _held.append(descriptor)
             shutil.rmtree(own / str(number), ignore_errors=True)

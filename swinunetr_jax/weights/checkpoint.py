@@ -59,7 +59,13 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def write_checkpoint(
-    path: str | os.PathLike, config: NetworkConfig, params: Params, task: Task | None = None, *, overwrite: bool = False
+    path: str | os.PathLike,
+    config: NetworkConfig,
+    params: Params,
+    task: Task | None = None,
+    *,
+    overwrite: bool = False,
+    new_names: bool = False,
 ) -> None:
     """Writes a checkpoint folder atomically: at any moment the path holds either the complete new checkpoint or the previous content.
 
@@ -69,6 +75,8 @@ def write_checkpoint(
         params: the network's variables by dotted name.
         task: the task that the network was trained for.
         overwrite: whether to replace an existing checkpoint.
+        new_names: whether the folder of the weights gets a new name also if nothing is replaced, so that a copy of the checkpoint in a
+            bucket never consists of the files of two writers.
 
     Raises:
         InputError: the path exists (unless it is a checkpoint and `overwrite` is set) or cannot be written, or the weights contain NaN
@@ -85,7 +93,7 @@ def write_checkpoint(
     check(params, config)
     files.remove_stale_temporaries(path.parent)
     # A folder cannot be replaced atomically, but a file can. So the new weights get a new name, and then the description is replaced.
-    folder = f"{PARAMS}-{uuid.uuid4().hex[:8]}" if replacing else PARAMS
+    folder = f"{PARAMS}-{uuid.uuid4().hex[:8]}" if replacing or new_names else PARAMS
     try:
         if replacing:
             files.remove_stale_temporaries(path)

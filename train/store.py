@@ -1,0 +1,290 @@
+"""Where a run is stored: in its folder, or in a bucket of which the folder is a copy.
+
+The trainer works in a folder in both cases. For a run in a bucket it also calls the methods of `BucketStore`, which copy whole things
+between this folder and the bucket (see `buckets.run_objects` for their names there):
+
+    owned        a claim takes the place of the lock; then every process copies the small files of the run down
+    fetch_state  the files of a state, before they are verified and read
+    state_saved  the files of a state first, its training.json last; then old states are removed
+    best_saved   the weights of the best network first, its checkpoint.json last
+    sync         every other file that has changed, such as run.json, pictures and the report
+
+The methods of `Store` itself do nothing more than the local code needs.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from swinunetr_jax import console, files
+from swinunetr_jax.buckets import Bucket, address_of
+from swinunetr_jax.buckets.run_objects import (
+    BEST,
+    CLAIMS,
+    COMMIT,
+    DAMAGED,
+    STATES,
+    StoredState,
+    log_name,
+    logs,
+    states,
+    usable_states,
+)
+from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training.claim import Claim
+from swinunetr_jax.training.lock import LOCK, locked
+from swinunetr_jax.training.log import LOG
+from swinunetr_jax.weights.checkpoint import DESCRIPTION as CHECKPOINT
+from swinunetr_jax.weights.checkpoint import PARAMS
+
+RUN = "run.json"
+REPORT = "report.html"
+_LAST = REPORT  # the file that marks a finished run is copied after all others
+# Folders of a run that `sync` leaves out: they are copied by other methods, or only this machine needs them.
+_APART = {STATES, BEST, CLAIMS, "data", "cache", "programs", "last", "wandb", "mlruns"}
+
+
+class Store:
+    """A run that is stored in its folder on this machine, or on a disk that all processes share.
+
+    Attributes:
+        folder: the folder in which the trainer works.
+        save_minutes: the time between saved states, by default.
+    """
+
+    save_minutes = 20.0
+    is_remote = False
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps other trainers out of the run during the block.
+
+        Raises:
+            InputError: another process trains in this run, or it cannot be read.
+        """
+        with locked(self.folder) if processes.is_leader() else contextlib.nullcontext():
+            yield
+
+    def check(self) -> None:
+        """Raises InputError if another process owns the run now. It does not take any time."""
+
+    def fetch_state(self, step: int) -> None:
+        """Makes sure that the files of a state are in the folder."""
+
+    def fetch(self, name: str) -> None:
+        """Makes sure that the files of a folder of the run, such as its best network, are in the folder."""
+
+    def set_aside(self, step: int, fault: str) -> str:
+        """Marks a damaged state, so that it is not used again, and returns a sentence on how."""
+        return checkpoints.rename_damaged(self.folder, step)
+
+    def state_saved(self, step: int, keep: int) -> None:
+        """Is called when the state of a step has been written, in the thread that writes."""
+
+    def progress_saved(self, step: int) -> None:
+        """Is called when the training.json of a saved state has been written again."""
+
+    def best_saved(self) -> None:
+        """Is called when the best network has been written."""
+
+    def sync(self, *names: str) -> None:
+        """Is called when other files of the run have been written; by default it concerns all of them."""
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the run, if it exists."""
+        (self.folder / name).unlink(missing_ok=True)
+
+
+class BucketStore(Store):
+    """A run in a bucket. The folder is a copy of it, which belongs to this process.
+
+    Args:
+        folder: the folder.
+        address: the address of the run.
+    """
+
+    save_minutes = 5.0
+    is_remote = True
+
+    def __init__(self, folder: Path, address: str):
+        super().__init__(folder)
+        self.bucket = Bucket(address)
+        self.claim: Claim | None = None
+        self._states: dict[int, StoredState] = {}
+        self._synced: dict[str, tuple[int, int]] = {}  # name -> (size, time of change) of what is in the bucket
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        if processes.is_leader():
+            self.claim = Claim.take(self.bucket)
+        try:
+            processes.barrier("the run is claimed")
+            self.pull()
+            yield
+        finally:
+            if self.claim is not None:
+                self.claim.release()
+
+    def check(self) -> None:
+        if self.claim is not None and self.claim.replaced:
+            self.claim.check()
+
+    def pull(self) -> None:
+        """Replaces the content of the folder by the small files of the run: its descriptions, log, pictures, and one of each state."""
+        names = self.bucket.names()
+        for path in self.folder.iterdir() if files.is_folder(self.folder) else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        runs = ["", *sorted(name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}") and name.count("/") == 1)]
+        self._states, self._synced = {}, {}
+        for run in runs:  # the run itself, and the folds of a cross-validation
+            self._pull(run, {name.removeprefix(run): size for name, size in names.items() if name.startswith(run)})
+
+    def _pull(self, run: str, names: dict[str, int]) -> None:
+        """Copies down the small files of the run itself, or of one of its folds."""
+        folder, bucket = self.folder / run, self.bucket / run.rstrip("/") if run else self.bucket
+        newest = logs(names)[:1]
+        chosen = {name: size for name, size in names.items() if "/" not in name and name not in logs(names)}
+        chosen |= {name: names[name] for name in newest}
+        chosen |= {name: size for name, size in names.items() if name == f"{BEST}/{CHECKPOINT}"}
+        usable = usable_states(names)
+        chosen |= {f"{state.name}/{COMMIT}": names[f"{state.name}/{COMMIT}"] for state in usable}
+        with contextlib.suppress(FileNotFoundError):  # the owner of the run has removed it meanwhile
+            bucket.download(chosen, folder)
+        for name in newest:
+            (folder / name).replace(folder / LOG)
+        for state in usable:
+            local = folder / STATES / f"{state.step:08d}"
+            if files.is_folder(folder / state.name):
+                (folder / state.name).rename(local)
+                console.show_as(str(local), f"{bucket.address}/{state.name}")
+        if not run:
+            self._states = {state.step: state for state in usable}
+            self._synced = {name: _stamp(folder / name) for name in chosen if files.is_file(folder / name)}
+
+    def fetch_state(self, step: int) -> None:
+        state = self._states.get(step)
+        if state is not None:
+            self._fetch(f"{state.name}/", self.folder / STATES / f"{step:08d}")
+
+    def fetch(self, name: str) -> None:
+        self._fetch(f"{name}/", self.folder / name)
+
+    def _fetch(self, prefix: str, folder: Path) -> None:
+        """Copies down the objects whose names begin with a prefix, unless the files are in the folder already."""
+        names = {name.removeprefix(prefix): size for name, size in self.bucket.names(prefix).items()}
+        missing = {name: size for name, size in names.items() if name != DAMAGED and not files.is_file(folder / name)}
+        with contextlib.suppress(FileNotFoundError):  # reading reports what is missing
+            (self.bucket / prefix.rstrip("/")).download(missing, folder)
+
+    def set_aside(self, step: int, fault: str) -> str:
+        state = self._states.pop(step)
+        self._check()
+        self.bucket.write(f"{state.name}/{DAMAGED}", files.json_text({"fault": console.with_names(fault)}).encode())
+        shutil.rmtree(self.folder / STATES / f"{step:08d}", ignore_errors=True)
+        return f"It was marked as damaged by {self.bucket.address}/{state.name}/{DAMAGED} and is not used again."
+
+    def state_saved(self, step: int, keep: int) -> None:
+        assert self.claim is not None
+        state, folder = StoredState(self.claim.number, step), self.folder / STATES / f"{step:08d}"
+        console.show_as(str(folder), f"{self.bucket.address}/{state.name}")
+        self._check()
+        self.sync()
+        self._write_log()
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMMIT]
+        self.bucket.upload({f"{state.name}/{path.relative_to(folder).as_posix()}": path for path in paths})
+        self._commit(f"{state.name}/{COMMIT}", folder / COMMIT)
+        self._states[step] = state
+        self._prune(keep)
+
+    def progress_saved(self, step: int) -> None:
+        self._write_log()
+        self._commit(f"{self._states[step].name}/{COMMIT}", self.folder / STATES / f"{step:08d}" / COMMIT)
+
+    def best_saved(self) -> None:
+        best = self.folder / BEST
+        weights = [path for path in sorted(best.rglob("*")) if path.is_file() and path.name != CHECKPOINT]
+        names = {f"{BEST}/{path.relative_to(best).as_posix()}": path for path in weights}
+        stored = self.bucket.names(f"{BEST}/")
+        self._check()
+        self.bucket.upload({name: path for name, path in names.items() if name not in stored})
+        self._commit(f"{BEST}/{CHECKPOINT}", best / CHECKPOINT)
+        self.bucket.remove(name for name in stored if name.startswith(f"{BEST}/{PARAMS}") and name not in names)
+
+    def sync(self, *names: str) -> None:
+        if processes.is_leader() and self.claim is not None:
+            self._check()
+            if files.exists(self.folder / LOG):
+                self._write_log()
+        found = {path.relative_to(self.folder).as_posix(): path for path in _files(self.folder)}
+        changed = [name for name, path in found.items() if self._synced.get(name) != _stamp(path)]
+        for name in sorted(changed, key=lambda name: (name == _LAST, name)):
+            if not names or name.partition("/")[0] in names:
+                stamp = _stamp(found[name])
+                self.bucket.upload({name: found[name]})
+                self._synced[name] = stamp
+
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        self._check()
+        self.bucket.remove([name])
+
+    def _check(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
+
+    def _commit(self, name: str, path: Path) -> None:
+        """Writes the object that makes others valid, after checking that this process still owns the run."""
+        content = path.read_bytes()
+        self._check()
+        self.bucket.write(name, content)
+
+    def _write_log(self) -> None:
+        if self.claim is not None:
+            content = (self.folder / LOG).read_bytes()
+            self._check()
+            self.bucket.write(log_name(self.claim.number), content)
+
+    def _prune(self, keep: int) -> None:
+        """Removes all states but the newest ones and those that are marked as damaged, and the logs of earlier claims but the last two."""
+        names = self.bucket.names()
+        kept = usable_states(names)[:keep]
+        self._check()
+        for state, stored in states(names).items():
+            if state not in kept and DAMAGED not in stored:
+                rest = sorted(stored - {COMMIT})
+                self.bucket.remove(f"{state.name}/{name}" for name in ([COMMIT] if COMMIT in stored else []) + rest)
+        self.bucket.remove(logs(names)[2:])
+
+
+def store_of(folder: Path) -> Store:
+    """Returns the store of the run in a folder, which may be the scratch folder of a run in a bucket."""
+    address = address_of(folder)
+    return Store(folder) if address is None else BucketStore(folder, address)
+
+
+def pull(folder: Path) -> None:
+    """Copies down the small files of a run if the folder is a copy of one in a bucket."""
+    store = store_of(folder)
+    if isinstance(store, BucketStore):
+        store.pull()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Yields the files of a run that `sync` copies. Folders of other runs, such as the folds of a cross-validation, are left out."""
+    for path in sorted(folder.iterdir()):
+        if path.name in _APART or path.name in (LOCK, LOG) or files.is_temporary(path.name) or path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not files.exists(path / RUN):
+            yield from (file for file in sorted(path.rglob("*")) if file.is_file() and not files.is_temporary(file.name))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Returns the size and the time of the last change of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
