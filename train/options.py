@@ -221,8 +221,8 @@ class Options:
     def absolute(self) -> Self:
         """Returns the options with absolute paths, so that the run can be continued from any folder.
 
-        A run in a bucket is trained in the scratch folder of this process, which takes the place of the address in `out`; the other addresses
-        stay as they are.
+        A run in a bucket is trained in the scratch folder of this process, which takes the place of the address in `out`. The other
+        addresses stay as they are.
         """
         return _map_paths(self.in_scratch(), lambda path: path if is_address(path) else path.absolute())
 

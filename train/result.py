@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from swinunetr_jax import console
+from swinunetr_jax.buckets import address_of
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run
@@ -57,7 +58,10 @@ def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str
     def quoted(path: Path) -> str:
         return shlex.quote(console.literal(path))
 
-    data, results = quoted(recipe.data or folder / "data"), quoted(folder / "predictions")
+    results = quoted(
+        folder / "predictions" if address_of(folder) is None else Path("predictions")
+    )  # results are not written into buckets
+    data = quoted(recipe.data or folder / "data")
     base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
     if recipe.network_factory is not None and recipe.file is not None:
         options += f" --recipe {quoted(recipe.file.path)}"

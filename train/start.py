@@ -125,6 +125,7 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
             f"{folder} has finished {progress.step} steps, which is more than {steps}: give --steps {progress.step} or more, or choose "
             "another --out."
         )
+    store.check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)), recipe.keep)
     leads = processes.is_leader()
     extended = earlier is not None and earlier["steps"] != steps
     if extended and progress.since_best:  # otherwise a run that `validation.patience` has stopped would immediately stop again

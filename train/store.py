@@ -31,6 +31,7 @@ from swinunetr_jax.buckets.run_objects import (
     states,
     usable_states,
 )
+from swinunetr_jax.buckets.scratch import check_space
 from swinunetr_jax.training import checkpoints, processes
 from swinunetr_jax.training.claim import Claim
 from swinunetr_jax.training.lock import LOCK, locked
@@ -71,6 +72,9 @@ class Store:
 
     def check(self) -> None:
         """Raises InputError if another process owns the run now. It does not take any time."""
+
+    def check_space(self, state_bytes: int, keep: int) -> None:
+        """Raises InputError if the folder has too little space for the states of a run in a bucket, of this size each."""
 
     def fetch_state(self, step: int) -> None:
         """Makes sure that the files of a state are in the folder."""
@@ -132,6 +136,10 @@ class BucketStore(Store):
     def check(self) -> None:
         if self.claim is not None and self.claim.replaced:
             self.claim.check()
+
+    def check_space(self, state_bytes: int, keep: int) -> None:
+        if processes.is_leader():  # the states that are kept, the one that is written, and the best network
+            check_space(self.folder, (keep + 2) * state_bytes, f"the run {self.bucket.address}")
 
     def pull(self) -> None:
         """Replaces the content of the folder by the small files of the run: its descriptions, log, pictures, and one of each state."""

@@ -1,4 +1,4 @@
-"""Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and ends in one sentence if it stays so."""
+"""Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and finally fails with one sentence."""
 
 import contextlib
 import logging
@@ -173,8 +173,8 @@ class Bucket:
                 waited = time.monotonic() - started
                 if waited + pause > PATIENCE_SECONDS:
                     raise BucketError(
-                        f"{failure} ({reason}), although it was tried for {console.duration(waited)}: check the network and the bucket, then "
-                        "start the same command again.",
+                        f"{failure} ({reason}), although it was tried for {console.duration(waited)}: check the network and the bucket, "
+                        "then start the same command again.",
                         lost=True,
                     ) from error
                 if not announced and waited > 2:
