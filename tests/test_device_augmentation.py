@@ -31,7 +31,6 @@ from swinunetr_jax.runtime.strategies import JitStrategy
 from swinunetr_jax.training import Devices, Recipe
 from swinunetr_jax.training.augmentation import device_augmentation, normalized, sample_augmentation, source_crop, thin_axis
 from swinunetr_jax.training.data import Cases, batches
-from swinunetr_jax.training.loop import _sample_numbers
 from swinunetr_jax.training.recipes.brats21 import RECIPE as BRATS21
 
 ROOT = Path(__file__).parents[1]
@@ -78,17 +77,12 @@ def test_crops_do_not_depend_on_workers_or_interruptions(cases):
             assert all(np.array_equal(batch[name], expected[name]) for name in expected)
 
 
-def test_processes_together_have_the_crops_and_the_numbers_of_one_process(cases, monkeypatch):
+def test_processes_together_have_the_crops_and_the_numbers_of_one_process(cases):
     shares = [take(cases, process=process, processes=2) for process in range(2)]
     for step, expected in enumerate(take(cases)):
         for name in expected:
             np.testing.assert_array_equal(expected[name], np.concatenate([share[step][name] for share in shares]))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    numbers = []
-    for process in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        numbers.append(_sample_numbers(4, step=3))
-    assert np.concatenate(numbers).tolist() == [12, 13, 14, 15]
+        assert expected["sample"].tolist() == [2 * step, 2 * step + 1] and expected["sample"].dtype == np.int32
 
 
 def test_the_centre_of_a_source_is_the_crop():
@@ -128,7 +122,9 @@ def test_the_recipe_of_the_paper_has_no_augmentation_on_the_device(cases):
     wanted = TrainingData(cases, brats_recipe(roi), batch=1, seed=0)
     for _ in range(3):
         batch, expected = next(data), next(wanted)
-        assert set(batch) == {"image", "label", "case"} and all(np.array_equal(batch[name], expected[name]) for name in batch)
+        assert set(batch) == {"image", "label", "case", "sample"} and all(
+            np.array_equal(batch[name], expected[name]) for name in batch
+        )
     data.close(), wanted.close()
 
 

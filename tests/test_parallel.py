@@ -18,7 +18,7 @@ from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.blocks import ResBlock
 from swinunetr_jax.ops import lane_blocks
 from swinunetr_jax.runtime import dispatch
-from swinunetr_jax.runtime.sharding import device_grid, device_mesh, with_mesh
+from swinunetr_jax.runtime.sharding import device_grid, device_mesh, in_order, process_share, with_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, PmapStrategy
 from swinunetr_jax.weights.params import build, flatten
 
@@ -265,6 +265,47 @@ def test_the_mesh_has_as_many_devices_as_share_a_batch_evenly(batch, spatial, pr
 def test_errors_of_devices_that_cannot_share(batch, spatial, processes, per_process, message):
     with pytest.raises(InputError, match=message):
         device_grid(batch, spatial, some_devices(processes, per_process))
+
+
+def devices_of_slices(*slices: int | None) -> list[SimpleNamespace]:
+    """Returns two devices of each process, whose slices are given; None stands for a process whose devices do not state a slice."""
+    return [
+        SimpleNamespace(process_index=process, id=2 * process + n, **({} if index is None else {"slice_index": index}))
+        for n in (1, 0)
+        for process, index in enumerate(slices)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slices", "processes"),
+    [
+        ((0, 0, 1, 1), [0, 1, 2, 3]),
+        ((1, 1, 0, 0), [2, 3, 0, 1]),
+        ((1, 0, 1, 0), [1, 3, 0, 2]),  # the processes of a job were assigned to two machines in turn
+        ((None, None, None, None), [0, 1, 2, 3]),
+        ((1, None, 1, None), [1, 3, 0, 2]),
+    ],
+)
+@pytest.mark.parametrize("spatial", [1, 2])
+def test_devices_of_a_slice_are_neighbours_and_each_process_holds_its_share(slices, processes, spatial):
+    grid = device_grid(16, spatial, devices_of_slices(*slices))
+    assert [device.id for device in grid.flat] == [2 * process + n for process in processes for n in (0, 1)]
+    assert all(len({device.process_index for device in row}) == 1 for row in grid)
+    samples = 16 // len(grid)  # of a row
+    for process in range(4):
+        share, rows = process_share(grid.flat, process), [n for n, row in enumerate(grid) if row[0].process_index == process]
+        assert (share.number, share.count) == (processes.index(process), 4)
+        assert [*range(4 * share.number, 4 * share.number + 4)] == [row * samples + n for row in rows for n in range(samples)]
+
+
+def test_devices_of_a_process_are_adjacent_even_if_it_has_several_slices():
+    devices = devices_of_slices(1, 0, 1)
+    devices[0].slice_index = 0  # the second device of the first process
+    assert [(device.process_index, device.slice_index) for device in in_order(devices)] == [
+        *[(0, 0), (0, 1)],
+        *[(1, 0), (1, 0)],
+        *[(2, 1), (2, 1)],
+    ]
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def test_the_shares_of_processes_are_the_batch(processes):
     shares = [take(data(BY_CLASS, batch=8, process=p, processes=processes), 4) for p in range(processes)]
     joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
     assert_same_batches(joined, batches)
+    assert [batch["sample"].tolist() for batch in batches[2:]] == [[*range(16, 24)], [*range(24, 32)]]
     resumed = data(BY_CLASS, batch=8, process=1, processes=processes)
     resumed.set_state({"step": 2})
     assert_same_batches(take(resumed, 2), shares[1][2:])

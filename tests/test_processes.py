@@ -76,6 +76,29 @@ def test_pmap_on_two_processes(runner, alone):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("more", [(), ("--devices.pmap",)])
+def test_slices_in_another_order_than_processes(runner, alone, more):
+    run, slices = runner.folder / f"slices{len(more)}", {"SWINUNETR_TEST_SLICES": "1,0"}
+    runner.finish(runner.begin(run, "--steps", "6", *VALIDATE, *more, environment=slices), 0)
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_masks_of_pretraining_do_not_depend_on_the_order_of_slices(runner):
+    """The masks of a sample depend on its number."""
+    scans = runner.folder / "scans-of-slices"
+    write_phantom(scans, cases=2, size=(48, 48, 32))
+    options = (
+        *("pretrain", "--data", str(scans), "--cache", str(runner.folder / "cache-of-slices"), "--batch", "2", "--folds", "2"),
+        *("--roi", "32", "32", "64", "--network.feature-size", "12", "--network.depths", "1", "1", "1", "1", "--steps", "3"),
+    )
+    one, two = runner.folder / "masks-alone", runner.folder / "masks-slices"
+    runner.finish(runner.start(*options, "--out", str(one), count=1), 0)
+    runner.finish(runner.start(*options, "--out", str(two), environment={"SWINUNETR_TEST_SLICES": "1,0"}), 0)
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+
+
+@pytest.mark.long
 def test_a_recipe_file_on_two_processes(runner):
     """Each process executes the functions of the recipe file."""
     file = str(ROOT / "docs" / "extend" / "loss.py")
@@ -112,6 +135,9 @@ def test_several_processes_are_recognised_by_the_environment():
     assert processes._is_one_of_several({"TPU_WORKER_HOSTNAMES": "a,b"}) and not processes._is_one_of_several(
         {"TPU_WORKER_HOSTNAMES": "a"}
     )
+    one_host_each = {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}
+    assert processes._is_one_of_several(one_host_each)
+    assert not processes._is_one_of_several(one_host_each | {"MEGASCALE_NUM_SLICES": "1"})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +171,11 @@ def test_a_single_process_does_not_communicate():
     np.testing.assert_array_equal(processes.gather(np.array([1.5])), [[1.5]])
     np.testing.assert_array_equal(processes.from_process(np.arange(3), 0), np.arange(3))
     assert processes.is_leader() and not processes.is_distributed()
+
+
+def test_gathered_rows_are_in_the_order_of_processes():
+    rows = [np.frombuffer(np.int32(process).tobytes() + bytes([10 + process]), np.uint8) for process in (2, 0, 1)]
+    assert processes.in_order_of_processes(np.stack(rows)).tolist() == [[10], [11], [12]]
 
 
 @pytest.mark.long

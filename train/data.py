@@ -24,6 +24,7 @@ from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabell
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.prepare.class_voxels import class_names
+from swinunetr_jax.runtime.sharding import Share
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
@@ -227,8 +228,8 @@ def _print(text: str) -> None:
         say(literal(text))
 
 
-def batches(recipe: Recipe, cases: Cases) -> TrainingData:
-    """Returns the endless iterator over this process's share of the training batches, which starts with the first one."""
+def batches(recipe: Recipe, cases: Cases, share: Share = Share(0, 1)) -> TrainingData:
+    """Returns the endless iterator over a part of each training batch, by default all of it, which starts with the first one."""
     augmentation = cases.augmentation if recipe.transforms is None else None
     return TrainingData(
         cases.train,
@@ -238,8 +239,8 @@ def batches(recipe: Recipe, cases: Cases) -> TrainingData:
         batch=recipe.batch,
         seed=recipe.seed,
         workers=recipe.workers,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=share.number,
+        processes=share.count,
         raw=augmentation is not None,
     )
 

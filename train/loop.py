@@ -91,7 +91,7 @@ def _advance(run: Run, stop: Stop) -> None:
     pseudo_every = recipe.validation.pseudo_every or max(total // 100, 1)
     if pseudo is not None and make_objective(run.training).metric != DICE:
         raise InputError("`validation.pseudo` computes a Dice, but the objective's score is another one: leave it out.")
-    data = batches(recipe, run.cases)
+    data = batches(recipe, run.cases, strategy.share)
     data.set_state({"step": run.progress.step})
     first = run.progress.step
     saver = Saver(run, first)
@@ -130,8 +130,7 @@ def _advance(run: Run, stop: Stop) -> None:
             batch = next(data)
             waited = time.perf_counter() - started
             arrays = {name: array for name, array in batch.items() if name != "case"}
-            sharded = strategy.shard_batch(arrays | {"sample": _sample_numbers(recipe.batch, step)})
-            run.state, metrics = train_step(run.state, augment(sharded), strategy.stop_flags(bool(stop)))
+            run.state, metrics = train_step(run.state, augment(strategy.shard_batch(arrays)), strategy.stop_flags(bool(stop)))
             run.progress = replace(run.progress, step=step + 1)
             previous_flag, flag = flag, metrics.pop("flag")
             if processes.is_distributed():
@@ -144,13 +143,6 @@ def _advance(run: Run, stop: Stop) -> None:
     finally:
         data.close()
         saver.writer.close()
-
-
-def _sample_numbers(batch: int, step: int) -> np.ndarray:
-    """Returns the numbers of this process's samples of a step, int32 [samples], counted from the start of the run."""
-    share = batch // jax.process_count()
-    first = step * batch + jax.process_index() * share
-    return np.arange(first, first + share).astype(np.int32)
 
 
 def _read(run: Run, pending: PendingStep | None) -> None:

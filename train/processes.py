@@ -32,8 +32,9 @@ class Launch:
     """The number of processes, and the number of this process."""
 
     distributed: str = "auto"
-    """auto: several processes under SLURM's srun or if TPU_WORKER_HOSTNAMES names several hosts, otherwise one; detect: JAX asks the
-    cluster (TPU pods, MPI, Kubernetes); off: one process; or HOST:PORT of the first process, with --processes and --process."""
+    """auto: several processes under SLURM's srun, if TPU_WORKER_HOSTNAMES names several hosts or if MEGASCALE_NUM_SLICES is above 1,
+    otherwise one; detect: JAX asks the cluster (TPU pods, MPI, Kubernetes); off: one process; or HOST:PORT of the first process, with
+    --processes and --process."""
     processes: int | None = None
     """The number of processes."""
     process: int | None = None
@@ -80,7 +81,8 @@ def initialize(launch: Launch) -> None:
 
 def _is_one_of_several(environment: Any) -> bool:
     slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS") or 1) > 1
-    return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
+    return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "") or slices > 1
 
 
 def check_joined() -> None:
@@ -120,8 +122,18 @@ def gather(array: np.ndarray) -> np.ndarray:
     """Returns the arrays of all processes, [process, ...]."""
     if not is_distributed():
         return array[None]
-    sent = np.frombuffer(array.tobytes(), np.uint8)  # as bytes, since devices would convert float64 to float32
-    return np.asarray(multihost_utils.process_allgather(sent)).view(array.dtype).reshape(-1, *array.shape)
+    # The array is sent as bytes, since devices would convert float64 to float32.
+    sent = np.frombuffer(np.int32(jax.process_index()).tobytes() + array.tobytes(), np.uint8)
+    return in_order_of_processes(np.asarray(multihost_utils.process_allgather(sent))).view(array.dtype).reshape(-1, *array.shape)
+
+
+def in_order_of_processes(rows: np.ndarray) -> np.ndarray:
+    """Returns the rows that the processes sent, uint8 [process, bytes], without the process's number, an int32 before each.
+
+    They are received in the order of the devices, in which processes need not be sorted.
+    """
+    numbers = np.ascontiguousarray(rows[:, :4]).view(np.int32)[:, 0]
+    return np.ascontiguousarray(rows[np.argsort(numbers), 4:])
 
 
 def from_process(array: np.ndarray, owner: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """An endless stream of batches of training examples. Sample number n is the same for any number of workers and processes.
 
-Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in their order, form this batch.
-All randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in the order of their shares, form this
+batch. All randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
 """
 
 import multiprocessing
@@ -22,8 +22,8 @@ from swinunetr_jax.errors import InputError
 
 AHEAD = 2  # a worker prepares at most this number of batches in advance
 Batch = dict[str, np.ndarray]
-"""image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case int32 [b]; if `raw`, the image has the data type of the cache, and
-statistics, float32 [b, 3, c], are the `zscore_terms` of the cases."""
+"""image float32 [b, x, y, z, c], label uint8 [b, x, y, z], case and sample int32 [b]; if `raw`, the image has the data type of the cache,
+and statistics, float32 [b, 3, c], are the `zscore_terms` of the cases."""
 
 
 class SampleError(RuntimeError):
@@ -34,13 +34,13 @@ class TrainingData:
     """The endless iterator over this process's share of the batches; `close` stops the workers.
 
     Args:
-        cases: the training cases; a batch's 'case' holds indices into this list.
+        cases: the training cases; a batch's 'case' holds indices into this list, and its 'sample' the samples' numbers.
         transforms: applied in this order to each `PreparedCase.example()`; they must return arrays of one shape.
         batch: the number of samples in a step, over all processes.
         seed: the seed of the order of cases and of every transform.
         workers: the number of processes that prepare batches in advance; with 0, a thread of this process does.
         samples_per_case: how often each case is used before all are shuffled again.
-        process, processes: this process's number and the number of processes, which decide its share of a batch.
+        process, processes: the number of this process's share of each batch, and the number of shares. Share 0 has the first samples.
         raw: whether the transforms do not normalise, so that images keep their data type and the batch holds the statistics of the cases.
 
     Raises:
@@ -190,7 +190,7 @@ class _Sampler:
             raise InputError(f"{case.name}: {error}") from error
         except Exception as error:
             raise SampleError(f"{case.name}: {type(error).__name__}: {error}") from error
-        sample = {"image": image, "label": example["label"], "case": index}
+        sample = {"image": image, "label": example["label"], "case": index, "sample": number}
         return sample | {"statistics": np.stack(zscore_terms(case.statistics))} if self.raw else sample
 
 
@@ -201,5 +201,6 @@ def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
         "image": np.stack([sample["image"] for sample in samples], dtype=None if raw else np.float32),
         "label": np.stack([sample["label"] for sample in samples], dtype=np.uint8),
         "case": np.array([sample["case"] for sample in samples], np.int32),
+        "sample": np.array([sample["sample"] for sample in samples]).astype(np.int32),
     }
     return batch | {"statistics": np.stack([sample["statistics"] for sample in samples])} if raw else batch

@@ -10,7 +10,7 @@ Letters in shapes: b batch, d h w grid, c channels.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,12 +41,13 @@ def device_mesh(batch: int, spatial: int = 1, devices: Sequence[Device] | None =
 def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarray:
     """Returns an array [data, spatial] of as many of the devices as can share a batch of `batch` samples evenly.
 
-    Each sample is shared by `spatial` devices, which belong to one process. Several processes use all of their devices.
+    Each sample is shared by `spatial` devices, which belong to one process. Several processes use all of their devices. Devices of one
+    slice are neighbours, so that most of what neighbours exchange stays on the fast links within a slice.
 
     Raises:
         InputError: there are too few devices, or some processes would have no work.
     """
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    devices = in_order(devices)
     processes = len({device.process_index for device in devices})
     per_process = len(devices) // processes
     if spatial < 1 or per_process < spatial or (processes > 1 and per_process % spatial):
@@ -63,6 +64,41 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
             f"of {groups}."
         )
     return np.array(devices[: used * spatial]).reshape(used, spatial)
+
+
+def in_order(devices: Iterable[Device]) -> list[Device]:
+    """Returns the devices ordered by slice, process and number, where those of a process are adjacent even if it has several slices."""
+    devices, first_slice = list(devices), dict[int, int]()
+    for device in devices:
+        process, number = device.process_index, slice_of(device)
+        first_slice[process] = min(first_slice.get(process, number), number)
+    return sorted(
+        devices, key=lambda device: (first_slice[device.process_index], device.process_index, slice_of(device), device.id)
+    )
+
+
+def slice_of(device: Device) -> int:
+    """Returns the number of a device's slice, a group with fast links among its devices. It is 0 if the device does not state one."""
+    return getattr(device, "slice_index", None) or 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` equal parts of a batch, which consist of consecutive samples: part 0 has the first ones."""
+
+    number: int
+    count: int
+
+
+def process_share(devices: Iterable[Device], process: int) -> Share:
+    """Returns the part of each batch that belongs to a process.
+
+    Args:
+        devices: the devices of a mesh in the order of its rows.
+        process: the number of the process. The part may have another number, because slices come before processes in the order.
+    """
+    processes = list(dict.fromkeys(device.process_index for device in devices))
+    return Share(processes.index(process), len(processes))
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:

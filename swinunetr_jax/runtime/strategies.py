@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swinunetr_jax.runtime.device import Device
 from swinunetr_jax.runtime.dispatch import for_device
-from swinunetr_jax.runtime.sharding import DATA, SPATIAL, with_mesh
+from swinunetr_jax.runtime.sharding import DATA, SPATIAL, Share, process_share, with_mesh
 
 T = TypeVar("T")
 Step = Callable[..., tuple[Any, dict[str, Array]]]
@@ -23,6 +23,11 @@ class ParallelStrategy(Protocol):
     @property
     def size(self) -> int:
         """The number of devices in use."""
+        ...
+
+    @property
+    def share(self) -> Share:
+        """The part of each batch that this process has to prepare."""
         ...
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> Step:
@@ -42,7 +47,7 @@ class ParallelStrategy(Protocol):
         ...
 
     def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """Puts this process's share of a batch on its devices."""
+        """Puts the part `share` of a batch on this process's devices."""
         ...
 
     def unreplicate(self, tree: T) -> T:
@@ -59,6 +64,10 @@ class JitStrategy:
     @property
     def size(self) -> int:
         return self.mesh.size
+
+    @property
+    def share(self) -> Share:
+        return process_share(self.mesh.devices.flat, jax.process_index())
 
     def compile(self, step: Step, options: Mapping[str, Any]) -> jax.stages.Wrapped:
         def step_with_flags(state: Any, batch: dict[str, Array], flags: Array) -> tuple[Any, dict[str, Array]]:
@@ -112,6 +121,10 @@ class PmapStrategy:
     @property
     def size(self) -> int:
         return len(self.devices)
+
+    @property
+    def share(self) -> Share:
+        return process_share(self.devices, jax.process_index())
 
     @property
     def _local_devices(self) -> list[Device]:
