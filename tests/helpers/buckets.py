@@ -49,6 +49,14 @@ def environment_of(kind: str, endpoint: str) -> dict[str, str]:
     return shared | amazon | {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 
+def is_stopped(process: int) -> bool:
+    """Returns whether a signal has stopped a process with all of its threads, or, without /proc, its first one."""
+    threads = list(Path(f"/proc/{process}/task").glob("*/stat"))
+    if threads:
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+    return "T" in subprocess.run(["ps", "-o", "state=", "-p", str(process)], capture_output=True, text=True, check=True).stdout
+
+
 class Emulator:
     """A server with one empty bucket. `kind` is "gcs" or "s3"; `url` is the bucket, `endpoint` the server."""
 
@@ -124,6 +132,10 @@ class Emulator:
     def pause(self) -> None:
         """Stops the server by a signal: it takes connections and requests, and answers none of them until `resume`."""
         os.kill(self.process, signal.SIGSTOP)
+        deadline = time.monotonic() + SECONDS
+        while not is_stopped(self.process):  # the signal is on its way for a moment, in which the server may still answer
+            assert time.monotonic() < deadline, f"the process {self.process} does not stop"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Lets a paused server go on: it carries out the requests that came in the meantime."""
