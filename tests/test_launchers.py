@@ -19,10 +19,8 @@ from swinunetr_jax.training.log import read_rows
 
 VALIDATE = ("--validation.every", "2")
 QUEUED = ("--accelerator-type", "v5litepod-8", "--runtime-version", "v2-alpha-tpuv5-lite", "--spot")
-CREATE = (
-    "create pod --zone zone --node-id pod --accelerator-type v5litepod-8 --runtime-version v2-alpha-tpuv5-lite --quiet --spot"
-)
-DELETE = "delete pod --zone zone --force --quiet"
+CREATE = "create pod --zone zone --node-id pod --accelerator-type v5litepod-8 --runtime-version v2-alpha-tpuv5-lite --spot"
+DELETE = "delete pod --zone zone --force"
 ON_NEW_POD = [CREATE, "scp", "install", "train"]
 # The fields of the JobSet API v1alpha2 (api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset), below the path of each.
 JOBSET_FIELDS = {
@@ -78,7 +76,7 @@ def test_a_lost_process_is_followed_by_the_same_command_on_the_same_pod(launcher
     assert commands == ["-m train brats21 --out a b --distributed detect"] * 2
 
 
-@pytest.mark.parametrize(("codes", "probes"), [("3,preempted 0,0", []), ("134,silent 0,0", ["probe"])])
+@pytest.mark.parametrize(("codes", "probes"), [("3,preempted 0,0", []), ("1,consequence 0,0", []), ("134,silent 0,0", ["probe"])])
 def test_a_preempted_pod_or_one_with_a_silent_host_is_requested_again(launcher, codes, probes):
     assert pod(launcher, codes) == (0, "the run is finished", [*ON_NEW_POD, *probes, DELETE, *ON_NEW_POD])
 
@@ -93,7 +91,7 @@ def test_a_preempted_pod_or_one_with_a_silent_host_is_requested_again(launcher, 
     ],
 )
 def test_a_fault_or_a_mistake_ends_the_script_at_once(launcher, codes, code, sentence):
-    assert pod(launcher, codes) == (code, sentence, ON_NEW_POD)
+    assert pod(launcher, codes) == (code, sentence, [*ON_NEW_POD, *["probe"] * (code in (1, 2))])
 
 
 @pytest.mark.long

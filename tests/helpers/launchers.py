@@ -59,8 +59,8 @@ printf '#!/bin/bash\nexec -a train-%s bash %s "$@"\n' "$HOST" "$TRAINER" >.venv/
 chmod +x .venv/bin/*
 """
 # The n-th try takes the n-th word of CODES, such as 3,137, whose parts are the codes of the two processes, and the n-th part of POSITIONS,
-# which it prints. `lost` is a connection that is lost, `silent` a host that no longer answers, `preempted` a pod that is preempted, and
-# `wait` a trainer that continues until it is stopped.
+# which it prints. `lost` is a connection that is lost, `silent` a host that no longer answers, `preempted` a pod that is preempted,
+# `consequence` an exception because of that, and `wait` a trainer that continues until it is stopped.
 TRAINER = r"""#!/bin/bash
 host=$HOST$SLURM_PROCID$JOB_COMPLETION_INDEX
 echo >>"$TEST/tries$host"
@@ -74,6 +74,7 @@ case ${each[host]} in
   lost) kill -9 $PPID ;;
   silent) touch "$TEST/host$host/silent"; kill -9 $PPID ;;
   preempted) echo SUSPENDED >"$TEST/queued"; kill -9 $PPID ;;
+  consequence) echo SUSPENDED >"$TEST/queued"; exit 1 ;;
   wait) trap 'touch "$TEST/saved$host"; exit 143' TERM; touch "$TEST/started$host"; while true; do sleep 0.02; done ;;
   *) exit "${each[host]}" ;;
 esac

@@ -25,8 +25,9 @@
 # What happens when the trainers end: 0 on all hosts ends the script. Codes 1 (a fault), 2 (a mistake in the options or the data) and 130
 # (interrupted) end it with that code. Codes 3 (another process was lost or hangs), 134 (JAX's runtime aborted), 137 (killed) and 143
 # (stopped), a host that ssh lost, and a preempted pod are followed by the same command again, which continues the run. A killed or lost
-# host comes first, because it makes other hosts fail as well. A pod that is still there is used again, since a new one may take hours to
-# get. It is deleted and requested again if it is suspended, if a host does not answer, or if a second try on it makes no progress.
+# host and a preemption come first, because they make other hosts fail with any code. A pod that is still there is used again, since a new
+# one may take hours to get. It is deleted and requested again if it is suspended, if a host does not answer, or if a second try on it
+# makes no progress.
 #
 # If this script is interrupted, it stops the trainers, which save their state. If it dies, the trainers continue; the next call ends them.
 #
@@ -36,6 +37,7 @@
 # not offered by this API: use jobset.yaml for them.
 
 set -euo pipefail
+export CLOUDSDK_CORE_DISABLE_PROMPTS=1 # nobody may be there to answer a question of gcloud
 
 again=75                                    # what functions return if another try may help
 marker=swinunetr-host                       # the beginning of the lines that hosts print for this script
@@ -62,7 +64,7 @@ queued_state() {
 }
 
 create() {
-  local all=(--node-id "$name" --accelerator-type "$accelerator" --runtime-version "$runtime" --quiet)
+  local all=(--node-id "$name" --accelerator-type "$accelerator" --runtime-version "$runtime")
   [ "$spot" = 0 ] || all+=(--spot)
   say "requesting $accelerator as the queued resource $name"
   queued create "${all[@]}" ${flags[@]+"${flags[@]}"}
@@ -75,7 +77,7 @@ delete_resource() {
     case $(queued_state) in
       NONE) return 0 ;;
       SUSPENDING | DELETING | UNREADABLE) sleep "$poll" ;;
-      *) queued delete --force --quiet || sleep "$poll" ;;
+      *) queued delete --force || sleep "$poll" ;;
     esac
   done
   say "the queued resource $name could not be deleted: delete it by hand, and give the same command again"
@@ -127,12 +129,13 @@ count_hosts() {
 
 on_all_hosts() { # COMMAND; the code of gcloud for several hosts says little, so that commands print lines that are counted
   # A connection to a host that is gone ends after two minutes.
-  gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --quiet \
+  gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all \
     --ssh-flag='-o ServerAliveInterval=20' --ssh-flag='-o ServerAliveCountMax=6' --command "$1" </dev/null
 }
 
+# Returns whether the pod is still there.
 all_answer() {
-  count_hosts && [ "$(on_all_hosts "printf '\n$marker: here\n'" | grep -c "$marker: here")" = "$hosts" ]
+  { [ -z "$accelerator" ] || [ "$(queued_state)" = ACTIVE ]; } && count_hosts && [ "$(on_all_hosts "printf '\n$marker: here\n'" | grep -c "$marker: here")" = "$hosts" ]
 }
 
 # Copies the project to every host, and installs it. Hosts with an older Python than 3.11 get a newer one by uv.
@@ -141,7 +144,7 @@ install() {
   case " $* " in *gs://*) extras+=,gcs ;; esac
   case " $* " in *s3://*) extras+=,s3 ;; esac
   say "copying the project to $hosts hosts, and installing it there"
-  gcloud compute tpus tpu-vm scp "$work/archive" "$name":swinunetr.tar.gz --zone "$zone" --worker=all --quiet &&
+  gcloud compute tpus tpu-vm scp "$work/archive" "$name":swinunetr.tar.gz --zone "$zone" --worker=all &&
     on_all_hosts "mkdir -p swinunetr && tar --extract --gzip --file swinunetr.tar.gz --directory swinunetr && cd swinunetr &&
       { [ -x .venv/bin/pip ] ||
         if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python3 -m venv .venv
@@ -160,7 +163,7 @@ end_trainer='pid=$(cat swinunetr.pid 2>/dev/null) && grep -qs train "/proc/$pid/
 
 # Runs the trainer on all hosts, and returns 0 if it finished on all of them, `again`, or the code to end with.
 train() {
-  local codes code count
+  local codes count code=0 each
   training=1
   # With `detect`, JAX asks the TPU for the number of this host and the address of the first one. printf %q quotes each argument.
   on_all_hosts "$end_trainer; cd swinunetr && (echo \$BASHPID >../swinunetr.pid; exec .venv/bin/python -m train \
@@ -176,10 +179,15 @@ train() {
     reason="the connection to $((hosts - count)) of $hosts hosts was lost"
     return "$again"
   fi
-  for code in 137:$again 2:2 1:1 130:130 3:$again 134:$again 143:$again; do
-    case " $codes" in *" ${code%:*} "*) return "${code#*:}" ;; esac
+  for each in $codes; do [ "$each" = 0 ] || code=$each; done
+  for each in 143 134 3 130 1 2 137; do # a later one is more likely to be the cause of the others
+    case " $codes" in *" $each "*) code=$each ;; esac
   done
-  for code in $codes; do [ "$code" = 0 ] || return "$code"; done
+  case $code in
+    3 | 134 | 137 | 143) return "$again" ;;
+    1 | 2) all_answer || return "$again" ;;
+  esac
+  return "$code"
 }
 
 attempt() {
