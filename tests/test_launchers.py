@@ -239,19 +239,27 @@ def alone(runner) -> Path:
     return run
 
 
-def real(runner, folder: Path, run: Path) -> tuple[Launcher, list[str], dict[str, str]]:
-    """Returns a launcher whose trainer is killed in its first try, the options of a run of six steps, and the environment."""
+def real(runner, folder: Path, run: Path | str, saved: str) -> tuple[Launcher, list[str], dict[str, str]]:
+    """Returns a launcher, the options of a run of six steps, and the environment.
+
+    A process of the trainer is killed in the first try, as soon as the shell command `saved` succeeds.
+    """
     launcher = make_launcher(folder, KILLED_TRAINER)
     shared = ["--data", str(runner.folder / "data"), "--cache", str(runner.folder / "cache"), "--out", str(run)]
     (folder / "ports").write_text(f"{free_port()}\n{free_port()}\n")
     environment = {
         "REAL_PYTHON": sys.executable,
         "RUN_TRAIN": str(ROOT / "tests" / "helpers" / "run_train.py"),
-        "RUN": str(run),
+        "SAVED": saved,
         "SLURM_JOB_ID": str(free_port(61440) - 61440),  # JAX derives the coordinator's port from the job's number modulo 4096
         **runner.environment,
     }
     return launcher, [*OPTIONS, *shared, "--steps", "6", *VALIDATE, "--save-every", "1"], environment
+
+
+def second_state(run: Path) -> str:
+    """Returns a shell command that succeeds as soon as the state after two steps is the newest one."""
+    return f'[[ $(readlink "{run / "last"}") == *0002 ]]'
 
 
 def check(run: Path, alone: Path) -> None:
@@ -263,7 +271,7 @@ def check(run: Path, alone: Path) -> None:
 @pytest.mark.long
 def test_a_preempted_pod_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
     run = runner.folder / "pod"
-    launcher, options, environment = real(runner, tmp_path, run)
+    launcher, options, environment = real(runner, tmp_path, run, second_state(run))
     completed = launcher.run("tpu_pod.sh", *QUEUED, "pod", "zone", *options, **environment)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert "2 processes, continuing after step " in completed.stdout
@@ -272,10 +280,25 @@ def test_a_preempted_pod_continues_to_the_losses_of_an_undisturbed_run(runner, a
 
 
 @pytest.mark.long
+def test_a_preempted_pod_without_a_shared_folder_continues_from_the_bucket(runner, alone, gcs_bucket, tmp_path):
+    """Both hosts lose their folders with the pod."""
+    listing = f"{gcs_bucket.endpoint}/storage/v1/b/tests/o?prefix={gcs_bucket.prefix}/run/checkpoints/0000000"
+    saved = f"curl --silent '{listing}' | grep --quiet 'checkpoints/0000000[2-9]-000001/training.json'"
+    launcher, options, environment = real(runner, tmp_path, f"{gcs_bucket.url}/run", saved)
+    completed = launcher.run("tpu_pod.sh", *QUEUED, "pod", "zone", *options, **environment, **gcs_bucket.environment)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "2 processes, continuing after step " in completed.stdout
+    assert launcher.calls() == [*ON_NEW_POD, DELETE, *ON_NEW_POD]
+    run = launcher.folder / "host0" / "scratch" / "own" / "0" / gcs_bucket.url.replace("://", "/") / "run"
+    check(run, alone)  # the copy of the leader on the second pod, which began without the first one
+    assert {"report.html", "log-000002.jsonl"} <= set((gcs_bucket / "run").names())
+
+
+@pytest.mark.long
 def test_a_slurm_job_whose_process_was_killed_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
     """The script runs unchanged, with an `srun` that starts two tasks on this machine."""
     run = runner.folder / "slurm"
-    launcher, options, environment = real(runner, tmp_path, run)
+    launcher, options, environment = real(runner, tmp_path, run, second_state(run))
     completed = launcher.run("slurm.sh", *options, **environment)
     assert completed.returncode == 137, completed.stdout + completed.stderr
     assert "2 × cpu of 2 processes, from the start" in completed.stdout
@@ -291,7 +314,7 @@ def test_a_slurm_job_whose_process_was_killed_continues_to_the_losses_of_an_undi
 @pytest.mark.long
 def test_a_jobset_whose_pod_was_killed_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
     run = runner.folder / "jobset"
-    launcher, options, environment = real(runner, tmp_path, run)
+    launcher, options, environment = real(runner, tmp_path, run, second_state(run))
     completed = apply(launcher, *options, **environment)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert "a job failed with the reason BackoffLimitExceeded" in completed.stdout

@@ -79,7 +79,7 @@ case ${each[host]} in
   *) exit "${each[host]}" ;;
 esac
 """
-# It kills process 1 of the first try with -9, after two steps were saved.
+# It kills process 1 of the first try with -9, as soon as the command SAVED succeeds. If there is a queued resource, it is preempted.
 KILLED_TRAINER = r"""#!/bin/bash
 host=$HOST$SLURM_PROCID$JOB_COMPLETION_INDEX
 echo >>"$TEST/tries$host"
@@ -88,9 +88,10 @@ words=("$@") kept=()
 for word in "${words[@]}"; do case $word in -m | train | --distributed | detect | --distributed=detect) ;; *) kept+=("$word") ;; esac; done
 port=$(sed -n "${number}p" "$TEST/ports")
 [ -n "$SLURM_PROCID" ] || kept+=(--distributed "localhost:$port" --processes 2 --process "$host")
+[ -z "$HOST" ] || export SWINUNETR_SCRATCH=$HOME/scratch
 "$REAL_PYTHON" "$RUN_TRAIN" "${kept[@]}" &
 if [ "$number$host" = 11 ]; then
-  until [[ $(readlink "$RUN/last") == *0002 ]]; do sleep 0.02; done
+  until eval "$SAVED"; do sleep 0.05; done
   [ ! -e "$TEST/queued" ] || echo SUSPENDED >"$TEST/queued"
   kill -9 $!
 fi
