@@ -98,10 +98,10 @@ def test_a_recipe_is_read_from_the_folder_of_its_run(tmp_path):
         pytest.param(
             ["msd"], "the recipe msd needs a data set: name its folder or list with --data", marks=pytest.mark.fault("5.11")
         ),
-        pytest.param(["--resume", "gs://b/run"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["msd", "--data", "s3://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--out", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
-        pytest.param(["--cache", "gs://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--resume", "hf://b/run"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["msd", "--data", "hf://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--out", "hf://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
+        pytest.param(["--cache", "hf://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
         pytest.param(["--init.checkpoint", "https://b/x"], "is an address of a remote store", marks=pytest.mark.fault("5.16")),
         pytest.param(["--resume", "."], "holds no run, because it has no run.json", marks=pytest.mark.fault("5.16")),
         pytest.param(
