@@ -194,6 +194,7 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
         from aiohttp import ClientTimeout
 
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each failed attempt
+        logging.getLogger("google.auth").setLevel(logging.ERROR)  # it warns wherever there is no metadata server of Google's
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     else:
         options["config_kwargs"] = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}

@@ -41,7 +41,12 @@ def environment_of(kind: str, endpoint: str) -> dict[str, str]:
     """
     shared = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     if kind == "gcs":
-        google = {"STORAGE_EMULATOR_HOST": endpoint, "TENSORSTORE_GCS_HTTP_URL": endpoint, "GOOGLE_CLOUD_PROJECT": "tests"}
+        google = {
+            "NO_GCE_CHECK": "true",
+            "STORAGE_EMULATOR_HOST": endpoint,
+            "TENSORSTORE_GCS_HTTP_URL": endpoint,
+            "GOOGLE_CLOUD_PROJECT": "tests",
+        }
         # Without the last one, gcsfs asks by gRPC for the kind of each bucket, and the emulator does not answer.
         return shared | google | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
     amazon = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -247,6 +252,8 @@ def clear_instances() -> None:
     for module, name in (("gcsfs", "GCSFileSystem"), ("s3fs", "S3FileSystem")):
         if module in sys.modules:
             getattr(sys.modules[module], name).clear_instance_cache()
+    if bucket := sys.modules.get("swinunetr_jax.buckets.bucket"):
+        bucket._file_system.cache_clear()
 
 
 def use_environment(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:
