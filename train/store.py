@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from swinunetr_jax import console, files
+from swinunetr_jax import InputError, console, files
 from swinunetr_jax.buckets import Bucket, address_of
 from swinunetr_jax.buckets.run_objects import (
     BEST,
@@ -129,6 +129,9 @@ class BucketStore(Store):
             processes.barrier("the run is claimed")
             self.pull()
             yield
+        except InputError as error:
+            error.args = tuple(console.with_names(str(line)) for line in error.args)  # they name the folder, and the user knows the address
+            raise
         finally:
             if self.claim is not None:
                 self.claim.release()
