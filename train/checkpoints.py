@@ -27,6 +27,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.model.custom import CustomConfig
+from swinunetr_jax.training import watchdog
 from swinunetr_jax.training.step import State
 from swinunetr_jax.weights.arrays import array_shapes, file_digests, one_line, read_arrays, write_arrays
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, OtherNetworkError, StoredCheckpoint, read_checkpoint, write_checkpoint
@@ -79,6 +80,7 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
         write_checkpoint(temporary, config, network, task)
         write_arrays(temporary / STATE, {name: np.asarray(value) for name, value in _rest(state).items()})
         _write_training(temporary, progress, file_digests(temporary, STATE), files.digest_of_file(temporary / DESCRIPTION))
+        watchdog.check()  # if this process was stopped for long, another one may have continued the run
         if os.path.lexists(target):  # a run that continues from an older step repeats this one
             target.rename(old)
         try:

@@ -35,10 +35,11 @@ from swinunetr_jax.training.resume import Resume
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.stop import Stopped
 from swinunetr_jax.training.store import pull, store_of
+from swinunetr_jax.training.watchdog import EXIT_HUNG
 
 DEFAULT = "phantom"
 PRETRAINING = {"mim": "pretrain", "swin3": "pretrain_swin3"}  # the recipe of each task
-EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, EXIT_HUNG, 130
 # Words in the runtime's errors if another process no longer answers; "onnection" is in "Connection" and "connection".
 LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "onnection")
 # Options that had another name until version 0.1. The old names work for one more version.
@@ -75,8 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of `swinunetr train` and `python -m train`.
 
     Exit codes: 0 the run is finished, or had been finished before; 1 an unexpected exception; 2 bad input, or a sample or loss that cannot
-    be used; 3 another process was lost or cannot be reached, or the bucket of the run cannot; 130 and 143 the run was stopped by SIGINT and
-    SIGTERM and its state is saved. If stdout cannot be written, the run continues and the code is the same.
+    be used; 3 another process was lost or cannot be reached, the bucket of the run cannot, or this process made no progress (see
+    `watchdog`); 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved. If stdout cannot be written, the run
+    continues and the code is the same.
     """
     code, recipe, out = 0, None, "RUN"
     console.configure_streams()

@@ -25,7 +25,7 @@ from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.prepare.class_voxels import class_names
 from swinunetr_jax.runtime.sharding import Share
-from swinunetr_jax.training import processes
+from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
@@ -52,6 +52,7 @@ class Cases:
         return {"train": [case.name for case in self.train], "validation": [case.name for case in self.validation]}
 
 
+@watchdog.phase(watchdog.PREPARING)
 def collect_cases(recipe: Recipe, run: Path) -> Cases:
     """Finds, splits and prepares the cases of a run, and prints what it does.
 
@@ -108,7 +109,13 @@ def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_
 
         def prepare(part: Sequence[Case], verify: bool) -> list[PreparedCase]:
             return prepare_training_cases(
-                part, task, cache, in_channels=in_channels, dtype=recipe.cache_dtype, verify=verify, progress=progress
+                part,
+                task,
+                cache,
+                in_channels=in_channels,
+                dtype=recipe.cache_dtype,
+                verify=verify,
+                progress=watchdog.beating(progress),
             )
 
         if distributed:

@@ -17,7 +17,7 @@ import numpy as np
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.buckets.run_objects import BEST
 from swinunetr_jax.data.prepare.cache import PreparedCase
-from swinunetr_jax.training import processes
+from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
@@ -44,6 +44,7 @@ class FoldLabels:
         return self.folder / f"{case.name}.npz"
 
 
+@watchdog.phase(watchdog.VALIDATION)
 def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
     """Segments the validation cases of a finished run with its best network, as a validation does, unless this was done before.
 
@@ -77,7 +78,7 @@ def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
         for number, case in enumerate(share, 1):
             title = f"[{number}/{len(share)}] {console.literal(case.name)}, for the choice of the post-processing"
             with console.Progress(title, unit="window", silent=not processes.is_leader()) as progress:
-                labels = segment_case(predict, case, fold.task, progress)
+                labels = segment_case(predict, case, fold.task, watchdog.beating(progress))
             _write_labels(fold.path(case), labels, digest)
             if stopped := bool(stop):
                 break

@@ -22,7 +22,7 @@ from jax import Array
 
 from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
-from swinunetr_jax.training import checkpoints, plots, processes
+from swinunetr_jax.training import checkpoints, plots, processes, watchdog
 from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.log import DICE
@@ -36,6 +36,7 @@ from swinunetr_jax.training.step import make_objective, objective_of
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
 from swinunetr_jax.training.store import store_of
 from swinunetr_jax.training.validation import Interrupted, Scores
+from swinunetr_jax.training.watchdog import Watchdog
 from swinunetr_jax.training.writer import Writer
 
 STEP_NUMBERS = ("loss", "grad_norm", "lr")  # the metrics that every step has; any others are those of the objective
@@ -56,7 +57,8 @@ def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop],
     recipe.check()
     recipe = recipe.absolute()
     store = store_of(recipe.out)
-    with store.owned():
+    on = processes.is_distributed() or store.is_remote
+    with Watchdog(recipe.watchdog_minutes, default_on=on, leads=processes.is_leader()), store.owned():
         run = start(recipe, store, resume=resume)
         try:
             with stop_on_signals() as stop:
@@ -81,6 +83,7 @@ class PendingStep(NamedTuple):
     names: list[str]
 
 
+@watchdog.phase(watchdog.STEP)
 def _advance(run: Run, stop: Stop) -> None:
     """Runs steps until the last one, or until patience or a signal ends the run."""
     recipe, total, strategy = run.recipe, run.total, run.strategy
@@ -100,6 +103,7 @@ def _advance(run: Run, stop: Stop) -> None:
     try:
         while True:
             step = run.progress.step
+            watchdog.beat()
             if not processes.is_distributed():
                 stopping = bool(stop)
             validation_due = step > 0 and (step % every == 0 or step == total) and run.progress.validated != step
@@ -127,10 +131,14 @@ def _advance(run: Run, stop: Stop) -> None:
                 run.log.say("compiling the training step …")
             names = data.names()
             started = time.perf_counter()
-            batch = next(data)
+            with watchdog.phase(watchdog.DATA):
+                batch = next(data)
             waited = time.perf_counter() - started
             arrays = {name: array for name, array in batch.items() if name != "case"}
-            run.state, metrics = train_step(run.state, augment(strategy.shard_batch(arrays)), strategy.stop_flags(bool(stop)))
+            with watchdog.phase(watchdog.COMPILING if step == first else watchdog.STEP):
+                run.state, metrics = train_step(run.state, augment(strategy.shard_batch(arrays)), strategy.stop_flags(bool(stop)))
+                if step == first:  # another process may still be compiling, and the step waits for it
+                    jax.block_until_ready(metrics)
             run.progress = replace(run.progress, step=step + 1)
             previous_flag, flag = flag, metrics.pop("flag")
             if processes.is_distributed():
@@ -161,10 +169,12 @@ def _read(run: Run, pending: PendingStep | None) -> None:
     run.log.step(pending.step, values | {"wait": round(pending.wait, 4)} | more)
 
 
+@watchdog.phase(watchdog.VALIDATION)
 def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
     """Scores the network, and saves it if it is the best so far. Returns False if a signal interrupted the validation."""
 
     def interrupt(done: int, windows: int) -> None:
+        watchdog.beat()
         if stop:
             raise Interrupted
 

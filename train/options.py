@@ -12,17 +12,16 @@ from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
 from swinunetr_jax.arguments import check_paths
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder, shown
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
+from swinunetr_jax.training.option_values import decode_path, is_field, json_value, renamed
 from swinunetr_jax.training.trackers import TrackerName, check_trackers
 
 T = TypeVar("T", bound=Any)
 Kind = Literal["phantom", "brats", "labels", "scans"]
 PretrainTask = Literal["mim", "swin3"]
 WINDOWS = ("overlap", "blend", "batch")  # options of a sliding window
-# Renamed options, old name to new name; runs that an earlier version stored have the old ones.
-RENAMED = {"devices.depth": "devices.spatial_shards"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +82,9 @@ class Options:
     """Number of processes that read and augment samples; 0 uses threads instead."""
     save_every: int | None = None
     """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
+    watchdog_minutes: float | None = None
+    """Minutes without progress in a step after which a process ends, and a multiple of them in compiling, validation and other work. By
+    default 10 if several processes train or the run is in a bucket, otherwise 0, which means never."""
     keep: int = 2
     """Saved states to keep in addition to the best network."""
     tracker: UseAppendAction[tuple[TrackerName, ...]] = ()
@@ -136,6 +138,7 @@ class Options:
             ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
             ("class_share", self.class_share, 0 <= self.class_share <= 1, "be between 0 and 1"),
             ("augment.flips", self.augment.flips, set(self.augment.flips or ()) <= {0, 1, 2}, "name axes 0, 1 and 2"),
+            ("watchdog_minutes", self.watchdog_minutes, (self.watchdog_minutes or 0) >= 0, "be at least 0"),
             ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
             ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),
         ):
@@ -236,7 +239,7 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
-        return _json_value(dataclasses.asdict(self))
+        return json_value(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -245,12 +248,12 @@ class Options:
         Raises:
             InputError: a field is unknown, or has a value of another type.
         """
-        values = _renamed(values)
-        unknown = [name for name in flatten(values) if not _is_field(Options, name)]
+        values = renamed(values)
+        unknown = [name for name in flatten(values) if not is_field(Options, name)]
         if unknown:
             raise InputError(f"the options of the run hold {', '.join(unknown[:4])}, which this version does not know.")
         try:
-            return cls(**vars(msgspec.convert(values, Options, dec_hook=_decode)))
+            return cls(**vars(msgspec.convert(values, Options, dec_hook=decode_path)))
         except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate where a word is expected
             raise InputError(f"the options of the run have unexpected values ({error}).") from error
 
@@ -273,37 +276,3 @@ def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options)
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, hint):
             changed[name] = _map_paths(value, change, hint)
     return dataclasses.replace(options, **changed)
-
-
-def _renamed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested options, where those of `RENAMED` have their new names."""
-    renamed: dict[str, Any] = {}
-    for name, value in values.items():
-        old = f"{prefix}{name}"
-        renamed[RENAMED.get(old, old).removeprefix(prefix)] = _renamed(value, f"{old}.") if isinstance(value, Mapping) else value
-    return renamed
-
-
-def _is_field(kind: type, name: str) -> bool:
-    """Returns whether a dotted name is that of a field of a dataclass, or of a field of one of its groups."""
-    first, _, rest = name.partition(".")
-    hint = get_type_hints(kind).get(first)
-    return hint is not None and (
-        not rest or (isinstance(hint, type) and dataclasses.is_dataclass(hint) and _is_field(hint, rest))
-    )
-
-
-def _json_value(value: Any) -> Any:
-    """Returns a value that JSON can hold: tuples become lists, and paths become text, that of an address if they are a copy of one."""
-    if isinstance(value, dict):
-        return {name: _json_value(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_json_value(item) for item in value]
-    return shown(value) if isinstance(value, Path) else value
-
-
-def _decode(kind: type, value: Any) -> Any:
-    """Returns a path from its text, because msgspec does not decode paths itself."""
-    if kind is not Path or not isinstance(value, str):
-        raise ValueError(f"expected `{kind.__name__}`, got {type(value).__name__}")
-    return Path(value)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from swinunetr_jax import InputError
+from swinunetr_jax.training import watchdog
 
 # A lost process is detected after this time, or earlier by a collective operation.
 HEARTBEAT_SECONDS = 20
@@ -112,12 +113,14 @@ def is_leader() -> bool:
     return not is_distributed() or jax.process_index() == 0
 
 
+@watchdog.phase(watchdog.WAITING)
 def barrier(name: str) -> None:
     """Waits until all processes have called it."""
     if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
+@watchdog.phase(watchdog.WAITING)
 def gather(array: np.ndarray) -> np.ndarray:
     """Returns the arrays of all processes, [process, ...]."""
     if not is_distributed():
@@ -136,6 +139,7 @@ def in_order_of_processes(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows[np.argsort(numbers), 4:])
 
 
+@watchdog.phase(watchdog.WAITING)
 def from_process(array: np.ndarray, owner: int) -> np.ndarray:
     """Returns the array of the process `owner` in all processes; the others pass an array of the same shape and type."""
     return (

@@ -19,7 +19,7 @@ from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.data.prepare.intensity import scale_window, zscore_nonzero
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.metrics import masks
-from swinunetr_jax.training import processes
+from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.log import PSEUDO_DICE
 from swinunetr_jax.training.start import Run
@@ -35,15 +35,21 @@ def has_pseudo_dice(run: Run) -> bool:
     return any(row["kind"] == PSEUDO_DICE and row["step"] == run.progress.step for row in run.log.rows)
 
 
+@watchdog.phase(watchdog.VALIDATION)
 def log_pseudo_dice(run: Run, patches: int, stop: object) -> None:
     """Computes and logs the pseudo-Dice of the network, unless a signal interrupts it; `stop` is true after a signal."""
+
+    def stopped() -> bool:
+        watchdog.beat()
+        return bool(stop)
+
     started, task, options = time.perf_counter(), run.cases.task, run.recipe.validation
     model = build(run.training.config, run.strategy.unreplicate(run.state.network))
     # A patch is one window, so that the network's program is that of the validations. Mirroring would multiply the cost of a cheap score.
     predict = segmenter(
         run.training.config, model, task, replace(options, mirror=False), run.recipe.devices.spatial_shards, crop=False
     )
-    by_output = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, lambda: bool(stop))
+    by_output = pseudo_dice(predict, run.cases.validation, task, crop_size(task), patches, run.recipe.seed, stopped)
     if by_output is None:
         return
     row = row_of(by_output, patches, run.log.rows, started)

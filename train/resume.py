@@ -40,6 +40,8 @@ class Resume:
     """Saved states to keep."""
     save_every: int | None = None
     """Steps between saved states."""
+    watchdog_minutes: float | None = None
+    """Minutes without progress after which a process ends; 0 means never."""
     spatial_shards: int | None = None
     """Number of devices that share each volume."""
     pmap: bool | None = None

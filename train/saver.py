@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training import checkpoints, processes, watchdog
 from swinunetr_jax.training.start import Run
 from swinunetr_jax.training.writer import Writer
 
@@ -23,6 +23,7 @@ class Saver:
             every is not None and self.run.progress.step % every == 0
         ) or time.monotonic() - self.at > 60 * self.run.store.save_minutes
 
+    @watchdog.phase(watchdog.SAVING)
     def save(self) -> None:
         run, self.at = self.run, time.monotonic()
         if run.progress.step == self.step:

@@ -16,7 +16,7 @@ from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, PmapStrategy
-from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training import checkpoints, processes, watchdog
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Network
 from swinunetr_jax.training.crop_size import crop_size
@@ -244,6 +244,7 @@ def intensity_note(checkpoint: Path, stored: Task | None, task: Task) -> str | N
     )
 
 
+@watchdog.phase(watchdog.RESTORING)
 def _restore(store: Store, training: Training) -> tuple[State, Progress, list[str]] | None:
     """Returns the newest intact state. The leader searches for it and renames damaged states; the other processes read the same state."""
     folder, like, config = store.folder, training.like(), training.config

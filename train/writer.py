@@ -4,6 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from swinunetr_jax.training import watchdog
+
 
 class Writer:
     """Writes one thing at a time in the background. An error of a write is raised by the next call of a method except `close`."""
@@ -22,12 +24,14 @@ class Writer:
         if self._pending is not None and self._pending.done():
             self.wait()
 
+    @watchdog.phase(watchdog.SAVING)
     def wait(self) -> None:
         """Waits until the last write has ended, and raises its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
+    @watchdog.phase(watchdog.SAVING)
     def close(self) -> None:
         """Waits until the last write has ended, and ignores its error."""
         self._thread.shutdown(wait=True)
