@@ -22,7 +22,7 @@ _TOOL = re.compile(r"python -m tools\.(\w+)")
 FOREIGN = {
     "pip install": {"--dry-run"},
     "mkdocs build": {"--strict"},
-    "sbatch": {"--nodes"},
+    "sbatch": {"--nodes", "--distribution"},
     "docker run": {"--gpus", "--rm"},
     "docker build": {"--file", "--tag"},
     "kubectl apply": {"--filename"},
