@@ -3,6 +3,7 @@
     pip install libtpu                                             # it compiles without a TPU
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
     python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --spatial-shards 8
+    python -m tools.pod_plan --topology v5e:16x16 --slices 4       # also several slices, which the network of the data centre connects
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
     python -m tools.pod_plan --topology v5e:16x16 --objective mim --roi 96 96 96    # pre-training without labels
 
@@ -10,6 +11,7 @@ The step is that of `python -m train`, on the same mesh. Memory, operations, col
 Seconds are the compiler's estimates ("schedule" and "roofline", see `aot_report`) of computation only. The expected time of a step on
 another number of chips is the time of computing one chip's share plus the time of summing the gradients over all chips, by a ring
 all-reduce at the bandwidth in `LINK_BYTES`. This is an upper bound, because the compiled program sends gradients while it computes.
+With --slices, the step is compiled for two slices, and the sums over slices are estimated from its schedule (`tools/pod_slices.py`).
 """
 
 import json
@@ -41,7 +43,9 @@ from swinunetr_jax.training.plan.search import search
 from swinunetr_jax.training.recipes.pretrain import RECIPE as MIM
 from swinunetr_jax.training.recipes.pretrain_swin3 import RECIPE as SWIN3
 from swinunetr_jax.training.step import Training
+from tools import pod_slices
 from tools.gpu_program import BYTES
+from tools.pod_slices import HOST_BYTES, Slice, Transfer, read_backward, read_transfers
 from tools.tpu_estimate import CYCLES_PER_SECOND, estimate
 
 # Bytes per second over all links of a chip in one direction: half of the 1600 and 3584 Gbit/s that Google states for both directions.
@@ -69,6 +73,8 @@ class Options:
     """Recompute blocks in the backward pass."""
     chips: tuple[int, ...] = (1, 4, 16, 64, 256)
     """The numbers of chips for which to print the expected time."""
+    slices: int = 1
+    """Also print the expected time for up to this number of slices of the topology."""
     fit: bool = False
     """Search for the largest batch and the largest crop that fit."""
     out: Path | None = None
@@ -94,6 +100,12 @@ class Program:
     """By kind: the number of collectives, and the bytes that a chip receives."""
     gradient_bytes: int
     compile_seconds: float
+    slices: int = 1
+    """The slices for which the step was compiled; `chips` and `batch` count those of all slices."""
+    transfers: tuple[Transfer, ...] = ()
+    """What each chip sums over the slices."""
+    backward: tuple[float, float] = (0.0, 0.0)
+    """Between which seconds of computation the gradients are computed."""
 
     @property
     def chip(self) -> str:
@@ -105,9 +117,9 @@ class Program:
 
 
 def compile_step(
-    topology: str, options: Options, *, roi: tuple[int, ...], batch_per_chip: int, chips: int | None = None
+    topology: str, options: Options, *, roi: tuple[int, ...], batch_per_chip: int, chips: int | None = None, slices: int = 1
 ) -> Program:
-    """Compiles the train step for a topology, or for its first chips.
+    """Compiles the train step for a topology, for several slices of it, or for its first chips.
 
     Raises:
         InputError: the topology is not known.
@@ -118,7 +130,7 @@ def compile_step(
         raise InputError(
             f"the chip of {topology} is not known: take one of {', '.join(LINK_BYTES)}, such as {next(iter(LINK_BYTES))}:4x4."
         )
-    devices = topology_devices(topology)[:chips]
+    devices = topology_devices(topology, slices)[:chips]
     batch = len(devices) // options.spatial_shards * batch_per_chip
     training = training_of(options, roi)
     channels = training.config.in_channels
@@ -141,6 +153,9 @@ def compile_step(
         collectives=read_collectives(text),
         gradient_bytes=sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(training.like().params)),
         compile_seconds=time.perf_counter() - started,
+        slices=slices,
+        transfers=read_transfers(text, CYCLES_PER_SECOND[kind]),
+        backward=read_backward(text, CYCLES_PER_SECOND[kind]),
     )
 
 
@@ -220,7 +235,7 @@ def table(programs: list[Program]) -> str:
     for p in programs:
         collectives = "; ".join(f"{kind} {count}, {size / 1e6:.1f}" for kind, (count, size) in p.collectives.items()) or "none"
         cells = [
-            p.topology,
+            p.topology if p.slices == 1 else f"{p.slices} × {p.topology}",
             "×".join(map(str, p.roi)),
             p.batch,
             p.spatial_shards,
@@ -247,6 +262,22 @@ def expectation(program: Program, chips: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
+def one_slice(program: Program) -> Slice:
+    """Returns one of the slices of a program that was compiled for several."""
+    chips = program.chips // program.slices
+    return Slice(
+        topology=program.topology,
+        chips=chips,
+        batch=program.batch // program.slices,
+        compute_seconds=program.schedule_seconds,
+        gradient_seconds=between_chips(program, chips),
+        gradient_bytes=program.gradient_bytes,
+        transfers=program.transfers,
+        backward=program.backward,
+        host_bytes=HOST_BYTES[program.chip],
+    )
+
+
 def parse(arguments: Sequence[str]) -> Options:
     """Returns the options of a command line. The old name of --spatial-shards works for one more version."""
     renamed = rename_options(arguments, {"--depth": "--spatial-shards"})
@@ -255,11 +286,16 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(options: Options) -> None:
     programs, largest_fits = [], {}
+    if options.slices < 1:
+        raise InputError(f"--slices is {options.slices}, expected 1 or more.")
+    slices = min(options.slices, 2)  # a chip's program is the same for two and for more
     for topology in options.topology:
         print(f"compiling the train step for {topology} …", file=sys.stderr, flush=True)
-        programs.append(compile_step(topology, options, roi=options.roi, batch_per_chip=options.batch_per_chip))
+        programs.append(compile_step(topology, options, roi=options.roi, batch_per_chip=options.batch_per_chip, slices=slices))
         print("\n" + table(programs[-1:]), flush=True)
         print("\n" + expectation(programs[-1], options.chips), flush=True)
+        if slices > 1:
+            print("\n" + pod_slices.expectation(one_slice(programs[-1]), options.slices), flush=True)
         if options.fit:
             batch, edge = largest_fits[topology] = largest(programs[-1], options)
             print(

@@ -45,27 +45,42 @@ def estimate(text: str) -> Estimate:
     return result
 
 
+def schedule(text: str) -> list[tuple[str, int]]:
+    """Returns the instructions of a compiled program, each a line of its text, in the order in which they run, with their cycles."""
+    computations, entry = _computations(text)
+    lines = []
+    for line in computations.get(entry, []):
+        result = Estimate()
+        _add_line(result, computations, line, 1)
+        lines.append((line, result.cycles))
+    return lines
+
+
 def _add(result: Estimate, computations: dict[str, list[str]], name: str, times: int) -> None:
     for line in computations.get(name, []):
-        match = _INSTRUCTION.match(line)
-        if not match:
-            continue
-        instruction, shape, opcode = match.groups()
-        if opcode == "while":
-            parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
-            _add(result, computations, parts["body"], times * _trips(computations[parts["condition"]]))
-            continue
-        if opcode in ("call", "conditional", "async-start"):
-            for part in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):
-                _add(result, computations, part, times)
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-        takes_time = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
-        result.without_estimate += times * (takes_time and not cycles)
-        if cycles:
-            source = re.search(r'op_name="([^"]*)"', line)
-            key = instruction, opcode, shape, source[1] if source else ""
-            result.costs[key] += times * int(cycles[1])
-            result.cycles += times * int(cycles[1])
+        _add_line(result, computations, line, times)
+
+
+def _add_line(result: Estimate, computations: dict[str, list[str]], line: str, times: int) -> None:
+    match = _INSTRUCTION.match(line)
+    if not match:
+        return
+    instruction, shape, opcode = match.groups()
+    if opcode == "while":
+        parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+        _add(result, computations, parts["body"], times * _trips(computations[parts["condition"]]))
+        return
+    if opcode in ("call", "conditional", "async-start"):
+        for part in re.findall(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line):
+            _add(result, computations, part, times)
+    cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+    takes_time = opcode in ("fusion", "gather", "scatter") or 'custom_call_target="tpu_custom_call"' in line
+    result.without_estimate += times * (takes_time and not cycles)
+    if cycles:
+        source = re.search(r'op_name="([^"]*)"', line)
+        key = instruction, opcode, shape, source[1] if source else ""
+        result.costs[key] += times * int(cycles[1])
+        result.cycles += times * int(cycles[1])
 
 
 def _trips(condition: list[str]) -> int:

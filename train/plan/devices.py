@@ -82,15 +82,19 @@ def find_target(name: str | None = None, memory: float | None = None) -> Target:
     return Target(device.device_kind, tuple(available), memory_bytes or _memory(device), dict(options), True)
 
 
-def topology_devices(topology: str) -> list[Device]:
+def topology_devices(topology: str, slices: int = 1) -> list[Device]:
     """Returns descriptions of the chips of a TPU topology such as v5e:2x4, for which programs can be compiled without a TPU.
+
+    Args:
+        topology: the kind and the grid of the chips of a slice.
+        slices: the number of equal slices.
 
     Raises:
         InputError: the compiler is not installed, or does not know the topology.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices).devices
     except Exception as error:
         raise InputError(
             f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed, and does no other program use "
