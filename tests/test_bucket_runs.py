@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers.bucket_runs import Killed, bytes_in, kill_at
 from helpers.buckets import Bucket
-from helpers.refusals import refused
 from helpers.runner import bytes_of
 from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_runs import recipe
 
+from swinunetr_jax import InputError
 from swinunetr_jax.buckets.run_objects import StoredState, logs, states, usable_states
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Recipe, checkpoints, claim, command, loop
@@ -147,7 +147,7 @@ def test_if_all_states_are_damaged_the_run_ends_with_a_sentence(run, data):
     train(wanted(data, run.url, steps=2))
     for state in usable_states(run.names()):
         run.flip(f"{state.name}/training.json")
-    with refused(run.url, "holds no intact state to continue from"):
+    with pytest.raises(InputError, match=f"{run.url} holds no intact state to continue from"):
         train(wanted(data, run.url, steps=2), resume=True)
 
 

@@ -2,8 +2,11 @@
 
 Claims are the objects RUN/claims/000001, 000002, …, and the highest number owns the run. Its holder rewrites it every quarter of a lease.
 A newcomer watches the highest claim for one lease. If it changes, its holder is alive and the newcomer is refused; otherwise the newcomer
-creates the next number, which only one of several newcomers can do. No clocks of different machines are compared. A process that was
-stopped and has been replaced finds the higher claim before it writes.
+creates the next number, which only one of several newcomers can do. No clocks of different machines are compared.
+
+A process that was stopped for some time (by SIGSTOP, or with its virtual machine) and has been replaced finds the higher claim before it
+writes. A write that it had begun is repeated by the library for the store a second after it is woken, so the thread that rewrites the claim
+notices at once that time has passed, and ends the process if there is a higher claim.
 """
 
 import json
@@ -20,6 +23,7 @@ from swinunetr_jax.buckets.run_objects import CLAIMS, claim_name, highest_claim
 
 LEASE_SECONDS = 60.0
 BEATS = 4  # rewrites of a claim in a lease
+LOOKS_SECONDS = 0.2  # time between two looks at the clock
 
 
 class ReplacedError(InputError):
@@ -34,16 +38,21 @@ class Claim:
         replaced: whether a higher claim has been seen.
     """
 
-    def __init__(self, run: Bucket, number: int, token: str):
-        self.number, self.replaced = number, False
+    def __init__(self, run: Bucket, number: int, token: str, end: Callable[[ReplacedError], None]):
+        self.number, self.replaced, self._end = number, False, end
         self._run, self._token, self._beat = run, token, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beats, name="claim", daemon=True)
         self._thread.start()
 
     @classmethod
-    def take(cls, run: Bucket, say: Callable[[str], None] = console.say) -> "Claim":
+    def take(cls, run: Bucket, end: Callable[[ReplacedError], None], say: Callable[[str], None] = console.say) -> "Claim":
         """Returns a new claim on a run, after waiting for one lease if the holder of the last claim has not released it.
+
+        Args:
+            run: the run.
+            end: called in a thread as soon as another process owns the run; it ends this process.
+            say: prints a sentence.
 
         Raises:
             InputError: the holder is alive.
@@ -54,7 +63,7 @@ class Claim:
                 _wait_until_free(run, highest, say)
             token = secrets.token_hex(16)
             if run.create(claim_name(highest + 1), _content(token, 0)):
-                return cls(run, highest + 1, token)
+                return cls(run, highest + 1, token, end)
 
     def check(self) -> None:
         """Raises ReplacedError if another process owns the run now. It is called immediately before each write."""
@@ -79,12 +88,19 @@ class Claim:
             self._write(released=True)
 
     def _beats(self) -> None:
-        while not self._ended.wait(LEASE_SECONDS / BEATS):
+        rewritten = looked = time.monotonic()
+        while not self._ended.wait(min(LOOKS_SECONDS, LEASE_SECONDS / BEATS)):
+            before, looked = looked, time.monotonic()
+            was_stopped = looked - before > LEASE_SECONDS / BEATS
+            if not was_stopped and looked - rewritten < LEASE_SECONDS / BEATS:
+                continue
             try:
                 self.check()
                 self._beat += 1
                 self._write()
-            except ReplacedError:
+                rewritten = looked
+            except ReplacedError as error:
+                self._end(error)
                 return
             except InputError:  # the bucket cannot be reached; the writes of the run report this
                 continue

@@ -13,9 +13,12 @@ The methods of `Store` itself do nothing more than the local code needs.
 """
 
 import contextlib
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from swinunetr_jax import InputError, console, files
 from swinunetr_jax.buckets import Bucket, address_of
@@ -33,7 +36,7 @@ from swinunetr_jax.buckets.run_objects import (
 )
 from swinunetr_jax.buckets.scratch import check_space
 from swinunetr_jax.training import checkpoints, processes
-from swinunetr_jax.training.claim import Claim
+from swinunetr_jax.training.claim import Claim, ReplacedError
 from swinunetr_jax.training.lock import LOCK, locked
 from swinunetr_jax.training.log import LOG
 from swinunetr_jax.weights.checkpoint import DESCRIPTION as CHECKPOINT
@@ -41,6 +44,7 @@ from swinunetr_jax.weights.checkpoint import PARAMS
 
 RUN = "run.json"
 REPORT = "report.html"
+EXIT_REPLACED = 2  # as for other mistakes: the same command must not be started again
 _LAST = REPORT  # the file that marks a finished run is copied after all others
 # Folders of a run that `sync` leaves out: they are copied by other methods, or only this machine needs them.
 _APART = {STATES, BEST, CLAIMS, "data", "cache", "programs", "last", "wandb", "mlruns"}
@@ -124,13 +128,16 @@ class BucketStore(Store):
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         if processes.is_leader():
-            self.claim = Claim.take(self.bucket)
+            self.claim = Claim.take(Bucket(self.bucket.address), _end_process)
+            self.bucket.before_retry = self.claim.check
         try:
             processes.barrier("the run is claimed")
             self.pull()
             yield
         except InputError as error:
-            error.args = tuple(console.with_names(str(line)) for line in error.args)  # they name the folder, and the user knows the address
+            error.args = tuple(
+                console.with_names(str(line)) for line in error.args
+            )  # they name the folder, and the user knows the address
             raise
         finally:
             if self.claim is not None:
@@ -196,7 +203,7 @@ class BucketStore(Store):
         self._check()
         self.bucket.write(f"{state.name}/{DAMAGED}", files.json_text({"fault": console.with_names(fault)}).encode())
         shutil.rmtree(self.folder / STATES / f"{step:08d}", ignore_errors=True)
-        return f"It was marked as damaged by {self.bucket.address}/{state.name}/{DAMAGED} and is not used again."
+        return f"It was marked as damaged (by its {DAMAGED}) and is not used again."
 
     def state_saved(self, step: int, keep: int) -> None:
         assert self.claim is not None
@@ -269,6 +276,13 @@ class BucketStore(Store):
                 rest = sorted(stored - {COMMIT})
                 self.bucket.remove(f"{state.name}/{name}" for name in ([COMMIT] if COMMIT in stored else []) + rest)
         self.bucket.remove(logs(names)[2:])
+
+
+def _end_process(error: ReplacedError) -> NoReturn:
+    """Ends this process, which another one has replaced, at once: the threads that write cannot be stopped in another way."""
+    console.say(f"error: {error}", sys.stderr)
+    sys.stdout.flush()
+    os._exit(EXIT_REPLACED)
 
 
 def store_of(folder: Path) -> Store:

@@ -53,6 +53,7 @@ class Bucket:
         self.address = check_address(address)
         scheme, _, self._root = self.address.partition("://")
         self._system = _file_system(scheme)
+        self.before_retry: Callable[[], None] = lambda: None  # called before an operation is repeated; it may raise an InputError
 
     def __truediv__(self, name: str) -> "Bucket":
         return Bucket(f"{self.address}/{name}")
@@ -181,6 +182,7 @@ class Bucket:
                     announced = True
                     console.warn(f"{failure} ({reason}); it is tried again for up to {console.duration(PATIENCE_SECONDS)}.")
             time.sleep(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
+            self.before_retry()
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -197,8 +199,13 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
         logging.getLogger("google.auth").setLevel(logging.ERROR)  # it warns wherever there is no metadata server of Google's
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     else:
-        options["config_kwargs"] = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-    return fsspec.filesystem(scheme, **options)
+        # Only `Bucket` repeats operations, because a trainer that was stopped must not repeat a write before it has looked at its claim.
+        times = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        options["config_kwargs"] = times | {"retries": {"total_max_attempts": 1}}
+    system = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        system.retries = 1
+    return system
 
 
 def _in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None) -> None:

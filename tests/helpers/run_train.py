@@ -4,6 +4,7 @@ The network is `small_network`, and no pictures are drawn. With SWINUNETR_TEST_W
 SWINUNETR_TEST_SLICES=1,0 states that the devices of process 0 belong to slice 1, and those of process 1 to slice 0.
 SWINUNETR_TEST_HANG="deadlock PROCESS STEP" lets a process wait for ever after it has dispatched a step, and "stop PROCESS STEP" stops
 it by SIGSTOP.
+SWINUNETR_TEST_LEASE=3 sets the lease of claims in seconds.
 """
 
 import os
@@ -20,7 +21,7 @@ import pytest
 
 from helpers.small_network import replace_swin_unetr
 from swinunetr_jax.runtime import sharding
-from swinunetr_jax.training import command, loop
+from swinunetr_jax.training import claim, command, loop
 
 if os.environ.get("SWINUNETR_TEST_WHOLE") != "1":
     replace_swin_unetr(pytest.MonkeyPatch())
@@ -43,6 +44,9 @@ if hang := os.environ.get("SWINUNETR_TEST_HANG"):
         return PendingStep(step, *rest)
 
     PendingStep, loop.PendingStep = loop.PendingStep, pending_step
+
+if lease := os.environ.get("SWINUNETR_TEST_LEASE"):
+    claim.LEASE_SECONDS = float(lease)
 
 if __name__ == "__main__":
     command.main()
