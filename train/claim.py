@@ -5,8 +5,8 @@ A newcomer watches the highest claim for one lease. If it changes, its holder is
 creates the next number, which only one of several newcomers can do. No clocks of different machines are compared.
 
 A process that was stopped for some time (by SIGSTOP, or with its virtual machine) and has been replaced finds the higher claim before it
-writes. A write that it had begun is repeated by the library for the store a second after it is woken, so the thread that rewrites the claim
-notices at once that time has passed, and ends the process if there is a higher claim.
+writes: before each request it looks at the clock, and at the claims if much time has passed. A write that it had begun is repeated by the
+library for the store a second after it is woken, so the thread that rewrites the claim ends the process as soon as it finds a higher claim.
 """
 
 import json
@@ -41,6 +41,7 @@ class Claim:
     def __init__(self, run: Bucket, number: int, token: str, end: Callable[[ReplacedError], None]):
         self.number, self.replaced, self._end = number, False, end
         self._run, self._token, self._beat = run, token, 0
+        self._verified = time.monotonic()  # until then this process is known to have run without a long stop
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beats, name="claim", daemon=True)
         self._thread.start()
@@ -80,6 +81,11 @@ class Claim:
             if time.monotonic() - started < LEASE_SECONDS / BEATS:  # otherwise this process may have been stopped meanwhile
                 return
 
+    def guard(self) -> None:
+        """Calls `check` if this process may have been stopped for some time. It is called before each request, and usually takes no time."""
+        if time.monotonic() - self._verified > LEASE_SECONDS / BEATS:
+            self.check()
+
     def release(self) -> None:
         """Ends the rewriting and says in the claim that its holder has ended, so that the next process does not have to wait."""
         self._ended.set()
@@ -88,17 +94,19 @@ class Claim:
             self._write(released=True)
 
     def _beats(self) -> None:
-        rewritten = looked = time.monotonic()
-        while not self._ended.wait(min(LOOKS_SECONDS, LEASE_SECONDS / BEATS)):
-            before, looked = looked, time.monotonic()
-            was_stopped = looked - before > LEASE_SECONDS / BEATS
-            if not was_stopped and looked - rewritten < LEASE_SECONDS / BEATS:
-                continue
+        rewritten = self._verified
+        while not self._ended.wait(min(LOOKS_SECONDS, LEASE_SECONDS / BEATS / 2)):
+            now = time.monotonic()
+            was_stopped = now - self._verified > LEASE_SECONDS / BEATS
+            if not was_stopped:
+                self._verified = now
+                if now - rewritten < LEASE_SECONDS / BEATS:
+                    continue
             try:
                 self.check()
                 self._beat += 1
                 self._write()
-                rewritten = looked
+                rewritten = self._verified = time.monotonic()
             except ReplacedError as error:
                 self._end(error)
                 return

@@ -129,7 +129,7 @@ class BucketStore(Store):
     def owned(self) -> Iterator[None]:
         if processes.is_leader():
             self.claim = Claim.take(Bucket(self.bucket.address), _end_process)
-            self.bucket.before_retry = self.claim.check
+            self.bucket.guard = self.claim.guard
         try:
             processes.barrier("the run is claimed")
             self.pull()

@@ -53,7 +53,7 @@ class Bucket:
         self.address = check_address(address)
         scheme, _, self._root = self.address.partition("://")
         self._system = _file_system(scheme)
-        self.before_retry: Callable[[], None] = lambda: None  # called before an operation is repeated; it may raise an InputError
+        self.guard: Callable[[], None] = lambda: None  # called before each attempt of an operation; it may raise an InputError
 
     def __truediv__(self, name: str) -> "Bucket":
         return Bucket(f"{self.address}/{name}")
@@ -161,6 +161,7 @@ class Bucket:
         """
         started, pause, announced = time.monotonic(), 0.5, False
         while True:
+            self.guard()
             try:
                 return attempt()
             except FileNotFoundError:
@@ -182,7 +183,6 @@ class Bucket:
                     announced = True
                     console.warn(f"{failure} ({reason}); it is tried again for up to {console.duration(PATIENCE_SECONDS)}.")
             time.sleep(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
-            self.before_retry()
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
