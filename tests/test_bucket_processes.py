@@ -1,6 +1,7 @@
 """Processes that train in a bucket, without a shared folder: killed, stopped and woken, started twice, and with a bucket that fails."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,14 +113,17 @@ def test_a_process_that_was_stopped_and_replaced_writes_nothing_when_it_is_woken
     (old,) = start(runner, proxy.bucket, "old")
     proxy.wait_for_held(seconds=SECONDS)
     old.send_signal(signal.SIGSTOP)
-    assert is_stopped(old.pid)
+    assert runner.wait_for(old, lambda: is_stopped(old.pid))
     proxy.release(carry_out=False)
     runner.finish(start(runner, run, "new"), 0)
     before = run.digests()
     old.send_signal(signal.SIGCONT)
     assert old.wait(SECONDS) == 2, runner.output_of(old)
     assert f"{run.url} is now trained by another process (claim 2; this one had claim 1)" in runner.output_of(old)
-    assert run.digests() == before
+    after = run.digests()
+    # Requests that were sent before the stop can still arrive. They concern files of one state, which does not exist without its training.json.
+    late = {name for name in after if name not in before and re.match("checkpoints/00000002-000001/(params|state)/", name)}
+    assert {name: after[name] for name in after if name not in late} == before and (not late or where == "params")
     assert bytes_in(run, tmp_path / "copy") == whole[1] and usable_states(run.names())[0] == StoredState(2, 4)
 
 

@@ -82,7 +82,7 @@ class Claim:
                 return
 
     def guard(self) -> None:
-        """Calls `check` if this process may have been stopped for some time. It is called before each request, and usually takes no time."""
+        """Calls `check` if this process may have been stopped for some time. It is called before each request."""
         if time.monotonic() - self._verified > LEASE_SECONDS / BEATS:
             self.check()
 
