@@ -121,7 +121,7 @@ def test_a_process_that_was_stopped_and_replaced_writes_nothing_when_it_is_woken
     assert old.wait(SECONDS) == 2, runner.output_of(old)
     assert f"{run.url} is now trained by another process (claim 2; this one had claim 1)" in runner.output_of(old)
     after = run.digests()
-    # Requests that were sent before the stop can still arrive. They concern files of one state, which does not exist without its training.json.
+    # Requests that were sent before the stop can still arrive: files of a state that does not exist without its training.json.
     late = {name for name in after if name not in before and re.match("checkpoints/00000002-000001/(params|state)/", name)}
     assert {name: after[name] for name in after if name not in late} == before and (not late or where == "params")
     assert bytes_in(run, tmp_path / "copy") == whole[1] and usable_states(run.names())[0] == StoredState(2, 4)
