@@ -19,6 +19,7 @@ from swinunetr_jax.errors import InputError
 
 # C0 and C1 control characters, line and paragraph separators, direction overrides, and lone surrogates (bytes that are not UTF-8).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_ADDRESS = re.compile(r"(?<![\w/.-])(gs|s3):/(?=[\w])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 LINES_PER_TASK = 4  # progress lines if there is no terminal
 _names: dict[str, str] = {}  # see `show_as`
@@ -138,10 +139,10 @@ def show_as(path: str, name: str) -> None:
 
 
 def with_names(text: str) -> str:
-    """Returns text with the names that `show_as` has set."""
+    """Returns text with the names that `show_as` has set, and with addresses such as gs://bucket/run, of which `Path` keeps one slash."""
     for path in sorted(_names, key=len, reverse=True):  # a folder before the folders that contain it
         text = text.replace(path, _names[path])
-    return text
+    return _ADDRESS.sub(r"\1://", text)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

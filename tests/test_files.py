@@ -217,10 +217,11 @@ def test_impossible_paths_of_every_option_are_refused(tmp_path, name):
     [
         "predict -i gs://b/scans -o out -m model",
         "predict -i scans -o s3://b/out -m model",
-        "predict -i scans -o out -m a gs://b/model",
+        "predict -i scans -o out -m a https://b/model",
         "evaluate out gs://b/x",
-        "info gs://b/model",
-        "convert gs://b/a.pt b",
+        "info hf://b/model",
+        "convert https://b/a.pt b",
+        "convert a.pt az://b/model",
         "validate s3://b/x",
     ],
 )

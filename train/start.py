@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, files, open_checkpoint
-from swinunetr_jax.buckets import is_address
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, open_checkpoint
+from swinunetr_jax.buckets.fetch import exists
 from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -81,7 +81,7 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
     file_notes = [] if earlier is None else changed_recipe_file(folder, earlier, recipe)
     restores = earlier is not None and checkpoints.has_steps(folder)
     source = recipe.init.checkpoint
-    if source is not None and not restores and not is_address(source) and not files.exists(source):
+    if source is not None and not restores and not exists(source):
         raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
     if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)

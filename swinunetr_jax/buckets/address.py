@@ -56,4 +56,7 @@ def place(path: str | os.PathLike) -> Path:
     if is_address(path):
         check_address(path)
         return Path(path)
-    return local_path(path)
+    return local_path(
+        path,
+        expected="a path on this machine or an address in a bucket, gs://BUCKET/NAME or s3://BUCKET/NAME: copy it to one of these places",
+    )

@@ -1,12 +1,15 @@
 """Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and finally fails with one sentence."""
 
+import base64
 import contextlib
+import hashlib
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +42,15 @@ class BucketError(InputError):
         self.lost = lost
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An object in a listing: its size in bytes, a tag that changes with its content, and the MD5 of its content if the store states it."""
+
+    size: int
+    tag: str
+    md5: bytes | None = None
+
+
 class Bucket:
     """The objects whose names begin with an address and a slash.
 
@@ -60,20 +72,27 @@ class Bucket:
 
     def names(self, prefix: str = "") -> dict[str, int]:
         """Returns the names of the objects below the address that begin with a prefix, relative to it, with their sizes in bytes."""
+        return {name: stored.size for name, stored in self.stored(prefix).items() if name}
+
+    def stored(self, prefix: str = "") -> dict[str, Stored]:
+        """Returns the objects below the address whose names begin with a prefix, by name relative to it.
+
+        The name of an object whose whole address is that of this bucket, such as gs://bucket/model.pt, is "".
+        """
         folder, _, _ = prefix.rpartition("/")
         path = f"{self._root}/{folder}".rstrip("/")
         found = self._changed(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
         start = len(self._root) + 1
-        sizes = {name.lstrip("/")[start:]: int(info["size"] or 0) for name, info in found.items() if info["type"] == "file"}
-        return {name: size for name, size in sorted(sizes.items()) if name.startswith(prefix) and name}
+        objects = {name.lstrip("/")[start:]: _stored(info) for name, info in found.items() if info["type"] == "file"}
+        return {name: stored for name, stored in sorted(objects.items()) if name.startswith(prefix)}
 
     def read(self, name: str) -> bytes:
         """Returns the content of an object. Raises FileNotFoundError if there is none."""
-        return self._repeated(f"{self.address}/{name} cannot be read", lambda: self._system.cat_file(self._path(name)))
+        return self._repeated(f"{self._shown(name)} cannot be read", lambda: self._system.cat_file(self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces an object."""
-        self._changed(f"{self.address}/{name} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
+        self._changed(f"{self._shown(name)} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates an object unless it exists, and returns whether this call has created it.
@@ -90,15 +109,13 @@ class Bucket:
                 return self._system.cat_file(self._path(name)) == data
             return True
 
-        return self._changed(f"{self.address}/{name} cannot be created", attempt)
+        return self._changed(f"{self._shown(name)} cannot be created", attempt)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects, one after another. An object that does not exist is no error."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                self._repeated(
-                    f"{self.address}/{name} cannot be removed", lambda name=name: self._system.rm_file(self._path(name))
-                )
+                self._repeated(f"{self._shown(name)} cannot be removed", lambda name=name: self._system.rm_file(self._path(name)))
 
     def upload(self, sources: Mapping[str, Path], progress: Progress | None = None) -> None:
         """Copies files into objects, several at once.
@@ -110,7 +127,7 @@ class Bucket:
 
         def copy(name: str) -> None:
             source = str(sources[name])
-            self._changed(f"{self.address}/{name} cannot be written", lambda: self._system.put_file(source, self._path(name)))
+            self._changed(f"{self._shown(name)} cannot be written", lambda: self._system.put_file(source, self._path(name)))
 
         _in_parallel(copy, sources, progress)
 
@@ -129,21 +146,46 @@ class Bucket:
         check_space(files.make_folder(folder), sum(names.values()), self.address)
 
         def copy(name: str) -> None:
-            target = folder / name
-            files.make_folder(target.parent)
-
-            def attempt(temporary: Path) -> None:
-                self._system.get_file(self._path(name), str(temporary))
-                if temporary.stat().st_size != names[name]:
-                    raise OSError(f"{temporary.stat().st_size} of {names[name]} bytes arrived")
-
-            with files.atomic_path(target) as temporary:
-                self._repeated(f"{self.address}/{name} cannot be read", lambda: attempt(temporary))
+            files.make_folder((folder / name).parent)
+            self.download_file(name, folder / name, Stored(names[name], ""))
 
         _in_parallel(copy, names, progress)
 
+    def download_file(self, name: str, target: Path, stored: Stored, arrived: Callable[[int], None] | None = None) -> None:
+        """Copies an object into a file, whose folder exists. The file appears completely or not at all.
+
+        Args:
+            name: the name of the object.
+            target: the file.
+            stored: the object as `stored` has returned it. The size and the MD5 of what arrives are compared with it.
+            arrived: called with numbers of bytes that have arrived; a negative number takes back what a failed attempt has reported.
+
+        Raises:
+            FileNotFoundError: the object does not exist any more, or has been replaced.
+        """
+
+        def attempt(temporary: Path) -> None:
+            with _counted(arrived) as callback:
+                self._system.get_file(self._path(name), str(temporary), callback=callback)
+                self._compare(name, temporary, stored)
+
+        with files.atomic_path(target) as temporary:
+            self._repeated(f"{self._shown(name)} cannot be read", lambda: attempt(temporary))
+
+    def _compare(self, name: str, copy: Path, stored: Stored) -> None:
+        """Raises OSError unless a file is a complete copy of an object, and FileNotFoundError if the object has been replaced meanwhile."""
+        size = copy.stat().st_size
+        if size == stored.size and stored.md5 in (None, _md5(copy) if stored.md5 else None):
+            return
+        if stored.tag and _stored(self._system.info(self._path(name))) != stored:
+            raise FileNotFoundError(f"{self._shown(name)} has been replaced")
+        raise OSError(f"{size} of {stored.size} bytes arrived" if size != stored.size else "other bytes arrived than were sent")
+
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}" if name else self._root
+
+    def _shown(self, name: str) -> str:
+        return f"{self.address}/{name}" if name else self.address
 
     def _changed(self, failure: str, attempt: Callable[[], T]) -> T:
         """Returns the result of `_repeated` for an operation that finds something missing only if the bucket does not exist."""
@@ -206,6 +248,40 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
     if scheme == "s3":
         system.retries = 1
     return system
+
+
+def _stored(info: Mapping[str, Any]) -> Stored:
+    """Returns an object of a listing of gcsfs or s3fs. A generation or an ETag changes with the content, and an MD5 depends on it alone."""
+    md5 = info.get("md5Hash")
+    tag = md5 or info.get("generation") or info.get("ETag") or ""
+    return Stored(int(info["size"] or 0), str(tag), base64.b64decode(md5) if md5 else None)
+
+
+def _md5(path: Path) -> bytes:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).digest()
+
+
+@contextlib.contextmanager
+def _counted(arrived: Callable[[int], None] | None) -> Iterator[Any]:
+    """Yields a callback of fsspec that reports bytes to `arrived`. If the block fails, they are taken back."""
+    from fsspec.callbacks import Callback
+
+    class Count(Callback):
+        total = 0
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.total += inc
+            if arrived:
+                arrived(inc)
+
+    count = Count()
+    try:
+        yield count
+    except BaseException:
+        if arrived:
+            arrived(-count.total)
+        raise
 
 
 def _in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None) -> None:

@@ -7,10 +7,12 @@ SCRATCH is the environment variable SWINUNETR_SCRATCH, by default ~/.cache/swinu
 may be removed at any time when no process uses them. Printed text names the address in place of the folder.
 """
 
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from swinunetr_jax import console, files
@@ -33,13 +35,29 @@ def scratch_folder(path: str | os.PathLike, *, shared: bool) -> Path:
         InputError: the address cannot be used, or no such folder can be created.
     """
     address = check_address(path)
-    scheme, _, name = address.partition("://")
-    root = scratch_root() / "shared" if shared else _own_root()
-    folder = root / scheme / name
-    files.make_folder(folder)
-    _addresses[folder] = address
-    console.show_as(str(folder), address)
-    return folder
+    return _copy_of(address, files.make_folder(_place(scratch_root() / "shared" if shared else _own_root(), address)))
+
+
+def scratch_file(path: str | os.PathLike) -> Path:
+    """Returns the file for a copy of the object at an address, which all processes of this machine share. Its folder exists.
+
+    Raises:
+        InputError: the address cannot be used, or the folder cannot be created.
+    """
+    address = check_address(path)
+    file = _place(scratch_root() / "shared", address)
+    files.make_folder(file.parent)
+    return _copy_of(address, file)
+
+
+@contextlib.contextmanager
+def temporary_place(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path of this process that does not exist yet, for what will be copied to an address. It is removed after the block."""
+    address = check_address(path)
+    with tempfile.TemporaryDirectory(dir=files.make_folder(_own_root()), prefix="upload-") as folder:
+        target = Path(folder) / address.rpartition("/")[2]
+        yield _copy_of(address, target)
+        del _addresses[target]
 
 
 def address_of(path: str | os.PathLike) -> str | None:
@@ -75,6 +93,18 @@ def scratch_root() -> Path:
         return Path(given).absolute()
     cache = files.user_cache()
     return cache / "scratch" if cache else Path(tempfile.gettempdir()) / f"swinunetr_jax-{os.getuid()}" / "scratch"
+
+
+def _place(root: Path, address: str) -> Path:
+    scheme, _, name = address.partition("://")
+    return root / scheme / name
+
+
+def _copy_of(address: str, path: Path) -> Path:
+    """Returns the path, after it was noted that it is a copy of what is at the address."""
+    _addresses[path] = address
+    console.show_as(str(path), address)
+    return path
 
 
 @functools.cache

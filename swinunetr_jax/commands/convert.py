@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address
+from swinunetr_jax.buckets.fetch import is_folder
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 class Convert:
     """Convert weights between MONAI's PyTorch files, safetensors files and this project's checkpoint folders."""
 
-    source: Annotated[Positional[Path], arg(metavar="IN")]
-    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
-    target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """The file or folder to write. Unless --to is given, its ending determines the format: monai for .pt and .pth,
+    source: Annotated[Positional[Path], arg(metavar="IN"), MAY_BE_ADDRESS]
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
+    target: Annotated[Positional[Path], arg(metavar="OUT"), MAY_BE_ADDRESS]
+    """The file or folder to write, also in a bucket. Unless --to is given, its ending determines the format: monai for .pt and .pth,
     safetensors for .safetensors, and a folder (orbax) if there is none."""
     to: Literal["orbax", "monai", "safetensors"] | None = None
     """The format to write."""
@@ -46,11 +48,11 @@ class Convert:
         from swinunetr_jax.weights.load import format_of, save_params
 
         may_be_folder = self.write_encoder and self.to in (None, "monai")
-        is_folder = may_be_folder and (files.is_folder(self.target) or (self.to is None and not self.target.suffix))
+        into_folder = may_be_folder and (is_folder(self.target) or (self.to is None and not self.target.suffix))
         # The format is determined first, so that no large file is read if the name cannot be used.
-        to = "monai" if is_folder else self.to or format_of(self.target)
+        to = "monai" if into_folder else self.to or format_of(self.target)
         if self.write_encoder:
-            return self._write_encoder(to, is_folder)
+            return self._write_encoder(to, into_folder)
         checkpoint, config = self._open()
         task = self.task_options.apply(checkpoint, self.source)
         save_params(self.target, config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
@@ -70,7 +72,7 @@ class Convert:
         assert isinstance(checkpoint.config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
         return checkpoint, checkpoint.config
 
-    def _write_encoder(self, to: str, is_folder: bool) -> int:
+    def _write_encoder(self, to: str, into_folder: bool) -> int:
         """Writes only the encoder, and returns the exit code."""
         from swinunetr_jax.weights.encoder_file import encoder_file_name, encoder_notes, write_encoder
 
@@ -84,7 +86,9 @@ class Convert:
                 "--out-channels is for the output layer, which --write-encoder does not write: leave one of them out."
             )
         checkpoint, config = self._open()
-        path = files.make_folder(self.target) / encoder_file_name(config) if is_folder else self.target
+        path = self.target
+        if into_folder:
+            path = (path if is_address(path) else files.make_folder(path)) / encoder_file_name(config)
         write_encoder(path, config, checkpoint.params, overwrite=self.overwrite)
         console.say(f"{self.source} → {path} (the Swin encoder, for `load_from` of MONAI's SwinUNETR)")
         adapted = [f"adapted {name}: {how}" for name, how in checkpoint.report.adapted.items() if name.startswith("swin.")]

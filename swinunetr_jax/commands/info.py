@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, shown
 from swinunetr_jax.commands.options import WeightOptions
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _PLACEHOLDERS: dict[str, dict[str, Any]] = {
 class Info:
     """Show the content of a checkpoint."""
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder."""
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT"), MAY_BE_ADDRESS]
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
     json: bool = False
     """Print the facts as JSON."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
@@ -83,7 +84,7 @@ def _facts(path: Path, checkpoint: "Checkpoint", unknown: set[str]) -> dict[str,
     from swinunetr_jax.weights.params import count_parameters
 
     return {
-        "path": str(path),
+        "path": shown(path),
         "parameters": count_parameters({name: checkpoint.params[name] for name in checkpoint.report.read}),
         "weights": None if checkpoint.report.initialized else checkpoint.digest,
         "config": checkpoint.config.to_dict() | dict.fromkeys(unknown),

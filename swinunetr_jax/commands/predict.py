@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax import console
+from swinunetr_jax.buckets import MAY_BE_ADDRESS
+from swinunetr_jax.buckets.fetch import optional_file
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.files import exists, is_folder
+from swinunetr_jax.files import is_folder
 from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ class Predict:
     """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the label maps."""
-    model: Annotated[tuple[Path, ...], arg(aliases=["-m"])]
-    """The checkpoint: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run of all folds,
-    are averaged as an ensemble."""
+    model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_ADDRESS]
+    """The checkpoint, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run
+    of all folds, are averaged as an ensemble."""
     roi: tuple[int, int, int] | None = None
     """The size of the windows, multiples of 32; by default the checkpoint's, otherwise 96 96 96."""
     overlap: float = 0.5
@@ -165,10 +167,11 @@ class Predict:
         steps: dict[Path | None, tuple[Step, ...]] = {}  # by the folder of the cross-validation
         for folder in {cross_validation_of(model): None for model in self.model}:
             steps[folder] = ()
-            if folder is not None and exists(folder / POSTPROCESS):
-                chosen = read_postprocess(folder / POSTPROCESS)
+            file = None if folder is None else optional_file(folder / POSTPROCESS)
+            if file is not None:
+                chosen = read_postprocess(file)
                 if chosen.steps:
-                    check_task(folder / POSTPROCESS, chosen, task)
+                    check_task(file, chosen, task)
                 steps[folder] = chosen.steps
         choices = {chosen for chosen in steps.values() if chosen}
         if not choices:

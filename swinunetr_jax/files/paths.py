@@ -12,6 +12,11 @@ from swinunetr_jax.errors import InputError
 # A scheme has at least two letters, because "C:/scans" is a drive.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(//?|$)")
 
+_EXPECTED = (
+    "a path on this machine, because only training runs, prepared data and weights can be in a bucket (gs:// or s3://): copy the data "
+    "here, or mount the store and give the path of the mount"
+)
+
 
 def exists(path: str | os.PathLike) -> bool:
     """Returns whether a path exists. The result is False for an impossible name: too long, with a null character, or a link to itself.
@@ -48,8 +53,12 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
-def local_path(path: str | os.PathLike) -> Path:
+def local_path(path: str | os.PathLike, *, expected: str = _EXPECTED) -> Path:
     """Returns the path unless it is the address of a remote store, such as "gs://bucket/run", which would create a folder "gs:".
+
+    Args:
+        path: the path.
+        expected: the end of the message for an address: what is expected instead, and what the user should do.
 
     Raises:
         InputError: the path is such an address, also if `Path` has reduced its two slashes to one.
@@ -58,10 +67,7 @@ def local_path(path: str | os.PathLike) -> Path:
     if match and match["scheme"].lower() == "file":
         raise InputError(f"{path} is the address of a file, expected a path: leave out {match[0]}.")
     if match:
-        raise InputError(
-            f"{path} is an address of a remote store ({match['scheme']}:), expected a path on this machine: copy the data here, or mount "
-            "the store and give the path of the mount."
-        )
+        raise InputError(f"{path} is an address of a remote store ({match['scheme']}:), expected {expected}.")
     return Path(path)
 
 

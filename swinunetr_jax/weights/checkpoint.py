@@ -33,11 +33,11 @@ FORMAT = 1
 DESCRIPTION = "checkpoint.json"
 PARAMS = "params"
 _REMEDY = "restore it or take another checkpoint"
-_MAX_DESCRIPTION_BYTES = 64 << 20
+MAX_DESCRIPTION_BYTES = 64 << 20
 # Weights hardly compress, so the description of a large network in a folder of few bytes is an attempt to exhaust the memory.
 _MAX_COMPRESSION = 64
 _SMALL_NETWORK_BYTES = 512 << 20  # a network of at most this size is read regardless of its size on the disk
-_PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
+PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
 
 
 class OtherNetworkError(InputError):
@@ -115,7 +115,7 @@ def write_checkpoint(
             shutil.rmtree(path / folder, ignore_errors=True)
         raise InputError(f"{path} cannot be written ({one_line(error)}): check the folder and its free space.") from error
     for other in path.iterdir():  # the replaced weights, and those of an interrupted save
-        if _PARAMS_NAME.fullmatch(other.name) and other.name != folder:
+        if PARAMS_NAME.fullmatch(other.name) and other.name != folder:
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -134,7 +134,7 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
     description_file = path / DESCRIPTION
     config, task, values = parse_description(read_description(path), description_file, network)
     folder, stored_digests = values.get("params"), values.get("files")
-    if not (isinstance(folder, str) and _PARAMS_NAME.fullmatch(folder) and stored_digests is not None):
+    if not (isinstance(folder, str) and PARAMS_NAME.fullmatch(folder) and stored_digests is not None):
         raise InputError(f"{description_file} does not name the folder of its weights: it was not written by swinunetr_jax.")
     try:
         actual_digests = file_digests(path, folder)
@@ -172,7 +172,7 @@ def read_description(path: Path) -> bytes:
     """Returns the JSON that describes the checkpoint in a folder. Raises InputError if the folder is not a checkpoint."""
     file = path / DESCRIPTION
     try:
-        if file.stat().st_size > _MAX_DESCRIPTION_BYTES:
+        if file.stat().st_size > MAX_DESCRIPTION_BYTES:
             raise InputError(f"{file} is larger than a description can be, so it was not written by swinunetr_jax: {_REMEDY}.")
         return file.read_bytes()
     except FileNotFoundError as error:

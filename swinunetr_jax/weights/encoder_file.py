@@ -8,13 +8,14 @@ import os
 import re
 from pathlib import Path
 
+from swinunetr_jax.buckets import place
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.find_network import Tensors
 from swinunetr_jax.weights.monai import to_monai
-from swinunetr_jax.weights.params import Params, check
+from swinunetr_jax.weights.params import Params, check, count_bytes
 from swinunetr_jax.weights.torch_file import write_torch_file
-from swinunetr_jax.weights.weight_file import refuse_existing
+from swinunetr_jax.weights.upload import new_file
 
 _ENCODER, _PREFIX = "swinViT.", "module."
 _MLP = re.compile(r"\.mlp\.linear([12])\.")
@@ -51,7 +52,7 @@ def write_encoder(path: str | os.PathLike, config: SwinUNETRConfig, params: Para
     """Writes the encoder of a network for `load_from`.
 
     Args:
-        path: the file to write.
+        path: the file to write, or its address in a bucket.
         config: the configuration of the whole network.
         params: the variables of the whole network by dotted name.
         overwrite: whether to replace an existing file.
@@ -59,9 +60,10 @@ def write_encoder(path: str | os.PathLike, config: SwinUNETRConfig, params: Para
     Raises:
         InputError: the file exists and `overwrite` is not set, it cannot be written, or `load_from` could not read it.
     """
-    refuse_existing(path, overwrite=overwrite)
+    path = place(path)
     check(params, config)
-    write_torch_file(path, {"state_dict": encoder_state(params, config)})
+    with new_file(path, count_bytes(config), overwrite=overwrite) as file:
+        write_torch_file(file, {"state_dict": encoder_state(params, config)})
 
 
 def encoder_file_name(config: SwinUNETRConfig) -> str:

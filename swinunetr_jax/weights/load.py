@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import console, files
+from swinunetr_jax.buckets import is_address, place
+from swinunetr_jax.buckets.fetch import shown_errors
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
@@ -31,12 +33,15 @@ from swinunetr_jax.weights.find_network import Source, find_network
 from swinunetr_jax.weights.fit import fit
 from swinunetr_jax.weights.infer import infer_config
 from swinunetr_jax.weights.load_report import LoadReport, summary
+from swinunetr_jax.weights.local_copy import local_copy, stored_description
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import NetworkConfig
+from swinunetr_jax.weights.run_contents import holds_checkpoint
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
-from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable, refuse_existing
+from swinunetr_jax.weights.upload import new_file, upload_checkpoint
+from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable
 from swinunetr_jax.weights.weight_folder import INDEX, read_shards, weight_file_in
 
 FORMATS = ("orbax", "monai", "safetensors")
@@ -88,7 +93,7 @@ def open_checkpoint(
 
     Args:
         path: a checkpoint folder or training run of this project, a PyTorch or safetensors file of any trainer, the folder of a MONAI
-            bundle, or the index file of several shards.
+            bundle, or the index file of several shards; or the address of one of these in a bucket, such as gs://bucket/model.
         key: the dotted path of the entry of a file that contains the network, such as "model_ema"; required if there are several networks.
         encoder_only: take only the Swin encoder and initialise the rest randomly.
         adapt_channels: allow `in_channels` and `out_channels` that differ from the file's: input weights are averaged over the file's
@@ -103,10 +108,26 @@ def open_checkpoint(
             message lists every tensor that differs, with both shapes.
     """
     _check_names(fields)
-    path, note = network_of_run(path)
-    if note is not None:
-        console.warn(console.literal(note))
-    source, stored, task = _read(path, key, encoder_only, network)
+    with shown_errors():
+        path, note = network_of_run(path)
+        if note is not None:
+            console.warn(console.literal(note))
+        with local_copy(path) as copy:
+            source, stored, task = _read(copy, key, encoder_only, network)
+        return _fitted(path, source, stored, task, encoder_only, adapt_channels, seed, fields)
+
+
+def _fitted(
+    path: Path,
+    source: Source,
+    stored: NetworkConfig | None,
+    task: Task | None,
+    encoder_only: bool,
+    adapt_channels: bool,
+    seed: int,
+    fields: dict[str, Any],
+) -> Checkpoint:
+    """Returns the checkpoint of the network that was read at a path, with the arguments and errors of `open_checkpoint`."""
     if isinstance(stored, CustomConfig):
         return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
     new_outputs = False
@@ -143,12 +164,22 @@ def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_par
 
 
 def read_task(path: str | os.PathLike) -> Task | None:
-    """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none. No weights are read.
+    """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none. No weights are read, but a
+    weight file in a bucket is copied to this machine.
 
     Raises:
-        InputError: the path does not exist, or its description is damaged.
+        InputError: the path does not exist, its description is damaged, or the bucket cannot be read.
     """
-    path, _ = network_of_run(path)
+    with shown_errors():
+        path, _ = network_of_run(path)
+        if is_address(path) and (description := stored_description(path)) is not None:
+            return parse_task(description, path)
+        with local_copy(path) as copy:
+            return _task_of(copy)
+
+
+def _task_of(path: Path) -> Task | None:
+    """Returns the task that a file or folder on this machine states, with the errors of `read_task`."""
     if is_checkpoint(path):
         return parse_task(read_description(path), path)
     if files.is_folder(path):
@@ -170,7 +201,7 @@ def save_checkpoint(
     """Writes a network.
 
     Args:
-        path: the file or folder to write.
+        path: the file or folder to write, or the address of one in a bucket, such as gs://bucket/model.
         model: the network.
         task: the task that the network was trained for.
         to: "orbax" (a checkpoint folder), "monai" (a PyTorch state dict) or "safetensors" (with MONAI's names); by default,
@@ -193,21 +224,23 @@ def save_params(
     overwrite: bool = False,
 ) -> None:
     """Writes a network from its flat parameters, with the arguments and errors of `save_checkpoint`."""
+    path = place(path)
     to = format_of(path) if to is None else to
     if to not in FORMATS:
         raise InputError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
     if task is not None:
         task.check(config)
     if to == "orbax":
-        write_checkpoint(path, config, params, task, overwrite=overwrite)
+        write = upload_checkpoint if is_address(path) else write_checkpoint
+        write(path, config, params, task, overwrite=overwrite)
         return
-    refuse_existing(path, overwrite=overwrite)
     flat.check(params, config)
-    tensors = to_monai(params, config)
-    if to == "monai":
-        write_torch_file(path, tensors)
-    else:
-        write_safetensors(path, tensors, {_METADATA_KEY: describe(config, task, tensors)})
+    with new_file(path, flat.count_bytes(config), overwrite=overwrite) as file:
+        tensors = to_monai(params, config)
+        if to == "monai":
+            write_torch_file(file, tensors)
+        else:
+            write_safetensors(file, tensors, {_METADATA_KEY: describe(config, task, tensors)})
 
 
 def format_of(path: str | os.PathLike) -> str:
@@ -219,7 +252,7 @@ def format_of(path: str | os.PathLike) -> str:
     ending = Path(path).suffix
     if ending.lower() in _FORMAT_OF_ENDING:
         return _FORMAT_OF_ENDING[ending.lower()]
-    if not ending[1:].isdigit() and ending and not is_checkpoint(path):  # digits are part of a version, as in "model_1.5"
+    if not ending[1:].isdigit() and ending and not holds_checkpoint(path):  # digits are part of a version, as in "model_1.5"
         raise InputError(
             f"{path} has the ending {ending}, whose format cannot be written, expected .pt, .pth, .safetensors or, for a checkpoint "
             'folder, no ending: change the name, or state the format with --to (in Python `to`), such as "orbax" for a folder.'

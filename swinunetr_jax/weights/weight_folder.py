@@ -1,6 +1,7 @@
 """Reads weights that are one file in a folder, such as a MONAI bundle, or several files with an index (shards)."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -30,15 +31,41 @@ def weight_file_in(folder: str | os.PathLike) -> Path | None:
         InputError: there are several weight files, or the folder cannot be read.
     """
     folder = Path(folder)
-    candidates = [folder / name for name in _NAMES if files.is_file(folder / name)]
+    names = [name for name in _NAMES if files.is_file(folder / name)]
     try:
-        candidates += sorted(path for path in folder.iterdir() if path.name.endswith(INDEX) and files.is_file(path))
+        names += [path.name for path in folder.iterdir() if path.name.endswith(INDEX) and files.is_file(path)]
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({files.reason(error)}), expected a folder with weights: check it.") from error
+    name = choose_weight_file(names, str(folder))
+    return None if name is None else folder / name
+
+
+def choose_weight_file(names: Iterable[str], folder: str) -> str | None:
+    """Returns the weight file or the index of shards among the names of files in a folder, or None if there is neither.
+
+    Raises:
+        InputError: there are several; the message names the folder.
+    """
+    names = list(names)
+    candidates = [name for name in _NAMES if name in names]
+    candidates += sorted(name for name in names if name.endswith(INDEX) and "/" not in name)
     if len(candidates) > 1:
-        names = ", ".join(printable(path.relative_to(folder)) for path in candidates)
-        raise InputError(f"{folder} holds several weight files, expected one: give the path of one of {names}.")
+        listed = ", ".join(map(printable, candidates))
+        raise InputError(f"{folder} holds several weight files, expected one: give the path of one of {listed}.")
     return candidates[0] if candidates else None
+
+
+def read_index(index: str | os.PathLike) -> dict[str, str]:
+    """Returns the name of the file of each tensor by an index of shards.
+
+    Raises:
+        InputError: the index is damaged, or a file is outside its folder.
+    """
+    shard_of = files.read_json(index, _Index, "download or copy it again")["weight_map"]
+    for name in sorted(set(shard_of.values())):
+        if Path(name).name != name or not name.strip("."):
+            raise InputError(f"{index} refers to {printable(name)}, expected names of files in the same folder: do not trust it.")
+    return shard_of
 
 
 def read_shards(index: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -48,11 +75,9 @@ def read_shards(index: str | os.PathLike) -> dict[str, np.ndarray]:
         InputError: the index or a file cannot be read, a file is outside the folder, or a file lacks a tensor of the index.
     """
     index = Path(index)
-    shard_of = files.read_json(index, _Index, "download or copy it again")["weight_map"]
+    shard_of = read_index(index)
     tensors = {}
     for name in sorted(set(shard_of.values())):
-        if Path(name).name != name or not name.strip("."):
-            raise InputError(f"{index} refers to {printable(name)}, expected names of files in the same folder: do not trust it.")
         shard = index.parent / name
         content = read_safetensors(shard) if file_kind(shard) == SAFETENSORS else read_torch_file(shard)
         wanted = [tensor for tensor, shard_name in shard_of.items() if shard_name == name]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from swinunetr_jax import InputError, console
-from swinunetr_jax.files import exists
+from swinunetr_jax.buckets import is_address
+from swinunetr_jax.buckets.fetch import optional_file
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Optim
 from swinunetr_jax.training.description import DESCRIPTION, read_options
@@ -68,11 +69,12 @@ def _pretrained_weights(checkpoint: Path) -> int:
         task = read_task(checkpoint)
         if task is None or task.kind != "images":
             return _NOT_PRETRAINED
-        checkpoint = checkpoint.absolute()
+        checkpoint = checkpoint if is_address(checkpoint) else checkpoint.absolute()
         # The run is the folder itself, that of its best or last network, or that of a saved state.
         for run in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-            if exists(run / DESCRIPTION):
-                return _ENCODER if read_options(run).task == "swin3" else _WHOLE
+            within = is_address(run) or not is_address(checkpoint)  # above a bucket there is nothing
+            if within and (description := optional_file(run / DESCRIPTION)):
+                return _ENCODER if read_options(description.parent).task == "swin3" else _WHOLE
     except InputError:
         return _NOT_PRETRAINED
     return _WHOLE

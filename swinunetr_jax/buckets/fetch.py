@@ -1,0 +1,151 @@
+"""Copies objects of a bucket to this machine: only those that are missing here or have changed."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from swinunetr_jax import console, files
+from swinunetr_jax.buckets.address import check_address, is_address
+from swinunetr_jax.buckets.bucket import PARALLEL, Bucket, Stored
+from swinunetr_jax.buckets.scratch import check_space, scratch_file
+from swinunetr_jax.errors import InputError
+
+_MEGABYTE = 1 << 20
+LARGE = 64 * _MEGABYTE  # the progress of copying fewer bytes is not shown
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An object that is wanted on this machine.
+
+    Attributes:
+        target: the file for it.
+        stored: the object as the bucket lists it.
+        sha256: the digest of its content if that is known. Otherwise a record beside the file states which object it is a copy of.
+    """
+
+    target: Path
+    stored: Stored
+    sha256: str | None = None
+
+
+class _Record(TypedDict):
+    """The record beside a copy: the size and the tag of the object, and the digest of the copy."""
+
+    size: int
+    tag: str
+    sha256: NotRequired[str]
+
+
+def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
+    """Copies objects into their files, unless the files are copies of them already. The caller holds the lock on the folder of the files.
+
+    Raises:
+        FileNotFoundError: an object does not exist any more.
+        InputError: the bucket cannot be read, or there is too little space.
+    """
+    due = {name: item for name, item in wanted.items() if not _is_current(item)}
+    if not due:
+        return
+    total = sum(item.stored.size for item in due.values())
+    for item in due.values():
+        files.make_folder(item.target.parent)
+    check_space(next(iter(due.values())).target.parent, total, bucket.address)
+    lock, count = threading.Lock(), 0
+    with console.Progress(f"copying {bucket.address} to this machine", "megabyte", silent=total < LARGE) as progress:
+
+        def arrived(size: int) -> None:
+            nonlocal count
+            with lock:
+                count += size
+                progress(count // _MEGABYTE, -(-total // _MEGABYTE))
+
+        def copy(name: str) -> None:
+            item = due[name]
+            _record_of(item.target).unlink(missing_ok=True)
+            bucket.download_file(name, item.target, item.stored, arrived)
+            if item.sha256 is None:
+                record = _Record(size=item.stored.size, tag=item.stored.tag, sha256=files.digest_of_file(item.target))
+                files.write_json(_record_of(item.target), record)
+
+        with ThreadPoolExecutor(PARALLEL) as pool, contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)
+            for future in [pool.submit(copy, name) for name in due]:
+                future.result()
+
+
+@contextlib.contextmanager
+def object_copies(path: str | os.PathLike, names: Mapping[str, Stored]) -> Iterator[Path]:
+    """Copies objects to this machine and holds a lock on the copies during the block.
+
+    Args:
+        path: the address.
+        names: the objects by their names relative to the address, as `Bucket.stored` has returned them; "" is the object at the address.
+
+    Yields:
+        The file of the first one. The others have the same positions relative to it as in the bucket.
+    """
+    address = check_address(path)
+    bucket = Bucket(address)
+    targets = {name: scratch_file(f"{address}/{name}" if name else address) for name in names}
+    first = next(iter(targets.values()))
+    with files.locked(first.parent):
+        try:
+            fetch(bucket, {name: Wanted(targets[name], stored) for name, stored in names.items()})
+        except FileNotFoundError as error:
+            raise InputError(f"{address} was removed or replaced while it was read: start the same command again.") from error
+        yield first
+
+
+def optional_file(path: str | os.PathLike) -> Path | None:
+    """Returns a file, or a copy of it on this machine if the path is an address, or None if it does not exist."""
+    if not is_address(path):
+        return Path(path) if files.exists(path) else None
+    stored = Bucket(path).stored()
+    if "" not in stored:
+        return None
+    with object_copies(path, {"": stored[""]}) as copy:
+        return copy
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Returns whether a file or folder exists, or, if the path is an address, an object at or below it."""
+    return bool(Bucket(path).stored()) if is_address(path) else files.exists(path)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a folder or, if it is an address, whether there are objects below it."""
+    return bool(Bucket(path).names()) if is_address(path) else files.is_folder(path)
+
+
+@contextlib.contextmanager
+def shown_errors() -> Iterator[None]:
+    """Makes errors of the block name addresses in place of the folders on this machine that hold copies."""
+    try:
+        yield
+    except InputError as error:
+        error.args = tuple(console.with_names(part) if isinstance(part, str) else part for part in error.args)
+        raise
+
+
+def _is_current(item: Wanted) -> bool:
+    """Returns whether the file of an object is an undamaged copy of it."""
+    try:
+        if item.target.stat().st_size != item.stored.size:
+            return False
+        if item.sha256 is not None:
+            return files.digest_of_file(item.target) == item.sha256
+        record = files.read_json(_record_of(item.target), _Record, "")
+        known = (record["size"], record["tag"]) == (item.stored.size, item.stored.tag) and bool(item.stored.tag)
+        return known and files.digest_of_file(item.target) == record.get("sha256")
+    except (OSError, InputError):  # the file or its record is missing or damaged
+        return False
+
+
+def _record_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.copy")

@@ -1,0 +1,157 @@
+"""Copies weights of a bucket to this machine, where they are read and verified like those of a local path.
+
+Only what is needed is copied: of a saved state of a run the network without the optimizer, and of a folder with weights the weight file.
+What is here already and undamaged is not copied again. The digests in a checkpoint's description show this for its files, and for other
+files the sizes and tags that the bucket lists.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from swinunetr_jax import files
+from swinunetr_jax.buckets import Bucket, is_address, place, scratch_folder
+from swinunetr_jax.buckets.bucket import Stored
+from swinunetr_jax.buckets.fetch import Wanted, fetch
+from swinunetr_jax.buckets.scratch import scratch_file
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
+from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
+
+_ATTEMPTS = 5  # of copying a checkpoint that is replaced meanwhile
+
+
+@contextlib.contextmanager
+def local_copy(path: str | os.PathLike) -> Iterator[Path]:
+    """Copies what `open_checkpoint` reads at an address to this machine. No other process changes the copy during the block.
+
+    Args:
+        path: the address of a checkpoint folder, of a weight file, of an index of shards, or of a folder with one of the latter two.
+
+    Yields:
+        The path of the copied checkpoint folder, weight file or index; a path that is not an address is yielded as it is.
+
+    Raises:
+        InputError: there is nothing of this kind at the address, or it cannot be read or copied.
+    """
+    path = place(path)
+    if not is_address(path):
+        yield path
+        return
+    bucket = Bucket(path)
+    objects = bucket.stored()
+    if DESCRIPTION in objects:
+        folder = scratch_folder(bucket.address, shared=True)
+        with files.locked(folder):
+            _copy_checkpoint(bucket, folder)
+            yield folder
+        return
+    name = "" if "" in objects else choose_weight_file(objects, bucket.address)
+    if name is None and objects:
+        raise InputError(f"{bucket.address} is not a checkpoint, because it has no {DESCRIPTION}: check which folder was given.")
+    if name is None:
+        raise InputError(
+            f"{bucket.address} does not exist, expected a weight file or a checkpoint folder: there is no such object and none below this "
+            "address, so check it."
+        )
+    address = f"{bucket.address}/{name}" if name else bucket.address
+    file = scratch_file(address)
+    with files.locked(file.parent):
+        _copy_file(address, objects[name])
+        if file.name.endswith(INDEX):
+            _copy_shards(address, file)
+        yield file
+
+
+def stored_description(path: str | os.PathLike) -> bytes | None:
+    """Returns the description of the checkpoint folder at an address, or None if there is no checkpoint folder."""
+    bucket = Bucket(path)
+    if DESCRIPTION not in bucket.stored(DESCRIPTION):
+        return None
+    return _read_description(bucket)
+
+
+def _copy_checkpoint(bucket: Bucket, folder: Path) -> None:
+    """Copies a checkpoint folder. If it is replaced meanwhile, as the best network of a run may be, the new one is copied."""
+    for _ in range(_ATTEMPTS):
+        content = _read_description(bucket)
+        objects = bucket.stored()
+        params, digests = _parts(content)
+        try:
+            # Parts that the bucket lacks are not copied; `read_checkpoint` names them.
+            wanted = {
+                name: Wanted(folder / name, objects[name], digest)
+                for name, digest in digests.items()
+                if name.startswith(f"{params}/") and name in objects and ".." not in name.split("/")
+            }
+            fetch(bucket, wanted)
+        except FileNotFoundError:
+            continue
+        if _read_description(bucket) == content:
+            _write_description(folder, content)
+            _remove_others(folder, params, digests)
+            return
+    raise InputError(f"{bucket.address} was replaced {_ATTEMPTS} times while it was read: start the same command again.")
+
+
+def _read_description(bucket: Bucket) -> bytes:
+    size = bucket.names(DESCRIPTION).get(DESCRIPTION, 0)
+    if size > MAX_DESCRIPTION_BYTES:
+        raise InputError(f"{bucket.address}/{DESCRIPTION} is larger than a description can be: check which folder was given.")
+    try:
+        return bucket.read(DESCRIPTION)
+    except FileNotFoundError as error:
+        raise InputError(f"{bucket.address} was removed while it was read: check which folder was given.") from error
+
+
+def _parts(content: bytes) -> tuple[str, Mapping[str, str]]:
+    """Returns the name of the folder with the weights, and the digests of the files; of a damaged description, a name and nothing.
+
+    `read_checkpoint` reports damage, so that there is one message for it.
+    """
+    try:
+        values: dict[str, Any] = files.decode_json(content, dict[str, Any], DESCRIPTION, "")
+        params, digests = values.get("params"), values.get("files")
+    except InputError:
+        return PARAMS, {}
+    if not isinstance(params, str) or not PARAMS_NAME.fullmatch(params) or not isinstance(digests, dict):
+        return PARAMS, {}
+    return params, {name: digest for name, digest in digests.items() if isinstance(digest, str)}
+
+
+def _write_description(folder: Path, content: bytes) -> None:
+    try:
+        files.write_bytes(folder / DESCRIPTION, content)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({files.reason(error)}): check the folder and its free space.") from error
+
+
+def _remove_others(folder: Path, params: str, digests: Mapping[str, str]) -> None:
+    """Removes what earlier copies of the checkpoint have left in the folder."""
+    for entry in folder.iterdir():
+        if PARAMS_NAME.fullmatch(entry.name) and entry.name != params:
+            shutil.rmtree(entry, ignore_errors=True)
+    for file in (folder / params).rglob("*"):
+        if file.is_file() and file.relative_to(folder).as_posix() not in digests:
+            file.unlink(missing_ok=True)
+
+
+def _copy_file(address: str, stored: Stored) -> None:
+    try:
+        fetch(Bucket(address), {"": Wanted(scratch_file(address), stored)})
+    except FileNotFoundError as error:
+        raise InputError(f"{address} was removed or replaced while it was read: start the same command again.") from error
+
+
+def _copy_shards(address: str, index: Path) -> None:
+    """Copies the files that a copied index of shards names. Those that the bucket lacks are removed here, and the reader names them."""
+    for name in sorted(set(read_index(index).values())):
+        shard = f"{address.rpartition('/')[0]}/{name}"
+        stored = Bucket(shard).stored().get("")
+        if stored is None:
+            scratch_file(shard).unlink(missing_ok=True)
+        else:
+            _copy_file(shard, stored)
