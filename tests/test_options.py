@@ -1,16 +1,21 @@
 """The options of a run: old names of options and of fields in run.json, paths in groups, and which options may change."""
 
 import json
+import time
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.refusals import refused
+from helpers.training_runs import recipe
 
 from swinunetr_jax import arguments, cli
 from swinunetr_jax.commands.predict import Predict
-from swinunetr_jax.training import Augment, Devices, Init, Recipe, command, description, resume
+from swinunetr_jax.training import Augment, Devices, Init, Recipe, command, description, resume, store
+from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.options import Options
+from swinunetr_jax.training.saver import Saver
 from swinunetr_jax.training.sources import SOURCES, source_of
 from tools import pod_plan
 
@@ -111,3 +116,32 @@ def test_each_kind_has_a_source():
         source_of(Options(kind="other"))
     with refused("the options of --init state how a checkpoint is used, but none was given"):
         Recipe(kind="phantom", init=Init(key="model_ema")).check()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"save_minutes": 0.0}, "`save_minutes` must be above 0, got 0.0"),
+        ({"profile": (3, 0)}, "`profile` must have a step of at least 0 and a number of steps above 0, got (3, 0)"),
+        ({"watchdog_minutes": -1.0}, "`watchdog_minutes` must be at least 0, got -1.0"),
+    ],
+)
+def test_times_and_traces_that_no_run_can_have_are_refused(fields, message, tmp_path):
+    with refused(message):
+        recipe(tmp_path, tmp_path, **fields).check()
+
+
+def test_the_time_between_saved_states_is_that_of_the_option_or_of_the_place_of_the_run(tmp_path, monkeypatch):
+    """The run is in step 3, and its last state was saved 10 minutes ago."""
+
+    def due(**fields):
+        run = SimpleNamespace(recipe=recipe(tmp_path, tmp_path, **fields), store=store.Store(tmp_path), progress=Progress(3))
+        return Saver(run, 2, time.monotonic() - 600).due()
+
+    assert not due() and due(save_minutes=9.9) and not due(save_minutes=10.1) and due(save_every=3)
+    monkeypatch.setattr(store.Store, "save_minutes", store.BucketStore.save_minutes)
+    assert due() and not due(save_minutes=20.0)
+
+
+def test_a_resumed_run_may_change_when_it_saves_what_it_traces_and_when_it_ends():
+    assert {"save_minutes", "save_every", "profile", "watchdog_minutes"} <= set(resume.FREE)

@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers.runner import bytes_of
@@ -37,7 +38,8 @@ from swinunetr_jax.weights.arrays import write_arrays
 from swinunetr_jax.weights.params import flatten
 
 DRAW = loop._draw  # the tests replace it
-# Only the run `finished` has trackers, so that comparing its bytes with those of other runs also shows that trackers change nothing.
+# Only the run `finished` has trackers and a trace, so that comparing its bytes with those of other runs also shows that neither changes
+# anything.
 TRACKERS = (Recorder(), Failing())
 
 
@@ -59,11 +61,11 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """Returns the folder of a finished run of the small network, with pictures, whose trackers are `TRACKERS`."""
+    """Returns the folder of a finished run of the small network, with pictures and a trace, whose trackers are `TRACKERS`."""
     with pytest.MonkeyPatch.context() as patch:
         replace_swin_unetr(patch)
         out = tmp_path_factory.mktemp("runs") / "finished"
-        train(recipe(data, out, trackers=TRACKERS))
+        train(recipe(data, out, trackers=TRACKERS, profile=(2, 1)))
     forget()
     return out
 
@@ -96,6 +98,14 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
     content = json.loads((finished / "run.json").read_text())
     assert sorted(content["cases"]["train"] + content["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]
     assert (finished / "last").resolve().name == "00000004"
+
+
+def test_the_trace_of_a_run_holds_the_steps_of_the_option(finished):
+    (file,) = (finished / "profile").rglob("*.xplane.pb")
+    lines = [line for plane in jax.profiler.ProfileData.from_file(str(file)).planes for line in plane.lines]
+    events = [event for line in lines for event in line.events]
+    assert [dict(event.stats)["step_num"] for event in events if event.name == "train"] == [3]
+    assert sum(event.name.startswith("PjitFunction(") for event in events) > 0  # the program of the step
 
 
 def test_trackers_receive_what_the_log_of_the_run_has(finished):

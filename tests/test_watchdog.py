@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.refusals import refused
 from helpers.runner import ROOT, SECONDS, bytes_of, losses
 from helpers.small_network import forget, replace_swin_unetr
-from helpers.training_runs import recipe
 
-from swinunetr_jax.training import resume, watchdog
+from swinunetr_jax.training import watchdog
 
 # Loads the module alone, because importing the package takes longer than the whole test.
 START = f"""
@@ -89,12 +87,6 @@ def test_the_limit_of_each_phase_and_the_defaults(monkeypatch):
     assert other._limit_of(watchdog.STEP) == 30 * 60  # because the leader may be saving
     assert watchdog.Watchdog(0, default_on=True, leads=True).seconds == 0
     assert watchdog.Watchdog(None, default_on=False, leads=True).seconds == 0
-    assert "watchdog_minutes" in resume.FREE
-
-
-def test_minutes_below_0_are_refused(tmp_path):
-    with refused("`watchdog_minutes` must be at least 0, got -1"):
-        recipe(tmp_path, tmp_path, watchdog_minutes=-1.0).check()
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
+from swinunetr_jax.training.profiling import Profiler
 from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.result import print_result, report
@@ -97,7 +98,7 @@ def _advance(run: Run, stop: Stop) -> None:
     data = batches(recipe, run.cases, strategy.share)
     data.set_state({"step": run.progress.step})
     first = run.progress.step
-    saver = Saver(run, first)
+    saver, profiler = Saver(run, first), Profiler(run)
     pending: PendingStep | None = None
     stopping = flag = False
     try:
@@ -129,6 +130,7 @@ def _advance(run: Run, stop: Stop) -> None:
                 return
             if step == first:  # a resumed run compiles too, or reads the compiled program
                 run.log.say("compiling the training step …")
+            profiler.at(step)
             names = data.names()
             started = time.perf_counter()
             with watchdog.phase(watchdog.DATA):
@@ -149,6 +151,7 @@ def _advance(run: Run, stop: Stop) -> None:
             run.store.check()
             pending = PendingStep(step + 1, metrics, waited, names)
     finally:
+        profiler.close()
         data.close()
         saver.writer.close()
 

@@ -81,7 +81,11 @@ class Options:
     workers: int = 0
     """Number of processes that read and augment samples; 0 uses threads instead."""
     save_every: int | None = None
-    """Steps between saved states; a state is also saved before each validation, and every 20 minutes."""
+    """Steps between saved states; a state is also saved before each validation, and every `save_minutes`."""
+    save_minutes: float | None = None
+    """Minutes between saved states, by default 20, and 5 if the run is in a bucket."""
+    profile: tuple[int, int] | None = None
+    """STEP COUNT: write a trace of COUNT steps after step STEP for xprof into RUN/profile. The first step after a start also compiles."""
     watchdog_minutes: float | None = None
     """Minutes without progress in a step after which a process ends, and a multiple of them in compiling, validation and other work. By
     default 10 if several processes train or the run is in a bucket, otherwise 0, which means never."""
@@ -138,6 +142,13 @@ class Options:
             ("validation.batch", self.validation.batch, self.validation.batch >= 1, "be at least 1"),
             ("class_share", self.class_share, 0 <= self.class_share <= 1, "be between 0 and 1"),
             ("augment.flips", self.augment.flips, set(self.augment.flips or ()) <= {0, 1, 2}, "name axes 0, 1 and 2"),
+            ("save_minutes", self.save_minutes, self.save_minutes is None or self.save_minutes > 0, "be above 0"),
+            (
+                "profile",
+                self.profile,
+                self.profile is None or (self.profile[0] >= 0 and self.profile[1] > 0),
+                "have a step of at least 0 and a number of steps above 0",
+            ),
             ("watchdog_minutes", self.watchdog_minutes, (self.watchdog_minutes or 0) >= 0, "be at least 0"),
             ("seed", self.seed, 0 <= self.seed < 2**32, "be at least 0 and below 2**32"),
             ("fold_seed", self.fold_seed, 0 <= self.fold_seed < 2**32, "be at least 0 and below 2**32"),

@@ -40,6 +40,10 @@ class Resume:
     """Saved states to keep."""
     save_every: int | None = None
     """Steps between saved states."""
+    save_minutes: float | None = None
+    """Minutes between saved states."""
+    profile: tuple[int, int] | None = None
+    """STEP COUNT: write a trace of COUNT steps after step STEP for xprof into RUN/profile."""
     watchdog_minutes: float | None = None
     """Minutes without progress after which a process ends; 0 means never."""
     spatial_shards: int | None = None

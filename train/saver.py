@@ -18,10 +18,8 @@ class Saver:
     writer: Writer = field(default_factory=Writer)
 
     def due(self) -> bool:
-        every = self.run.recipe.save_every
-        return (
-            every is not None and self.run.progress.step % every == 0
-        ) or time.monotonic() - self.at > 60 * self.run.store.save_minutes
+        every, minutes = self.run.recipe.save_every, self.run.recipe.save_minutes or self.run.store.save_minutes
+        return (every is not None and self.run.progress.step % every == 0) or time.monotonic() - self.at > 60 * minutes
 
     @watchdog.phase(watchdog.SAVING)
     def save(self) -> None:

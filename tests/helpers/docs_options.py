@@ -27,6 +27,7 @@ FOREIGN = {
     "docker build": {"--file", "--tag"},
     "kubectl apply": {"--filename"},
     "tpu_pod.sh": {"--accelerator-type", "--runtime-version", "--spot", "--delete", "--tries"},
+    "xprof": {"--port"},
     "XLA": {"--xla_force_host_platform_device_count"},
 }
 EVERYWHERE = {"--help", "--version"}
