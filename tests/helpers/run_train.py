@@ -49,4 +49,9 @@ if lease := os.environ.get("SWINUNETR_TEST_LEASE"):
     claim.LEASE_SECONDS = float(lease)
 
 if __name__ == "__main__":
-    command.main()
+    try:
+        command.main()
+    finally:
+        print(
+            "packages for buckets:", *sorted({"fsspec", "gcsfs", "s3fs", "aiohttp", "botocore"} & sys.modules.keys()) or ["none"]
+        )
