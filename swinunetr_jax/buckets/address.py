@@ -38,8 +38,8 @@ def check_address(path: str | os.PathLike) -> str:
     scheme, parts = match["scheme"], match["rest"].rstrip("/").split("/")
     if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or any(ord(letter) < 32 for letter in match["rest"]):
         raise InputError(
-            f"{scheme}://{literal(match['rest'])} does not name a place in a bucket: expected {scheme}://BUCKET/NAME, without empty parts and "
-            "dots."
+            f"{scheme}://{literal(match['rest'])} does not name a place in a bucket: expected {scheme}://BUCKET/NAME, without empty "
+            "parts and dots."
         )
     package, extra = SCHEMES[scheme]
     if find_spec(package) is None:
