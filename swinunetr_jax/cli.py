@@ -10,12 +10,21 @@ from swinunetr_jax.commands.evaluate import Evaluate
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.plan import PlanCommand
 from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.commands.prepare import Prepare
 from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
-COMMANDS = {"convert": Convert, "predict": Predict, "evaluate": Evaluate, "validate": Validate, "info": Info, "plan": PlanCommand}
+COMMANDS = {
+    "convert": Convert,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "validate": Validate,
+    "info": Info,
+    "plan": PlanCommand,
+    "prepare": Prepare,
+}
 RENAMED_OPTIONS = {"predict": {"--depth": "--spatial-shards"}}  # the old names work for one more version
 TRAIN = "train"  # its options depend on the recipe, and its exit codes differ from those of the other commands
 ABOUT_TRAIN = "Train a network with a recipe: a built-in one, or your own Python file."

@@ -36,7 +36,7 @@ from helpers.runner import Runner  # noqa: E402
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
-from swinunetr_jax.data.prepare import cache  # noqa: E402
+from swinunetr_jax.data.prepare import write_case  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tracing creates many long-lived objects. With the default thresholds, a tenth of the time is spent on collecting garbage among them.
@@ -215,13 +215,13 @@ def fresh_traces() -> Iterator[None]:
 def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the cases that are read from their files while training cases are prepared."""
     names: list[str] = []
-    read = cache.read_case
+    read = write_case.read_case
 
     def record(case: Case, *rest: Any) -> Any:
         names.append(case.name)
         return read(case, *rest)
 
-    monkeypatch.setattr(cache, "read_case", record)
+    monkeypatch.setattr(write_case, "read_case", record)
     return names
 
 

@@ -11,7 +11,7 @@ from helpers.training_cases import LPS, SHAPE, prepare, write_case
 
 from swinunetr_jax import files
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.prepare import cache, cache_entry
+from swinunetr_jax.data.prepare import cache_entry
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files.atomic import temporary_name
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_reported_with_the_folder(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np.lib.format, "write_array", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(InputError, match=r"cache: cannot be written \(No space left on device\)"):
         prepare([case], tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

@@ -1,6 +1,5 @@
 """Finds the cases of a run, splits them into training and validation, prepares them in the cache, and makes batches of them."""
 
-import contextlib
 import itertools
 import math
 from collections import Counter
@@ -16,17 +15,20 @@ import numpy as np
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.augment import SampleAugmentation
 from swinunetr_jax.config import SIZE_MULTIPLE
-from swinunetr_jax.console import Progress, literal, name_list, say, warn
+from swinunetr_jax.console import literal, name_list, say, warn
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabelled, with_folds
 from swinunetr_jax.data.pipeline import TrainingData
-from swinunetr_jax.data.prepare.cache import PreparedCase, prepare_training_cases
 from swinunetr_jax.data.prepare.class_voxels import class_names
+from swinunetr_jax.data.prepare.prepared_case import PreparedCase
 from swinunetr_jax.runtime.sharding import Share
 from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
+from swinunetr_jax.training.cache import prepare_cases
+from swinunetr_jax.training.places import cache_of
+from swinunetr_jax.training.prepared import Prepared
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.transforms import class_share, host_transforms, mirrored_axes
@@ -66,13 +68,17 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     validation = validation[: recipe.validation.cases]
     chosen = [*train, *validation]
     if not source.is_synthetic:  # the run itself has written every entry of a synthetic data set
-        _print_unused(dataset)
+        for note in unused_notes(dataset):
+            _print(note)
     if any(case.problem for case in chosen) and not any(case.images for case in chosen):
         lines = problem_lines([(case.name, case.problem or "") for case in chosen])
         raise InputError("no case can be used for training:", *lines)
     channels, count = source.channels(dataset, chosen, recipe)
-    task = source.task(dataset, chosen, _task_fields(recipe, channels, source.ct_window))
-    prepared = _prepare(recipe, chosen, task, recipe.cache or run / "cache", count, dataset.root)
+    task = source.task(dataset, chosen, task_fields(recipe, channels, source.ct_window))
+    if isinstance(source, Prepared):
+        prepared = source.prepared(chosen)
+    else:
+        prepared = prepare_cases(recipe, chosen, task, cache_of(recipe, run), count, dataset.root)
     if recipe.roi is None:  # fit the crop to the scans of all folds, so that it is the same for all folds
         task = replace(task, roi=fitted_roi([case.shape for case in prepared]))
     if processes.is_leader():
@@ -100,34 +106,6 @@ def _fold_number(recipe: Recipe) -> int:
     if not isinstance(recipe.fold, int):
         raise InputError(f"`fold` is {recipe.fold!r}, expected the number of one fold: `train_folds` trains all of them.")
     return recipe.fold
-
-
-def _prepare(recipe: Recipe, cases: Sequence[Case], task: Task, cache: Path, in_channels: int, root: Path) -> list[PreparedCase]:
-    """Returns the cases from the cache, after preparing those that it does not hold. Processes share this work."""
-    distributed = processes.is_distributed()
-    with Progress("preparing cases", "case", silent=not processes.is_leader()) as progress:
-
-        def prepare(part: Sequence[Case], verify: bool) -> list[PreparedCase]:
-            return prepare_training_cases(
-                part,
-                task,
-                cache,
-                in_channels=in_channels,
-                dtype=recipe.cache_dtype,
-                verify=verify,
-                progress=watchdog.beating(progress),
-            )
-
-        if distributed:
-            with contextlib.suppress(InputError):  # the error is raised again below, where every process reads all entries
-                prepare(cases[jax.process_index() :: jax.process_count()], verify=True)
-            processes.barrier("cases are prepared")
-        try:
-            return prepare(cases, verify=not distributed)  # if distributed, one of the processes has verified each case above
-        except InputError as error:
-            how = "" if cases[0].needs_label else " --unlabelled"
-            names = f" --channels {' '.join(recipe.channels)}" if how and recipe.channels else ""
-            raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}{how}{names}") from error
 
 
 def assign_folds(recipe: Recipe, dataset: Dataset) -> tuple[Case, ...]:
@@ -216,18 +194,19 @@ def _size_by_direction(affine: np.ndarray) -> np.ndarray:
     return np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(order)]
 
 
-def _print_unused(dataset: Dataset) -> None:
-    """Prints which entries of the data set are not used for training, and why."""
-    for text in (dataset.ignored, *dataset.warnings):
-        if text:
-            _print(text)
+def unused_notes(dataset: Dataset) -> list[str]:
+    """Returns sentences on the entries of a data set that are not used for training, and why."""
+    notes = [text for text in (dataset.ignored, *dataset.warnings) if text]
     unused = [case for case in dataset.cases if case.problem and case.split == "test" and not case.images]
-    for text in problem_lines([(case.name, case.problem or "") for case in unused]):
-        _print(f"warning: not used for training: {text}")
+    lines = problem_lines([(case.name, case.problem or "") for case in unused])
+    notes += [f"warning: not used for training: {text}" for text in lines]
     if unlabelled_cases := unlabelled(dataset):
         names = name_list(case.name for case in unlabelled_cases)
         scans = len([case for case in dataset.cases if case.images])
-        _print(f"warning: {len(unlabelled_cases)} of {scans} scans have no label map and are not used for training: {names}")
+        notes.append(
+            f"warning: {len(unlabelled_cases)} of {scans} scans have no label map and are not used for training: {names}"
+        )
+    return notes
 
 
 def _print(text: str) -> None:
@@ -271,7 +250,7 @@ def _fitted_size(size: float) -> int:
     return below if below > 0 and size <= 1.25 * below else below + SIZE_MULTIPLE
 
 
-def _task_fields(recipe: Recipe, channels: tuple[str, ...], ct_window: tuple[float, float]) -> dict[str, Any]:
+def task_fields(recipe: Recipe, channels: tuple[str, ...], ct_window: tuple[float, float]) -> dict[str, Any]:
     """Returns the fields of the task that do not depend on the labels: how scans are prepared. Prints the window of a CT."""
     fields: dict[str, Any] = {
         "channels": channels,

@@ -18,6 +18,7 @@ from swinunetr_jax.training.description import DESCRIPTION, Head, read_descripti
 from swinunetr_jax.training.html_report import scoring_note
 from swinunetr_jax.training.log import LOG, best_validation, read_rows
 from swinunetr_jax.training.loop import train
+from swinunetr_jax.training.places import cache_of, phantom_of
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
 from swinunetr_jax.training.sources import source_of
@@ -63,7 +64,9 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         run = out / f"fold{fold}"
         if processes.is_leader():
             say(f"== fold {fold} of {', '.join(map(str, numbers))} → {literal(run)}")
-        fold_recipe = replace(recipe, fold=fold, out=run, cache=recipe.cache or out / "cache", data=recipe.data or out / "data")
+        fold_recipe = replace(
+            recipe, fold=fold, out=run, cache=cache_of(recipe, out), data=recipe.data or phantom_of(recipe, out)
+        )
         started = files.exists(run / DESCRIPTION)
         processes.barrier(f"fold {fold} starts")  # every process must look for run.json before the leader writes it
         train(fold_recipe, resume=started, at_end=lambda run, stop: labels.append(fold_labels.write_fold_labels(run, stop)))

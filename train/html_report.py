@@ -14,7 +14,7 @@ from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 from swinunetr_jax.training.description import Description, read_description
 from swinunetr_jax.training.log import best_validation, metric_of
 from swinunetr_jax.training.options import Options
-from swinunetr_jax.training.sources import source_of
+from swinunetr_jax.training.sources import SOURCES
 from swinunetr_jax.training.validation import predict_options
 
 STYLE = """
@@ -45,7 +45,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     options = Options.from_dict(description["recipe"])
     title = f"{run.resolve().name}: recipe {options.name or options.kind}, {description['network'].get('network', 'Swin UNETR')}"
     parts = [f"<h1>{_text(title)}</h1>", _summary(description, steps, best)]
-    if source_of(options).is_synthetic:
+    if SOURCES[options.kind].is_synthetic:
         parts.append(f"<p><b>{SYNTHETIC}</b></p>")
     parts += ["<h2>Curves</h2>", _image(run / "progress.png")]
     if best:

@@ -6,6 +6,7 @@ from pathlib import Path
 from swinunetr_jax import console
 from swinunetr_jax.buckets import address_of
 from swinunetr_jax.training.html_report import write_report
+from swinunetr_jax.training.prepared import has_no_scans
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.start import Run
 from swinunetr_jax.training.step import make_objective
@@ -35,6 +36,10 @@ def print_result(run: Run) -> None:
         return
     segment, score = usage_commands(run.recipe, run.folder, options)
     console.say(f"segment with it:   {segment}\nscore the result:  {score}")
+    if has_no_scans(run.recipe, run.folder):
+        console.say(
+            "SCANS stands for the scans in a folder of this machine, because these commands cannot read the data of this run"
+        )
 
 
 def pretraining_commands(folder: Path) -> tuple[str, str]:
@@ -61,7 +66,7 @@ def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str
     results = quoted(
         folder / "predictions" if address_of(folder) is None else Path("predictions")
     )  # results are not written into buckets
-    data = quoted(recipe.data or folder / "data")
+    data = "SCANS" if has_no_scans(recipe, folder) else quoted(recipe.data or folder / "data")
     base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
     if recipe.network_factory is not None and recipe.file is not None:
         options += f" --recipe {quoted(recipe.file.path)}"

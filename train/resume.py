@@ -15,6 +15,8 @@ from swinunetr_jax.task import Output
 from swinunetr_jax.training.config import Devices
 from swinunetr_jax.training.description import RECIPE_TEXT, Head, read_recipe, stored_options
 from swinunetr_jax.training.options import flatten
+from swinunetr_jax.training.places import cache_of
+from swinunetr_jax.training.prepared import is_prepared
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.store import pull
@@ -144,8 +146,8 @@ def check_same_task(folder: Path, stored: Task, task: Task) -> None:
 
 def missing_cache(folder: Path, recipe: Recipe) -> str | None:
     """Returns a sentence if the folder of a resumed run's prepared cases does not exist, and None if it does."""
-    cache = recipe.cache or folder / "cache"
-    if files.is_folder(cache):
+    cache = cache_of(recipe, folder)
+    if is_prepared(recipe.data) or is_address(cache) or files.is_folder(cache):  # a bucket has no empty folders
         return None
     return f"the run's prepared cases are not in {cache} any more, so all cases are prepared again; --cache names the folder they are in."
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from swinunetr_jax import InputError, Task, files
+from swinunetr_jax.buckets import address_of, is_address
 from swinunetr_jax.console import Progress, name_list
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
@@ -17,7 +19,10 @@ from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_l
 from swinunetr_jax.data.nifti import read_geometry, read_labels
 from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
 from swinunetr_jax.training import processes
+from swinunetr_jax.training.config import Phantom
 from swinunetr_jax.training.options import Kind, Options
+from swinunetr_jax.training.places import makes_scans, phantom_of
+from swinunetr_jax.training.prepared import Prepared, is_prepared
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU
 WIDE_WINDOW = (-1000.0, 1000.0)  # HU, from air to bone; that of the paper's pre-training
@@ -138,27 +143,40 @@ class PhantomHeads(Brats):
     is_synthetic: bool = True
 
     def dataset(self, options: Options, run: Path) -> Dataset:
-        folder = options.data or run / "data"
-        if processes.is_leader():  # the other processes would search the folder while it is being written
-            if _holds_other_files(folder):
-                raise InputError(
-                    f"{folder} holds other data, and this recipe makes its own data: use the recipe `msd` or `brats21` to train on yours."
-                )
-            with Progress("making phantom cases", "case") as progress:
-                phantom = options.phantom
-                write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
+        folder = phantom_of(options, run)
+        # The processes of a machine do not write its own folder together.
+        with files.locked(folder) if address_of(folder) else nullcontext():
+            if makes_scans(folder):  # the other processes would search the folder while it is being written
+                self._make(folder, options.phantom)
         processes.barrier("the phantom is made")
         return find_cases(folder, channels=options.channels or None)
+
+    def _make(self, folder: Path, phantom: Phantom) -> None:
+        """Makes the heads unless they exist. Raises InputError if the folder holds other files."""
+        if _holds_other_files(folder):
+            raise InputError(
+                f"{folder} holds other data, and this recipe makes its own data: use the recipe `msd` or `brats21` to train on yours."
+            )
+        with Progress("making phantom cases", "case", silent=not processes.is_leader()) as progress:
+            write_phantom(folder, cases=phantom.cases, size=phantom.size, seed=phantom.seed, progress=progress)
 
 
 SOURCES: dict[Kind, Source] = {"phantom": PhantomHeads(), "brats": Brats(), "labels": Labels(), "scans": Scans()}
 
 
 def source_of(options: Options) -> Source:
-    """Returns the source that the options choose. Raises InputError if a recipe file gives another `kind`."""
+    """Returns the source that the options choose: a prepared data set if `data` names one, and otherwise that of the kind.
+
+    Raises:
+        InputError: a recipe file gives another `kind`.
+    """
     source = SOURCES.get(options.kind)
     if source is None:
         raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
+    if options.data is not None and is_prepared(options.data):
+        prepared = Prepared(options.data, source)
+        # The scans of a phantom in a bucket are made on each machine and are not in the bucket.
+        return prepared if not (source.is_synthetic and is_address(options.data)) or prepared.exists else source
     return source
 
 

@@ -32,6 +32,7 @@ from swinunetr_jax.training.description import (
 from swinunetr_jax.training.log import Log
 from swinunetr_jax.training.options import flatten
 from swinunetr_jax.training.plan.plan_file import check_plan
+from swinunetr_jax.training.prepared import is_prepared
 from swinunetr_jax.training.pretrain.objectives import few_views_note
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file, check_same_task, missing_cache
@@ -85,7 +86,8 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
         raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
     if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)
-    if recipe.plan is not None and not resume:  # a resumed run has the options of the plan, whose file may have been removed
+    # A resumed run has the options of the plan, whose file may have been removed. Prepared data are compared with the options.
+    if recipe.plan is not None and not resume and not is_prepared(recipe.data):
         check_plan(recipe.plan, source_of(recipe).dataset(recipe, folder), recipe.channels)
     if recipe.kind == "scans" and processes.is_leader() and (few := few_views_note(recipe.task, recipe.batch)):
         console.warn(few)

@@ -70,12 +70,12 @@ def beat() -> None:
         _active.beat()
 
 
-def beating(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+def beating(progress: Callable[..., None]) -> Callable[..., None]:
     """Returns a function that states that the process makes progress, and then calls `progress` with its arguments."""
 
-    def call(done: int, total: int) -> None:
+    def call(done: int, total: int, *note: str) -> None:
         beat()
-        progress(done, total)
+        progress(done, total, *note)
 
     return call
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__
+from swinunetr_jax.buckets import shown as shown_path
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.training.config import Network
 from swinunetr_jax.training.plan.compile import StepCompiler
@@ -25,6 +26,7 @@ from swinunetr_jax.training.plan.measure import Measured, labelled_cases, measur
 from swinunetr_jax.training.plan.memory import StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
 from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes, gib
+from swinunetr_jax.training.prepared import Prepared
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import channel_names, source_of
 from swinunetr_jax.training.step import Training
@@ -132,6 +134,11 @@ def _dataset(recipe: Recipe) -> Dataset:
     if source.is_synthetic:
         raise InputError(
             f"the recipe {recipe.name} makes its own data, which needs no plan: choose another --recipe, such as msd."
+        )
+    if isinstance(source, Prepared):
+        raise InputError(
+            f"{shown_path(source.path)} holds prepared cases, and a plan is made from the scans: `swinunetr plan DATA` plans for the data "
+            "set, `swinunetr prepare DATA PLACE --plan plan.json` prepares it, and `swinunetr train --data PLACE --plan plan.json` trains."
         )
     return source.dataset(recipe, Path())
 

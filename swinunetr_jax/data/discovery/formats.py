@@ -39,6 +39,7 @@ from swinunetr_jax.errors import InputError
 
 # Levels of folders that are searched. Known layouts have three: sub-01/ses-1/anat in BIDS, data/HGG/case in BraTS 2018.
 MAX_DEPTH = 5
+PREPARED = "prepared.json"  # a folder with this file holds what `swinunetr prepare` has made of a data set
 
 
 def find_cases(
@@ -64,6 +65,11 @@ def find_cases(
             raise InputError(
                 f"{path}: is not a list of cases, and only the paths of a list have a base folder; leave --base out."
             )
+    if files.is_file(path / PREPARED):
+        raise InputError(
+            f"{path}: holds prepared cases, which only `swinunetr train --data` reads, expected scans; give the data set that they were "
+            "prepared from."
+        )
     survey = Survey(path.parent if is_list else path, read=(path,))
     try:
         if files.is_folder(path):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -33,14 +33,18 @@ class Source(TypedDict):
 
 
 class Array(TypedDict):
-    """A .npy file in the folder of the JSON."""
+    """A .npy file in the folder of the JSON. The size in bytes is stated only in prepared data sets."""
 
     file: str
     sha256: str
+    bytes: NotRequired[int]
 
 
 class Entry(TypedDict):
-    """The content of the JSON. `digest` is that of all other fields, so that any changed number is detected."""
+    """The content of the JSON. `digest` is that of all other fields, so that any changed number is detected.
+
+    `reference` is the label map on the scan's own grid, a .nii.gz file, which only prepared data sets hold if scans are resampled.
+    """
 
     name: str
     key: str
@@ -58,6 +62,7 @@ class Entry(TypedDict):
     mean: list[float]
     deviation: list[float]
     notes: list[str]
+    reference: NotRequired[Array]
     digest: str
 
 
@@ -88,7 +93,13 @@ class Contents:
 
 def write_entry(path: Path, entry: Entry) -> None:
     """Writes an entry with its digest. Raises OSError."""
-    files.write_json(path, entry | {"digest": _digest(entry)})
+    files.write_bytes(path, entry_json(entry))
+
+
+def entry_json(entry: Entry) -> bytes:
+    """Returns an entry with its digest as JSON."""
+    text = files.json_text(entry | {"digest": _digest(entry)}, indent=1)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def read_entry(path: Path, dtype: np.dtype, channels: int, labels: set[int]) -> Entry | None:
@@ -107,7 +118,7 @@ def read_entry(path: Path, dtype: np.dtype, channels: int, labels: set[int]) -> 
         entry = files.read_json(path, Entry, _REMEDY)
     except FileNotFoundError:
         return None
-    fault = _fault(path, entry, dtype, channels, labels)
+    fault = entry_fault(entry, dtype, channels, labels)
     if fault:
         raise InputError(f"{path} is not a valid entry ({fault}): {_REMEDY}.")
     return entry
@@ -165,7 +176,7 @@ def open_cache(folder: Path) -> Contents:
                     older.append(path)
                 elif version == VERSION:
                     entry = files.read_json(path, Entry, _REMEDY)
-                    used_files |= {array["file"] for array in _arrays(entry)}
+                    used_files |= {array["file"] for array in arrays_of(entry)}
                     contents.settings_digests.add(settings_digest(entry["name"], entry["settings"]))
         if alone:
             files.remove_stale_temporaries(folder)
@@ -224,11 +235,11 @@ def _lock(handle: int, kind: int) -> bool:
     return True
 
 
-def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set[int]) -> str | None:
+def entry_fault(entry: Entry, dtype: np.dtype, channels: int, labels: set[int]) -> str | None:
     """Returns a description of the first fault among the values of an entry, or None."""
     if entry["digest"] != _digest(entry):
         return "its digest is not that of its content"
-    if any(Path(array["file"]).name != array["file"] or not array["file"] for array in _arrays(entry)):
+    if any(Path(array["file"]).name != array["file"] or not array["file"] for array in arrays_of(entry)):
         return "an array is not a file in its folder"
     if not all(0 < size < 1 << 31 for size in entry["shape"]):
         return f"shape {entry['shape']}"
@@ -254,9 +265,10 @@ def _fault(path: Path, entry: Entry, dtype: np.dtype, channels: int, labels: set
     return None
 
 
-def _arrays(entry: Entry) -> tuple[Array, Array, Array]:
-    """Returns the arrays of an entry."""
-    return entry["image"], entry["label"], entry["voxels"]
+def arrays_of(entry: Entry) -> list[Array]:
+    """Returns the arrays of an entry, and the reference if it has one."""
+    arrays = [entry["image"], entry["label"], entry["voxels"]]
+    return [*arrays, entry["reference"]] if "reference" in entry else arrays
 
 
 def _digest(entry: Entry) -> str:
