@@ -42,7 +42,7 @@ def prepare(recipe: Recipe, path: Path) -> None:
         raise InputError(f"{place} begins with images, as folders of scans do: give a place with another name.")
     earlier = read_manifest(place)
     if earlier is not None:
-        check_options(earlier, recipe, str(place))
+        check_options(earlier, recipe, str(place), "command")
     with _run_folder(recipe) as run:
         _prepare(recipe, place, run, earlier)
 

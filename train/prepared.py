@@ -148,8 +148,8 @@ def is_prepared(path: Path | None) -> bool:
     return path is not None and (is_address(path) or files.is_file(path / MANIFEST))
 
 
-def check_options(manifest: Manifest, options: Options, place: str) -> None:
-    """Raises InputError if a run has other options than those that a data set was prepared with; the message names both."""
+def check_options(manifest: Manifest, options: Options, place: str, who: str = "training") -> None:
+    """Raises InputError if a training, or another command, has other options than those that a data set was prepared with."""
     stored, now = manifest["options"], stored_options(options)
     used = {
         "window": manifest["task"]["window"],
@@ -172,8 +172,8 @@ def check_options(manifest: Manifest, options: Options, place: str) -> None:
             " ".join(map(literal, option_words({name: values[name] for name in differing}))) for values in (stored, now)
         )
         raise InputError(
-            f"{place} was prepared with {before}, and this training has {after}: give the options that it was prepared with, or prepare "
-            "the data set into another place with those of this training."
+            f"{place} was prepared with {before}, and this {who} has {after}: give the options that it was prepared with, or prepare "
+            f"the data set into another place with those of this {who}."
         )
 
 

@@ -13,8 +13,8 @@ from swinunetr_jax.errors import InputError
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(//?|$)")
 
 _EXPECTED = (
-    "a path on this machine, because only training runs, prepared data and weights can be in a bucket (gs:// or s3://): copy the data "
-    "here, or mount the store and give the path of the mount"
+    "a path on this machine, because only training runs, weights and data of `swinunetr prepare` can be in a bucket (gs:// or s3://): copy "
+    "the data here, or mount the store and give the path of the mount"
 )
 
 

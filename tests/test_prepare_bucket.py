@@ -1,0 +1,143 @@
+"""Prepared data sets and caches in a bucket, which every machine copies. A machine is a scratch folder."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.buckets import Bucket
+from helpers.training_runs import recipe as small_recipe
+
+from swinunetr_jax import InputError
+from swinunetr_jax.buckets import scratch, scratch_folder
+from swinunetr_jax.data.phantom.dataset import write_phantom
+from swinunetr_jax.training import Phantom, Recipe
+from swinunetr_jax.training.data import Cases, collect_cases
+from swinunetr_jax.training.prepare import prepare
+from swinunetr_jax.training.sources import source_of
+
+pytestmark = pytest.mark.long
+SIZE = (32, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scans") / "data"
+    write_phantom(folder, cases=2, size=SIZE)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """A function that makes this process run on another machine, and returns the folder of the machine's copies."""
+
+    def use(name: str) -> Path:
+        monkeypatch.setenv(scratch.VARIABLE, str(tmp_path / name))
+        return tmp_path / name / "shared"
+
+    return use
+
+
+def recipe_of(data: Path | str, **changes: Any) -> Recipe:
+    return replace(small_recipe(Path(data), Path("run")), **{"kind": "brats", "batch": 2, "cache": None, **changes})
+
+
+def arrays(cases: Cases) -> list[np.ndarray]:
+    return [array for case in (*cases.train, *cases.validation) for array in (np.array(case.image), np.array(case.label))]
+
+
+def test_a_data_set_in_a_bucket_is_copied_and_damaged_copies_are_replaced(scans, bucket: Bucket, use_bucket, machine, tmp_path):
+    use_bucket(bucket)
+    copies = machine("a")
+    prepare(recipe_of(scans), Path(bucket.url))
+    prepare(recipe_of(scans), tmp_path / "place")
+    local = {path.name: path.read_bytes() for path in (tmp_path / "place").iterdir()}
+    assert bucket.objects() == local
+    assert not [path for path in copies.rglob("*") if path.is_file()]  # nothing remains of what was uploaded
+    recipe, run = recipe_of(bucket.url), tmp_path / "run"
+    expected = arrays(collect_cases(recipe_of(tmp_path / "place"), run))
+    machine("b")
+    np.testing.assert_equal(arrays(collect_cases(recipe, run)), expected)
+    copied = {path.name: path for path in (tmp_path / "b").rglob("BraTS*") if path.is_file()}
+    assert copied.keys() == {name for name in local if name.startswith("BraTS")}
+    image = next(path for name, path in copied.items() if name.endswith("-image.npy"))
+    voxels = next(path for name, path in copied.items() if name.endswith("-voxels.npy"))
+    entry = next(path for name, path in copied.items() if name.endswith(".json"))
+    image.write_bytes(image.read_bytes()[:-1] + b"?")
+    voxels.unlink()
+    entry.write_text("{}")
+    kept = next(path for name, path in copied.items() if name.endswith("-label.npy"))
+    before = kept.stat().st_mtime_ns
+    np.testing.assert_equal(arrays(collect_cases(recipe, run)), expected)
+    assert {name: path.read_bytes() for name, path in copied.items()} == {name: local[name] for name in copied}
+    assert kept.stat().st_mtime_ns == before
+    bucket.flip(image.name)
+    image.unlink()
+    with pytest.raises(InputError, match=f"{bucket.url}/.*-image.npy is missing or damaged .* run `swinunetr prepare` again"):
+        collect_cases(recipe, run)
+
+
+def test_what_is_complete_in_the_bucket_is_not_prepared_again(scans, bucket: Bucket, use_bucket, machine, names_read, capsys):
+    use_bucket(bucket)
+    machine("a")
+    prepare(recipe_of(scans), Path(bucket.url))
+    before = bucket.objects()
+    bucket.delete(next(name for name in before if name.endswith("-label.npy")))
+    bucket.delete("prepared.json")
+    names_read.clear()
+    prepare(recipe_of(scans), Path(bucket.url))
+    assert len(names_read) == 1 and bucket.objects() == before
+    assert "2 prepared cases, 1 of which was there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=f"{bucket.url}/nothing holds no prepared data, because it has no prepared.json"):
+        collect_cases(recipe_of(f"{bucket.url}/nothing"), Path("run"))
+
+
+def test_a_copy_needs_space(scans, bucket: Bucket, use_bucket, machine, monkeypatch, tmp_path):
+    use_bucket(bucket)
+    machine("a")
+    prepare(recipe_of(scans), Path(bucket.url))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(
+        InputError, match=f"{bucket.url} needs 0.00 GB on this machine, .* set SWINUNETR_SCRATCH to a folder with more"
+    ):
+        collect_cases(recipe_of(bucket.url), tmp_path / "run")
+
+
+def test_a_cache_in_a_bucket_is_shared_by_machines(scans, bucket: Bucket, use_bucket, machine, names_read, tmp_path):
+    use_bucket(bucket)
+    machine("a")
+    recipe = recipe_of(scans, cache=Path(f"{bucket.url}/cache"))
+    cases = collect_cases(recipe, tmp_path / "run")
+    expected, stored = arrays(cases), bucket.objects()
+    assert len(names_read) == 2 and len(stored) == 8
+    machine("b")
+    moved = Path(shutil.copytree(scans, tmp_path / "moved"))  # the scans of another machine are in another folder
+    again = collect_cases(replace(recipe, data=moved), tmp_path / "run")
+    np.testing.assert_equal(arrays(again), expected)
+    assert len(names_read) == 2 and again.train[0].path.is_relative_to(tmp_path / "b")
+    image = next(name for name in stored if name.endswith("-image.npy"))
+    bucket.flip(image)  # a damaged object is found by its digest, prepared again and replaced
+    machine("c")
+    np.testing.assert_equal(arrays(collect_cases(recipe, tmp_path / "run")), expected)
+    assert len(names_read) == 3 and bucket.objects()[image] == stored[image]
+
+
+def test_a_run_in_a_bucket_makes_the_phantom_on_each_machine(bucket: Bucket, use_bucket, machine, tmp_path):
+    use_bucket(bucket)
+    phantom = replace(recipe_of("data", kind="phantom", phantom=Phantom(cases=2, size=SIZE)), data=None)
+    shared = machine("a")
+    cases = collect_cases(phantom, scratch_folder(f"{bucket.url}/run", shared=False))
+    data = shared / bucket.url.replace("://", "/") / "run" / "data"
+    assert sorted(path.name for path in data.iterdir()) == ["BraTS2021_00000", "BraTS2021_00001", "phantom.json"]
+    assert {name.split("/")[1] for name in bucket.names()} == {"cache"} and len(bucket.names()) == 8
+    shared = machine("b")
+    again = collect_cases(phantom, scratch_folder(f"{bucket.url}/run", shared=False))
+    np.testing.assert_equal(arrays(again), arrays(cases))
+    assert (
+        not source_of(replace(phantom, data=Path(f"{bucket.url}/run/data")))
+        .dataset(phantom, tmp_path)
+        .root.is_relative_to(tmp_path / "a")
+    )
