@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.buckets import address_of, is_address
-from swinunetr_jax.console import Progress, literal
+from swinunetr_jax.console import Progress, literal, say
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.folds import SPLITS
 from swinunetr_jax.data.discovery.unlabelled import without_labels
@@ -70,6 +70,8 @@ class Prepared:
         manifest = self.manifest
         processes.check_same(manifest.get("digest"), f"data in {self.place}")
         check_options(manifest, options, str(self.place))
+        if options.cache is not None and processes.is_leader():
+            say("--cache is not used, because the cases are prepared already")
         self._fetch_splits()
         order = manifest["regions_class_order"]
         dataset = Dataset(
@@ -158,6 +160,8 @@ def check_options(manifest: Manifest, options: Options, place: str, who: str = "
     if stored["kind"] == "scans":
         used.pop("channels")
     differing = [name for name in now if name in stored and now[name] not in (stored[name], used.get(name, stored[name]))]
+    if options.base is not None and who == "training":
+        raise InputError(f"{place} holds prepared cases, and --base is the folder of scans: leave it out.")
     if options.kind == "phantom" and "phantom.cases" not in stored:
         raise InputError(
             f"{place} holds other data, and this recipe makes its own data: use the recipe `msd` or `brats21` to train on yours."
