@@ -129,7 +129,7 @@ LAYERS = {  # the parts of the library that each part may import
     "losses": {"errors", "fields", "task"},
     "model": {"config", "errors", "ops", "runtime"},
     "explanation": {"config", "errors", "model", "ops", "runtime"},
-    "weights": {"config", "errors", "task", "model"},
+    "weights": {"buckets", "config", "errors", "task", "model"},
     "viz": {"errors", "task", "data"},
     "inference": {"alarm", "config", "errors", "runtime", "task", "version", "data", "model", "postprocess", "viz", "weights"},
     "commands": {

@@ -248,7 +248,7 @@ def test_the_command_prints_how_to_train_with_the_data(tmp_path, capsys, monkeyp
     ("arguments", "message"),
     [
         (["prepare", "gs://bucket/scans", "place"], "gs://bucket/scans is an address of a remote store"),
-        (["validate", "gs://bucket/scans"], "only a training reads from a bucket, namely what `swinunetr prepare` has put there"),
+        (["validate", "gs://bucket/scans"], "only training runs, weights and data of `swinunetr prepare` can be in a bucket"),
         (["prepare", "MADE", "place"], "holds prepared cases already, expected scans"),
         (["prepare", "SCANS", "MADE", "--recipe", "brats21"], "this command has --cache-dtype float16"),
         (["prepare", "SCANS", "imagesTr", "--recipe", "brats21"], "give a place with another name"),
