@@ -13,6 +13,7 @@ from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_runs import recipe
 
 from swinunetr_jax import InputError
+from swinunetr_jax.buckets import BucketError
 from swinunetr_jax.buckets.run_objects import StoredState, logs, states, usable_states
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Recipe, checkpoints, claim, command, loop
@@ -161,6 +162,22 @@ def test_a_longer_run_and_another_number_of_kept_states(run, whole, data, tmp_pa
     rows = [json.loads(line) for line in run.read("log-000002.jsonl").splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
     assert not pulled.exists() and pull(whole) is None  # a local run is not touched
+
+
+@pytest.mark.long
+def test_an_upload_that_is_forbidden_ends_the_run_at_the_next_step(run, whole, data, proxied, use_bucket, tmp_path):
+    proxy = proxied(run)
+    use_bucket(proxy.bucket)
+    proxy.fail("403", "write", "checkpoints/00000001", times=None)
+    with pytest.raises(
+        BucketError, match=f"{run.url}/checkpoints/00000001-000001/.* cannot be written .*check the address and your"
+    ):
+        train(wanted(data, run.url))
+    log = [json.loads(line) for name in logs(run.names()) for line in run.read(name).splitlines()]
+    assert max((row["step"] for row in log), default=0) <= 2 and usable_states(run.names()) == []
+    proxy.clear()
+    train(wanted(data, run.url), resume=True)
+    assert bytes_in(run, tmp_path / "copy") == bytes_of(whole)
 
 
 def test_the_lineage_of_states():
