@@ -4,51 +4,28 @@ import json
 import os
 import subprocess
 import sys
-from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.buckets import Bucket
+from helpers.bucket_weights import connect, files_of, put
 from helpers.checkpoint_folder import CONFIG, TASK, assert_same_arrays
 from helpers.refusals import refused
 from helpers.weight_states import random_params
 
-from swinunetr_jax import cli
-from swinunetr_jax.buckets import BucketError, address, bucket
+from swinunetr_jax.buckets import BucketError, address, scratch
 from swinunetr_jax.buckets.bucket import Bucket as Client
-from swinunetr_jax.buckets.fetch import optional_file
+from swinunetr_jax.buckets.fetch import copy_object, optional_file
 from swinunetr_jax.weights import load
 from swinunetr_jax.weights.load import open_checkpoint, read_task, save_params
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.run_folder import cross_validation_of, ensemble_paths, missing_folds, network_of_run
 from swinunetr_jax.weights.safetensors_file import write_safetensors
 
-pytest_plugins = ["helpers.fixtures"]
+pytest_plugins = ["helpers.fixtures", "helpers.bucket_weights"]
 
 PARAMS = random_params(CONFIG)
-
-
-@pytest.fixture
-def here(gcs_bucket, use_bucket, tmp_path, monkeypatch) -> Bucket:
-    """An empty folder of a bucket that this process reaches, with a scratch folder of its own."""
-    return connect(gcs_bucket, use_bucket, tmp_path, monkeypatch)
-
-
-def connect(place: Bucket, use_bucket, tmp_path: Path, monkeypatch) -> Bucket:
-    use_bucket(place)
-    bucket._file_system.cache_clear()
-    monkeypatch.setenv("SWINUNETR_SCRATCH", str(tmp_path / "scratch"))
-    return place
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def put(place: Bucket, prefix: str, folder: Path) -> None:
-    """Copies a folder into a bucket, below a prefix."""
-    place.write_many({f"{prefix}/{name}": content for name, content in files_of(folder).items()})
 
 
 def copies(tmp_path: Path) -> set[str]:
@@ -169,6 +146,7 @@ def test_the_network_of_a_run_is_its_best_or_its_newest_one_and_nothing_else_is_
     open_checkpoint(run)
     assert capsys.readouterr().err == f"warning: {note}\n"
     assert copies(tmp_path) == {f"{newest}/{name}" for name in files_of(written_checkpoint)}
+    assert network_of_run(f"{run}/last") == (Path(f"{here.url}/{newest}"), None)
     here.write(f"{newest}/damaged.json", b"{}")
     assert network_of_run(run)[0] == Path(f"{run}/checkpoints/00000200-000001")
     put(here, "run/best", written_checkpoint)
@@ -222,31 +200,6 @@ def test_a_checkpoint_is_written_with_its_description_last(here, monkeypatch, tm
     assert not list((tmp_path / "scratch").glob("own/*/upload-*"))
 
 
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(argument) for argument in arguments])
-    return caught.value.code, *capsys.readouterr()
-
-
-def test_convert_and_info_print_addresses(here, written_checkpoint, capsys, tmp_path):
-    put(here, "model", written_checkpoint)
-    code, out, err = run(capsys, "convert", f"{here.url}/model", f"{here.url}/model.pt")
-    assert code == 0 and not err and f"{here.url}/model → {here.url}/model.pt (monai), weights " in out
-    code, out, err = run(capsys, "convert", f"{here.url}/model", f"{here.url}/model.pt")
-    assert code == 2 and err == (
-        f"error: {here.url}/model.pt exists already, expected a new name: choose another one, or replace it with `overwrite` "
-        "(--overwrite).\n"
-    )
-    code, out, _ = run(capsys, "info", f"{here.url}/model.pt", "--json", "--window-size", 3, 3)
-    assert code == 0 and json.loads(out)["path"] == f"{here.url}/model.pt" and str(tmp_path) not in out
-    code, out, _ = run(capsys, "convert", f"{here.url}/model", f"{here.url}/encoders", "--write-encoder")
-    name = f"encoders/swin_encoder_{CONFIG.downsample}_f12.pt"
-    assert code == 0 and f"{here.url}/model → {here.url}/{name} (the Swin encoder" in out and name in here.names()
-    assert str(tmp_path) not in out
-    code, _, err = run(capsys, "convert", f"{here.url}/model", f"{here.url}/model.onnx")
-    assert code == 2 and f"{here.url}/model.onnx has the ending .onnx" in err
-
-
 def test_faults_of_an_address_are_reported_in_one_sentence(here, monkeypatch):
     with refused(f"{here.url}/none does not exist", "no such object"):
         open_checkpoint(f"{here.url}/none")
@@ -297,6 +250,27 @@ def test_an_answer_that_is_cut_is_asked_for_again(gcs_bucket, proxied, use_bucke
     assert proxy.counts()["cut"] == 1
 
 
+def test_an_object_that_was_replaced_since_it_was_listed_is_reported(here, tmp_path, monkeypatch):
+    here.write("model.pt", b"first")
+    client = Client(f"{here.url}/model.pt")
+    listed = client.stored()[""]
+    here.write("model.pt", b"second")
+    with refused(f"{here.url}/model.pt was removed or replaced while it was read"):
+        copy_object(client.address, listed)
+    assert copy_object(client.address, client.stored()[""]).read_bytes() == b"second"
+    here.write("model.pt", b"third")
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5))
+    with refused(f"{here.url}/model.pt needs 0.00 GB on this machine", "set SWINUNETR_SCRATCH to a folder with more space"):
+        copy_object(client.address, client.stored()[""])
+
+
+def test_the_marker_of_an_empty_folder_is_no_object(here, monkeypatch):
+    entries = {f"{here.url[5:]}/model/": {"name": f"{here.url[5:]}/model/", "type": "file", "size": 0}}
+    client = Client(f"{here.url}/model")
+    monkeypatch.setattr(client._system, "find", lambda *_, **__: entries)
+    assert client.stored() == {}
+
+
 @pytest.mark.long
 def test_checkpoints_and_files_in_s3(s3_bucket, use_bucket, tmp_path, monkeypatch, downloads):
     here = connect(s3_bucket, use_bucket, tmp_path, monkeypatch)
@@ -322,15 +296,3 @@ def test_two_processes_read_a_checkpoint_at_once(here, written_checkpoint, tmp_p
     ]
     digests = [process.communicate()[0].strip() for process in started]
     assert digests == [open_checkpoint(written_checkpoint).digest] * 2
-
-
-@pytest.mark.long
-def test_local_weights_need_no_package_for_buckets(written_checkpoint):
-    program = (
-        "import sys\nfrom swinunetr_jax import cli\n"
-        f"try: cli.main(['info', {str(written_checkpoint)!r}])\nexcept SystemExit as stop: assert not stop.code\n"
-        "print({name.partition('.')[0] for name in sys.modules} & {'fsspec', 'gcsfs', 's3fs', 'aiohttp', 'botocore'})"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "set()", result
-    assert util.find_spec("gcsfs") is not None

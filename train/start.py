@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, open_checkpoint
+from swinunetr_jax.buckets import shown
 from swinunetr_jax.buckets.fetch import exists
 from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
@@ -83,7 +84,7 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
     restores = earlier is not None and checkpoints.has_steps(folder)
     source = recipe.init.checkpoint
     if source is not None and not restores and not exists(source):
-        raise InputError(f"{source} does not exist: give an existing checkpoint with --init.checkpoint.")
+        raise InputError(f"{shown(source)} does not exist: give an existing checkpoint with --init.checkpoint.")
     if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)
     # A resumed run has the options of the plan, whose file may have been removed. Prepared data are compared with the options.

@@ -1,15 +1,12 @@
 """Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and finally fails with one sentence."""
 
-import base64
 import contextlib
-import hashlib
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +14,7 @@ from typing import Any, TypeVar
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address
 from swinunetr_jax.buckets.scratch import check_space
+from swinunetr_jax.buckets.stored import Stored, counted, is_object, md5_of, stored_of
 from swinunetr_jax.errors import InputError
 
 T = TypeVar("T")
@@ -40,15 +38,6 @@ class BucketError(InputError):
     def __init__(self, text: str, *, lost: bool):
         super().__init__(text)
         self.lost = lost
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An object in a listing: its size in bytes, a tag that changes with its content, and the MD5 of its content if the store states it."""
-
-    size: int
-    tag: str
-    md5: bytes | None = None
 
 
 class Bucket:
@@ -83,7 +72,7 @@ class Bucket:
         path = f"{self._root}/{folder}".rstrip("/")
         found = self._changed(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
         start = len(self._root) + 1
-        objects = {name.lstrip("/")[start:]: _stored(info) for name, info in found.items() if info["type"] == "file"}
+        objects = {name.lstrip("/")[start:]: stored_of(info) for name, info in found.items() if is_object(info)}
         return {name: stored for name, stored in sorted(objects.items()) if name.startswith(prefix)}
 
     def read(self, name: str) -> bytes:
@@ -165,7 +154,7 @@ class Bucket:
         """
 
         def attempt(temporary: Path) -> None:
-            with _counted(arrived) as callback:
+            with counted(arrived) as callback:
                 self._system.get_file(self._path(name), str(temporary), callback=callback)
                 self._compare(name, temporary, stored)
 
@@ -175,9 +164,9 @@ class Bucket:
     def _compare(self, name: str, copy: Path, stored: Stored) -> None:
         """Raises OSError unless a file is a complete copy of an object, and FileNotFoundError if the object has been replaced meanwhile."""
         size = copy.stat().st_size
-        if size == stored.size and stored.md5 in (None, _md5(copy) if stored.md5 else None):
+        if size == stored.size and stored.md5 in (None, md5_of(copy) if stored.md5 else None):
             return
-        if stored.tag and _stored(self._system.info(self._path(name))) != stored:
+        if stored.tag and stored_of(self._system.info(self._path(name))) != stored:
             raise FileNotFoundError(f"{self._shown(name)} has been replaced")
         raise OSError(f"{size} of {stored.size} bytes arrived" if size != stored.size else "other bytes arrived than were sent")
 
@@ -248,40 +237,6 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
     if scheme == "s3":
         system.retries = 1
     return system
-
-
-def _stored(info: Mapping[str, Any]) -> Stored:
-    """Returns an object of a listing of gcsfs or s3fs. A generation or an ETag changes with the content, and an MD5 depends on it alone."""
-    md5 = info.get("md5Hash")
-    tag = md5 or info.get("generation") or info.get("ETag") or ""
-    return Stored(int(info["size"] or 0), str(tag), base64.b64decode(md5) if md5 else None)
-
-
-def _md5(path: Path) -> bytes:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).digest()
-
-
-@contextlib.contextmanager
-def _counted(arrived: Callable[[int], None] | None) -> Iterator[Any]:
-    """Yields a callback of fsspec that reports bytes to `arrived`. If the block fails, they are taken back."""
-    from fsspec.callbacks import Callback
-
-    class Count(Callback):
-        total = 0
-
-        def relative_update(self, inc: int = 1) -> None:
-            self.total += inc
-            if arrived:
-                arrived(inc)
-
-    count = Count()
-    try:
-        yield count
-    except BaseException:
-        if arrived:
-            arrived(-count.total)
-        raise
 
 
 def _in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None) -> None:

@@ -11,8 +11,9 @@ from typing import NotRequired, TypedDict
 
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address, is_address
-from swinunetr_jax.buckets.bucket import PARALLEL, Bucket, Stored
+from swinunetr_jax.buckets.bucket import PARALLEL, Bucket
 from swinunetr_jax.buckets.scratch import check_space, scratch_file
+from swinunetr_jax.buckets.stored import Stored
 from swinunetr_jax.errors import InputError
 
 _MEGABYTE = 1 << 20
@@ -79,38 +80,35 @@ def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
                 future.result()
 
 
-@contextlib.contextmanager
-def object_copies(path: str | os.PathLike, names: Mapping[str, Stored]) -> Iterator[Path]:
-    """Copies objects to this machine and holds a lock on the copies during the block.
+def copy_object(path: str | os.PathLike, stored: Stored) -> Path:
+    """Returns the file on this machine with a copy of the object at an address. The caller holds the lock on the file's folder.
 
     Args:
         path: the address.
-        names: the objects by their names relative to the address, as `Bucket.stored` has returned them; "" is the object at the address.
+        stored: the object as `Bucket.stored` has returned it.
 
-    Yields:
-        The file of the first one. The others have the same positions relative to it as in the bucket.
+    Raises:
+        InputError: the errors of `fetch`, or the object was removed or replaced since it was listed.
     """
-    address = check_address(path)
-    bucket = Bucket(address)
-    targets = {name: scratch_file(f"{address}/{name}" if name else address) for name in names}
-    first = next(iter(targets.values()))
-    with files.locked(first.parent):
-        try:
-            fetch(bucket, {name: Wanted(targets[name], stored) for name, stored in names.items()})
-        except FileNotFoundError as error:
-            raise InputError(f"{address} was removed or replaced while it was read: start the same command again.") from error
-        yield first
+    file = scratch_file(path)
+    try:
+        fetch(Bucket(path), {"": Wanted(file, stored)})
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{check_address(path)} was removed or replaced while it was read: start the same command again."
+        ) from error
+    return file
 
 
 def optional_file(path: str | os.PathLike) -> Path | None:
     """Returns a file, or a copy of it on this machine if the path is an address, or None if it does not exist."""
     if not is_address(path):
         return Path(path) if files.exists(path) else None
-    stored = Bucket(path).stored()
-    if "" not in stored:
+    stored = Bucket(path).stored().get("")
+    if stored is None:
         return None
-    with object_copies(path, {"": stored[""]}) as copy:
-        return copy
+    with files.locked(scratch_file(path).parent):
+        return copy_object(path, stored)
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 
 from swinunetr_jax import files
 from swinunetr_jax.buckets import Bucket, is_address, place, scratch_folder
-from swinunetr_jax.buckets.bucket import Stored
-from swinunetr_jax.buckets.fetch import Wanted, fetch
+from swinunetr_jax.buckets.fetch import Wanted, copy_object, fetch
 from swinunetr_jax.buckets.scratch import scratch_file
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
@@ -60,7 +59,7 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
     address = f"{bucket.address}/{name}" if name else bucket.address
     file = scratch_file(address)
     with files.locked(file.parent):
-        _copy_file(address, objects[name])
+        copy_object(address, objects[name])
         if file.name.endswith(INDEX):
             _copy_shards(address, file)
         yield file
@@ -139,13 +138,6 @@ def _remove_others(folder: Path, params: str, digests: Mapping[str, str]) -> Non
             file.unlink(missing_ok=True)
 
 
-def _copy_file(address: str, stored: Stored) -> None:
-    try:
-        fetch(Bucket(address), {"": Wanted(scratch_file(address), stored)})
-    except FileNotFoundError as error:
-        raise InputError(f"{address} was removed or replaced while it was read: start the same command again.") from error
-
-
 def _copy_shards(address: str, index: Path) -> None:
     """Copies the files that a copied index of shards names. Those that the bucket lacks are removed here, and the reader names them."""
     for name in sorted(set(read_index(index).values())):
@@ -154,4 +146,4 @@ def _copy_shards(address: str, index: Path) -> None:
         if stored is None:
             scratch_file(shard).unlink(missing_ok=True)
         else:
-            _copy_file(shard, stored)
+            copy_object(shard, stored)

@@ -1,7 +1,7 @@
 """Finds the checkpoints in the folder of a training run or of a cross-validation, on this machine or in a bucket.
 
 RUN/best/                      the network with the best validation score, which is used if the folder RUN is given
-RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far
+RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far; in a bucket, `last` stands for the newest
 RUN/run.json                   the description of the run; that of a cross-validation lists its folds, RUN/fold0, RUN/fold1, …
 RUN/postprocess.json           the post-processing that a cross-validation has chosen
 RUN/out_of_fold.json           the last file that a cross-validation writes
@@ -55,6 +55,9 @@ def network_of_run(path: str | os.PathLike) -> tuple[Path, str | None]:
         return path, None
     if content.has(_BEST):
         return path / "best", None
+    if is_address(path) and path.name == "last" and len(path.parts) > 3:  # a bucket has no links
+        newest = contents(path.parent).newest_state()
+        return (path if newest is None else path.parent / newest), None
     description = content.read_json(RUN, _Run, "restore it, or give the checkpoint folder itself, such as RUN/best")
     if description is None:
         return path, None
