@@ -72,11 +72,15 @@ def kill_again_and_again(runner: Runner, finished: Path, *, kills: int, seed: in
 
 def killed(runner: Runner, process: subprocess.Popen, run: Path, *, in_a_save: bool, delay: float) -> bool:
     """Kills a run after its next step or in its next save, and returns False if it ended before."""
-    logged, checkpoint_folder = len(read_rows(run)), run / "checkpoints"
+
+    def steps() -> int:
+        return sum(row["kind"] == "step" for row in read_rows(run))
+
+    logged, checkpoint_folder = steps(), run / "checkpoints"
     if in_a_save:
         alive = runner.wait_for(process, lambda: any(checkpoint_folder.glob(".*.tmp")))
     else:
-        alive = runner.wait_for(process, lambda: len(read_rows(run)) > logged)
+        alive = runner.wait_for(process, lambda: steps() > logged)
         time.sleep(delay)
     process.kill()
     return alive and process.wait() == -signal.SIGKILL

@@ -15,6 +15,7 @@ import pytest
 from swinunetr_jax import Task, open_checkpoint
 from swinunetr_jax.training import description, start
 from swinunetr_jax.training.log import read_rows
+from swinunetr_jax.training.store import store_of
 
 ARCHIVE = Path(__file__).parent / "old" / "run_397e272.tar.xz"
 
@@ -40,7 +41,7 @@ def test_an_old_run_is_resumed_with_its_options_its_cases_and_its_state(old, tmp
     shutil.copytree(old / "run", run, symlinks=True)
     recipe = replace(description.read_recipe(run), data=old / "data", cache=run / "cache", steps=2)
     assert recipe.kind == "phantom" and recipe.network.depths == (1, 1, 1, 1)
-    resumed = start.start(recipe, run, resume=True)
+    resumed = start.start(recipe, store_of(run), resume=True)
     resumed.log.close()
     assert resumed.progress.step == 1 and resumed.progress.best_step == 1
     assert float(np.unique(resumed.state.params["out.kernel"])[0]) == np.float32(0.001)

@@ -15,6 +15,7 @@ from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import command, processes
 from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.training.processes import Launch, initialize
+from swinunetr_jax.training.times import times_of
 
 VALIDATE = ("--validation.every", "2")
 
@@ -67,6 +68,9 @@ def test_if_one_process_is_killed_the_other_ends_and_the_run_can_be_resumed(runn
     assert time.monotonic() - killed_at < 30
     runner.finish(runner.start("--resume", str(run)), 0)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+    times = times_of(read_rows(run))
+    assert times.restarts == 1 and times.lost > 0 and len(times.hosts) == 2
+    assert "<td>lost by 1 restart" in (run / "report.html").read_text()
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from swinunetr_jax.training.description import Description, read_description
 from swinunetr_jax.training.log import best_validation, metric_of
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.sources import SOURCES
+from swinunetr_jax.training.times import Times, times_of
 from swinunetr_jax.training.validation import predict_options
 
 STYLE = """
@@ -51,6 +52,7 @@ def write_report(run: Path, rows: Sequence[dict[str, Any]]) -> Path:
     if best:
         parts += [f"<h2>Validation at step {best['step']}, the best</h2>", _table(best, description)]
         parts += _pictures(run, options)
+    parts += _times(times_of(rows))
     parts.append("<h2>Configuration</h2>")
     for part in description["parts"]:
         versions = ", ".join(f"{name} {number}" for name, number in part["versions"].items())
@@ -104,6 +106,21 @@ def _table(best: dict[str, Any], description: Description) -> str:
         note = f"Dice on the scans' own grids, convention {_text(convention)}; {_text(scoring_note(description))}"
     note = f'<p class="note">{note}.</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note}'
+
+
+def _times(times: Times | None) -> list[str]:
+    """Returns the table of where the time went, or nothing if the log does not state it."""
+    if times is None:
+        return []
+    rows = [*times.table, ("all", times.total)]
+    cells = "".join(
+        f"<tr><td>{_text(title)}</td><td>{console.duration(seconds)}</td><td>{100 * seconds / max(times.total, 1e-9):.1f} %</td></tr>"
+        for title, seconds in rows
+    )
+    notes = [f"The goodput, the share of the steps in all of the time, is {100 * times.goodput:.1f} %.", times.slowest_host]
+    note = " ".join(_text(text).rstrip(".") + "." for text in notes if text)
+    table = f'<div class="wide"><table><tr><th>work</th><th>time</th><th>share</th></tr>{cells}</table></div>'
+    return ["<h2>Where the time went</h2>", table, f'<p class="note">{note}</p>']
 
 
 def _pictures(run: Path, options: Options) -> list[str]:

@@ -24,7 +24,7 @@ LINE_SECONDS = 20.0  # time between printed lines if there is no terminal for a 
 class Row(TypedDict):
     """The fields of every row of the log."""
 
-    kind: Literal["step", "validation", "pseudo_dice"]
+    kind: Literal["step", "validation", "pseudo_dice", "time"]
     step: int
 
 
@@ -69,7 +69,23 @@ class PseudoDiceRow(Row):
     took: float
 
 
-ROWS = {"step": StepRow, "validation": ValidationRow, PSEUDO_DICE: PseudoDiceRow}
+class TimeRow(Row):
+    """Where the time since a start of the run went, see `times`.
+
+    `start` and `at` are the times of the start and of the row in ms since 1970, and `spent` the seconds of each kind of work between them.
+    `repeated` are the steps of the log that this start computes again. `finished` is present, and true, in the last row of a run that has
+    ended, and `hosts` are its mean seconds per step for each process: waiting for data, and dispatch.
+    """
+
+    start: int
+    at: int
+    spent: dict[str, float]
+    repeated: NotRequired[int]
+    finished: NotRequired[bool]
+    hosts: NotRequired[dict[str, tuple[float, float]]]
+
+
+ROWS = {"step": StepRow, "validation": ValidationRow, PSEUDO_DICE: PseudoDiceRow, "time": TimeRow}
 
 
 class Log:
@@ -87,8 +103,10 @@ class Log:
     def __init__(self, run: Path, *, step: int, total: int, batch: int, validated: int | None = None, silent: bool = False):
         self.path, self.total, self.batch, self.silent = run / LOG, total, batch, silent
         # Later rows are removed, because a resumed run repeats their steps.
-        last = {"step": step, PSEUDO_DICE: step, "validation": step if validated == step else step - 1}
-        self.rows = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
+        last = {"step": step, PSEUDO_DICE: step, "validation": step if validated == step else step - 1, "time": step}
+        rows = read_rows(run)
+        self.rows = [row for row in rows if row["step"] <= last[row["kind"]]]
+        self.repeated = sum(row["kind"] == "step" and row["step"] > step for row in rows)
         if not silent:
             files.write_text(self.path, "".join(map(_line, self.rows)))
         self._file = open(os.devnull if silent else self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
@@ -132,6 +150,10 @@ class Log:
         self._add({"kind": PSEUDO_DICE, "step": step, **values})
         self.say(text)
         self._printed = self._before = time.perf_counter()
+
+    def time(self, step: int, values: dict[str, Any]) -> None:
+        """Adds where the time went."""
+        self._add({"kind": "time", "step": step, **values})
 
     def restart_clock(self) -> None:
         """Restarts the clock, so that the time of the next step does not include other work, such as saving."""

@@ -22,7 +22,7 @@ from jax import Array
 
 from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
-from swinunetr_jax.training import checkpoints, plots, processes, watchdog
+from swinunetr_jax.training import checkpoints, plots, processes, times, watchdog
 from swinunetr_jax.training.augmentation import device_augmentation
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.log import DICE
@@ -101,6 +101,7 @@ def _advance(run: Run, stop: Stop) -> None:
     saver, profiler = Saver(run, first), Profiler(run)
     pending: PendingStep | None = None
     stopping = flag = False
+    times.record(run)
     try:
         while True:
             step = run.progress.step
@@ -127,6 +128,7 @@ def _advance(run: Run, stop: Stop) -> None:
                         f"no better score in {patience} validation{'s' * (patience != 1)}: stopped after step {step} of {total}"
                     )
                 saver.writer.wait()
+                times.finish(run, first)
                 return
             if step == first:  # a resumed run compiles too, or reads the compiled program
                 run.log.say("compiling the training step …")
@@ -137,7 +139,7 @@ def _advance(run: Run, stop: Stop) -> None:
                 batch = next(data)
             waited = time.perf_counter() - started
             arrays = {name: array for name, array in batch.items() if name != "case"}
-            with watchdog.phase(watchdog.COMPILING if step == first else watchdog.STEP):
+            with watchdog.phase(watchdog.COMPILING if step == first else watchdog.DISPATCH):
                 run.state, metrics = train_step(run.state, augment(strategy.shard_batch(arrays)), strategy.stop_flags(bool(stop)))
                 if step == first:  # another process may still be compiling, and the step waits for it
                     jax.block_until_ready(metrics)
@@ -219,6 +221,7 @@ def _validate(run: Run, writer: Writer, stop: Stop) -> bool:
         {"score": score, "dice": scores.by_output, "cases": cases, "took": seconds} | marks,
         f"step {progress.step}/{run.total}  validation {objective.metric} {score:.4f} ({by_output}), {comparison}; {seconds:.0f} s",
     )
+    times.record(run)
     if not processes.is_leader():
         return True
     checkpoints.write_progress(run.folder, run.progress)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from swinunetr_jax import console
 from swinunetr_jax.buckets import address_of
+from swinunetr_jax.training import times
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.prepared import has_no_scans
 from swinunetr_jax.training.recipe import Recipe
@@ -31,6 +32,9 @@ def print_result(run: Run) -> None:
         f"waiting for data took {100 * share:.1f} % of the steps' time\n"
         f"curves and cases:  {console.literal(run.folder)}/report.html"
     )
+    spent = times.times_of(run.log.rows)
+    if spent is not None:
+        console.say("\n".join(filter(None, (times.sentence(spent), spent.slowest_host))))
     if run.cases.task.kind == "images":
         console.say("\n".join(pretraining_commands(run.folder)))
         return

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from swinunetr_jax.training import checkpoints, processes, watchdog
+from swinunetr_jax.training import checkpoints, processes, times, watchdog
 from swinunetr_jax.training.start import Run
 from swinunetr_jax.training.writer import Writer
 
@@ -27,6 +27,7 @@ class Saver:
         if run.progress.step == self.step:
             return
         self.step = run.progress.step
+        times.record(run)
         if processes.is_leader():
             state = checkpoints.snapshot(run.strategy.unreplicate(run.state))
             options = run.progress, run.training.config, run.cases.task

@@ -108,9 +108,9 @@ class Trackers:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row of the log by name: `step/loss`, `validation/score`, `dice/…`, `metrics/…` and `numbers/…`."""
+    """Returns the numbers of a row of the log by name: `step/loss`, `validation/score`, and those of groups, such as `dice/…`."""
     values = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, float)}
-    for group in ("dice", "metrics", "numbers"):
+    for group in ("dice", "metrics", "numbers", "spent"):
         values |= {f"{group}/{literal(name)}": value for name, value in row.get(group, {}).items()}
     return values
 

@@ -1,4 +1,5 @@
-"""Ends a process that makes no progress, so that a run that hangs is started again instead of occupying its machines.
+"""Ends a process that makes no progress, so that a run that hangs is started again instead of occupying its machines; and counts the time
+of each kind of work.
 
     with Watchdog(minutes, default_on=True, leads=True):
         with watchdog.phase(VALIDATION):    # what the process does, with its own limit of time
@@ -36,9 +37,9 @@ STEP, COMPILING, PREPARING, RESTORING, VALIDATION, SAVING, WAITING = (
     "saving",
     "waiting for the other processes",
 )
-DATA = "waiting for data"
+DATA, DISPATCH = "waiting for data", "the dispatch of the step"
 # The limits of the phases, as multiples of the limit of a step; every other phase has `OTHERS`.
-FACTORS = {STEP: 1, DATA: 1, COMPILING: 6, WAITING: 24}
+FACTORS = {STEP: 1, DATA: 1, DISPATCH: 1, COMPILING: 6, WAITING: 24}
 OTHERS = 3
 OUTSIDE = "the start or the end of the run"  # what a process does outside of all phases
 POLL_SECONDS = 5.0  # at most this time passes between the end of a limit and the end of the process
@@ -55,11 +56,13 @@ def phase(name: str) -> Iterator[None]:
     if active is None or threading.get_ident() != active.thread:
         yield
         return
+    active.count()
     active.phases.append(name)
     active.beat()
     try:
         yield
     finally:
+        active.count()
         active.phases.pop()
         active.beat()
 
@@ -86,8 +89,21 @@ def check() -> None:
         _active.check()
 
 
+def spent() -> dict[str, float]:
+    """Returns the seconds that each phase has taken so far, without those of the phases within it."""
+    if _active is None:
+        return {}
+    _active.count()
+    return dict(_active.spent)
+
+
+def started() -> float:
+    """Returns the time at which the watchdog started, in seconds since 1970."""
+    return time.time() if _active is None else _active.started
+
+
 class Watchdog:
-    """Watches the thread that enters the block, in which `phase` and `beat` have an effect.
+    """Watches the thread that enters the block, in which `phase` and `beat` have an effect. Phases are also counted if it is off.
 
     Args:
         minutes: the limit of a step; 0 turns the watchdog off, and None is the default.
@@ -100,11 +116,14 @@ class Watchdog:
         self.seconds, self.leads, self.phases, self.thread = 60 * minutes, leads, [OUTSIDE], threading.get_ident()
         self._beaten, self._limit = time.monotonic(), self._limit_of(OUTSIDE)
         self._ends, self._closed = threading.Lock(), threading.Event()
+        self.spent, self.started, self._counted = dict[str, float](), time.time(), self._beaten
 
     def __enter__(self) -> "Watchdog":
         global _active
-        if self.seconds and _active is None:
-            _active = self
+        if _active is not None:
+            return self
+        _active = self
+        if self.seconds:
             # The alarm of `swinunetr_jax.alarm` redirects stderr while a program is compiled, and this descriptor stays the same.
             self._stderr = os.dup(2) if _is_open(2) else os.open(os.devnull, os.O_WRONLY)
             self.beat()
@@ -117,7 +136,8 @@ class Watchdog:
         if _active is self:
             _active = None
             self._closed.set()
-            faulthandler.cancel_dump_traceback_later()
+            if self.seconds:
+                faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """Counts the time of the current phase anew, unless it is over."""
@@ -126,8 +146,14 @@ class Watchdog:
 
     def check(self) -> None:
         """Ends the process if the time of its phase is over."""
-        if self._remaining() < 0:
+        if self.seconds and self._remaining() < 0:
             self._end()
+
+    def count(self) -> None:
+        """Adds the time since the last call to that of the current phase."""
+        now = time.monotonic()
+        self.spent[self.phases[-1]] = self.spent.get(self.phases[-1], 0.0) + now - self._counted
+        self._counted = now
 
     def _limit_of(self, name: str) -> float:
         factor = OTHERS if name == STEP and not self.leads else FACTORS.get(name, OTHERS)
