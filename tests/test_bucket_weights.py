@@ -1,5 +1,6 @@
 """Weights in buckets: they are read, verified and written like those of local paths, and only what is needed is copied."""
 
+import errno
 import json
 import os
 import subprocess
@@ -17,9 +18,9 @@ from helpers.weight_states import random_params
 from swinunetr_jax.buckets import BucketError, address, scratch
 from swinunetr_jax.buckets.bucket import Bucket as Client
 from swinunetr_jax.buckets.fetch import copy_object, optional_file
-from swinunetr_jax.weights import load
-from swinunetr_jax.weights.load import open_checkpoint, read_task, save_params
+from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, read_task, save_params
 from swinunetr_jax.weights.monai import to_monai
+from swinunetr_jax.weights.params import flatten
 from swinunetr_jax.weights.run_folder import cross_validation_of, ensemble_paths, missing_folds, network_of_run
 from swinunetr_jax.weights.safetensors_file import write_safetensors
 
@@ -117,7 +118,7 @@ def test_files_of_other_formats(here, downloads, tmp_path):
     fields = {"downsample": CONFIG.downsample, "window_size": CONFIG.window_size}
     for name in ("shards/model.safetensors.index.json", "shards", "bundle", "bundle/models/model.pt"):
         assert_same_arrays(open_checkpoint(f"{here.url}/{name}", **fields).params, PARAMS)
-    assert_same_arrays(open_checkpoint(f"{here.url}/ours.safetensors").params, PARAMS)
+    assert_same_arrays(flatten(load_checkpoint(f"{here.url}/ours.safetensors")), PARAMS)
     assert read_task(f"{here.url}/ours.safetensors") == TASK
     shards = [f"{here.url}/shards/{name}" for name in ("model.safetensors.index.json", "a.safetensors", "b.safetensors")]
     assert downloads == [*shards, f"{here.url}/bundle/models/model.pt", f"{here.url}/ours.safetensors"]
@@ -151,9 +152,8 @@ def test_the_network_of_a_run_is_its_best_or_its_newest_one_and_nothing_else_is_
     assert network_of_run(run)[0] == Path(f"{run}/checkpoints/00000200-000001")
     put(here, "run/best", written_checkpoint)
     assert network_of_run(run) == (Path(f"{run}/best"), None)
-    assert load.load_checkpoint(run).config == CONFIG
-    state = open_checkpoint(f"{run}/checkpoints/00000100-000001")
-    assert_same_arrays(state.params, PARAMS)
+    state = f"{run}/checkpoints/00000100-000001"
+    assert network_of_run(state) == (Path(state), None)
     here.write("empty/run.json", b'{"recipe": {}}')
     with refused(f"{here.url}/empty is a training run that has not saved a network yet"):
         open_checkpoint(f"{here.url}/empty")
@@ -261,6 +261,18 @@ def test_an_object_that_was_replaced_since_it_was_listed_is_reported(here, tmp_p
     here.write("model.pt", b"third")
     monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5))
     with refused(f"{here.url}/model.pt needs 0.00 GB on this machine", "set SWINUNETR_SCRATCH to a folder with more space"):
+        copy_object(client.address, client.stored()[""])
+
+
+def test_a_full_disk_is_reported_at_once(here, monkeypatch):
+    here.write("model.pt", b"content")
+    client = Client(f"{here.url}/model.pt")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(client._system, "get_file", full)
+    with refused("cannot be written (No space left on device): free space in ", "or set SWINUNETR_SCRATCH to another folder"):
         copy_object(client.address, client.stored()[""])
 
 

@@ -41,6 +41,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return caught.value.code, *capsys.readouterr()
 
 
+@pytest.mark.long
 def test_convert_and_info_print_addresses(here, written_checkpoint, capsys, tmp_path):
     put(here, "model", written_checkpoint)
     code, out, err = run(capsys, "convert", f"{here.url}/model", f"{here.url}/model.pt")

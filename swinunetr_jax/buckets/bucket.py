@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address
-from swinunetr_jax.buckets.scratch import check_space
+from swinunetr_jax.buckets.scratch import check_space, disk_errors
 from swinunetr_jax.buckets.stored import Stored, counted, is_object, md5_of, stored_of
 from swinunetr_jax.errors import InputError
 
@@ -118,7 +118,7 @@ class Bucket:
             source = str(sources[name])
             self._changed(f"{self._shown(name)} cannot be written", lambda: self._system.put_file(source, self._path(name)))
 
-        _in_parallel(copy, sources, progress)
+        in_parallel(copy, sources, progress)
 
     def download(self, names: Mapping[str, int], folder: Path, progress: Progress | None = None) -> None:
         """Copies objects into files of the same names, several at once. A file appears completely or not at all.
@@ -138,7 +138,7 @@ class Bucket:
             files.make_folder((folder / name).parent)
             self.download_file(name, folder / name, Stored(names[name], ""))
 
-        _in_parallel(copy, names, progress)
+        in_parallel(copy, names, progress)
 
     def download_file(self, name: str, target: Path, stored: Stored, arrived: Callable[[int], None] | None = None) -> None:
         """Copies an object into a file, whose folder exists. The file appears completely or not at all.
@@ -151,10 +151,11 @@ class Bucket:
 
         Raises:
             FileNotFoundError: the object does not exist any more, or has been replaced.
+            InputError: the disk of the file is full.
         """
 
         def attempt(temporary: Path) -> None:
-            with counted(arrived) as callback:
+            with counted(arrived) as callback, disk_errors(target):
                 self._system.get_file(self._path(name), str(temporary), callback=callback)
                 self._compare(name, temporary, stored)
 
@@ -195,7 +196,7 @@ class Bucket:
             self.guard()
             try:
                 return attempt()
-            except FileNotFoundError:
+            except (FileNotFoundError, InputError):
                 raise
             except Exception as error:  # the packages for stores raise exceptions of many libraries
                 reason = _reason(error)
@@ -239,7 +240,7 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
     return system
 
 
-def _in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None) -> None:
+def in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Progress | None = None) -> None:
     """Calls a function for each name in several threads. After an error no further call starts, and the error is raised."""
     names = list(names)
     with ThreadPoolExecutor(PARALLEL) as pool:

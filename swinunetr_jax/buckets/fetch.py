@@ -4,14 +4,13 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address, is_address
-from swinunetr_jax.buckets.bucket import PARALLEL, Bucket
+from swinunetr_jax.buckets.bucket import Bucket, in_parallel
 from swinunetr_jax.buckets.scratch import check_space, scratch_file
 from swinunetr_jax.buckets.stored import Stored
 from swinunetr_jax.errors import InputError
@@ -74,10 +73,7 @@ def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
                 record = _Record(size=item.stored.size, tag=item.stored.tag, sha256=files.digest_of_file(item.target))
                 files.write_json(_record_of(item.target), record)
 
-        with ThreadPoolExecutor(PARALLEL) as pool, contextlib.ExitStack() as stack:
-            stack.callback(pool.shutdown, cancel_futures=True)
-            for future in [pool.submit(copy, name) for name in due]:
-                future.result()
+        in_parallel(copy, due)
 
 
 def copy_object(path: str | os.PathLike, stored: Stored) -> Path:

@@ -8,6 +8,7 @@ may be removed at any time when no process uses them. Printed text names the add
 """
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -56,8 +57,10 @@ def temporary_place(path: str | os.PathLike) -> Iterator[Path]:
     address = check_address(path)
     with tempfile.TemporaryDirectory(dir=files.make_folder(_own_root()), prefix="upload-") as folder:
         target = Path(folder) / address.rpartition("/")[2]
-        yield _copy_of(address, target)
-        del _addresses[target]
+        try:
+            yield _copy_of(address, target)
+        finally:
+            del _addresses[target]
 
 
 def address_of(path: str | os.PathLike) -> str | None:
@@ -85,6 +88,19 @@ def check_space(folder: Path, needed: int, what: str) -> None:
             f"{what} needs {needed / 1e9:.2f} GB on this machine, but {scratch_root()} has only {free / 1e9:.2f} GB free: set "
             f"{VARIABLE} to a folder with more space."
         )
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises InputError for an OSError of the block which says that the disk of a path is full. Such an error does not pass by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise InputError(
+            f"{path} cannot be written ({files.reason(error)}): free space in {scratch_root()}, or set {VARIABLE} to another folder."
+        ) from error
 
 
 def scratch_root() -> Path:

@@ -79,6 +79,7 @@ class Checkpoint:
         return flat.digest_all({name: flat.digest(array) for name, array in self.params.items()})
 
 
+@shown_errors()
 def open_checkpoint(
     path: str | os.PathLike,
     *,
@@ -108,26 +109,11 @@ def open_checkpoint(
             message lists every tensor that differs, with both shapes.
     """
     _check_names(fields)
-    with shown_errors():
-        path, note = network_of_run(path)
-        if note is not None:
-            console.warn(console.literal(note))
-        with local_copy(path) as copy:
-            source, stored, task = _read(copy, key, encoder_only, network)
-        return _fitted(path, source, stored, task, encoder_only, adapt_channels, seed, fields)
-
-
-def _fitted(
-    path: Path,
-    source: Source,
-    stored: NetworkConfig | None,
-    task: Task | None,
-    encoder_only: bool,
-    adapt_channels: bool,
-    seed: int,
-    fields: dict[str, Any],
-) -> Checkpoint:
-    """Returns the checkpoint of the network that was read at a path, with the arguments and errors of `open_checkpoint`."""
+    path, note = network_of_run(path)
+    if note is not None:
+        console.warn(console.literal(note))
+    with local_copy(path) as copy:
+        source, stored, task = _read(copy, key, encoder_only, network)
     if isinstance(stored, CustomConfig):
         return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
     new_outputs = False
@@ -163,19 +149,20 @@ def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_par
     return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
 
 
+@shown_errors()
 def read_task(path: str | os.PathLike) -> Task | None:
-    """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none. No weights are read, but a
-    weight file in a bucket is copied to this machine.
+    """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none.
+
+    No weights are read, but a weight file in a bucket is copied to this machine.
 
     Raises:
         InputError: the path does not exist, its description is damaged, or the bucket cannot be read.
     """
-    with shown_errors():
-        path, _ = network_of_run(path)
-        if is_address(path) and (description := stored_description(path)) is not None:
-            return parse_task(description, path)
-        with local_copy(path) as copy:
-            return _task_of(copy)
+    path, _ = network_of_run(path)
+    if is_address(path) and (description := stored_description(path)) is not None:
+        return parse_task(description, path)
+    with local_copy(path) as copy:
+        return _task_of(copy)
 
 
 def _task_of(path: Path) -> Task | None:

@@ -16,6 +16,7 @@ from swinunetr_jax import files
 from swinunetr_jax.buckets import Bucket, is_address, place, scratch_folder
 from swinunetr_jax.buckets.fetch import Wanted, copy_object, fetch
 from swinunetr_jax.buckets.scratch import scratch_file
+from swinunetr_jax.buckets.stored import Stored
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
 from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
@@ -45,7 +46,7 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
     if DESCRIPTION in objects:
         folder = scratch_folder(bucket.address, shared=True)
         with files.locked(folder):
-            _copy_checkpoint(bucket, folder)
+            _copy_checkpoint(bucket, folder, objects)
             yield folder
         return
     name = "" if "" in objects else choose_weight_file(objects, bucket.address)
@@ -68,37 +69,37 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
 def stored_description(path: str | os.PathLike) -> bytes | None:
     """Returns the description of the checkpoint folder at an address, or None if there is no checkpoint folder."""
     bucket = Bucket(path)
-    if DESCRIPTION not in bucket.stored(DESCRIPTION):
-        return None
-    return _read_description(bucket)
+    objects = bucket.stored(DESCRIPTION)
+    return _read_description(bucket, objects) if DESCRIPTION in objects else None
 
 
-def _copy_checkpoint(bucket: Bucket, folder: Path) -> None:
+def _copy_checkpoint(bucket: Bucket, folder: Path, objects: Mapping[str, Stored]) -> None:
     """Copies a checkpoint folder. If it is replaced meanwhile, as the best network of a run may be, the new one is copied."""
+    content = _read_description(bucket, objects)
     for _ in range(_ATTEMPTS):
-        content = _read_description(bucket)
-        objects = bucket.stored()
+        objects = bucket.stored()  # after the description was read, so that all parts of the checkpoint are listed
         params, digests = _parts(content)
+        # Parts that the bucket lacks are not copied; `read_checkpoint` names them.
+        wanted = {
+            name: Wanted(folder / name, objects[name], digest)
+            for name, digest in digests.items()
+            if name.startswith(f"{params}/") and name in objects and ".." not in name.split("/")
+        }
         try:
-            # Parts that the bucket lacks are not copied; `read_checkpoint` names them.
-            wanted = {
-                name: Wanted(folder / name, objects[name], digest)
-                for name, digest in digests.items()
-                if name.startswith(f"{params}/") and name in objects and ".." not in name.split("/")
-            }
             fetch(bucket, wanted)
+            is_complete = True
         except FileNotFoundError:
-            continue
-        if _read_description(bucket) == content:
+            is_complete = False
+        earlier, content = content, _read_description(bucket, objects)
+        if is_complete and content == earlier:
             _write_description(folder, content)
             _remove_others(folder, params, digests)
             return
     raise InputError(f"{bucket.address} was replaced {_ATTEMPTS} times while it was read: start the same command again.")
 
 
-def _read_description(bucket: Bucket) -> bytes:
-    size = bucket.names(DESCRIPTION).get(DESCRIPTION, 0)
-    if size > MAX_DESCRIPTION_BYTES:
+def _read_description(bucket: Bucket, objects: Mapping[str, Stored]) -> bytes:
+    if DESCRIPTION in objects and objects[DESCRIPTION].size > MAX_DESCRIPTION_BYTES:
         raise InputError(f"{bucket.address}/{DESCRIPTION} is larger than a description can be: check which folder was given.")
     try:
         return bucket.read(DESCRIPTION)
