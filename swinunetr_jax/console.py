@@ -128,6 +128,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def size(count: float) -> str:
+    """Returns a number of bytes as text such as 3.4 MB or 12.3 GB."""
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB" if count < 1e12 else f"{count / 1e12:.3g} TB"
+
+
 def literal_lines(error: BaseException) -> str:
     """Returns the message of an error as literal text, with a line for each argument of an `InputError`, which may list several faults."""
     return "\n".join(map(literal, error.args)) if isinstance(error, InputError) else literal(error)

@@ -237,7 +237,7 @@ def test_the_command_prints_how_to_train_with_the_data(tmp_path, capsys, monkeyp
         cli.main(["prepare", "phantom", str(tmp_path / "place"), *options])
     assert done.value.code == 0
     assert f"train with it:  swinunetr train phantom --data {tmp_path / 'place'} {' '.join(options)}" in capsys.readouterr().out
-    assert not list((tmp_path / "scratch").iterdir())
+    assert not list((tmp_path / "scratch").rglob("*.nii.gz"))
     phantom = recipe_of(tmp_path / "place", kind="phantom", phantom=Phantom(cases=2, size=SIZE))
     assert len(collect_cases(phantom, tmp_path / "run").train) == 1
     with pytest.raises(InputError, match=r"with --phantom\.cases 2, and this training has --phantom\.cases 3"):

@@ -1,6 +1,9 @@
 """Prepared data sets and caches in a bucket, which every machine copies. A machine is a scratch folder."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.buckets import Bucket
+from helpers.runner import OPTIONS, losses
 from helpers.training_runs import recipe as small_recipe
 
 from swinunetr_jax import InputError
@@ -101,7 +105,7 @@ def test_a_copy_needs_space(scans, bucket: Bucket, use_bucket, machine, monkeypa
     prepare(recipe_of(scans), Path(bucket.url))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(
-        InputError, match=f"{bucket.url} needs 0.00 GB on this machine, .* set SWINUNETR_SCRATCH to a folder with more"
+        InputError, match=f"{bucket.url} needs .* on this machine, .* set SWINUNETR_SCRATCH to a folder with more"
     ):
         collect_cases(recipe_of(bucket.url), tmp_path / "run")
 
@@ -141,3 +145,46 @@ def test_a_run_in_a_bucket_makes_the_phantom_on_each_machine(bucket: Bucket, use
         .dataset(phantom, tmp_path)
         .root.is_relative_to(tmp_path / "a")
     )
+
+
+def test_processes_of_a_machine_copy_each_object_once(runner, gcs_bucket: Bucket, proxied, use_bucket, machine):
+    use_bucket(gcs_bucket)
+    machine("a")
+    scans = runner.folder / "scans"
+    write_phantom(scans, cases=4, size=(48, 48, 32))
+    options = [*OPTIONS, "--steps", "2", "--validation.every", "2"]
+    prepare(
+        replace(recipe_of(scans), kind="phantom", phantom=Phantom(cases=4, size=(48, 48, 32))), Path(f"{gcs_bucket.url}/data")
+    )
+    alone, run = runner.folder / "alone", runner.folder / "shared"
+    runner.finish(runner.start(*options, "--data", str(scans), "--out", str(alone), count=1), 0)
+    proxy = proxied(gcs_bucket)
+    environment = proxy.bucket.environment | {scratch.VARIABLE: str(runner.folder / "scratch")}
+    runner.finish(runner.start(*options, "--data", f"{gcs_bucket.url}/data", "--out", str(run), environment=environment), 0)
+    reads = [name for request in proxy.requests("read", "-image.npy") for name in request.names]
+    assert len(reads) == len(set(reads)) == 4
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("held", ["-image.npy", "-[0-9a-f]{16}.json", "prepared.json"])
+def test_a_killed_command_is_continued(held, gcs_bucket: Bucket, proxied, use_bucket, machine, tmp_path):
+    use_bucket(gcs_bucket)
+    machine("expected")
+    command = [sys.executable, "-m", "swinunetr_jax.cli", "prepare", "phantom"]
+    options = ["--phantom.cases", "3", "--phantom.size", "32", "32", "32"]
+    proxy = proxied(gcs_bucket)
+    proxy.fail("hold", "write", held, nth=1 if held == "prepared.json" else 2)
+    environment = os.environ | proxy.bucket.environment | {scratch.VARIABLE: str(tmp_path / "scratch")}
+    killed = subprocess.Popen([*command, f"{gcs_bucket.url}/data", *options], env=environment)
+    proxy.wait_for_held()
+    killed.kill()
+    killed.wait()
+    proxy.release(carry_out=False)
+    assert "data/prepared.json" not in gcs_bucket.names()
+    with pytest.raises(InputError, match="holds no prepared data, because it has no prepared"):
+        collect_cases(recipe_of(f"{gcs_bucket.url}/data"), tmp_path / "run")
+    subprocess.run([*command, f"{gcs_bucket.url}/data", *options], env=environment, check=True)
+    subprocess.run([*command, str(tmp_path / "place"), *options], env=environment, check=True)
+    local = {f"data/{path.name}": path.read_bytes() for path in (tmp_path / "place").iterdir()}
+    assert gcs_bucket.objects() == local
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]

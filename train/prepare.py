@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from swinunetr_jax import InputError, files
-from swinunetr_jax.buckets.scratch import scratch_root
+from swinunetr_jax.buckets.scratch import own_folder
 from swinunetr_jax.console import Progress, literal, name_list, say
+from swinunetr_jax.console import size as byte_count
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.folds import SPLITS, find_splits
 from swinunetr_jax.data.prepare.write_case import CaseWriter
@@ -38,6 +39,8 @@ def prepare(recipe: Recipe, path: Path) -> None:
             f"{recipe.data} holds prepared cases already, expected scans: give the data set that they were prepared from."
         )
     place = Place(path)
+    if place.bucket is None:
+        files.remove_stale_temporaries(place.folder)
     if path.name.startswith("images"):
         raise InputError(f"{place} begins with images, as folders of scans do: give a place with another name.")
     earlier = read_manifest(place)
@@ -83,7 +86,7 @@ def _prepare(recipe: Recipe, place: Place, run: Path, earlier: Manifest | None) 
     size = sum(sum(sample["files"].values()) for sample in samples_of(manifest))
     before = len(samples) - written.new
     there = f", {before} of which {'was' if before == 1 else 'were'} there already" if before else ""
-    say(f"{len(samples)} prepared cases{there}, {size / 1e9:.2f} GB → {literal(place)}")
+    say(f"{len(samples)} prepared cases{there}, {byte_count(size)} → {literal(place)}")
 
 
 def _stored(case: Case, parts: tuple[Case, ...], written: Written) -> StoredCase:
@@ -114,5 +117,5 @@ def _run_folder(recipe: Recipe) -> Iterator[Path]:
     if recipe.data is not None:
         yield Path()
         return
-    with tempfile.TemporaryDirectory(dir=files.make_folder(scratch_root()), prefix="scans-") as folder:
+    with tempfile.TemporaryDirectory(dir=own_folder("scans")) as folder:
         yield Path(folder)

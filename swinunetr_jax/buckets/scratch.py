@@ -123,6 +123,15 @@ def _copy_of(address: str, path: Path) -> Path:
     return path
 
 
+def own_folder(name: str) -> Path:
+    """Returns a folder of this process for files that are not needed after it. If it is killed, a later process removes them.
+
+    Raises:
+        InputError: no such folder can be created.
+    """
+    return files.make_folder(_own_root() / name)
+
+
 @functools.cache
 def _own_root() -> Path:
     """Returns SCRATCH/own/K of this process, for the first K that no other process holds, and removes what an ended process left there."""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 from pathlib import Path
 
-from swinunetr_jax import files
+from swinunetr_jax import console, files
 from swinunetr_jax.buckets.scratch import check_space
 from swinunetr_jax.data.prepare.cache_entry import Entry, arrays_of, read_entry
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase, prepared_case
@@ -28,12 +28,13 @@ def fetch(place: Place, samples: Sequence[Sample], progress: Progress | None = N
     Args:
         place: the prepared data set. In a folder of this machine the files are only compared with their digests.
         samples: the cases.
-        progress: called with the numbers of cases done and of all cases, and the gigabytes of both.
+        progress: called with the numbers of cases done and of all cases, and a note on the bytes of both.
 
     Raises:
         InputError: a file is missing or damaged in the place itself, or there is not enough space for the copy.
     """
     if place.bucket is not None:
+        files.remove_stale_temporaries(place.folder)
         needed = sum(size for sample in samples for name, size in sample["files"].items() if not _has(place.folder / name, size))
         check_space(place.folder, needed, str(place))
     sizes = [sum(sample["files"].values()) for sample in samples]
@@ -45,7 +46,7 @@ def fetch(place: Place, samples: Sequence[Sample], progress: Progress | None = N
                 future.result()
                 done += futures[future]
                 if progress:
-                    progress(count, len(samples), f"{done / 1e9:.2f} of {sum(sizes) / 1e9:.2f} GB")
+                    progress(count, len(samples), f"{console.size(done)} of {console.size(sum(sizes))}")
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -37,7 +37,11 @@ class Place:
             return self.bucket.names()
         if not files.is_folder(self.folder):
             return {}
-        return {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
+        sizes: dict[str, int] = {}
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the temporary file of another process, which has renamed it
+                sizes[path.name] = path.stat().st_size
+        return sizes
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError if there is none, and InputError if it cannot be read."""
