@@ -67,7 +67,10 @@ class Objective(nnx.Module):
         progress: Callable[[int, int], None],
         spatial_shards: int = 1,
     ) -> Scores:
-        """Returns the scores of the network on the validation cases, by default their Dice; see `validation.validate`."""
+        """Returns the scores of the network on the validation cases, by default their Dice; see `validation.validate`.
+
+        A validation calls `progress` from time to time, so that a signal can interrupt it, and the watchdog does not end the process.
+        """
         return validate(config, network, cases, task, options, progress, spatial_shards=spatial_shards)
 
     def drawings(self, scores: Scores, better: bool, task: Task) -> dict[str, Callable[[Path], None]]:
