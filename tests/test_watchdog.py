@@ -84,7 +84,7 @@ def test_the_limit_of_each_phase_and_the_defaults(monkeypatch):
         name: leader._limit_of(name) / 60 for name in (watchdog.STEP, watchdog.COMPILING, watchdog.SAVING, watchdog.WAITING)
     }
     assert limits == {"the step": 10, "compiling": 60, "saving": 30, "waiting for the other processes": 240}
-    assert other._limit_of(watchdog.STEP) == 30 * 60  # because the leader may be saving
+    assert other._limit_of(watchdog.STEP) == other._limit_of(watchdog.DISPATCH) == 30 * 60  # because the leader may be saving
     assert watchdog.Watchdog(0, default_on=True, leads=True).seconds == 0
     assert watchdog.Watchdog(None, default_on=False, leads=True).seconds == 0
 

@@ -156,7 +156,7 @@ class Watchdog:
         self._counted = now
 
     def _limit_of(self, name: str) -> float:
-        factor = OTHERS if name == STEP and not self.leads else FACTORS.get(name, OTHERS)
+        factor = OTHERS if name in (STEP, DISPATCH) and not self.leads else FACTORS.get(name, OTHERS)
         return self.seconds * factor
 
     def _remaining(self) -> float:
