@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_runs import recipe as small_recipe
 
 from swinunetr_jax import InputError, cli
+from swinunetr_jax.commands.prepare import Prepare
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Phantom, Recipe, loop
@@ -227,6 +229,7 @@ def test_faulty_cases_are_named_and_nothing_counts_as_complete(scans, tmp_path, 
     error = capsys.readouterr().err
     assert done.value.code == 2 and "2 of 2 cases cannot be used for training" in error
     assert "BraTS2021_00000" in error and "BraTS2021_00001" in error
+    assert f"All faults of the data set: swinunetr validate {faulty}" in error
     assert not list((tmp_path / "place").glob("*.json"))
 
 
@@ -293,3 +296,23 @@ def test_a_training_has_the_states_of_one_on_the_scans(scans, made, tmp_path, mo
     monkeypatch.undo()
     forget()
     assert prepared == raw
+
+
+def test_the_options_of_a_plan_are_used(tmp_path, monkeypatch):
+    """They are those of --plan, or of a recipe's own plan, as in a training."""
+    planned = SimpleNamespace(options=SimpleNamespace(spacing=(1.0, 1.0, 2.0), orientation="RAS", window=None))
+    monkeypatch.setattr(
+        "swinunetr_jax.training.plan.plan_file.read_plan", lambda path: planned if path.name == "plan.json" else None
+    )
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from dataclasses import replace\nfrom pathlib import Path\nfrom swinunetr_jax.training.recipes.msd import RECIPE as BASE\n"
+        "RECIPE = replace(BASE, plan=Path(__file__).with_name('plan.json'))\n"
+    )
+    for changes in ({"plan": Path("plan.json")}, {"recipe": str(file)}):
+        command = Prepare(Path("scans"), Path("place"), **changes)
+        recipe = command._recipe()[1]
+        assert (recipe.spacing, recipe.orientation, recipe.data) == ((1.0, 1.0, 2.0), "RAS", Path("scans"))
+        assert replace(command, spacing=(3.0, 3.0, 3.0))._recipe()[1].spacing == (3.0, 3.0, 3.0)
+    shown = Prepare(Path("scans"), Path("place"), plan=Path("plan.json"), cache_dtype="float16")._training("msd")
+    assert shown == "swinunetr train msd --data place --plan plan.json --cache-dtype float16"

@@ -80,9 +80,14 @@ def prepare_cases(
         verified = distributed or store is not None
         return prepare(cases, not verified, "" if verified else "preparing cases")
     except InputError as error:
-        how = "" if cases[0].needs_label else " --unlabelled"
-        names = f" --channels {' '.join(recipe.channels)}" if how and recipe.channels else ""
-        raise InputError(*error.args, f"All faults of the data set: swinunetr validate {root}{how}{names}") from error
+        raise with_hint(error, recipe, cases, root) from error
+
+
+def with_hint(error: InputError, recipe: Recipe, cases: Sequence[Case], root: Path) -> InputError:
+    """Returns an error on faulty cases with the command that lists all faults of the data set."""
+    how = "" if cases[0].needs_label else " --unlabelled"
+    names = f" --channels {' '.join(recipe.channels)}" if how and recipe.channels else ""
+    return InputError(*error.args, f"All faults of the data set: swinunetr validate {root}{how}{names}")
 
 
 class _BucketCache:

@@ -15,7 +15,8 @@ from swinunetr_jax.data.discovery.folds import SPLITS, find_splits
 from swinunetr_jax.data.prepare.write_case import CaseWriter
 from swinunetr_jax.data.prepared.manifest import FORMAT, Manifest, StoredCase, read_manifest, samples_of, write_manifest
 from swinunetr_jax.data.prepared.place import Place
-from swinunetr_jax.data.prepared.write import Written, prepare_cases
+from swinunetr_jax.data.prepared.write import PlaceError, Written, prepare_cases
+from swinunetr_jax.training.cache import with_hint
 from swinunetr_jax.training.data import task_fields, unused_notes
 from swinunetr_jax.training.prepared import check_options, is_prepared, stored_options
 from swinunetr_jax.training.recipe import Recipe
@@ -66,8 +67,13 @@ def _prepare(recipe: Recipe, place: Place, run: Path, earlier: Manifest | None) 
         raise InputError(f"{place} holds the cases of another data set ({names}): give another place.")
     channels, count = source.channels(dataset, samples, recipe)
     task = replace(source.task(dataset, samples, task_fields(recipe, channels, source.ct_window)), roi=None)
-    with Progress("preparing cases", "case") as progress:
-        written = prepare_cases(samples, CaseWriter(task, count, recipe.cache_dtype), place, dataset.root, progress)
+    try:
+        with Progress("preparing cases", "case") as progress:
+            written = prepare_cases(samples, CaseWriter(task, count, recipe.cache_dtype), place, dataset.root, progress)
+    except PlaceError:
+        raise
+    except InputError as error:
+        raise with_hint(error, recipe, samples, dataset.root) from error
     manifest: Manifest = {
         "format": FORMAT,
         "options": stored_options(recipe),

@@ -78,8 +78,9 @@ class Prepare:
         name = self.recipe or (PHANTOM if makes_scans else "msd")
         recipe, _ = find_recipe(name)
         changes: dict[str, Any] = {"data": None if makes_scans else self.data}
-        if self.plan is not None:
-            options = read_plan(self.plan).options
+        plan = self.plan or recipe.plan
+        if plan is not None:
+            options = read_plan(plan).options
             changes |= {"spacing": options.spacing, "orientation": options.orientation, "window": options.window}
         given = {option: getattr(self, option) for option in ("orientation", "spacing", "window", "cache_dtype", "base")}
         changes |= {option: value for option, value in given.items() if value is not None}

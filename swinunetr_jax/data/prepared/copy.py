@@ -105,6 +105,8 @@ def _fetch_case(place: Place, sample: Sample) -> None:
     if data is None or sha256(data).hexdigest() != sample["sha256"]:
         raise InputError(f"{place}/{sample['entry']} is missing or damaged: {_REMEDY}.")
     digests = {array["file"]: array["sha256"] for array in arrays_of(decode_entry(data, f"{place}/{sample['entry']}"))}
+    if digests.keys() != sample["files"].keys():
+        raise InputError(f"{place}/{sample['entry']} names other files than prepared.json: {_REMEDY}.")
     faulty = _faulty(place.folder, digests)
     if faulty and place.bucket is not None:
         try:

@@ -59,7 +59,7 @@ def prepare_cases(
                     written.new += is_new
                 except InputError as error:
                     faults[name] = str(error)
-                    if isinstance(error, _PlaceError):
+                    if isinstance(error, PlaceError):
                         raise
                 if progress:
                     there = len(written.samples) - written.new
@@ -72,7 +72,7 @@ def prepare_cases(
     return written
 
 
-class _PlaceError(InputError):
+class PlaceError(InputError):
     """The place cannot be written, which would recur for the next case."""
 
 
@@ -95,9 +95,9 @@ def _prepare(case: Case, writer: CaseWriter, place: Place, root: Path, stored: M
             data = entry_json(entry)
             place.write(name, data)
     except OSError as error:  # errors of reading are InputErrors, so this one is an error of writing
-        raise _PlaceError(f"{place}: cannot be written ({files.reason(error)}); give a place with space.") from error
+        raise PlaceError(f"{place}: cannot be written ({files.reason(error)}); give a place with space.") from error
     except BucketError as error:
-        raise _PlaceError(str(error)) from error
+        raise PlaceError(str(error)) from error
     return _sample(case, name, data), True
 
 
