@@ -101,7 +101,7 @@ class _BucketCache:
 
     def copy_down(self, cases: Sequence[Case]) -> None:
         """Copies the cases that the bucket holds and this machine lacks. Its processes share this work, and wait for one another."""
-        stored, names = self.bucket.names(), self._entry_names(cases)
+        stored, names = self.bucket.stored(), self._entry_names(cases)
         wanted = [name for name in names if name in stored and not self._is_complete(name)]
         found: dict[str, tuple[bytes, Entry]] = {}
         with ThreadPoolExecutor(THREADS) as pool:
@@ -110,7 +110,7 @@ class _BucketCache:
                 if read is not None and all(array["file"] in stored for array in arrays_of(read[1])):
                     found[name] = read
         arrays = {array["file"] for _, entry in found.values() for array in arrays_of(entry)}
-        lacking = {name: stored[name] for name in arrays if _size(self.folder / name) != stored[name]}
+        lacking = {name: stored[name] for name in arrays if _size(self.folder / name) != stored[name].size}
         with Progress(f"copying {self.bucket.address}", "file", silent=not processes.is_leader()) as progress:
             self.bucket.download(lacking, self.folder, watchdog.beating(progress))
         for name, (data, _) in found.items():

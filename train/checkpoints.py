@@ -150,7 +150,7 @@ def restore(
     like: State,
     config: NetworkConfig,
     *,
-    fetch: Callable[[int], None] = lambda step: None,
+    fetch: Callable[..., bool] = lambda step, again=False: False,
     set_aside: Callable[[int, str], str] | None = None,
 ) -> tuple[State, Progress, list[str]] | None:
     """Returns the newest intact state with its progress, and sentences on newer ones that are damaged; None if nothing was saved.
@@ -159,7 +159,8 @@ def restore(
         run: the folder of the run.
         like: a state of the same run, whose names and shapes the stored one must have.
         config: the configuration of the run's network.
-        fetch: called with a step before its state is read; it makes sure that the files are in the folder.
+        fetch: called with a step before its state is read; it makes sure that the files are in the folder, and returns whether they were
+            copied. If the copy is damaged, it is called again with `again=True`, which copies all of them again.
         set_aside: called with the step of a damaged state and the fault; it returns a sentence on where the state is now. By default the
             folder of the state is renamed.
 
@@ -170,8 +171,14 @@ def restore(
     for folder in _steps(run):
         step = int(folder.name)
         try:
-            fetch(step)
-            state, progress = _read(folder, like, config)
+            copied = fetch(step)
+            try:
+                state, progress = _read(folder, like, config)
+            except _Damaged:
+                if not copied:
+                    raise
+                fetch(step, again=True)
+                state, progress = _read(folder, like, config)
         except _Damaged as error:
             try:
                 warnings.append(f"{error} {set_aside(step, str(error)) if set_aside else rename_damaged(run, step)}")

@@ -9,9 +9,10 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
+import numpy as np
 from tyro.conf import arg
 
 from swinunetr_jax import InputError, __version__, console, files
@@ -34,10 +35,11 @@ from swinunetr_jax.training.rerun import earlier_run, finished_note
 from swinunetr_jax.training.resume import Resume
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.stop import Stopped
-from swinunetr_jax.training.store import pull, store_of
+from swinunetr_jax.training.store import pull
 from swinunetr_jax.training.watchdog import EXIT_HUNG
 
 DEFAULT = "phantom"
+EARLIER: tuple[Literal["none", "unfinished", "finished"], ...] = ("none", "unfinished", "finished")  # see `rerun.earlier_run`
 PRETRAINING = {"mim": "pretrain", "swin3": "pretrain_swin3"}  # the recipe of each task
 EXIT_FAULT, EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, EXIT_HUNG, 130
 # Words in the runtime's errors if another process no longer answers; "onnection" is in "Connection" and "connection".
@@ -92,12 +94,13 @@ def main(arguments: list[str] | None = None) -> None:
         processes.initialize(launch)
         if recipe.planned and recipe.plan is None and not resume:
             plan = plan_of_run(recipe, given_options(arguments))
-            store_of(recipe.out).sync(plan.name)
             recipe, _, _ = parse([*arguments, "--plan", str(plan)])  # options that were given replace those of the plan
             recipe = recipe.in_scratch()
         if not resume:  # before the comparison with an earlier run, which has these options
             recipe = fine_tuning_options(recipe, given_options(arguments))
         earlier = "unfinished" if resume else earlier_run(recipe)
+        # An earlier start of the run that is just ending may have changed the folder while the processes looked at it.
+        earlier = EARLIER[int(processes.from_process(np.array(EARLIER.index(earlier)), 0))]
         processes.barrier("every process has read the folder")  # before the leader writes into it
         if earlier == "finished":
             if processes.is_leader():
@@ -219,7 +222,7 @@ def _planned(base: Recipe, file: Path) -> Options:
     """Returns the options of a recipe with those of a plan. Raises InputError if the plan is damaged, or the recipe has its own network."""
     if base.network_factory is not None:
         raise InputError("the recipe gives a function for `network`, and a plan is for a Swin UNETR: leave out the plan.")
-    return apply_plan(base.options(), read_plan(local_path(file)), file)
+    return apply_plan(base.options(), read_plan(file), file)
 
 
 def find_recipe(name: str) -> tuple[Recipe, str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from swinunetr_jax.training.places import cache_of, phantom_of
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
 from swinunetr_jax.training.sources import source_of
-from swinunetr_jax.training.store import store_of
+from swinunetr_jax.training.store import Store, store_of
 
 TABLE = "out_of_fold"
 
@@ -37,8 +38,14 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     """
     recipe.check()
     recipe = recipe.absolute()
-    out = files.make_folder(recipe.out)
-    store = store_of(out)
+    store = store_of(files.make_folder(recipe.out))
+    # A local cross-validation is locked by the lock of each fold.
+    with store.owned() if store.is_remote else nullcontext():
+        return _train_folds(recipe, store, resume)
+
+
+def _train_folds(recipe: Recipe, store: Store, resume: bool) -> float:
+    out = store.folder
     if not resume and files.exists(out / DESCRIPTION):
         raise InputError(f"{out} already holds a run: continue it with `--resume {out}`, or choose another --out.")
     before = read_description(out, Head) if resume else None
@@ -67,7 +74,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
         fold_recipe = replace(
             recipe, fold=fold, out=run, cache=cache_of(recipe, out), data=recipe.data or phantom_of(recipe, out)
         )
-        started = files.exists(run / DESCRIPTION)
+        started = bool(processes.from_process(np.array(files.exists(run / DESCRIPTION)), 0))
         processes.barrier(f"fold {fold} starts")  # every process must look for run.json before the leader writes it
         train(fold_recipe, resume=started, at_end=lambda run, stop: labels.append(fold_labels.write_fold_labels(run, stop)))
     processes.barrier("all label maps are written")

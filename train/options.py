@@ -34,7 +34,7 @@ class Options:
     """The data set, in any layout that `swinunetr predict` reads; or what `swinunetr prepare` has made of it, also in a bucket."""
     base: Path | None = None
     """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
-    plan: Path | None = None
+    plan: Annotated[Path | None, MAY_BE_ADDRESS] = None
     """The file of `swinunetr plan`, whose options replace those of the recipe. Options of the command line replace those of the plan."""
     out: Annotated[Path, MAY_BE_ADDRESS] = Path("runs/latest")
     """Folder of the run, or its address in a bucket, such as gs://bucket/run."""

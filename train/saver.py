@@ -15,7 +15,10 @@ class Saver:
     run: Run
     step: int
     at: float = field(default_factory=time.monotonic)
-    writer: Writer = field(default_factory=Writer)
+    writer: Writer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(lambda: self.run.store.copied)
 
     def due(self) -> bool:
         every, minutes = self.run.recipe.save_every, self.run.recipe.save_minutes or self.run.store.save_minutes

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from swinunetr_jax.buckets.bucket import interrupted
+
 
 class Stopped(Exception):
     """A signal stopped the run; its state is saved."""
@@ -25,6 +27,7 @@ class Stop:
 
     def __call__(self, number: int, frame: Any) -> None:
         if self.number:  # the second signal stops the program immediately
+            interrupted.set()
             raise KeyboardInterrupt
         self.number = number
         with suppress(OSError):  # stderr may be closed; `print` is not used, since the signal may interrupt another `print`

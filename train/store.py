@@ -13,10 +13,13 @@ The methods of `Store` itself do nothing more than the local code needs.
 """
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,7 +38,8 @@ from swinunetr_jax.buckets.run_objects import (
     usable_states,
 )
 from swinunetr_jax.buckets.scratch import check_space
-from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.training import checkpoints, processes, watchdog
 from swinunetr_jax.training.claim import Claim, ReplacedError
 from swinunetr_jax.training.lock import LOCK, locked
 from swinunetr_jax.training.log import LOG
@@ -45,7 +49,12 @@ from swinunetr_jax.weights.checkpoint import PARAMS
 RUN = "run.json"
 REPORT = "report.html"
 EXIT_REPLACED = 2  # as for other mistakes: the same command must not be started again
-_LAST = REPORT  # the file that marks a finished run is copied after all others
+# The files that mark a finished run or cross-validation are copied after all others, in this order.
+_LAST = ("out_of_fold.csv", "out_of_fold.json", REPORT)
+PLAN = "plan.json"
+ATTEMPTS = 5  # of copying a run that another process changes
+PRINT_SECONDS = 5.0
+_FOLD = re.compile(r"fold\d+/")
 # Folders of a run that `sync` leaves out: they are copied by other methods, or only this machine needs them.
 _APART = {STATES, BEST, CLAIMS, "data", "cache", "programs", "last", "wandb", "mlruns"}
 
@@ -74,14 +83,22 @@ class Store:
         with locked(self.folder) if processes.is_leader() else contextlib.nullcontext():
             yield
 
+    copied = 0
+
     def check(self) -> None:
         """Raises InputError if another process owns the run now. It does not take any time."""
 
     def check_space(self, state_bytes: int, keep: int) -> None:
         """Raises InputError if the folder has too little space for the states of a run in a bucket, of this size each."""
 
-    def fetch_state(self, step: int) -> None:
-        """Makes sure that the files of a state are in the folder."""
+    def fetch_state(self, step: int, *, again: bool = False) -> bool:
+        """Makes sure that the files of a state are in the folder, and returns whether they have been copied.
+
+        Args:
+            step: the step of the state.
+            again: whether to copy files again that are in the folder already.
+        """
+        return False
 
     def fetch(self, name: str) -> None:
         """Makes sure that the files of a folder of the run, such as its best network, are in the folder."""
@@ -122,13 +139,15 @@ class BucketStore(Store):
         super().__init__(folder)
         self.bucket = Bucket(address)
         self.claim: Claim | None = None
+        self.copied = 0  # files that have been copied into the bucket
         self._states: dict[int, StoredState] = {}
+        self._old_logs: list[str] = []
         self._synced: dict[str, tuple[int, int]] = {}  # name -> (size, time of change) of what is in the bucket
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         if processes.is_leader():
-            self.claim = Claim.take(Bucket(self.bucket.address), _end_process)
+            self.claim = Claim.take(Bucket(self.bucket.address, announces=False), _end_process)
             self.bucket.guard = self.claim.guard
         try:
             processes.barrier("the run is claimed")
@@ -153,25 +172,31 @@ class BucketStore(Store):
 
     def pull(self) -> None:
         """Replaces the content of the folder by the small files of the run: its descriptions, log, pictures, and one of each state."""
-        names = self.bucket.names()
-        for path in self.folder.iterdir() if files.is_folder(self.folder) else ():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        runs = ["", *sorted(name.removesuffix(RUN) for name in names if name.endswith(f"/{RUN}") and name.count("/") == 1)]
-        self._states, self._synced = {}, {}
-        for run in runs:  # the run itself, and the folds of a cross-validation
-            self._pull(run, {name.removeprefix(run): size for name, size in names.items() if name.startswith(run)})
+        for attempt in itertools.count(1):
+            objects = {name: stored for name, stored in self.bucket.stored().items() if name}
+            for path in self.folder.iterdir() if files.is_folder(self.folder) else ():
+                # A plan that this process has just made is not in the bucket yet.
+                if path.name != PLAN or PLAN in objects:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            self._states, self._synced = {}, {}
+            folds = {match[0] for name in objects if (match := _FOLD.match(name)) and f"{match[0]}{RUN}" in objects}
+            try:
+                for run in ("", *sorted(folds)):  # the run itself, and the folds of a cross-validation
+                    self._pull(run, {name.removeprefix(run): stored for name, stored in objects.items() if name.startswith(run)})
+                return
+            except FileNotFoundError:  # the owner of the run has removed or replaced a file since the objects were listed
+                if attempt == ATTEMPTS:
+                    raise InputError(
+                        f"{self.bucket.address} cannot be copied, because another process changes it: try again later."
+                    ) from None
 
-    def _pull(self, run: str, names: dict[str, int]) -> None:
-        """Copies down the small files of the run itself, or of one of its folds."""
+    def _pull(self, run: str, objects: Mapping[str, Stored]) -> None:
+        """Copies down the small files of the run itself, or of one of its folds. Raises FileNotFoundError if one has been replaced."""
         folder, bucket = self.folder / run, self.bucket / run.rstrip("/") if run else self.bucket
-        newest = logs(names)[:1]
-        chosen = {name: size for name, size in names.items() if "/" not in name and name not in logs(names)}
-        chosen |= {name: names[name] for name in newest}
-        chosen |= {name: size for name, size in names.items() if name == f"{BEST}/{CHECKPOINT}"}
-        usable = usable_states(names)
-        chosen |= {f"{state.name}/{COMMIT}": names[f"{state.name}/{COMMIT}"] for state in usable}
-        with contextlib.suppress(FileNotFoundError):  # the owner of the run has removed it meanwhile
-            bucket.download(chosen, folder)
+        newest, usable = logs(objects)[:1], usable_states(objects)
+        chosen = {name for name in objects if "/" not in name} - set(logs(objects)) | set(newest)
+        chosen |= {f"{BEST}/{CHECKPOINT}"} & objects.keys() | {f"{state.name}/{COMMIT}" for state in usable}
+        bucket.download({name: objects[name] for name in chosen}, folder)
         for name in newest:
             (folder / name).replace(folder / LOG)
         for state in usable:
@@ -180,23 +205,27 @@ class BucketStore(Store):
                 (folder / state.name).rename(local)
                 console.show_as(str(local), f"{bucket.address}/{state.name}")
         if not run:
-            self._states = {state.step: state for state in usable}
+            self._states, self._old_logs = {state.step: state for state in usable}, logs(objects)[1:]
             self._synced = {name: _stamp(folder / name) for name in chosen if files.is_file(folder / name)}
+            self._synced.pop(LOG, None)  # it is written again, as the log of the new claim
 
-    def fetch_state(self, step: int) -> None:
+    def fetch_state(self, step: int, *, again: bool = False) -> bool:
         state = self._states.get(step)
-        if state is not None:
-            self._fetch(f"{state.name}/", self.folder / STATES / f"{step:08d}")
+        if state is None:
+            return False
+        self._fetch(state.name, self.folder / STATES / f"{step:08d}", again)
+        return True
 
     def fetch(self, name: str) -> None:
-        self._fetch(f"{name}/", self.folder / name)
+        self._fetch(name, self.folder / name)
 
-    def _fetch(self, prefix: str, folder: Path) -> None:
-        """Copies down the objects whose names begin with a prefix, unless the files are in the folder already."""
-        names = {name.removeprefix(prefix): size for name, size in self.bucket.names(prefix).items()}
-        missing = {name: size for name, size in names.items() if name != DAMAGED and not files.is_file(folder / name)}
+    def _fetch(self, name: str, folder: Path, again: bool = False) -> None:
+        """Copies down the objects below a name, by default only those whose files are not in the folder."""
+        bucket = self.bucket / name
+        objects = {name: stored for name, stored in bucket.stored().items() if name not in ("", DAMAGED)}
+        missing = {name: stored for name, stored in objects.items() if again or not files.is_file(folder / name)}
         with contextlib.suppress(FileNotFoundError):  # reading reports what is missing
-            (self.bucket / prefix.rstrip("/")).download(missing, folder)
+            bucket.download(missing, folder, watchdog.beating(lambda *_: None))
 
     def set_aside(self, step: int, fault: str) -> str:
         state = self._states.pop(step)
@@ -209,11 +238,9 @@ class BucketStore(Store):
         assert self.claim is not None
         state, folder = StoredState(self.claim.number, step), self.folder / STATES / f"{step:08d}"
         console.show_as(str(folder), f"{self.bucket.address}/{state.name}")
-        self._check()
         self.sync()
-        self._write_log()
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMMIT]
-        self.bucket.upload({f"{state.name}/{path.relative_to(folder).as_posix()}": path for path in paths})
+        self.bucket.upload({f"{state.name}/{path.relative_to(folder).as_posix()}": path for path in paths}, self._count)
         self._commit(f"{state.name}/{COMMIT}", folder / COMMIT)
         self._states[step] = state
         self._prune(keep)
@@ -228,18 +255,16 @@ class BucketStore(Store):
         names = {f"{BEST}/{path.relative_to(best).as_posix()}": path for path in weights}
         stored = self.bucket.names(f"{BEST}/")
         self._check()
-        self.bucket.upload({name: path for name, path in names.items() if name not in stored})
+        self.bucket.upload({name: path for name, path in names.items() if name not in stored}, self._count)
         self._commit(f"{BEST}/{CHECKPOINT}", best / CHECKPOINT)
         self.bucket.remove(name for name in stored if name.startswith(f"{BEST}/{PARAMS}") and name not in names)
 
     def sync(self, *names: str) -> None:
-        if processes.is_leader() and self.claim is not None:
-            self._check()
-            if files.exists(self.folder / LOG):
-                self._write_log()
+        self._check()
+        self._write_log()
         found = {path.relative_to(self.folder).as_posix(): path for path in _files(self.folder)}
         changed = [name for name, path in found.items() if self._synced.get(name) != _stamp(path)]
-        for name in sorted(changed, key=lambda name: (name == _LAST, name)):
+        for name in sorted(changed, key=lambda name: (_LAST.index(name) if name in _LAST else -1, name)):
             if not names or name.partition("/")[0] in names:
                 stamp = _stamp(found[name])
                 self.bucket.upload({name: found[name]})
@@ -261,27 +286,43 @@ class BucketStore(Store):
         self.bucket.write(name, content)
 
     def _write_log(self) -> None:
-        if self.claim is not None:
-            content = (self.folder / LOG).read_bytes()
+        """Writes the log, if this process owns the run and the log has changed."""
+        log = self.folder / LOG
+        if self.claim is not None and files.exists(log) and self._synced.get(LOG) != (stamp := _stamp(log)):
+            content = log.read_bytes()
             self._check()
             self.bucket.write(log_name(self.claim.number), content)
+            self._synced[LOG] = stamp
 
     def _prune(self, keep: int) -> None:
         """Removes all states but the newest ones and those that are marked as damaged, and the logs of earlier claims but the last two."""
-        names = self.bucket.names()
+        names = self.bucket.names(f"{STATES}/")
         kept = usable_states(names)[:keep]
         self._check()
         for state, stored in states(names).items():
             if state not in kept and DAMAGED not in stored:
                 rest = sorted(stored - {COMMIT})
                 self.bucket.remove(f"{state.name}/{name}" for name in ([COMMIT] if COMMIT in stored else []) + rest)
-        self.bucket.remove(logs(names)[2:])
+        self._states = {step: state for step, state in self._states.items() if state in kept}
+        if self._old_logs:
+            self.bucket.remove(self._old_logs)
+            self._old_logs = []
+
+    def _count(self, done: int, total: int) -> None:
+        """Counts copied files, so that the thread that waits for them knows that there is progress."""
+        self.copied += 1
 
 
 def _end_process(error: ReplacedError) -> NoReturn:
     """Ends this process, which another one has replaced, at once: the threads that write cannot be stopped in another way."""
-    console.say(f"error: {error}", sys.stderr)
-    sys.stdout.flush()
+
+    def say() -> None:
+        console.say(f"error: {error}", sys.stderr)
+        sys.stdout.flush()
+
+    printing = threading.Thread(target=say, daemon=True)  # nobody may read stderr any more
+    printing.start()
+    printing.join(PRINT_SECONDS)
     os._exit(EXIT_REPLACED)
 
 

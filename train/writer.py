@@ -6,11 +6,18 @@ from typing import Any
 
 from swinunetr_jax.training import watchdog
 
+POLL_SECONDS = 5.0  # time between two looks at a write that is waited for
+
 
 class Writer:
-    """Writes one thing at a time in the background. An error of a write is raised by the next call of a method except `close`."""
+    """Writes one thing at a time in the background. An error of a write is raised by the next call of a method except `close`.
 
-    def __init__(self) -> None:
+    Args:
+        copied: returns the number of files that the writes have copied so far; while it grows, waiting for a write is progress.
+    """
+
+    def __init__(self, copied: Callable[[], int] = lambda: 0) -> None:
+        self._copied = copied
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[Any] | None = None
 
@@ -28,8 +35,16 @@ class Writer:
     def wait(self) -> None:
         """Waits until the last write has ended, and raises its error."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        copied = self._copied()
+        while pending is not None:
+            try:
+                pending.result(POLL_SECONDS)
+                return
+            except TimeoutError:
+                if pending.done():  # it was raised by the write
+                    raise
+            if copied != (copied := self._copied()):
+                watchdog.beat()
 
     @watchdog.phase(watchdog.SAVING)
     def close(self) -> None:

@@ -18,7 +18,7 @@ MAY_BE_ADDRESS = _MayBeAddress()
 # scheme -> (the package that reads it, the extra of this project that installs the package)
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # `Path` reduces the two slashes of an address to one.
-_ADDRESS = re.compile(r"(?P<scheme>gs|s3):/+(?P<rest>.*)", re.DOTALL)
+_ADDRESS = re.compile(r"(?P<scheme>gs|s3):(?P<slashes>/*)(?P<rest>.*)", re.DOTALL)
 
 
 def is_address(path: str | os.PathLike) -> bool:
@@ -36,7 +36,8 @@ def check_address(path: str | os.PathLike) -> str:
     if match is None:
         raise InputError(f"{path} is not an address: expected gs://BUCKET/NAME or s3://BUCKET/NAME.")
     scheme, parts = match["scheme"], match["rest"].rstrip("/").split("/")
-    if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or any(ord(letter) < 32 for letter in match["rest"]):
+    is_wrong = len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or any(ord(letter) < 32 for letter in match["rest"])
+    if is_wrong or not match["slashes"]:
         raise InputError(
             f"{scheme}://{literal(match['rest'])} does not name a place in a bucket: expected {scheme}://BUCKET/NAME, without empty "
             "parts and dots."

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +21,7 @@ from swinunetr_jax.errors import InputError
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # time for which an operation is repeated
 LONGEST_PAUSE = 20.0  # seconds between two attempts
+interrupted = threading.Event()  # set if the user has interrupted the program, so that nothing is repeated any more
 CONNECT_SECONDS, READ_SECONDS = 15, 60
 PARALLEL = 8  # objects that are copied at once
 Progress = Callable[[int, int], None]
@@ -27,7 +29,7 @@ Progress = Callable[[int, int], None]
 _PERMANENT = {
     *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NonRetryableError"),
     *("DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"),
-    *("ImportError", "ModuleNotFoundError", "TypeError", "AttributeError", "NameError"),
+    *("ImportError", "ModuleNotFoundError"),
 }
 _PERMANENT_CODES = {"400", "401", "403", "404", "405", "409", "412"}
 
@@ -45,13 +47,14 @@ class Bucket:
 
     Args:
         address: the address, such as gs://bucket/run.
+        announces: whether a warning says that an operation is repeated.
 
     Raises:
         InputError: the address cannot be used, or the package for it is missing.
     """
 
-    def __init__(self, address: str | os.PathLike):
-        self.address = check_address(address)
+    def __init__(self, address: str | os.PathLike, *, announces: bool = True):
+        self.address, self.announces = check_address(address), announces
         scheme, _, self._root = self.address.partition("://")
         self._system = _file_system(scheme)
         self.guard: Callable[[], None] = lambda: None  # called before each attempt of an operation; it may raise an InputError
@@ -73,7 +76,8 @@ class Bucket:
         found = self._changed(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
         start = len(self._root) + 1
         objects = {name.lstrip("/")[start:]: stored_of(info) for name, info in found.items() if is_object(info)}
-        return {name: stored for name, stored in sorted(objects.items()) if name.startswith(prefix)}
+        # The consoles of the services show folders by empty objects, whose names end with a slash.
+        return {name: stored for name, stored in sorted(objects.items()) if name.startswith(prefix) and not name.endswith("/")}
 
     def read(self, name: str) -> bytes:
         """Returns the content of an object. Raises FileNotFoundError if there is none."""
@@ -120,25 +124,25 @@ class Bucket:
 
         in_parallel(copy, sources, progress)
 
-    def download(self, names: Mapping[str, int], folder: Path, progress: Progress | None = None) -> None:
+    def download(self, objects: Mapping[str, Stored], folder: Path, progress: Progress | None = None) -> None:
         """Copies objects into files of the same names, several at once. A file appears completely or not at all.
 
         Args:
-            names: the name of each object, and its size in bytes as `names` has returned it.
+            objects: the objects by name, as `stored` has returned them.
             folder: the folder for the files.
             progress: called with the numbers of copied objects and of all objects.
 
         Raises:
-            FileNotFoundError: an object does not exist any more.
+            FileNotFoundError: an object does not exist any more, or has been replaced.
             InputError: the folder has too little space or cannot be written.
         """
-        check_space(files.make_folder(folder), sum(names.values()), self.address)
+        check_space(files.make_folder(folder), sum(stored.size for stored in objects.values()), self.address)
 
         def copy(name: str) -> None:
             files.make_folder((folder / name).parent)
-            self.download_file(name, folder / name, Stored(names[name], ""))
+            self.download_file(name, folder / name, objects[name])
 
-        in_parallel(copy, names, progress)
+        in_parallel(copy, objects, progress)
 
     def download_file(self, name: str, target: Path, stored: Stored, arrived: Callable[[int], None] | None = None) -> None:
         """Copies an object into a file, whose folder exists. The file appears completely or not at all.
@@ -196,7 +200,7 @@ class Bucket:
             self.guard()
             try:
                 return attempt()
-            except (FileNotFoundError, InputError):
+            except (FileNotFoundError, InputError, TypeError, AttributeError, NameError):
                 raise
             except Exception as error:  # the packages for stores raise exceptions of many libraries
                 reason = _reason(error)
@@ -205,16 +209,16 @@ class Bucket:
                         f"{failure} ({reason}): check the address and your access to the bucket.", lost=False
                     ) from error
                 waited = time.monotonic() - started
-                if waited + pause > PATIENCE_SECONDS:
+                if waited + pause > PATIENCE_SECONDS or interrupted.is_set():
                     raise BucketError(
                         f"{failure} ({reason}), although it was tried for {console.duration(waited)}: check the network and the bucket, "
                         "then start the same command again.",
                         lost=True,
                     ) from error
-                if not announced and waited > 2:
+                if self.announces and not announced and waited > 2:
                     announced = True
                     console.warn(f"{failure} ({reason}); it is tried again for up to {console.duration(PATIENCE_SECONDS)}.")
-            time.sleep(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
+            interrupted.wait(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
             pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -63,6 +63,13 @@ def highest_claim(names: Iterable[str]) -> int:
     return max((int(match[1]) for name in names if (match := _CLAIM.fullmatch(name))), default=0)
 
 
+def next_claim(names: Iterable[str]) -> int:
+    """Returns the number of the next claim, which is above those of all claims, states and logs among the names of a run's objects."""
+    names = list(names)
+    numbers = [highest_claim(names), *(state.claim for state in states(names))]
+    return 1 + max(numbers + [int(match[1]) for name in names if (match := _LOG.fullmatch(name))])
+
+
 def log_name(claim: int) -> str:
     """Returns the name of the log of a claim."""
     return f"log-{claim:06d}.jsonl"

@@ -45,7 +45,7 @@ class Prepare:
     """The folder, or the address in a bucket, such as gs://bucket/data or s3://bucket/data."""
     recipe: str | None = None
     """The recipe of the training: a built-in one or a Python file, by default msd. The following options are by default those of it."""
-    plan: Path | None = None
+    plan: Annotated[Path | None, MAY_BE_ADDRESS] = None
     """The file of `swinunetr plan`, whose orientation, voxel size and intensities are used."""
     orientation: str | None = None
     """Orientation that scans are brought to, such as RAS."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swinunetr_jax import InputError, files
+from swinunetr_jax.buckets import shown
+from swinunetr_jax.buckets.fetch import optional_file
 from swinunetr_jax.console import Progress
 from swinunetr_jax.data.discovery.cases import Dataset
 from swinunetr_jax.training import processes
@@ -97,15 +99,15 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Returns the plan in a file.
+    """Returns the plan in a file, or at an address in a bucket.
 
     Raises:
         InputError: the file does not exist or is damaged, for example because its fingerprint does not have its digest.
     """
     try:
-        plan = files.read_json(path, Plan, _REMEDY)
+        plan = files.read_json(optional_file(path) or path, Plan, _REMEDY)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: {_REMEDY}, or give another --plan.") from error
+        raise InputError(f"{shown(path)} does not exist: {_REMEDY}, or give another --plan.") from error
     if plan.fingerprint.digest != plan.digest:
         raise InputError(f"{path} is damaged (its fingerprint has another digest): {_REMEDY}.")
     return plan
@@ -140,6 +142,6 @@ def check_plan(path: Path, dataset: Dataset, channels: tuple[str, ...]) -> None:
         )
     if measured.fingerprint.digest != plan.digest:
         raise InputError(
-            f"{path} was made for another data set than {dataset.root} ({plan.data}, {len(plan.fingerprint.cases)} cases; now "
+            f"{shown(path)} was made for another data set than {dataset.root} ({plan.data}, {len(plan.fingerprint.cases)} cases; now "
             f"{len(measured.fingerprint.cases)}): {_REMEDY} {dataset.root}."
         )
