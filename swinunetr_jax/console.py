@@ -139,12 +139,12 @@ def literal_lines(error: BaseException) -> str:
 
 
 def show_as(path: str, name: str) -> None:
-    """From now on, printed text names `name` in place of a path, such as the address of which a folder is a copy."""
+    """Makes printed text show `name` instead of a path, such as the address of which a folder is a copy."""
     _names[path] = name
 
 
 def with_names(text: str) -> str:
-    """Returns text with the names that `show_as` has set, and with addresses such as gs://bucket/run, of which `Path` keeps one slash."""
+    """Returns text with the names of `show_as` instead of paths, and with both slashes of gs://bucket/run, of which `Path` keeps one."""
     for path in sorted(_names, key=len, reverse=True):  # a folder before the folders that contain it
         text = text.replace(path, _names[path])
     return _ADDRESS.sub(r"\1://", text)

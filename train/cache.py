@@ -1,7 +1,7 @@
-"""The prepared cases of a run, from a cache in a folder that all processes can read, or from one in a bucket.
+"""Prepares the cases of a run in a cache, in a folder that all processes can read or in a bucket.
 
-Of a cache in a bucket every machine has a copy, which its processes share. Cases that the bucket lacks are prepared from the scans, which
-every machine needs, and uploaded. What is copied is verified like the cache in a folder, and prepared again if it is damaged.
+If the cache is in a bucket, every machine has a copy of it, which its processes share. Cases that the bucket lacks are prepared from the
+scans, which every machine then needs, and uploaded. Copies are verified like a cache in a folder, and damaged cases are prepared again.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def prepare_cases(
                 progress=watchdog.beating(progress),
             )
 
-    # Faults are suppressed in shares of the work. They are raised again at the end, where every process reads all entries.
+    # A process finds only the faults of its share. They are suppressed here and raised at the end, where every process reads all entries.
     mine = cases[jax.process_index() :: jax.process_count()] if distributed else cases
     if store is not None:
         store.copy_down(cases)
@@ -84,7 +84,7 @@ def prepare_cases(
 
 
 def with_hint(error: InputError, recipe: Recipe, cases: Sequence[Case], root: Path) -> InputError:
-    """Returns an error on faulty cases with the command that lists all faults of the data set."""
+    """Returns an error on faulty cases, to which the command that lists all faults of the data set is added."""
     how = "" if cases[0].needs_label else " --unlabelled"
     names = f" --channels {' '.join(recipe.channels)}" if how and recipe.channels else ""
     return InputError(*error.args, f"All faults of the data set: swinunetr validate {root}{how}{names}")
@@ -96,11 +96,11 @@ class _BucketCache:
     def __init__(self, recipe: Recipe, task: Task, cache: Path, in_channels: int, root: Path):
         self.bucket, self.folder, self.root = Bucket(cache), scratch_folder(cache, shared=True), root
         self.writer = CaseWriter(task, in_channels, recipe.cache_dtype)
-        self._stored_times: dict[str, int] = {}  # array -> its time of change when it was equal to that in the bucket
+        self._stored_times: dict[str, int] = {}  # array -> its modification time when it was equal to that in the bucket
         open_cache(self.folder)  # from now on no other process removes files that no entry names yet
 
     def copy_down(self, cases: Sequence[Case]) -> None:
-        """Copies the cases that the bucket holds and this machine lacks. Its processes share this work, and wait for one another."""
+        """Copies the cases that the bucket holds and this machine lacks. The processes of the machine share this work."""
         stored, names = self.bucket.stored(), self._entry_names(cases)
         wanted = [name for name in names if name in stored and not self._is_complete(name)]
         found: dict[str, tuple[bytes, Entry]] = {}
@@ -122,7 +122,7 @@ class _BucketCache:
                     self._stored_times.setdefault(array, status.st_mtime_ns)
 
     def copy_up(self, cases: Sequence[Case]) -> None:
-        """Copies the cases that the bucket lacks, or that were prepared again, into the bucket: the arrays and then the JSON of each."""
+        """Uploads the cases that the bucket lacks or that were prepared again: first all arrays, and then the JSON of each case."""
         new = {
             name: {array: self.folder / array for array in self._arrays(name) if self._is_new(array)}
             for name in self._entry_names(cases)
@@ -145,7 +145,7 @@ class _BucketCache:
         return names
 
     def _arrays(self, name: str) -> list[str]:
-        """Returns the names of the arrays that a JSON of this machine names, or nothing if it does not exist or is damaged."""
+        """Returns the names of the arrays that a JSON on this machine names, or none if it does not exist or is damaged."""
         try:
             return [array["file"] for array in arrays_of(files.read_json(self.folder / name, Entry, ""))]
         except (FileNotFoundError, InputError):
@@ -156,12 +156,12 @@ class _BucketCache:
         return bool(arrays) and all(_status(self.folder / array) for array in arrays)
 
     def _is_new(self, array: str) -> bool:
-        """Returns whether an array of this machine differs from that in the bucket."""
+        """Returns whether an array on this machine may differ from that in the bucket."""
         status = _status(self.folder / array)
         return status is not None and self._stored_times.get(array) != status.st_mtime_ns
 
     def _read(self, name: str) -> tuple[bytes, Entry] | None:
-        """Returns the JSON of a case in the bucket and its content, or None if it is missing or damaged; the case is then prepared."""
+        """Returns the JSON of a case in the bucket as bytes and decoded, or None if it is missing or damaged; the case is then prepared."""
         try:
             data = self.bucket.read(name)
             return data, files.decode_json(data, Entry, name, "")

@@ -80,7 +80,7 @@ def save(run: Path, state: State, progress: Progress, config: NetworkConfig, tas
         write_checkpoint(temporary, config, network, task)
         write_arrays(temporary / STATE, {name: np.asarray(value) for name, value in _rest(state).items()})
         _write_training(temporary, progress, file_digests(temporary, STATE), files.digest_of_file(temporary / DESCRIPTION))
-        watchdog.check()  # if this process was stopped for long, another one may have continued the run
+        watchdog.check()  # if this process was suspended for long, another one may have continued the run
         if os.path.lexists(target):  # a run that continues from an older step repeats this one
             target.rename(old)
         try:
@@ -159,8 +159,8 @@ def restore(
         run: the folder of the run.
         like: a state of the same run, whose names and shapes the stored one must have.
         config: the configuration of the run's network.
-        fetch: called with a step before its state is read; it makes sure that the files are in the folder, and returns whether they were
-            copied. If the copy is damaged, it is called again with `again=True`, which copies all of them again.
+        fetch: called with a step before its state is read, to make sure that the files are in the folder. It returns whether they were
+            copied. If the copy is damaged, `fetch` is called with `again=True`, which copies all of them again.
         set_aside: called with the step of a damaged state and the fault; it returns a sentence on where the state is now. By default the
             folder of the state is renamed.
 

@@ -1,13 +1,14 @@
-"""The claim on a run in a bucket, which takes the place of the lock of a local run.
+"""The claim on a run in a bucket, which replaces the lock of a local run.
 
-Claims are the objects RUN/claims/000001, 000002, …, and the highest number owns the run. Its holder rewrites it every quarter of a lease.
-A newcomer watches the highest claim until it has not changed for one lease, or says that it is released. Then the newcomer creates the next
-number, which only one of several newcomers can do. If the claim still changes after one lease, its holder is alive and the newcomer is
-refused. No clocks of different machines are compared.
+Claims are the objects RUN/claims/000001, 000002, …, and the process with the highest number owns the run. It rewrites its claim every
+quarter of a lease. A new process watches the highest claim until it has not changed for one lease or is marked as released. Then the new
+process creates the next number, which only one of several processes can do. If the claim still changes after one lease, its owner is alive
+and the new process is refused. The clocks of different machines are never compared.
 
-A process that was stopped for some time (by SIGSTOP, or with its virtual machine) and has been replaced finds the higher claim before it
-writes: before each request it looks at the clock, and at the claims if much time has passed. A write that it had begun is repeated by the
-library for the store a second after it is woken, so the thread that rewrites the claim ends the process as soon as it finds a higher claim.
+A process that was suspended (by SIGSTOP, or with its virtual machine) and was replaced meanwhile finds the higher claim before it writes:
+before each request it checks how much time has passed, and if this is long, it reads the claims. The library for the store repeats a write
+that was interrupted a second after the process is resumed, so the thread that rewrites the claim ends the process as soon as it finds a
+higher claim.
 """
 
 import contextlib
@@ -24,10 +25,10 @@ from swinunetr_jax.buckets import Bucket
 from swinunetr_jax.buckets.run_objects import CLAIMS, claim_name, highest_claim, next_claim
 
 LEASE_SECONDS = 60.0
-BEATS = 4  # rewrites of a claim in a lease
-LOOKS_SECONDS = 0.2  # time between two looks at the clock
-RELEASE_SECONDS = 10.0  # time for the release of a claim
-KEPT = 10  # claims that are not removed
+HEARTBEATS = 4  # a claim is rewritten this many times in a lease
+POLL_SECONDS = 0.2  # time between two checks of how much time has passed
+RELEASE_SECONDS = 10.0  # the release of a claim is abandoned after this time
+KEPT = 10  # number of earlier claims that are not removed
 
 
 class ReplacedError(InputError):
@@ -39,28 +40,28 @@ class Claim:
 
     Attributes:
         number: its number.
-        replaced: whether a higher claim has been seen.
+        replaced: whether a higher claim has been found.
     """
 
-    def __init__(self, run: Bucket, number: int, token: str, end: Callable[[ReplacedError], None]):
-        self.number, self.replaced, self._end = number, False, end
+    def __init__(self, run: Bucket, number: int, token: str, on_replaced: Callable[[ReplacedError], None]):
+        self.number, self.replaced, self._on_replaced = number, False, on_replaced
         self._run, self._token, self._beat = run, token, 0
-        self._verified = _clock()  # until then this process is known to have run without a long stop
+        self._verified = _clock()  # until this time, the process is known not to have been suspended for long
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beats, name="claim", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat, name="claim", daemon=True)
         self._thread.start()
 
     @classmethod
-    def take(cls, run: Bucket, end: Callable[[ReplacedError], None], say: Callable[[str], None] = console.say) -> "Claim":
-        """Returns a new claim on a run, after waiting for one lease if the holder of the last claim has not released it.
+    def take(cls, run: Bucket, on_replaced: Callable[[ReplacedError], None], say: Callable[[str], None] = console.say) -> "Claim":
+        """Returns a new claim on a run, after waiting for one lease if the owner of the last claim has not released it.
 
         Args:
             run: the run.
-            end: called in a thread as soon as another process owns the run; it ends this process.
+            on_replaced: called in a thread as soon as another process owns the run; it ends this process.
             say: prints a sentence.
 
         Raises:
-            InputError: the holder is alive.
+            InputError: the owner is alive.
         """
         while True:
             names = run.names()
@@ -70,7 +71,7 @@ class Claim:
             token, number = secrets.token_hex(16), next_claim(names)
             if run.create(claim_name(number), _content(token, 0)):
                 run.remove(claim_name(old) for old in range(1, number - KEPT) if claim_name(old) in names)
-                return cls(run, number, token, end)
+                return cls(run, number, token, on_replaced)
 
     def check(self) -> None:
         """Raises ReplacedError if another process owns the run now. It is called immediately before each write."""
@@ -84,16 +85,17 @@ class Claim:
                     f"{self._run.address} is now trained by another process (claim {highest}; this one had claim {self.number}): this "
                     "process ends and writes nothing more."
                 )
-            if _clock() - started < LEASE_SECONDS / BEATS:  # otherwise this process may have been stopped meanwhile
+            # If the request took longer, this process may have been suspended meanwhile.
+            if _clock() - started < LEASE_SECONDS / HEARTBEATS:
                 return
 
     def guard(self) -> None:
-        """Calls `check` if this process may have been stopped for some time. It is called before each request."""
-        if _clock() - self._verified > LEASE_SECONDS / BEATS:
+        """Calls `check` if this process may have been suspended for some time. It is called before each request."""
+        if _clock() - self._verified > LEASE_SECONDS / HEARTBEATS:
             self.check()
 
     def release(self) -> None:
-        """Ends the rewriting and says in the claim that its holder has ended, so that the next process does not have to wait.
+        """Stops rewriting the claim and marks it as released, so that the next process does not have to wait.
 
         This is tried for a short time and raises no error, because the outcome of the run does not depend on it.
         """
@@ -109,14 +111,15 @@ class Claim:
         writing.start()
         writing.join(RELEASE_SECONDS)
 
-    def _beats(self) -> None:
+    def _heartbeat(self) -> None:
+        """Rewrites the claim until it is released. It runs in a thread."""
         rewritten = self._verified
-        while not self._ended.wait(min(LOOKS_SECONDS, LEASE_SECONDS / BEATS / 2)):
+        while not self._ended.wait(min(POLL_SECONDS, LEASE_SECONDS / HEARTBEATS / 2)):
             now = _clock()
-            was_stopped = now - self._verified > LEASE_SECONDS / BEATS
-            if not was_stopped:
+            was_suspended = now - self._verified > LEASE_SECONDS / HEARTBEATS
+            if not was_suspended:
                 self._verified = now
-                if now - rewritten < LEASE_SECONDS / BEATS:
+                if now - rewritten < LEASE_SECONDS / HEARTBEATS:
                     continue
             try:
                 self.check()
@@ -124,9 +127,9 @@ class Claim:
                 self._write()
                 rewritten = self._verified = _clock()
             except ReplacedError as error:
-                self._end(error)
+                self._on_replaced(error)
                 return
-            except InputError:  # the bucket cannot be reached; the writes of the run report this
+            except InputError:  # the bucket cannot be reached, which the writes of the run report
                 rewritten = _clock()
 
     def _write(self, *, released: bool = False) -> None:
@@ -134,38 +137,38 @@ class Claim:
 
 
 def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> None:
-    """Waits until a claim is known to have no living holder. Raises InputError if it has one."""
+    """Waits until the owner of a claim is known to have ended. Raises InputError if it is alive."""
     last = _read(run, number)
     values = _values(last)
     if values.get("released"):
         return
-    holder = f"process {values.get('process')} on {values.get('host')}"
+    owner = f"process {values.get('process')} on {values.get('host')}"
     say(
-        f"{run.address} has not been released by {holder}: waiting up to {console.duration(LEASE_SECONDS)} to see whether it still trains"
+        f"{run.address} has not been released by {owner}: waiting up to {console.duration(LEASE_SECONDS)} to see whether it still trains"
     )
     started = since = _clock()
     while _clock() - since < LEASE_SECONDS:
-        time.sleep(LEASE_SECONDS / (2 * BEATS))
+        time.sleep(LEASE_SECONDS / (2 * HEARTBEATS))
         now = _read(run, number)
         if _values(now).get("released"):
             return
         if now != last:
             last, since = now, _clock()
-            if since - started > LEASE_SECONDS:  # a holder that was only ending would have released it by now
+            if since - started > LEASE_SECONDS:  # an owner that was ending would have released it by now
                 raise InputError(
-                    f"{run.address} is in use by another training process ({holder}): wait for it, or choose another --out."
+                    f"{run.address} is in use by another training process ({owner}): wait for it, or choose another --out."
                 )
 
 
 def _clock() -> float:
-    """Returns a time in seconds that also counts the time for which a machine was suspended, where the system knows it."""
+    """Returns a time in seconds. Where the system supports it, the time during which the machine was suspended counts, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _read(run: Bucket, number: int) -> bytes:
     try:
         return run.read(claim_name(number))
-    except FileNotFoundError:  # somebody has removed it
+    except FileNotFoundError:  # the claim was removed
         return b"{}"
 
 

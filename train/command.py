@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point of `swinunetr train` and `python -m train`.
 
     Exit codes: 0 the run is finished, or had been finished before; 1 an unexpected exception; 2 bad input, or a sample or loss that cannot
-    be used; 3 another process was lost or cannot be reached, the bucket of the run cannot, or this process made no progress (see
-    `watchdog`); 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved. If stdout cannot be written, the run
+    be used; 3 another process was lost or cannot be reached, the bucket of the run cannot be reached, or this process made no progress
+    (see `watchdog`); 130 and 143 the run was stopped by SIGINT and SIGTERM and its state is saved. If stdout cannot be written, the run
     continues and the code is the same.
     """
     code, recipe, out = 0, None, "RUN"
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not resume:  # before the comparison with an earlier run, which has these options
             recipe = fine_tuning_options(recipe, given_options(arguments))
         earlier = "unfinished" if resume else earlier_run(recipe)
-        # An earlier start of the run that is just ending may have changed the folder while the processes looked at it.
+        # An earlier start of the run that is just ending may change the folder while the processes read it.
         earlier = EARLIER[int(processes.from_process(np.array(EARLIER.index(earlier)), 0))]
         processes.barrier("every process has read the folder")  # before the leader writes into it
         if earlier == "finished":

@@ -214,7 +214,7 @@ def _print(text: str) -> None:
 
 
 def batches(recipe: Recipe, cases: Cases, share: Share = Share(0, 1)) -> TrainingData:
-    """Returns the endless iterator over a part of each training batch, by default all of it, which starts with the first one."""
+    """Returns the endless iterator over a share of each training batch, by default all of it. It starts with the first batch."""
     augmentation = cases.augmentation if recipe.transforms is None else None
     return TrainingData(
         cases.train,

@@ -109,7 +109,7 @@ def _table(best: dict[str, Any], description: Description) -> str:
 
 
 def _times(times: Times | None) -> list[str]:
-    """Returns the table of where the time went, or nothing if the log does not state it."""
+    """Returns the table of the time of each kind of work, or nothing if the log does not state it."""
     if times is None:
         return []
     rows = [*times.table, ("all", times.total)]

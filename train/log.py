@@ -70,11 +70,11 @@ class PseudoDiceRow(Row):
 
 
 class TimeRow(Row):
-    """Where the time since a start of the run went, see `times`.
+    """How the time since a start of the run was spent, see `times`.
 
     `start` and `at` are the times of the start and of the row in ms since 1970, and `spent` the seconds of each kind of work between them.
-    `repeated` are the steps of the log that this start computes again. `finished` is present, and true, in the last row of a run that has
-    ended, and `hosts` are its mean seconds per step for each process: waiting for data, and dispatch.
+    `repeated` is the number of steps in the log that this start computes again. `finished` is present, and true, in the last row of a run
+    that has ended, and `hosts` are its mean seconds per step for each process: waiting for data, and dispatch.
     """
 
     start: int
@@ -152,7 +152,7 @@ class Log:
         self._printed = self._before = time.perf_counter()
 
     def time(self, step: int, values: dict[str, Any]) -> None:
-        """Adds where the time went."""
+        """Adds a row of the kind "time"."""
         self._add({"kind": "time", "step": step, **values})
 
     def restart_clock(self) -> None:

@@ -69,7 +69,7 @@ class Objective(nnx.Module):
     ) -> Scores:
         """Returns the scores of the network on the validation cases, by default their Dice; see `validation.validate`.
 
-        A validation calls `progress` from time to time, so that a signal can interrupt it, and the watchdog does not end the process.
+        A validation has to call `progress` regularly, so that a signal can interrupt it and the watchdog does not end the process.
         """
         return validate(config, network, cases, task, options, progress, spatial_shards=spatial_shards)
 

@@ -1,4 +1,4 @@
-"""Options as JSON values: their names, also those of earlier versions, and their types."""
+"""Converts options to and from JSON values, including the names that they had in earlier versions."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ RENAMED = {"devices.depth": "devices.spatial_shards"}
 
 
 def renamed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested options, where those of `RENAMED` have their new names."""
+    """Returns nested options in which those of `RENAMED` have their new names."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         old = f"{prefix}{name}"
@@ -28,7 +28,7 @@ def is_field(kind: type, name: str) -> bool:
 
 
 def json_value(value: Any) -> Any:
-    """Returns a value that JSON can hold: tuples become lists, and paths become text, that of an address if they are a copy of one."""
+    """Returns a value that JSON can hold: tuples become lists, and paths become text, which is the address for a copy of one."""
     if isinstance(value, dict):
         return {name: json_value(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -31,7 +31,7 @@ class Options:
     name: Suppress[str] = ""
     """Name of the recipe for the report, which the command line sets."""
     data: Annotated[Path | None, MAY_BE_ADDRESS] = None
-    """The data set, in any layout that `swinunetr predict` reads; or what `swinunetr prepare` has made of it, also in a bucket."""
+    """The data set, in any layout that `swinunetr predict` reads; or the folder or address of what `swinunetr prepare` has written."""
     base: Path | None = None
     """Folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     plan: Annotated[Path | None, MAY_BE_ADDRESS] = None
@@ -87,8 +87,8 @@ class Options:
     profile: tuple[int, int] | None = None
     """STEP COUNT: write a trace of COUNT steps after step STEP for xprof into RUN/profile. The first step after a start also compiles."""
     watchdog_minutes: float | None = None
-    """Minutes without progress in a step after which a process ends, and a multiple of them in compiling, validation and other work. By
-    default 10 if several processes train or the run is in a bucket, otherwise 0, which means never."""
+    """Minutes without progress in a step after which a process ends; the limits of compiling, validation and other work are multiples of
+    it. By default 10 if several processes train or the run is in a bucket, otherwise 0, which means never."""
     keep: int = 2
     """Saved states to keep in addition to the best network."""
     tracker: UseAppendAction[tuple[TrackerName, ...]] = ()
@@ -235,8 +235,8 @@ class Options:
     def absolute(self) -> Self:
         """Returns the options with absolute paths, so that the run can be continued from any folder.
 
-        A run in a bucket is trained in the scratch folder of this process, which takes the place of the address in `out`. The other
-        addresses stay as they are.
+        A run in a bucket is trained in the scratch folder of this process, which replaces the address in `out`. The other addresses stay as
+        they are.
         """
         return _map_paths(self.in_scratch(), lambda path: path if is_address(path) else path.absolute())
 

@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes of its data: prepared cases and synthetic scans.
+"""Finds the places of a run's prepared cases and synthetic scans.
 
 A run in a bucket is trained in a scratch folder of each process. Its cache is in the bucket, and all processes of a machine share a copy.
 """
@@ -36,13 +36,14 @@ def phantom_of(options: Options, run: Path) -> Path:
 def makes_scans(folder: Path) -> bool:
     """Returns whether this process makes the synthetic scans in a folder of `phantom_of`.
 
-    The leader makes those in a folder that all processes can read. On a folder of each machine, one process after another tries.
+    The leader makes those in a folder that all processes can read. If each machine has its own folder, every process returns True. They
+    take turns, and the first one of a machine makes the scans.
     """
     return processes.is_leader() or address_of(folder) is not None
 
 
 def share_of_machine(items: Sequence[T], folder: Path) -> list[T]:
-    """Returns this process's share of work that the processes of this machine which use the same folder do together.
+    """Returns this process's share of the items, which are divided among the processes of this machine that use the same folder.
 
     All processes of the run have to call this.
     """

@@ -28,12 +28,12 @@ def prepare(recipe: Recipe, path: Path) -> None:
 
     Args:
         recipe: the recipe, with the data set.
-        path: the folder or the address. What it holds already of this data set is kept.
+        path: the folder or the address. Cases of this data set that it holds already are kept.
 
     Raises:
         InputError: the data set cannot be used, or the place holds something else or cannot be written.
     """
-    recipe = replace(recipe, fold=None)  # the cases of a validation list are kept apart
+    recipe = replace(recipe, fold=None)  # so that the data set's own validation list is kept
     recipe.check()
     if is_prepared(recipe.data):
         raise InputError(
@@ -119,7 +119,7 @@ def _store_splits(dataset: Dataset, place: Place) -> str | None:
 
 @contextlib.contextmanager
 def _run_folder(recipe: Recipe) -> Iterator[Path]:
-    """Yields the folder of a run for a recipe that makes its own scans, which are removed at the end unless they have a folder."""
+    """Yields a temporary folder for the scans that a recipe makes itself, or an unused path if the recipe has `data`."""
     if recipe.data is not None:
         yield Path()
         return

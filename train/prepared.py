@@ -1,4 +1,4 @@
-"""A prepared data set as the source of a run's cases, in place of scans: what `swinunetr prepare` has made."""
+"""A data set that `swinunetr prepare` has prepared, as the source of a run's cases instead of scans."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.places import phantom_of, share_of_machine
 
-# The options that decide what is stored, all of which a run has to share with the data set.
+# The options that decide what is stored. In a run they must have the values with which the data set was prepared.
 STORED = ("kind", "channels", "orientation", "spacing", "window", "cache_dtype")
 
 
@@ -100,7 +100,7 @@ class Prepared:
         return replace(self._task, roi=fields["roi"])
 
     def prepared(self, cases: Sequence[Case]) -> list[PreparedCase]:
-        """Returns prepared cases, after copying those of a bucket that this machine lacks. Its processes share this work.
+        """Returns prepared cases, after copying those that this machine lacks from the bucket. The processes of a machine share this work.
 
         Raises:
             InputError: a case is missing or damaged in the data set, or there is no space for the copy.
@@ -120,7 +120,7 @@ class Prepared:
         return Task.from_dict(self.manifest["task"])
 
     def _case(self, stored: Any) -> Case:
-        """Returns a case of the data set. Its paths name no files, they only say that it has scans and a label map."""
+        """Returns a case of the data set. Its paths name no files; they only state that it has scans, and whether it has a label map."""
         path = self.place.folder / stored["name"]
         return Case(
             stored["name"],
@@ -133,7 +133,7 @@ class Prepared:
         )
 
     def _fetch_splits(self) -> None:
-        """Copies splits_final.json of the data set from the bucket, or removes that of an earlier data set of the same name."""
+        """Copies splits_final.json of the data set from the bucket, or removes that of an earlier data set at the same address."""
         if self.place.bucket is None:
             return
         if self.manifest["splits"] is None:
@@ -153,10 +153,11 @@ def is_prepared(path: Path | None) -> bool:
 def check_options(manifest: Manifest, options: Options, place: str, who: str = "training") -> None:
     """Raises InputError if a training, or another command, has other options than those that a data set was prepared with."""
     stored, now = manifest["options"], stored_options(options)
+    # If they are not given, the window is that of a CT, and the channels are those of the data set.
     used = {
         "window": manifest["task"]["window"],
         "channels": manifest["channels"],
-    }  # those of a CT and of the data set, if not given
+    }
     if stored["kind"] == "scans":
         used.pop("channels")
     differing = [name for name in now if name in stored and now[name] not in (stored[name], used.get(name, stored[name]))]
@@ -202,7 +203,7 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def has_no_scans(options: Options, run: Path) -> bool:
-    """Returns whether the data of a run are not scans in a folder that the user knows, which other commands could read."""
+    """Returns whether a run has no folder with scans that other commands can read."""
     return is_prepared(options.data) or address_of(phantom_of(options, run)) is not None
 
 

@@ -25,7 +25,7 @@ HEARTBEAT_SECONDS = 20
 
 
 class UnreachableError(InputError):
-    """The other processes could not be reached: a mistake in the options, or one of them was lost before it was connected."""
+    """The other processes could not be reached, because of a mistake in the options or because one was lost before it was connected."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def initialize(launch: Launch) -> None:
         jax.distributed.initialize(**address, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        unreachable = (
-            UnreachableError if isinstance(error, RuntimeError) else InputError
-        )  # ValueError: there is no cluster to detect
+        # A ValueError means that there is no cluster to detect.
+        unreachable = UnreachableError if isinstance(error, RuntimeError) else InputError
         raise unreachable(
             f"the other processes could not be reached ({reason}): check --distributed, and that all of them were started."
         ) from error
@@ -131,9 +130,9 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def in_order_of_processes(rows: np.ndarray) -> np.ndarray:
-    """Returns the rows that the processes sent, uint8 [process, bytes], without the process's number, an int32 before each.
+    """Returns the rows that the processes have sent, uint8 [process, bytes], sorted by process.
 
-    They are received in the order of the devices, in which processes need not be sorted.
+    Rows are received in the order of the devices. Each begins with the number of its process, an int32, which is removed.
     """
     numbers = np.ascontiguousarray(rows[:, :4]).view(np.int32)[:, 0]
     return np.ascontiguousarray(rows[np.argsort(numbers), 4:])

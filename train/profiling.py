@@ -33,7 +33,7 @@ class Profiler:
                 )
 
     def at(self, step: int) -> None:
-        """Is called after `step` steps, before the next one."""
+        """Starts or ends the trace if it is due. The loop calls this after `step` steps, before the next one."""
         if not self._due:
             return
         self._end_event()
@@ -46,7 +46,7 @@ class Profiler:
             self._event.__enter__()
 
     def close(self) -> None:
-        """Writes the trace, if one is running, also before all of its steps are done."""
+        """Writes the trace if one is running, even if some of its steps are missing."""
         self._end_event()
         if not self._running:
             return
@@ -60,7 +60,7 @@ class Profiler:
         else:
             folder = self._run.folder / FOLDER
             self._run.log.say(
-                f"a trace of the steps after {self._first} is in {console.literal(folder)}; look at it with {command(folder)}"
+                f"a trace of the steps after {self._first} is in {console.literal(folder)}; open it with {command(folder)}"
             )
         self._run.log.restart_clock()
 

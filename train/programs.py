@@ -10,10 +10,10 @@ from swinunetr_jax import console, files
 
 
 def keep_programs(run: str | None = None) -> None:
-    """Stores compiled programs in the user's cache folder or, for a run in a bucket, beside the run. Prints a sentence if it cannot.
+    """Stores compiled programs in the user's cache folder or, for a run in a bucket, at RUN/programs. Prints a sentence if it cannot.
 
-    It is not possible in a container without a home directory, where HOME is unset or the folder cannot be created. Where the user has
-    chosen a folder for JAX's cache, or none, nothing changes.
+    It is impossible in a container without a home directory, where HOME is unset or the folder cannot be created. If the user has chosen a
+    folder for JAX's cache, or has turned the cache off, nothing changes.
 
     Args:
         run: the address of the run, if it is in a bucket.
@@ -22,9 +22,11 @@ def keep_programs(run: str | None = None) -> None:
     enabled: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
     if folder is not None or not enabled:
         return
-    if run is not None:  # hosts that are started later have empty disks
+    if run is not None:  # a host that replaces another one has an empty disk
         jax.config.update("jax_compilation_cache_dir", f"{run}/programs")
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA writes these itself, and knows no addresses
+        jax.config.update(
+            "jax_persistent_cache_enable_xla_caches", "none"
+        )  # XLA writes these itself, and cannot write into a bucket
         return
     try:
         programs = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinunetr_jax"

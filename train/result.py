@@ -1,4 +1,4 @@
-"""The end of a run: its report, its best score, and the commands that use its network."""
+"""Writes the report of a finished run, and prints its best score and the commands that use its network."""
 
 import shlex
 from pathlib import Path
@@ -67,9 +67,8 @@ def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str
     def quoted(path: Path) -> str:
         return shlex.quote(console.literal(path))
 
-    results = quoted(
-        folder / "predictions" if address_of(folder) is None else Path("predictions")
-    )  # results are not written into buckets
+    # Results are not written into buckets.
+    results = quoted(folder / "predictions" if address_of(folder) is None else Path("predictions"))
     data = "SCANS" if has_no_scans(recipe, folder) else quoted(recipe.data or folder / "data")
     base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
     if recipe.network_factory is not None and recipe.file is not None:

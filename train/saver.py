@@ -1,4 +1,4 @@
-"""Saves the state of a run in the background: when it is due, before each validation, and at the end."""
+"""Saves the state of a run in the background: at regular times, before each validation, and at the end."""
 
 import time
 from dataclasses import dataclass, field

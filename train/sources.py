@@ -144,7 +144,7 @@ class PhantomHeads(Brats):
 
     def dataset(self, options: Options, run: Path) -> Dataset:
         folder = phantom_of(options, run)
-        # The processes of a machine do not write its own folder together.
+        # The lock prevents the processes of a machine from writing its folder at the same time.
         with files.locked(folder) if address_of(folder) else nullcontext():
             if makes_scans(folder):  # the other processes would search the folder while it is being written
                 self._make(folder, options.phantom)
@@ -175,7 +175,7 @@ def source_of(options: Options) -> Source:
         raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
     if options.data is not None and is_prepared(options.data):
         prepared = Prepared(options.data, source)
-        # The scans of a phantom in a bucket are made on each machine and are not in the bucket.
+        # If the run's phantom is not prepared, its scans are made on each machine and are not in the bucket.
         return prepared if not (source.is_synthetic and is_address(options.data)) or prepared.exists else source
     return source
 

@@ -1,15 +1,15 @@
-"""Where a run is stored: in its folder, or in a bucket of which the folder is a copy.
+"""Stores a run in its folder, or in a bucket of which the folder is a copy.
 
-The trainer works in a folder in both cases. For a run in a bucket it also calls the methods of `BucketStore`, which copy whole things
-between this folder and the bucket (see `buckets.run_objects` for their names there):
+In both cases the trainer works in a folder and calls the methods of a `Store`. Those of `BucketStore` copy complete states and files
+between the folder and the bucket (see `buckets.run_objects` for their names there):
 
-    owned        a claim takes the place of the lock; then every process copies the small files of the run down
-    fetch_state  the files of a state, before they are verified and read
-    state_saved  the files of a state first, its training.json last; then old states are removed
-    best_saved   the weights of the best network first, its checkpoint.json last
-    sync         every other file that has changed, such as run.json, pictures and the report
+    owned        acquires a claim instead of the lock; then every process downloads the small files of the run
+    fetch_state  downloads the files of a state, before they are verified and read
+    state_saved  uploads the files of a state, its training.json last, and then removes old states
+    best_saved   uploads the weights of the best network, and its checkpoint.json last
+    sync         uploads every other file that has changed, such as run.json, pictures and the report
 
-The methods of `Store` itself do nothing more than the local code needs.
+The methods of `Store` itself do only what a local run needs.
 """
 
 import contextlib
@@ -48,15 +48,15 @@ from swinunetr_jax.weights.checkpoint import PARAMS
 
 RUN = "run.json"
 REPORT = "report.html"
-EXIT_REPLACED = 2  # as for other mistakes: the same command must not be started again
+EXIT_REPLACED = 2  # the code of mistakes, after which launchers do not start the same command again
 # The files that mark a finished run or cross-validation are copied after all others, in this order.
 _LAST = ("out_of_fold.csv", "out_of_fold.json", REPORT)
 PLAN = "plan.json"
-ATTEMPTS = 5  # of copying a run that another process changes
-PRINT_SECONDS = 5.0
+ATTEMPTS = 5  # a run that another process changes while it is copied is copied again, at most this many times in all
+PRINT_SECONDS = 5.0  # a process that was replaced ends after this time, even if it could not print the reason
 _FOLD = re.compile(r"fold\d+/")
-# Folders of a run that `sync` leaves out: they are copied by other methods, or only this machine needs them.
-_APART = {STATES, BEST, CLAIMS, "data", "cache", "programs", "last", "wandb", "mlruns"}
+# Folders of a run that `sync` does not copy, because other methods do or because only this machine needs them.
+_NOT_SYNCED = {STATES, BEST, CLAIMS, "data", "cache", "programs", "last", "wandb", "mlruns"}
 
 
 class Store:
@@ -86,38 +86,43 @@ class Store:
     copied = 0
 
     def check(self) -> None:
-        """Raises InputError if another process owns the run now. It does not take any time."""
+        """Raises InputError if another process is known to own the run now. It sends no request unless this is the case."""
 
     def check_space(self, state_bytes: int, keep: int) -> None:
-        """Raises InputError if the folder has too little space for the states of a run in a bucket, of this size each."""
+        """Raises InputError if the folder has too little space for the states of a run in a bucket.
+
+        Args:
+            state_bytes: the size of a state.
+            keep: the number of states that are kept.
+        """
 
     def fetch_state(self, step: int, *, again: bool = False) -> bool:
         """Makes sure that the files of a state are in the folder, and returns whether they have been copied.
 
         Args:
             step: the step of the state.
-            again: whether to copy files again that are in the folder already.
+            again: whether to copy files that are in the folder already, too.
         """
         return False
 
     def fetch(self, name: str) -> None:
-        """Makes sure that the files of a folder of the run, such as its best network, are in the folder."""
+        """Makes sure that the files below a name, such as those of the best network, are in the folder."""
 
     def set_aside(self, step: int, fault: str) -> str:
-        """Marks a damaged state, so that it is not used again, and returns a sentence on how."""
+        """Marks a damaged state, so that it is not used again, and returns a sentence that says how."""
         return checkpoints.rename_damaged(self.folder, step)
 
     def state_saved(self, step: int, keep: int) -> None:
-        """Is called when the state of a step has been written, in the thread that writes."""
+        """Stores a state that has been written into the folder, and keeps `keep` states. The thread that writes calls this."""
 
     def progress_saved(self, step: int) -> None:
-        """Is called when the training.json of a saved state has been written again."""
+        """Stores the training.json of a saved state, which has been written again."""
 
     def best_saved(self) -> None:
-        """Is called when the best network has been written."""
+        """Stores the best network, which has been written."""
 
     def sync(self, *names: str) -> None:
-        """Is called when other files of the run have been written; by default it concerns all of them."""
+        """Stores the files of these names in the run, by default all files that no other method stores."""
 
     def remove(self, name: str) -> None:
         """Removes a file of the run, if it exists."""
@@ -142,7 +147,7 @@ class BucketStore(Store):
         self.copied = 0  # files that have been copied into the bucket
         self._states: dict[int, StoredState] = {}
         self._old_logs: list[str] = []
-        self._synced: dict[str, tuple[int, int]] = {}  # name -> (size, time of change) of what is in the bucket
+        self._synced: dict[str, tuple[int, int]] = {}  # name -> (size, modification time) of the file that is in the bucket
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -154,9 +159,8 @@ class BucketStore(Store):
             self.pull()
             yield
         except InputError as error:
-            error.args = tuple(
-                console.with_names(str(line)) for line in error.args
-            )  # they name the folder, and the user knows the address
+            # The messages name the folder, but the user knows the address.
+            error.args = tuple(console.with_names(str(line)) for line in error.args)
             raise
         finally:
             if self.claim is not None:
@@ -167,11 +171,11 @@ class BucketStore(Store):
             self.claim.check()
 
     def check_space(self, state_bytes: int, keep: int) -> None:
-        if processes.is_leader():  # the states that are kept, the one that is written, and the best network
+        if processes.is_leader():  # there are the states that are kept, the one that is being written, and the best network
             check_space(self.folder, (keep + 2) * state_bytes, f"the run {self.bucket.address}")
 
     def pull(self) -> None:
-        """Replaces the content of the folder by the small files of the run: its descriptions, log, pictures, and one of each state."""
+        """Replaces the content of the folder with the small files of the run: its descriptions, log, pictures, and each training.json."""
         for attempt in itertools.count(1):
             objects = {name: stored for name, stored in self.bucket.stored().items() if name}
             for path in self.folder.iterdir() if files.is_folder(self.folder) else ():
@@ -191,7 +195,7 @@ class BucketStore(Store):
                     ) from None
 
     def _pull(self, run: str, objects: Mapping[str, Stored]) -> None:
-        """Copies down the small files of the run itself, or of one of its folds. Raises FileNotFoundError if one has been replaced."""
+        """Downloads the small files of the run itself, or of one of its folds. Raises FileNotFoundError if one has been replaced."""
         folder, bucket = self.folder / run, self.bucket / run.rstrip("/") if run else self.bucket
         newest, usable = logs(objects)[:1], usable_states(objects)
         chosen = {name for name in objects if "/" not in name} - set(logs(objects)) | set(newest)
@@ -220,7 +224,7 @@ class BucketStore(Store):
         self._fetch(name, self.folder / name)
 
     def _fetch(self, name: str, folder: Path, again: bool = False) -> None:
-        """Copies down the objects below a name, by default only those whose files are not in the folder."""
+        """Downloads the objects below a name, by default only those whose files are not in the folder."""
         bucket = self.bucket / name
         objects = {name: stored for name, stored in bucket.stored().items() if name not in ("", DAMAGED)}
         missing = {name: stored for name, stored in objects.items() if again or not files.is_file(folder / name)}
@@ -280,7 +284,7 @@ class BucketStore(Store):
             self.claim.check()
 
     def _commit(self, name: str, path: Path) -> None:
-        """Writes the object that makes others valid, after checking that this process still owns the run."""
+        """Writes the object that makes earlier ones count, after checking that this process still owns the run."""
         content = path.read_bytes()
         self._check()
         self.bucket.write(name, content)
@@ -295,7 +299,7 @@ class BucketStore(Store):
             self._synced[LOG] = stamp
 
     def _prune(self, keep: int) -> None:
-        """Removes all states but the newest ones and those that are marked as damaged, and the logs of earlier claims but the last two."""
+        """Removes all states except the newest usable and the damaged ones, and the logs of earlier starts except the last one."""
         names = self.bucket.names(f"{STATES}/")
         kept = usable_states(names)[:keep]
         self._check()
@@ -314,13 +318,13 @@ class BucketStore(Store):
 
 
 def _end_process(error: ReplacedError) -> NoReturn:
-    """Ends this process, which another one has replaced, at once: the threads that write cannot be stopped in another way."""
+    """Ends this process immediately, because another one has replaced it and its writing threads cannot be stopped in another way."""
 
     def say() -> None:
         console.say(f"error: {error}", sys.stderr)
         sys.stdout.flush()
 
-    printing = threading.Thread(target=say, daemon=True)  # nobody may read stderr any more
+    printing = threading.Thread(target=say, daemon=True)  # in a thread, because printing hangs if nobody reads stderr
     printing.start()
     printing.join(PRINT_SECONDS)
     os._exit(EXIT_REPLACED)
@@ -333,16 +337,16 @@ def store_of(folder: Path) -> Store:
 
 
 def pull(folder: Path) -> None:
-    """Copies down the small files of a run if the folder is a copy of one in a bucket."""
+    """Downloads the small files of a run if the folder is a copy of one in a bucket."""
     store = store_of(folder)
     if isinstance(store, BucketStore):
         store.pull()
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    """Yields the files of a run that `sync` copies. Folders of other runs, such as the folds of a cross-validation, are left out."""
+    """Yields the files of a run that `sync` copies. Folders of other runs, such as the folds of a cross-validation, are not included."""
     for path in sorted(folder.iterdir()):
-        if path.name in _APART or path.name in (LOCK, LOG) or files.is_temporary(path.name) or path.name.startswith("."):
+        if path.name in _NOT_SYNCED or path.name in (LOCK, LOG) or files.is_temporary(path.name) or path.name.startswith("."):
             continue
         if path.is_file():
             yield path
@@ -351,6 +355,6 @@ def _files(folder: Path) -> Iterable[Path]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Returns the size and the time of the last change of a file."""
+    """Returns the size and the modification time of a file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

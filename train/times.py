@@ -1,8 +1,8 @@
-"""Where the time of a run went: rows of the log with the seconds of each kind of work, and their sums over all starts of the run.
+"""Measures how a run spends its time: rows of the log hold the seconds of each kind of work, which are added over all starts of the run.
 
 The leader adds a row at the first step after a start, at each saved state, after each validation and at the end. A row holds the seconds
 since its start. When a run continues from a saved state, the log keeps the rows up to this state, so that the time from the last of them to
-the next start is what the restart has cost: steps that are computed again, and the time between.
+the next start is the cost of the restart: the steps that are computed again, and the pause.
 """
 
 import platform
@@ -17,7 +17,7 @@ from swinunetr_jax import console
 from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.start import Run
 
-# The kinds of work in the order of the report: their titles, of which one line shows the part before a comma, and their phases.
+# The kinds of work in the order of the report, with their titles and phases. `sentence` shows only the part of a title before a comma.
 KINDS = {
     "start": ("start, restoring the state", (watchdog.OUTSIDE, watchdog.RESTORING)),
     "preparing": ("preparing cases", (watchdog.PREPARING,)),
@@ -37,8 +37,8 @@ _NAME_BYTES = 64
 class Times:
     """The seconds of all starts of a run by kind of work, and what its restarts have cost.
 
-    `lost` are the seconds between a saved state and the start that continued from it, and `repeated` the steps that were computed again, as
-    far as the log still had them. `hosts` are the mean seconds per step of each process: waiting for data, and dispatch.
+    `lost` are the seconds between a saved state and the start that continued from it, and `repeated` the number of steps that were computed
+    again, as far as the log held them. `hosts` are the mean seconds per step of each process: waiting for data, and dispatch.
     """
 
     spent: Mapping[str, float]
@@ -53,7 +53,7 @@ class Times:
 
     @property
     def goodput(self) -> float:
-        """The share of the steps whose results were used in the time of all starts and restarts."""
+        """The time of the steps whose results were used, as a share of the time of all starts and restarts."""
         return self.spent.get("steps", 0.0) / max(self.total, 1e-9)
 
     @property
@@ -106,11 +106,11 @@ def finish(run: Run, first: int) -> None:
 
 
 def times_of(rows: Sequence[Mapping[str, Any]]) -> Times | None:
-    """Returns the times of a run by the rows of its log, or None if it has none, as that of an earlier version."""
+    """Returns the times of a run from the rows of its log, or None if it has none, because an earlier version wrote it."""
     starts: dict[int, Mapping[str, Any]] = {}
     for row in rows:
         if row["kind"] == "time":
-            starts[row["start"]] = row  # the last row of a start holds all of its time
+            starts[row["start"]] = row  # the last row of a start covers all of its time
     if not starts:
         return None
     spent, lost, restarts, repeated, before = dict.fromkeys(KINDS, 0.0), 0.0, 0, 0, None

@@ -1,15 +1,15 @@
-"""Ends a process that makes no progress, so that a run that hangs is started again instead of occupying its machines; and counts the time
+"""Ends a process that makes no progress, so that a run that hangs is started again instead of occupying its machines, and measures the time
 of each kind of work.
 
     with Watchdog(minutes, default_on=True, leads=True):
-        with watchdog.phase(VALIDATION):    # what the process does, with its own limit of time
+        with watchdog.phase(VALIDATION):    # what the process does, which has its own limit
             for window in windows:
-                watchdog.beat()             # progress: the time is counted anew
+                watchdog.beat()             # progress, which restarts the limit
 
-A process that makes no progress for the limit of its phase prints the stacks of all of its threads and one sentence, and ends with
-`EXIT_HUNG`. A thread does this, so that it also happens if the main thread waits in C code. If C code holds the global interpreter lock, no
-thread of Python runs; then faulthandler ends the process a little later, with its own exit code, 1. The clock continues while a process is
-stopped by SIGSTOP, so that a process that is woken after its limit, when others may have continued its run, ends at once.
+A process that makes no progress within the limit of its phase prints the stacks of all of its threads and one sentence, and ends with
+`EXIT_HUNG`. A separate thread does this, so that it also happens if the main thread waits in C code. If C code holds the global interpreter
+lock, no Python thread runs; then faulthandler ends the process a little later, with its own exit code, 1. Time also counts while a process
+is suspended by SIGSTOP, so that a process that is resumed after its limit, when others may have continued its run, ends immediately.
 
 Each process watches its own work. Waiting for other processes has a long limit, because a process that hangs ends itself, and the others
 then notice that it is lost. Only the main thread has phases and makes progress; calls in other threads have no effect.
@@ -42,16 +42,16 @@ DATA, DISPATCH = "waiting for data", "the dispatch of the step"
 FACTORS = {STEP: 1, DATA: 1, DISPATCH: 1, COMPILING: 6, WAITING: 24}
 OTHERS = 3
 OUTSIDE = "the start or the end of the run"  # what a process does outside of all phases
-POLL_SECONDS = 5.0  # at most this time passes between the end of a limit and the end of the process
+POLL_SECONDS = 5.0  # a process ends at most this time after its limit
 GRACE_SECONDS = 30.0  # faulthandler waits for this much longer
-PRINT_SECONDS = 10.0  # nothing is printed any more after this time, because stderr may be what the process waits for
+PRINT_SECONDS = 10.0  # after this time the process ends even if it has not printed everything, since stderr may be what hangs
 
 _active: "Watchdog | None" = None
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """States what the process does during the block. Entering and leaving it are progress."""
+    """States what the process does during the block. Entering and leaving the block count as progress."""
     active = _active
     if active is None or threading.get_ident() != active.thread:
         yield
@@ -68,13 +68,13 @@ def phase(name: str) -> Iterator[None]:
 
 
 def beat() -> None:
-    """States that the process makes progress. It ends the process if its time was over before, as after a long SIGSTOP."""
+    """Reports progress. Ends the process if its limit has passed already, as after a long suspension by SIGSTOP."""
     if _active is not None and threading.get_ident() == _active.thread:
         _active.beat()
 
 
 def beating(progress: Callable[..., None]) -> Callable[..., None]:
-    """Returns a function that states that the process makes progress, and then calls `progress` with its arguments."""
+    """Returns a function that reports progress to the watchdog, and then calls `progress` with its arguments."""
 
     def call(done: int, total: int, *note: str) -> None:
         beat()
@@ -84,13 +84,13 @@ def beating(progress: Callable[..., None]) -> Callable[..., None]:
 
 
 def check() -> None:
-    """Ends the process if its time is over, in any thread: work that another process may have continued must not be written."""
+    """Ends the process if its limit has passed. Any thread may call this before it writes what another process may have continued."""
     if _active is not None:
         _active.check()
 
 
 def spent() -> dict[str, float]:
-    """Returns the seconds that each phase has taken so far, without those of the phases within it."""
+    """Returns the seconds that each phase has taken so far, excluding those of the phases within it."""
     if _active is None:
         return {}
     _active.count()
@@ -103,12 +103,12 @@ def started() -> float:
 
 
 class Watchdog:
-    """Watches the thread that enters the block, in which `phase` and `beat` have an effect. Phases are also counted if it is off.
+    """Watches the thread that enters the `with` block. The time of phases is also measured if the watchdog is off.
 
     Args:
         minutes: the limit of a step; 0 turns the watchdog off, and None is the default.
         default_on: whether the default is `DEFAULT_MINUTES`; otherwise it is 0, so that a user can stop a process and continue it later.
-        leads: whether this process saves the states. The steps of the others wait for that, so that they have the limit of saving.
+        leads: whether this process saves the states. The steps of the others wait meanwhile, so that they have the limit of saving.
     """
 
     def __init__(self, minutes: float | None, *, default_on: bool, leads: bool):
@@ -124,7 +124,7 @@ class Watchdog:
             return self
         _active = self
         if self.seconds:
-            # The alarm of `swinunetr_jax.alarm` redirects stderr while a program is compiled, and this descriptor stays the same.
+            # `swinunetr_jax.alarm` redirects stderr while a program is compiled, which does not affect this descriptor.
             self._stderr = os.dup(2) if _is_open(2) else os.open(os.devnull, os.O_WRONLY)
             self.beat()
             self._arm()
@@ -140,12 +140,12 @@ class Watchdog:
                 faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Counts the time of the current phase anew, unless it is over."""
+        """Restarts the limit of the current phase, unless it has passed."""
         self.check()
         self._beaten, self._limit = time.monotonic(), self._limit_of(self.phases[-1])
 
     def check(self) -> None:
-        """Ends the process if the time of its phase is over."""
+        """Ends the process if the limit of its phase has passed."""
         if self.seconds and self._remaining() < 0:
             self._end()
 
@@ -163,7 +163,7 @@ class Watchdog:
         return self._beaten + self._limit - time.monotonic()
 
     def _watch(self) -> None:
-        """Looks at the time until the block ends."""
+        """Checks the limit at regular times until the block ends. It runs in a thread."""
         while not self._closed.wait(min(POLL_SECONDS, self.seconds / 10)):
             self.check()
             self._arm()
@@ -171,12 +171,12 @@ class Watchdog:
         os.close(self._stderr)
 
     def _arm(self) -> None:
-        """Lets faulthandler end the process some time after its limit. The thread does this again and again, not the steps."""
+        """Makes faulthandler end the process some time after its limit. The thread repeats this, so that steps do not have to."""
         grace = min(GRACE_SECONDS, self.seconds)
         faulthandler.dump_traceback_later(max(self._remaining(), 0) + grace, exit=True, file=self._stderr)
 
     def _end(self) -> None:
-        """Prints what hangs, and ends the process and those it has started to read data. It returns in no thread."""
+        """Prints what hangs, and ends this process and those that it has started to read data. It never returns."""
         name, seconds = self.phases[-1], time.monotonic() - self._beaten
         if self._ends.acquire(blocking=False):
             lines = (*stacks(), self._sentence(name, seconds))

@@ -6,14 +6,14 @@ from typing import Any
 
 from swinunetr_jax.training import watchdog
 
-POLL_SECONDS = 5.0  # time between two looks at a write that is waited for
+POLL_SECONDS = 5.0  # time between two checks of the progress of a write
 
 
 class Writer:
     """Writes one thing at a time in the background. An error of a write is raised by the next call of a method except `close`.
 
     Args:
-        copied: returns the number of files that the writes have copied so far; while it grows, waiting for a write is progress.
+        copied: returns the number of files that the writes have copied so far; while it grows, waiting for a write counts as progress.
     """
 
     def __init__(self, copied: Callable[[], int] = lambda: 0) -> None:

@@ -1,8 +1,8 @@
 """Object storage: gs:// and s3:// addresses, their objects, and folders on this machine that hold copies of them.
 
-A bucket has no folders, no renames and no locks, only objects that appear completely or not at all. So nothing here mounts a bucket:
-whole objects are copied down, verified by the code that verifies local files, and copied up. `fsspec` is imported only when an address is
-used; programs that use local paths never import it.
+A bucket has no folders, renames or locks, only objects that appear completely or not at all. So nothing here mounts a bucket: complete
+objects are downloaded, verified by the code that verifies local files, and uploaded. `fsspec` is imported only when an address is used;
+programs that use local paths never import it.
 """
 
 from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, check_address, is_address, place

@@ -30,7 +30,7 @@ def check_address(path: str | os.PathLike) -> str:
     """Returns an address in its usual form, such as gs://bucket/run, without a slash at its end.
 
     Raises:
-        InputError: it names no bucket or nothing in the bucket, has an empty part, "." or "..", or the package that reads it is missing.
+        InputError: it has no bucket or no name in the bucket, has an empty part, "." or "..", or the package that reads it is missing.
     """
     match = _ADDRESS.fullmatch(os.fspath(path))
     if match is None:
@@ -40,7 +40,7 @@ def check_address(path: str | os.PathLike) -> str:
     if is_wrong or not match["slashes"]:
         raise InputError(
             f"{scheme}://{literal(match['rest'])} does not name a place in a bucket: expected {scheme}://BUCKET/NAME, without empty "
-            "parts and dots."
+            'parts, "." and "..".'
         )
     package, extra = SCHEMES[scheme]
     if find_spec(package) is None:
@@ -51,10 +51,10 @@ def check_address(path: str | os.PathLike) -> str:
 
 
 def place(path: str | os.PathLike) -> Path:
-    """Returns a path that may be an address, after checking it.
+    """Returns the path, which may be an address, after checking it.
 
     Raises:
-        InputError: it is an address that cannot be used, or one of another kind than gs:// and s3://.
+        InputError: it is an address that cannot be used, or its scheme is neither gs nor s3.
     """
     if is_address(path):
         check_address(path)

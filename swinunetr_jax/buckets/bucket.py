@@ -1,4 +1,4 @@
-"""Objects in a bucket, by fsspec. Every operation is repeated while the bucket cannot be reached, and finally fails with one sentence."""
+"""Reads and writes objects in a bucket with fsspec. Operations are repeated while the bucket cannot be reached, up to a time limit."""
 
 import contextlib
 import logging
@@ -19,13 +19,13 @@ from swinunetr_jax.buckets.stored import Stored, counted, is_object, md5_of, sto
 from swinunetr_jax.errors import InputError
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 600.0  # time for which an operation is repeated
+PATIENCE_SECONDS = 600.0  # an operation is repeated for at most this time
 LONGEST_PAUSE = 20.0  # seconds between two attempts
-interrupted = threading.Event()  # set if the user has interrupted the program, so that nothing is repeated any more
+interrupted = threading.Event()  # set when the user interrupts the program, so that no operation is repeated any more
 CONNECT_SECONDS, READ_SECONDS = 15, 60
 PARALLEL = 8  # objects that are copied at once
 Progress = Callable[[int, int], None]
-# Errors that do not pass by themselves, by the names of their classes, so that no package of a store is imported here.
+# Errors that repeating an operation does not resolve, by the names of their classes, so that no package of a store is imported here.
 _PERMANENT = {
     *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NonRetryableError"),
     *("DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"),
@@ -35,7 +35,7 @@ _PERMANENT_CODES = {"400", "401", "403", "404", "405", "409", "412"}
 
 
 class BucketError(InputError):
-    """A bucket cannot be read or written. `lost` says whether it could not be reached for a long time, so that a later try may succeed."""
+    """A bucket cannot be read or written. `lost` states whether it was unreachable for a long time, so that a later try may succeed."""
 
     def __init__(self, text: str, *, lost: bool):
         super().__init__(text)
@@ -47,7 +47,7 @@ class Bucket:
 
     Args:
         address: the address, such as gs://bucket/run.
-        announces: whether a warning says that an operation is repeated.
+        announces: whether a warning is printed when an operation is repeated.
 
     Raises:
         InputError: the address cannot be used, or the package for it is missing.
@@ -69,7 +69,7 @@ class Bucket:
     def stored(self, prefix: str = "") -> dict[str, Stored]:
         """Returns the objects below the address whose names begin with a prefix, by name relative to it.
 
-        The name of an object whose whole address is that of this bucket, such as gs://bucket/model.pt, is "".
+        If the address itself is that of an object, such as gs://bucket/model.pt, the name of this object is "".
         """
         folder, _, _ = prefix.rpartition("/")
         path = f"{self._root}/{folder}".rstrip("/")
@@ -92,7 +92,8 @@ class Bucket:
 
         Args:
             name: its name.
-            data: a content that no other caller gives, because a creation whose answer is lost is repeated and then finds its own object.
+            data: its content, which has to differ from that of every other caller. If the answer to a creation is lost, the creation is
+                repeated, and finds the object that it has created; the content shows this.
         """
 
         def attempt() -> bool:
@@ -151,7 +152,7 @@ class Bucket:
             name: the name of the object.
             target: the file.
             stored: the object as `stored` has returned it. The size and the MD5 of what arrives are compared with it.
-            arrived: called with numbers of bytes that have arrived; a negative number takes back what a failed attempt has reported.
+            arrived: called with the number of bytes that have just arrived, or minus the number of all bytes of an attempt that has failed.
 
         Raises:
             FileNotFoundError: the object does not exist any more, or has been replaced.
@@ -173,7 +174,9 @@ class Bucket:
             return
         if stored.tag and stored_of(self._system.info(self._path(name))) != stored:
             raise FileNotFoundError(f"{self._shown(name)} has been replaced")
-        raise OSError(f"{size} of {stored.size} bytes arrived" if size != stored.size else "other bytes arrived than were sent")
+        raise OSError(
+            f"{size} of {stored.size} bytes arrived" if size != stored.size else "the MD5 of what arrived is another one"
+        )
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -182,7 +185,7 @@ class Bucket:
         return f"{self.address}/{name}" if name else self.address
 
     def _changed(self, failure: str, attempt: Callable[[], T]) -> T:
-        """Returns the result of `_repeated` for an operation that finds something missing only if the bucket does not exist."""
+        """Returns the result of `_repeated`, for operations whose FileNotFoundError means that the bucket does not exist."""
         try:
             return self._repeated(failure, attempt)
         except FileNotFoundError as error:
@@ -218,7 +221,7 @@ class Bucket:
                 if self.announces and not announced and waited > 2:
                     announced = True
                     console.warn(f"{failure} ({reason}); it is tried again for up to {console.duration(PATIENCE_SECONDS)}.")
-            interrupted.wait(pause * random.uniform(0.7, 1.3))  # so that many hosts do not ask at the same moments
+            interrupted.wait(pause * random.uniform(0.7, 1.3))  # so that many hosts do not send their requests at the same time
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -232,10 +235,10 @@ def _file_system(scheme: str) -> Any:  # an fsspec file system, whose package ha
         from aiohttp import ClientTimeout
 
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each failed attempt
-        logging.getLogger("google.auth").setLevel(logging.ERROR)  # it warns wherever there is no metadata server of Google's
+        logging.getLogger("google.auth").setLevel(logging.ERROR)  # it warns on every machine outside Google Cloud
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     else:
-        # Only `Bucket` repeats operations, because a trainer that was stopped must not repeat a write before it has looked at its claim.
+        # Only `Bucket` repeats operations, because a trainer that was suspended has to check its claim before it repeats a write.
         times = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
         options["config_kwargs"] = times | {"retries": {"total_max_attempts": 1}}
     system = fsspec.filesystem(scheme, **options)
@@ -259,7 +262,7 @@ def in_parallel(copy: Callable[[str], None], names: Iterable[str], progress: Pro
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Returns whether an error does not pass by itself, such as a missing permission."""
+    """Returns whether repeating the operation cannot help, for example because a permission is missing."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     code = getattr(error, "code", None) or getattr(error, "status", None)
     return bool(kinds & _PERMANENT) or str(code) in _PERMANENT_CODES or str(error).startswith("Forbidden")

@@ -1,4 +1,4 @@
-"""Copies objects of a bucket to this machine: only those that are missing here or have changed."""
+"""Copies objects of a bucket to this machine, except those of which it already has intact copies."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class Wanted:
     Attributes:
         target: the file for it.
         stored: the object as the bucket lists it.
-        sha256: the digest of its content if that is known. Otherwise a record beside the file states which object it is a copy of.
+        sha256: the digest of its content if that is known. Otherwise a record next to the file states which object it is a copy of.
     """
 
     target: Path
@@ -35,7 +35,7 @@ class Wanted:
 
 
 class _Record(TypedDict):
-    """The record beside a copy: the size and the tag of the object, and the digest of the copy."""
+    """The record next to a copy: the size and the tag of the object, and the digest of the copy."""
 
     size: int
     tag: str
@@ -77,7 +77,7 @@ def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
 
 
 def copy_object(path: str | os.PathLike, stored: Stored) -> Path:
-    """Returns the file on this machine with a copy of the object at an address. The caller holds the lock on the file's folder.
+    """Copies the object at an address to this machine, and returns the file. The caller holds the lock on the file's folder.
 
     Args:
         path: the address.
@@ -108,7 +108,7 @@ def optional_file(path: str | os.PathLike) -> Path | None:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Returns whether a file or folder exists, or, if the path is an address, an object at or below it."""
+    """Returns whether a file or folder exists or, if the path is an address, whether there is an object at or below it."""
     return bool(Bucket(path).stored()) if is_address(path) else files.exists(path)
 
 
@@ -119,7 +119,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def shown_errors() -> Iterator[None]:
-    """Makes errors of the block name addresses in place of the folders on this machine that hold copies."""
+    """Makes the errors of the block name addresses instead of the folders on this machine that hold copies."""
     try:
         yield
     except InputError as error:

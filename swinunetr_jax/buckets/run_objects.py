@@ -1,9 +1,9 @@
-"""The objects of a training run in a bucket. Their names differ from those of a local run where two processes could write one object.
+"""Names the objects of a training run in a bucket. They differ from those of a local run where two processes could write the same object.
 
 RUN/claims/000003                              the claim of the third start of the run; the highest number owns the run
-RUN/checkpoints/00000100-000003/…              the state of step 100, saved under claim 3; without its training.json it does not exist
+RUN/checkpoints/00000100-000003/…              the state of step 100, saved under claim 3; it counts only if it has its training.json
 RUN/checkpoints/00000100-000003/damaged.json   marks a state that was read and found damaged; it is not used again
-RUN/log-000003.jsonl                           the whole log as the holder of claim 3 knows it
+RUN/log-000003.jsonl                           the complete log, written by the owner of claim 3
 RUN/best/, RUN/run.json, …                     as in a local run
 """
 
@@ -32,7 +32,7 @@ class StoredState:
 
 
 def states(names: Iterable[str]) -> dict[StoredState, set[str]]:
-    """Returns all states among the names of a run's objects, also incomplete and damaged ones, each with the names of its files."""
+    """Returns all states among the names of a run's objects, including incomplete and damaged ones, each with the names of its files."""
     found: dict[StoredState, set[str]] = {}
     for name in names:
         if match := _STATE.fullmatch(name):
@@ -44,7 +44,7 @@ def usable_states(names: Iterable[str]) -> list[StoredState]:
     """Returns the complete states that are not marked as damaged, newest first.
 
     A later claim continued from a state of an earlier one and repeated the steps after it. The earlier claim's states of these steps are
-    left out.
+    not returned.
     """
     chosen: list[StoredState] = []
     for state, files in sorted(states(names).items(), reverse=True):

@@ -3,8 +3,8 @@
     SCRATCH/shared/gs/BUCKET/NAME     data and weights, which all processes of this machine share
     SCRATCH/own/K/gs/BUCKET/NAME      runs; each process uses a K of its own, which it holds until it ends
 
-SCRATCH is the environment variable SWINUNETR_SCRATCH, by default ~/.cache/swinunetr_jax/scratch. The bucket is the original and the folders
-may be removed at any time when no process uses them. Printed text names the address in place of the folder.
+SCRATCH is the environment variable SWINUNETR_SCRATCH, by default ~/.cache/swinunetr_jax/scratch. The originals are in the bucket, so
+the folders may be removed whenever no process uses them. Printed text names the address instead of the folder.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def scratch_file(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def temporary_place(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path of this process that does not exist yet, for what will be copied to an address. It is removed after the block."""
+    """Yields a new path for a file or folder that will be uploaded to an address. It is removed after the block."""
     address = check_address(path)
     with tempfile.TemporaryDirectory(dir=files.make_folder(_own_root()), prefix="upload-") as folder:
         target = Path(folder) / address.rpartition("/")[2]
@@ -74,14 +74,14 @@ def address_of(path: str | os.PathLike) -> str | None:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Returns a path as text for a user and for stored files: the address, if it is one or a copy of one, and otherwise the path."""
+    """Returns a path as text for a user and for stored files: the address if it is one or a copy of one, and otherwise the path."""
     from swinunetr_jax.buckets.address import is_address
 
     return address_of(path) or (check_address(path) if is_address(path) else os.fspath(path))
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raises InputError unless the disk of a folder has space for a number of bytes, and a tenth more."""
+    """Raises InputError unless the disk of a folder has space for 1.1 times a number of bytes; `what` needs this space."""
     free = shutil.disk_usage(folder).free
     if needed * 1.1 > free:
         raise InputError(
@@ -92,7 +92,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raises InputError for an OSError of the block which says that the disk of a path is full. Such an error does not pass by itself."""
+    """Raises InputError if the disk of a path is full or cannot be written, because repeating the operation of the block does not help."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def scratch_root() -> Path:
-    """Returns the folder of all copies. It is not created here."""
+    """Returns the folder of all copies, without creating it."""
     if given := os.environ.get(VARIABLE):
         return Path(given).absolute()
     cache = files.user_cache()
@@ -117,7 +117,7 @@ def _place(root: Path, address: str) -> Path:
 
 
 def _copy_of(address: str, path: Path) -> Path:
-    """Returns the path, after it was noted that it is a copy of what is at the address."""
+    """Returns the path, after registering it as a copy of what is at the address."""
     _addresses[path] = address
     console.show_as(str(path), address)
     return path
@@ -134,7 +134,7 @@ def own_folder(name: str) -> Path:
 
 @functools.cache
 def _own_root() -> Path:
-    """Returns SCRATCH/own/K of this process, for the first K that no other process holds, and removes what an ended process left there."""
+    """Returns SCRATCH/own/K of this process, for the first K that no other process holds, and removes earlier files from it."""
     import fcntl
 
     own = files.make_folder(scratch_root() / "own")

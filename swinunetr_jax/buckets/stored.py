@@ -1,4 +1,4 @@
-"""What a listing says about an object, and what is compared and counted when it is copied."""
+"""Reads the entries of a bucket's listing, and computes the MD5 and counts the bytes of copies."""
 
 import base64
 import contextlib
@@ -24,7 +24,10 @@ def is_object(info: Mapping[str, Any]) -> bool:
 
 
 def stored_of(info: Mapping[str, Any]) -> Stored:
-    """Returns an object of a listing of gcsfs or s3fs. A generation or an ETag changes with the content, and an MD5 depends on it alone."""
+    """Returns the object that an entry of a listing of gcsfs or s3fs describes.
+
+    Its tag is the MD5 if the store states one, because that depends on the content alone, and otherwise the generation or the ETag.
+    """
     md5 = info.get("md5Hash")
     tag = md5 or info.get("generation") or info.get("ETag") or ""
     return Stored(int(info["size"] or 0), str(tag), base64.b64decode(md5) if md5 else None)
@@ -38,7 +41,7 @@ def md5_of(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def counted(arrived: Callable[[int], None] | None) -> Iterator[Any]:
-    """Yields a callback of fsspec that reports bytes to `arrived`. If the block fails, they are taken back."""
+    """Yields an fsspec callback that calls `arrived` with numbers of bytes, and with minus their sum if the block fails."""
     from fsspec.callbacks import Callback
 
     class Count(Callback):

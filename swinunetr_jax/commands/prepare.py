@@ -35,16 +35,16 @@ class PhantomOptions:
 class Prepare:
     """Prepare a data set once, into a folder or a bucket, so that trainings with --data PLACE need no scans.
 
-    A training with the same recipe and options has the same samples as with the scans. An interrupted command continues where it stopped
-    when it is given again, and several machines that give the same command share the work. Cases are uploaded one by one, so that the data
-    set may be larger than the disk."""
+    A training with the same recipe and options has the same samples as one that reads the scans. If the command is interrupted, giving it
+    again continues it, and several machines on which the same command is given share the work. Cases are uploaded one by one, so that the
+    data set may be larger than the disk."""
 
     data: Annotated[Positional[Path], arg(metavar="DATA", help_behavior_hint="")]
     """The data set, in any layout that `swinunetr predict` reads; or the word phantom for synthetic heads."""
     place: Annotated[Positional[Path], arg(metavar="PLACE", help_behavior_hint=""), MAY_BE_ADDRESS]
     """The folder, or the address in a bucket, such as gs://bucket/data or s3://bucket/data."""
     recipe: str | None = None
-    """The recipe of the training: a built-in one or a Python file, by default msd. The following options are by default those of it."""
+    """The recipe of the training: a built-in one or a Python file, by default msd. It also gives the defaults of the following options."""
     plan: Annotated[Path | None, MAY_BE_ADDRESS] = None
     """The file of `swinunetr plan`, whose orientation, voxel size and intensities are used."""
     orientation: str | None = None

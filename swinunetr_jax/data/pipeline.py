@@ -1,6 +1,6 @@
 """An endless stream of batches of training examples. Sample number n is the same for any number of workers and processes.
 
-Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in the order of their shares, form this
+Global batch b holds samples b·batch … (b + 1)·batch − 1, and the shares of all processes, in the order of their numbers, form this
 batch. All randomness of a sample comes from the seed and the sample's number, so that the only state is the number of the next batch.
 """
 

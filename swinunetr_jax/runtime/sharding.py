@@ -67,7 +67,7 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
 
 
 def in_order(devices: Iterable[Device]) -> list[Device]:
-    """Returns the devices ordered by slice, process and number, where those of a process are adjacent even if it has several slices."""
+    """Returns the devices sorted by slice, process and number; those of a process are adjacent even if they are in several slices."""
     devices, first_slice = list(devices), dict[int, int]()
     for device in devices:
         process, number = device.process_index, slice_of(device)
@@ -78,7 +78,7 @@ def in_order(devices: Iterable[Device]) -> list[Device]:
 
 
 def slice_of(device: Device) -> int:
-    """Returns the number of a device's slice, a group with fast links among its devices. It is 0 if the device does not state one."""
+    """Returns the number of a device's slice, which is a group of devices with fast links. It is 0 if the device does not state one."""
     return getattr(device, "slice_index", None) or 0
 
 

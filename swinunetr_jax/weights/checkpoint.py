@@ -75,8 +75,8 @@ def write_checkpoint(
         params: the network's variables by dotted name.
         task: the task that the network was trained for.
         overwrite: whether to replace an existing checkpoint.
-        new_names: whether the folder of the weights gets a new name also if nothing is replaced, so that a copy of the checkpoint in a
-            bucket never consists of the files of two writers.
+        new_names: whether the folder of the weights gets a new name even if nothing is replaced, so that a copy of the checkpoint in a
+            bucket never mixes the files of two writers.
 
     Raises:
         InputError: the path exists (unless it is a checkpoint and `overwrite` is set) or cannot be written, or the weights contain NaN

@@ -1,8 +1,8 @@
 """Copies weights of a bucket to this machine, where they are read and verified like those of a local path.
 
-Only what is needed is copied: of a saved state of a run the network without the optimizer, and of a folder with weights the weight file.
-What is here already and undamaged is not copied again. The digests in a checkpoint's description show this for its files, and for other
-files the sizes and tags that the bucket lists.
+Only what is needed is copied: the network of a saved state without the optimizer, and the weight file of a folder with weights. Intact
+copies that exist already are not copied again. They are recognised by the digests in a checkpoint's description and, for other files, by
+the sizes and tags that the bucket lists.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
 from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
 
-_ATTEMPTS = 5  # of copying a checkpoint that is replaced meanwhile
+_ATTEMPTS = 5  # a checkpoint that is replaced while it is copied is copied again, at most this many times in all
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _read_description(bucket: Bucket, objects: Mapping[str, Stored]) -> bytes:
 
 
 def _parts(content: bytes) -> tuple[str, Mapping[str, str]]:
-    """Returns the name of the folder with the weights, and the digests of the files; of a damaged description, a name and nothing.
+    """Returns the name of the folder with the weights, and the digests of the files; there are none if the description is damaged.
 
     `read_checkpoint` reports damage, so that there is one message for it.
     """
@@ -130,7 +130,7 @@ def _write_description(folder: Path, content: bytes) -> None:
 
 
 def _remove_others(folder: Path, params: str, digests: Mapping[str, str]) -> None:
-    """Removes what earlier copies of the checkpoint have left in the folder."""
+    """Removes the files of earlier copies of the checkpoint from the folder."""
     for entry in folder.iterdir():
         if PARAMS_NAME.fullmatch(entry.name) and entry.name != params:
             shutil.rmtree(entry, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Finds the checkpoints in the folder of a training run or of a cross-validation, on this machine or in a bucket.
 
 RUN/best/                      the network with the best validation score, which is used if the folder RUN is given
-RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far; in a bucket, `last` stands for the newest
+RUN/last, RUN/checkpoints/N    the newest saved states, for a run without any validation so far; in a bucket, `last` is the newest
 RUN/run.json                   the description of the run; that of a cross-validation lists its folds, RUN/fold0, RUN/fold1, …
 RUN/postprocess.json           the post-processing that a cross-validation has chosen
 RUN/out_of_fold.json           the last file that a cross-validation writes

@@ -1,4 +1,4 @@
-"""Writes weights into a bucket: they are written to this machine first and then copied, so that what a bucket holds is complete."""
+"""Writes weights into a bucket. They are written to this machine first and then uploaded, so that the bucket holds only complete files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from swinunetr_jax.weights.weight_file import refuse_existing
 
 @contextlib.contextmanager
 def new_file(path: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
-    """Prepares a file that the block writes. If the path is an address, the file is then copied to it.
+    """Yields the path of a file that the block writes. If `path` is an address, the file is uploaded after the block.
 
     Args:
         path: the file or the address.
@@ -52,8 +52,8 @@ def new_file(path: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
 def upload_checkpoint(path: Path, config: SwinUNETRConfig, params: Params, task: Task | None, *, overwrite: bool) -> None:
     """Writes a checkpoint folder to an address, with the arguments and errors of `write_checkpoint`.
 
-    The weights get a new name and the description is written last, so that a reader finds a complete checkpoint at any moment. What an
-    interrupted save has left is removed afterwards.
+    The weights get a new name and the description is written last, so that a reader finds a complete checkpoint at any moment. The files
+    of interrupted saves are removed afterwards.
     """
     bucket = Bucket(path)
     stored = bucket.stored()

@@ -56,7 +56,7 @@ def choose_weight_file(names: Iterable[str], folder: str) -> str | None:
 
 
 def read_index(index: str | os.PathLike) -> dict[str, str]:
-    """Returns the name of the file of each tensor by an index of shards.
+    """Returns the names of the files that an index of shards states, by tensor name.
 
     Raises:
         InputError: the index is damaged, or a file is outside its folder.

@@ -59,7 +59,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, operation: str, name: str, *, after
     for method in original:
         monkeypatch.setattr(Bucket, method, patched(method))
     monkeypatch.setattr(Claim, "release", lambda self: self._ended.set())  # a killed process releases nothing
-    monkeypatch.setattr(Claim, "_beats", lambda self: None)
+    monkeypatch.setattr(Claim, "_heartbeat", lambda self: None)
 
 
 def bytes_in(run: Emulated, folder: Path) -> dict[str, bytes]:

@@ -8,8 +8,8 @@
 # the same paths on all nodes, and --batch must be a multiple of the number of processes.
 #
 # The job is queued again, and then continues its run, if it was stopped before its time limit (code 143), or if a process was lost or hung
-# (3), JAX's runtime aborted (134) or a process was killed (137). After TRIES of the latter in a row (5 if not set, as by
-# `TRIES=9 sbatch …`) without a newly saved step, it ends with code 3. Any other code ends it at once: 1 is a fault, and 2 a mistake in the
+# (3), JAX's runtime aborted (134) or a process was killed (137). If no new step was saved in TRIES tries in a row that ended with 3, 134 or
+# 137 (5 by default; `TRIES=9 sbatch …` sets it), the job ends with code 3. Any other code ends it at once: 1 is a fault, and 2 a mistake in the
 # options or the data.
 
 #SBATCH --job-name=swinunetr

@@ -19,17 +19,17 @@
 #                              repeated
 #   --tries N                  end after N tries in a row without a newly saved step; 10 if not given
 #   --delete                   delete the queued resource at the end; otherwise it is kept, and costs money
-# Environment variables: POLL_SECONDS (30) is the time between two looks at the state of the queued resource, RETRY_SECONDS (30) the pause
+# Environment variables: POLL_SECONDS (30) is the time between two queries of the state of the queued resource, RETRY_SECONDS (30) the pause
 # before another try. The pause doubles with each try without progress, up to 16 times.
 #
 # What happens when the trainers end: 0 on all hosts ends the script. Codes 1 (a fault), 2 (a mistake in the options or the data) and 130
 # (interrupted) end it with that code. Codes 3 (another process was lost or hangs), 134 (JAX's runtime aborted), 137 (killed) and 143
 # (stopped), a host that ssh lost, and a preempted pod are followed by the same command again, which continues the run. A killed or lost
-# host and a preemption come first, because they make other hosts fail with any code. A pod that is still there is used again, since a new
+# host and a preemption come first, because they make other hosts fail with any code. A pod that still exists is used again, since a new
 # one may take hours to get. It is deleted and requested again if it is suspended, if a host does not answer, or if a second try on it
 # makes no progress.
 #
-# If this script is interrupted, it stops the trainers, which save their state. If it dies, the trainers continue; the next call ends them.
+# If this script is interrupted, it stops the trainers, which save their state. If it is killed, they continue, and the next call ends them.
 #
 # The commands and states are those of the Google Cloud CLI reference and of "Manage queued resources", as read in November 2026:
 # https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources, https://docs.cloud.google.com/tpu/docs/queued-resources.
@@ -37,7 +37,7 @@
 # not offered by this API: use jobset.yaml for them.
 
 set -euo pipefail
-export CLOUDSDK_CORE_DISABLE_PROMPTS=1 # nobody may be there to answer a question of gcloud
+export CLOUDSDK_CORE_DISABLE_PROMPTS=1 # gcloud must not wait for an answer to a question
 
 again=75                                    # what functions return if another try may help
 marker=swinunetr-host                       # the beginning of the lines that hosts print for this script
@@ -133,7 +133,7 @@ on_all_hosts() { # COMMAND; the code of gcloud for several hosts says little, so
     --ssh-flag='-o ServerAliveInterval=20' --ssh-flag='-o ServerAliveCountMax=6' --command "$1" </dev/null
 }
 
-# Returns whether the pod is still there.
+# Returns whether the pod still exists and all of its hosts answer.
 all_answer() {
   { [ -z "$accelerator" ] || [ "$(queued_state)" = ACTIVE ]; } && count_hosts && [ "$(on_all_hosts "printf '\n$marker: here\n'" | grep -c "$marker: here")" = "$hosts" ]
 }
@@ -154,7 +154,7 @@ install() {
   [ "$installed" = "$hosts" ] || { reason="the project was installed on $installed of $hosts hosts" installed=0; return "$again"; }
 }
 
-# Runs on a host: ends the trainer that an earlier try left there, if any. It has a minute to save its state.
+# This runs on a host and ends the trainer of an earlier try, if there is one, which has a minute to save its state.
 # shellcheck disable=SC2016 # the host expands it
 end_trainer='pid=$(cat swinunetr.pid 2>/dev/null) && grep -qs train "/proc/$pid/cmdline" && {
   echo "ending the trainer of an earlier try, process $pid"; kill "$pid"
@@ -193,7 +193,7 @@ train() {
 attempt() {
   if [ -n "$accelerator" ]; then wait_until_active || return "$again"; fi
   if ! count_hosts; then
-    # Without a state, gcloud could not ask for it, which may pass.
+    # If the state is empty, gcloud could not query it, which another try may.
     [ -n "$accelerator" ] || { [ -z "$state" ] && [ "$failures" -gt 0 ]; } && return "$again"
     say "$reason: create it, or let this script request it with --accelerator-type"
     exit 2

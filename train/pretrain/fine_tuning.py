@@ -72,7 +72,7 @@ def _pretrained_weights(checkpoint: Path) -> int:
         checkpoint = checkpoint if is_address(checkpoint) else checkpoint.absolute()
         # The run is the folder itself, that of its best or last network, or that of a saved state.
         for run in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-            within = is_address(run) or not is_address(checkpoint)  # above a bucket there is nothing
+            within = is_address(run) or not is_address(checkpoint)  # the parents of an address may not be addresses
             if within and (description := optional_file(run / DESCRIPTION)):
                 return _ENCODER if read_options(description.parent).task == "swin3" else _WHOLE
     except InputError:

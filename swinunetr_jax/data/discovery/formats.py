@@ -39,7 +39,7 @@ from swinunetr_jax.errors import InputError
 
 # Levels of folders that are searched. Known layouts have three: sub-01/ses-1/anat in BIDS, data/HGG/case in BraTS 2018.
 MAX_DEPTH = 5
-PREPARED = "prepared.json"  # a folder with this file holds what `swinunetr prepare` has made of a data set
+PREPARED = "prepared.json"  # a folder with this file holds a data set that `swinunetr prepare` has prepared
 
 
 def find_cases(

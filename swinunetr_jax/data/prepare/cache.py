@@ -59,7 +59,7 @@ def prepare_training_cases(
         folder: the cache; it is created if necessary. Several data sets, tasks and processes may share one.
         in_channels: the number of channels that the network takes.
         dtype: the data type of the stored image; "float16" takes half the space and keeps three digits.
-        root: the folder of the data set, if the cache is copied between machines, on which the folder may have other paths.
+        root: the folder of the data set, if machines on which it has different paths share the cache; only the paths below it then count.
         verify: whether to compare the digests; a caller that has just compared them can give False.
         progress: called with the numbers of cases done and of all cases.
         warn: called with a sentence for each damaged entry, for a cache of another version, and for cases that were prepared from files

@@ -141,7 +141,7 @@ def source_of_file(file: Path, known: Sequence[Source] = ()) -> Source:
 
     Args:
         file: the file.
-        known: files of an earlier time; the digest is taken from one of them that has the same path, size and time.
+        known: files that were hashed earlier; the digest is taken from the one that has the same path, size and time.
 
     Raises:
         InputError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Prepared data sets: what training needs of the cases of a data set, in a folder or in a bucket, made by `swinunetr prepare`.
+"""Prepared data sets, which `swinunetr prepare` writes into a folder or a bucket. They hold all that a training needs of the cases.
 
     PLACE/NAME-KEY-image.npy, -label.npy, -voxels.npy   the arrays of a case, as in the cache of a training
     PLACE/NAME-KEY-reference.nii.gz                     its label map on the scan's own grid, if scans are resampled

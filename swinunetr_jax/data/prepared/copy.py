@@ -22,12 +22,12 @@ _REMEDY = "remove it and run `swinunetr prepare` again"
 
 
 def fetch(place: Place, samples: Sequence[Sample], progress: Progress | None = None) -> None:
-    """Makes `place.folder` hold the files of cases, after copying those that it lacks or that are damaged from the bucket.
+    """Makes sure that `place.folder` holds the files of cases, by copying missing and damaged ones from the bucket.
 
-    A file is replaced as a whole, so that several processes may fetch the same cases into the same folder.
+    Files are replaced atomically, so that several processes may fetch the same cases into the same folder.
 
     Args:
-        place: the prepared data set. In a folder of this machine the files are only compared with their digests.
+        place: the prepared data set. If it is a folder of this machine, the files are only compared with their digests.
         samples: the cases.
         progress: called with the numbers of cases done and of all cases, and a note on the bytes of both.
 
@@ -71,7 +71,7 @@ def read_samples(place: Place, samples: Sequence[Sample], writer: CaseWriter) ->
         if entry is None or lacking:
             missing = place.folder / (lacking[0] if entry is not None else sample["entry"])
             raise InputError(
-                f"{missing} does not exist any more or has another size: {_REMEDY if not place.bucket else 'start again'}."
+                f"{missing} does not exist any more or has another size: {_REMEDY if not place.bucket else 'start the same command again'}."
             )
         if files.digest_of_json(entry["settings"]) != files.digest_of_json(writer.settings):
             raise InputError(f"{path} was prepared with other settings than prepared.json states: {_REMEDY}.")
@@ -94,7 +94,7 @@ def decode_entry(data: bytes, where: str) -> Entry:
 
 
 def _fetch_case(place: Place, sample: Sample) -> None:
-    """Makes the folder hold one case. The JSON is copied first, because it states the digests, but it is written last."""
+    """Makes sure that the folder holds a case. Its JSON is read first, because it states the digests, and written last."""
     path = place.folder / sample["entry"]
     data = _read(path)
     is_new = data is None or sha256(data).hexdigest() != sample["sha256"]
@@ -116,7 +116,9 @@ def _fetch_case(place: Place, sample: Sample) -> None:
             raise InputError(f"{place} lacks an array of {sample['name']}: {_REMEDY.replace('it', 'its JSON', 1)}.") from error
         faulty = _faulty(place.folder, {name: digests[name] for name in faulty})
     if faulty:
-        raise InputError(f"{place}/{faulty[0]} is missing or damaged (its SHA-256 is not that of what was written): {_REMEDY}.")
+        raise InputError(
+            f"{place}/{faulty[0]} is missing or damaged (its SHA-256 differs from that of the file that was written): {_REMEDY}."
+        )
     if is_new:
         files.write_bytes(path, data)
 

@@ -13,10 +13,10 @@ _REMEDY = "run `swinunetr prepare` again"
 
 
 class Sample(TypedDict):
-    """A prepared case: that of a case of the data set, or in pre-training one of its channels.
+    """A prepared case: a case of the data set or, for pre-training, one of its channels.
 
     `entry` is the name of its JSON, `sha256` the digest of the JSON, and `files` the names and sizes in bytes of its arrays. `plane` is the
-    number of the channel in a file of several.
+    number of the channel in a file with several.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Sample(TypedDict):
 
 
 class StoredCase(TypedDict):
-    """A case of the data set, with the list, the fold and the channels that the data set states."""
+    """A case of the data set, with the split, the fold and the channels that the data set states."""
 
     name: str
     channels: list[str] | None

@@ -17,7 +17,7 @@ class Place:
         path: the folder or the address.
 
     Attributes:
-        folder: the folder, or for an address the folder of this machine in which all of its processes keep their copy.
+        folder: the folder or, for an address, the folder with the copy that all processes of this machine share.
         bucket: the objects of the address, or None for a folder.
 
     Raises:
@@ -39,7 +39,7 @@ class Place:
             return {}
         sizes: dict[str, int] = {}
         for path in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # the temporary file of another process, which has renamed it
+            with contextlib.suppress(FileNotFoundError):  # another process has renamed its temporary file
                 sizes[path.name] = path.stat().st_size
         return sizes
 
@@ -70,7 +70,7 @@ class Place:
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
-        """Yields a folder for new files: the place itself, or for an address a temporary one, which is removed when the block ends."""
+        """Yields a folder for new files: the place itself or, for an address, a temporary folder, which is removed after the block."""
         if self.bucket is None:
             yield files.make_folder(self.folder)
             return

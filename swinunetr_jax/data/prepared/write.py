@@ -1,4 +1,4 @@
-"""Prepares the cases of a data set into a place."""
+"""Prepares the cases of a data set, and stores them in a place."""
 
 import os
 import random
@@ -73,14 +73,14 @@ def prepare_cases(
 
 
 class PlaceError(InputError):
-    """The place cannot be written, which would recur for the next case."""
+    """The place cannot be written, so that the next case would fail, too."""
 
 
 def _prepare(case: Case, writer: CaseWriter, place: Place, root: Path, stored: Mapping[str, int]) -> tuple[Sample, bool]:
     """Returns a case after preparing it if necessary, and whether it was prepared now."""
     if case.problem:
         raise InputError(case.problem)
-    # The same files have other times and may be in other folders on another machine.
+    # On another machine, the same files have other times, and may be in other folders.
     sources: list[Source] = [
         {**source_of_file(path), "path": path_below(path, root), "modified_ns": 0} for path in case_files(case)
     ]
