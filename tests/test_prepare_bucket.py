@@ -7,18 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers.buckets import Bucket
+from helpers.prepared_data import recipe_of
 from helpers.runner import OPTIONS, losses
-from helpers.training_runs import recipe as small_recipe
 
 from swinunetr_jax import InputError
 from swinunetr_jax.buckets import scratch, scratch_folder
 from swinunetr_jax.data.phantom.dataset import write_phantom
-from swinunetr_jax.training import Phantom, Recipe
+from swinunetr_jax.training import Phantom
 from swinunetr_jax.training.data import Cases, collect_cases
 from swinunetr_jax.training.prepare import prepare
 from swinunetr_jax.training.sources import source_of
@@ -43,10 +42,6 @@ def machine(tmp_path, monkeypatch) -> Callable[[str], Path]:
         return tmp_path / name / "shared"
 
     return use
-
-
-def recipe_of(data: Path | str, **changes: Any) -> Recipe:
-    return replace(small_recipe(Path(data), Path("run")), **{"kind": "brats", "batch": 2, "cache": None, **changes})
 
 
 def arrays(cases: Cases) -> list[np.ndarray]:
