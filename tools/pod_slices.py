@@ -50,7 +50,7 @@ class Slice:
         gradient_seconds: how long the sum of the gradients over the chips of the slice takes.
         gradient_bytes: the bytes of all gradients in float32.
         transfers: what each chip sums over the slices.
-        backward: between which seconds of computation the gradients are computed.
+        backward: the seconds of computation at which the backward pass begins and ends.
         host_bytes: the bytes per second of a host's network in one direction.
     """
 
@@ -134,8 +134,8 @@ def slice_counts(slices: int) -> list[int]:
 
 def expectation(one: Slice, slices: int) -> str:
     """Returns a Markdown table of the expected times for up to `slices` slices, with what is assumed and what is not modelled."""
-    head = ["slices", "chips", "batch", "sums between slices ms", "of it not hidden ms", "step ms", "crops per second"]
-    head += ["of perfect scaling", "the same if nothing is hidden"]
+    head = ["slices", "chips", "batch", "sums between slices ms", "not hidden ms", "step ms", "crops per second"]
+    head += ["of perfect scaling", "of perfect scaling if nothing is hidden"]
     lines = [f"{one.topology}, several slices:", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for count in slice_counts(slices):
         between = transfer_seconds(one.transfer_bytes, count, one.host_bytes)
@@ -164,7 +164,7 @@ def _assumptions(one: Slice, slices: int) -> list[str]:
         f"which its sum is needed. Half of the bytes are ready after {in_order[half].ready * 1e3:.1f} of "
         f"{one.compute_seconds * 1e3:.1f} ms. The backward pass lasts from {start * 1e3:.1f} to {end * 1e3:.1f} ms, which would be "
         f"{enough} to hide all sums of {slices} slices if each shard was sent as soon as its gradients are computed.",
-        "- Within a slice: the whole sum is counted, as in the table above, although a part of it is hidden.",
+        "- Within a slice: the time of the sum is counted in full, as in the table above, although a part of it is hidden.",
         "- Not modelled: latency and other traffic of the network, copies between a chip and its host, the algorithm of the runtime, a "
         "slice that is slower than the others, and reading the data.",
     ]

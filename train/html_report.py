@@ -120,7 +120,7 @@ def _times(times: Times | None) -> list[str]:
     notes = [f"The goodput, the share of the steps in all of the time, is {100 * times.goodput:.1f} %.", times.slowest_host]
     note = " ".join(_text(text).rstrip(".") + "." for text in notes if text)
     table = f'<div class="wide"><table><tr><th>work</th><th>time</th><th>share</th></tr>{cells}</table></div>'
-    return ["<h2>Where the time went</h2>", table, f'<p class="note">{note}</p>']
+    return ["<h2>How the time was spent</h2>", table, f'<p class="note">{note}</p>']
 
 
 def _pictures(run: Path, options: Options) -> list[str]:
