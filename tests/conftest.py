@@ -151,7 +151,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator
 
 @pytest.fixture(scope="session")
 def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Emulator]]:
-    """A function that returns the emulator "gcs" or "s3", which it starts when it is asked for the first time in this process."""
+    """Returns a function that returns the emulator "gcs" or "s3", and starts it at the first call in this process."""
     started: dict[str, Emulator] = {}
 
     def emulator(kind: str) -> Emulator:
@@ -166,25 +166,25 @@ def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
 
 @pytest.fixture
 def gcs_bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
-    """An empty folder of a bucket of Google's storage, for one test."""
+    """Returns an empty folder of a bucket of Google Cloud Storage for one test."""
     return fresh_bucket(emulators("gcs"), request.node.name)
 
 
 @pytest.fixture
 def s3_bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
-    """An empty folder of a bucket of S3, for one test. Its server takes longer to start: a default test takes `gcs_bucket`."""
+    """Returns an empty folder of a bucket of S3 for one test. Its server starts more slowly, so default tests use `gcs_bucket`."""
     return fresh_bucket(emulators("s3"), request.node.name)
 
 
 @pytest.fixture(params=["gcs", pytest.param("s3", marks=pytest.mark.long)])
 def bucket(emulators: Callable[[str], Emulator], request: pytest.FixtureRequest) -> Bucket:
-    """An empty folder of a bucket: a test runs with Google's storage, and among the long tests with S3, too."""
+    """Returns an empty folder of a bucket. A test runs with Google Cloud Storage and, among the long tests, also with S3."""
     return fresh_bucket(emulators(request.param), request.node.name)
 
 
 @pytest.fixture
 def proxied() -> Iterator[Callable[[Bucket], Proxy]]:
-    """A function that starts a proxy before a bucket, which fails on purpose; the proxies end with the test."""
+    """Returns a function that starts a proxy in front of a bucket, which fails on purpose. The proxies end with the test."""
     started: list[Proxy] = []
 
     def start(bucket: Bucket) -> Proxy:
@@ -198,7 +198,7 @@ def proxied() -> Iterator[Callable[[Bucket], Proxy]]:
 
 @pytest.fixture
 def use_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Bucket], None]]:
-    """A function that makes this process reach a bucket, or a proxy's, as its URL, until the test ends."""
+    """Returns a function that connects this process to a bucket, or to that of a proxy, at its URL until the test ends."""
     yield lambda bucket: use_environment(monkeypatch, bucket.environment)
     clear_instances()
 

@@ -20,7 +20,7 @@ from helpers.proxy import Proxy
 
 
 class Answer:
-    """The answer to a request, as `ask` returns it; `content` may be less than the answer announced."""
+    """The answer to a request, as `ask` returns it; `content` may be shorter than the answer announced."""
 
     def __init__(self, status: int, content: bytes, whole: bool):
         self.status, self.content, self.whole = status, content, whole
@@ -29,16 +29,16 @@ class Answer:
 def ask(
     bucket: Bucket, operation: str, name: str = "", content: bytes = b"", *, create: bool = False, timeout: float = 20
 ) -> Answer:
-    """Makes one request of a new connection, to the proxy if `bucket` has one. Raises an OSError or HTTPException without an answer."""
+    """Sends one request on a new connection, to the proxy if `bucket` has one. Raises OSError or HTTPException if there is no answer."""
     google = bucket.emulator.kind == "gcs"
     key = quote(f"{bucket.prefix}/{name}", safe="")
-    # The emulators look at no signature, but S3's wants to see one.
+    # The emulators check no signature, but that of S3 requires one.
     headers = (
         {} if google else {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, Signature=0"}
     )
     if create and not google:
         headers["If-None-Match"] = "*"
-    if operation == "write" and google:  # in the form that gcsfs chooses: for others, the emulator does not look at the condition
+    if operation == "write" and google:  # in the form that gcsfs chooses, because in others the emulator ignores the condition
         method, target = (
             "POST",
             f"/upload/storage/v1/b/{NAME}/o?uploadType=multipart" + ("&ifGenerationMatch=0" if create else ""),
@@ -67,7 +67,7 @@ def ask(
 
 
 def content_of(bucket: Bucket, name: str) -> bytes | None:
-    """Returns the contents of an object, asked for at the emulator itself, or None if there is no such object."""
+    """Returns the contents of an object, read from the emulator directly, or None if there is no such object."""
     answer = ask(bucket.emulator.bucket(bucket.prefix), "read", name)
     assert answer.status in (200, 404)
     return answer.content if answer.status == 200 else None
@@ -92,7 +92,7 @@ def test_create_if_absent_has_one_winner_of_six(bucket: Bucket) -> None:
 
 
 @pytest.mark.long
-def test_fsspec_in_this_process_and_the_view_from_outside(bucket: Bucket, use_bucket: Callable[[Bucket], None]) -> None:
+def test_fsspec_in_this_process_and_direct_access_to_the_emulator(bucket: Bucket, use_bucket: Callable[[Bucket], None]) -> None:
     use_bucket(bucket)
     files, path = fsspec.url_to_fs(f"{bucket.url}/claims/000001")
     files.pipe_file(path, b"first", mode="create")
@@ -122,7 +122,7 @@ def test_failures_without_and_with_an_effect(proxy: Proxy) -> None:
         assert content_of(bucket, name) == content
     if bucket.emulator.kind == "gcs":
         assert not ask(bucket, "write", "e", b"2").whole
-    else:  # S3 answers an upload without contents, and nothing can be cut from them
+    else:  # the answer of S3 to an upload has no contents that could be cut
         with pytest.raises(http.client.RemoteDisconnected):
             ask(bucket, "write", "e", b"2")
     assert content_of(bucket, "e") == b"2"
@@ -181,7 +181,7 @@ def test_held_requests_wait_for_their_release(proxy: Proxy) -> None:
         assert late.result().status == 200
 
 
-def test_away_and_back_and_read_only(proxy: Proxy) -> None:
+def test_an_unavailable_proxy_and_a_read_only_one(proxy: Proxy) -> None:
     proxy.away()
     with pytest.raises(ConnectionRefusedError):
         ask(proxy.bucket, "write", "a")
@@ -195,13 +195,14 @@ def test_away_and_back_and_read_only(proxy: Proxy) -> None:
     proxy.wait_for_held()
     assert content_of(proxy.bucket, "a") == b"1"
     proxy.back()
-    proxy.wait_for(lambda request: request.kind == "hold" and request.status == 200)  # a request of somebody who has gone is late
+    # The request of a client that has disconnected is carried out late.
+    proxy.wait_for(lambda request: request.kind == "hold" and request.status == 200)
     assert content_of(proxy.bucket, "a") == b"2"
     proxy.read_only()
     assert [ask(proxy.bucket, operation, "a", b"3").status for operation in ("read", "write", "delete")] == [200, 403, 403]
 
 
-def test_away_from_a_named_request_on(proxy: Proxy) -> None:
+def test_unavailable_from_a_named_request_on(proxy: Proxy) -> None:
     proxy.fail("away", "write", "/b$", seconds=0.3)
     assert ask(proxy.bucket, "write", "a", b"1").status == 200
     with pytest.raises(http.client.RemoteDisconnected):
@@ -212,10 +213,10 @@ def test_away_from_a_named_request_on(proxy: Proxy) -> None:
     while status != 404 and time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError):
             status = ask(proxy.bucket, "read", "b").status
-    assert status == 404  # it came back by itself, and the request was not carried out
+    assert status == 404  # the proxy is available again, and the request was not carried out
 
 
-def test_a_paused_server_answers_when_it_goes_on(bucket: Bucket) -> None:
+def test_a_paused_server_answers_when_it_is_resumed(bucket: Bucket) -> None:
     with bucket.emulator.paused(), pytest.raises(TimeoutError):
         ask(bucket, "write", "a", b"1", timeout=0.1)
     deadline = time.monotonic() + 10
@@ -223,7 +224,7 @@ def test_a_paused_server_answers_when_it_goes_on(bucket: Bucket) -> None:
         assert time.monotonic() < deadline
 
 
-def test_requests_in_words() -> None:
+def test_descriptions_of_requests() -> None:
     upload = "/upload/storage/v1/b/tests/o"
     description = b'--==0==\nContent-Type: application/json; charset=UTF-8\n\n{"name": "r/a b"}\n--==0==\n\n'
     batch = b"--=\r\n\r\nDELETE /storage/v1/b/tests/o/r%2Fa HTTP/1.1\r\n\r\n--=\r\n\r\nDELETE /storage/v1/b/tests/o/r%2Fb HTTP/1.1\r\n"
@@ -280,7 +281,7 @@ def test_large_objects_pass_in_parts(proxy: Proxy, use_bucket: Callable[[Bucket]
 def test_gcsfs_calls_its_own_object_an_existing_one_after_a_cut_answer(
     gcs_bucket: Bucket, proxied: Callable[[Bucket], Proxy], use_bucket: Callable[[Bucket], None]
 ) -> None:
-    """A claim in a bucket must therefore be read back: the exception alone does not say who made the object."""
+    """A claim in a bucket must therefore be read back: the exception alone does not show who created the object."""
     proxy = proxied(gcs_bucket)
     use_bucket(proxy.bucket)
     files, path = fsspec.url_to_fs(f"{gcs_bucket.url}/claim")

@@ -19,7 +19,7 @@ from swinunetr_jax.training.claim import Claim, ReplacedError
 
 @pytest.fixture
 def remote(bucket, use_bucket) -> Bucket:
-    """A place in an empty bucket."""
+    """Returns a place in an empty bucket."""
     use_bucket(bucket)
     return Bucket(bucket.url)
 
@@ -82,7 +82,7 @@ def test_an_answer_that_is_lost_or_cut_changes_nothing(bucket, proxied, use_buck
 
 
 @pytest.mark.long
-def test_a_bucket_that_stays_away_or_forbids_ends_in_one_sentence(bucket, proxied, use_bucket, monkeypatch, capsys):
+def test_a_bucket_that_cannot_be_reached_or_forbids_ends_in_one_sentence(bucket, proxied, use_bucket, monkeypatch, capsys):
     proxy = proxied(bucket)
     use_bucket(proxy.bucket)
     remote = Bucket(bucket.url)
@@ -105,7 +105,7 @@ def test_a_full_disk_is_noticed_before_a_download(remote, monkeypatch, tmp_path)
 
 
 def nothing(*_) -> None:
-    """Neither prints nor ends anything."""
+    """Does nothing when a claim would print a sentence or end the process."""
 
 
 @pytest.mark.usefixtures("short_lease")
@@ -156,7 +156,7 @@ def test_a_race_of_six_has_one_winner(dead, remote):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("short_lease")
-def test_the_holder_of_a_claim_is_ended_when_it_is_replaced(remote, bucket: Emulated):
+def test_the_owner_of_a_claim_is_ended_when_it_is_replaced(remote, bucket: Emulated):
     ended = threading.Event()
     errors: list[ReplacedError] = []
     Claim.take(remote, lambda error: (errors.append(error), ended.set()))

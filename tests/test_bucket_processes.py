@@ -1,4 +1,4 @@
-"""Processes that train in a bucket, without a shared folder: killed, stopped and woken, started twice, and with a bucket that fails."""
+"""Processes that train in a bucket without a shared folder are killed, suspended or started twice, or their bucket fails."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def whole(runner: Runner, small) -> dict[int, dict[str, bytes]]:
-    """The arrays of undisturbed local runs of one and two processes, by the number of processes."""
+    """Returns the arrays of uninterrupted local runs of one and two processes, by the number of processes."""
     runs = {count: runner.folder / f"whole {count}" for count in (1, 2)}
     for count, run in runs.items():
         runner.finish(runner.begin(run, *options(), count=count), 0)
@@ -49,7 +49,7 @@ def options(steps: int = 4) -> tuple[str, ...]:
 def start(
     runner: Runner, run: Bucket, host: str, *, count: int = 1, steps: int = 4, **environment: str
 ) -> list[subprocess.Popen]:
-    """Starts the same command each time. The processes of a host have scratch folders of their own, which are empty if the host is new."""
+    """Starts the same command each time. Each host has its own scratch folder, which is empty if the host is new."""
     shared = ("--data", str(runner.folder / "data"), "--cache", str(runner.folder / "cache"), "--out", run.url)
     place = {"SWINUNETR_SCRATCH": str(runner.folder / run.prefix.replace("/", "-") / host), "SWINUNETR_TEST_LEASE": str(LEASE)}
     return runner.start(*OPTIONS, *shared, *options(steps), count=count, environment=run.environment | place | environment)
@@ -107,7 +107,9 @@ def test_of_two_trainers_that_start_at_the_same_moment_one_is_refused(runner, ru
 
 
 @pytest.mark.parametrize("where", ["training.json", "params"])
-def test_a_process_that_was_stopped_and_replaced_writes_nothing_when_it_is_woken(where, runner, run, whole, proxied, tmp_path):
+def test_a_process_that_was_suspended_and_replaced_writes_nothing_when_it_is_resumed(
+    where, runner, run, whole, proxied, tmp_path
+):
     proxy = proxied(run)
     proxy.fail("hold", "write", f"00000002-000001/.*{where}")
     (old,) = start(runner, proxy.bucket, "old")
@@ -121,7 +123,7 @@ def test_a_process_that_was_stopped_and_replaced_writes_nothing_when_it_is_woken
     assert old.wait(SECONDS) == 2, runner.output_of(old)
     assert f"{run.url} is now trained by another process (claim 2; this one had claim 1)" in runner.output_of(old)
     after = run.digests()
-    # Requests that were sent before the stop can still arrive: files of a state that does not exist without its training.json.
+    # Requests that were sent before the suspension can still arrive: files of a state that does not count without its training.json.
     late = {name for name in after if name not in before and re.match("checkpoints/00000002-000001/(params|state)/", name)}
     assert {name: after[name] for name in after if name not in late} == before and (not late or where == "params")
     assert bytes_in(run, tmp_path / "copy") == whole[1] and usable_states(run.names())[0] == StoredState(2, 4)
@@ -135,7 +137,7 @@ def test_a_bucket_that_fails_now_and_then(runner, run, whole, proxied, tmp_path)
     assert bytes_in(run, tmp_path / "copy") == whole[1]
 
 
-def test_a_bucket_that_is_away_for_a_minute_is_waited_for(runner, run, whole, proxied, tmp_path):
+def test_a_run_waits_for_a_bucket_that_cannot_be_reached_for_a_minute(runner, run, whole, proxied, tmp_path):
     proxy = proxied(run)
     proxy.fail("away", "write", "00000002-000001/training", seconds=60)
     (process,) = start(runner, proxy.bucket, "host")
@@ -169,7 +171,7 @@ def test_s3_has_the_same_bytes(runner, s3_bucket, whole, proxied, tmp_path):
 
 
 def test_compiled_programs_are_found_by_another_machine(runner, run):
-    """JAX writes the programs beside the run, and reads them on a new host."""
+    """JAX writes the programs to RUN/programs, and reads them on a new host."""
     fresh = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     script = (
         "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR'); import sys, runpy, jax, jax.monitoring as m; hits = [];"

@@ -1,4 +1,4 @@
-"""A run in a bucket ends with the bytes of an undisturbed local run, wherever its process is killed and whatever is damaged."""
+"""A run in a bucket ends with the bytes of an uninterrupted local run, wherever its process is killed and whatever is damaged."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory, small) -> Path:
-    """The folder of the undisturbed local run."""
+    """Returns the folder of the uninterrupted local run."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train(wanted(data, run))
     return run
@@ -49,7 +49,7 @@ def whole(data, tmp_path_factory, small) -> Path:
 
 @pytest.fixture
 def run(bucket, use_bucket, tmp_path, monkeypatch) -> Bucket:
-    """The place of a run in an empty bucket, and an empty scratch folder."""
+    """Returns the place of a run in an empty bucket. The scratch folder is empty, too."""
     use_bucket(bucket)
     monkeypatch.setenv("SWINUNETR_SCRATCH", str(tmp_path / "scratch"))
     return bucket / "run"
@@ -109,7 +109,8 @@ def test_a_run_that_is_killed_continues_on_an_empty_disk_to_the_same_bytes(point
     assert bytes_in(run, tmp_path / "copy") == bytes_of(whole)
     names = run.names()
     owner = 1 if point == "before the report" else 2  # the last state was complete there
-    assert usable_states(names)[0] == StoredState(owner, 4) and len(states(names)) == 2  # no remains of the killed process
+    # The files of the killed process were removed.
+    assert usable_states(names)[0] == StoredState(owner, 4) and len(states(names)) == 2
     assert {name.split("/")[1] for name in names if name.startswith("best/params")} == {
         json.loads(run.read("best/checkpoint.json"))["params"]
     }
@@ -161,7 +162,7 @@ def test_a_longer_run_and_another_number_of_kept_states(run, whole, data, tmp_pa
     pulled = tmp_path / "pulled"
     rows = [json.loads(line) for line in run.read("log-000002.jsonl").splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
-    assert not pulled.exists() and pull(whole) is None  # a local run is not touched
+    assert not pulled.exists() and pull(whole) is None  # a local run is not changed
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The commands of docs/buckets.md, from a data set to its scores, on two hosts that share nothing but a bucket and are lost once."""
+"""The commands of docs/buckets.md, from a data set to its scores, on two hosts that share only a bucket and are lost once."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SMALL = (
 )
 # fmt: on
 TRAINER = r"""#!/bin/bash
-# The host's trainer, in the place of `python -m train ... --distributed detect`: each host has a scratch folder of its own.
+# The trainer of a host, instead of `python -m train ... --distributed detect`. Each host has its own scratch folder.
 words=()
 while [ $# -gt 0 ]; do
   case $1 in -m) shift ;; --distributed) shift ;; *) words+=("$1") ;; esac
@@ -50,7 +50,7 @@ def commands(bucket: str) -> list[list[str]]:
 
 
 def swinunetr(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """Runs a command of the page, and returns what it prints."""
+    """Runs a command of the page, and returns its output."""
     program = [sys.executable, str(ROOT / "tests" / "helpers" / "run_cli.py"), *command[1:]]
     place = {"SWINUNETR_SCRATCH": str(folder / "scratch"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -61,7 +61,7 @@ def swinunetr(command: list[str], folder: Path, environment: dict[str, str]) -> 
 
 
 def started(launcher: Launcher, command: list[str], **environment: str) -> subprocess.Popen:
-    """Starts the launcher with the arguments of the page and the options of a small run, in a session of its own."""
+    """Starts the launcher with the arguments of the page and the options of a small run, in its own session."""
     position = command.index("--steps")
     words = [*command[1 : command.index("--batch")], *command[position + 2 :], *SIZES, *SMALL]
     (launcher.folder / "port").write_text(str(free_port()))

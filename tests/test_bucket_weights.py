@@ -37,7 +37,7 @@ def copies(tmp_path: Path) -> set[str]:
 
 @pytest.fixture
 def downloads(monkeypatch) -> list[str]:
-    """The names of the objects that are copied down."""
+    """Returns the list to which the names of downloaded objects are added."""
     names: list[str] = []
     original = Client.download_file
 

@@ -1,4 +1,4 @@
-"""A run that is killed or signalled, or whose files are damaged, continues to the same bytes as an undisturbed run."""
+"""A run that is killed or signalled, or whose files are damaged, continues to the same bytes as an uninterrupted run."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def small_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(runner) -> Path:
-    """Returns the folder of an undisturbed run."""
+    """Returns the folder of an uninterrupted run."""
     run = runner.folder / "finished"
     runner.finish(runner.begin(run, *OFTEN, count=1), 0)
     return run

@@ -1,4 +1,4 @@
-"""The launch scripts try again when that can help, continue the run, and end otherwise; stand-ins replace gcloud, srun and kubectl."""
+"""The launch scripts try again and continue the run if this can help, and otherwise end. Stand-ins replace gcloud, srun and kubectl."""
 
 import os
 import shutil
@@ -143,7 +143,7 @@ def test_a_tpu_vm_that_exists_is_used_and_never_created_or_deleted(launcher):
 
 
 @pytest.mark.long
-def test_a_trainer_that_an_earlier_try_left_is_ended_and_the_pod_deleted_if_asked(launcher):
+def test_the_trainer_of_an_earlier_try_is_ended_and_the_pod_deleted_if_asked(launcher):
     left = subprocess.Popen(["bash", "-c", "exec -a train sleep 60"])
     (launcher.folder / "host1").mkdir()
     (launcher.folder / "host1" / "swinunetr.pid").write_text(f"{left.pid}\n")
@@ -273,7 +273,7 @@ def check(run: Path, alone: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_preempted_pod_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
+def test_a_preempted_pod_continues_to_the_losses_of_an_uninterrupted_run(runner, alone, tmp_path):
     run = runner.folder / "pod"
     launcher, options, environment = real(runner, tmp_path, run, second_state(run))
     completed = launcher.run("tpu_pod.sh", *QUEUED, "pod", "zone", *options, **environment)
@@ -294,12 +294,12 @@ def test_a_preempted_pod_without_a_shared_folder_continues_from_the_bucket(runne
     assert "2 processes, continuing after step " in completed.stdout
     assert launcher.calls() == [*ON_NEW_POD, DELETE, *ON_NEW_POD]
     run = launcher.folder / "host0" / "scratch" / "own" / "0" / gcs_bucket.url.replace("://", "/") / "run"
-    check(run, alone)  # the copy of the leader on the second pod, which began without the first one
+    check(run, alone)  # the copy of the leader on the second pod, which started with empty folders
     assert {"report.html", "log-000002.jsonl"} <= set((gcs_bucket / "run").names())
 
 
 @pytest.mark.long
-def test_a_slurm_job_whose_process_was_killed_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
+def test_a_slurm_job_whose_process_was_killed_continues_to_the_losses_of_an_uninterrupted_run(runner, alone, tmp_path):
     """The script runs unchanged, with an `srun` that starts two tasks on this machine."""
     run = runner.folder / "slurm"
     launcher, options, environment = real(runner, tmp_path, run, second_state(run))
@@ -316,7 +316,7 @@ def test_a_slurm_job_whose_process_was_killed_continues_to_the_losses_of_an_undi
 
 
 @pytest.mark.long
-def test_a_jobset_whose_pod_was_killed_continues_to_the_losses_of_an_undisturbed_run(runner, alone, tmp_path):
+def test_a_jobset_whose_pod_was_killed_continues_to_the_losses_of_an_uninterrupted_run(runner, alone, tmp_path):
     run = runner.folder / "jobset"
     launcher, options, environment = real(runner, tmp_path, run, second_state(run))
     completed = apply(launcher, *options, **environment)

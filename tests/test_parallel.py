@@ -18,7 +18,7 @@ from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.blocks import ResBlock
 from swinunetr_jax.ops import lane_blocks
 from swinunetr_jax.runtime import dispatch
-from swinunetr_jax.runtime.sharding import device_grid, device_mesh, in_order, process_share, with_mesh
+from swinunetr_jax.runtime.sharding import device_grid, device_mesh, process_share, sort_devices, with_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, PmapStrategy
 from swinunetr_jax.weights.params import build, flatten
 
@@ -301,7 +301,7 @@ def test_devices_of_a_slice_are_neighbours_and_each_process_holds_its_share(slic
 def test_devices_of_a_process_are_adjacent_even_if_it_has_several_slices():
     devices = devices_of_slices(1, 0, 1)
     devices[0].slice_index = 0  # the second device of the first process
-    assert [(device.process_index, device.slice_index) for device in in_order(devices)] == [
+    assert [(device.process_index, device.slice_index) for device in sort_devices(devices)] == [
         *[(0, 0), (0, 1)],
         *[(1, 0), (1, 0)],
         *[(2, 1), (2, 1)],

@@ -9,7 +9,7 @@ from swinunetr_jax import InputError
 from tools import pod_plan, pod_slices
 from tools.pod_slices import Slice, Transfer, read_backward, read_transfers, transfer_seconds, unhidden_seconds
 
-# Two sums over slices and a transfer to the host that is none, in the format of libtpu 0.0.42.
+# Two sums over slices, and a transfer to the host that is no such sum, in the format of libtpu 0.0.42.
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -73,7 +73,7 @@ def test_the_seconds_of_a_sum_over_slices():
         ([(3_125_000, 0.010, 0.0104)], 0.0006),
         ([(3_125_000, 0.010, 0.010)], 0.001),  # nothing is hidden
         ([(3_125_000, 0.010, 0.0115), (3_125_000, 0.010, 0.0115)], 0.0005),  # both share the network
-        # The first wait of 1 ms delays the second transfer by 1 ms, too, so that it is as well hidden as before.
+        # The first wait of 1 ms delays the second transfer by 1 ms, too, so that as much of it is hidden as before.
         ([(6_250_000, 0.010, 0.011), (3_125_000, 0.012, 0.0125)], 0.0015),
     ],
 )

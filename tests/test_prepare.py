@@ -1,4 +1,4 @@
-"""Prepared data sets: training on them has the samples of the scans, what is complete is kept, and what is damaged is found."""
+"""Training on prepared data has the same samples as on the scans, complete cases are kept, and damage is detected."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def scans(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(scans, tmp_path_factory) -> Path:
-    """The prepared phantom. Tests that change it make a copy."""
+    """Returns the prepared phantom. Tests that change it make a copy."""
     place = tmp_path_factory.mktemp("prepared") / "place"
     prepare(recipe_of(scans), place)
     return place
@@ -44,7 +44,7 @@ def made(scans, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(made, tmp_path) -> Path:
-    """A copy of the prepared phantom."""
+    """Returns a copy of the prepared phantom."""
     return Path(shutil.copytree(made, tmp_path / "place"))
 
 

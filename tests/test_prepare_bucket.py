@@ -1,4 +1,4 @@
-"""Prepared data sets and caches in a bucket, which every machine copies. A machine is a scratch folder."""
+"""Prepared data sets and caches in a bucket, which every machine copies. A scratch folder stands for a machine."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def scans(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch) -> Callable[[str], Path]:
-    """A function that makes this process run on another machine, and returns the folder of the machine's copies."""
+    """Returns a function that makes this process use the scratch folder of a machine, and returns the folder of its copies."""
 
     def use(name: str) -> Path:
         monkeypatch.setenv(scratch.VARIABLE, str(tmp_path / name))
@@ -55,7 +55,7 @@ def test_a_data_set_in_a_bucket_is_copied_and_damaged_copies_are_replaced(scans,
     prepare(recipe_of(scans), tmp_path / "place")
     local = {path.name: path.read_bytes() for path in (tmp_path / "place").iterdir()}
     assert bucket.objects() == local
-    assert not [path for path in copies.rglob("*") if path.is_file()]  # nothing remains of what was uploaded
+    assert not [path for path in copies.rglob("*") if path.is_file()]  # uploaded files were removed
     recipe, run = recipe_of(bucket.url), tmp_path / "run"
     expected = arrays(collect_cases(recipe_of(tmp_path / "place"), run))
     machine("b")

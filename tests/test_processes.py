@@ -185,7 +185,7 @@ def test_gathered_rows_are_in_the_order_of_processes():
 
 
 @pytest.mark.long
-def test_pretraining_on_two_processes_that_is_killed_ends_in_the_bytes_of_an_undisturbed_run(runner, monkeypatch):
+def test_pretraining_on_two_processes_that_is_killed_ends_in_the_bytes_of_an_uninterrupted_run(runner, monkeypatch):
     scans = runner.folder / "unlabelled"
     write_phantom(scans, cases=2, size=(48, 48, 32))
     options = (

@@ -1,4 +1,4 @@
-"""The rows of the log on where the time of a run went, and their sums."""
+"""The rows of the log that state how a run spent its time, and their sums."""
 
 import pytest
 
@@ -23,7 +23,7 @@ ROWS = [
         finished=True,
         hosts={"0 on a": (0.5, 0.25)},
     ),
-    # The finished run is extended after a day, which is not lost.
+    # The finished run is extended after a day, which does not count as lost.
     row(90000, 90010, {"start": 5.0, "steps": 5.0, "another kind": 0.5}, hosts={"0 on a": (0.5, 0.25), "1 on b": (1.5, 0.5)}),
 ]
 
@@ -62,7 +62,7 @@ def test_the_log_keeps_the_times_up_to_the_saved_state_and_counts_the_steps_that
     assert log.read_rows(tmp_path)[1] == {"kind": "time", "step": 1, "start": 5, "at": 7, "spent": {"steps": 1.0}}
 
 
-def test_the_time_of_a_phase_is_without_those_within_it(monkeypatch):
+def test_the_time_of_a_phase_excludes_the_phases_within_it(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: 10.0 * next(clock))
     with watchdog.Watchdog(0, default_on=True, leads=True):

@@ -62,17 +62,17 @@ def check_sentence(result: tuple[int, str], sentence: str) -> None:
     assert "not ended" not in output
 
 
-def test_a_process_that_deadlocks_or_is_stopped_for_long_prints_its_stacks_and_ends():
+def test_a_process_that_deadlocks_or_is_suspended_for_long_prints_its_stacks_and_ends():
     lock, stopped = ended("a lock", "SIGSTOP")
     check_sentence(lock, "error: the step has made no progress for 0 s")
     check_sentence(stopped, "error: the step has made no progress for 1 s")
 
 
 @pytest.mark.long
-def test_c_code_a_phase_of_another_limit_progress_and_no_watchdog():
+def test_c_code_a_longer_limit_progress_and_no_watchdog():
     c_code, holding, validation, progress, off = ended(*(name for name in PROGRAMS if name not in ("a lock", "SIGSTOP")))
     check_sentence(c_code, "error: the step has made no progress for 0 s")
-    check_sentence(validation, "error: the validation has made no progress for 1 s")  # its limit is longer, and was counted anew
+    check_sentence(validation, "error: the validation has made no progress for 1 s")  # its limit is longer, and was restarted
     code, output = holding  # no thread of Python runs, so that faulthandler ends the process
     assert code == 1 and output.startswith("Timeout (0:00:0") and "(most recent call first):" in output
     assert progress == off == (0, "")
@@ -90,9 +90,9 @@ def test_the_limit_of_each_phase_and_the_defaults(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runner) -> dict[str, bytes]:
+def uninterrupted(runner) -> dict[str, bytes]:
     """Returns the bytes of the newest state of a run of two processes."""
-    run = runner.folder / "undisturbed"
+    run = runner.folder / "uninterrupted"
     runner.finish(runner.begin(run, *LENGTH), 0)
     return state_bytes(run)
 
@@ -110,7 +110,7 @@ def state_bytes(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_deadlock_in_a_step_of_one_of_two_processes_ends_both(runner, undisturbed, process):
+def test_a_deadlock_in_a_step_of_one_of_two_processes_ends_both(runner, uninterrupted, process):
     run = runner.folder / f"deadlock-{process}"
     started = runner.begin(
         run, *LENGTH, "--watchdog-minutes", "0.15", environment={"SWINUNETR_TEST_HANG": f"deadlock {process} 4"}
@@ -122,12 +122,12 @@ def test_a_deadlock_in_a_step_of_one_of_two_processes_ends_both(runner, undistur
     outputs = [runner.output_of(hanging) for hanging in started]
     assert any("error: the step has made no progress for" in output for output in outputs)
     runner.finish(runner.start("--resume", str(run)), 0)
-    assert state_bytes(run) == undisturbed and len(losses(run)) == 6
+    assert state_bytes(run) == uninterrupted and len(losses(run)) == 6
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_process_that_is_stopped_for_long_ends_the_other_one_and_then_itself(runner, undisturbed, process):
+def test_a_process_that_is_suspended_for_long_makes_the_other_one_end_and_then_ends(runner, uninterrupted, process):
     run = runner.folder / f"stopped-{process}"
     started = runner.begin(run, *LENGTH, "--watchdog-minutes", "0.1", environment={"SWINUNETR_TEST_HANG": f"stop {process} 4"})
     runner.wait_for_step(started[0], run, 2)
@@ -139,4 +139,4 @@ def test_a_process_that_is_stopped_for_long_ends_the_other_one_and_then_itself(r
     woken = time.monotonic()
     assert started[process].wait(SECONDS) != 0 and time.monotonic() - woken < 5
     runner.finish(runner.start("--resume", str(run)), 0)
-    assert state_bytes(run) == undisturbed and len(losses(run)) == 6
+    assert state_bytes(run) == uninterrupted and len(losses(run)) == 6

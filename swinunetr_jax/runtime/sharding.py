@@ -47,7 +47,7 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
     Raises:
         InputError: there are too few devices, or some processes would have no work.
     """
-    devices = in_order(devices)
+    devices = sort_devices(devices)
     processes = len({device.process_index for device in devices})
     per_process = len(devices) // processes
     if spatial < 1 or per_process < spatial or (processes > 1 and per_process % spatial):
@@ -66,7 +66,7 @@ def device_grid(batch: int, spatial: int, devices: Sequence[Device]) -> np.ndarr
     return np.array(devices[: used * spatial]).reshape(used, spatial)
 
 
-def in_order(devices: Iterable[Device]) -> list[Device]:
+def sort_devices(devices: Iterable[Device]) -> list[Device]:
     """Returns the devices sorted by slice, process and number; those of a process are adjacent even if they are in several slices."""
     devices, first_slice = list(devices), dict[int, int]()
     for device in devices:

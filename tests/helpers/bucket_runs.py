@@ -1,4 +1,4 @@
-"""Runs of the trainer in a bucket, in this process: a process that is killed at a named object, and the bytes of a run."""
+"""Helpers of tests that run the trainer in a bucket in this process: they kill a run at a named object, and read its bytes."""
 
 import re
 from collections.abc import Callable
@@ -23,11 +23,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, operation: str, name: str, *, after
     """Ends the run at an operation of `Bucket` ("write", "upload" or "remove") on an object.
 
     Args:
-        monkeypatch: ends the patch.
+        monkeypatch: the fixture, which removes the patch.
         operation: the name of the method.
         name: a regular expression, which is searched in the object's name.
-        after: whether the operation is carried out before.
-        count: which of the operations on such an object it is, counted from 1. Of an upload of several files, those before are copied.
+        after: whether the operation is carried out first.
+        count: the number of the operation on such an object, counted from 1. In an upload of several files, earlier files are copied.
     """
     original: dict[str, Callable] = {method: getattr(Bucket, method) for method in ("write", "upload", "remove", "create")}
     left = [count]

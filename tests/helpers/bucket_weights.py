@@ -1,4 +1,4 @@
-"""Weights in a bucket on loopback, which this process reaches."""
+"""Helpers of tests of weights in a bucket on loopback, to which this process is connected."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from swinunetr_jax.buckets import bucket
 
 @pytest.fixture
 def here(gcs_bucket, use_bucket, tmp_path, monkeypatch) -> Bucket:
-    """An empty folder of a bucket that this process reaches, with a scratch folder of its own."""
+    """Returns an empty folder of a bucket to which this process is connected. The test has its own scratch folder."""
     return connect(gcs_bucket, use_bucket, tmp_path, monkeypatch)
 
 

@@ -1,9 +1,9 @@
-"""Buckets on loopback: an emulator of Google's storage and one of S3, and what a test sees of them from outside.
+"""Buckets on loopback: emulators of Google Cloud Storage and of S3, and access to their objects that does not use the code under test.
 
-`Emulator` starts a server, `Bucket` is a folder of its only bucket. The fixtures in conftest.py start at most one server of each kind in a
-session, and only if a test asks for it. A server ends with the process that started it, also if that is killed.
+`Emulator` starts a server, and `Bucket` is a folder of its only bucket. The fixtures in conftest.py start at most one server of each kind
+in a session, and only if a test asks for it. A server ends with the process that started it, also if that is killed.
 
-They are not the services themselves. Google's emulator looks at the condition "create if there is none" only for uploads in one request of
+The emulators differ from the services. Google's emulator checks the condition "create if there is none" only for uploads in one request of
 the form that gcsfs chooses for small objects; a large object, or another form, overwrites what is there.
 """
 
@@ -27,7 +27,7 @@ import pytest
 
 from helpers.runner import free_port
 
-NAME = "tests"  # of the bucket
+NAME = "tests"  # the name of the bucket
 SECONDS = 30
 SCHEMES = {"gcs": "gs", "s3": "s3"}
 # The shell prints the number of the server's process and ends with it. It kills the server as soon as our end of the pipe is closed.
@@ -69,7 +69,7 @@ class Emulator:
         """Starts the server and makes the bucket. Its output is in `folder`, with a line for each request."""
         self.kind, self.log = kind, folder / f"{kind}.log"
         self.url = f"{SCHEMES[kind]}://{NAME}"
-        for _ in range(5):  # somebody else may take the port between the question which one is free and the start
+        for _ in range(5):  # another process may take the free port before the server starts
             self.port = free_port()
             if self.start():
                 break
@@ -81,9 +81,9 @@ class Emulator:
         self.filesystem: Any = None
 
     def start(self) -> bool:
-        """Starts the server, and returns whether it listens. The line in its own output excludes that another server answers."""
+        """Starts the server, and returns whether it listens. The line in its output shows that it is not another server that answers."""
         shell = shutil.which("sh") or "/bin/sh"
-        # A session of its own, so that Ctrl-C ends the tests before the servers that they use.
+        # The server has its own session, so that Ctrl-C ends the tests before the servers that they use.
         self.guard = subprocess.Popen(
             [shell, "-c", GUARD, shell, *self.command()],
             stdin=subprocess.PIPE,
@@ -135,20 +135,20 @@ class Emulator:
             self.guard.wait(SECONDS)
 
     def pause(self) -> None:
-        """Stops the server by a signal: it takes connections and requests, and answers none of them until `resume`."""
+        """Suspends the server by a signal. It accepts connections and requests, and answers none of them until `resume`."""
         os.kill(self.process, signal.SIGSTOP)
         deadline = time.monotonic() + SECONDS
-        while not is_stopped(self.process):  # the signal is on its way for a moment, in which the server may still answer
+        while not is_stopped(self.process):  # until the signal arrives, the server may still answer
             assert time.monotonic() < deadline, f"the process {self.process} does not stop"
             time.sleep(0.001)
 
     def resume(self) -> None:
-        """Lets a paused server go on: it carries out the requests that came in the meantime."""
+        """Resumes a paused server. It carries out the requests that have arrived in the meantime."""
         os.kill(self.process, signal.SIGCONT)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Pauses the server for the time of a `with` block."""
+        """Pauses the server during a `with` block."""
         self.pause()
         try:
             yield
@@ -156,7 +156,7 @@ class Emulator:
             self.resume()
 
     def files(self) -> Any:
-        """Returns an fsspec file system of this server, without caches, whatever the environment variables are."""
+        """Returns an fsspec file system of this server, without caches and independent of the environment variables."""
         if self.filesystem is None:
             fresh: dict[str, Any] = {"endpoint_url": self.endpoint, "skip_instance_cache": True, "use_listings_cache": False}
             if self.kind == "gcs":
@@ -179,8 +179,8 @@ class Emulator:
 class Bucket:
     """A folder of the bucket of an emulator.
 
-    `environment` is for the code under test, and leads through a proxy if `endpoint` is one. The methods do not: they read and write
-    the emulator itself. The names of objects do not have the prefix in front.
+    `environment` is for the code under test, whose requests pass through a proxy if `endpoint` is one. The methods access the emulator
+    directly. The names of objects do not include the prefix.
     """
 
     emulator: Emulator
@@ -200,7 +200,7 @@ class Bucket:
         return Bucket(self.emulator, f"{self.prefix}/{name}", self.endpoint)
 
     def path(self, name: str) -> str:
-        """Returns the path of an object as the file system of `emulator.files()` wants it."""
+        """Returns the path of an object as the file system of `emulator.files()` expects it."""
         return f"{NAME}/{self.prefix}/{name}"
 
     def names(self) -> list[str]:
@@ -233,7 +233,7 @@ class Bucket:
         self.emulator.files().rm_file(self.path(name))
 
     def flip(self, name: str, index: int | None = None) -> None:
-        """Changes one bit of the byte at `index`, in the middle by default. The bucket's own digest of the object fits the new bytes."""
+        """Changes one bit of the byte at `index`, in the middle by default. The digest that the bucket states is that of the new bytes."""
         content = bytearray(self.read(name))
         content[len(content) // 2 if index is None else index] ^= 1
         self.write(name, bytes(content))
@@ -243,12 +243,12 @@ numbers = itertools.count()
 
 
 def fresh_bucket(emulator: Emulator, title: str) -> Bucket:
-    """Returns a folder of the bucket that no other test has; `title`, the name of a test or a module, is a part of its name."""
+    """Returns a folder of the bucket that no other test has; `title`, the name of a test or a module, is part of its name."""
     return emulator.bucket(f"{re.sub('[^A-Za-z0-9]+', '-', title).strip('-')}-{next(numbers)}")
 
 
 def clear_instances() -> None:
-    """Makes fsspec forget its file systems of buckets, which keep the address that they were made with."""
+    """Clears fsspec's cached file systems of buckets, which keep the server address with which they were created."""
     for module, name in (("gcsfs", "GCSFileSystem"), ("s3fs", "S3FileSystem")):
         if module in sys.modules:
             getattr(sys.modules[module], name).clear_instance_cache()
@@ -257,7 +257,7 @@ def clear_instances() -> None:
 
 
 def use_environment(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:
-    """Sets the variables of a bucket in this process for the time of a test, and makes fsspec look at them."""
+    """Sets the environment variables of a bucket in this process during a test, and makes fsspec read them."""
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     clear_instances()

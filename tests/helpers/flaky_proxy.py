@@ -1,8 +1,8 @@
-"""A proxy on loopback that stands before an emulator of a bucket and fails on purpose. `helpers.proxy.Proxy` starts and commands it.
+"""A proxy on loopback in front of an emulator of a bucket, which fails on purpose. `helpers.proxy.Proxy` starts and controls it.
 
 Run it with the port of the emulator: `python -m helpers.flaky_proxy PORT`. It prints {"port": its own port}, and then reads commands from
-its standard input, one JSON object a line, and answers each with a line. It ends when its standard input is closed. Commands do not come
-by HTTP because the proxy also has to obey while it refuses connections.
+its standard input, one JSON object a line, and answers each with a line. It ends when its standard input is closed. Commands are not
+sent by HTTP, because the proxy must also accept them while it refuses connections.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ HOP_BY_HOP = ("transfer-encoding", "connection", "content-length", "expect", "ke
 
 @dataclass
 class Rule:
-    """Fails requests whose operation is among `operations` and one of whose names matches `name`: the `nth` one and `times` in all."""
+    """Fails `times` requests from the `nth` one on, among those of `operations` that have an object whose name matches `name`."""
 
     kind: str
     operations: list[str] | None = None
@@ -42,14 +42,14 @@ class Rule:
         return any(re.search(self.name, name) for name in request.names or ("",))
 
     def applies(self) -> bool:
-        """Counts a request that matches, and returns whether the rule is for it."""
+        """Counts a request that matches, and returns whether the rule applies to it."""
         self.seen += 1
         return self.seen >= self.nth and (self.times is None or self.seen < self.nth + self.times)
 
 
 @dataclass
 class Record:
-    """One line of the list of requests. `status` stays None while no answer of the emulator or of the proxy is there."""
+    """One line of the list of requests. `status` is None until the emulator or the proxy has answered."""
 
     number: int
     method: str
@@ -63,10 +63,10 @@ class Record:
 
 @dataclass
 class State:
-    """What the proxy does and has done. `changed` guards all of it, and is notified when a held request is released."""
+    """The rules of the proxy and its list of requests. `changed` is their lock, and is notified when a held request is released."""
 
     rules: list[Rule] = field(default_factory=list)
-    rate: Rule | None = None  # a rule without a place: it is for a share of the requests that match
+    rate: Rule | None = None  # a rule for a share of the requests that match
     share: float = 0.0
     kinds: list[str] = field(default_factory=list)
     rng: random.Random = field(default_factory=random.Random)
@@ -78,7 +78,7 @@ class State:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def decide(self, request: ObjectRequest) -> tuple[str, Rule]:
-        """Returns the kind of failure of a request, "ok" for none, and the rule that it comes from."""
+        """Returns the kind of failure of a request, which is "ok" for none, and the rule that causes it."""
         if self.away:
             return ("hold" if self.away == "silent" else self.away), Rule("away")
         for rule in self.rules:
@@ -89,7 +89,7 @@ class State:
         return "ok", Rule("ok")
 
     def hold(self, record: Record) -> bool:
-        """Waits until held requests are released, and returns whether the request, or its answer, goes its way now."""
+        """Waits until held requests are released, and returns whether the request, or its answer, is to be forwarded."""
         with self.changed:
             releases, record.held = self.releases, True
             self.changed.wait_for(lambda: self.releases > releases)
@@ -107,7 +107,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no error of the proxy
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that has disconnected is no error of the proxy
             super().handle_error(request, client_address)
 
 
@@ -129,7 +129,7 @@ class Front:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def leave(self, seconds: float | None, how: str) -> None:
-        """Is away from now on: "refused" closes the port and all connections, a number answers with it, "silent" holds all requests."""
+        """Makes the proxy unavailable: it closes the port ("refused"), holds all requests ("silent") or answers with a status."""
         with self.lock:
             self.back()
             self.state.away = how
@@ -180,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
         state = self.front.state
         with state.changed:
             kind, rule = state.decide(request)
-            if kind == "refused":  # the request came while the port was about to be closed
+            if kind == "refused":  # the request arrived just before the port was closed
                 kind = "dropped"
             record = Record(len(state.records), self.command, self.path, request.operation, request.names, kind)
             state.records.append(record)
@@ -207,12 +207,12 @@ class Handler(BaseHTTPRequestHandler):
         while size := int(self.rfile.readline().split(b";")[0], 16):
             parts.append(self.rfile.read(size))
             self.rfile.readline()
-        while self.rfile.readline().strip():  # what follows the last part is read up to the empty line, and is dropped
+        while self.rfile.readline().strip():  # the lines between the last part and the empty line are ignored
             pass
         return b"".join(parts)
 
     def pass_on(self, request: ObjectRequest, record: Record, body: bytes) -> None:
-        """Lets the emulator carry out a request, and gives its answer to the client, as the kind of failure says."""
+        """Forwards a request to the emulator and the answer to the client, except for what the kind of failure suppresses."""
         state, target, kind = self.front.state, self.path, record.kind
         if state.page is not None and request.operation == "list":
             target = in_pages(target, state.page, request.google)
@@ -228,7 +228,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if kind == "short" and request.operation == "list" and answer.status == 200:
             content = shorten_listing(content, request.google)
-        if request.operation != "read":  # the emulator writes its own address into descriptions; contents stay as they are
+        if (
+            request.operation != "read"
+        ):  # the emulator writes its own address into descriptions; the contents of objects are not changed
             there, here = f"127.0.0.1:{self.front.target}", f"127.0.0.1:{self.front.port}"
             content = content.replace(there.encode(), here.encode())
             fields = [(key, value.replace(there, here)) for key, value in fields]
@@ -252,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def obey(front: Front, command: dict[str, Any]) -> Any:
-    """Carries out one command of the standard input, and returns its answer."""
+    """Carries out a command from the standard input, and returns its answer."""
     state, arguments = front.state, {key: value for key, value in command.items() if key != "do"}
     match command["do"]:
         case "away":

@@ -18,7 +18,7 @@ import yaml
 
 
 def run_job(job: dict[str, Any], start: int) -> str | None:
-    """Runs the pods of a job, and returns the reason of its failure, or None. The pods know the number of the start, from 1."""
+    """Runs the pods of a job, and returns the reason of its failure, or None. Each pod receives the number of the start, counted from 1."""
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     [container] = pod["containers"]
@@ -39,7 +39,7 @@ def run_job(job: dict[str, Any], start: int) -> str | None:
         time.sleep(0.01)
     if not failed:
         return None
-    for number in (signal.SIGTERM, signal.SIGKILL):  # to the processes of each pod
+    for number in (signal.SIGTERM, signal.SIGKILL):  # each is sent to the processes of every pod
         for process in pods:
             if process.poll() is None:
                 os.killpg(process.pid, number)

@@ -14,9 +14,9 @@ from helpers.runner import ROOT, SECONDS
 
 LAUNCH = ROOT / "train" / "launch"
 
-# The queued resource is the file `queued`: a line for each answer of `describe`, of which the last one is repeated. A new one has the lines
-# of the file `new` in turn. Each host has a folder as its home, which is lost when the resource is deleted. A host with a file `silent`
-# cannot be reached. As in gcloud, the code of a command on all hosts says nothing.
+# The queued resource is the file `queued`: a line for each answer of `describe`, of which the last one is repeated. A new resource takes
+# its lines from the file `new`. Each host has a folder as its home, which is lost when the resource is deleted. A host with a file `silent`
+# cannot be reached. As in gcloud, the code of a command on all hosts has no meaning.
 GCLOUD = r"""#!/bin/bash
 words=("$@") command= file=
 for ((i = 0; i < $#; i++)); do [ "${words[i]}" = --command ] && command=${words[i + 1]}; done
@@ -58,9 +58,9 @@ printf '#!/bin/bash\nexit 0\n' >.venv/bin/pip
 printf '#!/bin/bash\nexec -a train-%s bash %s "$@"\n' "$HOST" "$TRAINER" >.venv/bin/python
 chmod +x .venv/bin/*
 """
-# The n-th try takes the n-th word of CODES, such as 3,137, whose parts are the codes of the two processes, and the n-th part of POSITIONS,
-# which it prints. `lost` is a connection that is lost, `silent` a host that no longer answers, `preempted` a pod that is preempted,
-# `consequence` an exception because of that, and `wait` a trainer that continues until it is stopped.
+# The n-th try uses the n-th word of CODES, such as 3,137, whose parts are the codes of the two processes, and prints the n-th part of
+# POSITIONS. `lost` is a connection that is lost, `silent` a host that no longer answers, `preempted` a pod that is preempted,
+# `consequence` an exception that this causes, and `wait` a trainer that continues until it is stopped.
 TRAINER = r"""#!/bin/bash
 host=$HOST$SLURM_PROCID$JOB_COMPLETION_INDEX
 echo >>"$TEST/tries$host"
@@ -79,7 +79,7 @@ case ${each[host]} in
   *) exit "${each[host]}" ;;
 esac
 """
-# It kills process 1 of the first try with -9, as soon as the command SAVED succeeds. If there is a queued resource, it is preempted.
+# This trainer kills process 1 of the first try as soon as the command SAVED succeeds. If there is a queued resource, it is preempted.
 KILLED_TRAINER = r"""#!/bin/bash
 host=$HOST$SLURM_PROCID$JOB_COMPLETION_INDEX
 echo >>"$TEST/tries$host"

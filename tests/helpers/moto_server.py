@@ -17,7 +17,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def one_at_a_time(application: Application) -> Application:
-    """Returns an application that reads each request as a whole first, so that a client that stops in its middle holds nobody up."""
+    """Returns an application that first reads each request completely, so that a client that stops in the middle does not block others."""
     lock = threading.Lock()
 
     def run(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

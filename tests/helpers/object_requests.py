@@ -1,4 +1,4 @@
-"""What a request to a bucket asks for, in the same words for the interfaces of Google and of S3. Only the standard library is used."""
+"""Describes requests to a bucket in the same words for the interfaces of Google and S3. Only the standard library is used."""
 
 import json
 import re
@@ -13,12 +13,12 @@ GOOGLE = (
     "upload",
     "download",
     "batch",
-)  # the first parts of the paths of Google's interface; a bucket of ours has other names
+)  # the first parts of the paths of Google's interface; the buckets of tests have other names
 
 
 @dataclass(frozen=True)
 class ObjectRequest:
-    """A request in words.
+    """The operation of a request and the names of its objects.
 
     `operation` is one of `OPERATIONS`. A "write" is the request that makes an object appear: the only one of a small upload, the last
     one of an upload in parts. "start" begins an upload in parts, and "part" is any of its other requests. "read" asks for contents,
@@ -31,7 +31,7 @@ class ObjectRequest:
 
 
 def parse_request(method: str, target: str, headers: Mapping[str, str], body: bytes) -> ObjectRequest:
-    """Returns what a request asks for. `target` is the path with its query, as in the first line of the request."""
+    """Returns the description of a request. `target` is the path with its query, as in the first line of the request."""
     split = urlsplit(target)
     query = {key: values[0] for key, values in parse_qs(split.query, keep_blank_values=True).items()}
     first = split.path.lstrip("/").partition("/")[0]
@@ -108,7 +108,7 @@ def error_answer(status: int, google: bool) -> tuple[str, bytes]:
 
 
 def shorten_listing(body: bytes, google: bool) -> bytes:
-    """Returns a listing without the second half of its objects, and without a word that there are more of them."""
+    """Returns a listing without the second half of its objects, which does not state that there are more."""
     if google:
         listing = json.loads(body)
         listing.pop("nextPageToken", None)
@@ -122,7 +122,7 @@ def shorten_listing(body: bytes, google: bool) -> bytes:
 
 
 def in_pages(target: str, size: int, google: bool) -> str:
-    """Returns the target of a listing with at most `size` objects in an answer; the answer names the next page, as it always does."""
+    """Returns the target of a listing with at most `size` objects in an answer, which names the next page as usual."""
     key = "maxResults" if google else "max-keys"
     path, _, query = target.partition("?")
     kept = [part for part in query.split("&") if part and part.partition("=")[0] != key]

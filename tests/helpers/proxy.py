@@ -1,4 +1,4 @@
-"""Starts the proxy of `helpers.flaky_proxy` before an emulator, and commands it."""
+"""Starts the proxy of `helpers.flaky_proxy` in front of an emulator, and controls it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Request:
-    """A request that the proxy saw. `kind` is "ok" or the kind of failure; `status` is None if there is no answer of the server yet."""
+    """A request that the proxy has received. `kind` is "ok" or the kind of failure; `status` is None if there is no answer yet."""
 
     number: int
     method: str
@@ -32,7 +32,7 @@ class Request:
 
 
 class Proxy:
-    """A proxy process before the emulator of a bucket. `bucket` is the same folder, with an environment that leads through the proxy.
+    """A proxy process in front of the emulator of a bucket. `bucket` is the same folder, accessed through the proxy.
 
     The operations of requests are those of `helpers.object_requests`: "write" (an object appears), "start" and "part" (of an upload in
     parts), "read", "stat", "list", "delete", "copy" and "other". The names of objects in requests begin with the bucket's prefix.
@@ -43,11 +43,11 @@ class Proxy:
     - "slow": the request waits for `seconds`, and is carried out.
     - "dropped": the connection is closed, and nothing is carried out.
     - "lost": the request is carried out, and the connection is closed without an answer.
-    - "cut": the request is carried out, and the answer ends in the middle of its contents (without contents: as with "lost").
-    - "short": a listing lacks the second half of its objects, and does not say so. Other requests are carried out.
+    - "cut": the request is carried out, and the answer ends in the middle of its contents (if it has none, as with "lost").
+    - "short": a listing lacks the second half of its objects, and does not state this. Other requests are carried out.
     - "hold": the request waits for `release` before it is carried out.
     - "hold_answer": the request is carried out, and its answer waits for `release`.
-    - "away": nothing is carried out, and the proxy is away from then on, for `seconds` and in the way of `how` (see `away`).
+    - "away": nothing is carried out, and the proxy is unavailable from then on, for `seconds` and as `how` states (see `away`).
     """
 
     def __init__(self, bucket: Bucket):
@@ -83,16 +83,16 @@ class Proxy:
     ) -> None:
         """Fails requests at a named point.
 
-        Arguments:
+        Args:
             kind: the kind of failure.
-            operations: the operation, or several, of the requests that are counted; None means all.
+            operations: the operation or operations of the requests that are counted; None means all.
             name: a regular expression that is searched in the names of the objects; a listing has its prefix as its name.
-            nth: the first one of these requests that fails, counted from 1 and from this call on.
+            nth: the number of the first of these requests that fails, counted from 1 and from this call on.
             times: how many of them fail; None means all from `nth` on.
-            seconds: for "slow" and "away".
-            how: for "away".
+            seconds: the time of "slow" and "away".
+            how: the way of being unavailable, for "away".
 
-        The first rule that is for a request decides.
+        The first rule that applies to a request decides.
         """
         chosen = [operations] if isinstance(operations, str) else operations and list(operations)
         self.command("rule", kind=kind, operations=chosen, name=name, nth=nth, times=times, seconds=seconds, how=how)
@@ -107,7 +107,7 @@ class Proxy:
         name: str = "",
         seconds: float = 1.0,
     ) -> None:
-        """Fails a share of the requests, each with one of the kinds; the same sequence of requests fails equally with the same seed."""
+        """Fails a share of the requests, each with one of the kinds; the same seed makes the same sequence of requests fail equally."""
         chosen = operations and list(operations)
         self.command("rate", share=share, kinds=list(kinds), seed=seed, operations=chosen, name=name, seconds=seconds)
 
@@ -116,31 +116,31 @@ class Proxy:
         self.fail("403", CHANGES, times=None)
 
     def page(self, size: int | None) -> None:
-        """Makes listings come in pages of `size` objects, as those of more than 1,000 objects do."""
+        """Divides listings into pages of `size` objects, as the services do with more than 1,000 objects."""
         self.command("page", size=size)
 
     def away(self, seconds: float | None = None, how: str = "refused") -> None:
-        """Is away for some seconds, or until `back`.
+        """Makes the proxy unavailable for some seconds, or until `back`.
 
-        "refused": the port is closed, and all connections are. A status such as "503": it is answered to everything. "silent":
-        requests are taken and not answered; they are carried out when the proxy is back.
+        With "refused", the port and all connections are closed. With a status such as "503", it is the answer to every request. With
+        "silent", requests are accepted and not answered; they are carried out when the proxy is available again.
         """
         self.command("away", seconds=seconds, how=how)
 
     def back(self) -> None:
-        """Ends the time of being away."""
+        """Makes the proxy available again."""
         self.command("back")
 
     def clear(self) -> None:
-        """Forgets all rules, the share and the size of pages. Held requests stay held, and the list of requests stays."""
+        """Removes all rules, the share and the size of pages. Held requests and the list of requests are kept."""
         self.command("clear")
 
     def release(self, *, carry_out: bool = True) -> None:
-        """Lets all held requests go on. With `carry_out=False` their connections are closed instead, and a "hold" is not carried out."""
+        """Forwards all held requests. With `carry_out=False` their connections are closed instead, and a "hold" is not carried out."""
         self.command("release", carry_out=carry_out)
 
     def requests(self, operation: str | None = None, name: str = "") -> list[Request]:
-        """Returns the requests so far, in the order in which they came; `operation` and a part of a name of theirs choose some."""
+        """Returns the requests so far in order, if given only those of an operation, or with an object whose name contains `name`."""
         every = [Request(**record | {"names": tuple(record["names"])}) for record in self.command("requests")]
         return [r for r in every if operation in (None, r.operation) and any(name in n for n in r.names or ("",))]
 
@@ -156,6 +156,8 @@ class Proxy:
         """Waits until there are `count` requests for which `matches` is true, and returns them."""
         deadline = time.monotonic() + seconds
         while len(found := [request for request in self.requests() if matches(request)]) < count:
-            assert time.monotonic() < deadline, f"{len(found)} of {count} requests came in {seconds} s: {self.requests()[-20:]}"
+            assert time.monotonic() < deadline, (
+                f"{len(found)} of {count} requests arrived in {seconds} s: {self.requests()[-20:]}"
+            )
             time.sleep(0.01)
         return found

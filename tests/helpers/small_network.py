@@ -1,6 +1,6 @@
 """A network of three layers that replaces Swin UNETR in tests of the trainer.
 
-Such a test checks that a run which was stopped, killed or shared by processes has the same bytes as an undisturbed one. This does not
+Such a test checks that a run which was stopped, killed or shared by processes has the same bytes as an uninterrupted one. This does not
 depend on the network. Swin UNETR compiles in half a minute and takes seconds for a step; this network takes a moment for both. Only the
 class is replaced. Everything else is that of the trainer and the library: configurations, checkpoints, steps and validations.
 """

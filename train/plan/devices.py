@@ -11,7 +11,7 @@ from jax.experimental import topologies
 
 from swinunetr_jax import InputError
 from swinunetr_jax.runtime.device import Device
-from swinunetr_jax.runtime.sharding import in_order
+from swinunetr_jax.runtime.sharding import sort_devices
 from swinunetr_jax.runtime.xla import compiler_options
 
 CHIP_BYTES = {"v5e": 16 << 30, "v6e": 32 << 30}  # memory of a chip
@@ -100,7 +100,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Device]:
             f"the TPU compiler does not know {topology} ({str(error)[:200]}): is `libtpu` installed, and does no other program use "
             "it? A killed program does not remove /tmp/libtpu_lockfile."
         ) from error
-    return in_order(devices)
+    return sort_devices(devices)
 
 
 def _memory(device: Any) -> int:
