@@ -10,9 +10,9 @@ from helpers.buckets import Bucket as Emulated
 from helpers.refusals import refused
 
 from swinunetr_jax import InputError
-from swinunetr_jax.buckets import Bucket, BucketError, check_address, is_address, place
+from swinunetr_jax.buckets import Bucket, BucketError, check_address, is_address, path_or_address
 from swinunetr_jax.buckets import bucket as bucket_module
-from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.training import claim
 from swinunetr_jax.training.claim import Claim, ReplacedError
 
@@ -32,12 +32,12 @@ def short_lease(monkeypatch) -> None:
 def test_addresses():
     assert is_address("gs://b/x") and is_address(Path("gs://b/x")) and is_address("s3:/b/x")
     assert not any(map(is_address, ("gs", "C:/x", "a/gs:/b", "http://b/x", "GS://b/x")))
-    assert check_address(Path("gs://b/x/")) == check_address("gs:/b/x") == "gs://b/x" and place("a/b") == Path("a/b")
+    assert check_address(Path("gs://b/x/")) == check_address("gs:/b/x") == "gs://b/x" and path_or_address("a/b") == Path("a/b")
     for wrong in ("gs://b", "gs://b/", "gs:///x", "gs://b//x", "gs://b/../x", "gs:b/x", "gs:", "s3://b/./x", "gs://b/a\nb"):
         with refused("does not name a place in a bucket"):
             check_address(wrong)
     with refused("is an address of a remote store (hf:)"):
-        place("hf://a/b")
+        path_or_address("hf://a/b")
 
 
 def test_objects_are_written_listed_read_and_removed(remote, bucket, tmp_path):
@@ -48,7 +48,7 @@ def test_objects_are_written_listed_read_and_removed(remote, bucket, tmp_path):
     done = []
     remote.upload({f"many/{n}": tmp_path / "file" for n in range(9)}, lambda *counts: done.append(counts))
     assert done == [(n, 9) for n in range(1, 10)]
-    remote.download(remote.stored("many/"), tmp_path / "copy")
+    remote.download(remote.objects("many/"), tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy/many").iterdir()) == [str(n) for n in range(9)]
     assert all(path.read_bytes() == b"x" * 1000 for path in (tmp_path / "copy/many").iterdir())
     remote.remove(["a/b.txt", "never there", *(f"many/{n}" for n in range(9))])
@@ -74,7 +74,7 @@ def test_an_answer_that_is_lost_or_cut_changes_nothing(bucket, proxied, use_buck
     assert remote.create("claim", b"mine") and not remote.create("claim", b"another")
     bucket.write("large", b"y" * 100_000)
     proxy.fail("cut", "read", "large", times=2)
-    remote.download({"large": remote.stored()["large"]}, tmp_path)
+    remote.download({"large": remote.objects()["large"]}, tmp_path)
     assert (tmp_path / "large").read_bytes() == b"y" * 100_000
     proxy.fail("503", "list", times=2)
     assert remote.names() == {"claim": 4, "large": 100_000}
@@ -101,7 +101,7 @@ def test_a_full_disk_is_noticed_before_a_download(remote, monkeypatch, tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with refused(remote.address, "needs 0.00 GB on this machine", "set SWINUNETR_SCRATCH to a folder with more space"):
-        remote.download({"x": Stored(950, "")}, tmp_path)
+        remote.download({"x": StoredObject(950, "")}, tmp_path)
 
 
 def nothing(*_) -> None:

@@ -253,15 +253,15 @@ def test_an_answer_that_is_cut_is_asked_for_again(gcs_bucket, proxied, use_bucke
 def test_an_object_that_was_replaced_since_it_was_listed_is_reported(here, tmp_path, monkeypatch):
     here.write("model.pt", b"first")
     client = Client(f"{here.url}/model.pt")
-    listed = client.stored()[""]
+    listed = client.objects()[""]
     here.write("model.pt", b"second")
     with refused(f"{here.url}/model.pt was removed or replaced while it was read"):
         copy_object(client.address, listed)
-    assert copy_object(client.address, client.stored()[""]).read_bytes() == b"second"
+    assert copy_object(client.address, client.objects()[""]).read_bytes() == b"second"
     here.write("model.pt", b"third")
     monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5))
     with refused(f"{here.url}/model.pt needs 0.00 GB on this machine", "set SWINUNETR_SCRATCH to a folder with more space"):
-        copy_object(client.address, client.stored()[""])
+        copy_object(client.address, client.objects()[""])
 
 
 def test_a_full_disk_is_reported_at_once(here, monkeypatch):
@@ -273,14 +273,14 @@ def test_a_full_disk_is_reported_at_once(here, monkeypatch):
 
     monkeypatch.setattr(client._system, "get_file", full)
     with refused("cannot be written (No space left on device): free space in ", "or set SWINUNETR_SCRATCH to another folder"):
-        copy_object(client.address, client.stored()[""])
+        copy_object(client.address, client.objects()[""])
 
 
 def test_the_marker_of_an_empty_folder_is_no_object(here, monkeypatch):
     entries = {f"{here.url[5:]}/model/": {"name": f"{here.url[5:]}/model/", "type": "file", "size": 0}}
     client = Client(f"{here.url}/model")
     monkeypatch.setattr(client._system, "find", lambda *_, **__: entries)
-    assert client.stored() == {}
+    assert client.objects() == {}
 
 
 @pytest.mark.long

@@ -62,16 +62,16 @@ def prepare_cases(
     # A process finds only the faults of its share. They are suppressed here and raised at the end, where every process reads all entries.
     mine = cases[jax.process_index() :: jax.process_count()] if distributed else cases
     if store is not None:
-        store.copy_down(cases)
+        store.download(cases)
         for part, verify, title in (
             (mine, False, "preparing cases"),
             (share_of_machine(cases, folder), True, "verifying prepared cases"),
         ):
             with contextlib.suppress(InputError):
                 prepare(part, verify, title)
-            store.copy_up(part)
+            store.upload(part)
             processes.barrier(f"{title}: done")
-            store.copy_down(cases)
+            store.download(cases)
     elif distributed:
         with contextlib.suppress(InputError):
             prepare(mine, verify=True)
@@ -99,9 +99,9 @@ class _BucketCache:
         self._stored_times: dict[str, int] = {}  # array -> its modification time when it was equal to that in the bucket
         open_cache(self.folder)  # from now on no other process removes files that no entry names yet
 
-    def copy_down(self, cases: Sequence[Case]) -> None:
+    def download(self, cases: Sequence[Case]) -> None:
         """Copies the cases that the bucket holds and this machine lacks. The processes of the machine share this work."""
-        stored, names = self.bucket.stored(), self._entry_names(cases)
+        stored, names = self.bucket.objects(), self._entry_names(cases)
         wanted = [name for name in names if name in stored and not self._is_complete(name)]
         found: dict[str, tuple[bytes, Entry]] = {}
         with ThreadPoolExecutor(THREADS) as pool:
@@ -121,7 +121,7 @@ class _BucketCache:
                 if (status := _status(self.folder / array)) and status.st_size == stored.get(array):
                     self._stored_times.setdefault(array, status.st_mtime_ns)
 
-    def copy_up(self, cases: Sequence[Case]) -> None:
+    def upload(self, cases: Sequence[Case]) -> None:
         """Uploads the cases that the bucket lacks or that were prepared again: first all arrays, and then the JSON of each case."""
         new = {
             name: {array: self.folder / array for array in self._arrays(name) if self._is_new(array)}

@@ -27,7 +27,7 @@ from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
 from swinunetr_jax.training.cache import prepare_cases
 from swinunetr_jax.training.places import cache_of
-from swinunetr_jax.training.prepared import Prepared
+from swinunetr_jax.training.prepared import PreparedSource
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.transforms import class_share, host_transforms, mirrored_axes
@@ -74,7 +74,7 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
         raise InputError("no case can be used for training:", *lines)
     channels, count = source.channels(dataset, chosen, recipe)
     task = source.task(dataset, chosen, task_fields(recipe, channels, source.ct_window))
-    if isinstance(source, Prepared):
+    if isinstance(source, PreparedSource):
         prepared = source.prepared(chosen)
     else:
         prepared = prepare_cases(recipe, chosen, task, cache_of(recipe, run), count, dataset.root)

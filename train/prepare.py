@@ -15,7 +15,7 @@ from swinunetr_jax.data.discovery.folds import SPLITS, find_splits
 from swinunetr_jax.data.prepare.write_case import CaseWriter
 from swinunetr_jax.data.prepared.manifest import FORMAT, Manifest, StoredCase, read_manifest, samples_of, write_manifest
 from swinunetr_jax.data.prepared.place import Place
-from swinunetr_jax.data.prepared.write import PlaceError, Written, prepare_cases
+from swinunetr_jax.data.prepared.write import PlaceError, WrittenCases, prepare_cases
 from swinunetr_jax.training.cache import with_hint
 from swinunetr_jax.training.data import task_fields, unused_notes
 from swinunetr_jax.training.prepared import check_options, is_prepared, stored_options
@@ -95,7 +95,7 @@ def _prepare(recipe: Recipe, place: Place, run: Path, earlier: Manifest | None) 
     say(f"{len(samples)} prepared cases{there}, {byte_count(size)} → {literal(place)}")
 
 
-def _stored(case: Case, parts: tuple[Case, ...], written: Written) -> StoredCase:
+def _stored(case: Case, parts: tuple[Case, ...], written: WrittenCases) -> StoredCase:
     """Returns the description of a case of the data set."""
     return {
         "name": case.name,

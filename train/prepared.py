@@ -25,7 +25,7 @@ from swinunetr_jax.training.places import phantom_of, share_of_machine
 STORED = ("kind", "channels", "orientation", "spacing", "window", "cache_dtype")
 
 
-class _Kind(Protocol):
+class _ScanSource(Protocol):
     """The properties of the source that the cases were prepared from."""
 
     @property
@@ -35,7 +35,7 @@ class _Kind(Protocol):
     def ct_window(self) -> tuple[float, float]: ...
 
 
-class Prepared:
+class PreparedSource:
     """A prepared data set.
 
     Args:
@@ -43,7 +43,7 @@ class Prepared:
         kind: the source that the option `kind` chooses.
     """
 
-    def __init__(self, path: Path, kind: _Kind):
+    def __init__(self, path: Path, kind: _ScanSource):
         self.path, self.is_synthetic, self.ct_window = path, kind.is_synthetic, kind.ct_window
 
     @cached_property

@@ -22,7 +22,7 @@ from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Phantom
 from swinunetr_jax.training.options import Kind, Options
 from swinunetr_jax.training.places import makes_scans, phantom_of
-from swinunetr_jax.training.prepared import Prepared, is_prepared
+from swinunetr_jax.training.prepared import PreparedSource, is_prepared
 
 ABDOMINAL_WINDOW = (-175.0, 250.0)  # HU
 WIDE_WINDOW = (-1000.0, 1000.0)  # HU, from air to bone; that of the paper's pre-training
@@ -174,7 +174,7 @@ def source_of(options: Options) -> Source:
     if source is None:
         raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
     if options.data is not None and is_prepared(options.data):
-        prepared = Prepared(options.data, source)
+        prepared = PreparedSource(options.data, source)
         # If the run's phantom is not prepared, its scans are made on each machine and are not in the bucket.
         return prepared if not (source.is_synthetic and is_address(options.data)) or prepared.exists else source
     return source

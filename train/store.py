@@ -38,7 +38,7 @@ from swinunetr_jax.buckets.run_objects import (
     usable_states,
 )
 from swinunetr_jax.buckets.scratch import check_space
-from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.training import checkpoints, processes, watchdog
 from swinunetr_jax.training.claim import Claim, ReplacedError
 from swinunetr_jax.training.lock import LOCK, locked
@@ -177,7 +177,7 @@ class BucketStore(Store):
     def pull(self) -> None:
         """Replaces the content of the folder with the small files of the run: its descriptions, log, pictures, and each training.json."""
         for attempt in itertools.count(1):
-            objects = {name: stored for name, stored in self.bucket.stored().items() if name}
+            objects = {name: stored for name, stored in self.bucket.objects().items() if name}
             for path in self.folder.iterdir() if files.is_folder(self.folder) else ():
                 # A plan that this process has just made is not in the bucket yet.
                 if path.name != PLAN or PLAN in objects:
@@ -194,7 +194,7 @@ class BucketStore(Store):
                         f"{self.bucket.address} cannot be copied, because another process changes it: try again later."
                     ) from None
 
-    def _pull(self, run: str, objects: Mapping[str, Stored]) -> None:
+    def _pull(self, run: str, objects: Mapping[str, StoredObject]) -> None:
         """Downloads the small files of the run itself, or of one of its folds. Raises FileNotFoundError if one has been replaced."""
         folder, bucket = self.folder / run, self.bucket / run.rstrip("/") if run else self.bucket
         newest, usable = logs(objects)[:1], usable_states(objects)
@@ -226,7 +226,7 @@ class BucketStore(Store):
     def _fetch(self, name: str, folder: Path, again: bool = False) -> None:
         """Downloads the objects below a name, by default only those whose files are not in the folder."""
         bucket = self.bucket / name
-        objects = {name: stored for name, stored in bucket.stored().items() if name not in ("", DAMAGED)}
+        objects = {name: stored for name, stored in bucket.objects().items() if name not in ("", DAMAGED)}
         missing = {name: stored for name, stored in objects.items() if again or not files.is_file(folder / name)}
         with contextlib.suppress(FileNotFoundError):  # reading reports what is missing
             bucket.download(missing, folder, watchdog.beating(lambda *_: None))

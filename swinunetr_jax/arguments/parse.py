@@ -13,7 +13,7 @@ import tyro
 from swinunetr_jax import console
 from swinunetr_jax.arguments.mistakes import mistake
 from swinunetr_jax.arguments.option import options
-from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, place
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, path_or_address
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import local_path
 
@@ -69,7 +69,7 @@ def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[s
 def check_paths(value: Any, *, may_be_address: bool = False) -> None:
     """Raises InputError if a path among the fields of options is an address, except for fields that are marked `MAY_BE_ADDRESS`."""
     if isinstance(value, Path):
-        (place if may_be_address else local_path)(value)
+        (path_or_address if may_be_address else local_path)(value)
     elif dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
         for field in dataclasses.fields(value):

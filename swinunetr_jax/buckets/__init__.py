@@ -5,7 +5,7 @@ objects are downloaded, verified by the code that verifies local files, and uplo
 programs that use local paths never import it.
 """
 
-from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, check_address, is_address, place
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, check_address, is_address, path_or_address
 from swinunetr_jax.buckets.bucket import Bucket, BucketError
 from swinunetr_jax.buckets.scratch import address_of, scratch_folder, shown
 
@@ -16,7 +16,7 @@ __all__ = [
     "address_of",
     "check_address",
     "is_address",
-    "place",
+    "path_or_address",
     "scratch_folder",
     "shown",
 ]

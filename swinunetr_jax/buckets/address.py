@@ -50,7 +50,7 @@ def check_address(path: str | os.PathLike) -> str:
     return f"{scheme}://{'/'.join(parts)}"
 
 
-def place(path: str | os.PathLike) -> Path:
+def path_or_address(path: str | os.PathLike) -> Path:
     """Returns the path, which may be an address, after checking it.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address
 from swinunetr_jax.buckets.scratch import check_space, disk_errors
-from swinunetr_jax.buckets.stored import Stored, counted, is_object, md5_of, stored_of
+from swinunetr_jax.buckets.stored import StoredObject, counting_callback, is_object, md5_of, stored_object
 from swinunetr_jax.errors import InputError
 
 T = TypeVar("T")
@@ -64,18 +64,18 @@ class Bucket:
 
     def names(self, prefix: str = "") -> dict[str, int]:
         """Returns the names of the objects below the address that begin with a prefix, relative to it, with their sizes in bytes."""
-        return {name: stored.size for name, stored in self.stored(prefix).items() if name}
+        return {name: stored.size for name, stored in self.objects(prefix).items() if name}
 
-    def stored(self, prefix: str = "") -> dict[str, Stored]:
+    def objects(self, prefix: str = "") -> dict[str, StoredObject]:
         """Returns the objects below the address whose names begin with a prefix, by name relative to it.
 
         If the address itself is that of an object, such as gs://bucket/model.pt, the name of this object is "".
         """
         folder, _, _ = prefix.rpartition("/")
         path = f"{self._root}/{folder}".rstrip("/")
-        found = self._changed(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
+        found = self._repeated_in_bucket(f"{self.address} cannot be listed", lambda: self._system.find(path, detail=True))
         start = len(self._root) + 1
-        objects = {name.lstrip("/")[start:]: stored_of(info) for name, info in found.items() if is_object(info)}
+        objects = {name.lstrip("/")[start:]: stored_object(info) for name, info in found.items() if is_object(info)}
         # The consoles of the services show folders by empty objects, whose names end with a slash.
         return {name: stored for name, stored in sorted(objects.items()) if name.startswith(prefix) and not name.endswith("/")}
 
@@ -85,7 +85,7 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces an object."""
-        self._changed(f"{self._shown(name)} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
+        self._repeated_in_bucket(f"{self._shown(name)} cannot be written", lambda: self._system.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates an object unless it exists, and returns whether this call has created it.
@@ -103,7 +103,7 @@ class Bucket:
                 return self._system.cat_file(self._path(name)) == data
             return True
 
-        return self._changed(f"{self._shown(name)} cannot be created", attempt)
+        return self._repeated_in_bucket(f"{self._shown(name)} cannot be created", attempt)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects, one after another. An object that does not exist is no error."""
@@ -121,15 +121,17 @@ class Bucket:
 
         def copy(name: str) -> None:
             source = str(sources[name])
-            self._changed(f"{self._shown(name)} cannot be written", lambda: self._system.put_file(source, self._path(name)))
+            self._repeated_in_bucket(
+                f"{self._shown(name)} cannot be written", lambda: self._system.put_file(source, self._path(name))
+            )
 
         in_parallel(copy, sources, progress)
 
-    def download(self, objects: Mapping[str, Stored], folder: Path, progress: Progress | None = None) -> None:
+    def download(self, objects: Mapping[str, StoredObject], folder: Path, progress: Progress | None = None) -> None:
         """Copies objects into files of the same names, several at once. A file appears completely or not at all.
 
         Args:
-            objects: the objects by name, as `stored` has returned them.
+            objects: the objects by name, as `objects` has returned them.
             folder: the folder for the files.
             progress: called with the numbers of copied objects and of all objects.
 
@@ -145,13 +147,13 @@ class Bucket:
 
         in_parallel(copy, objects, progress)
 
-    def download_file(self, name: str, target: Path, stored: Stored, arrived: Callable[[int], None] | None = None) -> None:
+    def download_file(self, name: str, target: Path, stored: StoredObject, arrived: Callable[[int], None] | None = None) -> None:
         """Copies an object into a file, whose folder exists. The file appears completely or not at all.
 
         Args:
             name: the name of the object.
             target: the file.
-            stored: the object as `stored` has returned it. The size and the MD5 of what arrives are compared with it.
+            stored: the object as `objects` has returned it. The size and the MD5 of what arrives are compared with it.
             arrived: called with the number of bytes that have just arrived, or minus the number of all bytes of an attempt that has failed.
 
         Raises:
@@ -160,19 +162,19 @@ class Bucket:
         """
 
         def attempt(temporary: Path) -> None:
-            with counted(arrived) as callback, disk_errors(target):
+            with counting_callback(arrived) as callback, disk_errors(target):
                 self._system.get_file(self._path(name), str(temporary), callback=callback)
                 self._compare(name, temporary, stored)
 
         with files.atomic_path(target) as temporary:
             self._repeated(f"{self._shown(name)} cannot be read", lambda: attempt(temporary))
 
-    def _compare(self, name: str, copy: Path, stored: Stored) -> None:
+    def _compare(self, name: str, copy: Path, stored: StoredObject) -> None:
         """Raises OSError unless a file is a complete copy of an object, and FileNotFoundError if the object has been replaced meanwhile."""
         size = copy.stat().st_size
         if size == stored.size and stored.md5 in (None, md5_of(copy) if stored.md5 else None):
             return
-        if stored.tag and stored_of(self._system.info(self._path(name))) != stored:
+        if stored.tag and stored_object(self._system.info(self._path(name))) != stored:
             raise FileNotFoundError(f"{self._shown(name)} has been replaced")
         raise OSError(
             f"{size} of {stored.size} bytes arrived" if size != stored.size else "the MD5 of what arrived is another one"
@@ -184,7 +186,7 @@ class Bucket:
     def _shown(self, name: str) -> str:
         return f"{self.address}/{name}" if name else self.address
 
-    def _changed(self, failure: str, attempt: Callable[[], T]) -> T:
+    def _repeated_in_bucket(self, failure: str, attempt: Callable[[], T]) -> T:
         """Returns the result of `_repeated`, for operations whose FileNotFoundError means that the bucket does not exist."""
         try:
             return self._repeated(failure, attempt)

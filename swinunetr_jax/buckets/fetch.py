@@ -12,7 +12,7 @@ from swinunetr_jax import console, files
 from swinunetr_jax.buckets.address import check_address, is_address
 from swinunetr_jax.buckets.bucket import Bucket, in_parallel
 from swinunetr_jax.buckets.scratch import check_space, scratch_file
-from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.errors import InputError
 
 _MEGABYTE = 1 << 20
@@ -20,7 +20,7 @@ LARGE = 64 * _MEGABYTE  # the progress of copying fewer bytes is not shown
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Download:
     """An object that is wanted on this machine.
 
     Attributes:
@@ -30,7 +30,7 @@ class Wanted:
     """
 
     target: Path
-    stored: Stored
+    stored: StoredObject
     sha256: str | None = None
 
 
@@ -42,7 +42,7 @@ class _Record(TypedDict):
     sha256: NotRequired[str]
 
 
-def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
+def fetch(bucket: Bucket, wanted: Mapping[str, Download]) -> None:
     """Copies objects into their files, unless the files are copies of them already. The caller holds the lock on the folder of the files.
 
     Raises:
@@ -76,19 +76,19 @@ def fetch(bucket: Bucket, wanted: Mapping[str, Wanted]) -> None:
         in_parallel(copy, due)
 
 
-def copy_object(path: str | os.PathLike, stored: Stored) -> Path:
+def copy_object(path: str | os.PathLike, stored: StoredObject) -> Path:
     """Copies the object at an address to this machine, and returns the file. The caller holds the lock on the file's folder.
 
     Args:
         path: the address.
-        stored: the object as `Bucket.stored` has returned it.
+        stored: the object as `Bucket.objects` has returned it.
 
     Raises:
         InputError: the errors of `fetch`, or the object was removed or replaced since it was listed.
     """
     file = scratch_file(path)
     try:
-        fetch(Bucket(path), {"": Wanted(file, stored)})
+        fetch(Bucket(path), {"": Download(file, stored)})
     except FileNotFoundError as error:
         raise InputError(
             f"{check_address(path)} was removed or replaced while it was read: start the same command again."
@@ -100,7 +100,7 @@ def optional_file(path: str | os.PathLike) -> Path | None:
     """Returns a file, or a copy of it on this machine if the path is an address, or None if it does not exist."""
     if not is_address(path):
         return Path(path) if files.exists(path) else None
-    stored = Bucket(path).stored().get("")
+    stored = Bucket(path).objects().get("")
     if stored is None:
         return None
     with files.locked(scratch_file(path).parent):
@@ -109,7 +109,7 @@ def optional_file(path: str | os.PathLike) -> Path | None:
 
 def exists(path: str | os.PathLike) -> bool:
     """Returns whether a file or folder exists or, if the path is an address, whether there is an object at or below it."""
-    return bool(Bucket(path).stored()) if is_address(path) else files.exists(path)
+    return bool(Bucket(path).objects()) if is_address(path) else files.exists(path)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -118,7 +118,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def shown_errors() -> Iterator[None]:
+def errors_with_addresses() -> Iterator[None]:
     """Makes the errors of the block name addresses instead of the folders on this machine that hold copies."""
     try:
         yield
@@ -127,7 +127,7 @@ def shown_errors() -> Iterator[None]:
         raise
 
 
-def _is_current(item: Wanted) -> bool:
+def _is_current(item: Download) -> bool:
     """Returns whether the file of an object is an undamaged copy of it."""
     try:
         if item.target.stat().st_size != item.stored.size:

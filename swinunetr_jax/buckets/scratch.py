@@ -22,7 +22,7 @@ from swinunetr_jax.errors import InputError
 
 VARIABLE = "SWINUNETR_SCRATCH"
 _addresses: dict[Path, str] = {}  # the folders of this process, and their addresses
-_held: list[int] = []  # file descriptors that keep the lock on SCRATCH/own/K
+_lock_descriptors: list[int] = []  # file descriptors that keep the lock on SCRATCH/own/K
 
 
 def scratch_folder(path: str | os.PathLike, *, shared: bool) -> Path:
@@ -36,7 +36,7 @@ def scratch_folder(path: str | os.PathLike, *, shared: bool) -> Path:
         InputError: the address cannot be used, or no such folder can be created.
     """
     address = check_address(path)
-    return _copy_of(address, files.make_folder(_place(scratch_root() / "shared" if shared else _own_root(), address)))
+    return _register_copy(address, files.make_folder(_path_below(scratch_root() / "shared" if shared else _own_root(), address)))
 
 
 def scratch_file(path: str | os.PathLike) -> Path:
@@ -46,19 +46,19 @@ def scratch_file(path: str | os.PathLike) -> Path:
         InputError: the address cannot be used, or the folder cannot be created.
     """
     address = check_address(path)
-    file = _place(scratch_root() / "shared", address)
+    file = _path_below(scratch_root() / "shared", address)
     files.make_folder(file.parent)
-    return _copy_of(address, file)
+    return _register_copy(address, file)
 
 
 @contextlib.contextmanager
-def temporary_place(path: str | os.PathLike) -> Iterator[Path]:
+def staging_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a new path for a file or folder that will be uploaded to an address. It is removed after the block."""
     address = check_address(path)
     with tempfile.TemporaryDirectory(dir=files.make_folder(_own_root()), prefix="upload-") as folder:
         target = Path(folder) / address.rpartition("/")[2]
         try:
-            yield _copy_of(address, target)
+            yield _register_copy(address, target)
         finally:
             del _addresses[target]
 
@@ -111,12 +111,12 @@ def scratch_root() -> Path:
     return cache / "scratch" if cache else Path(tempfile.gettempdir()) / f"swinunetr_jax-{os.getuid()}" / "scratch"
 
 
-def _place(root: Path, address: str) -> Path:
+def _path_below(root: Path, address: str) -> Path:
     scheme, _, name = address.partition("://")
     return root / scheme / name
 
 
-def _copy_of(address: str, path: Path) -> Path:
+def _register_copy(address: str, path: Path) -> Path:
     """Returns the path, after registering it as a copy of what is at the address."""
     _addresses[path] = address
     console.show_as(str(path), address)
@@ -152,6 +152,6 @@ def _own_root() -> Path:
                 f"{own} cannot be locked ({files.reason(error)}): set {VARIABLE} to a folder on a local disk."
             ) from error
         else:
-            _held.append(descriptor)
+            _lock_descriptors.append(descriptor)
             shutil.rmtree(own / str(number), ignore_errors=True)
             return files.make_folder(own / str(number))

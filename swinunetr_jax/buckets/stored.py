@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredObject:
     """An object in a listing: its size in bytes, a tag that changes with its content, and the MD5 of its content if the store states it."""
 
     size: int
@@ -23,14 +23,14 @@ def is_object(info: Mapping[str, Any]) -> bool:
     return info["type"] == "file" and not info["name"].endswith("/")
 
 
-def stored_of(info: Mapping[str, Any]) -> Stored:
+def stored_object(info: Mapping[str, Any]) -> StoredObject:
     """Returns the object that an entry of a listing of gcsfs or s3fs describes.
 
     Its tag is the MD5 if the store states one, because that depends on the content alone, and otherwise the generation or the ETag.
     """
     md5 = info.get("md5Hash")
     tag = md5 or info.get("generation") or info.get("ETag") or ""
-    return Stored(int(info["size"] or 0), str(tag), base64.b64decode(md5) if md5 else None)
+    return StoredObject(int(info["size"] or 0), str(tag), base64.b64decode(md5) if md5 else None)
 
 
 def md5_of(path: Path) -> bytes:
@@ -40,7 +40,7 @@ def md5_of(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def counted(arrived: Callable[[int], None] | None) -> Iterator[Any]:
+def counting_callback(arrived: Callable[[int], None] | None) -> Iterator[Any]:
     """Yields an fsspec callback that calls `arrived` with numbers of bytes, and with minus their sum if the block fails."""
     from fsspec.callbacks import Callback
 

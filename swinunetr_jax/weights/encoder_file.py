@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from swinunetr_jax.buckets import place
+from swinunetr_jax.buckets import path_or_address
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.find_network import Tensors
@@ -60,7 +60,7 @@ def write_encoder(path: str | os.PathLike, config: SwinUNETRConfig, params: Para
     Raises:
         InputError: the file exists and `overwrite` is not set, it cannot be written, or `load_from` could not read it.
     """
-    path = place(path)
+    path = path_or_address(path)
     check(params, config)
     with new_file(path, count_bytes(config), overwrite=overwrite) as file:
         write_torch_file(file, {"state_dict": encoder_state(params, config)})

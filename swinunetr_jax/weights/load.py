@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import console, files
-from swinunetr_jax.buckets import is_address, place
-from swinunetr_jax.buckets.fetch import shown_errors
+from swinunetr_jax.buckets import is_address, path_or_address
+from swinunetr_jax.buckets.fetch import errors_with_addresses
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
@@ -79,7 +79,7 @@ class Checkpoint:
         return flat.digest_all({name: flat.digest(array) for name, array in self.params.items()})
 
 
-@shown_errors()
+@errors_with_addresses()
 def open_checkpoint(
     path: str | os.PathLike,
     *,
@@ -149,7 +149,7 @@ def _open_custom(source: Source, config: CustomConfig, task: Task | None, is_par
     return Checkpoint(config, task, source.tensors, LoadReport(read=sorted(source.tensors)))
 
 
-@shown_errors()
+@errors_with_addresses()
 def read_task(path: str | os.PathLike) -> Task | None:
     """Returns the task that a file or folder of `open_checkpoint` states, or None if it states none.
 
@@ -211,7 +211,7 @@ def save_params(
     overwrite: bool = False,
 ) -> None:
     """Writes a network from its flat parameters, with the arguments and errors of `save_checkpoint`."""
-    path = place(path)
+    path = path_or_address(path)
     to = format_of(path) if to is None else to
     if to not in FORMATS:
         raise InputError(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")

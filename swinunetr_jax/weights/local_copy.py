@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import files
-from swinunetr_jax.buckets import Bucket, is_address, place, scratch_folder
-from swinunetr_jax.buckets.fetch import Wanted, copy_object, fetch
+from swinunetr_jax.buckets import Bucket, is_address, path_or_address, scratch_folder
+from swinunetr_jax.buckets.fetch import Download, copy_object, fetch
 from swinunetr_jax.buckets.scratch import scratch_file
-from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
 from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
@@ -37,12 +37,12 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         InputError: there is nothing of this kind at the address, or it cannot be read or copied.
     """
-    path = place(path)
+    path = path_or_address(path)
     if not is_address(path):
         yield path
         return
     bucket = Bucket(path)
-    objects = bucket.stored()
+    objects = bucket.objects()
     if DESCRIPTION in objects:
         folder = scratch_folder(bucket.address, shared=True)
         with files.locked(folder):
@@ -69,19 +69,19 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
 def stored_description(path: str | os.PathLike) -> bytes | None:
     """Returns the description of the checkpoint folder at an address, or None if there is no checkpoint folder."""
     bucket = Bucket(path)
-    objects = bucket.stored(DESCRIPTION)
+    objects = bucket.objects(DESCRIPTION)
     return _read_description(bucket, objects) if DESCRIPTION in objects else None
 
 
-def _copy_checkpoint(bucket: Bucket, folder: Path, objects: Mapping[str, Stored]) -> None:
+def _copy_checkpoint(bucket: Bucket, folder: Path, objects: Mapping[str, StoredObject]) -> None:
     """Copies a checkpoint folder. If it is replaced meanwhile, as the best network of a run may be, the new one is copied."""
     content = _read_description(bucket, objects)
     for _ in range(_ATTEMPTS):
-        objects = bucket.stored()  # after the description was read, so that all parts of the checkpoint are listed
+        objects = bucket.objects()  # after the description was read, so that all parts of the checkpoint are listed
         params, digests = _parts(content)
         # Parts that the bucket lacks are not copied; `read_checkpoint` names them.
         wanted = {
-            name: Wanted(folder / name, objects[name], digest)
+            name: Download(folder / name, objects[name], digest)
             for name, digest in digests.items()
             if name.startswith(f"{params}/") and name in objects and ".." not in name.split("/")
         }
@@ -98,7 +98,7 @@ def _copy_checkpoint(bucket: Bucket, folder: Path, objects: Mapping[str, Stored]
     raise InputError(f"{bucket.address} was replaced {_ATTEMPTS} times while it was read: start the same command again.")
 
 
-def _read_description(bucket: Bucket, objects: Mapping[str, Stored]) -> bytes:
+def _read_description(bucket: Bucket, objects: Mapping[str, StoredObject]) -> bytes:
     if DESCRIPTION in objects and objects[DESCRIPTION].size > MAX_DESCRIPTION_BYTES:
         raise InputError(f"{bucket.address}/{DESCRIPTION} is larger than a description can be: check which folder was given.")
     try:
@@ -143,7 +143,7 @@ def _copy_shards(address: str, index: Path) -> None:
     """Copies the files that a copied index of shards names. Those that the bucket lacks are removed here, and the reader names them."""
     for name in sorted(set(read_index(index).values())):
         shard = f"{address.rpartition('/')[0]}/{name}"
-        stored = Bucket(shard).stored().get("")
+        stored = Bucket(shard).objects().get("")
         if stored is None:
             scratch_file(shard).unlink(missing_ok=True)
         else:

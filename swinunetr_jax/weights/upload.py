@@ -6,8 +6,8 @@ from pathlib import Path
 
 from swinunetr_jax import console
 from swinunetr_jax.buckets import Bucket, is_address
-from swinunetr_jax.buckets.fetch import LARGE, shown_errors
-from swinunetr_jax.buckets.scratch import check_space, temporary_place
+from swinunetr_jax.buckets.fetch import LARGE, errors_with_addresses
+from swinunetr_jax.buckets.scratch import check_space, staging_path
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -36,14 +36,14 @@ def new_file(path: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
         yield path
         return
     bucket = Bucket(path)
-    stored = bucket.stored()
+    stored = bucket.objects()
     if "" in stored and not overwrite:
         raise InputError(_exists(bucket.address))
     if stored.keys() - {""}:
         raise InputError(
             f"{bucket.address} is a folder, because there are objects below it, expected the name of a file: choose another one."
         )
-    with shown_errors(), temporary_place(bucket.address) as file:
+    with errors_with_addresses(), staging_path(bucket.address) as file:
         check_space(file.parent, needed, bucket.address)
         yield file
         bucket.upload({"": file})
@@ -56,14 +56,14 @@ def upload_checkpoint(path: Path, config: SwinUNETRConfig, params: Params, task:
     of interrupted saves are removed afterwards.
     """
     bucket = Bucket(path)
-    stored = bucket.stored()
+    stored = bucket.objects()
     if DESCRIPTION in stored and not overwrite:
         raise InputError(_exists(bucket.address))
     if DESCRIPTION not in stored and not all(_is_weight(name) for name in stored):
         raise InputError(
             f"{bucket.address} exists already and is not a checkpoint, expected a new name: choose another one or remove it."
         )
-    with shown_errors(), temporary_place(bucket.address) as folder:
+    with errors_with_addresses(), staging_path(bucket.address) as folder:
         check_space(folder.parent, sum(array.nbytes for array in params.values()), bucket.address)
         write_checkpoint(folder, config, params, task, new_names=True)
         names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}

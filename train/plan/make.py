@@ -26,7 +26,7 @@ from swinunetr_jax.training.plan.measure import Measured, labelled_cases, measur
 from swinunetr_jax.training.plan.memory import StepMemory, settle
 from swinunetr_jax.training.plan.plan_file import VERSION, Need, Plan, PlannedOptions
 from swinunetr_jax.training.plan.search import Budget, Fixed, Sizes, choose_sizes, gib
-from swinunetr_jax.training.prepared import Prepared
+from swinunetr_jax.training.prepared import PreparedSource
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.sources import channel_names, source_of
 from swinunetr_jax.training.step import Training
@@ -135,7 +135,7 @@ def _dataset(recipe: Recipe) -> Dataset:
         raise InputError(
             f"the recipe {recipe.name} makes its own data, which needs no plan: choose another --recipe, such as msd."
         )
-    if isinstance(source, Prepared):
+    if isinstance(source, PreparedSource):
         raise InputError(
             f"{shown_path(source.path)} holds prepared cases, and a plan is made from the scans: `swinunetr plan DATA` plans for the data "
             "set, `swinunetr prepare DATA PLACE --plan plan.json` prepares it, and `swinunetr train --data PLACE --plan plan.json` trains."

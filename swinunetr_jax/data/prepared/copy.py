@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets.scratch import check_space
-from swinunetr_jax.buckets.stored import Stored
+from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.data.prepare.cache_entry import Entry, arrays_of, read_entry
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase, prepared_case
 from swinunetr_jax.data.prepare.write_case import CaseWriter
@@ -111,7 +111,7 @@ def _fetch_case(place: Place, sample: Sample) -> None:
     faulty = _faulty(place.folder, digests)
     if faulty and place.bucket is not None:
         try:
-            place.bucket.download({name: Stored(sample["files"][name], "") for name in faulty}, place.folder)
+            place.bucket.download({name: StoredObject(sample["files"][name], "") for name in faulty}, place.folder)
         except FileNotFoundError as error:
             raise InputError(f"{place} lacks an array of {sample['name']}: {_REMEDY.replace('it', 'its JSON', 1)}.") from error
         faulty = _faulty(place.folder, {name: digests[name] for name in faulty})

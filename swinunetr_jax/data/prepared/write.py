@@ -22,7 +22,7 @@ from swinunetr_jax.errors import InputError
 
 
 @dataclass
-class Written:
+class WrittenCases:
     """The prepared cases by name, and the number of those that this call has prepared."""
 
     samples: dict[str, Sample]
@@ -31,7 +31,7 @@ class Written:
 
 def prepare_cases(
     cases: Sequence[Case], writer: CaseWriter, place: Place, root: Path, progress: Callable[[int, int, str], None] | None = None
-) -> Written:
+) -> WrittenCases:
     """Prepares the cases that a place does not hold yet, in random order, so that several processes share the work.
 
     Args:
@@ -47,7 +47,7 @@ def prepare_cases(
     names = [case.name for case in cases]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"several cases are called {', '.join(repeated)}; give each case a different name.")
-    stored, written, faults = place.names(), Written({}), dict[str, str]()
+    stored, written, faults = place.names(), WrittenCases({}), dict[str, str]()
     order = random.Random(os.urandom(8)).sample(list(cases), len(cases))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         futures = {pool.submit(_prepare, case, writer, place, root, stored): case for case in order}
