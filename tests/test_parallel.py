@@ -291,7 +291,7 @@ def test_devices_of_a_slice_are_neighbours_and_each_process_holds_its_share(slic
     grid = device_grid(16, spatial, devices_of_slices(*slices))
     assert [device.id for device in grid.flat] == [2 * process + n for process in processes for n in (0, 1)]
     assert all(len({device.process_index for device in row}) == 1 for row in grid)
-    samples = 16 // len(grid)  # of a row
+    samples = 16 // len(grid)  # each row of the grid has this number of samples
     for process in range(4):
         share, rows = process_share(grid.flat, process), [n for n, row in enumerate(grid) if row[0].process_index == process]
         assert (share.number, share.count) == (processes.index(process), 4)

@@ -3,7 +3,7 @@
     pip install libtpu                                             # it compiles without a TPU
     python -m tools.pod_plan --topology v5e:16x16 v6e:16x16
     python -m tools.pod_plan --topology v5e:2x4 --roi 192 192 192 --spatial-shards 8
-    python -m tools.pod_plan --topology v5e:16x16 --slices 4       # also several slices, which the network of the data centre connects
+    python -m tools.pod_plan --topology v5e:16x16 --slices 4       # also for several slices
     python -m tools.pod_plan --topology v5e:16x16 --fit            # also the largest batch and crop; many compilations
     python -m tools.pod_plan --topology v5e:16x16 --objective mim --roi 96 96 96    # pre-training without labels
 
@@ -101,9 +101,9 @@ class Program:
     gradient_bytes: int
     compile_seconds: float
     slices: int = 1
-    """The slices for which the step was compiled; `chips` and `batch` count those of all slices."""
+    """The number of slices for which the step was compiled; `chips` and `batch` are the numbers for all slices together."""
     transfers: tuple[Transfer, ...] = ()
-    """What each chip sums over the slices."""
+    """The arrays that each chip sums over the slices."""
     backward: tuple[float, float] = (0.0, 0.0)
     """Between which seconds of computation the gradients are computed."""
 

@@ -49,7 +49,7 @@ class Slice:
         compute_seconds: how long a chip computes in a step.
         gradient_seconds: how long the sum of the gradients over the chips of the slice takes.
         gradient_bytes: the bytes of all gradients in float32.
-        transfers: what each chip sums over the slices.
+        transfers: the arrays that each chip sums over the slices.
         backward: the seconds of computation at which the backward pass begins and ends.
         host_bytes: the bytes per second of a host's network in one direction.
     """

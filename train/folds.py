@@ -39,7 +39,7 @@ def train_folds(recipe: Recipe, *, resume: bool = False) -> float:
     recipe.check()
     recipe = recipe.absolute()
     store = store_of(files.make_folder(recipe.out))
-    # A local cross-validation is locked by the lock of each fold.
+    # In a local cross-validation, each fold has a lock.
     with store.owned() if store.is_remote else nullcontext():
         return _train_folds(recipe, store, resume)
 

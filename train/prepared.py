@@ -26,7 +26,7 @@ STORED = ("kind", "channels", "orientation", "spacing", "window", "cache_dtype")
 
 
 class _ScanSource(Protocol):
-    """The properties of the source that the cases were prepared from."""
+    """The properties of a source of scans that one of prepared cases needs, too."""
 
     @property
     def is_synthetic(self) -> bool: ...
@@ -40,7 +40,7 @@ class PreparedSource:
 
     Args:
         path: its folder or address.
-        kind: the source that the option `kind` chooses.
+        kind: the source of scans that the option `kind` chooses.
     """
 
     def __init__(self, path: Path, kind: _ScanSource):

@@ -21,7 +21,7 @@ LARGE = 64 * _MEGABYTE  # the progress of copying fewer bytes is not shown
 
 @dataclass(frozen=True)
 class Download:
-    """An object that is wanted on this machine.
+    """An object that is to be copied to this machine.
 
     Attributes:
         target: the file for it.
