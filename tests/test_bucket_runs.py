@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from swinunetr_jax.buckets import BucketError
 from swinunetr_jax.buckets.run_objects import StoredState, logs, states, usable_states
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Recipe, checkpoints, claim, command, loop
+from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train
-from swinunetr_jax.training.store import pull
+from swinunetr_jax.training.store import BucketStore, pull
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,62 @@ def test_an_upload_that_is_forbidden_ends_the_run_at_the_next_step(run, whole, d
     proxy.clear()
     train(wanted(data, run.url), resume=True)
     assert bytes_in(run, tmp_path / "copy") == bytes_of(whole)
+
+
+@pytest.mark.long
+def test_a_cross_validation_that_is_killed_at_its_end_is_not_finished(run, data, tmp_path, monkeypatch):
+    wanted_folds = replace(wanted(data, run.url, steps=2), fold="all")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, "upload", "^postprocess.json$")
+        train_folds(wanted_folds)
+    assert not {"out_of_fold.json", "postprocess.json"} & set(run.names())
+    monkeypatch.setenv("SWINUNETR_SCRATCH", str(tmp_path / "another machine"))
+    train_folds(wanted_folds, resume=True)
+    assert {"out_of_fold.json", "out_of_fold.csv", "postprocess.json", "fold0/report.html", "fold1/report.html"} <= set(
+        run.names()
+    )
+    assert json.loads(run.read("claims/000002"))["released"]
+
+
+@pytest.mark.long
+def test_claims_that_a_user_removes_do_not_lose_states(run, whole, data, tmp_path):
+    train(wanted(data, run.url, steps=2))
+    train(wanted(data, run.url, steps=3), resume=True)
+    for name in run.names():
+        if name.startswith("claims/"):
+            run.delete(name)
+    train(wanted(data, run.url, steps=4), resume=True)
+    assert usable_states(run.names()) == [StoredState(3, 4), StoredState(2, 3)]
+
+
+@pytest.mark.long
+def test_a_release_that_fails_does_not_hide_the_result(run, whole, data, tmp_path, proxied, use_bucket):
+    proxy = proxied(run)
+    use_bucket(proxy.bucket)
+    proxy.fail("403", "write", "claims/", nth=2, times=None)
+    train(wanted(data, run.url))
+    assert bytes_in(run, tmp_path / "copy") == bytes_of(whole) and not json.loads(run.read("claims/000001"))["released"]
+
+
+@pytest.mark.long
+def test_a_bit_that_is_wrong_only_in_transit_does_not_cost_a_state(run, whole, data, tmp_path, monkeypatch, capsys):
+    train(wanted(data, run.url, steps=3))
+    original, flipped = BucketStore._fetch, []
+
+    def fetch(self, name, folder, again=False):
+        original(self, name, folder, again)
+        if not again and name.startswith("checkpoints/"):
+            file = next(path for path in sorted(folder.rglob("d/*")) if path.is_file())
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+            flipped.append(file)
+
+    monkeypatch.setattr(BucketStore, "_fetch", fetch)
+    capsys.readouterr()
+    train(wanted(data, run.url, steps=4), resume=True)
+    assert flipped and "continuing after step 3" in capsys.readouterr().out
+    assert not [name for name in run.names() if name.endswith("damaged.json")]
 
 
 def test_the_lineage_of_states():
