@@ -98,7 +98,8 @@ def test_other_numbers_of_processes_continue_with_the_same_numbers(runner, run, 
 
 
 def test_of_two_trainers_that_start_at_the_same_moment_one_is_refused(runner, run, whole, tmp_path):
-    both = [*start(runner, run, "a"), *start(runner, run, "b")]
+    lease = {"SWINUNETR_TEST_LEASE": "1"}  # shorter than the run
+    both = [*start(runner, run, "a", **lease), *start(runner, run, "b", **lease)]
     codes = [process.wait(SECONDS) for process in both]
     assert sorted(codes) == [0, 2], [runner.output_of(process) for process in both]
     refused = runner.output_of(both[codes.index(2)])

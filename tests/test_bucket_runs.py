@@ -18,9 +18,9 @@ from swinunetr_jax.buckets import BucketError
 from swinunetr_jax.buckets.run_objects import StoredState, logs, states, usable_states
 from swinunetr_jax.data.phantom.dataset import write_phantom
 from swinunetr_jax.training import Recipe, checkpoints, claim, command, loop
+from swinunetr_jax.training.bucket_store import BucketStore, pull
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train
-from swinunetr_jax.training.store import BucketStore, pull
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ def test_the_commands_of_the_page(runner: Runner, gcs_bucket: Bucket, proxied, t
     programs = {
         "REAL_PYTHON": sys.executable,
         "RUN_TRAIN": str(ROOT / "tests" / "helpers" / "run_train.py"),
+        "SWINUNETR_TEST_LEASE": "10",
         **runner.environment,
     }
     script = started(launcher, train, **programs, **proxy.bucket.environment)

@@ -14,8 +14,8 @@ import pytest
 
 from swinunetr_jax import Task, open_checkpoint
 from swinunetr_jax.training import description, start
+from swinunetr_jax.training.bucket_store import store_of
 from swinunetr_jax.training.log import read_rows
-from swinunetr_jax.training.store import store_of
 
 ARCHIVE = Path(__file__).parent / "old" / "run_397e272.tar.xz"
 

@@ -12,7 +12,7 @@ from helpers.training_runs import recipe
 
 from swinunetr_jax import arguments, cli
 from swinunetr_jax.commands.predict import Predict
-from swinunetr_jax.training import Augment, Devices, Init, Recipe, command, description, resume, store
+from swinunetr_jax.training import Augment, Devices, Init, Recipe, bucket_store, command, description, resume, store
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.saver import Saver
@@ -139,7 +139,7 @@ def test_the_time_between_saved_states_is_that_of_the_option_or_of_the_place_of_
         return Saver(run, 2, time.monotonic() - 600).due()
 
     assert not due() and due(save_minutes=9.9) and not due(save_minutes=10.1) and due(save_every=3)
-    monkeypatch.setattr(store.Store, "save_minutes", store.BucketStore.save_minutes)
+    monkeypatch.setattr(store.Store, "save_minutes", bucket_store.BucketStore.save_minutes)
     assert due() and not due(save_minutes=20.0)
 
 

@@ -41,10 +41,11 @@ class Claim:
     Attributes:
         number: its number.
         replaced: whether a higher claim has been found.
+        waited: whether the owner of the claim before it had not released it, so that the run may have changed since this process read it.
     """
 
     def __init__(self, run: Bucket, number: int, token: str, on_replaced: Callable[[ReplacedError], None]):
-        self.number, self.replaced, self._on_replaced = number, False, on_replaced
+        self.number, self.replaced, self.waited, self._on_replaced = number, False, False, on_replaced
         self._run, self._token, self._beat = run, token, 0
         self._verified = _clock()  # until this time, the process is known not to have been suspended for long
         self._ended = threading.Event()
@@ -66,12 +67,13 @@ class Claim:
         while True:
             names = run.names()
             highest = highest_claim(names)
-            if highest:
-                _wait_until_free(run, highest, say)
+            waited = highest > 0 and _wait_until_free(run, highest, say)
             token, number = secrets.token_hex(16), next_claim(names)
             if run.create(claim_name(number), _content(token, 0)):
                 run.remove(claim_name(old) for old in range(1, number - KEPT) if claim_name(old) in names)
-                return cls(run, number, token, on_replaced)
+                claim = cls(run, number, token, on_replaced)
+                claim.waited = waited
+                return claim
 
     def check(self) -> None:
         """Raises ReplacedError if another process owns the run now. It is called immediately before each write."""
@@ -136,28 +138,29 @@ class Claim:
         self._run.write(claim_name(self.number), _content(self._token, self._beat, released=released))
 
 
-def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> None:
-    """Waits until the owner of a claim is known to have ended. Raises InputError if it is alive."""
+def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> bool:
+    """Waits until the owner of a claim is known to have ended, and returns whether it has waited. Raises InputError if it is alive."""
     last = _read(run, number)
     values = _values(last)
     if values.get("released"):
-        return
+        return False
     owner = f"process {values.get('process')} on {values.get('host')}"
     say(
-        f"{run.address} has not been released by {owner}: waiting up to {console.duration(LEASE_SECONDS)} to see whether it still trains"
+        f"{run.address} has not been released by {owner}: waiting at least {console.duration(LEASE_SECONDS)} to see whether it still trains"
     )
     started = since = _clock()
     while _clock() - since < LEASE_SECONDS:
         time.sleep(LEASE_SECONDS / (2 * HEARTBEATS))
         now = _read(run, number)
         if _values(now).get("released"):
-            return
+            return True
         if now != last:
             last, since = now, _clock()
             if since - started > LEASE_SECONDS:  # an owner that was ending would have released it by now
                 raise InputError(
                     f"{run.address} is in use by another training process ({owner}): wait for it, or choose another --out."
                 )
+    return True
 
 
 def _clock() -> float:

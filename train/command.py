@@ -21,6 +21,7 @@ from swinunetr_jax.buckets import BucketError, address_of
 from swinunetr_jax.data.pipeline import SampleError
 from swinunetr_jax.files import local_path
 from swinunetr_jax.training import processes, recipes
+from swinunetr_jax.training.bucket_store import pull
 from swinunetr_jax.training.config import Phantom, Pretrain
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train as train_one
@@ -35,7 +36,6 @@ from swinunetr_jax.training.rerun import earlier_run, finished_note
 from swinunetr_jax.training.resume import Resume
 from swinunetr_jax.training.sources import source_of
 from swinunetr_jax.training.stop import Stopped
-from swinunetr_jax.training.store import pull
 from swinunetr_jax.training.watchdog import EXIT_HUNG
 
 DEFAULT = "phantom"

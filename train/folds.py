@@ -13,6 +13,7 @@ from swinunetr_jax.console import csv_cell, literal, say, warn
 from swinunetr_jax.data.discovery.folds import fold_numbers
 from swinunetr_jax.postprocess import POSTPROCESS, Postprocess, write_postprocess
 from swinunetr_jax.training import fold_labels, processes
+from swinunetr_jax.training.bucket_store import store_of
 from swinunetr_jax.training.choose_postprocess import choose_postprocess, pairs_of
 from swinunetr_jax.training.data import assign_folds
 from swinunetr_jax.training.description import DESCRIPTION, Head, read_description, write_description
@@ -23,7 +24,7 @@ from swinunetr_jax.training.places import cache_of, phantom_of
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, LENGTH, changed_options, changed_recipe_file
 from swinunetr_jax.training.sources import source_of
-from swinunetr_jax.training.store import Store, store_of
+from swinunetr_jax.training.store import Store
 
 TABLE = "out_of_fold"
 

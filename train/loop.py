@@ -24,18 +24,19 @@ from swinunetr_jax import InputError, console
 from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.training import checkpoints, plots, processes, times, watchdog
 from swinunetr_jax.training.augmentation import device_augmentation
+from swinunetr_jax.training.bucket_store import store_of
 from swinunetr_jax.training.data import batches
 from swinunetr_jax.training.log import DICE
 from swinunetr_jax.training.objective import Objective
 from swinunetr_jax.training.profiling import Profiler
 from swinunetr_jax.training.pseudo_dice import has_pseudo_dice, log_pseudo_dice
 from swinunetr_jax.training.recipe import Recipe
+from swinunetr_jax.training.rerun import earlier_run
 from swinunetr_jax.training.result import print_result, report
 from swinunetr_jax.training.saver import Saver
 from swinunetr_jax.training.start import Run, start
 from swinunetr_jax.training.step import make_objective, objective_of
 from swinunetr_jax.training.stop import Stop, Stopped, stop_on_signals
-from swinunetr_jax.training.store import store_of
 from swinunetr_jax.training.validation import Interrupted, Scores
 from swinunetr_jax.training.watchdog import Watchdog
 from swinunetr_jax.training.writer import Writer
@@ -60,6 +61,8 @@ def train(recipe: Recipe, *, resume: bool = False, at_end: Callable[[Run, Stop],
     store = store_of(recipe.out)
     on = processes.is_distributed() or store.is_remote
     with Watchdog(recipe.watchdog_minutes, default_on=on, leads=processes.is_leader()), store.owned():
+        if store.waited and not resume:  # the process that owned the run until now may have been given the same command
+            resume = earlier_run(recipe) != "none"
         run = start(recipe, store, resume=resume)
         try:
             with stop_on_signals() as stop:

@@ -9,9 +9,9 @@ from typing import Literal
 from swinunetr_jax import InputError, files
 from swinunetr_jax.training import checkpoints
 from swinunetr_jax.training.description import DESCRIPTION, Description, Head, read_description, read_options
-from swinunetr_jax.training.folds import TABLE
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.training.resume import FREE, changed_options
+from swinunetr_jax.weights.run_folder import OUT_OF_FOLD
 
 # The options that may differ from the stored run. The data set may not, because a command with another one means another run.
 FREE_IN_REPEATED_COMMAND = tuple(name for name in FREE if name not in ("data", "base", "splits"))
@@ -45,7 +45,7 @@ def is_finished(folder: Path) -> bool:
     head = read_description(folder, Head)
     if "folds" in head:
         folds = [folder / f"fold{number}" for number in head["folds"]]
-        return files.exists(folder / f"{TABLE}.json") and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
+        return files.exists(folder / OUT_OF_FOLD) and all(files.exists(f / DESCRIPTION) and is_finished(f) for f in folds)
     if read_options(folder).fold == "all":  # a cross-validation that an earlier version started, without a list of its folds
         return False
     progress = checkpoints.newest_progress(folder)
@@ -64,7 +64,8 @@ def finished_note(folder: Path) -> str:
             "with labels"
         )
     elif "folds" in read_description(folder, Head):
-        result = f"the scores of all cases are in {folder / TABLE}.csv, and `swinunetr predict -m {folder}` uses all folds"
+        table = (folder / OUT_OF_FOLD).with_suffix(".csv")
+        result = f"the scores of all cases are in {table}, and `swinunetr predict -m {folder}` uses all folds"
     else:
         progress = checkpoints.newest_progress(folder)
         score = (

@@ -12,6 +12,7 @@ from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder
 from swinunetr_jax.files import local_path
 from swinunetr_jax.task import Output
+from swinunetr_jax.training.bucket_store import pull
 from swinunetr_jax.training.config import Devices
 from swinunetr_jax.training.description import RECIPE_TEXT, Head, read_recipe, stored_options
 from swinunetr_jax.training.options import flatten
@@ -19,7 +20,6 @@ from swinunetr_jax.training.places import cache_of
 from swinunetr_jax.training.prepared import is_prepared
 from swinunetr_jax.training.processes import Launch
 from swinunetr_jax.training.recipe import Recipe
-from swinunetr_jax.training.store import pull
 
 
 @dataclass(frozen=True)
