@@ -18,6 +18,8 @@ from helpers.buckets import NAME, Bucket
 from helpers.object_requests import ObjectRequest, parse_request
 from helpers.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 
 class Answer:
     """The answer to a request, as `ask` returns it; `content` may be shorter than the answer announced."""

@@ -61,6 +61,7 @@ def wanted(data: Path, out: str | Path, **changes) -> Recipe:
     return recipe(data, Path(out), save_every=1, keep=2, **changes)
 
 
+@pytest.mark.long
 def test_a_run_has_the_bytes_of_a_local_one_and_can_be_repeated(run, whole, data, tmp_path, monkeypatch, capsys):
     train(wanted(data, run.url))
     names = run.names()

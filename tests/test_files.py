@@ -174,7 +174,7 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_json_file_is_refused(tmp_path):
 
 @pytest.mark.fault("5.16")
 @pytest.mark.parametrize(
-    "address", ["gs://bucket/run", "s3:/bucket", "S3://bucket", "https://host/scan.nii.gz", "gs:", "hf+x://a"]
+    "address", ["gs://bucket/run", "s3://bucket", "S3://bucket", "https://host/scan.nii.gz", "gs:", "hf+x://a"]
 )
 def test_an_address_of_a_remote_store_is_not_a_path(address):
     with refused(address.rstrip("/"), "remote store"):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from helpers.buckets import Bucket
 from helpers.prepared_data import recipe_of
+from helpers.refusals import refused
 from helpers.runner import OPTIONS, losses
+from helpers.training_runs import recipe
 
 from swinunetr_jax import InputError
 from swinunetr_jax.buckets import scratch, scratch_folder
@@ -183,3 +185,14 @@ def test_a_killed_command_is_continued(held, gcs_bucket: Bucket, proxied, use_bu
     local = {f"data/{path.name}": path.read_bytes() for path in (tmp_path / "place").iterdir()}
     assert gcs_bucket.objects() == local
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.long
+def test_an_address_without_prepared_data_is_refused_and_not_replaced_by_a_phantom(gcs_bucket, use_bucket, tmp_path):
+    use_bucket(gcs_bucket)
+    wrong = Path(f"{gcs_bucket.url}/nothing")
+    with refused(f"{gcs_bucket.url}/nothing", "holds no prepared data, because it has no prepared.json"):
+        source_of(recipe(wrong, tmp_path)).dataset(recipe(wrong, tmp_path), tmp_path)
+    with refused(gcs_bucket.url, "which is also --data: give the run an address of its own"):
+        recipe(Path(gcs_bucket.url), Path(gcs_bucket.url)).check()
+    assert gcs_bucket.names() == []

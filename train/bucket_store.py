@@ -25,6 +25,7 @@ import numpy as np
 
 from swinunetr_jax import InputError, console, files
 from swinunetr_jax.buckets import Bucket, address_of
+from swinunetr_jax.buckets.bucket import wait_longer
 from swinunetr_jax.buckets.run_objects import (
     BEST,
     CLAIMS,
@@ -73,6 +74,7 @@ class BucketStore(Store):
 
     def __init__(self, folder: Path, address: str):
         super().__init__(folder)
+        wait_longer()
         self.bucket = Bucket(address)
         self.claim: Claim | None = None
         self.copied = 0  # files that have been copied into the bucket

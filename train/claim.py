@@ -146,13 +146,14 @@ def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> bo
         return False
     owner = f"process {values.get('process')} on {values.get('host')}"
     say(
-        f"{run.address} has not been released by {owner}: waiting at least {console.duration(LEASE_SECONDS)} to see whether it still trains"
+        f"{run.address} has not been released by {owner}: waiting {console.duration(LEASE_SECONDS)} for a sign that it still trains"
     )
     started = since = _clock()
     while _clock() - since < LEASE_SECONDS:
         time.sleep(LEASE_SECONDS / (2 * HEARTBEATS))
         now = _read(run, number)
         if _values(now).get("released"):
+            say(f"{owner} has ended: this process continues")
             return True
         if now != last:
             last, since = now, _clock()
@@ -160,6 +161,7 @@ def _wait_until_free(run: Bucket, number: int, say: Callable[[str], None]) -> bo
                 raise InputError(
                     f"{run.address} is in use by another training process ({owner}): wait for it, or choose another --out."
                 )
+    say(f"there is no sign of {owner}: this process owns the run now")
     return True
 
 

@@ -135,7 +135,7 @@ class Log:
         self._bar.update(step - self._bar.n)
         if self._bar.disable and not self.silent and (now - self._printed >= LINE_SECONDS or step == self.total or step == 1):
             pace = (now - self._printed) / max(step - self._printed_step, 1)
-            left = "" if step < 3 else f", {duration((self.total - step) * pace)} left"
+            left = "" if step < 3 or step == self.total else f", {duration((self.total - step) * pace)} left"
             say(f"step {step}/{self.total}  loss {values['loss']:.4f}  {self._rate():.2f} images/s{left}")
             self._printed, self._printed_step = now, step
 

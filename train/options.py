@@ -12,7 +12,7 @@ from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
 from swinunetr_jax.arguments import check_paths
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder, shown
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
 from swinunetr_jax.training.option_values import decode_path, is_field, json_value, renamed
@@ -159,6 +159,8 @@ class Options:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"`{name}` must be a finite number, got {value}.")
         check_paths(self)
+        if self.data is not None and is_address(self.data) and shown(self.out) == shown(self.data):
+            raise InputError(f"--out is {shown(self.out)}, which is also --data: give the run an address of its own.")
         if self.validation.pseudo is None and self.validation.pseudo_every is not None:
             raise InputError("`validation.pseudo_every` needs a number of patches: give --validation.pseudo, such as 50.")
         init = self.init

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swinunetr_jax import InputError, files
+from swinunetr_jax.buckets.bucket import wait_longer
 from swinunetr_jax.buckets.scratch import own_folder
 from swinunetr_jax.console import Progress, literal, name_list, say
 from swinunetr_jax.console import size as byte_count
@@ -45,6 +46,9 @@ def prepare(recipe: Recipe, path: Path) -> None:
     if path.name.startswith("images"):
         raise InputError(f"{place} begins with images, as folders of scans do: give a place with another name.")
     earlier = read_manifest(place)
+    if place.bucket is not None:  # a bucket that cannot be used is reported before any work is done
+        wait_longer()
+        place.names()
     if earlier is not None:
         check_options(earlier, recipe, str(place), "command")
     with _run_folder(recipe) as run:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from swinunetr_jax import InputError, Task, files
-from swinunetr_jax.buckets import address_of, is_address
+from swinunetr_jax.buckets import address_of, shown
 from swinunetr_jax.console import Progress, name_list
 from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
@@ -175,8 +175,13 @@ def source_of(options: Options) -> Source:
         raise InputError(f"`kind` must be one of {', '.join(SOURCES)}, got {options.kind!r}.")
     if options.data is not None and is_prepared(options.data):
         prepared = PreparedSource(options.data, source)
-        # If the run's phantom is not prepared, its scans are made on each machine and are not in the bucket.
-        return prepared if not (source.is_synthetic and is_address(options.data)) or prepared.exists else source
+        # The phantom of a run in a bucket has the address RUN/data: its scans are made on each machine and are not in the bucket.
+        out = Path(shown(options.out))
+        is_own = source.is_synthetic and Path(shown(options.data)) in (
+            Path(shown(out / "data")),
+            Path(shown(out.parent / "data")),
+        )
+        return source if is_own and not prepared.exists else prepared
     return source
 
 

@@ -19,7 +19,8 @@ from swinunetr_jax.buckets.stored import StoredObject, counting_callback, is_obj
 from swinunetr_jax.errors import InputError
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 600.0  # an operation is repeated for at most this time
+PATIENCE_SECONDS = 60.0  # an operation is repeated for at most this time
+PATIENCE_OF_TRAINING = 600.0
 LONGEST_PAUSE = 20.0  # seconds between two attempts
 interrupted = threading.Event()  # set when the user interrupts the program, so that no operation is repeated any more
 CONNECT_SECONDS, READ_SECONDS = 15, 60
@@ -32,6 +33,12 @@ _PERMANENT = {
     *("ImportError", "ModuleNotFoundError"),
 }
 _PERMANENT_CODES = {"400", "401", "403", "404", "405", "409", "412"}
+
+
+def wait_longer() -> None:
+    """From now on, operations are repeated for the longer time that suits work of hours."""
+    global PATIENCE_SECONDS
+    PATIENCE_SECONDS = max(PATIENCE_SECONDS, PATIENCE_OF_TRAINING)
 
 
 class BucketError(InputError):

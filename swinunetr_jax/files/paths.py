@@ -67,7 +67,8 @@ def local_path(path: str | os.PathLike, *, expected: str = _EXPECTED) -> Path:
     if match and match["scheme"].lower() == "file":
         raise InputError(f"{path} is the address of a file, expected a path: leave out {match[0]}.")
     if match:
-        raise InputError(f"{path} is an address of a remote store ({match['scheme']}:), expected {expected}.")
+        written = re.sub(r":/+", "://", os.fspath(path), count=1)  # as it was before `Path` reduced its two slashes
+        raise InputError(f"{written} is an address of a remote store ({match['scheme']}:), expected {expected}.")
     return Path(path)
 
 
