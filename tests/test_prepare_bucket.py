@@ -138,7 +138,7 @@ def test_a_run_in_a_bucket_makes_the_phantom_on_each_machine(bucket: Bucket, use
     again = collect_cases(phantom, scratch_folder(f"{bucket.url}/run", shared=False))
     np.testing.assert_equal(arrays(again), arrays(cases))
     assert (
-        not source_of(replace(phantom, data=Path(f"{bucket.url}/run/data")))
+        not source_of(replace(phantom, data=Path(f"{bucket.url}/run/data"), out=Path(f"{bucket.url}/run")))
         .dataset(phantom, tmp_path)
         .root.is_relative_to(tmp_path / "a")
     )
