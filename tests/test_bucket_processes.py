@@ -97,6 +97,26 @@ def test_other_numbers_of_processes_continue_with_the_same_numbers(runner, run, 
     assert close(bytes_in(shorter, tmp_path / "two"), whole[1])
 
 
+def test_four_processes_that_are_killed_continue_to_the_same_bytes(runner, run, tmp_path):
+    batch = list(OPTIONS)
+    batch[batch.index("--batch") + 1] = "4"
+    shared = (*batch, "--data", str(runner.folder / "data"), "--cache", str(runner.folder / "cache"), *options())
+    uninterrupted = runner.folder / "whole 4"
+    runner.finish(runner.start(*shared, "--out", str(uninterrupted), count=4), 0)
+
+    def four(host: str) -> list[subprocess.Popen]:
+        place = {"SWINUNETR_SCRATCH": str(tmp_path / host), "SWINUNETR_TEST_LEASE": str(LEASE)}
+        return runner.start(*shared, "--out", run.url, count=4, environment=run.environment | place)
+
+    started = four("old")
+    assert runner.wait_for(started[0], lambda: bool(usable_states(run.names())))
+    for process in started:
+        process.kill()
+        process.wait(SECONDS)
+    runner.finish(four("new"), 0)
+    assert bytes_in(run, tmp_path / "copy") == bytes_of(uninterrupted)
+
+
 def test_of_two_trainers_that_start_at_the_same_moment_one_is_refused(runner, run, whole, tmp_path):
     lease = {"SWINUNETR_TEST_LEASE": "1"}  # shorter than the run
     both = [*start(runner, run, "a", **lease), *start(runner, run, "b", **lease)]
