@@ -63,7 +63,7 @@ class PreparedSource:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a prepared data set."""
+        """True if the folder or the address holds a prepared data set."""
         return read_manifest(self.place) is not None
 
     def dataset(self, options: Options, run: Path) -> Dataset:

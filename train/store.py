@@ -33,7 +33,7 @@ class Store:
         with locked(self.folder) if processes.is_leader() else contextlib.nullcontext():
             yield
 
-    copied = 0
+    copied = 0  # the number of files that have been copied into a bucket; while it grows, a write makes progress
 
     def check(self) -> None:
         """Raises InputError if another process is known to own the run now. It sends no request unless this is the case."""

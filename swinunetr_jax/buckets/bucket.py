@@ -36,7 +36,7 @@ _PERMANENT_CODES = {"400", "401", "403", "404", "405", "409", "412"}
 
 
 def wait_longer() -> None:
-    """From now on, operations are repeated for the longer time that suits work of hours."""
+    """Sets the time for which all buckets repeat operations from now on to `PATIENCE_OF_TRAINING`, because a training runs for hours."""
     global PATIENCE_SECONDS
     PATIENCE_SECONDS = max(PATIENCE_SECONDS, PATIENCE_OF_TRAINING)
 

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def can_train(self) -> bool:
-        """Whether the case can be used for training. It can if it has a label map or does not need one."""
+        """True if the case has a label map or does not need one, so that a network can be trained with it."""
         return self.label is not None or not self.needs_label
 
     @property
