@@ -17,7 +17,7 @@ from swinunetr_jax import InputError
 from swinunetr_jax.buckets import BucketError
 from swinunetr_jax.buckets.run_objects import StoredState, logs, states, usable_states
 from swinunetr_jax.data.phantom.dataset import write_phantom
-from swinunetr_jax.training import Recipe, checkpoints, claim, command, loop
+from swinunetr_jax.training import Recipe, claim, command, loop, restore
 from swinunetr_jax.training.bucket_store import BucketStore, pull
 from swinunetr_jax.training.folds import train_folds
 from swinunetr_jax.training.loop import train
@@ -117,8 +117,8 @@ def test_a_run_that_is_killed_continues_on_an_empty_disk_to_the_same_bytes(point
     assert {name.split("/")[1] for name in names if name.startswith("best/params")} == {
         json.loads(run.read("best/checkpoint.json"))["params"]
     }
-    ours = {name: array.tobytes() for name, array in checkpoints.read_checkpoint(tmp_path / "copy" / "best").params.items()}
-    theirs = {name: array.tobytes() for name, array in checkpoints.read_checkpoint(whole / "best").params.items()}
+    ours = {name: array.tobytes() for name, array in restore.read_checkpoint(tmp_path / "copy" / "best").params.items()}
+    theirs = {name: array.tobytes() for name, array in restore.read_checkpoint(whole / "best").params.items()}
     assert ours == theirs
 
 

@@ -29,6 +29,7 @@ from swinunetr_jax.training import (
     folds,
     loop,
     objective,
+    restore,
 )
 from swinunetr_jax.training.lock import locked
 from swinunetr_jax.training.log import LOG, Log, read_rows
@@ -349,7 +350,7 @@ def test_a_damaged_description_of_a_saved_step_is_one_warning(tmp_path, text):
     (folder / "checkpoint.json").write_text("{}")
     assert checkpoints.newest_progress(tmp_path) is None
     with pytest.raises(InputError, match="holds no intact state to continue from") as error:
-        checkpoints.restore(tmp_path, None, None)
+        restore.restore(tmp_path, None, None)
     assert "00000004 is" in str(error.value) and "damaged-00000004" in str(error.value)
 
 

@@ -16,7 +16,7 @@ from helpers.runner import bytes_of
 from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError, cli, open_checkpoint
-from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop
+from swinunetr_jax.training import Network, checkpoints, description, load_recipe, loop, restore
 from swinunetr_jax.training import command as train_command
 from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.weights.params import flatten, make_network
@@ -119,7 +119,7 @@ def test_parameters_of_an_objective_are_trained_and_saved_separately_from_the_ne
     )
     assert run_command("train", "phantom", *shared, "--deep-supervision", "--class-share", "0.5") == 0
     last = tmp_path / "run" / "last"
-    own = {name: value for name, value in checkpoints.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
+    own = {name: value for name, value in restore.read_arrays(last / checkpoints.STATE).items() if "objective." in name}
     assert sum(name.startswith("own.") for name in own) == 6 and any(name.startswith("opt.") for name in own)
     opened = open_checkpoint(last)
     assert opened.params.keys() == flatten(make_network(opened.config, nnx.Rngs(0))).keys()

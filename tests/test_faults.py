@@ -16,7 +16,7 @@ from helpers.runner import Runner, bytes_of
 from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError
-from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.description import read_description
 from swinunetr_jax.training.log import read_rows
@@ -158,7 +158,7 @@ def stopped(finished, tmp_path) -> tuple[Path, Training]:
 
 
 def restored(run: Path, training: Training) -> tuple[Progress, list[str]]:
-    _, progress, warnings = checkpoints.restore(run, training.like(), training.config)
+    _, progress, warnings = restore.restore(run, training.like(), training.config)
     return progress, warnings
 
 
@@ -219,7 +219,7 @@ def test_the_state_of_another_network_is_refused(stopped):
 
 def test_a_state_is_not_written_if_the_folder_of_the_run_was_removed(stopped):
     run, training = stopped
-    state, progress, _ = checkpoints.restore(run, training.like(), training.config)
+    state, progress, _ = restore.restore(run, training.like(), training.config)
     shutil.rmtree(run)
     with pytest.raises(InputError, match=r"00000012 cannot be written \(.*run does not exist any more"):
         checkpoints.save(run, state, progress, training.config, training.task, keep=2)
@@ -228,7 +228,7 @@ def test_a_state_is_not_written_if_the_folder_of_the_run_was_removed(stopped):
 
 def test_a_state_that_cannot_replace_the_one_of_its_step_leaves_that_one(stopped, monkeypatch):
     run, training = stopped
-    state, progress, _ = checkpoints.restore(run, training.like(), training.config)
+    state, progress, _ = restore.restore(run, training.like(), training.config)
     rename = Path.rename
 
     def fail(self, target):

@@ -18,7 +18,7 @@ from helpers.small_network import forget, replace_swin_unetr
 from helpers.training_runs import stop_after
 
 from swinunetr_jax import Task
-from swinunetr_jax.training import Augmentation, Network, Optim, Pretrain, Recipe, Validation, checkpoints, loop, train
+from swinunetr_jax.training import Augmentation, Network, Optim, Pretrain, Recipe, Validation, loop, restore, train
 from swinunetr_jax.training.description import read_description
 from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.training.pretrain.masks import block_mask, block_size, mask_keys, masked_blocks
@@ -164,7 +164,7 @@ def test_a_run_without_labels_draws_and_resumes_to_the_same_bytes(scans, tmp_pat
     assert all(set(row["numbers"]) == {"masked R²"} for row in validations)
     assert {row["metrics"]["fill_mse"] > 0 for row in read_rows(whole) if row["kind"] == "step"} == {True}
     assert len(read_description(whole)["cases"]["train"]) == 4  # one patient with four modalities
-    checkpoint = checkpoints.read_checkpoint(whole / "best")
+    checkpoint = restore.read_checkpoint(whole / "best")
     assert checkpoint.task is not None and checkpoint.task.kind == "images"
     assert (checkpoint.config.in_channels, checkpoint.config.out_channels) == (1, 1)
     report = (whole / "report.html").read_text()

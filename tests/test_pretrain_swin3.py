@@ -21,7 +21,7 @@ from swinunetr_jax import InputError, SwinUNETRConfig, Task
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.ops import pointwise
-from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Optim, Pretrain
 from swinunetr_jax.training.objective import Objective, own_parameters
@@ -394,7 +394,7 @@ def test_other_weights_do_not_change_and_the_state_is_saved(tmp_path):
         trained = name.startswith("first.")
         assert np.array_equal(state.params[name], value) == np.array_equal(state.average[name], value) == (not trained), name
     checkpoints.save(tmp_path, state, Progress(step=1), config, task, keep=1)
-    restored = checkpoints.restore(tmp_path, training.like(), config)
+    restored = restore.restore(tmp_path, training.like(), config)
     assert restored is not None and not restored[2]
     assert jax.tree.structure(restored[0]) == jax.tree.structure(state)
     assert all(map(np.array_equal, jax.tree.leaves(restored[0]), jax.tree.leaves(state)))

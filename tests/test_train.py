@@ -26,6 +26,7 @@ from swinunetr_jax.training import (
     checkpoints,
     description,
     loop,
+    restore,
     step,
 )
 from swinunetr_jax.training.folds import train_folds
@@ -124,7 +125,7 @@ def test_trackers_receive_what_the_log_of_the_run_has(finished):
 def test_a_run_is_opened_as_its_best_network_and_its_folder_last_as_the_newest(finished):
     best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
-    state = checkpoints.read_arrays(finished / "last" / checkpoints.STATE)
+    state = restore.read_arrays(finished / "last" / checkpoints.STATE)
     name = "out.kernel"
     assert not np.array_equal(state[f"params.{name}"], last.params[name])  # the average is the network
     assert flatten(best.model()).keys() == best.params.keys()
@@ -302,7 +303,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_cases(data, tmp_pa
     monkeypatch.setattr(step.Training, "compile", with_a_broken_second_step)
     with pytest.raises(InputError, match=r"step 2: the loss is .*BraTS2021_0000\d.*--optim.clip"):
         train(recipe(data, tmp_path / "run", validation=Validation(every=4), save_every=1))
-    saved = checkpoints.read_checkpoint(tmp_path / "run" / "last")  # it refuses weights that are not finite
+    saved = restore.read_checkpoint(tmp_path / "run" / "last")  # it refuses weights that are not finite
     assert all(np.isfinite(value).all() for value in saved.params.values())
 
 

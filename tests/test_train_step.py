@@ -14,7 +14,7 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy
-from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training import step as training_step
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Optim
@@ -187,11 +187,11 @@ def test_both_kinds_of_statistics_are_restored(tmp_path):
     state = training.init({n: np.asarray(rng.uniform(0.5, 1.5, v.shape), v.dtype) for n, v in shapes(config).items()})
     state = dataclasses.replace(state, stats={name: np.asarray(value) * 2 for name, value in state.stats.items()})
     checkpoints.save(tmp_path, checkpoints.snapshot(state), Progress(step=3), config, training.task, keep=1)
-    restored, progress = checkpoints.read(tmp_path, 3, training.like(), config)
+    restored, progress = restore.read(tmp_path, 3, training.like(), config)
     assert progress == Progress(step=3)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     mean = "encoder1.norm1.mean"
-    network = checkpoints.read_checkpoint(tmp_path / "last").params
+    network = restore.read_checkpoint(tmp_path / "last").params
     np.testing.assert_array_equal(network[mean], state.average_stats[mean])
     assert not np.array_equal(network[mean], state.stats[mean])
 
@@ -199,9 +199,9 @@ def test_both_kinds_of_statistics_are_restored(tmp_path):
 def test_a_state_of_other_shapes_is_refused_before_any_array_is_read(tmp_path, small_network, monkeypatch):
     training = make(ema=0.9)
     checkpoints.save(tmp_path, checkpoints.snapshot(start(training)), Progress(step=3), SMALLEST, training.task, keep=1)
-    monkeypatch.setattr(checkpoints, "read_arrays", lambda *_: pytest.fail("the arrays were read"))
+    monkeypatch.setattr(restore, "read_arrays", lambda *_: pytest.fail("the arrays were read"))
     with pytest.raises(InputError, match="the state of another network or optimizer") as error:
-        checkpoints.read(tmp_path, 3, make().like(), SMALLEST)
+        restore.read(tmp_path, 3, make().like(), SMALLEST)
     assert "params.out.kernel: got (12, 3), expected nothing" in str(error.value)
 
 

@@ -17,7 +17,7 @@ from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.runtime.strategies import JitStrategy, ParallelStrategy, PmapStrategy
-from swinunetr_jax.training import checkpoints, processes, watchdog
+from swinunetr_jax.training import checkpoints, processes, restore, watchdog
 from swinunetr_jax.training.checkpoints import Progress
 from swinunetr_jax.training.config import Network
 from swinunetr_jax.training.crop_size import crop_size
@@ -253,12 +253,12 @@ def _restore(store: Store, training: Training) -> tuple[State, Progress, list[st
     folder, like, config = store.folder, training.like(), training.config
     restored = None
     if processes.is_leader():
-        restored = checkpoints.restore(folder, like, config, fetch=store.fetch_state, set_aside=store.set_aside)
+        restored = restore.restore(folder, like, config, fetch=store.fetch_state, set_aside=store.set_aside)
     step = int(processes.from_process(np.array(restored[1].step if restored else 0, np.int32), 0))
     if processes.is_leader() or not step:
         return restored
     store.fetch_state(step)
-    return *checkpoints.read(folder, step, like, config), []
+    return *restore.read(folder, step, like, config), []
 
 
 def _describe(

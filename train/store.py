@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from swinunetr_jax.training import checkpoints, processes
+from swinunetr_jax.training import processes, restore
 from swinunetr_jax.training.lock import locked
 
 
@@ -60,7 +60,7 @@ class Store:
 
     def set_aside(self, step: int, fault: str) -> str:
         """Marks a damaged state, so that it is not used again, and returns a sentence that says how."""
-        return checkpoints.rename_damaged(self.folder, step)
+        return restore.rename_damaged(self.folder, step)
 
     def state_saved(self, step: int, keep: int) -> None:
         """Stores a state that has been written into the folder, and keeps `keep` states. The thread that writes calls this."""

@@ -10,7 +10,7 @@ import pytest
 from helpers.buckets import Bucket as Emulated
 from swinunetr_jax.buckets import Bucket
 from swinunetr_jax.buckets.run_objects import usable_states
-from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training.claim import Claim
 from swinunetr_jax.training.log import read_rows
 
@@ -68,8 +68,8 @@ def bytes_in(run: Emulated, folder: Path) -> dict[str, bytes]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "last").symlink_to(usable_states(run.names())[0].name)
-    weights = checkpoints.read_checkpoint(folder / "last").params
-    state = checkpoints.read_arrays(folder / "last" / checkpoints.STATE)
+    weights = restore.read_checkpoint(folder / "last").params
+    state = restore.read_arrays(folder / "last" / checkpoints.STATE)
     return {name: np.asarray(value).tobytes() for name, value in {**weights, **state}.items()}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from swinunetr_jax.training import checkpoints
+from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training.log import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ def free_port(minimum: int = 0) -> int:
 
 def bytes_of(run: Path) -> dict[str, bytes]:
     """Returns the arrays of the newest saved state: the weights and the rest of the training state."""
-    weights = checkpoints.read_checkpoint(run / "last").params
-    training_state = checkpoints.read_arrays(run / "last" / checkpoints.STATE)
+    weights = restore.read_checkpoint(run / "last").params
+    training_state = restore.read_arrays(run / "last" / checkpoints.STATE)
     return {name: np.asarray(value).tobytes() for name, value in {**weights, **training_state}.items()}
 
 
