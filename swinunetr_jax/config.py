@@ -14,6 +14,7 @@ import numpy as np
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int
+from swinunetr_jax.hyena_options import HyenaOptions, check_variant
 
 DOWNSAMPLE_MODES = ("legacy", "merging", "mergingv2")
 NORM_NAMES = ("instance", "batch", "group")
@@ -23,8 +24,8 @@ SIZE_MULTIPLE = 32  # patch embedding and four patch mergings halve every axis f
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinUNETRConfig:
-    """The options of a Swin UNETR.
+class SwinUNETRConfig(HyenaOptions):
+    """The options of a Swin UNETR. Those of Hyena stages are described in `HyenaOptions`.
 
     Args:
         in_channels: input channels (modalities).
@@ -78,11 +79,8 @@ class SwinUNETRConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     patch_size: InitVar[int | tuple[int, ...]] = 2
-    use_hyena: InitVar[bool] = False
 
-    def __post_init__(self, patch_size: Any, use_hyena: bool) -> None:
-        if use_hyena:
-            raise InputError("`use_hyena` is not supported: hyena operators replace window attention; set it to False.")
+    def __post_init__(self, patch_size: Any) -> None:
         if set(_as_tuple("patch_size", patch_size)) != {2}:
             raise InputError(f"`patch_size` must be 2, got {patch_size}: the last decoder upsamples by a fixed factor of 2.")
         for name in ("in_channels", "out_channels"):
@@ -99,6 +97,7 @@ class SwinUNETRConfig:
         self._set("feature_size", int(self.feature_size))
         if self.downsample not in DOWNSAMPLE_MODES:
             raise InputError(f"`downsample` must be one of {', '.join(DOWNSAMPLE_MODES)}, got {self.downsample!r}.")
+        self._check_hyena()
         self._check_stages()
         self._check_norm()
         self._check_rates()
@@ -115,7 +114,7 @@ class SwinUNETRConfig:
                 raise InputError(f"`{name}` must hold {STAGES} positive integers, one per stage, got {getattr(self, name)!r}.")
             self._set(name, values)
         for stage, heads in enumerate(self.num_heads):
-            if self.stage_width(stage) % heads:
+            if not self.hyena[stage] and self.stage_width(stage) % heads:
                 raise InputError(
                     f"`num_heads` of stage {stage + 1} must divide the stage's width: {self.stage_width(stage)} channels "
                     f"(`feature_size` {self.feature_size} * {2**stage}) are not divisible by {heads} heads."
@@ -186,13 +185,23 @@ class SwinUNETRConfig:
             )
 
     def replace(self, **changes: Any) -> "SwinUNETRConfig":
-        """Returns a checked copy with some fields changed."""
+        """Returns a checked copy with some fields changed. `use_hyena` alone changes all stages."""
+        if "use_hyena" in changes:
+            changes = {"hyena_stages": None, **changes}
         return SwinUNETRConfig.from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values, which `from_dict` reads."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """Returns the fields as JSON values, which `from_dict` reads. Those of Hyena stages are absent if there is no such stage."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._values().items()}
+
+    def __repr__(self) -> str:
+        return f"SwinUNETRConfig({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def _values(self) -> dict[str, Any]:
+        """Returns the fields by name. Those of Hyena stages come last, and are absent if there is no such stage."""
+        hyena = [field.name for field in dataclasses.fields(HyenaOptions)]
+        others = [field.name for field in dataclasses.fields(self) if field.name not in hyena]
+        return {name: getattr(self, name) for name in (*others, *(hyena if self.use_hyena else []))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SwinUNETRConfig":
@@ -200,7 +209,7 @@ class SwinUNETRConfig:
         values = dict(values)
         if "norm_name" in values and values["norm_name"] != "group":
             values["num_groups"] = None if isinstance(values["norm_name"], str) else values.get("num_groups")
-        known = {field.name for field in dataclasses.fields(cls)} | {"patch_size", "use_hyena"}
+        known = {field.name for field in dataclasses.fields(cls)} | {"patch_size"}
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(
@@ -220,6 +229,15 @@ class SwinUNETRConfig:
     def btcv(cls, **changes: Any) -> "SwinUNETRConfig":
         """Returns the network for abdominal CT (BTCV): one input channel; outputs background and 13 organs."""
         return cls(**{"in_channels": 1, "out_channels": 14, "feature_size": 48, **changes})
+
+    @classmethod
+    def hyena_variant(cls, name: str, **fields: Any) -> "SwinUNETRConfig":
+        """Returns a published network with Hyena stages: "HHHH", "HAHA" or "HHAA", an H for a Hyena stage, an A for window attention.
+
+        `feature_size` is 48 unless it is given, as in MONAI's `HyenaNDUNETR.get_variant`.
+        """
+        check_variant(name)
+        return cls(**{"feature_size": 48, **fields, "hyena_stages": name})
 
 
 def _is_real(value: Any) -> bool:

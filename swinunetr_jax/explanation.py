@@ -21,6 +21,7 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.conv import conv, patch_conv
+from swinunetr_jax.ops.hyena.depthwise_conv import depthwise_conv
 from swinunetr_jax.ops.lane_blocks import maybe_to_blocks
 from swinunetr_jax.ops.norm import instance_norm, layer_norm
 from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
@@ -32,6 +33,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "conv": conv,
     "dense": dense,
+    "depthwise_conv": depthwise_conv,
     "instance_norm": instance_norm,
     "lane_blocks": maybe_to_blocks,
     "layer_norm": layer_norm,

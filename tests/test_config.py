@@ -35,7 +35,6 @@ BASE = {"in_channels": 4, "out_channels": 3}
         ({"mlp_ratio": float("inf")}, "`mlp_ratio`"),
         ({"mlp_ratio": True}, "`mlp_ratio`"),
         ({"patch_size": 4}, "`patch_size` must be 2"),
-        ({"use_hyena": True}, "`use_hyena`"),
         ({"dtype": "int8"}, "`dtype`"),
     ],
 )
@@ -64,8 +63,6 @@ def test_a_configuration_is_the_same_after_writing_and_reading_json(change):
 def test_unknown_fields_are_refused():
     with pytest.raises(InputError, match="img_size"):
         SwinUNETRConfig.from_dict({**BASE, "img_size": 96})
-    with pytest.raises(InputError, match="hyena_stages"):
-        SwinUNETRConfig.from_dict({**BASE, "hyena_stages": None})
     with pytest.raises(InputError, match="out_channels"):
         SwinUNETRConfig.from_dict({"in_channels": 1})
 

@@ -93,6 +93,8 @@ CHOSEN = [
     ("up_conv", UP_CONV, "cuda", "up_conv.cuda.fused"),
     ("up_conv", UP_CONV, "tpu", "up_conv.tpu.fused"),
     ("up_conv", [(1, 2, 2, 2, 24), (1, 4, 4, 4, 12), *UP_CONV[2:]], "cpu", "up_conv.reference.up_conv"),
+    ("depthwise_conv", [(1, 4, 4, 4, 6), (3, 3, 3, 6)], "cpu", "hyena.depthwise_conv.sum_of_shifts"),
+    ("depthwise_conv", [(1, 4, 4, 6), (3, 3, 6)], "tpu", "hyena.depthwise_conv.grouped_conv"),
     ("window_attention", ATTENTION, "cpu", "attention.cpu.chunks"),
     ("window_attention", ATTENTION, "cuda", "attention.reference.attention"),
     ("window_attention", ATTENTION, "tpu", "attention.tpu.chunks"),

@@ -20,12 +20,16 @@ TOLERANCE = 1e-4  # relative to the largest magnitude in the array
 
 
 LONG = (
+    "hyena",
     "legacy_v2",
     "merging",
     "mergingv2",
     "options",
     "v2",
 )  # their options are also tested by other files and by test_parity.py
+
+
+NOT_IN_HYENA_TENSORS = ("hyena_fft_padding", "hyena_grid_type", "hyena_l_cache", "hyena_mask_max_attenuation")
 
 
 @pytest.fixture(
@@ -49,6 +53,9 @@ def outputs(
     path = tmp_path_factory.mktemp("golden") / "network.pt"
     write_torch_file(path, weights)
     fields = {"downsample": config.downsample, "normalize": config.normalize, "window_size": config.window_size}
+    fields |= {name: value for name, value in golden["config"].items() if name in NOT_IN_HYENA_TENSORS}
+    if config.use_hyena:
+        fields.setdefault("hyena_fft_padding", config.hyena_fft_padding)
     if config.num_groups is not None:
         fields["num_groups"] = config.num_groups
     checkpoint = open_checkpoint(path, **fields)
@@ -60,7 +67,18 @@ def outputs(
 
 
 def test_all_cases_exist():
-    assert [path.stem for path in FILES] == ["2d", "batch", "legacy", "legacy_v2", "merging", "mergingv2", "options", "v2"]
+    assert [path.stem for path in FILES] == [
+        "2d",
+        "batch",
+        "hyena",
+        "hyena_2d",
+        "legacy",
+        "legacy_v2",
+        "merging",
+        "mergingv2",
+        "options",
+        "v2",
+    ]
     assert all(path.stat().st_size < 100_000 for path in FILES)
 
 

@@ -31,10 +31,16 @@ def tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     noise = signed(name, shape, seed)
     if leaf == "running_var":
         value = 1.25 + 0.75 * noise
-    elif owner.startswith("norm") and leaf == "weight":
+    elif leaf == "std_param":
+        value = 0.3 + 0.28 * noise  # some are below the lower limit
+    elif (owner.startswith("norm") or owner.endswith("_norm")) and leaf == "weight":
         value = 1 + 0.5 * noise
     elif leaf == "relative_position_bias_table":
         value = 0.5 * noise
+    elif ".positional_embedding." in name and leaf == "weight":
+        value = 12 * noise
+    elif owner == "out_linear" and leaf == "weight":
+        value = 0.05 * noise
     elif leaf in ("bias", "running_mean"):
         value = 0.25 * noise
     else:

@@ -6,6 +6,8 @@ return have channels last.
 
 import inspect
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import monai
@@ -16,6 +18,8 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from tools import golden_weights
 
 VERSIONS = {"monai": monai.__version__, "torch": torch.__version__}
+if find_spec("nvsubquadratic") is not None:
+    VERSIONS["nvsubquadratic"] = version("nvsubquadratic")
 # "merging" in MONAI <= 1.4 is our "legacy"; since MONAI 1.5 "merging" concatenates the neighbours in another order.
 OLD = tuple(map(int, monai.__version__.split(".")[:2])) < (1, 5)
 FIXED_IN_OLD = {"qkv_bias": True, "mlp_ratio": 4.0, "patch_norm": False, "use_flash_attention": False}
@@ -49,6 +53,8 @@ def network(fields: Mapping[str, Any]) -> SwinUNETR:
     if groups is not None:
         fields["norm_name"] = ("group", {"num_groups": groups})
     parameters = inspect.signature(SwinUNETR).parameters
+    if any(fields.get("hyena_stages") or ()) and ("hyena_stages" not in parameters or find_spec("nvsubquadratic") is None):
+        raise Unsupported("Hyena stages need MONAI >= 1.6 and nvsubquadratic: install both for this comparison.")
     if OLD:
         fields["img_size"] = (64,) * dims  # required but not used
     for name in set(fields) - set(parameters):

@@ -40,6 +40,26 @@ class Network:
     """Recompute blocks in the backward pass, which takes less memory and more time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and statistics stay in float32."""
+    hyena_stages: str | None = None
+    """Four letters such as HHAA: H for a HyenaND stage (a global convolution), A for a stage with window attention."""
+    hyena_kernel_size: int = 3
+    """Hyena: size of the short convolution."""
+    hyena_kernel_mlp_dim: int = 32
+    """Hyena: width of the network that computes the global kernel."""
+    hyena_kernel_layers: int = 3
+    """Hyena: sine layers of that network."""
+    hyena_mask_max_attenuation: float = 0.95
+    """Hyena: limit of the masks of the global kernel, above 0 and below 1."""
+    hyena_fft_padding: Literal["circular", "zero"] = "circular"
+    """Hyena: whether the grid is periodic, or there are zeros beyond it."""
+    hyena_grid_type: Literal["single", "double"] = "single"
+    """Hyena: whether the global kernel has the size of the grid, or twice that size (for zero padding)."""
+    hyena_use_chunked_fft: bool = False
+    """Hyena: compute the global convolution in parts, which takes less memory (for zero padding)."""
+    hyena_omega_0: float = 10.0
+    """Hyena: frequency of the first sine layer."""
+    hyena_l_cache: int = 32
+    """Hyena: unit of the global kernel's coordinates, in points."""
 
     def config(self, in_channels: int, out_channels: int) -> SwinUNETRConfig:
         """Returns the configuration of the network for these channels."""

@@ -187,6 +187,8 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
     fields: dict[str, Any] = {}
     if isinstance(recipe.network, Network):
         fields |= {name: value for name, value in vars(recipe.network).items() if name in RUNTIME_FIELDS}
+        if recipe.network.hyena_stages is not None:  # a PyTorch file does not state the padding
+            fields |= {name: value for name, value in vars(recipe.network).items() if name.startswith("hyena_")}
     if init.downsample:
         fields["downsample"] = init.downsample
     if init.encoder_only or init.adapt_channels:

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from swinunetr_jax import Task
+from swinunetr_jax.model.hyena import limit_masks
 from swinunetr_jax.runtime.memory import release_compile_memory
 from swinunetr_jax.runtime.strategies import ParallelStrategy
 from swinunetr_jax.runtime.xla import compiler_options, pin_gradient_layout
@@ -165,7 +166,7 @@ class Training:
         transformation, schedule = self.transformation()
         updates, opt = transformation.update(gradients, state.opt, trained)
         updated = optax.apply_updates(trained, updates)
-        params, own = _weights_of(updated, state.params), _weights_of(updated, state.own)
+        params, own = limit_masks(_weights_of(updated, state.params), self.config), _weights_of(updated, state.own)
         average_weights, average_stats = state.average, state.average_stats
         if self.optim.ema is not None:
             decay = ema_decay(self.optim.ema, state.step)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "downsample": {"downsample": "legacy"},
     "num_groups": {"num_groups": 1},
+    "hyena_fft_padding": {
+        "hyena_fft_padding": "circular",
+        "hyena_grid_type": "single",
+        "hyena_l_cache": 32,
+        "hyena_mask_max_attenuation": 0.95,
+    },
     "out_channels": {"out_channels": 1, "encoder_only": True},
 }
 
@@ -73,8 +79,9 @@ def _open(path: Path, options: dict[str, Any]) -> tuple["Checkpoint", set[str]]:
         except NotInferable as error:
             if error.field not in _PLACEHOLDERS or error.field in unknown:
                 raise
-            unknown.add(error.field)
-            options = options | _PLACEHOLDERS[error.field]
+            placeholders = _PLACEHOLDERS[error.field]
+            unknown |= placeholders.keys() - options.keys() - {"encoder_only"}
+            options = placeholders | options
         else:
             return checkpoint, unknown | (DECODER_FIELDS if "out_channels" in unknown else set())
 

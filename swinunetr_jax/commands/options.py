@@ -26,6 +26,14 @@ class WeightOptions:
     """The attention window, if the tensors do not determine it."""
     num_groups: int | None = None
     """The groups of the group norm, for networks that have one."""
+    hyena_fft_padding: Literal["circular", "zero"] | None = None
+    """The padding of the global convolution, for networks with Hyena stages; MONAI's default is circular."""
+    hyena_grid_type: Literal["single", "double"] | None = None
+    """The size of the global kernel, for networks with Hyena stages, if it is not single."""
+    hyena_l_cache: int | None = None
+    """The unit of the global kernel's coordinates, for networks with Hyena stages, if it is not 32."""
+    hyena_mask_max_attenuation: float | None = None
+    """The limit of the global kernel's masks, for networks with Hyena stages, if it is not 0.95."""
 
     def fields(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}

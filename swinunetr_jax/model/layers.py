@@ -22,14 +22,18 @@ from swinunetr_jax.ops.norm import batch_norm, group_norm, instance_norm, layer_
 from swinunetr_jax.ops.norm.moments import moments, normalize
 from swinunetr_jax.ops.norm.norm_act_conv import norm_act_conv
 from swinunetr_jax.ops.norm.pointwise_conv_norm import pointwise_conv_norm
-from swinunetr_jax.ops.pointwise import add_bias, dense, leaky_relu
+from swinunetr_jax.ops.pointwise import add_bias, dense, gelu, leaky_relu
 
 BATCH_NORM_MOMENTUM = 0.1
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype: str) -> nnx.Param:
     """Returns a parameter with PyTorch's default initialisation of weights and biases: uniform in ±1/sqrt(fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
+    return uniform_within(rngs, shape, 1 / math.sqrt(fan_in), dtype)
+
+
+def uniform_within(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float, dtype: str) -> nnx.Param:
+    """Returns a parameter that is uniformly distributed in ±bound."""
     return nnx.Param(
         sample(rngs, lambda r: r.uniform(-bound, bound, shape), jax.random.uniform, shape, -bound, bound).astype(dtype)
     )
@@ -87,6 +91,21 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         y = dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+class MLP(nnx.Module):
+    """linear → GELU → linear, with dropout after both."""
+
+    def __init__(self, width: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
+        hidden = int(width * config.mlp_ratio)
+        self.drop_rate = config.drop_rate
+        self.linear1 = Linear(width, hidden, config, rngs=rngs)
+        self.linear2 = Linear(hidden, width, config, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        key1, key2 = split_key(key, 2)
+        x = dropout(gelu(self.linear1(x)), self.drop_rate, key1)
+        return dropout(self.linear2(x), self.drop_rate, key2)
 
 
 class Conv(nnx.Module):

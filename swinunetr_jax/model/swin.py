@@ -1,4 +1,5 @@
 """The Swin transformer encoder (MONAI: `SwinTransformer`): WindowAttention → SwinBlock → PatchMerging → Stage → SwinTransformer.
+The blocks of Hyena stages are in `hyena.py`.
 
 Grids are [b, *grid, c]. Windows are [n, t, c], with n windows of t tokens.
 """
@@ -14,11 +15,11 @@ from jax import Array
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.model import windows
 from swinunetr_jax.model.blocks import ResBlock, call_block, named
-from swinunetr_jax.model.layers import LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
+from swinunetr_jax.model.hyena import HyenaBlock
+from swinunetr_jax.model.layers import MLP, LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.attention.position_bias import position_bias
 from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, from_blocks, like, map_grid, roll
-from swinunetr_jax.ops.pointwise import gelu
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging concatenates, in the order of its input channels. "legacy", with which
 # every published checkpoint was trained, has (0, 1, 0) and (0, 0, 1) twice and neither (1, 1, 0) nor (0, 1, 1).
@@ -53,21 +54,6 @@ class WindowAttention(nnx.Module):
         bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]
         y = window_attention(q * (c // self.heads) ** -0.5, k, v, bias, regions, drop_rate=self.attn_drop_rate, key=attn_key)
         return dropout(self.proj(y.reshape(n, t, c)), self.drop_rate, proj_key)
-
-
-class MLP(nnx.Module):
-    """linear → GELU → linear, with dropout after both."""
-
-    def __init__(self, width: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
-        hidden = int(width * config.mlp_ratio)
-        self.drop_rate = config.drop_rate
-        self.linear1 = Linear(width, hidden, config, rngs=rngs)
-        self.linear2 = Linear(hidden, width, config, rngs=rngs)
-
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        key1, key2 = split_key(key, 2)
-        x = dropout(gelu(self.linear1(x)), self.drop_rate, key1)
-        return dropout(self.linear2(x), self.drop_rate, key2)
 
 
 class SwinBlock(nnx.Module):
@@ -142,7 +128,7 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Swin blocks, every second one with shifted windows, then a patch merging."""
+    """Swin blocks, every second one with shifted windows, or Hyena blocks; then a patch merging."""
 
     def __init__(self, stage: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
         width = config.stage_width(stage)
@@ -150,22 +136,38 @@ class Stage(nnx.Module):
         first = sum(config.depths[:stage])
         self.remat = config.use_checkpoint
         self.window = config.window
-        self.blocks = nnx.List(
-            SwinBlock(width, config.num_heads[stage], index % 2 == 1, float(rates[first + index]), config, rngs=rngs)
-            for index in range(config.depths[stage])
-        )
+        self.is_hyena = config.hyena[stage]
+
+        def block(index: int) -> SwinBlock | HyenaBlock:
+            rate = float(rates[first + index])
+            if self.is_hyena:
+                return HyenaBlock(width, rate, config, rngs=rngs)
+            return SwinBlock(width, config.num_heads[stage], index % 2 == 1, rate, config, rngs=rngs)
+
+        self.blocks = nnx.List(map(block, range(config.depths[stage])))
         self.merge = PatchMerging(width, config, rngs=rngs)
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """Returns the merged grid [b, *(grid / 2), 2 c], and every block's output by name."""
+        if self.is_hyena:
+            return self._hyena_blocks(x, key)
         intermediates, grid = {}, x.shape[1:-1]
         without_padding = (slice(None), *map(slice, grid))
         call = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
         y, features = x, windows.maybe_to_window_blocks(x, self.window)
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
-            features = call(block, features, block_key, grid)
+            # A stage has blocks of one type.
+            features = call(block, features, block_key, grid)  # pyright: ignore[reportArgumentType]
             y = intermediates[f"block{index}"] = from_blocks(features)[without_padding]
         return self.merge(y), intermediates
+
+    def _hyena_blocks(self, x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+        intermediates = {}
+        call = jax.checkpoint(HyenaBlock.__call__) if self.remat else HyenaBlock.__call__
+        for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
+            # A stage has blocks of one type.
+            x = intermediates[f"block{index}"] = call(block, x, block_key)  # pyright: ignore[reportArgumentType]
+        return self.merge(x), intermediates
 
 
 class PatchEmbed(nnx.Module):

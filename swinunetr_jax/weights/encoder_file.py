@@ -79,6 +79,7 @@ def encoder_notes(path: Path, config: SwinUNETRConfig) -> list[str]:
         is_named = re.search(rf"{config.downsample}(?!v2)", path.name) is not None
         notes.append(f"{note}{'' if is_named else f', so state it in its name, such as {encoder_file_name(config)}'}.")
     unread = [f"layers{stage}c" for stage in range(1, 5)] if config.use_v2 else []
+    unread += [f"the blocks of layers{stage}" for stage, is_hyena in enumerate(config.hyena, 1) if is_hyena]
     unread += ["patch_embed.norm"] if config.patch_norm else []
     if unread:
         notes.append(

@@ -1,7 +1,8 @@
 """Infers the configuration of a network from its tensors, which have MONAI's names.
 
 The caller has to give what tensors do not determine: the order of neighbours in patch merging, which changes the network's output but
-not its tensors, and the number of groups of a group norm. `normalize` cannot be inferred either; its default is True.
+not its tensors, the number of groups of a group norm, and the padding of Hyena stages. `normalize` cannot be inferred either; its default
+is True.
 """
 
 import math
@@ -15,8 +16,12 @@ from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.monai import is_index_table
 
-_TABLE = "swinViT.layers{}.0.blocks.0.attn.relative_position_bias_table"
-_INDEX = "swinViT.layers1.0.blocks.0.attn.relative_position_index"
+_BLOCK = "swinViT.layers{}.0.blocks.0."
+_TABLE = _BLOCK + "attn.relative_position_bias_table"
+_INDEX = _BLOCK + "attn.relative_position_index"
+_QKV_BIAS = _BLOCK + "attn.qkv.bias"
+_MIXER = _BLOCK + "mixer.mixer."
+_KERNEL = _MIXER + "global_conv.kernel."
 _HIDDEN = "swinViT.layers{}.0.blocks.0.mlp.linear1.weight"
 _OUT = "out.conv.conv.bias"
 
@@ -49,14 +54,19 @@ def infer_config(tensors: Mapping[str, np.ndarray], path: str, **fields: Any) ->
     if "out_channels" not in fields:
         inferred["out_channels"] = _out_channels(tensors, path)
     inferred["depths"] = tuple(_depth(tensors, stage, path) for stage in range(1, STAGES + 1))
-    inferred["num_heads"] = tuple(_tensor(tensors, _TABLE.format(stage), path, 2).shape[1] for stage in range(1, STAGES + 1))
+    hyena = tuple(_MIXER.format(stage) + "short_conv.weight" in tensors for stage in range(1, STAGES + 1))
+    if any(hyena):
+        inferred |= {"hyena_stages": hyena, **_hyena(tensors, 1 + hyena.index(True), path, fields)}
+    inferred["num_heads"] = tuple(_heads(tensors, stage, hyena[stage - 1], path) for stage in range(1, STAGES + 1))
     hidden = [_tensor(tensors, _HIDDEN.format(stage), path, 2).shape[0] for stage in range(1, STAGES + 1)]
     inferred["mlp_ratio"] = _mlp_ratio([(width * 2**stage, count) for stage, count in enumerate(hidden)])
-    inferred["qkv_bias"] = "swinViT.layers1.0.blocks.0.attn.qkv.bias" in tensors
+    attention = 1 + hyena.index(False) if not all(hyena) else None  # a stage with window attention
+    if attention is not None:
+        inferred["qkv_bias"] = _QKV_BIAS.format(attention) in tensors
     inferred["patch_norm"] = "swinViT.patch_embed.norm.weight" in tensors
     inferred["use_v2"] = any(name.startswith("swinViT.layers1c.") for name in tensors)
-    if "window_size" not in fields:
-        inferred["window_size"] = _window(tensors, inferred["spatial_dims"], path)
+    if attention is not None and "window_size" not in fields:
+        inferred["window_size"] = _window(tensors, attention, inferred["spatial_dims"], path)
     if "norm_name" not in fields and "num_groups" not in fields:
         inferred["norm_name"] = _norm(tensors, path)
     elif "num_groups" in fields:
@@ -124,10 +134,34 @@ def _mlp_ratio(stages: list[tuple[int, int]]) -> float:
     return lower_bound  # no ratio gives these widths, so the load will list the tensors that differ
 
 
-def _window(tensors: Mapping[str, np.ndarray], spatial_dims: int, path: str) -> tuple[int, ...]:
+def _heads(tensors: Mapping[str, np.ndarray], stage: int, hyena: bool, path: str) -> int:
+    """Returns the number of attention heads of a stage; a Hyena stage has none, and keeps the default."""
+    return SwinUNETRConfig.num_heads[stage - 1] if hyena else _tensor(tensors, _TABLE.format(stage), path, 2).shape[1]
+
+
+def _hyena(tensors: Mapping[str, np.ndarray], stage: int, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of Hyena stages that the tensors of one of these stages determine."""
+    if "hyena_fft_padding" not in fields:
+        raise NotInferable(
+            "hyena_fft_padding",
+            f"{path} has Hyena stages, and a wrong padding of their convolution results in wrong segmentations without an error: give "
+            "`hyena_fft_padding` (--hyena-fft-padding): 'circular', which is MONAI's default, or 'zero'; and, if the training script sets "
+            "them, `hyena_grid_type` (--hyena-grid-type), `hyena_l_cache` (--hyena-l-cache) and `hyena_mask_max_attenuation` "
+            "(--hyena-mask-max-attenuation), which otherwise have MONAI's defaults single, 32 and 0.95.",
+        )
+    hidden = re.compile(re.escape(_KERNEL.format(stage)) + r"hidden_linears\.(\d+)\.weight")
+    layers = {int(match[1]) for match in map(hidden.fullmatch, tensors) if match}
+    return {
+        "hyena_kernel_size": _tensor(tensors, _MIXER.format(stage) + "short_conv.weight", path, 4, 5).shape[-1],
+        "hyena_kernel_mlp_dim": _tensor(tensors, _KERNEL.format(stage) + "out_linear.weight", path, 2).shape[1],
+        "hyena_kernel_layers": len(layers) + 1,
+    }
+
+
+def _window(tensors: Mapping[str, np.ndarray], stage: int, spatial_dims: int, path: str) -> tuple[int, ...]:
     """Returns the window that fits the file's index table or, if the file has no such buffer, the only cube that fits the bias table."""
-    rows = len(_tensor(tensors, _TABLE.format(1), path, 2))
-    index = tensors.get(_INDEX)
+    rows = len(_tensor(tensors, _TABLE.format(stage), path, 2))
+    index = tensors.get(_INDEX.format(stage))
     fitting = _windows(rows, spatial_dims)
     if index is not None:
         fitting = [w for w in fitting if is_index_table(index, w)]

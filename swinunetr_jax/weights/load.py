@@ -249,7 +249,7 @@ def format_of(path: str | os.PathLike) -> str:
 
 def _check_names(fields: dict[str, Any]) -> None:
     """Raises InputError for names that are not fields of the configuration, before a large file is read."""
-    known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size", "use_hyena"}
+    known = {field.name for field in dataclasses.fields(SwinUNETRConfig)} | {"patch_size"}
     unknown = sorted(fields.keys() - known)
     if unknown:
         raise InputError(
@@ -289,7 +289,9 @@ def _with_fields(config: SwinUNETRConfig, fields: dict[str, Any], changeable: se
     """Returns a stored configuration with the given fields. Raises InputError if a field that is not in `changeable` changes."""
     changed, stored = config.replace(**fields), config.to_dict()
     for name, value in changed.to_dict().items():
-        if name not in changeable and value != stored[name]:
+        if name not in changeable and value != stored.get(name):
             hint = " or use `adapt_channels` (--adapt-channels)" if name in CHANNEL_FIELDS else ""
-            raise InputError(f"{path} was created with `{name}` {stored[name]!r}, but {value!r} was given: leave it out{hint}.")
+            raise InputError(
+                f"{path} was created with `{name}` {stored.get(name)!r}, but {value!r} was given: leave it out{hint}."
+            )
     return changed

@@ -74,7 +74,8 @@ def entries(config: SwinUNETRConfig) -> list[Entry]:
     for stage in range(STAGES):
         theirs, ours = f"swinViT.layers{stage + 1}.0", f"swin.stages.{stage}"
         for block in range(config.depths[stage]):
-            table += _swin_block(f"{theirs}.blocks.{block}", f"{ours}.blocks.{block}", config)
+            make = _hyena_block if config.hyena[stage] else _swin_block
+            table += make(f"{theirs}.blocks.{block}", f"{ours}.blocks.{block}", config)
         table.append(Entry(f"{theirs}.downsample.reduction.weight", f"{ours}.merge.reduction.kernel", LINEAR))
         table += _affine(f"{theirs}.downsample.norm", f"{ours}.merge.norm")
         if config.use_v2:
@@ -106,6 +107,32 @@ def _swin_block(theirs: str, ours: str, config: SwinUNETRConfig) -> list[Entry]:
         Entry(f"{theirs}.attn.relative_position_index", None),
         *_linear(f"{theirs}.attn.qkv", f"{ours}.attn.qkv", config.qkv_bias),
         *_linear(f"{theirs}.attn.proj", f"{ours}.attn.proj"),
+        *_affine(f"{theirs}.norm2", f"{ours}.norm2"),
+        *_linear(f"{theirs}.mlp.linear1", f"{ours}.mlp.linear1"),
+        *_linear(f"{theirs}.mlp.linear2", f"{ours}.mlp.linear2"),
+    ]
+
+
+def _hyena_block(theirs: str, ours: str, config: SwinUNETRConfig) -> list[Entry]:
+    mixer, kernel = f"{theirs}.mixer.mixer", f"{theirs}.mixer.mixer.global_conv.kernel"
+    hidden = max(config.hyena_kernel_layers - 1, 1)
+    return [
+        *_affine(f"{theirs}.norm1", f"{ours}.norm1"),
+        Entry(f"{mixer}.global_conv.shortcut", f"{ours}.mixer.shortcut"),
+        *_linear(f"{kernel}.positional_embedding.linear", f"{ours}.mixer.global_kernel.embed"),
+        *(
+            entry
+            for index in range(hidden)
+            for entry in _linear(f"{kernel}.hidden_linears.{index}", f"{ours}.mixer.global_kernel.hidden.{index}")
+        ),
+        *_linear(f"{kernel}.out_linear", f"{ours}.mixer.global_kernel.out"),
+        Entry(f"{mixer}.global_conv.mask.std_param", f"{ours}.mixer.global_kernel.std"),
+        Entry(f"{mixer}.short_conv.weight", f"{ours}.mixer.short_conv.kernel", CONV),
+        *_affine(f"{mixer}.pixelhyena_norm", f"{ours}.mixer.gate_norm"),
+        *_affine(f"{mixer}.q_norm", f"{ours}.mixer.q_norm"),
+        *_affine(f"{mixer}.k_norm", f"{ours}.mixer.k_norm"),
+        *_linear(f"{theirs}.mixer.qkv_proj", f"{ours}.mixer.qkv", bias=False),
+        *_linear(f"{theirs}.mixer.out_proj", f"{ours}.mixer.proj", bias=False),
         *_affine(f"{theirs}.norm2", f"{ours}.norm2"),
         *_linear(f"{theirs}.mlp.linear1", f"{ours}.mlp.linear1"),
         *_linear(f"{theirs}.mlp.linear2", f"{ours}.mlp.linear2"),
