@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from swinunetr_jax.explanation import explain
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.unetr import SwinUNETR
+    from swinunetr_jax.runtime.dispatch import reference_ops
     from swinunetr_jax.runtime.xla import jit
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_checkpoint",
     "nnunet_augmentation",
     "open_checkpoint",
+    "reference_ops",
     "save_checkpoint",
     "sliding_window_inference",
 ]
@@ -44,6 +46,7 @@ _MODULES = {
     "load_checkpoint": "swinunetr_jax.weights.load",
     "nnunet_augmentation": "swinunetr_jax.augment",
     "open_checkpoint": "swinunetr_jax.weights.load",
+    "reference_ops": "swinunetr_jax.runtime.dispatch",
     "save_checkpoint": "swinunetr_jax.weights.load",
     "sliding_window_inference": "swinunetr_jax.inference.sliding_window",
 }

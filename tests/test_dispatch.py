@@ -11,7 +11,17 @@ import pytest
 import swinunetr_jax
 from swinunetr_jax import InputError, SwinUNETRConfig, explain
 from swinunetr_jax.explanation import OPERATIONS
-from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch, for_device, layout_dispatch, record_choices
+from swinunetr_jax.runtime.dispatch import (
+    Implementation,
+    Table,
+    dispatch,
+    for_device,
+    hand_differentiated,
+    layout_dispatch,
+    platform_dispatch,
+    record_choices,
+    reference_ops,
+)
 
 
 def double(x):
@@ -75,6 +85,54 @@ def test_a_layout_is_chosen_for_the_target_platform(monkeypatch):
     with record_choices("cuda") as choices:
         assert layout_dispatch(table, jnp.zeros(3)).shape == (3,)
     assert [choice.implementation for choice in choices] == [table.reference]
+
+
+# ---- reference operations
+
+
+@hand_differentiated
+def triple(x):
+    return 3 * x
+
+
+triple.defvjp(lambda x: (triple(x), None), lambda _, dy: (5 * dy,))
+
+
+# function, its derivative outside of reference_ops, and inside
+FUNCTIONS = {
+    "dispatch": (lambda x: dispatch(TABLE, x).sum(), 3, 2),
+    "dispatch for a device": (for_device(jax.devices()[0], lambda x: dispatch(TABLE, x).sum()), 3, 2),
+    "platform_dispatch": (lambda x: platform_dispatch(TABLE, x).sum(), 2, 2),
+    "hand_differentiated": (lambda x: triple(x).sum(), 5, 3),
+    "one implementation": (lambda x: SMALL(x).sum(), 3, 2),
+    "checkpoint": (jax.checkpoint(lambda x: triple(x).sum()), 5, 3),
+    "scan": (lambda x: jax.lax.scan(lambda sum_, x: (sum_ + triple(x), None), 0.0, x)[0], 5, 3),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_that_was_traced_outside_of_reference_ops_is_traced_again_inside(name):
+    function, outside, inside = FUNCTIONS[name]
+    x, traced = jnp.arange(3.0), []
+    compiled = jax.jit(lambda x: traced.append(1) or function(x))
+    np.testing.assert_array_equal(jax.grad(compiled)(x), [outside] * 3)
+    with reference_ops():
+        np.testing.assert_array_equal(jax.grad(compiled)(x), [inside] * 3)
+        assert jax.jvp(compiled, (x,), (jnp.array([1.0, 0, 0]),))[1] == inside
+    np.testing.assert_array_equal(jax.grad(compiled)(x), [outside] * 3)
+    assert len(traced) == 2  # both programs stay in the cache
+
+
+def test_only_the_reference_is_traced_in_reference_ops_for_every_platform():
+    @reference_ops()
+    def text(platform):
+        with record_choices(platform) as choices:
+            lowered = jax.jit(lambda x: dispatch(TABLE, x)).trace(jax.ShapeDtypeStruct((3,), "float32"))
+            assert [choice.implementation for choice in choices] == [TABLE.reference]
+            return lowered.lower(lowering_platforms=(platform,)).as_text()
+
+    for platform in ("cpu", "cuda", "tpu"):
+        assert set(re.findall(r"stablehlo\.(add|multiply)", text(platform))) == {"multiply"}
 
 
 # ---- explanations

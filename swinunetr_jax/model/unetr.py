@@ -22,6 +22,7 @@ from swinunetr_jax.model.layers import Conv
 from swinunetr_jax.model.swin import SwinTransformer
 from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
 from swinunetr_jax.ops.norm import layer_norm
+from swinunetr_jax.runtime.forward_mode import require_reverse_mode
 from swinunetr_jax.runtime.sharding import auto_sharded
 
 
@@ -74,6 +75,7 @@ class SwinUNETR(nnx.Module):
         """
         self._check(x)
         structure, weights = nnx.split(self)
+        x, weights = require_reverse_mode((x, weights))
 
         def run(x: Array, weights: nnx.State, key: Array | None) -> tuple[Array, dict[str, Array], dict[str, Array]]:
             return nnx.merge(structure, weights)._forward(x, key, train)

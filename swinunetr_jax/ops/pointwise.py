@@ -2,11 +2,10 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch
+from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch, hand_differentiated
 
 NEGATIVE_SLOPE = 0.01
 
@@ -46,7 +45,7 @@ DENSE = Table("dense", Implementation(matmul), {"cpu": (Implementation(matmul_cp
 # ---- bias
 
 
-@jax.custom_vjp
+@hand_differentiated
 def add_bias(x: Array, bias: Array) -> Array:
     """Returns [..., c] + [c] in the dtype of `x`.
 
@@ -67,10 +66,10 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 # ---- activations
 
 
-@jax.custom_vjp
+@hand_differentiated
 def leaky_relu(x: Array) -> Array:
-    """Returns x where it is not negative, else 0.01 x. The derivative at 0 is 0.01, as in PyTorch."""
-    return jnp.where(x >= 0, x, NEGATIVE_SLOPE * x)
+    """Returns x where it is positive, else 0.01 x. The derivative at 0 is 0.01, as in PyTorch."""
+    return jnp.where(x > 0, x, NEGATIVE_SLOPE * x)
 
 
 def leaky_relu_gradient(y: Array, dy: Array) -> Array:
@@ -78,10 +77,10 @@ def leaky_relu_gradient(y: Array, dy: Array) -> Array:
     return jnp.where(y > 0, dy, NEGATIVE_SLOPE * dy)
 
 
-leaky_relu.defvjp(lambda x: (leaky_relu(x),) * 2, lambda y, dy: (leaky_relu_gradient(y, dy),))
+leaky_relu.defvjp(lambda x: (y := leaky_relu(x), y), lambda y, dy: (leaky_relu_gradient(y, dy),))
 
 
-@jax.custom_vjp
+@hand_differentiated
 def gelu(x: Array) -> Array:
     """Returns the exact GELU, x Φ(x), computed in float32 at least.
 

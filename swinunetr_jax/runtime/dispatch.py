@@ -5,6 +5,9 @@ implementation says itself which inputs it supports. `dispatch(table, *inputs)` 
 
 - If the platform is known while the program is traced (`for_device`), only its implementation is traced.
 - Otherwise the implementations of all platforms are traced, and the compiler keeps the one of its platform (`lax.platform_dependent`).
+- Inside `reference_ops` only the reference is traced, and JAX differentiates it, in forward mode too.
+
+Every gradient that is written by hand is in a table here or is a `hand_differentiated` function, so that `reference_ops` applies to it.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 from jax import lax
@@ -22,6 +25,30 @@ from swinunetr_jax.runtime.device import Device
 ANY = "any"
 CERTAIN_PLATFORMS = ("cpu", "tpu")  # a device of the platform "gpu" may be NVIDIA's or AMD's
 _target = jax.make_user_context(ANY)
+_reference_only = jax.make_user_context(False)  # a part of the cache key of `jax.jit`, like `_target`
+
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
+
+
+@contextlib.contextmanager
+def reference_ops() -> Iterator[None]:
+    """Traces only plain formulations that JAX can differentiate in both modes. It is a context manager and a decorator.
+
+    Outside of this context, gradients are written by hand: this saves time and memory, but JAX cannot differentiate such functions in
+    forward mode. Inside of it `jax.jvp`, `jax.linearize`, `jax.jacfwd`, `jax.hessian` and forward-over-reverse products work on the
+    network and on its losses. The results are the same up to rounding. They take more time and memory than outside.
+
+    The context applies while a program is traced. A function under `jax.jit` that was traced outside of the context is traced again if it
+    is called inside, also if it is compiled by `swinunetr_jax.jit`.
+    """
+    with _reference_only(True):
+        yield
+
+
+def uses_reference_ops() -> bool:
+    """Returns whether the program that is being traced is inside `reference_ops`."""
+    return _reference_only.value
 
 
 @dataclass(frozen=True)
@@ -43,8 +70,8 @@ class Implementation:
     requires: str = ""
 
     def __call__(self, *inputs: Any) -> Any:
-        """Computes the operation with this implementation, on every platform. Its gradient is that of `vjp`."""
-        return _with_gradient((("default", self),))(*inputs)
+        """Computes the operation with this implementation, on every platform. Its gradient is that of `vjp`, except in `reference_ops`."""
+        return self.forward(*inputs) if uses_reference_ops() else _with_gradient((("default", self),))(*inputs)
 
     def backward(self, inputs: tuple[Any, ...], output: Any, dy: Any) -> tuple[Any, ...]:
         """Returns the gradients of the inputs, None for integers."""
@@ -76,7 +103,9 @@ class Table:
     platforms: Mapping[str, tuple[Implementation, ...]]
 
     def choose(self, platform: str, *inputs: Any) -> Implementation:
-        """Returns the implementation for these inputs on a platform."""
+        """Returns the implementation for these inputs on a platform. In `reference_ops` it is the reference."""
+        if uses_reference_ops():
+            return self.reference
         for implementation in self.platforms.get(platform, ()):
             if implementation.supports is None or implementation.supports(*inputs):
                 return implementation
@@ -93,9 +122,10 @@ def select(table: Table, *inputs: Any) -> Callable[..., Any]:
 
     The platform is chosen inside the rule for the gradient, not the other way round: if JAX differentiated the choice, it would keep
     the intermediates of every implementation on every platform. So only inputs and output are kept for the backward pass. Forward-mode
-    differentiation is not supported.
+    differentiation is supported in `reference_ops` only.
     """
-    return _with_gradient(_chosen(table, *inputs))
+    chosen = _chosen(table, *inputs)
+    return table.reference.forward if uses_reference_ops() else _with_gradient(chosen)
 
 
 def platform_dispatch(table: Table, *inputs: Any) -> Any:
@@ -112,6 +142,24 @@ def layout_dispatch(table: Table, *inputs: Any) -> Any:
     implementation = table.choose(target_platform(), *inputs)
     _record(table, implementation, inputs)
     return implementation.forward(*inputs)
+
+
+class hand_differentiated(Generic[Inputs, Output]):
+    """A function with a gradient that is written by hand, as for `jax.custom_vjp`; in `reference_ops` JAX differentiates the function.
+
+    Args:
+        plain: the function; JAX can differentiate it in both modes.
+        nondiff_argnums: the positions of the arguments that are not differentiated.
+    """
+
+    def __init__(self, plain: Callable[Inputs, Output], nondiff_argnums: tuple[int, ...] = ()):
+        functools.update_wrapper(self, plain)
+        self._plain = plain
+        self._function = jax.custom_vjp(plain, nondiff_argnums=nondiff_argnums)
+        self.defvjp = self._function.defvjp
+
+    def __call__(self, *args: Inputs.args, **options: Inputs.kwargs) -> Output:
+        return (self._plain if uses_reference_ops() else self._function)(*args, **options)
 
 
 # ---- the platform

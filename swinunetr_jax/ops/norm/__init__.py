@@ -4,11 +4,11 @@ If an array is normalised by its own statistics, the gradient is written by hand
 whereas JAX would keep three arrays of the input's size.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.ops.norm.moments import EPSILON, Axes, Moments, gradient, grid_axes, moments, normalize
+from swinunetr_jax.runtime.dispatch import hand_differentiated
 
 
 def layer_norm(x: Array, scale: Array | None = None, bias: Array | None = None) -> Array:
@@ -61,5 +61,5 @@ def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None,
     return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
 
 
-normalize_by_own_moments = jax.custom_vjp(_normalize_by_own_moments, nondiff_argnums=(3,))
+normalize_by_own_moments = hand_differentiated(_normalize_by_own_moments, nondiff_argnums=(3,))
 normalize_by_own_moments.defvjp(_forward, _backward)

@@ -12,10 +12,10 @@ from swinunetr_jax.ops.conv import conv
 from swinunetr_jax.ops.lane_blocks import G, Grid, array_of, like
 from swinunetr_jax.ops.norm.moments import Moments, gradient, grid_axes, mean, moments, normalize
 from swinunetr_jax.ops.pointwise import leaky_relu, leaky_relu_gradient
-from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
+from swinunetr_jax.runtime.dispatch import Implementation, Table, hand_differentiated, platform_dispatch
 
 
-@jax.custom_vjp
+@hand_differentiated
 def norm_act_conv(x: G, kernel: Array) -> G:
     """Returns conv(leaky_relu(instance_norm(x)), kernel).
 

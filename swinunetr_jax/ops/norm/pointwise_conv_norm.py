@@ -10,14 +10,13 @@ small difference of large numbers.
 
 from typing import cast
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from swinunetr_jax.ops.norm import instance_norm
 from swinunetr_jax.ops.norm.moments import Moments, gradient, grid_axes, mean, normalize, sparse_mean
 from swinunetr_jax.ops.pointwise import dense
-from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
+from swinunetr_jax.runtime.dispatch import Implementation, Table, hand_differentiated, platform_dispatch
 
 FEW_CHANNELS = 4  # the modalities of a scan
 
@@ -40,7 +39,7 @@ def reference(x: Array, kernel: Array) -> Array:
     return instance_norm(dense(x, kernel))
 
 
-@jax.custom_vjp
+@hand_differentiated
 def by_channels(x: Array, kernel: Array) -> Array:
     """Returns instance_norm(x @ kernel). Each pass computes the product again, in float32 at least."""
     return _forward(x, kernel)[0]

@@ -6,7 +6,6 @@ voxel 2 i + p reads window i + p, so window j contributes to the fine voxels 2 j
 
 from typing import cast
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -15,7 +14,7 @@ from swinunetr_jax.ops.fuse_kernels import SAVES_WORK, fuse_kernels_by_parity, s
 from swinunetr_jax.ops.loop_output import loop_output
 from swinunetr_jax.ops.pointwise import dense
 from swinunetr_jax.ops.up_conv.upsample import upsample
-from swinunetr_jax.runtime.dispatch import Implementation
+from swinunetr_jax.runtime.dispatch import Implementation, hand_differentiated
 
 
 def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -34,7 +33,7 @@ def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> t
 FUSED = Implementation(fused, supports=saves_work, requires=SAVES_WORK)
 
 
-@jax.custom_vjp
+@hand_differentiated
 def from_windows(x: Array, kernel: Array) -> Array:
     """Returns the convolution by the fused kernel, in a loop over the coarse planes: [b, d, h, w, c] -> [b, 2 d, 2 h, 2 w, o]."""
     b, depth, h, w, c = x.shape
