@@ -182,7 +182,7 @@ def test_a_network_that_changed_is_refused_and_no_state_is_renamed(unet_run, tmp
     assert run_command("train", "--resume", unet_run, "--steps", "9", "--recipe", moved) == 2
     printed = capsys.readouterr().err
     assert (
-        "holds the weights of another UNet than the recipe creates now" in printed
+        "holds the weights of another UNet than its factory creates now" in printed
         and "down.bias: got (32,), expected (24,)" in printed
     )
     assert sorted(path.name for path in (unet_run / "checkpoints").iterdir()) == saved

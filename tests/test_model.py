@@ -128,9 +128,10 @@ LAYERS = {  # the parts of the library that each part may import
     "evaluation": {"errors", "task", "version", "data", "metrics"},
     "postprocess": {"errors", "task", "data"},
     "losses": {"errors", "fields", "task"},
-    "model": {"config", "errors", "ops", "runtime"},
+    "model": {"config", "errors", "fields", "ops", "runtime"},
     "explanation": {"config", "errors", "model", "ops", "runtime"},
-    "weights": {"buckets", "config", "errors", "task", "model"},
+    "registry": {"errors", "model"},
+    "weights": {"buckets", "config", "errors", "task", "model", "registry"},
     "viz": {"errors", "task", "data"},
     "inference": {"alarm", "config", "errors", "runtime", "task", "version", "data", "model", "postprocess", "viz", "weights"},
     "commands": {

@@ -8,7 +8,7 @@ from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.model.custom import CustomConfig
+from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.training.deep_supervision import (
     GRIDS,
     DeepSupervision,
@@ -85,4 +85,4 @@ def test_folds_share_one_program_and_another_network_is_refused():
         pytest.fail("the network was constructed, although it is refused")
 
     with pytest.raises(InputError, match="deep supervision needs the decoder of a Swin UNETR, but the network is unet"):
-        DeepSupervisionFactory(Loss())(Task.classes(2), CustomConfig(unet, 1, 2), nnx.Rngs(0))
+        DeepSupervisionFactory(Loss())(Task.classes(2), CustomNetwork.of(unet).config(1, 2), nnx.Rngs(0))

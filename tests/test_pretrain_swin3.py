@@ -19,7 +19,7 @@ from scipy import stats
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.model.custom import CustomConfig
+from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.ops import pointwise
 from swinunetr_jax.training import checkpoints, restore
 from swinunetr_jax.training.checkpoints import Progress
@@ -384,7 +384,7 @@ class TrainsFirst(Objective):
 
 def test_other_weights_do_not_change_and_the_state_is_saved(tmp_path):
     """Not even the weight decay changes them."""
-    config, task = CustomConfig(Network, 2, 3), task_of()
+    config, task = CustomNetwork.of(Network).config(2, 3), task_of()
     optim = Optim(weight_decay=0.5, lr=0.1, clip=1.0, ema=0.9)
     training = Training(config, task, Loss(), optim, 10, 0, objective=lambda task, config, rngs: TrainsFirst())
     before = training.random_weights()
@@ -418,6 +418,6 @@ def test_what_does_not_fit_is_refused():
         pytest.fail("the network was constructed, although it is refused")
 
     with pytest.raises(InputError, match="swin3 trains the encoder of a Swin UNETR, but the network is unet"):
-        Swin3Factory(Pretrain(), 0)(task_of(), CustomConfig(unet, 1, 2), nnx.Rngs(0))
+        Swin3Factory(Pretrain(), 0)(task_of(), CustomNetwork.of(unet).config(1, 2), nnx.Rngs(0))
     with pytest.raises(InputError, match="3 samples cannot be divided into local batches of 2"):
         objective().views({"image": jnp.zeros((3, *SIZE, 2)), "sample": jnp.arange(3)})

@@ -220,8 +220,8 @@ def given_options(arguments: list[str]) -> set[str]:
 
 def _planned(base: Recipe, file: Path) -> Options:
     """Returns the options of a recipe with those of a plan. Raises InputError if the plan is damaged, or the recipe has its own network."""
-    if base.network_factory is not None:
-        raise InputError("the recipe gives a function for `network`, and a plan is for a Swin UNETR: leave out the plan.")
+    if base.custom_network is not None:
+        raise InputError("a plan is for a Swin UNETR, but the recipe has another network: leave out the plan.")
     return apply_plan(base.options(), read_plan(file), file)
 
 

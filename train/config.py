@@ -3,19 +3,26 @@
 Each field is an option of the command line, such as --optim.lr, and is stored in RUN/run.json. Its type is checked in both places.
 """
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from swinunetr_jax import SwinUNETRConfig
+from swinunetr_jax import InputError, SwinUNETRConfig
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
+from swinunetr_jax.registry import SWIN_UNETR, CustomConfig, CustomNetwork, find
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network. The arguments are those of SwinUNETRConfig; the channels come from the data."""
+    """The network. The arguments after `name` and `settings` are those of SwinUNETRConfig; the channels come from the data."""
 
+    name: str = SWIN_UNETR
+    """swin_unetr, or the name of a registered network (see `swinunetr_jax.registry`). The options after --network.settings are those of a
+    Swin UNETR."""
+    settings: str = "{}"
+    """Fields of the configuration of a registered network as a JSON object, such as '{"width": 32}'."""
     feature_size: int = 48
     """Channels at full resolution, a multiple of 12."""
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
@@ -61,9 +68,31 @@ class Network:
     hyena_l_cache: int = 32
     """Hyena: unit of the global kernel's coordinates, in points."""
 
+    @property
+    def custom(self) -> CustomNetwork | None:
+        """The registered network of this name, or None for a Swin UNETR. Raises InputError if no network has this name."""
+        return None if self.name == SWIN_UNETR else find(self.name)
+
     def config(self, in_channels: int, out_channels: int) -> SwinUNETRConfig:
-        """Returns the configuration of the network for these channels."""
-        return SwinUNETRConfig(in_channels=in_channels, out_channels=out_channels, **vars(self))
+        """Returns the configuration of a Swin UNETR for these channels."""
+        fields = {name: value for name, value in vars(self).items() if name not in REGISTRY_FIELDS}
+        return SwinUNETRConfig(in_channels=in_channels, out_channels=out_channels, **fields)
+
+    def custom_config(self, network: CustomNetwork, in_channels: int, out_channels: int) -> CustomConfig:
+        """Returns the configuration of a registered network. Raises InputError if the settings are not those of this network."""
+        try:
+            settings = json.loads(self.settings)
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict) or settings.keys() & {"in_channels", "out_channels", "network"}:
+            raise InputError(
+                "`network.settings` must be a JSON object without the channels, which come from the data, such as "
+                f"'{{\"width\": 32}}', got {self.settings}."
+            )
+        return network.config(in_channels, out_channels, **settings)
+
+
+REGISTRY_FIELDS = ("name", "settings")  # the options of a network that are not those of a Swin UNETR
 
 
 @dataclass(frozen=True)

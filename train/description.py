@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from swinunetr_jax import InputError, Task, files
-from swinunetr_jax.model.custom import NetworkFactory
+from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.recipe import Recipe, RecipeFile, load_recipe
 from swinunetr_jax.weights.params import NetworkConfig, read_config
@@ -75,10 +75,10 @@ def stored_options(folder: Path, description: Head) -> Options:
         raise InputError(f"{folder / DESCRIPTION}: {str(error).rstrip('.')}: {_REMEDY}.") from error
 
 
-def stored_network(folder: Path, description: Description, factory: NetworkFactory | None = None) -> NetworkConfig:
+def stored_network(folder: Path, description: Description, network: CustomNetwork | None = None) -> NetworkConfig:
     """Returns the configuration of the network in a description. Raises InputError if it is damaged."""
     try:
-        return read_config(description["network"], factory)
+        return read_config(description["network"], network)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{folder / DESCRIPTION} describes no network ({str(error).rstrip('.')}): {_REMEDY}.") from error
 

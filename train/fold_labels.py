@@ -67,7 +67,7 @@ def write_fold_labels(run: Run, stop: Stop) -> FoldLabels | None:
     stopped = bool(stop)
     if share and not stopped:
         files.make_folder(fold.folder)
-        network = read_checkpoint(best, run.recipe.network_factory).params
+        network = read_checkpoint(best, run.recipe.custom_network).params
         predict = segmenter(
             run.training.config,
             build(run.training.config, network),

@@ -173,7 +173,17 @@ class Options:
             self._check_pretraining()
         if self.devices.pmap:
             self._check_pmap()
-        network = self.network.config(1, 2)  # its constructor checks the options of the network
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Raises InputError for options that the network cannot have, or crops that it cannot take."""
+        custom = self.network.custom
+        if custom is None and self.network.settings != Network().settings:
+            raise InputError(
+                "`network.settings` is for a registered network: name it with --network.name, or leave the settings out."
+            )
+        # The constructor of the configuration checks the options.
+        network = self.network.config(1, 2) if custom is None else self.network.custom_config(custom, 1, 2)
         if self.roi is not None:
             network.check_spatial(self.roi)
 

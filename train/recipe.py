@@ -22,8 +22,8 @@ from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.augment import Augmentation
 from swinunetr_jax.data.augment.transforms import Transform
 from swinunetr_jax.losses import Loss
-from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
-from swinunetr_jax.training.config import Augment, Network
+from swinunetr_jax.model.custom import CustomNetwork, NetworkFactory
+from swinunetr_jax.training.config import REGISTRY_FIELDS, Augment, Network
 from swinunetr_jax.training.deep_supervision import DeepSupervisionFactory
 from swinunetr_jax.training.objective import LossFunction, ObjectiveFactory
 from swinunetr_jax.training.options import Options, flatten
@@ -54,8 +54,9 @@ class Recipe(Options):
     """A training run: its options, and functions that replace parts of the trainer. A function may take the place of a group of options.
 
     Attributes:
-        network: options of a Swin UNETR, or (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is
-            called as `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns logits [b, x, y, z, out_channels].
+        network: options of a Swin UNETR; the name of a registered network (`swinunetr_jax.registry`), which becomes `Network(name=…)`; or
+            (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`, for example a class. The module is called as
+            `model(x, key=None, train=False)` with x [b, x, y, z, in_channels] and returns logits [b, x, y, z, out_channels].
         loss: options of the Dice loss, or (logits, labels, task) -> a number.
         augment: options of the random changes on the host; or an `Augmentation`, which replaces them by changes on the device; or a
             function of a batch on the device, see `BatchAugmentation`, in addition to the usual changes on the host. On the device it is a
@@ -72,7 +73,7 @@ class Recipe(Options):
     """
 
     # A function may replace these groups of options, so their types are wider than those of `Options`.
-    network: Network | NetworkFactory = dataclasses.field(default_factory=Network)  # pyright: ignore[reportIncompatibleVariableOverride]
+    network: Network | NetworkFactory | str = dataclasses.field(default_factory=Network)  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: Loss | LossFunction = dataclasses.field(default_factory=Loss)  # pyright: ignore[reportIncompatibleVariableOverride]
     augment: Augment | Augmentation | BatchAugmentation = dataclasses.field(default_factory=Augment)  # pyright: ignore[reportIncompatibleVariableOverride]
     objective: ObjectiveFactory | None = dataclasses.field(default=None, metadata={REPLACES: ("loss.", "deep_supervision")})
@@ -90,6 +91,10 @@ class Recipe(Options):
     trackers: tuple[Tracker, ...] = ()
     planned: bool = False
     file: RecipeFile | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, str):
+            object.__setattr__(self, "network", Network(name=self.network))  # the dataclass is frozen
 
     def functions(self) -> dict[str, Any]:
         """Returns the functions of the recipe by the name of their field, including functions in place of a group of options."""
@@ -112,7 +117,17 @@ class Recipe(Options):
             InputError: an option was given that has no effect, because a function replaces its part.
         """
         given, defaults = flatten(options.to_dict()), flatten(self.options().to_dict())
-        self.check_effect(name for name in given if given[name] != defaults[name])
+        changed = [name for name in given if given[name] != defaults[name]]
+        self.check_effect(changed)
+        if options.network.custom is not None:
+            of_swin_unetr = [
+                name for name in changed if name.startswith("network.") and name.split(".")[1] not in REGISTRY_FIELDS
+            ]
+            if of_swin_unetr:
+                raise InputError(
+                    f"--{of_swin_unetr[0].replace('_', '-')} is an option of a Swin UNETR and has no effect on the network "
+                    f"{options.network.name}: leave it out."
+                )
         return dataclasses.replace(self, **vars(options) | self.functions())
 
     def check_effect(self, names: Iterable[str]) -> None:
@@ -134,29 +149,29 @@ class Recipe(Options):
     def check(self) -> None:
         """Raises InputError for a value that no run can have."""
         options = self.options()
-        # The sizes of crops that a network takes are known only for Swin UNETR, so `roi` is not checked for another network.
-        (options if self.network_factory is None else dataclasses.replace(options, roi=None)).check()
+        # The sizes of crops that the network of a function takes are not known, so `roi` is not checked for it.
         functions = self.functions()
+        (dataclasses.replace(options, roi=None) if "network" in functions else options).check()
         if "objective" in functions and "loss" in functions:
             raise InputError(
                 "the recipe gives a function for `loss` and one for `objective`, which replaces the loss: leave one out."
             )
-        if self.deep_supervision and ("objective" in functions or self.network_factory is not None):
+        if self.deep_supervision and ("objective" in functions or self.custom_network is not None):
             part = "objective" if "objective" in functions else "network"
             raise InputError(
-                f"`deep_supervision` is the trainer's objective for a Swin UNETR, but the recipe gives a function for `{part}`: leave one "
-                "of them out."
+                f"`deep_supervision` is the trainer's objective for a Swin UNETR, but the recipe gives {self._given(part)}: leave one of "
+                "them out."
             )
         if self.class_share and "transforms" in functions:
             raise InputError(
                 "`class_share` centres the trainer's own crops on classes, but the recipe gives a function for `transforms`: leave one "
                 "of them out."
             )
-        if self.optim.layer_decay is not None and ("optimizer" in functions or self.network_factory is not None):
+        if self.optim.layer_decay is not None and ("optimizer" in functions or self.custom_network is not None):
             part = "optimizer" if "optimizer" in functions else "network"
             raise InputError(
-                f"`optim.layer_decay` is for AdamW and the layers of a Swin UNETR, but the recipe gives a function for `{part}`: leave "
-                "one of them out."
+                f"`optim.layer_decay` is for AdamW and the layers of a Swin UNETR, but the recipe gives {self._given(part)}: leave one "
+                "of them out."
             )
         for name, function in functions.items():
             if not callable(function) and not isinstance(function, Augmentation):
@@ -169,14 +184,20 @@ class Recipe(Options):
 
     def network_config(self, in_channels: int, out_channels: int) -> NetworkConfig:
         """Returns the configuration of the run's network."""
-        if isinstance(self.network, Network):
-            return self.network.config(in_channels, out_channels)
-        return CustomConfig(self.network, in_channels, out_channels)
+        custom, options = self.custom_network, self.options().network
+        if custom is None:
+            return options.config(in_channels, out_channels)
+        return options.custom_config(custom, in_channels, out_channels)  # a function in the recipe has no settings
 
     @property
-    def network_factory(self) -> NetworkFactory | None:
-        """The function or class that makes the network, or None for a Swin UNETR."""
-        return None if isinstance(self.network, Network) else self.network
+    def custom_network(self) -> CustomNetwork | None:
+        """The network that is not a Swin UNETR, from a function of the recipe or from the registry; None for a Swin UNETR."""
+        assert not isinstance(self.network, str)  # `__post_init__` has replaced it
+        return self.network.custom if isinstance(self.network, Network) else CustomNetwork.of(self.network)
+
+    def _given(self, part: str) -> str:
+        """Returns what the recipe gives for a part, for messages."""
+        return f"a function for `{part}`" if part in self.functions() else f"the network {self.options().network.name}"
 
     @property
     def objective_factory(self) -> ObjectiveFactory | None:

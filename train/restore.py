@@ -168,7 +168,7 @@ def _verified_progress(folder: Path) -> Progress:
 
 def _stored_network(folder: Path, config: NetworkConfig) -> StoredCheckpoint:
     try:
-        return read_checkpoint(folder, config.factory if isinstance(config, CustomConfig) else None)
+        return read_checkpoint(folder, config.network if isinstance(config, CustomConfig) else None)
     except OtherNetworkError:
         raise
     except InputError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from swinunetr_jax import console
 from swinunetr_jax.buckets import address_of
+from swinunetr_jax.registry import is_installed
 from swinunetr_jax.training import times
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.prepared import has_no_scans
@@ -71,7 +72,8 @@ def usage_commands(recipe: Recipe, folder: Path, options: str) -> tuple[str, str
     results = quoted(folder / "predictions" if address_of(folder) is None else Path("predictions"))
     data = "SCANS" if has_no_scans(recipe, folder) else quoted(recipe.data or folder / "data")
     base = "" if recipe.base is None else f" --base {quoted(recipe.base)}"
-    if recipe.network_factory is not None and recipe.file is not None:
+    custom = recipe.custom_network
+    if custom is not None and recipe.file is not None and not ("network" not in recipe.functions() and is_installed(custom.name)):
         options += f" --recipe {quoted(recipe.file.path)}"
     segment = f"swinunetr predict -i {data}{base} -o {results} -m {quoted(folder)}{options}"
     return segment, f"swinunetr evaluate {results} {data}{base}"

@@ -107,7 +107,7 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
     processes.check_same([options, cases.names, cases.task.to_dict(), steps, text], "cases, options or recipe")
     weights = None
     if earlier is not None and restores:  # the checkpoint that the run started from is not read, because it may no longer exist
-        config = stored_network(folder, earlier, recipe.network_factory)
+        config = stored_network(folder, earlier, recipe.custom_network)
     else:
         config, weights = _network(recipe, cases)
     _check_crop(recipe, cases, config)
@@ -185,7 +185,7 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
     if init.checkpoint is None:
         return recipe.network_config(cases.in_channels, outputs), None
     fields: dict[str, Any] = {}
-    if isinstance(recipe.network, Network):
+    if isinstance(recipe.network, Network) and recipe.custom_network is None:
         fields |= {name: value for name, value in vars(recipe.network).items() if name in RUNTIME_FIELDS}
         if recipe.network.hyena_stages is not None:  # a PyTorch file does not state the padding
             fields |= {name: value for name, value in vars(recipe.network).items() if name.startswith("hyena_")}
@@ -196,7 +196,7 @@ def _network(recipe: Recipe, cases: Cases) -> tuple[NetworkConfig, dict[str, np.
     loaded = open_checkpoint(
         init.checkpoint,
         key=init.key,
-        network=recipe.network_factory,
+        network=recipe.custom_network,
         encoder_only=init.encoder_only,
         adapt_channels=init.adapt_channels,
         seed=recipe.seed,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
 from swinunetr_jax.buckets.fetch import is_folder
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.config import SwinUNETRConfig
@@ -69,7 +69,11 @@ class Convert:
         if self.write_encoder and self.encoder_only:
             fields["out_channels"] = 1  # a file with an encoder alone does not determine it, and it is not written
         checkpoint = open_checkpoint(self.source, encoder_only=self.encoder_only, adapt_channels=self.adapt_channels, **fields)
-        assert isinstance(checkpoint.config, SwinUNETRConfig)  # any other network is refused by `open_checkpoint`
+        if not isinstance(checkpoint.config, SwinUNETRConfig):
+            raise InputError(
+                f"{shown(self.source)} holds the network {checkpoint.config.name}, and convert is for a Swin UNETR: copy the folder "
+                "instead."
+            )
         return checkpoint, checkpoint.config
 
     def _write_encoder(self, to: str, into_folder: bool) -> int:

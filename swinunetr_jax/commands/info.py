@@ -43,7 +43,7 @@ class Info:
         if self.json:
             console.say(files.json_text(facts, indent=1))
             return 0
-        kind = "Swin UNETR" if facts["weights"] else "part of a Swin UNETR"
+        kind = facts["config"].get("network", "Swin UNETR" if facts["weights"] else "part of a Swin UNETR")
         weights = f", weights {facts['weights'][:16]}" if facts["weights"] else ""
         console.say(f"{self.checkpoint}: {kind}, {facts['parameters']:,} parameters{weights}")
         for name, value in facts["config"].items():

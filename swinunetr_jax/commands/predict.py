@@ -99,7 +99,7 @@ class Predict:
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe
 
-            network = load_recipe(self.recipe).network_factory
+            network = load_recipe(self.recipe).custom_network
         checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **self.weights.fields()) for path in paths]
         tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):

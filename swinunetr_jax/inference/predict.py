@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
+from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
@@ -25,10 +25,9 @@ from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.programs import compiled_network, output_functions
 from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
-from swinunetr_jax.model.custom import CustomConfig
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.task import Task
-from swinunetr_jax.weights.params import NetworkConfig
+from swinunetr_jax.weights.params import NetworkConfig, config_of
 
 DEFAULT_ROI = (96, 96, 96)
 
@@ -100,7 +99,7 @@ class Segmenter:
                 "the network was pre-trained without labels and returns images, so it cannot segment: train it with labels first "
                 "(`swinunetr train msd --data DATA --init.checkpoint RUN`), and predict with the new run."
             )
-        configs = [_config(model) for model in models] if configs is None else configs
+        configs = [config_of(model, "configs") for model in models] if configs is None else configs
         for config in configs:
             if config.spatial_dims != 3:
                 raise InputError("a 2-D network cannot segment volumes; predict takes 3-D networks.")
@@ -281,14 +280,6 @@ class Segmenter:
             labels = reorientation.apply(labels)
             probability_maps = None if probability_maps is None else reorientation.apply(probability_maps)
         return labels, probability_maps, plan.windows
-
-
-def _config(model: nnx.Module) -> NetworkConfig:
-    """Returns the configuration that a network has as its attribute. Raises InputError if it has none."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, SwinUNETRConfig | CustomConfig):
-        raise InputError(f"a {type(model).__name__} does not have its configuration as the attribute `config`: give `configs`.")
-    return config
 
 
 def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:

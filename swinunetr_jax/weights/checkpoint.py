@@ -23,7 +23,7 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
+from swinunetr_jax.model.custom import CustomConfig, CustomNetwork
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.arrays import array_shapes, count_file_bytes, file_digests, one_line, read_arrays, write_arrays
 from swinunetr_jax.weights.params import NetworkConfig, Params, check, count_bytes, digest, mismatches, read_config, shapes
@@ -41,7 +41,7 @@ PARAMS_NAME = re.compile(rf"{PARAMS}(-[0-9a-f]{{8}})?")
 
 
 class OtherNetworkError(InputError):
-    """A checkpoint is undamaged, but its weights belong to another network than the one that the given factory creates."""
+    """A checkpoint is undamaged, but its weights belong to another network than the one that the factory creates now."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ def write_checkpoint(
             shutil.rmtree(other, ignore_errors=True)
 
 
-def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = None) -> StoredCheckpoint:
+def read_checkpoint(path: str | os.PathLike, network: CustomNetwork | None = None) -> StoredCheckpoint:
     """Returns the content of a checkpoint folder, after every byte of it was compared with the digests.
 
     Args:
         path: the folder.
-        network: the factory that creates the network, if the network is not a Swin UNETR.
+        network: the network, if it is neither a Swin UNETR nor registered.
 
     Raises:
         InputError: the folder is not a checkpoint, is damaged (the message names the files or arrays), or has a newer format.
@@ -150,7 +150,7 @@ def read_checkpoint(path: str | os.PathLike, network: NetworkFactory | None = No
         differences = mismatches(stored_shapes, config)
         if differences and isinstance(config, CustomConfig):  # The files are as they were saved, so the factory has changed.
             raise OtherNetworkError(
-                f"{path} holds the weights of another {config.name} than the recipe creates now:",
+                f"{path} holds the weights of another {config.name} than its factory creates now:",
                 *(f"  {line}" for line in differences),
             )
         if differences:
@@ -205,14 +205,14 @@ class Description(TypedDict):
 
 
 def parse_description(
-    content: bytes, where: Path, network: NetworkFactory | None = None
+    content: bytes, where: Path, network: CustomNetwork | None = None
 ) -> tuple[NetworkConfig, Task | None, Description]:
     """Returns the configuration, the task and all values of a description that `describe` wrote.
 
     Args:
         content: the JSON.
         where: the path of the file, for messages.
-        network: the factory that creates the network, if the network is not a Swin UNETR.
+        network: the network, if it is neither a Swin UNETR nor registered.
 
     Raises:
         InputError: the JSON is damaged or has a newer format, or no network can have this configuration.

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from swinunetr_jax import console, files
 from swinunetr_jax.buckets import is_address, path_or_address
 from swinunetr_jax.buckets.fetch import errors_with_addresses
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
+from swinunetr_jax.model.custom import CustomConfig, CustomNetwork, NetworkFactory
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights import params as flat
@@ -87,7 +89,7 @@ def open_checkpoint(
     encoder_only: bool = False,
     adapt_channels: bool = False,
     seed: int = 0,
-    network: NetworkFactory | None = None,
+    network: NetworkFactory | CustomNetwork | None = None,
     **fields: Any,
 ) -> Checkpoint:
     """Reads the weights of a network from a file or folder of any supported format. A warning names tensors that were ignored.
@@ -101,7 +103,8 @@ def open_checkpoint(
             channels, and the output layer is initialised randomly. The output layer of a network that was pre-trained to return images is
             also initialised randomly if `out_channels` is the file's.
         seed: the seed of the random initialisation.
-        network: the factory of a network that is not a Swin UNETR: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
+        network: the factory of a network that is neither a Swin UNETR nor registered (`swinunetr_jax.registry`):
+            (in_channels, out_channels, *, rngs) -> `flax.nnx.Module`.
         fields: fields of the configuration, such as `downsample`, which a PyTorch file does not state, or `dtype`.
 
     Raises:
@@ -113,7 +116,8 @@ def open_checkpoint(
     if note is not None:
         console.warn(console.literal(note))
     with local_copy(path) as copy:
-        source, stored, task = _read(copy, key, encoder_only, network)
+        custom = None if network is None else CustomNetwork.of(network)
+        source, stored, task = _read(copy, key, encoder_only, custom)
     if isinstance(stored, CustomConfig):
         return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
     new_outputs = False
@@ -183,27 +187,37 @@ def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
 
 
 def save_checkpoint(
-    path: str | os.PathLike, model: SwinUNETR, *, task: Task | None = None, to: str | None = None, overwrite: bool = False
+    path: str | os.PathLike,
+    model: nnx.Module,
+    *,
+    config: NetworkConfig | None = None,
+    task: Task | None = None,
+    to: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a network.
 
     Args:
         path: the file or folder to write, or the address of one in a bucket, such as gs://bucket/model.
         model: the network.
+        config: its configuration, by default its attribute `config`, which a Swin UNETR has. That of a registered network is
+            `swinunetr_jax.registry.find(name).config(in_channels, out_channels)`.
         task: the task that the network was trained for.
         to: "orbax" (a checkpoint folder), "monai" (a PyTorch state dict) or "safetensors" (with MONAI's names); by default,
             `format_of(path)`.
         overwrite: replace an existing file or checkpoint.
 
     Raises:
-        InputError: `path` exists and `overwrite` is not set, or it cannot be written, or its ending belongs to another format.
+        InputError: `path` exists and `overwrite` is not set, or it cannot be written, or its ending belongs to another format; or the
+            configuration is missing or does not fit, or the network is not a Swin UNETR and `to` is not "orbax".
     """
-    save_params(path, model.config, flat.flatten(model), task=task, to=to, overwrite=overwrite)
+    config = flat.config_of(model, "config") if config is None else config
+    save_params(path, config, flat.flatten(model), task=task, to=to, overwrite=overwrite)
 
 
 def save_params(
     path: str | os.PathLike,
-    config: SwinUNETRConfig,
+    config: NetworkConfig,
     params: flat.Params,
     *,
     task: Task | None = None,
@@ -221,6 +235,10 @@ def save_params(
         write = upload_checkpoint if is_address(path) else write_checkpoint
         write(path, config, params, task, overwrite=overwrite)
         return
+    if not isinstance(config, SwinUNETRConfig):
+        raise InputError(
+            f"{path}: the format {to} is for a Swin UNETR, and the network is {config.name}: write a checkpoint folder."
+        )
     flat.check(params, config)
     with new_file(path, flat.count_bytes(config), overwrite=overwrite) as file:
         tensors = to_monai(params, config)
@@ -258,7 +276,7 @@ def _check_names(fields: dict[str, Any]) -> None:
 
 
 def _read(
-    path: Path, key: str | None, encoder_only: bool, network: NetworkFactory | None
+    path: Path, key: str | None, encoder_only: bool, network: CustomNetwork | None
 ) -> tuple[Source, NetworkConfig | None, Task | None]:
     """Returns the network in a file or folder, and the configuration and the task, which are None in the files of other trainers."""
     if files.is_folder(path):
@@ -278,7 +296,7 @@ def _read(
         content = read_safetensors(path)
         text = read_safetensors_metadata(path).get(_METADATA_KEY)
         if text is not None:
-            config, task, values = parse_description(text.encode(), path)
+            config, task, values = parse_description(text.encode(), path, network)
             check_digests(path, content, values)
     else:
         content = read_torch_file(path)

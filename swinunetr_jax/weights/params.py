@@ -14,8 +14,9 @@ from flax.typing import PathParts
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.model.custom import CustomConfig, NetworkFactory
+from swinunetr_jax.model.custom import CustomConfig, CustomNetwork
 from swinunetr_jax.model.unetr import SwinUNETR
+from swinunetr_jax.registry import find
 
 Params = dict[str, np.ndarray]
 Weights = dict[str, jax.Array]  # the same, on a device
@@ -27,19 +28,34 @@ def make_network(config: NetworkConfig, rngs: nnx.Rngs) -> nnx.Module:
     return config.make(rngs) if isinstance(config, CustomConfig) else SwinUNETR(config, rngs=rngs)
 
 
-def read_config(values: Mapping[str, Any], factory: NetworkFactory | None = None) -> NetworkConfig:
+def read_config(values: Mapping[str, Any], network: CustomNetwork | None = None) -> NetworkConfig:
     """Returns the configuration that a configuration's `to_dict` describes.
 
     Args:
         values: the result of `to_dict`.
-        factory: the factory that creates the network, if the network is not a Swin UNETR.
+        network: the network, if it is neither a Swin UNETR nor registered.
 
     Raises:
-        InputError: the values do not describe a network, or describe a network of another factory.
+        InputError: the values do not describe a network, or describe one that is not registered, or another one than `network`.
     """
-    if "network" in values:
-        return CustomConfig.from_dict(dict(values), factory)
-    return SwinUNETRConfig.from_dict(values)
+    if "network" not in values:
+        return SwinUNETRConfig.from_dict(values)
+    name = values["network"]
+    if not isinstance(name, str):
+        raise InputError("`network` must be the name of a network.")
+    if network is not None and network.name != name:
+        raise InputError(f"the network is {name}, but the recipe creates {network.name}: give the recipe of this run.")
+    return (network or find(name)).read(values)
+
+
+def config_of(model: nnx.Module, argument: str) -> NetworkConfig:
+    """Returns the configuration that a network has as its attribute. Raises InputError, which names the argument, if it has none."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, SwinUNETRConfig | CustomConfig):
+        raise InputError(
+            f"a {type(model).__name__} does not have its configuration as the attribute `config`: give `{argument}`."
+        )
+    return config
 
 
 def shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:

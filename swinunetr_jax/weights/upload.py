@@ -8,11 +8,10 @@ from swinunetr_jax import console
 from swinunetr_jax.buckets import Bucket, is_address
 from swinunetr_jax.buckets.fetch import LARGE, errors_with_addresses
 from swinunetr_jax.buckets.scratch import check_space, staging_path
-from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS_NAME, write_checkpoint
-from swinunetr_jax.weights.params import Params
+from swinunetr_jax.weights.params import NetworkConfig, Params
 from swinunetr_jax.weights.weight_file import refuse_existing
 
 
@@ -49,7 +48,7 @@ def new_file(path: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
         bucket.upload({"": file})
 
 
-def upload_checkpoint(path: Path, config: SwinUNETRConfig, params: Params, task: Task | None, *, overwrite: bool) -> None:
+def upload_checkpoint(path: Path, config: NetworkConfig, params: Params, task: Task | None, *, overwrite: bool) -> None:
     """Writes a checkpoint folder to an address, with the arguments and errors of `write_checkpoint`.
 
     The weights get a new name and the description is written last, so that a reader finds a complete checkpoint at any moment. The files

@@ -68,8 +68,8 @@ def make_plan(
         InputError: the data set, the recipe or the memory cannot be used.
     """
     given = given or Given()
-    if not isinstance(recipe.network, Network):
-        raise InputError("the recipe gives a function for `network`, and the planner plans a Swin UNETR: choose another recipe.")
+    if not isinstance(recipe.network, Network) or recipe.custom_network is not None:
+        raise InputError("the recipe has another network, and the planner plans a Swin UNETR: choose another recipe.")
     dataset = _dataset(recipe)
     cases = labelled_cases(dataset)
     orientation = given.orientation or recipe.orientation or "RAS"

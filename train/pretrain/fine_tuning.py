@@ -46,7 +46,7 @@ def fine_tuning_options(recipe: Recipe, given: Collection[str]) -> Recipe:
                 changes.append(f"`optim.{name}` is {now:.3g} instead of {before:.3g}")
                 options.append(f"--optim.{name}")
         optim = replace(optim, lr=lr, warmup=warmup)
-    adapts = recipe.network_factory is None  # only a Swin UNETR can be adapted
+    adapts = recipe.custom_network is None  # only a Swin UNETR can be adapted
     for name, applies, text in (
         ("adapt_channels", adapts, "the numbers of channels and outputs are adapted"),
         ("encoder_only", adapts and pretrained == _ENCODER, "only the encoder is taken, because the decoder was not trained"),
