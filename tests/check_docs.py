@@ -51,7 +51,7 @@ _TRAINS = re.compile(r"\bswinunetr train\b|\bruns/")
 # Options that make a command of the documentation short; options that a command already has are not replaced.
 SHORT_TRAINING = {"--steps": "4", "--validation.every": "4", "--validation.overlap": "0", "--workers": "0", "--roi": "64 32 32"}
 # The small network has few tensors, and a checkpoint that has fewer than its depths require is refused.
-SHORT_TRAINING |= {"--network.depths": "1 1 1 1"}
+SHALLOW = {"--network.depths": "1 1 1 1"}
 SHORT_PREDICTION = {"--roi": "64 32 32", "--overlap": "0"}
 
 
@@ -153,7 +153,8 @@ def shortened(words: list[str]) -> list[str]:
         if "--epochs" in words:
             index = words.index("--epochs")
             words = [*words[:index], "--steps", "6", *words[index + 2 :]]
-        return words if "--resume" in words else _with_options(words, SHORT_TRAINING)
+        options = SHORT_TRAINING if "--network.name" in words else SHORT_TRAINING | SHALLOW
+        return words if "--resume" in words else _with_options(words, options)
     if words[0] == "predict" and "--whole" not in words:
         return _with_options(words, SHORT_PREDICTION)
     return words

@@ -30,13 +30,12 @@ def registered(monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory):
+@pytest.fixture
+def package(tmp_path, monkeypatch):
     """Makes a package with the networks `plain` and `tiny` importable, and returns its folder."""
-    folder = write_network_package(tmp_path_factory.mktemp("site"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        yield folder
+    folder = write_network_package(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
     sys.modules.pop("tiny_networks", None)
 
 
@@ -167,7 +166,7 @@ def test_the_name_of_a_network_is_an_option_of_a_recipe(package):
 
 
 def test_a_network_of_an_installed_package_needs_no_recipe(package, tmp_path, monkeypatch, capsys):
-    """Trains, resumes, continues from a checkpoint, predicts, scores and describes it with the command line alone."""
+    """Trains, resumes, predicts, scores and describes it with the command line alone."""
     monkeypatch.setattr(loop, "_draw", lambda *_: None)
     monkeypatch.setattr(train_command, "keep_programs", lambda *_: None)
     data, out = tmp_path / "data", tmp_path / "run"
@@ -181,8 +180,6 @@ def test_a_network_of_an_installed_package_needs_no_recipe(package, tmp_path, mo
     stored = json.loads((out / "last" / DESCRIPTION).read_text())["config"]
     assert stored == {"network": "tiny", "in_channels": 4, "out_channels": 3, "width": 8, "drop_rate": 0.0}
     assert run("train", "--resume", out, "--steps", "3") == 0
-    assert run("train", "phantom", *shared, "--out", tmp_path / "more", *chosen, "--init.checkpoint", out) == 0
-    assert f"the network is that of {out}, tiny" in capsys.readouterr().out
     assert run("predict", "-i", data, "-o", tmp_path / "labels", "-m", out) == 0
     assert len(list((tmp_path / "labels").glob("*.nii.gz"))) == 4
     assert run("evaluate", tmp_path / "labels", data) == 0
@@ -211,3 +208,21 @@ def test_a_network_is_saved_and_opened_in_python(package, tmp_path):
         save_checkpoint(tmp_path / "net.pt", opened.model(), config=config)
     with refused("does not have its configuration as the attribute `config`"):
         save_checkpoint(tmp_path / "other", opened.model())
+
+
+@pytest.mark.long
+def test_a_run_starts_from_the_checkpoint_of_a_registered_network(package, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "_draw", lambda *_: None)
+    monkeypatch.setattr(train_command, "keep_programs", lambda *_: None)
+    config = registry.find("tiny").config(4, 3, width=8)
+    save_checkpoint(tmp_path / "net", config.make(nnx.Rngs(5)), config=config)
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from dataclasses import replace\nfrom swinunetr_jax.training.recipes.phantom import RECIPE as PHANTOM\n"
+        "RECIPE = replace(PHANTOM, network='tiny')\n"
+    )
+    shared = ("--data", tmp_path / "data", "--cache", tmp_path / "cache", "--out", tmp_path / "run", *SMALL)
+    assert run("train", recipe, *shared, "--init.checkpoint", tmp_path / "net") == 0
+    assert f"the network is that of {tmp_path / 'net'}, tiny" in capsys.readouterr().out
+    assert open_checkpoint(tmp_path / "run").config == config
+    assert run("train", "--resume", tmp_path / "run", "--steps", "3") == 0

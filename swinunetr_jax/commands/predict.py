@@ -65,7 +65,7 @@ class Predict:
     preview: bool = False
     """Also write a picture of each case."""
     recipe: Path | None = None
-    """The file of the recipe, for a run whose network is not a Swin UNETR. The file is executed."""
+    """The file of the recipe, for a run whose network is neither a Swin UNETR nor registered. The file is executed."""
     base: Path | None = None
     """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     no_postprocess: bool = False
