@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swinunetr_jax.model.unetr import SwinUNETR
     from swinunetr_jax.runtime.dispatch import reference_ops
     from swinunetr_jax.runtime.xla import jit
+    from swinunetr_jax.saliency import grad_cam
     from swinunetr_jax.weights.load import load_checkpoint, open_checkpoint, save_checkpoint
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Task",
     "__version__",
     "explain",
+    "grad_cam",
     "jit",
     "load_checkpoint",
     "nnunet_augmentation",
@@ -42,6 +44,7 @@ _MODULES = {
     "Augmentation": "swinunetr_jax.augment",
     "SwinUNETR": "swinunetr_jax.model.unetr",
     "explain": "swinunetr_jax.explanation",
+    "grad_cam": "swinunetr_jax.saliency",
     "jit": "swinunetr_jax.runtime.xla",
     "load_checkpoint": "swinunetr_jax.weights.load",
     "nnunet_augmentation": "swinunetr_jax.augment",

@@ -83,7 +83,7 @@ def record(net: SwinUNETR, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, np.
     """Returns the logits [b, c, *grid], and every intermediate by its name in our `SwinUNETR.forward`, with channels last."""
     intermediates: dict[str, np.ndarray] = {}
     handles = []
-    for module, name, has_channels_first in _points(net):
+    for module, name, has_channels_first in points(net):
 
         def keep(
             module: Any, inputs: Any, output: torch.Tensor, name: str = name, has_channels_first: bool = has_channels_first
@@ -103,7 +103,7 @@ def record(net: SwinUNETR, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, np.
             handle.remove()
 
 
-def _points(net: SwinUNETR) -> Iterator[tuple[torch.nn.Module, str, bool]]:
+def points(net: SwinUNETR) -> Iterator[tuple[torch.nn.Module, str, bool]]:
     """Yields modules, our names for their outputs, and whether the outputs have channels first."""
     yield net.swinViT.pos_drop, "swin.patch_embed", True
     for stage in range(4):

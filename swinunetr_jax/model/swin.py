@@ -16,6 +16,7 @@ from swinunetr_jax.config import STAGES, SwinUNETRConfig
 from swinunetr_jax.model import windows
 from swinunetr_jax.model.blocks import ResBlock, call_block, named
 from swinunetr_jax.model.hyena import HyenaBlock
+from swinunetr_jax.model.intermediates import NO_PERTURBATIONS, Perturbations, perturbed, under
 from swinunetr_jax.model.layers import MLP, LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.attention.position_bias import position_bias
@@ -147,10 +148,12 @@ class Stage(nnx.Module):
         self.blocks = nnx.List(map(block, range(config.depths[stage])))
         self.merge = PatchMerging(width, config, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
-        """Returns the merged grid [b, *(grid / 2), 2 c], and every block's output by name."""
+    def __call__(
+        self, x: Array, key: Array | None = None, perturbations: Perturbations = NO_PERTURBATIONS
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the merged grid [b, *(grid / 2), 2 c], and every block's output by name, after its perturbation was added."""
         if self.is_hyena:
-            return self._hyena_blocks(x, key)
+            return self._hyena_blocks(x, key, perturbations)
         intermediates, grid = {}, x.shape[1:-1]
         without_padding = (slice(None), *map(slice, grid))
         call = jax.checkpoint(SwinBlock.__call__, static_argnums=3) if self.remat else SwinBlock.__call__
@@ -158,15 +161,17 @@ class Stage(nnx.Module):
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
             # A stage has blocks of one type.
             features = call(block, features, block_key, grid)  # pyright: ignore[reportArgumentType]
+            features = perturbed(features, perturbations.get(f"block{index}"))
             y = intermediates[f"block{index}"] = from_blocks(features)[without_padding]
         return self.merge(y), intermediates
 
-    def _hyena_blocks(self, x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    def _hyena_blocks(self, x: Array, key: Array | None, perturbations: Perturbations) -> tuple[Array, dict[str, Array]]:
         intermediates = {}
         call = jax.checkpoint(HyenaBlock.__call__) if self.remat else HyenaBlock.__call__
         for index, (block, block_key) in enumerate(zip(self.blocks, split_key(key, len(self.blocks)))):
             # A stage has blocks of one type.
-            x = intermediates[f"block{index}"] = call(block, x, block_key)  # pyright: ignore[reportArgumentType]
+            x = call(block, x, block_key)  # pyright: ignore[reportArgumentType]
+            x = intermediates[f"block{index}"] = perturbed(x, perturbations.get(f"block{index}"))
         return self.merge(x), intermediates
 
 
@@ -194,16 +199,22 @@ class SwinTransformer(nnx.Module):
         # in MONAI these blocks have an instance norm for every `norm_name`
         self.convs = nnx.List(ResBlock(width, width, config, norm="instance", rngs=rngs) for width in widths)
 
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[list[Array], dict[str, Array]]:
-        """Returns five feature grids, from half resolution down to 1/32, and every intermediate by name."""
+    def __call__(
+        self, x: Array, key: Array | None = None, perturbations: Perturbations = NO_PERTURBATIONS
+    ) -> tuple[list[Array], dict[str, Array]]:
+        """Returns five feature grids, from half resolution down to 1/32, and every intermediate by name.
+
+        The perturbations are added to the intermediates of their names.
+        """
         embed_key, *stage_keys = split_key(key, 1 + STAGES)
-        x = self.patch_embed(x, embed_key)
+        x = perturbed(self.patch_embed(x, embed_key), perturbations.get("patch_embed"))
         features, intermediates = [x], {"patch_embed": x}
         for index, (stage, stage_key) in enumerate(zip(self.stages, stage_keys)):
             if self.convs:
                 x, _ = call_block(self.convs[index], x, train=False, remat=self.remat)
-                intermediates[f"stage{index}.conv"] = x
-            x, stage_intermediates = stage(x, stage_key)
+                x = intermediates[f"stage{index}.conv"] = perturbed(x, perturbations.get(f"stage{index}.conv"))
+            x, stage_intermediates = stage(x, stage_key, under(f"stage{index}", perturbations))
+            x = perturbed(x, perturbations.get(f"stage{index}"))
             intermediates |= named(f"stage{index}", stage_intermediates) | {f"stage{index}": x}
             features.append(x)
         return features, intermediates

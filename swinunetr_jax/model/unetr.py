@@ -10,6 +10,8 @@
 The names are those of MONAI. Unlike in the paper's figure, and as in MONAI, there is no block between stage 2 and decoder5.
 """
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -18,6 +20,7 @@ from jax.sharding import PartitionSpec
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, call_block, named
+from swinunetr_jax.model.intermediates import Perturbations, check_perturbations, perturbed, under
 from swinunetr_jax.model.layers import Conv
 from swinunetr_jax.model.swin import SwinTransformer
 from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
@@ -67,36 +70,55 @@ class SwinUNETR(nnx.Module):
         """
         return self.forward(x, key=key, train=train)[0]
 
-    def forward(self, x: Array, *, key: Array | None = None, train: bool = False) -> tuple[Array, dict[str, Array]]:
+    def forward(
+        self, x: Array, *, key: Array | None = None, train: bool = False, perturbations: Mapping[str, Array] | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns the logits, and every intermediate by name, such as "swin.stage2.block1", "hidden3", "encoder1" or "decoder4".
 
         In training with a batch norm the intermediates contain the new running statistics, under "batch_stats." and the variable's path.
         The network itself is not changed: see `update_batch_stats`.
+
+        Args:
+            x, key, train: the arguments of `__call__`.
+            perturbations: arrays that are added to the intermediates of these names, each with the shape of its intermediate. The gradient
+                with respect to a perturbation of zeros is the gradient with respect to the intermediate.
+
+        Raises:
+            InputError: the network cannot take the shape of x, or a perturbation has an unknown name or another shape.
         """
         self._check(x)
+        perturbations = dict(perturbations or {})
         structure, weights = nnx.split(self)
-        x, weights = require_reverse_mode((x, weights))
+        x, weights, perturbations = require_reverse_mode((x, weights, perturbations))
 
-        def run(x: Array, weights: nnx.State, key: Array | None) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-            return nnx.merge(structure, weights)._forward(x, key, train)
+        def run(
+            x: Array, weights: nnx.State, key: Array | None, perturbations: Perturbations
+        ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+            return nnx.merge(structure, weights)._forward(x, key, train, perturbations)
 
         def specs(spec: PartitionSpec) -> tuple[PartitionSpec, ...]:
             """Shards logits like the input, and intermediates along the batch only, because the mesh may not divide their grids evenly."""
             return PartitionSpec(*spec[:-1]), PartitionSpec(*spec[:1]), PartitionSpec()
 
-        logits, grids, stats = auto_sharded(run, x, weights, key, specs=specs)
-        return logits, grids | stats | {"logits": logits}
+        logits, grids, stats = auto_sharded(run, x, weights, key, perturbations, specs=specs)
+        grids |= {"logits": logits}
+        check_perturbations(perturbations, grids)
+        return logits, grids | stats
 
-    def _forward(self, x: Array, key: Array | None, train: bool) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    def _forward(
+        self, x: Array, key: Array | None, train: bool, perturbations: Perturbations
+    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Returns the logits, every intermediate grid by name, and new running statistics by name."""
         x = jnp.asarray(x, self.config.dtype)
-        features, encoder_intermediates = self.swin(x, key)
+        features, encoder_intermediates = self.swin(x, key, under("swin", perturbations))
         hidden = [layer_norm(feature) for feature in features] if self.config.normalize else features
+        hidden = [perturbed(grid, perturbations.get(f"hidden{index}")) for index, grid in enumerate(hidden)]
         statistics: dict[str, Array] = {}
         intermediates = named("swin", encoder_intermediates) | {f"hidden{index}": grid for index, grid in enumerate(hidden)}
 
         def block(name: str, *inputs: Grid) -> Grid:
             y, stats = call_block(getattr(self, name), *inputs, train=train, remat=self.config.use_checkpoint)
+            y = perturbed(y, perturbations.get(name))
             intermediates[name] = from_blocks(y)
             statistics.update(named(f"batch_stats.{name}", stats))
             return y
@@ -112,7 +134,7 @@ class SwinUNETR(nnx.Module):
         y = block("decoder3", y, skip2)
         y = block("decoder2", y, skip1)
         y = block("decoder1", y, skip0)
-        return from_blocks(self.out(y)), intermediates, statistics
+        return perturbed(from_blocks(self.out(y)), perturbations.get("logits")), intermediates, statistics
 
     def update_batch_stats(self, intermediates: dict[str, Array]) -> None:
         """Stores the running statistics that a training pass of `forward` returned. Call it outside of `jax.jit`."""
