@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from swinunetr_jax import InputError, SwinUNETRConfig
+from swinunetr_jax.parameters import layer_scale
 from swinunetr_jax.training import Optim, Recipe
-from swinunetr_jax.training.layer_decay import layer_scale
 from swinunetr_jax.training.optim import learning_rate, optimizer
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.weights.params import shapes
@@ -41,7 +41,7 @@ def test_every_weight_of_a_swin_unetr_has_a_group(use_v2):
 
 def test_names_outside_of_the_network():
     assert layer_scale("objective.heads.0.kernel", 0.5) == 1
-    with pytest.raises(ValueError, match="no weight layers"):
+    with pytest.raises(InputError, match="no weight layers"):
         layer_scale("layers.0.kernel", 0.5)
 
 

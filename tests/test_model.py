@@ -129,6 +129,7 @@ LAYERS = {  # the parts of the library that each part may import
     "postprocess": {"errors", "task", "data"},
     "losses": {"errors", "fields", "task"},
     "model": {"config", "errors", "fields", "ops", "runtime"},
+    "parameters": {"errors", "fields", "model"},
     "explanation": {"config", "errors", "model", "ops", "runtime"},
     "saliency": {"errors", "model", "task"},
     "registry": {"errors", "model"},

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from swinunetr_jax.parameters.layer_rates import scale_by_layer
 from swinunetr_jax.training.config import Optim
-from swinunetr_jax.training.layer_decay import scale_by_layer
 
 
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:

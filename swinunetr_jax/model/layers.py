@@ -53,7 +53,13 @@ def sample(
     if the constructor itself is traced: by `nnx.eval_shape`, which computes no numbers, or by `jax.jit`, where the numbers differ from
     those that are sampled on the host.
     """
-    key = rngs.params()
+    return sample_for(rngs.params(), numpy_sample, jax_sample, *args)
+
+
+def sample_for(
+    key: Array, numpy_sample: Callable[[np.random.Generator], np.ndarray], jax_sample: Callable[..., Array], *args: Any
+) -> Array:
+    """Returns the random array of `sample` for a key."""
     if isinstance(key, Tracer):
         return jax_sample(key, args[0], jnp.float32, *args[1:])
     seed = np.asarray(jax.random.key_data(key)).tolist()

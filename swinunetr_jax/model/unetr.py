@@ -22,11 +22,14 @@ from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, call_block, named
 from swinunetr_jax.model.intermediates import Perturbations, check_perturbations, perturbed, under
 from swinunetr_jax.model.layers import Conv
+from swinunetr_jax.model.summary import Summary, count_parameters, summarize
 from swinunetr_jax.model.swin import SwinTransformer
 from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
 from swinunetr_jax.ops.norm import layer_norm
 from swinunetr_jax.runtime.forward_mode import require_reverse_mode
 from swinunetr_jax.runtime.sharding import auto_sharded
+
+DEFAULT_SIZE = 96  # voxels along each axis in a summary
 
 
 class SwinUNETR(nnx.Module):
@@ -146,6 +149,23 @@ class SwinUNETR(nnx.Module):
                     module = getattr(module, part)
                 variable = getattr(module, leaf)
                 variable[...] = value.astype(variable.dtype)  # running statistics are float32 also in a float64 network
+
+    def summary(self, shape: tuple[int, ...] | None = None) -> Summary:
+        """Returns the parameters and the arithmetic of each part of the network; `print` shows them as a table.
+
+        Args:
+            shape: the spatial shape of a sample, by default 96 voxels along each axis. The arithmetic depends on it.
+
+        Raises:
+            InputError: the network cannot take the shape.
+        """
+        parameters = count_parameters(nnx.to_flat_state(nnx.state(self, nnx.Param)))
+        return summarize(self.config, parameters, shape or (DEFAULT_SIZE,) * self.config.spatial_dims)
+
+    @classmethod
+    def summary_of(cls, config: SwinUNETRConfig, shape: tuple[int, ...] | None = None) -> Summary:
+        """Returns the `summary` of the network that a configuration describes, without creating its weights."""
+        return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))).summary(shape)
 
     def _check(self, x: Array) -> None:
         axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"

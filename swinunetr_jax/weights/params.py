@@ -64,7 +64,12 @@ def shapes(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def flatten(model: nnx.Module) -> Params:
-    """Returns the variables of a network by name, copied to the host."""
+    """Returns the variables of a network by name, copied to the host. Raises InputError if it has adapters of low rank."""
+    if jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+        raise InputError(
+            "the network has adapters of low rank, which weight files do not hold, so nothing was written: save the result of "
+            "`swinunetr_jax.parameters.merge_lora(model)`."
+        )
     return {dotted(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 

@@ -5,11 +5,15 @@ one times a constant. Pre-trained layers near the input then change little, and 
 """
 
 import re
-from typing import cast
+from typing import TypeVar
 
+import jax
 import optax
 
-from swinunetr_jax.weights.params import Weights
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.parameters.select import name_of
+
+Tree = TypeVar("Tree")
 
 # The groups of layers from the input to the output, as patterns of the names of weights. encoder2 receives the patch embedding, encoder3,
 # encoder4 and encoder10 the results of stages 0, 1 and 3. The own parameters of an objective are used after the network.
@@ -31,25 +35,29 @@ def layer_scale(name: str, decay: float) -> float:
         decay: the factor between neighbouring groups.
 
     Raises:
-        ValueError: a Swin UNETR has no weight of this name.
+        InputError: a Swin UNETR has no weight of this name.
     """
     for group, pattern in enumerate(GROUPS):
         if re.match(pattern, name):
             return decay ** (len(GROUPS) - 1 - group)
-    raise ValueError(f"a Swin UNETR has no weight {name}")
+    raise InputError(f"a Swin UNETR has no weight {name}: layer-wise rates are for the weights of a Swin UNETR.")
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Returns a transformation without state that multiplies the update of each weight, in a dict by dotted name, by its `layer_scale`.
+    """Returns a transformation without state that multiplies the update of each weight by its `layer_scale`.
 
     After AdamW it also scales the weight decay, which AdamW multiplies by the learning rate.
-    """
 
-    def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        by_name = cast(Weights, updates)  # optax declares a tree of any kind, and the trainer's is this dict
-        return {
-            name: update if isinstance(update, optax.MaskedNode) else update * layer_scale(name, decay)
-            for name, update in by_name.items()  # a weight that the objective does not train has a `MaskedNode`
-        }
+    Args:
+        decay: the factor between neighbouring groups, above 0 and at most 1. The updates may be an `nnx.State` or a dict by name.
+
+    Raises:
+        InputError: `decay` is outside of this range, or (in an update) a Swin UNETR has no weight of some name.
+    """
+    if not 0 < decay <= 1:
+        raise InputError(f"`decay` must be above 0 and at most 1, got {decay!r}.")
+
+    def scale(updates: Tree, _: object) -> Tree:
+        return jax.tree_util.tree_map_with_path(lambda path, update: update * layer_scale(name_of(path), decay), updates)
 
     return optax.stateless(scale)
