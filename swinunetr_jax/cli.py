@@ -11,6 +11,7 @@ from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.plan import PlanCommand
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.commands.prepare import Prepare
+from swinunetr_jax.commands.saliency import Saliency
 from swinunetr_jax.commands.validate import Validate
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
@@ -19,6 +20,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 COMMANDS = {
     "convert": Convert,
     "predict": Predict,
+    "saliency": Saliency,
     "evaluate": Evaluate,
     "validate": Validate,
     "info": Info,

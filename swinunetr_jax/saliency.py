@@ -9,6 +9,7 @@ For the activations A [*grid, c] of an intermediate, and the logits y [*voxels] 
     score = Σ y over a set of voxels        weight of channel c = mean of ∂score/∂A[..., c]        map = max(0, Σ_c weight_c · A[..., c])
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -94,8 +95,9 @@ def run(model: Explainable, x: Array, layer: str) -> tuple[Array, Array, Callabl
     """Returns the logits, the activations of an intermediate, and a function from the gradient of the logits to that of the activations.
 
     Raises:
-        InputError: the network has no such intermediate.
+        InputError: the network has no such intermediate, or none at all.
     """
+    check_explainable(model)
     shapes = jax.eval_shape(lambda model, x: model.forward(x, perturbations={})[1], model, x)
     check_name(layer, shapes)
     zeros = jnp.zeros(shapes[layer].shape, shapes[layer].dtype)
@@ -106,6 +108,16 @@ def run(model: Explainable, x: Array, layer: str) -> tuple[Array, Array, Callabl
 
     logits, pull_back, activations = jax.vjp(logits_of, zeros, has_aux=True)
     return logits, activations, lambda cotangent: pull_back(cotangent)[0]
+
+
+def check_explainable(model: object) -> None:
+    """Raises InputError unless the network can return its intermediates and add perturbations to them."""
+    forward = getattr(model, "forward", None)
+    if forward is None or "perturbations" not in inspect.signature(forward).parameters:
+        raise InputError(
+            f"Grad-CAM needs the intermediates of the network, and a {type(model).__name__} has no method `forward` with the argument "
+            "`perturbations`, as `SwinUNETR.forward`: use a Swin UNETR, or add the method."
+        )
 
 
 def assigned(logits: Array, task: Task) -> Array:

@@ -155,7 +155,7 @@ def shortened(words: list[str]) -> list[str]:
             words = [*words[:index], "--steps", "6", *words[index + 2 :]]
         options = SHORT_TRAINING if "--network.name" in words else SHORT_TRAINING | SHALLOW
         return words if "--resume" in words else _with_options(words, options)
-    if words[0] == "predict" and "--whole" not in words:
+    if words[0] in ("predict", "saliency") and "--whole" not in words:
         return _with_options(words, SHORT_PREDICTION)
     return words
 

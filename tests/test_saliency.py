@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, grad_cam
-from swinunetr_jax.saliency import resized
+from swinunetr_jax.saliency import check_explainable, resized
 from tools import golden_weights
 
 FLOAT64 = 1e-10
@@ -149,6 +149,8 @@ def test_a_map_without_voxels_is_zero_and_mistakes_are_named():
     refused(r"no intermediate 'decoder9': choose one of .*decoder4", layer="decoder9")
     refused(r"`voxels` has shape \(3, 3\), expected \(1, 64, 32\) or \(64, 32\)", voxels=jnp.zeros((3, 3)))
     refused("pre-trained without labels", task=Task.images(("a", "b")))
+    with pytest.raises(InputError, match="a Linear has no method `forward` with the argument `perturbations`"):
+        check_explainable(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
     with pytest.raises(InputError, match=r"perturbation of decoder4 has shape \(1, 8, 4, 1\), expected .* \(1, 8, 4, 48\)"):
         jax.eval_shape(lambda model, x: model.forward(x, perturbations={"decoder4": jnp.zeros((1, 8, 4, 1))}), model, x)
     with pytest.raises(InputError, match="no intermediate 'decoder'"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,17 +12,15 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
 from swinunetr_jax.buckets.fetch import optional_file
+from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.files import is_folder
 from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
-    from swinunetr_jax.data.discovery.cases import Case
     from swinunetr_jax.postprocess import Step
 
 EXIT_SOME_FAILED = 1
-FILE_ENDINGS = (".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".dcm", ".npy", ".npz", ".png", ".json", ".csv", ".zip")
 
 
 @dataclass
@@ -87,10 +83,7 @@ class Predict:
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is empty: give at least one path.")
-        if self.output.name.lower().endswith(FILE_ENDINGS) and not is_folder(self.output):
-            raise InputError(
-                f"--output {console.literal(self.output)} names a file, but results are written into a folder: give a folder."
-            )
+        check_output(self.output)
         for model in self.model:
             if warning := missing_folds(model):
                 console.warn(console.literal(warning))
@@ -123,7 +116,9 @@ class Predict:
             whole=self.whole,
             spatial_shards=self.spatial_shards,
         )
-        cases, et_label = self._cases(tasks[0])
+        cases, et_label = input_cases(self.input, tasks[0], self.base)
+        names = ("{}.nii.gz", "{}_probabilities.nii.gz")
+        check_no_input_is_replaced(cases, self.output, names)
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default
         identity = {
@@ -188,36 +183,3 @@ class Predict:
             f"post-processing of the label maps: {text} (chosen on out-of-fold cases, {sources}; --no-postprocess leaves it out)"
         )
         return chosen
-
-    def _cases(self, task: Task) -> tuple[tuple[Case, ...], int | None]:
-        """Returns the cases, and the enhancing tumour's label if the data set's dataset.json states it."""
-        from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_groups
-        from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
-
-        if len(self.input) != 1:
-            if self.base is not None:
-                raise InputError("--base is for a dataset.json or datalist, but single files were given; leave it out.")
-            cases, et_label = (case_from_files(self.input),), None
-        else:
-            dataset = find_cases(self.input[0], channels=task.channels or None, base=self.base)
-            cases, et_label = dataset.cases, dataset.stated_et_label
-            for text in (dataset.ignored, *dataset.warnings):
-                if text:
-                    console.say(console.literal(text))
-            groups = problem_groups([(case.name, case.problem or "") for case in cases])
-            if len(cases) > ONE_BY_ONE and len(groups) == 1 and cases[0].problem:
-                raise InputError(f"all {len(cases)} cases have the same fault, such as {cases[0].name}: {cases[0].problem}")
-        _check_no_input_is_replaced(cases, self.output)
-        return cases, et_label
-
-
-def _check_no_input_is_replaced(cases: Sequence[Case], out: Path) -> None:
-    """Raises InputError if a result would have the name of a scan or a label, which --overwrite would replace."""
-    used = {os.path.realpath(path): path for case in cases for path in (*case.images, case.label) if path}
-    for case in cases:
-        for name in (f"{case.name}.nii.gz", f"{case.name}_probabilities.nii.gz"):
-            if os.path.realpath(out / name) in used:
-                raise InputError(
-                    f"{out / name} is a scan or a label of the input, and the result of {case.name} would replace it; choose another "
-                    "--output."
-                )

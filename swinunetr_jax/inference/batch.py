@@ -67,15 +67,9 @@ def predict_cases(
         InputError: `out` cannot be written, or its predict.json is damaged.
     """
     out = Path(out)
-    environment = {
-        "swinunetr_jax": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "devices": [device.device_kind for device in jax.devices()],
-    }
     if postprocess:  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
         identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
-    record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment)
+    record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment())
     failed: list[str] = []
     cases_by_fault: dict[str, list[str]] = {}  # a fault that hundreds of cases share is not printed for each of them
     seconds: list[float] = []  # the time of each case that was segmented
@@ -130,6 +124,16 @@ def predict_cases(
                 f"{len(names)} cases FAILED for the same reason as {literal(names[0])}: {literal(name_list(names))}", sys.stderr
             )
     return failed
+
+
+def environment() -> dict[str, Any]:
+    """Returns the versions and devices that a record states."""
+    return {
+        "swinunetr_jax": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "devices": [device.device_kind for device in jax.devices()],
+    }
 
 
 def _outputs(out: Path, case: Case, probabilities: bool, preview: bool) -> dict[str, Path]:

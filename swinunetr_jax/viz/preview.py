@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 _MARGIN = 4  # voxels around the patient
 
 
@@ -37,19 +38,28 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     Raises:
         InputError: the file cannot be written.
     """
+    with literal_text():
+        save_or_explain(lambda: _preview(image, labels, scan.affine, task, title), path, title)
+
+
+def save_or_explain(draw: Callable[[], Figure], path: str | os.PathLike, title: str) -> None:
+    """Writes the figure that `draw` returns. If it cannot be drawn, a warning says so and the picture shows that sentence.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
-    with literal_text():
-        try:
-            save(_preview(image, labels, scan.affine, task, title), path)
-        except InputError:
-            raise
-        except Exception as error:
-            sentence = f"The preview could not be drawn ({console.literal(error) or type(error).__name__})."
-            console.warn(f"{console.literal(title)}: {sentence[0].lower()}{sentence[1:]}")
-            figure = Figure(figsize=(10.5, 1))
-            figure.text(0.02, 0.5, drawable(sentence))
-            save(figure, path)
+    try:
+        save(draw(), path)
+    except InputError:
+        raise
+    except Exception as error:
+        sentence = f"The preview could not be drawn ({console.literal(error) or type(error).__name__})."
+        console.warn(f"{console.literal(title)}: {sentence[0].lower()}{sentence[1:]}")
+        figure = Figure(figsize=(10.5, 1))
+        figure.text(0.02, 0.5, drawable(sentence))
+        save(figure, path)
 
 
 def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Task, title: str) -> Figure:
@@ -66,7 +76,7 @@ def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Ta
     colours = colours_of(task)
     figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
     axes = figure.subplots(2, 3)
-    for column, (view, axis) in enumerate(_VIEWS):
+    for column, (view, axis) in enumerate(VIEWS):
         index = _fullest(labels, axis)
         plane = np.repeat(np.take(grey, index, axis).T[::-1, :, None], 3, -1)
         label_plane = np.take(labels, index, axis).T[::-1]

@@ -7,6 +7,7 @@ class is replaced. Everything else is that of the trainer and the library: confi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -33,8 +34,9 @@ class SmallNetwork(nnx.Module):
     def __call__(self, x: Array, *, key: Array | None = None, train: bool = False) -> Array:
         return self.forward(x)[0]
 
-    def forward(self, x: Array, **_: Any) -> tuple[Array, dict[str, Array]]:
+    def forward(self, x: Array, *, perturbations: Mapping[str, Array] | None = None, **_: Any) -> tuple[Array, dict[str, Array]]:
         coarse = self.coarse(jnp.asarray(x, self.config.dtype))
+        coarse += (perturbations or {}).get("decoder2", 0)
         # Swin UNETR also has these intermediates, with the same sizes.
         doubled = jnp.concatenate([coarse, -coarse], axis=-1)
         grids = {"decoder2": coarse, "decoder3": doubled[:, ::2, ::2, ::2]}

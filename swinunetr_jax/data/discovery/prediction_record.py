@@ -1,4 +1,4 @@
-"""The record predict.json: the inputs, settings and outputs of every predicted case.
+"""The record predict.json: the inputs, settings and outputs of every predicted case. `saliency` writes an equal record, saliency.json.
 
 With this record, `predict` skips finished cases and never replaces files that it did not write. Several processes may write results into
 one folder at the same time. Each of them changes the record only while it holds the folder's lock, and reads it again before it adds a
@@ -35,6 +35,15 @@ class OutputFile(TypedDict):
     bytes: int | None
 
 
+class MapEntry(TypedDict):
+    """A saliency map: the largest value before the map was scaled, and where it is on the scan's grid."""
+
+    voxels: int
+    maximum: float
+    peak_voxel: list[int]
+    peak_mm: list[float]
+
+
 class CaseEntry(TypedDict, total=False):
     """The entry of one case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
 
@@ -47,6 +56,7 @@ class CaseEntry(TypedDict, total=False):
     windows: int
     seconds: float
     volumes_ml: dict[str, float]
+    maps: dict[str, MapEntry]
     notes: list[str]
 
 
@@ -94,13 +104,15 @@ class Record:
         out: the folder; it is created if necessary.
         settings: everything that results depend on, as JSON values.
         head: further fields for the top of the file, such as versions.
+        name: the name of the file.
+        remedy: the advice to the user if the file is damaged.
 
     Raises:
         InputError: the folder cannot be written, or its record is damaged.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], head: dict[str, Any]):
-        self.out, self.path = out, out / RECORD
+    def __init__(self, out: Path, settings: dict[str, Any], head: dict[str, Any], *, name: str = RECORD, remedy: str = REMEDY):
+        self.out, self.path, self.remedy = out, out / name, remedy
         try:
             out.mkdir(parents=True, exist_ok=True)
             if not os.access(out, os.W_OK | os.X_OK):
@@ -164,8 +176,9 @@ class Record:
                 if self.is_done(case, outputs):
                     raise AlreadyDone
                 if "error" not in entry and entry.get("key") != self.key and not overwrite:
+                    path = next(iter(outputs.values()))
                     raise InputError(
-                        f"{outputs['labels']}: another run with other settings wrote it in the meantime; choose another folder, or "
+                        f"{path}: another run with other settings wrote it in the meantime; choose another folder, or "
                         "give --overwrite."
                     )
             self.check_free(case, outputs, overwrite)
@@ -197,7 +210,7 @@ class Record:
 
     def _read(self) -> dict[str, CaseEntry]:
         try:
-            return read_record(self.path)["cases"]
+            return read_record(self.path, self.remedy)["cases"]
         except FileNotFoundError:
             return {}
 
