@@ -1,8 +1,8 @@
-"""The operations of the network, the speed of the machine, and its description, for the table of `tools.benchmark`."""
+"""The operations of the network, the speed of the machine, and its name, for `tools.benchmark`."""
 
-import os
+import platform
 import time
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -55,16 +55,16 @@ def matmul_rate(dtype: str) -> float:
     return 2 * n**3 / best
 
 
-def machine() -> dict[str, Any]:
-    """Returns the device, the number of cores, and the version of each library, None for one that is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
+def device() -> str:
+    """Returns the name of the accelerator, or of the processor if there is none."""
     import jax
 
-    description: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    for name in ("jax", "flax", "torch", "monai", "medicai"):
-        try:
-            description[name] = version(name)
-        except PackageNotFoundError:
-            description[name] = None
-    return description
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
+    try:
+        names = [
+            line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+        ]
+    except OSError:  # another system than Linux
+        names = []
+    return names[0].strip() if names else platform.processor() or "CPU"

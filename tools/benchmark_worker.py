@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from tools import contenders
@@ -37,12 +38,19 @@ class Task(NamedTuple):
     lock: str
 
 
+class Environment(NamedTuple):
+    """The Python interpreter of a contender, and the environment variables that it gets in addition."""
+
+    interpreter: str
+    variables: dict[str, str]
+
+
 class Worker:
     """The process as the benchmark sees it: this class starts it, lets it take its turns, and reads its figures."""
 
-    def __init__(self, task: Task, cache: str):
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        command = [sys.executable, "-m", "tools.benchmark_worker", json.dumps(task)]
+    def __init__(self, task: Task, where: Environment):
+        environment = os.environ | where.variables
+        command = [where.interpreter, "-m", "tools.benchmark_worker", json.dumps(task)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdin is not None and self.process.stdout is not None  # both are pipes
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
@@ -118,8 +126,18 @@ def work_in_turns(task: Task) -> None:
         print((time.perf_counter() - started) / task.queued, file=output)
         contender.rest()
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    figures = {"host_bytes": host, "device_bytes": contender.device_peak(), "compiling": contender.compiling}
+    figures = {
+        "host_bytes": host,
+        "device_bytes": contender.device_peak(),
+        "compiling": contender.compiling,
+        "versions": versions(),
+    }
     print(json.dumps(figures), file=output)
+
+
+def versions() -> dict[str, str]:
+    """Returns the version of each library that this process has imported."""
+    return {name: version(name) for name in ("jax", "flax", "torch", "monai", "medicai", "keras") if name in sys.modules}
 
 
 if __name__ == "__main__":

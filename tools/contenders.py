@@ -17,6 +17,13 @@ CASE = (240, 240, 155)  # voxels
 CHANNELS = 4, 3  # of the input and of the output
 NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
+# Networks that were looked for on 2026-11-28 and cannot be compared, with the reason.
+NOT_INSTALLABLE = {
+    "nnunet": "nnU-Net 2.8.1 and its dynamic-network-architectures 0.4.4 contain no Swin UNETR, and the Swin UNETR of the package "
+    "nnunet-extend 2025.4.24 is MONAI's (2026-11-28).",
+    "fast-swin-unetr": "FastSwinUNETR (Triton kernels for a GPU under MONAI's network) is not on PyPI (2026-11-28).",
+}
+
 waited = 0.0  # the seconds for which this process has waited for others
 
 
