@@ -205,11 +205,18 @@ def medicai(work: str, size: int, features: int) -> Contender:
     """Returns medicai's network, which is compared in the forward pass only."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
-    from medicai.models import SwinUNETR  # pyright: ignore[reportMissingImports] - not installed by this project
+    from medicai.models import SwinBackbone, SwinUNETR  # pyright: ignore[reportMissingImports] - not installed by this project
 
     if work != "forward":
         raise ValueError("medicai is compared in the forward pass only")
-    net = SwinUNETR(input_shape=(size, size, size, CHANNELS[0]), num_classes=CHANNELS[1], feature_size=features)
+    encoder = SwinBackbone(
+        input_shape=(size, size, size, CHANNELS[0]),
+        embed_dim=features,
+        patch_size=2,
+        depths=[2, 2, 2, 2],
+        downsampling_strategy="swin_unetr_like",
+    )
+    net = SwinUNETR(encoder=encoder, num_classes=CHANNELS[1], feature_size=features)
     forward = jax.jit(lambda x: net(x, training=False))
     x = volume(work, size)
     return Contender(lambda: jax.block_until_ready(forward(x)), lambda: None)
