@@ -1,5 +1,7 @@
 """Windows on a grid, compared with literal arrays and with MONAI's tables."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from swinunetr_jax.model import windows
 from swinunetr_jax.ops.attention.position_bias import position_bias
+from swinunetr_jax.runtime.dispatch import for_device
 
 
 def test_clip_window_axis_by_axis():
@@ -75,15 +78,25 @@ def test_index_equals_monais(window):
     np.testing.assert_array_equal(windows.relative_index(window), theirs)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("window", [(7, 7), (4, 4, 4), (7, 7, 7), (3, 5, 2), (1, 2)])
-def test_position_bias_has_the_rows_of_the_table(window):
+def test_position_bias_has_the_rows_of_the_table(window, platform):
     """The values are equal, and the gradient sums the entries of a row."""
     rng, index = np.random.default_rng(0), windows.relative_index(window)
     table, weight = rng.normal(size=(index.max() + 1, 3)), rng.normal(size=(3, *index.shape))
     with jax.enable_x64(True):
-        bias, pullback = jax.vjp(lambda table: position_bias(table, window), jnp.asarray(table))
+        function = for_device(SimpleNamespace(platform=platform), lambda table: position_bias(table, window))
+        bias, pullback = jax.vjp(function, jnp.asarray(table))
         (gradient,) = pullback(jnp.asarray(weight))
     np.testing.assert_array_equal(bias, np.moveaxis(table[index], -1, 0))
     expected = np.zeros_like(table)
     np.add.at(expected, index, np.moveaxis(weight, 0, -1))
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
+def test_the_gradient_of_a_roll_is_the_opposite_roll():
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 1, 5, 6, 4, 3)).astype(np.float32)
+    y, pullback = jax.vjp(lambda x: windows.roll(x, (2, -1, 0)), x)
+    np.testing.assert_array_equal(y, np.roll(x, (2, -1, 0), (1, 2, 3)))
+    np.testing.assert_array_equal(pullback(weight)[0], np.roll(weight, (-2, 1, 0), (1, 2, 3)))

@@ -101,16 +101,15 @@ class SwinBlock(nnx.Module):
     def _attend(self, x: Array, key: Array | None) -> Array:
         """Applies window attention to a grid."""
         grid = x.shape[1:-1]
-        axes = tuple(range(1, x.ndim - 1))
         window, shift = windows.clip_window(grid, self.window, self.shift)
         x = windows.pad_to_windows(x, window)  # after the norm, so that padding is zeros; tokens attend to it, as in MONAI
         padded = x.shape[1:-1]
         if any(shift):
-            x = jnp.roll(x, tuple(-sh for sh in shift), axes)
+            x = windows.roll(x, tuple(-sh for sh in shift))
         y = self.attn(windows.partition(x, window), windows.region_ids(padded, window, shift), key)
         y = windows.reverse(y, window, padded)
         if any(shift):
-            y = jnp.roll(y, shift, axes)
+            y = windows.roll(y, shift)
         return y[tuple(slice(size) for size in (y.shape[0], *grid))]
 
 

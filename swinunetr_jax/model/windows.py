@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 
 from swinunetr_jax.ops.lane_blocks import BlockedGrid, Grid, is_profitable, to_blocks
-from swinunetr_jax.runtime.dispatch import Implementation, Table, layout_dispatch
+from swinunetr_jax.runtime.dispatch import Implementation, Table, hand_differentiated, layout_dispatch
 
 Size = tuple[int, ...]
 
@@ -51,6 +51,15 @@ def reverse(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
     """Inverts `partition`: [b * windows, tokens, c] -> [b, *grid, c]."""
     window_counts = dict(zip("dhw"[-len(grid) :], counts(grid, window)))
     return rearrange(windows, _REVERSE[len(window)], **_axes(window), **window_counts)
+
+
+def _roll(x: jax.Array, shift: Size) -> jax.Array:
+    return jnp.roll(x, shift, tuple(range(1, x.ndim - 1)))
+
+
+# The gradient of a roll is the opposite roll, which XLA has compiled for the other roll of a block. JAX would derive a sum of padded parts.
+roll = hand_differentiated(_roll, nondiff_argnums=(1,))
+roll.defvjp(lambda x, shift: (_roll(x, shift), None), lambda shift, _, dy: (_roll(dy, tuple(-sh for sh in shift)),))
 
 
 def maybe_to_window_blocks(x: jax.Array, window: Size) -> Grid:
