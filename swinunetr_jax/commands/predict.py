@@ -58,6 +58,15 @@ class Predict:
     bfloat16 instead); or bfloat16, the default (a GPU uses tensorfloat32 instead)."""
     probabilities: bool = False
     """Also write the probabilities of all outputs as a 4-D file."""
+    uncertainty: bool = False
+    """Also write maps of the disagreement of the networks, of the mirrored windows with --mirror, or of draws of dropout: the predictive
+    entropy, the mutual information and the variance. The label map is the same as without."""
+    mc_dropout: int = 0
+    """The number of draws of dropout for --uncertainty, which it implies, such as 10. Each draw takes as long as a prediction."""
+    drop_rate: float | None = None
+    """The rate of dropout for --mc-dropout, if it is not that of the training."""
+    seed: int = 0
+    """The seed of the draws of dropout."""
     preview: bool = False
     """Also write a picture of each case."""
     recipe: Path | None = None
@@ -77,6 +86,7 @@ class Predict:
         from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
         from swinunetr_jax.inference.predict import Segmenter
+        from swinunetr_jax.uncertainty import MEASURES
         from swinunetr_jax.weights.load import open_checkpoint
         from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
@@ -93,7 +103,12 @@ class Predict:
             from swinunetr_jax.training import load_recipe
 
             network = load_recipe(self.recipe).custom_network
-        checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **self.weights.fields()) for path in paths]
+        fields = self.weights.fields()
+        if self.drop_rate is not None:
+            if not self.mc_dropout:
+                raise InputError("--drop-rate is for draws of dropout: give their number with --mc-dropout, such as 10.")
+            fields["drop_rate"] = self.drop_rate
+        checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **fields) for path in paths]
         tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         for path, task in zip(paths, tasks):
             if task != tasks[0]:
@@ -115,9 +130,12 @@ class Predict:
             crop=self.crop,
             whole=self.whole,
             spatial_shards=self.spatial_shards,
+            uncertainty=self.uncertainty,
+            mc_dropout=self.mc_dropout,
+            seed=self.seed,
         )
         cases, et_label = input_cases(self.input, tasks[0], self.base)
-        names = ("{}.nii.gz", "{}_probabilities.nii.gz")
+        names = ("{}.nii.gz", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
         check_no_input_is_replaced(cases, self.output, names)
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default
@@ -132,6 +150,12 @@ class Predict:
             "crop": self.crop,
             "precision": precision,
         }
+        if (
+            segmenter.uncertainty
+        ):  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
+            identity["uncertainty"] = {"mc_dropout": self.mc_dropout}
+            if self.mc_dropout:
+                identity["uncertainty"] |= {"seed": self.seed, "batch": self.batch}
         windows = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
         console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'without windows' if self.whole else windows}")
         with jax.default_matmul_precision(precision):
@@ -142,6 +166,7 @@ class Predict:
                 identity=identity,
                 probabilities=self.probabilities,
                 preview=self.preview,
+                uncertainty=segmenter.uncertainty,
                 overwrite=self.overwrite,
                 et_label=et_label,
                 postprocess=postprocess,

@@ -19,6 +19,9 @@ from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Output, Task, ignored_label
 
+# The endings of the other maps that `predict` writes next to the label map of a case.
+OTHER_MAPS = ("_probabilities", "_entropy", "_mutual_information", "_variance")
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -56,7 +59,7 @@ class Predictions:
 def find_predictions(path: str | os.PathLike) -> Predictions:
     """Returns the label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, CASE_seg.nii.gz, or one file.
 
-    Files of probabilities are not included. Raises InputError if there is no label map.
+    Files of probabilities and uncertainty are not included. Raises InputError if there is no label map.
     """
     path = Path(path)
     images = _images(path)
@@ -65,8 +68,13 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
     if all(split_name(stem(file.name))[1] == "label" for file in images):
         return Predictions(*_by_name(images, _label_name))
     names = {stem(file.name) for file in images}
-    maps = [file for file in images if stem(file.name).removesuffix("_probabilities") not in names - {stem(file.name)}]
+    maps = [file for file in images if not any(_is_map_of(stem(file.name), kind, names) for kind in OTHER_MAPS)]
     return Predictions(*_by_name(maps, lambda file: stem(file.name)))
+
+
+def _is_map_of(name: str, ending: str, names: set[str]) -> bool:
+    """Returns whether a file has this ending after the name of another one."""
+    return name.endswith(ending) and name.removesuffix(ending) in names
 
 
 def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None = None) -> References:

@@ -2,6 +2,8 @@
 
 OUT/CASE.nii.gz                  the label map
 OUT/CASE_probabilities.nii.gz    the probabilities, if requested
+OUT/CASE_entropy.nii.gz          with uncertainty: the predictive entropy, and also the mutual information in
+                                 OUT/CASE_mutual_information.nii.gz and the variance in OUT/CASE_variance.nii.gz
 OUT/CASE.png                     the preview, if requested
 OUT/predict.json                 versions, the digest of the weights, settings, and for each case its inputs, outputs, seconds and volumes,
                                  or its error
@@ -28,9 +30,11 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, OutputFile, Record, input_files
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.passes import Uncertainty
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
 from swinunetr_jax.postprocess import Step, apply
 from swinunetr_jax.task import Task
+from swinunetr_jax.uncertainty import MEASURES
 from swinunetr_jax.version import __version__
 from swinunetr_jax.viz.preview import write_preview
 
@@ -45,6 +49,7 @@ def predict_cases(
     identity: dict[str, Any],
     probabilities: bool = False,
     preview: bool = False,
+    uncertainty: bool = False,
     overwrite: bool = False,
     et_label: int | None = None,
     postprocess: Sequence[Step] = (),
@@ -59,6 +64,7 @@ def predict_cases(
             are recorded with the same identity and inputs, and exist unchanged.
         probabilities: also write the probability of each output.
         preview: also write a picture of each case.
+        uncertainty: also write the maps of the uncertainty, which the segmenter must measure, and record its numbers.
         overwrite: segment finished cases again, and replace files that are not recorded.
         et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default, the names of BraTS files determine it.
         postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
@@ -75,11 +81,11 @@ def predict_cases(
     seconds: list[float] = []  # the time of each case that was segmented
     owners: dict[Path, str] = {}
     for case in cases:
-        for path in _outputs(out, case, probabilities, preview).values():
+        for path in _outputs(out, case, probabilities, preview, uncertainty).values():
             owners.setdefault(path, case.name)
     for number, case in enumerate(cases, 1):
         title = f"[{number}/{len(cases)}] {literal(case.name)}"
-        outputs = _outputs(out, case, probabilities, preview)
+        outputs = _outputs(out, case, probabilities, preview, uncertainty)
         task = _task(segmenter.task, case, et_label)
         record.begin(case)
         if not overwrite and record.is_done(case, outputs):
@@ -114,6 +120,8 @@ def predict_cases(
         console.say(
             f"{title}: {result.windows} window{'s' * (result.windows != 1)}, {case_seconds:.1f} s, {volumes} → {path}{remaining}"
         )
+        if result.uncertainty is not None:
+            console.say(f"{title}: {literal(agreement_text(result.uncertainty))}")
         if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
             console.say(
                 f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
@@ -136,11 +144,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _outputs(out: Path, case: Case, probabilities: bool, preview: bool) -> dict[str, Path]:
+def agreement_text(uncertainty: Uncertainty) -> str:
+    """Returns a sentence on the agreement of the members."""
+    dice = ((name, numbers["pairwise_dice"]) for name, numbers in uncertainty.summary["outputs"].items())
+    listed = ", ".join(f"{name} {'none' if value is None else f'{value:.4f}'}" for name, value in dice)
+    return f"{uncertainty.summary['members']} members, whose mean Dice among each other is: {listed}"
+
+
+def _outputs(out: Path, case: Case, probabilities: bool, preview: bool, uncertainty: bool) -> dict[str, Path]:
     """Returns the path of each output of a case by its kind."""
     paths = {"labels": out / f"{case.name}.nii.gz"}
     if probabilities:
         paths["probabilities"] = out / f"{case.name}_probabilities.nii.gz"
+    if uncertainty:
+        paths |= {measure: out / f"{case.name}_{measure}.nii.gz" for measure in MEASURES}
     if preview:
         paths["preview"] = out / f"{case.name}.png"
     return paths
@@ -198,6 +215,9 @@ def _write(
         try:
             if result.probabilities is not None:
                 write_volume(temporary["probabilities"], result.probabilities, result.scan, np.float32)
+            if result.uncertainty is not None:
+                for measure in MEASURES:
+                    write_volume(temporary[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
             if "preview" in outputs:
                 image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
                 write_preview(temporary["preview"], image, result.labels, result.scan, task, literal(case.name))
@@ -226,6 +246,8 @@ def _write(
                 notes=list(result.notes),
                 seconds=seconds,
             )
+            if result.uncertainty is not None:
+                entry["uncertainty"] = result.uncertainty.summary
             if task.et_label in (3, 4):
                 entry["et_label"] = task.et_label
             finish(entry)

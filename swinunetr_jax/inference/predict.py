@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from swinunetr_jax.config import SIZE_MULTIPLE
+from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.crop import expand_box, foreground_box
+from swinunetr_jax.inference.passes import Network, ScanPasses, Uncertainty, segment_with_uncertainty
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
-from swinunetr_jax.inference.programs import compiled_network, output_functions
-from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
-from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
+from swinunetr_jax.inference.programs import CompiledNetwork, compiled_network, uses_key
+from swinunetr_jax.inference.scan_grid import Coverage
+from swinunetr_jax.inference.sliding_window import Progress
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.params import NetworkConfig, config_of
@@ -42,6 +43,7 @@ class Segmentation:
         scan: the first channel's file.
         windows: the number of windows.
         notes: sentences for the user.
+        uncertainty: that of the members, if it was requested.
     """
 
     labels: np.ndarray
@@ -49,6 +51,7 @@ class Segmentation:
     scan: Volume
     windows: int
     notes: tuple[str, ...]
+    uncertainty: Uncertainty | None = None
 
 
 class Segmenter:
@@ -69,10 +72,15 @@ class Segmenter:
         whole: give the network the whole scan at once instead of windows, padded with zeros to a size that the network accepts.
         spatial_shards: the number of this process's devices among which each window is divided along its first axis.
         depth: the old name of `spatial_shards`, which works for one more version.
+        uncertainty: also measure the disagreement of the members, see `swinunetr_jax.uncertainty`. The members are the networks and, with
+            `mirror`, each of their mirrored passes. The label map is the same as without.
+        mc_dropout: the number of draws of dropout for each network, 0 for none. The members are then these draws, whereas the label map
+            remains that of the networks without dropout. Each window has random numbers of its own.
+        seed: the seed of the draws. They also depend on `batch`.
 
     Raises:
-        InputError: an argument is out of range, a network does not fit the task or was only pre-trained without labels, or `crop` is set
-            and no class is background.
+        InputError: an argument is out of range, a network does not fit the task or was only pre-trained without labels, `crop` is set and
+            no class is background, or there are fewer than two members or no dropout.
     """
 
     def __init__(
@@ -90,6 +98,9 @@ class Segmenter:
         whole: bool = False,
         spatial_shards: int = 1,
         depth: int | None = None,
+        uncertainty: bool = False,
+        mc_dropout: int = 0,
+        seed: int = 0,
     ):
         if depth is not None:
             warnings.warn("`depth` is renamed: use `spatial_shards`", DeprecationWarning, stacklevel=2)
@@ -130,7 +141,19 @@ class Segmenter:
         self.in_channels = configs[0].in_channels
         mesh = device_mesh(1, spatial_shards, jax.local_devices()) if spatial_shards > 1 else None
         self._networks = [compiled_network(model, mesh) for model in models]
-        self.mirror = mirror
+        self.mirror, self.uncertainty, self.mc_dropout, self.seed = mirror, uncertainty or mc_dropout > 0, mc_dropout, seed
+        if not (0 <= seed < 2**32 and mc_dropout >= 0):
+            raise InputError(
+                f"`mc_dropout` must be at least 0, got {mc_dropout}, and `seed` at least 0 and below 2**32, got {seed}."
+            )
+        if mc_dropout:
+            for model, config in zip(models, configs):
+                _check_dropout(model, config, (1, *self.roi, self.in_channels))
+        if self.uncertainty and len(models) * max(mc_dropout, 1) < 2 and not mirror:
+            raise InputError(
+                "uncertainty is the disagreement of at least two members: give several networks, --mirror, or at least two draws of "
+                "dropout with --mc-dropout."
+            )
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """Returns the positions of the windows on a volume of this shape."""
@@ -217,15 +240,21 @@ class Segmenter:
             note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
-        labels, probability_maps, windows = self.run(
-            prepared.array,
-            affine=prepared.scan.affine,
-            back=prepared.back,
-            task=task,
-            probabilities=probabilities,
-            progress=progress,
-        )
-        return Segmentation(labels, probability_maps, prepared.scan, windows, prepared.notes)
+        scan, flips = self._scan(prepared.array, prepared.back, task), self._flips(prepared.scan.affine)
+        uncertainty = None
+        if self.uncertainty:
+            labels, probability_maps, uncertainty = segment_with_uncertainty(
+                scan,
+                self._members(flips),
+                average=(lambda x: self._averaged(x, flips)) if self.mc_dropout else None,
+                probabilities=probabilities,
+                progress=progress,
+            )
+        else:
+            labels, probability_maps = scan.segment(
+                lambda x: self._averaged(x, flips), probabilities=probabilities, progress=progress
+            )
+        return Segmentation(labels, probability_maps, prepared.scan, scan.plan.windows, prepared.notes, uncertainty)
 
     def run(
         self,
@@ -255,31 +284,53 @@ class Segmenter:
         Raises:
             InputError: `affine` is needed and None.
         """
-        task, grid = task or self.task, array.shape[:3]
-        reorientation = back.reorient if isinstance(back, InverseResample) else back
+        scan, flips = self._scan(array, back, task or self.task), self._flips(affine)
+        labels, maps = scan.segment(lambda x: self._averaged(x, flips), probabilities=probabilities, progress=progress)
+        return labels, maps, scan.plan.windows
+
+    def _scan(self, array: np.ndarray, back: InverseReorient | InverseResample | None, task: Task) -> ScanPasses:
+        """Returns the windows on a normalised scan [x, y, z, c]."""
+        grid = array.shape[:3]
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box
         plan = self.plan(array[covered].shape[:3])
-        flips = self._flips(affine)
-        planes = predict_slabs(
-            array[covered], plan, self.batch, lambda x: (self._averaged(x, flips),), mode=self.blend, progress=progress
-        )
         coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
-        shape = grid if reorientation is None else reorientation.shape
-        labels = np.zeros(shape, np.uint8)  # the label of background
-        probability_maps = np.empty((*shape, len(task.outputs)), np.float32) if probabilities else None
-        if probability_maps is not None and box != tuple(slice(0, size) for size in grid):
-            probability_maps[...] = [float(task.kind == "classes" and output.value == 0) for output in task.outputs]
-        probabilities_of, labels_of = output_functions(task)
-        for piece in on_scan_grid(planes, coverage, back):
-            part = probabilities_of(piece.array)
-            piece.write(labels_of(part), labels)
-            if probability_maps is not None:
-                piece.write(part, probability_maps)
-        if reorientation is not None:
-            labels = reorientation.apply(labels)
-            probability_maps = None if probability_maps is None else reorientation.apply(probability_maps)
-        return labels, probability_maps, plan.windows
+        return ScanPasses(array, plan, coverage, back, task, self.batch, self.blend)
+
+    def _members(self, flips: Sequence[tuple[int, ...]]) -> list[Network]:
+        """Returns the members: each network, mirrored along each of `flips`, with each draw of dropout."""
+        members = itertools.product(self._networks, flips, range(max(self.mc_dropout, 1)))
+        return [
+            _member(network, axes, jax.random.fold_in(jax.random.key(self.seed), number) if self.mc_dropout else None)
+            for number, (network, axes, _) in enumerate(members)
+        ]
+
+
+def _member(network: CompiledNetwork, axes: tuple[int, ...], key: jax.Array | None) -> Network:
+    """Returns a network for windows mirrored along some axes, whose calls have different random keys if a key is given."""
+    calls = itertools.count()
+
+    def apply(patches: jax.Array) -> jax.Array:
+        mirrored = jnp.flip(patches, axes)
+        logits = network(mirrored) if key is None else network(mirrored, key=jax.random.fold_in(key, next(calls)))
+        return jnp.flip(logits, axes)
+
+    return apply
+
+
+def _check_dropout(model: nnx.Module, config: NetworkConfig, shape: tuple[int, ...]) -> None:
+    """Raises InputError if the network has no dropout, so that all draws would be equal."""
+    if isinstance(config, SwinUNETRConfig):
+        if not (config.drop_rate or config.attn_drop_rate or config.dropout_path_rate):
+            raise InputError(
+                "the network was trained without dropout (`drop_rate`, `attn_drop_rate` and `dropout_path_rate` are 0), so that all draws "
+                "would be equal: give a rate such as --drop-rate 0.1, or use several networks instead of --mc-dropout."
+            )
+    elif not uses_key(model, shape):
+        raise InputError(
+            f"the network {config.name} does not use the key of its call, so that all draws of dropout would be equal: use several "
+            "networks instead of --mc-dropout."
+        )
 
 
 def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:

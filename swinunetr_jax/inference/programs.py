@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,36 @@ from swinunetr_jax.runtime.xla import compiler_options
 from swinunetr_jax.task import Task
 
 
-def compiled_network(model: nnx.Module, mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+class CompiledNetwork(Protocol):
+    """A network as a compiled function of patches [n, *roi, c] and of the random key of its dropout, if it is used."""
+
+    def __call__(self, patches: jax.Array, key: jax.Array | None = None) -> jax.Array: ...
+
+
+def compiled_network(model: nnx.Module, mesh: Mesh | None) -> CompiledNetwork:
     """Returns the network as a compiled function of patches [n, *roi, c], which are divided among the devices of the mesh."""
     structure, state = nnx.split(model)
     state = state if mesh is None else replicate(state, mesh)
     run = quiet_compilation(_compiled(structure, mesh))
-    return lambda patches: run(state, patches)
+    return lambda patches, key=None: run((state, key), patches)
+
+
+def uses_key(model: nnx.Module, shape: tuple[int, ...]) -> bool:
+    """Returns whether the network's output depends on the key of the call, for patches of this shape."""
+    traced = jax.make_jaxpr(lambda key, x: model(x, key=key))(jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))  # pyright: ignore[reportCallIssue] - a network is callable
+    (key, *_) = traced.jaxpr.invars
+    return any(variable is key for equation in traced.jaxpr.eqns for variable in equation.invars)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[nnx.State, jax.Array], jax.Array]:
+def _compiled(structure: nnx.GraphDef, mesh: Mesh | None) -> Callable[[tuple[nnx.State, jax.Array | None], jax.Array], jax.Array]:
     release_compile_memory()
 
     # The parameters are an argument, so that networks of the same structure share one program.
-    def run(state: nnx.State, patches: jax.Array) -> jax.Array:
-        return nnx.merge(structure, state)(patches)
+    def run(weights: tuple[nnx.State, jax.Array | None], patches: jax.Array) -> jax.Array:
+        state, key = weights
+        model = nnx.merge(structure, state)
+        return model(patches) if key is None else model(patches, key=key)
 
     if mesh is not None:
         return spatially_sharded(run, mesh, compiler_options())

@@ -61,6 +61,16 @@ class ScanPlanes:
         else:
             result[self.where][self.valid] = values[self.valid]
 
+    def add(self, part: jax.Array, result: np.ndarray) -> None:
+        """Adds `part`, which was computed from `array` voxel by voxel, to a result of all the scan's voxels."""
+        result[self.where] += np.asarray(part)[self.take]
+
+    def read(self, result: np.ndarray) -> np.ndarray:
+        """Returns an array of the shape of `array` with the values of a result [x, y, z, c] at the box."""
+        part = np.zeros((*self.array.shape[:3], result.shape[-1]), result.dtype)
+        part[self.take] = result[self.where]
+        return part
+
 
 def on_scan_grid(
     planes: Iterator[Planes], coverage: Coverage, back: InverseReorient | InverseResample | None

@@ -58,6 +58,7 @@ class CaseEntry(TypedDict, total=False):
     volumes_ml: dict[str, float]
     maps: dict[str, MapEntry]
     notes: list[str]
+    uncertainty: dict[str, Any]
 
 
 class RecordFile(TypedDict, total=False):
