@@ -225,7 +225,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_the_command_writes_maps_on_the_scans_grid(tiny, tmp_path, capsys):
     affine = np.array([[0, 1.5, 0, 4], [-1, 0, 0, 5], [0, 0, 2, 6], [0, 0, 0, 1.0]])
     case = write_case(tmp_path, affine=affine)
-    command = ("predict", "-i", case, "--crop", "--spacing", "1.2", "1.2", "2", "-m")
+    command = ("predict", "-i", case, "--crop", "--overlap", "0", "--spacing", "1.2", "1.2", "2", "-m")
     assert run(*command, tiny[0], "-o", tmp_path / "plain") == 0
     for out in ("a", "b"):
         assert run(*command, tiny[0], "-o", tmp_path / out, "--mc-dropout", "3", "--seed", "7") == 0
@@ -246,7 +246,7 @@ def test_the_command_writes_maps_on_the_scans_grid(tiny, tmp_path, capsys):
     assert record["settings"]["uncertainty"] == {"mc_dropout": 3, "seed": 7, "batch": 1}
     assert run(*command, tiny[0], "-o", tmp_path / "a", "--mc-dropout", "3", "--seed", "7") == 0
     assert "done already, skipped" in capsys.readouterr().out
-    assert [*find_predictions(tmp_path / "a").files] == [CASE]
+    assert [*find_predictions(tmp_path / "a").cases] == [CASE]
     assert run(*command, tiny[0], "-o", tmp_path / "d", "--drop-rate", "0.1") == 2
     assert "--drop-rate is for draws of dropout" in capsys.readouterr().err
     assert run(*command, tiny[0], "-o", tmp_path / "d", "--drop-rate", "0.1", "--mc-dropout", "3") == 2
