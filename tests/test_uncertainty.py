@@ -13,7 +13,6 @@ from flax import nnx
 from helpers.network_package import MODULE
 from helpers.prediction import read_image, run, write_case
 from helpers.refusals import refused
-from helpers.small_network import SmallNetwork, forget
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, registry, save_checkpoint
 from swinunetr_jax.evaluation.pairs import find_predictions
@@ -287,10 +286,8 @@ def test_a_rate_is_given_to_a_swin_unetr(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("swinunetr_jax.inference.batch.predict_cases", lambda segmenter, *_, **__: seen.append(segmenter) or [])
     config = SwinUNETRConfig(in_channels=4, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
-    forget()
     save_checkpoint(tmp_path / "net", SwinUNETR(config, rngs=nnx.Rngs(0)), task=TASK)
     command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", tmp_path / "net", "--mc-dropout", "2")
     assert run(*command) == 2 and not seen
     assert run(*command, "--drop-rate", "0.2") == 0
     assert seen[0].mc_dropout == 2 and len(seen[0]._members([()])) == 2
-    assert SmallNetwork  # the network itself is not run here; its dropout is tested in test_model.py

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax.data.nifti import InverseReorient
@@ -119,7 +120,10 @@ def segment_with_uncertainty(
     probabilities_of, labels_of = output_functions(task)
 
     def passes_done(number: int) -> Progress | None:
-        return None if progress is None else lambda done, _: progress(number * windows + done, total)
+        if progress is None:
+            return None
+        report = progress
+        return lambda done, _: report(number * windows + done, total)
 
     running, agreement = RunningUncertainty(task.kind), RunningAgreement(task)
     member_maps, member_labels = scan.new_probabilities(), scan.new_labels()
@@ -134,7 +138,7 @@ def segment_with_uncertainty(
                 continue
             piece.add(piece.array, logits)
             if number == len(members) - 1:
-                part = probabilities_of(piece.read(logits) / np.float32(len(members)))
+                part = probabilities_of(jnp.asarray(piece.read(logits)) / len(members))
                 piece.write(labels_of(part), labels)
                 if maps is not None:
                     piece.write(part, maps)
