@@ -35,7 +35,7 @@ class HyenaOptions:
         hyena_use_chunked_fft: whether the global convolution is computed for at most 128 channels at a time, which takes less memory; for
             "zero" only, as in MONAI.
         hyena_use_fft_short_conv: whether the short convolution is computed by FFT. The result is the same. PyTorch needs it for large
-            volumes; here it takes more time than the direct sum.
+            volumes; here it takes more time than the direct sum on a CPU.
         hyena_omega_0: frequency of the first sine layer, which the initial weights depend on.
         hyena_l_cache: number of grid points between the coordinates 0 and 1 of the kernel, half as many for the single grid. In spite of
             its name the result depends on it.

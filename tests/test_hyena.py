@@ -19,6 +19,7 @@ from swinunetr_jax.model import hyena
 from swinunetr_jax.model.swin import Stage
 from swinunetr_jax.ops import pointwise
 from swinunetr_jax.ops.hyena import depthwise_conv, fft_conv
+from swinunetr_jax.runtime.dispatch import reference_ops
 from swinunetr_jax.runtime.sharding import device_mesh, with_mesh
 from swinunetr_jax.weights.infer import NotInferable, infer_config
 from swinunetr_jax.weights.monai import entries, to_monai
@@ -362,6 +363,17 @@ def test_vmap_and_forward_mode_of_the_global_convolution():
     value, tangent = jax.jvp(convolve, (x[0], kernel), (x[1], -kernel))
     close(value, once[0], 1e-5)
     close(tangent, once[1] - once[0], 1e-5)  # bilinear
+
+
+def test_forward_mode_of_a_mixer_is_the_difference_quotient():
+    with jax.enable_x64(True):
+        mixer = hyena.HyenaMixer(
+            12, SwinUNETRConfig(**BASE, spatial_dims=2, use_hyena=True, dtype="float64", param_dtype="float64"), rngs=nnx.Rngs(0)
+        )
+        x, dx = tensor("x", 1, 4, 6, 12), tensor("dx", 1, 4, 6, 12)
+        with reference_ops():
+            _, tangent = jax.jvp(mixer, (jnp.asarray(x),), (jnp.asarray(dx),))
+        close(tangent, (np.asarray(mixer(x + 1e-6 * dx)) - np.asarray(mixer(x - 1e-6 * dx))) / 2e-6, 1e-6)
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 1), (7, 8), (34, 36), (48, 48), (49, 50), (97, 100)])

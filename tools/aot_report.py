@@ -68,6 +68,8 @@ class Options:
     """Edge lengths of the volume in voxels; the batch is 1."""
     feature_size: int = 48
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    hyena: str | None = None
+    """Hyena stages, such as HHAA."""
     remat: bool = False
     """Recompute blocks in the backward pass."""
     top: int = 0
@@ -96,7 +98,12 @@ def device(target: str) -> Any:
 def compiled(target: str, work: str, size: int, options: Options) -> Any:
     """Returns the compiled program for one device of the target."""
     config = SwinUNETRConfig(
-        in_channels=4, out_channels=3, feature_size=options.feature_size, dtype=options.dtype, use_checkpoint=options.remat
+        in_channels=4,
+        out_channels=3,
+        feature_size=options.feature_size,
+        dtype=options.dtype,
+        use_checkpoint=options.remat,
+        hyena_stages=options.hyena,
     )
     structure, state = nnx.split(nnx.eval_shape(lambda: SwinUNETR(config, rngs=nnx.Rngs(0))))
     target_device = device(target)

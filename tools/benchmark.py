@@ -48,7 +48,8 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     against: tuple[str, ...] = ("monai",)
     """Contenders: monai, monai-flash, monai-compile, monai-compile-channels-last, medicai, nnunet, fast-swin-unetr. The last two cannot be
-    installed and are only named in the table, with the reason."""
+    installed and are only named in the table, with the reason. ours-HHHH, ours-HAHA and ours-HHAA are this project's network with Hyena
+    stages."""
     python: tuple[str, ...] = ()
     """NAME=INTERPRETER for each contender that has a Python environment of its own, because its packages do not fit into this one."""
     torch_cache: Path | None = None

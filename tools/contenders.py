@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from swinunetr_jax.hyena_options import HYENA_VARIANTS
+
 CASE = (240, 240, 155)  # voxels
 CHANNELS = 4, 3  # of the input and of the output
-NAMES = ("ours", "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
+HYENA = tuple(f"ours-{stages}" for stages in HYENA_VARIANTS)  # this project's network with Hyena stages
+NAMES = ("ours", *HYENA, "monai", "monai-flash", "monai-compile", "monai-compile-channels-last", "medicai")
 
 # Networks that were looked for on 2026-11-28 and cannot be compared, with the reason.
 NOT_INSTALLABLE = {
@@ -65,8 +68,8 @@ class Contender:
 
 def build(name: str, work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
     """Returns the contender of this name; `lock` is the file that `exclusive` locks."""
-    if name == "ours":
-        return ours(work, size, features, dtype, lock)
+    if name == "ours" or name in HYENA:
+        return ours(work, size, features, dtype, lock, name.partition("-")[2] or None)
     if name == "medicai":
         return medicai(work, size, features)
     return monai(name, work, size, features, dtype)
@@ -78,8 +81,8 @@ def volume(work: str, size: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, *shape, CHANNELS[0])).astype(np.float32)
 
 
-def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contender:
-    """Returns this project's network."""
+def ours(work: str, size: int, features: int, dtype: str, lock: str, hyena_stages: str | None = None) -> Contender:
+    """Returns this project's network, with Hyena stages if they are given."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -89,7 +92,9 @@ def ours(work: str, size: int, features: int, dtype: str, lock: str) -> Contende
     from swinunetr_jax.runtime.memory import release_compile_memory
     from swinunetr_jax.runtime.xla import pin_gradient_layout
 
-    config = SwinUNETRConfig(in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype)
+    config = SwinUNETRConfig(
+        in_channels=CHANNELS[0], out_channels=CHANNELS[1], feature_size=features, dtype=dtype, hyena_stages=hyena_stages
+    )
     structure, state = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
     x = volume(work, size)
     on_device = jax.default_backend() != "cpu"
