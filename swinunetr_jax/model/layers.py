@@ -66,6 +66,17 @@ def sample_for(
     return jnp.asarray(numpy_sample(np.random.Generator(np.random.Philox(seed))), jnp.float32)
 
 
+class OneKey(nnx.Rngs):
+    """Returns the same key for every parameter, for a constructor that is traced for shapes only. Counting keys takes most of that time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = jax.random.key(0)
+
+    def params(self) -> Array:
+        return self.key
+
+
 def split_key(key: Array | None, count: int) -> list[Array | None]:
     """Returns a list of `count` independent keys, or a list of `count` Nones if there is no key."""
     return [None] * count if key is None else list(jax.random.split(key, count))

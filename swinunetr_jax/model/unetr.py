@@ -21,7 +21,7 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, call_block, named
 from swinunetr_jax.model.intermediates import Perturbations, check_perturbations, perturbed, under
-from swinunetr_jax.model.layers import Conv
+from swinunetr_jax.model.layers import Conv, OneKey
 from swinunetr_jax.model.summary import Summary, count_parameters, summarize
 from swinunetr_jax.model.swin import SwinTransformer
 from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
@@ -165,7 +165,7 @@ class SwinUNETR(nnx.Module):
     @classmethod
     def summary_of(cls, config: SwinUNETRConfig, shape: tuple[int, ...] | None = None) -> Summary:
         """Returns the `summary` of the network that a configuration describes, without creating its weights."""
-        return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))).summary(shape)
+        return nnx.eval_shape(lambda: cls(config, rngs=OneKey())).summary(shape)
 
     def _check(self, x: Array) -> None:
         axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"
