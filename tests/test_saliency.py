@@ -99,7 +99,9 @@ def test_the_gradient_of_every_intermediate_equals_that_of_torch(networks):
 
 
 @pytest.mark.parametrize(
-    ("networks", "layer"), [("2-D, classes", "swin.stage2"), ("3-D, regions", "decoder4")], indirect=["networks"]
+    ("networks", "layer"),
+    [pytest.param("2-D, classes", "swin.stage2", marks=pytest.mark.long), ("3-D, regions", "decoder4")],
+    indirect=["networks"],
 )
 def test_maps_equal_those_of_torch(networks, layer):
     model, net, x = networks

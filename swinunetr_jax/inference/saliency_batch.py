@@ -98,7 +98,7 @@ def explain_cases(
 
 
 def output_paths(out: Path, case: str, outputs: Sequence[str]) -> dict[str, Path]:
-    """Returns the path of each file of a case by its kind: the name of an output in quotes, or the picture.
+    """Returns the path of each file of a case by its kind, such as "map of ET" or "picture".
 
     Characters of an output's name that are not letters, digits or one of ._- become underscores, and a number distinguishes equal names.
     """
