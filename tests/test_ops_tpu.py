@@ -156,20 +156,26 @@ def test_a_residual_block_of_a_grid_in_blocks(norm):
 
 @pytest.mark.long
 def test_a_network_traced_for_a_tpu_equals_one_traced_for_a_cpu(monkeypatch):
-    """Compares every intermediate and every gradient. For the TPU, the finest grids and the windows are in blocks."""
+    """Compares every intermediate, and every gradient with respect to parameters and to intermediates.
+
+    For the TPU, the finest grids and the windows are in blocks.
+    """
     monkeypatch.setattr(lane_blocks, "MIN_EDGE", 16)
     monkeypatch.setattr(lane_blocks, "LANES", 16)
     types = {"dtype": "float64", "param_dtype": "float64"}
     config = SwinUNETRConfig(in_channels=2, out_channels=3, feature_size=12, depths=(2, 1, 1, 1), use_checkpoint=True, **types)
 
-    def loss(params, x, weight):
-        logits, intermediates = nnx.merge(structure, params).forward(x)
+    def loss(differentiated, x, weight):
+        params, perturbations = differentiated
+        logits, intermediates = nnx.merge(structure, params).forward(x, perturbations=perturbations)
         return (logits * weight).sum(), intermediates
 
     results = []
     with jax.enable_x64(True):
         structure, params = nnx.split(SwinUNETR(config, rngs=nnx.Rngs(0)))
-        inputs = params, *(normal(1, 32, 32, 64, c, dtype="float64") for c in (2, 3))
+        x, weight = (normal(1, 32, 32, 64, c, dtype="float64") for c in (2, 3))
+        perturbations = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, (params, {}), x, weight)[1])
+        inputs = (params, perturbations), x, weight
         for platform in ("tpu", "cpu"):
             traced = for_device(SimpleNamespace(platform=platform), jax.value_and_grad(loss, has_aux=True))
             results.append(jax.jit(traced)(*inputs))
@@ -182,6 +188,10 @@ def test_a_network_traced_for_a_tpu_equals_one_traced_for_a_cpu(monkeypatch):
     for name, value in expected.items():
         assert intermediates[name].shape == value.shape
         assert error(intermediates[name], value) < 1e-12, name
+    (gradients, of_intermediates), (exact, exact_of_intermediates) = gradients, exact
     gradients = dict(nnx.to_flat_state(gradients))
     for path, value in nnx.to_flat_state(exact):
         assert error(gradients[path][...], value[...]) < 1e-10, path
+    assert of_intermediates.keys() == expected.keys()
+    for name, value in exact_of_intermediates.items():
+        assert error(of_intermediates[name], value) < 1e-10, name
