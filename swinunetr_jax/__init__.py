@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from swinunetr_jax.augment import Augmentation, nnunet_augmentation
     from swinunetr_jax.explanation import explain
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
+    from swinunetr_jax.model.attention_maps import attention_maps
+    from swinunetr_jax.model.swin import SwinTransformer
     from swinunetr_jax.model.unetr import SwinUNETR
     from swinunetr_jax.runtime.dispatch import reference_ops
     from swinunetr_jax.runtime.xla import jit
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Augmentation",
     "InputError",
+    "SwinTransformer",
     "SwinUNETR",
     "SwinUNETRConfig",
     "Task",
     "__version__",
+    "attention_maps",
     "explain",
     "grad_cam",
     "jit",
@@ -42,7 +46,9 @@ __all__ = [
 
 _MODULES = {
     "Augmentation": "swinunetr_jax.augment",
+    "SwinTransformer": "swinunetr_jax.model.swin",
     "SwinUNETR": "swinunetr_jax.model.unetr",
+    "attention_maps": "swinunetr_jax.model.attention_maps",
     "explain": "swinunetr_jax.explanation",
     "grad_cam": "swinunetr_jax.saliency",
     "jit": "swinunetr_jax.runtime.xla",

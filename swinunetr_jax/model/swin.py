@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from swinunetr_jax.config import STAGES, SwinUNETRConfig
+from swinunetr_jax.errors import InputError
 from swinunetr_jax.model import windows
 from swinunetr_jax.model.blocks import ResBlock, call_block, named
 from swinunetr_jax.model.hyena import HyenaBlock
@@ -21,6 +23,9 @@ from swinunetr_jax.model.layers import MLP, LayerNorm, Linear, PatchConv, drop_p
 from swinunetr_jax.ops.attention import window_attention
 from swinunetr_jax.ops.attention.position_bias import position_bias
 from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, from_blocks, like, map_grid, roll
+from swinunetr_jax.ops.norm import layer_norm
+from swinunetr_jax.runtime.forward_mode import require_reverse_mode
+from swinunetr_jax.runtime.sharding import auto_sharded
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging concatenates, in the order of its input channels. "legacy", with which
 # every published checkpoint was trained, has (0, 1, 0) and (0, 0, 1) twice and neither (1, 1, 0) nor (0, 1, 1).
@@ -47,14 +52,18 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: Array, regions: np.ndarray | None, key: Array | None = None) -> Array:
         """Returns [n, t, c] for x [n, t, c] and regions [windows, t] or None (see `windows.region_ids`)."""
-        n, t, c = x.shape
         attn_key, proj_key = split_key(key, 2)
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)  # each [n, t, m, c / m]
+        y = window_attention(*self.operands(x), regions, drop_rate=self.attn_drop_rate, key=attn_key)
+        return dropout(self.proj(y.reshape(x.shape)), self.drop_rate, proj_key)
+
+    def operands(self, x: Array) -> tuple[Array, Array, Array, Array]:
+        """Returns the scaled queries, the keys and the values of windows [n, t, c], [n, t, m, c / m] each, and the bias [m, t, t]."""
+        n, t, c = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)
         # If the window was clipped to fewer tokens, MONAI takes the corner of the full window's bias, although most of its entries then
         # belong to other distances; the published weights were trained in this way.
         bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]
-        y = window_attention(q * (c // self.heads) ** -0.5, k, v, bias, regions, drop_rate=self.attn_drop_rate, key=attn_key)
-        return dropout(self.proj(y.reshape(n, t, c)), self.drop_rate, proj_key)
+        return q * (c // self.heads) ** -0.5, k, v, bias
 
 
 class SwinBlock(nnx.Module):
@@ -183,14 +192,23 @@ class PatchEmbed(nnx.Module):
         self.norm = LayerNorm(config.feature_size, config) if config.patch_norm else None
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = self.proj(x)
+        """Returns [b, *(grid / 2), feature_size] for [b, *grid, in_channels]. Odd sizes are padded with zeros at their end, as in MONAI."""
+        x = self.proj(windows.pad_to_windows(x, (2,) * (x.ndim - 2)))
         return dropout(x if self.norm is None else self.norm(x), self.drop_rate, key)
 
 
 class SwinTransformer(nnx.Module):
-    """The encoder: a patch embedding and four stages; in v2 there is a residual block before each stage."""
+    """The encoder: a patch embedding and four stages; in v2 there is a residual block before each stage.
+
+    It can be used without the decoder: `features` and `embedding` take volumes of any size. The encoder of a network is `model.swin`.
+
+    Args:
+        config: the configuration of the whole network.
+        rngs: the random number generator of the initial parameters.
+    """
 
     def __init__(self, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
+        self.config = config
         self.remat = config.use_checkpoint
         self.patch_embed = PatchEmbed(config, rngs=rngs)
         self.stages = nnx.List(Stage(stage, config, rngs=rngs) for stage in range(STAGES))
@@ -217,3 +235,50 @@ class SwinTransformer(nnx.Module):
             intermediates |= named(f"stage{index}", stage_intermediates) | {f"stage{index}": x}
             features.append(x)
         return features, intermediates
+
+    def features(self, x: Array, *, normalize: bool | None = None, key: Array | None = None) -> list[Array]:
+        """Returns the features of volumes at five scales, as MONAI's `SwinTransformer` does.
+
+        Args:
+            x: [b, *grid, in_channels]. The grid can have any size: odd sizes are padded with zeros at their end before they are halved.
+            normalize: whether a layer norm without parameters is applied to the features; by default `config.normalize`.
+            key: the random key of dropout and stochastic depth; without it the result is deterministic.
+
+        Returns:
+            Five arrays, [b, *(grid / 2), c], [b, *(grid / 4), 2 c] to [b, *(grid / 32), 16 c] with c = `config.feature_size`, sizes rounded
+            up.
+
+        Raises:
+            InputError: x has other axes or channels.
+        """
+        check_input(x, self.config)
+        structure, weights = nnx.split(self)
+        x, weights = require_reverse_mode((x, weights))
+
+        def run(x: Array, weights: nnx.State, key: Array | None) -> list[Array]:
+            grids = nnx.merge(structure, weights)(jnp.asarray(x, self.config.dtype), key)[0]
+            return [layer_norm(grid) for grid in grids] if normalizes else grids
+
+        normalizes = self.config.normalize if normalize is None else normalize
+        return auto_sharded(run, x, weights, key, specs=lambda spec: PartitionSpec(*spec[:1]))
+
+    def embedding(self, x: Array) -> Array:
+        """Returns one vector for each volume, [b, 16 c]: the mean of the coarsest `features` over their grid.
+
+        Args:
+            x: [b, *grid, in_channels] of any size.
+        """
+        grid = self.features(x)[-1]
+        wide = grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
+        return wide.mean(range(1, grid.ndim - 1)).astype(grid.dtype)
+
+
+def check_input(x: Array, config: SwinUNETRConfig) -> None:
+    """Raises InputError unless an array has the axes and the channels of a network's input."""
+    axes = "[b, d, h, w, c]" if config.spatial_dims == 3 else "[b, h, w, c]"
+    if x.ndim != config.spatial_dims + 2:
+        raise InputError(f"the network takes {axes}, got shape {tuple(x.shape)}.")
+    if x.shape[-1] != config.in_channels:
+        raise InputError(
+            f"the network has {config.in_channels} input channels, got {x.shape[-1]} in shape {tuple(x.shape)}; channels come last: {axes}."
+        )

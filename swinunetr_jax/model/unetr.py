@@ -18,12 +18,11 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from swinunetr_jax.config import SwinUNETRConfig
-from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.blocks import ResBlock, UpBlock, call_block, named
 from swinunetr_jax.model.intermediates import Perturbations, check_perturbations, perturbed, under
 from swinunetr_jax.model.layers import Conv, OneKey
 from swinunetr_jax.model.summary import Summary, count_parameters, summarize
-from swinunetr_jax.model.swin import SwinTransformer
+from swinunetr_jax.model.swin import SwinTransformer, check_input
 from swinunetr_jax.ops.lane_blocks import Grid, from_blocks, maybe_to_blocks
 from swinunetr_jax.ops.norm import layer_norm
 from swinunetr_jax.runtime.forward_mode import require_reverse_mode
@@ -89,7 +88,8 @@ class SwinUNETR(nnx.Module):
         Raises:
             InputError: the network cannot take the shape of x, or a perturbation has an unknown name or another shape.
         """
-        self._check(x)
+        check_input(x, self.config)
+        self.config.check_spatial(tuple(x.shape[1:-1]))
         perturbations = dict(perturbations or {})
         structure, weights = nnx.split(self)
         x, weights, perturbations = require_reverse_mode((x, weights, perturbations))
@@ -166,14 +166,3 @@ class SwinUNETR(nnx.Module):
     def summary_of(cls, config: SwinUNETRConfig, shape: tuple[int, ...] | None = None) -> Summary:
         """Returns the `summary` of the network that a configuration describes, without creating its weights."""
         return nnx.eval_shape(lambda: cls(config, rngs=OneKey())).summary(shape)
-
-    def _check(self, x: Array) -> None:
-        axes = "[b, d, h, w, c]" if self.config.spatial_dims == 3 else "[b, h, w, c]"
-        if x.ndim != self.config.spatial_dims + 2:
-            raise InputError(f"the network takes {axes}, got shape {tuple(x.shape)}.")
-        if x.shape[-1] != self.config.in_channels:
-            raise InputError(
-                f"the network has {self.config.in_channels} input channels, got {x.shape[-1]} in shape {tuple(x.shape)}; channels come "
-                f"last: {axes}."
-            )
-        self.config.check_spatial(tuple(x.shape[1:-1]))

@@ -128,6 +128,12 @@ def region_ids(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
     return rearrange(ids[None, ..., None], _PARTITION[len(window)], **_axes(window))[..., 0]
 
 
+def token_positions(grid: Size, window: Size, shift: Size) -> np.ndarray:
+    """Returns the position in the padded grid of each token of the shifted windows, as an index in row-major order: [windows, tokens]."""
+    positions = np.roll(np.arange(math.prod(grid)).reshape(grid), [-sh for sh in shift], range(len(grid)))
+    return rearrange(positions[None, ..., None], _PARTITION[len(window)], **_axes(window))[..., 0]
+
+
 @lru_cache(maxsize=32)
 def relative_index(window: Size) -> np.ndarray:
     """Returns the row of the bias table for each pair of tokens of a full window: int32 [tokens, tokens], first axis slowest."""
