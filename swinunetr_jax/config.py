@@ -213,7 +213,8 @@ class SwinUNETRConfig(HyenaOptions):
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(
-                f"unknown configuration field {', '.join(map(repr, unknown))}; the known fields are {', '.join(sorted(known))}."
+                f"unknown configuration field {', '.join(map(repr, unknown))}; the known fields are "
+                f"{', '.join(sorted(name for name in known if not name.startswith('hyena_')))} and the hyena options."
             )
         missing = sorted({"in_channels", "out_channels"} - set(values))
         if missing:

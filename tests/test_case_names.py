@@ -8,7 +8,7 @@ import pytest
 from helpers.data_sets import SHAPE, ball, case_names, save, touch, write_list
 from helpers.refusals import refused
 
-from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.commands.cases import check_no_input_is_replaced, input_cases
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.folds import unlabelled
 from swinunetr_jax.data.discovery.formats import find_cases
@@ -116,7 +116,7 @@ def test_results_in_the_folder_of_the_scans_are_not_scans(tmp_path):
 def test_a_result_never_replaces_a_scan(tmp_path):
     touch(tmp_path, "a.nii.gz")
     with refused("a.nii.gz", "choose another --output"):
-        Predict(input=(tmp_path,), output=tmp_path, model=(Path("m"),), overwrite=True)._cases(Task.classes(2))
+        check_no_input_is_replaced(input_cases((tmp_path,), Task.classes(2), None)[0], tmp_path, ("{}.nii.gz",))
 
 
 @pytest.mark.fault("5.7")
@@ -126,7 +126,7 @@ def test_a_fault_of_200_cases_is_reported_once(tmp_path):
     (line,) = problem_lines([(case.name, case.problem) for case in cases])
     assert line.startswith("200 cases for the same reason (P000, P001, P002, P003, P004 and 195 more), such as P000: ")
     with refused("all 200 cases have the same fault", "has no FLAIR image"):
-        Predict(input=(tmp_path,), output=tmp_path / "out", model=(Path("m"),))._cases(Task.classes(2, channels=("FLAIR", "T1")))
+        input_cases((tmp_path,), Task.classes(2, channels=("FLAIR", "T1")), None)
 
 
 @pytest.mark.fault("2.1")

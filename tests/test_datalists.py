@@ -1,14 +1,12 @@
 """Lists of cases: datalists of MONAI, the rules for their paths, and malformed lists."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from helpers.data_sets import SHAPE, WEIGHTS, brats, case_names, image_names, save, touch, write_json, write_list
 from helpers.refusals import refused
 
 from swinunetr_jax import cli
-from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.commands.cases import input_cases
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.task import Task
 
@@ -142,8 +140,7 @@ def test_lists_with_a_base_folder(tmp_path, capsys):
     with refused("--base"):
         find_cases(path)
     assert case_names(find_cases(path, base=data)) == ["a"]
-    predict = Predict(input=(path,), output=tmp_path / "out", model=(Path("m"),), base=data)
-    assert [case.name for case in predict._cases(Task.classes(2))[0]] == ["a"]
+    assert [case.name for case in input_cases((path,), Task.classes(2), data)[0]] == ["a"]
     with pytest.raises(SystemExit) as stopped:
         cli.main(["validate", str(path), "--base", str(data)])
     assert stopped.value.code == 0 and "monai-datalist, 1 case" in capsys.readouterr().out

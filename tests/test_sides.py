@@ -86,16 +86,17 @@ def test_an_oblique_axis_belongs_to_both_directions():
 def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch):
     """With `--mirror` and networks that keep the orientation of scans, the axes are those of each scan."""
     segmenter, inputs = object.__new__(Segmenter), []
-    segmenter.task, segmenter.mirror = task("kidney_left", "kidney_right"), True
+    segmenter.task, segmenter.mirror, segmenter.uncertainty = task("kidney_left", "kidney_right"), True, False
     segmenter._networks = [lambda patches: inputs[-1].append(patches.tolist()) or patches]
     patch = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
 
-    def run(self, array, *, affine, **_):
+    def segment(network, **_):
         inputs.append([])
-        np.testing.assert_array_equal(self.logits(patch, affine=affine), patch)  # the logits are mirrored back
-        return array[..., 0], None, 1
+        np.testing.assert_array_equal(network(patch), patch)  # the logits are mirrored back
+        return np.zeros((2, 2, 2), np.uint8), None
 
-    monkeypatch.setattr(Segmenter, "run", run)
+    scan_passes = SimpleNamespace(segment=segment, plan=SimpleNamespace(windows=1))
+    monkeypatch.setattr(Segmenter, "_scan", lambda *_: scan_passes)
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     for affine in (np.eye(4), sagittal):
         scan, back = SimpleNamespace(affine=affine), SimpleNamespace(apply=lambda part: part)

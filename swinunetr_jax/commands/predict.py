@@ -150,9 +150,8 @@ class Predict:
             "crop": self.crop,
             "precision": precision,
         }
-        if (
-            segmenter.uncertainty
-        ):  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
+        # without uncertainty the settings are those of earlier versions, so that their finished cases are skipped
+        if segmenter.uncertainty:
             identity["uncertainty"] = {"mc_dropout": self.mc_dropout}
             if self.mc_dropout:
                 identity["uncertainty"] |= {"seed": self.seed, "batch": self.batch}

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 # By default XLA stores the volumes of 3-D convolutions with channels first: the volume is transposed before and after the network, and
 # cuDNN's kernels transpose each volume back into the layout that tensor cores need.
-GPU_OPTIONS: dict[str, bool | int] = {"xla_gpu_force_conv_nhwc": True}
+GPU_OPTIONS = {"xla_gpu_force_conv_nhwc": True}
 # Level 3 of the code generator, XLA's default, takes a fifth more CPU time to compile a training step, which then runs no faster.
-CPU_OPTIONS: dict[str, bool | int] = {"xla_backend_optimization_level": 2}
-OPTIONS = {"gpu": GPU_OPTIONS, "cpu": CPU_OPTIONS}
+CPU_OPTIONS = {"xla_backend_optimization_level": 2}
+OPTIONS: Mapping[str, Mapping[str, bool | int]] = {"gpu": GPU_OPTIONS, "cpu": CPU_OPTIONS}
 
 
 def jit(function: Callable[..., Any], *, device: Device | None = None, **jit_options: Any) -> Any:
