@@ -1,5 +1,6 @@
 """The encoder alone, and the attention maps of its blocks, against MONAI."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -14,22 +15,50 @@ from tools import golden_weights, reference
 # A window of 4 on a grid of 9 × 17 × 5 is padded along all axes; the grid of stage 1, 5 × 9 × 3, is clipped along the last axis.
 OPTIONS = {"in_channels": 2, "out_channels": 3, "feature_size": 12, "depths": (2, 2, 1, 1), "window_size": 4}
 SIZE = (17, 33, 10)
-
-
 ATTENTION = ((0, 0), (0, 1), (1, 1))  # stage and block
+# In stage 2, the window of 7 is clipped to 5 along the first axis and shifted along the second one.
+PLANE = {
+    **OPTIONS,
+    "spatial_dims": 2,
+    "use_v2": True,
+    "depths": (1, 1, 2, 1),
+    "window_size": 7,
+    "dtype": "float64",
+    "param_dtype": "float64",
+}
+
+
+def pair(options):
+    """Returns our network and MONAI's encoder with the same weights."""
+    net = reference.network(options)
+    reference.fill(net, 0)
+    tensors = {name: value.numpy() for name, value in net.state_dict().items() if not name.endswith(golden_weights.COMPUTED)}
+    config = SwinUNETRConfig(**options)
+    weights, _ = fit(Source("random", tensors), config, encoder_only=False, adapt_channels=False, new_outputs=False, seed=0)
+    return build(config, weights), net.swinViT
+
+
+def their_attention(encoder, blocks, call):
+    """Returns the result of `call()`, and the attention weights of some blocks of MONAI's encoder in this call."""
+    weights, handles = {}, []
+    for stage, block in blocks:
+        softmax = getattr(encoder, f"layers{stage + 1}")[0].blocks[block].attn.softmax
+
+        def keep(module, inputs, output, name=(stage, block)):
+            weights[name] = output.numpy()
+
+        handles.append(softmax.register_forward_hook(keep))
+    with torch.no_grad():
+        result = call()
+    for handle in handles:
+        handle.remove()
+    return result, weights
 
 
 @pytest.fixture(scope="module")
 def networks():
     """Returns our network, MONAI's encoder with the same weights, and an input."""
-    net = reference.network(OPTIONS)
-    reference.fill(net, 0)
-    tensors = {name: value.numpy() for name, value in net.state_dict().items() if not name.endswith(golden_weights.COMPUTED)}
-    config = SwinUNETRConfig(**OPTIONS)
-    ours = build(
-        config, fit(Source("random", tensors), config, encoder_only=False, adapt_channels=False, new_outputs=False, seed=0)[0]
-    )
-    return ours, net.swinViT, golden_weights.volume((2, *SIZE, 2), 0)
+    return *pair(OPTIONS), golden_weights.volume((2, *SIZE, 2), 0)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +78,11 @@ def results(networks):
 def theirs(networks):
     """Returns MONAI's features, normalised and not, and the attention weights of some blocks."""
     _, encoder, x = networks
-    weights, handles = {}, []
-    for stage, block in ATTENTION:
-        softmax = getattr(encoder, f"layers{stage + 1}")[0].blocks[block].attn.softmax
-
-        def keep(module, inputs, output, name=(stage, block)):
-            weights[name] = output.numpy()
-
-        handles.append(softmax.register_forward_hook(keep))
-    with torch.no_grad():
-        features = {normalize: encoder(reference.channels_first(x), normalize) for normalize in (False, True)}
-    for handle in handles:
-        handle.remove()
-    return {key: [reference.channels_last(grid) for grid in grids] for key, grids in features.items()}, weights
+    normalizations = (False, True)
+    features, weights = their_attention(
+        encoder, ATTENTION, lambda: [encoder(reference.channels_first(x), normalize) for normalize in normalizations]
+    )
+    return [[reference.channels_last(grid) for grid in grids] for grids in features], weights
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -76,6 +97,20 @@ def test_features_of_a_volume_of_any_size_equal_those_of_monai(results, theirs, 
     ]
     for grid, their_grid in zip(features, theirs[0][normalize]):
         np.testing.assert_allclose(grid, their_grid, atol=1e-5 * np.abs(their_grid).max())
+
+
+def test_features_and_weights_in_float64_with_residual_blocks_and_a_clipped_and_shifted_window():
+    blocks, x = ((0, 0), (2, 1)), golden_weights.volume((1, 37, 70, 2), 0).astype(np.float64)
+    with jax.enable_x64(True):
+        ours, encoder = pair(PLANE)
+        encoder = encoder.double()
+        run = nnx.jit(lambda model, x: (model.features(x), [attention_maps(model, x, *at).weights for at in blocks]))
+        features, weights = run(ours.swin, x)
+    expected, their_weights = their_attention(encoder, blocks, lambda: encoder(reference.channels_first(x, torch.float64), True))
+    for grid, their_grid in zip(features, expected):
+        np.testing.assert_allclose(grid, reference.channels_last(their_grid), atol=1e-10)
+    for at, values in zip(blocks, weights):
+        np.testing.assert_allclose(np.reshape(values, their_weights[at].shape), their_weights[at], atol=1e-10)
 
 
 def test_an_embedding_is_the_mean_of_the_last_features(results, theirs):
