@@ -19,6 +19,7 @@ from jax import Array
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.intermediates import check_name
+from swinunetr_jax.runtime.promotion import wide_dtype
 from swinunetr_jax.task import Task
 
 DEFAULT_LAYER = "decoder4"
@@ -144,7 +145,7 @@ def resized(maps: Array, grid: tuple[int, ...]) -> Array:
 
 
 def _wide(array: Array) -> Array:
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_dtype(array.dtype))
 
 
 def _checked(voxels: Array, logits: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from swinunetr_jax.inference.plan import MIN_IMPORTANCE, Plan
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 # The size of the planes that are averaged at a time. It limits the memory of the averages and of the results that are computed from them.
 PIECE_BYTES = 64 << 20
@@ -61,7 +62,7 @@ class SlabSum:
         self.importance = jnp.asarray(importance)
         rest = tuple(int(size * factor) for size, factor in zip(plan.padded[1:], self.scale[1:]))
         shape = (output.shape[1], *rest, output.shape[-1])
-        self.total = jnp.zeros(shape, jnp.promote_types(output.dtype, jnp.float32))
+        self.total = jnp.zeros(shape, wide_dtype(output.dtype))
         self.weight = jnp.zeros(shape[:-1], self.total.dtype)
         fitting = max(PIECE_BYTES // (self.total.nbytes // shape[0]), 1)
         steps = [self.row(b) - self.row(a) for a, b in zip(plan.starts[0], plan.starts[0][1:])]

@@ -28,7 +28,9 @@ def targets(labels: jax.Array, task: Task) -> jax.Array:
     # Each row is one comparison. Outputs with fewer labels repeat their first one. Comparisons fuse with the sums of the loss,
     # unlike a look-up in a table.
     rows = np.array([values + values[:1] * (longest - len(values)) for values in members]).T
-    labels = labels[..., None]
+    dtype = jax.dtypes.canonicalize_dtype(np.promote_types(labels.dtype, np.int32))  # large enough for labels and rows
+    labels, rows = labels[..., None].astype(dtype), rows.astype(dtype)
+    rows = rows.reshape(longest, *[1] * (labels.ndim - 1), -1)
     inside = labels == rows[0]
     for row in rows[1:]:
         inside |= labels == row

@@ -14,6 +14,7 @@ from swinunetr_jax.losses.inputs import (
     channel_weights,
     check_targets,
 )
+from swinunetr_jax.runtime.promotion import with_rank
 
 SMOOTH = 1e-5
 ALPHA, BETA = 0.3, 0.7  # the values that Salehi et al. recommend
@@ -158,5 +159,6 @@ def _summed_axes(p: jax.Array, batch: bool) -> tuple[int, ...]:
 def _reduced(loss: jax.Array, logits: jax.Array, include_background: bool, weight: jax.Array | None, reduction: str) -> jax.Array:
     """Returns the losses of samples and channels, weighted and combined."""
     if weight is not None and loss.shape[-1] > 1:
-        loss = loss * channel_weights(weight, logits)[0 if include_background else 1 :]
+        factors = channel_weights(weight, logits).reshape(-1)[0 if include_background else 1 :]
+        loss = loss * with_rank(factors, loss.ndim)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()

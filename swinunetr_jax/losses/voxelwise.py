@@ -5,10 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.losses.inputs import ACTIVATIONS, at_least_float32, channel_mask, channel_weights, check_targets
+from swinunetr_jax.runtime.promotion import with_rank
 
 GAMMA = 2.0  # the value that Lin et al. recommend
 
@@ -48,7 +48,7 @@ def cross_entropy(
     numbered = targets.ndim == logits.ndim - 1 and activation == "softmax"
     if not numbered or targets.shape != logits.shape[:-1]:
         check_targets(logits, targets)
-    t = targets[..., None] == np.arange(channels) if numbered else targets
+    t = targets[..., None] == with_rank(jnp.arange(channels, dtype=targets.dtype), x.ndim) if numbered else targets
     t = t.astype(x.dtype)
     weights = None if weight is None else channel_weights(weight, logits)
     counted = None if mask is None else channel_mask(mask, logits)

@@ -23,6 +23,7 @@ from swinunetr_jax.model.layers import MLP, LayerNorm, Linear, drop_path, normal
 from swinunetr_jax.ops.hyena.depthwise_conv import depthwise_conv
 from swinunetr_jax.ops.hyena.fft_conv import fft_conv
 from swinunetr_jax.ops.norm import group_norm
+from swinunetr_jax.runtime.promotion import wide_dtype, with_rank
 
 PROJECTION_STD = 0.02
 ATTENUATION = 0.1  # of the narrowest mask one grid point from the middle, and of the widest initial mask at coordinate 1
@@ -81,16 +82,18 @@ class GlobalKernel(nnx.Module):
     def __call__(self, grid: Sequence[int], dtype: jnp.dtype) -> Array:
         """Returns the kernels [c, *sizes] for a grid, in this type."""
         axes = coordinates(grid, self.config)
-        kernel, phases = self.embed.wide(dtype)
+        ndim = len(axes) + 1  # the axes of the grid, and the features
+        kernel, bias = self.embed.wide(dtype)
+        phases = with_rank(bias, ndim)
         for axis, positions in enumerate(axes):  # the layer on all points; an array of their coordinates would be large
             ahead = [1] * (len(axes) - axis)  # of the axes that follow, and of the features
-            phases = phases + jnp.asarray(positions, dtype).reshape(-1, *ahead) * kernel[axis]
+            phases = phases + with_rank(jnp.asarray(positions, dtype).reshape(-1, *ahead), ndim) * with_rank(kernel[axis], ndim)
         features = jnp.sin(phases)
         # the fast products of accelerators have too few digits for sines
         product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
         for layer in self.hidden:
             kernel, bias = layer.wide(dtype)
-            features = jnp.sin(product("...i,io->...o", features, kernel) + bias)
+            features = jnp.sin(product("...i,io->...o", features, kernel) + with_rank(bias, ndim))
         kernel, bias = self.out.wide(dtype)
         values = product("...i,io->o...", features, kernel) + bias.reshape(-1, *[1] * len(axes))
         return values * self._mask(axes, dtype)
@@ -102,7 +105,9 @@ class GlobalKernel(nnx.Module):
         """
         stored = self.std[...].astype(dtype)
         std = stored + lax.stop_gradient(limit_stds(stored, self.config) - stored)
-        exponents = [jnp.asarray(-0.5 * axis**2, dtype) / jnp.square(std[index])[:, None] for index, axis in enumerate(axes)]
+        exponents = [
+            jnp.asarray(-0.5 * axis**2, dtype)[None] / jnp.square(std[index])[:, None] for index, axis in enumerate(axes)
+        ]
         mask = jnp.exp(exponents[0])
         for exponent in exponents[1:]:
             shape = (mask.shape[0], *[1] * (mask.ndim - 1), exponent.shape[-1])
@@ -160,7 +165,7 @@ class HyenaMixer(nnx.Module):
     """
 
     def __init__(self, width: int, config: SwinUNETRConfig, *, rngs: nnx.Rngs):
-        wide = config.replace(dtype=str(jnp.promote_types(config.dtype, jnp.float32)))
+        wide = config.replace(dtype=str(wide_dtype(config.dtype)))
         self.wide_dtype = wide.dtype
         self.circular = config.hyena_fft_padding == "circular"
         self.fft_channels = CHANNELS_AT_A_TIME if config.hyena_use_chunked_fft else 0
@@ -179,7 +184,7 @@ class HyenaMixer(nnx.Module):
         gated = group_norm(self.q_norm(q) * self.k_norm(k), 1, self.gate_norm.scale[...], self.gate_norm.bias[...])
         kernel = self.global_kernel(x.shape[1:-1], gated.dtype)
         y = fft_conv(jnp.moveaxis(gated, -1, 1), kernel, circular=self.circular, channels=self.fft_channels)
-        y = jnp.moveaxis(y, 1, -1) + self.shortcut[...].astype(gated.dtype) * gated
+        y = jnp.moveaxis(y, 1, -1) + with_rank(self.shortcut[...].astype(gated.dtype), gated.ndim) * gated
         return self.proj(y * v)
 
 

@@ -25,6 +25,7 @@ from swinunetr_jax.ops.attention.position_bias import position_bias
 from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, from_blocks, like, map_grid, roll
 from swinunetr_jax.ops.norm import layer_norm
 from swinunetr_jax.runtime.forward_mode import require_reverse_mode
+from swinunetr_jax.runtime.promotion import wide_dtype
 from swinunetr_jax.runtime.sharding import auto_sharded
 
 # Offsets (d, h, w) of the eight neighbours that a patch merging concatenates, in the order of its input channels. "legacy", with which
@@ -269,7 +270,7 @@ class SwinTransformer(nnx.Module):
             x: [b, *grid, in_channels] of any size.
         """
         grid = self.features(x)[-1]
-        wide = grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
+        wide = grid.astype(wide_dtype(grid.dtype))
         return wide.mean(range(1, grid.ndim - 1)).astype(grid.dtype)
 
 

@@ -1,7 +1,10 @@
-"""Arrays for loops on a CPU to write their results into."""
+"""Arrays with which loops start."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from swinunetr_jax.runtime.manual_axes import vary_like
 
 
 def loop_output(shape: tuple[int, ...], source: Array) -> Array:
@@ -12,3 +15,8 @@ def loop_output(shape: tuple[int, ...], source: Array) -> Array:
     their loops run. An array that depends on the loop's input is created when the loop runs, without a copy.
     """
     return jnp.broadcast_to(source[(0,) * source.ndim], shape)
+
+
+def loop_zeros(shape: tuple[int, ...], dtype: np.dtype, source: Array) -> Array:
+    """Returns zeros, for a loop that adds to them numbers that depend on `source`; inside `jax.shard_map` they have its type."""
+    return vary_like(jnp.zeros(shape, dtype), source)

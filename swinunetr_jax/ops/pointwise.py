@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch, hand_differentiated
+from swinunetr_jax.runtime.promotion import wide_dtype, with_rank
 
 NEGATIVE_SLOPE = 0.01
 
@@ -52,12 +53,12 @@ def add_bias(x: Array, bias: Array) -> Array:
     The gradient of the bias is summed in float32 at least and has the dtype of the bias. JAX would sum it in the dtype of `x`: over a
     hundred thousand voxels in bfloat16 most of the gradient would be lost to rounding.
     """
-    return x + bias.astype(x.dtype)
+    return x + with_rank(bias.astype(x.dtype), x.ndim)
 
 
 def _add_bias_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
-    wide_dtype = jnp.promote_types(dy.dtype, jnp.float32)
-    return dy, dy.sum(range(dy.ndim - 1), dtype=wide_dtype).astype(bias.dtype)
+    wide = wide_dtype(dy.dtype)
+    return dy, dy.sum(range(dy.ndim - 1), dtype=wide).astype(bias.dtype)
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
@@ -86,13 +87,13 @@ def gelu(x: Array) -> Array:
 
     It is computed from erf, which compilers fuse into one pass over memory; `jax.nn.gelu` keeps an erfc for the backward pass.
     """
-    x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x_wide = x.astype(wide_dtype(x.dtype))
     return (x_wide * _normal_distribution(x_wide)).astype(x.dtype)
 
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
     x, dy = lax.optimization_barrier((x, dy))  # otherwise XLA keeps the erf of the forward pass instead of computing it again
-    x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x_wide = x.astype(wide_dtype(x.dtype))
     density = jnp.exp(-0.5 * jnp.square(x_wide)) / math.sqrt(2 * math.pi)
     return (((_normal_distribution(x_wide) + x_wide * density) * dy.astype(x_wide.dtype)).astype(x.dtype),)
 

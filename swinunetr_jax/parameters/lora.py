@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int
 from swinunetr_jax.model.layers import Linear, sample_for
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 ATTENTION = ("*.qkv", "*.proj")  # the projections of window attention, and of the mixers of Hyena stages
 
@@ -80,7 +81,7 @@ def merge_lora(model: Network) -> Network:
         layer = module.base_module
         assert isinstance(layer, Linear)  # `add_lora` adapts only these
         kernel = layer.kernel[...]
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        wide = wide_dtype(kernel.dtype)
         a, b = module.lora_a[...].astype(wide), module.lora_b[...].astype(wide)
         layer.kernel[...] = (kernel.astype(wide) + jnp.matmul(a, b, precision="highest")).astype(kernel.dtype)
         _replace(model, path, layer)

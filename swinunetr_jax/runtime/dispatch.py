@@ -21,6 +21,7 @@ import jax
 from jax import lax
 
 from swinunetr_jax.runtime.device import Device
+from swinunetr_jax.runtime.manual_axes import vary_alike
 
 ANY = "any"
 CERTAIN_PLATFORMS = ("cpu", "tpu")  # a device of the platform "gpu" may be NVIDIA's or AMD's
@@ -159,7 +160,9 @@ class hand_differentiated(Generic[Inputs, Output]):
         self.defvjp = self._function.defvjp
 
     def __call__(self, *args: Inputs.args, **options: Inputs.kwargs) -> Output:
-        return (self._plain if uses_reference_ops() else self._function)(*args, **options)
+        if uses_reference_ops():
+            return self._plain(*args, **options)
+        return self._function(*vary_alike(args), **options)
 
 
 # ---- the platform
@@ -261,7 +264,7 @@ def _with_gradient(chosen: Chosen) -> Callable[..., Any]:
         return _switch(backwards, *saved, dy)
 
     function.defvjp(forward, backward)
-    return function
+    return lambda *inputs: function(*vary_alike(inputs))
 
 
 def _switch(functions: dict[str, Callable[..., Any]], *inputs: Any) -> Any:

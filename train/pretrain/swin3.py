@@ -18,6 +18,7 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task
 from swinunetr_jax.model.layers import Conv, Linear
 from swinunetr_jax.ops.norm import instance_norm, layer_norm
 from swinunetr_jax.ops.pointwise import leaky_relu
+from swinunetr_jax.runtime.promotion import wide_dtype
 from swinunetr_jax.training.config import Pretrain
 from swinunetr_jax.training.crop_size import crop_size
 from swinunetr_jax.training.objective import Batch
@@ -117,7 +118,7 @@ class Swin3(SelfSupervised):
         rotated, views, turns = self.views(batch)
         hidden = self._hidden(cast(SwinUNETR, model), views, key)  # the constructor has checked the configuration
         tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = wide_dtype(self.dtype)
         logits = self.rotation(tokens[:, 0]).astype(wide)
         projections = self.projection(tokens[:, 1]).astype(wide)
         reconstructed = self.reconstruction(hidden).astype(wide)

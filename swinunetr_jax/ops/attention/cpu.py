@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.ops.attention.reference import attention_weights
-from swinunetr_jax.ops.loop_output import loop_output
+from swinunetr_jax.ops.loop_output import loop_output, loop_zeros
 from swinunetr_jax.runtime.dispatch import Implementation
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 CHUNK = 1 << 19  # the largest number of attention weights at a time: 2 MB in float32
 
@@ -50,7 +51,7 @@ def _chunks_vjp(inputs: tuple[Any, ...], _y: Array, dy: Array) -> tuple[Array | 
         *gradients, dbias = outputs
         return *(part.put(a, values.swapaxes(1, 2)) for a, values in zip(gradients, part_gradients)), dbias + dlogits.sum(0)
 
-    zero_dbias = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
+    zero_dbias = loop_zeros(bias.shape, wide_dtype(q.dtype), dy)
     dq, dk, dv, dbias = _loop(chunk, len(q), bias, (*(loop_output(a.shape, dy) for a in (q, k, v)), zero_dbias))
     return dq, dk, dv, dbias.astype(bias.dtype), None
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from swinunetr_jax.runtime.promotion import wide_dtype
+
 MASKED = -100.0  # added to the logits between different regions; the finite value of the reference implementation
 
 
@@ -20,10 +22,10 @@ def attention(
 
 def attention_weights(q: Array, k: Array, bias: Array, regions: Array | None) -> Array:
     """Returns softmax(q kᵀ + bias + mask), [n, m, t, s], in float32 at least; `regions` is [windows, t]."""
-    logits = jnp.einsum("ntmc,nsmc->nmts", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-    logits = logits + bias.astype(logits.dtype)
+    logits = jnp.einsum("ntmc,nsmc->nmts", q, k, preferred_element_type=wide_dtype(q.dtype))
+    logits = logits + bias[None].astype(logits.dtype)
     if regions is not None:
         mask = jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, MASKED).astype(jnp.float32)
         n, m, t, s = logits.shape
-        logits = (logits.reshape(-1, len(mask), m, t, s) + mask[:, None]).reshape(n, m, t, s)
+        logits = (logits.reshape(-1, len(mask), m, t, s) + mask[None, :, None]).reshape(n, m, t, s)
     return jax.nn.softmax(logits, axis=-1)

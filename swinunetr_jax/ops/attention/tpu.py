@@ -16,7 +16,9 @@ from einops import rearrange
 from jax import Array, lax
 
 from swinunetr_jax.ops.attention.reference import MASKED
+from swinunetr_jax.ops.loop_output import loop_zeros
 from swinunetr_jax.runtime.dispatch import Implementation
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 # The limits for the weights of a chunk in bytes: a v5e or v6e has 128 MB of on-chip memory, and the gradient needs three arrays of the
 # size of the weights.
@@ -45,18 +47,18 @@ def _chunks_vjp(inputs: tuple[Any, ...], y: Array, dy: Array) -> tuple[Array | N
     def step(dbias: Array, index: Array) -> tuple[Array, tuple[Array, ...]]:
         q, k, v, y, dy, regions = of_chunk(index)
         exps = _exp_logits(q, k, bias, regions)
-        wide_dtype, low_dtype = exps.dtype, q.dtype
+        wide, low_dtype = exps.dtype, q.dtype
         ones = jnp.ones((8, exps.shape[2]), low_dtype)  # XLA would turn the product with a single row back into a sum
-        weights = exps / jnp.einsum("os,nmst->nmot", ones, exps.astype(low_dtype), preferred_element_type=wide_dtype)[:, :, :1]
-        dweights = jnp.einsum("nmcs,nmct->nmst", v, dy, preferred_element_type=wide_dtype)
-        inner = (y.astype(wide_dtype) * dy.astype(wide_dtype)).sum(2, keepdims=True)  # sum of weights * dweights
+        weights = exps / jnp.einsum("os,nmst->nmot", ones, exps.astype(low_dtype), preferred_element_type=wide)[:, :, :1]
+        dweights = jnp.einsum("nmcs,nmct->nmst", v, dy, preferred_element_type=wide)
+        inner = (y.astype(wide) * dy.astype(wide)).sum(2, keepdims=True)  # sum of weights * dweights
         dlogits = weights * (dweights - inner)
         dq = jnp.einsum("nmcs,nmst->nmct", k, dlogits.astype(low_dtype))
         dk = jnp.einsum("nmct,nmst->nmcs", q, dlogits.astype(low_dtype))
         dv = jnp.einsum("nmct,nmst->nmcs", dy, weights.astype(low_dtype))
         return dbias + dlogits.sum(0), (dq, dk, dv)
 
-    start = jnp.zeros(bias.shape, jnp.promote_types(q.dtype, jnp.float32))
+    start = loop_zeros(bias.shape, wide_dtype(q.dtype), dy)
     dbias, parts = lax.scan(step, start, jnp.arange(count))
     return *map(_from_chunks, parts), dbias.swapaxes(1, 2).astype(bias.dtype), None
 
@@ -66,10 +68,10 @@ CHUNKS = Implementation(chunks, _chunks_vjp)
 
 def _exp_logits(q: Array, k: Array, bias: Array, regions: Array | None) -> Array:
     """Returns exp(q kᵀ + bias + mask) up to a factor for each t, [n, m, s, t], for q and k [n, m, c, t], in float32 at least."""
-    wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("nmcs,nmct->nmst", k, q, preferred_element_type=wide_dtype) + bias.swapaxes(1, 2).astype(wide_dtype)
+    wide = wide_dtype(q.dtype)
+    logits = jnp.einsum("nmcs,nmct->nmst", k, q, preferred_element_type=wide) + bias.swapaxes(1, 2)[None].astype(wide)
     if regions is not None:
-        logits += jnp.where(regions[:, :, None] == regions[:, None, :], 0, MASKED).astype(wide_dtype)[:, None]
+        logits += jnp.where(regions[:, :, None] == regions[:, None, :], 0, MASKED).astype(wide)[:, None]
     return jnp.exp(logits - logits.max(2, keepdims=True))
 
 

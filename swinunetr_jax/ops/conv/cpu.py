@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
-from swinunetr_jax.ops.loop_output import loop_output
+from swinunetr_jax.ops.loop_output import loop_output, loop_zeros
 from swinunetr_jax.ops.pointwise import dense
 from swinunetr_jax.runtime.dispatch import Implementation
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 FEW_VOXELS = 343  # up to 7³; measured: at 6³ one product is 2 times faster than the loop, at 8³ 1.2 to 1.5 times slower
 
@@ -64,7 +65,7 @@ def by_planes(x: Array, kernel: Array) -> Array:
         out = lax.dynamic_update_index_in_dim(out, here + to_here, z, 1)
         return out, here + to_here, to_above
 
-    zeros = jnp.zeros((b, h, w, o), x.dtype)
+    zeros = loop_zeros((b, h, w, o), x.dtype, x)
     return lax.fori_loop(0, depth, step, (loop_output((b, depth, h, w, o), x), zeros, zeros))[0]
 
 
@@ -85,7 +86,7 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     """
     depth, h, w, c = x.shape[1:]
     o = dy.shape[-1]
-    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
 
     def gradient_plane(z: Array) -> Array:
         plane = lax.dynamic_index_in_dim(dy, jnp.clip(z, 0, depth - 1), 1, keepdims=False)
@@ -96,11 +97,11 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
         shifted = jnp.concatenate([plane[:, :, s : s + w] for s in range(3)], axis=-1)  # [b, h + 2, w, 3 c]
         gradients = jnp.concatenate([gradient_plane(z + 1 - t) for t in range(3)], axis=-1)  # [b, h, w, 3 o]
         return tuple(
-            sum_ + jnp.einsum("bhwi,bhwj->ij", shifted[:, s : s + h], gradients, preferred_element_type=wide_dtype)
+            sum_ + jnp.einsum("bhwi,bhwj->ij", shifted[:, s : s + h], gradients, preferred_element_type=wide)
             for s, sum_ in enumerate(sums)
         )
 
-    sums = lax.fori_loop(0, depth, step, (jnp.zeros((3 * c, 3 * o), wide_dtype),) * 3)
+    sums = lax.fori_loop(0, depth, step, (loop_zeros((3 * c, 3 * o), wide, dy),) * 3)
     return jnp.stack(sums).reshape(3, 3, c, 3, o).transpose(3, 0, 1, 2, 4)  # [h, w, c, t, o] -> [t, h, w, c, o]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from swinunetr_jax.ops.conv import cpu
-from swinunetr_jax.ops.loop_output import loop_output
+from swinunetr_jax.ops.loop_output import loop_output, loop_zeros
 from swinunetr_jax.runtime.dispatch import Implementation
 
 # Measured: for smaller planes or fewer channels this algorithm is not faster, and more tiles at a time do not fit into the cache.
@@ -115,7 +115,7 @@ def conv_with_filters(f: Filters, x: Array, kernel: Array) -> Array:
         return _put(out, below + to_below, jnp.maximum(z - 1, 0)), here + to_here, to_above
 
     # The loop has one step more than there are planes, which writes the last plane. Writing it after the loop would copy the whole result.
-    start = loop_output((b, depth, h, w, o), x), *[jnp.zeros((b, h, w, o), x.dtype)] * 2
+    start = loop_output((b, depth, h, w, o), x), *[loop_zeros((b, h, w, o), x.dtype, x)] * 2
     return lax.fori_loop(0, depth + 1, step, start)[0]
 
 
@@ -146,10 +146,10 @@ def kernel_gradient(f: Filters, x: Array, dy: Array) -> Array:
             new_sums = lax.dynamic_index_in_dim(sums, z % 3, 0, keepdims=False) + product
             return lax.dynamic_update_index_in_dim(sums, new_sums, z % 3, 0), ring
 
-        ring = put(jnp.zeros((f.n**2, tiles, 3, o), x.dtype), jnp.asarray(0), top)
+        ring = put(loop_zeros((f.n**2, tiles, 3, o), x.dtype, dy), jnp.asarray(0), top)
         return lax.fori_loop(0, depth, step, (sums, ring))[0]
 
-    sums = jnp.zeros((3, f.n**2, c, 3 * o), x.dtype)
+    sums = loop_zeros((3, f.n**2, c, 3 * o), x.dtype, dy)
     sums = (block(jnp.asarray(0), sums) if rows == h else lax.fori_loop(0, h // rows, block, sums)).reshape(3, f.n**2, c, 3, o)
     # tap t of plane z contributed to plane z + 1 - t
     taps = [sum(sums[z, :, :, (z + 1 - t) % 3] for z in range(3)) for t in range(3)]

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
+from swinunetr_jax.ops.loop_output import loop_zeros
 from swinunetr_jax.runtime.dispatch import Implementation, Table, dispatch
+from swinunetr_jax.runtime.promotion import wide_dtype, with_rank
 from swinunetr_jax.runtime.sharding import HaloOperation, shard_depth_with_halo
 
 
@@ -53,7 +55,9 @@ def sum_of_shifts(x: Array, kernel: Array) -> Array:
     """
     padded = _pad(x, kernel.shape[:-1])
     shifts = _shifts(padded, x.shape[1:-1], kernel.shape[:-1])
-    products = (shifted * tap for shifted, tap in zip(shifts, kernel.reshape(-1, kernel.shape[-1]), strict=True))
+    products = (
+        shifted * with_rank(tap, x.ndim) for shifted, tap in zip(shifts, kernel.reshape(-1, kernel.shape[-1]), strict=True)
+    )
     return functools.reduce(jnp.add, products)
 
 
@@ -66,7 +70,7 @@ def _sum_of_shifts_vjp(inputs: tuple[Array, Array], _y: Array, dy: Array) -> tup
     x, kernel = inputs
     dx = sum_of_shifts(dy, kernel[(slice(None, None, -1),) * (kernel.ndim - 1)])
     *lines, last = x.shape[:-1]  # a line of voxels along the last axis
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     padded = _pad(x, kernel.shape[:-1])
 
     def add(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -77,7 +81,7 @@ def _sum_of_shifts_vjp(inputs: tuple[Array, Array], _y: Array, dy: Array) -> tup
         shifts = _shifts(block, (*[1] * (len(lines) - 1), last), kernel.shape[:-1])
         return tuple(total + shifted.reshape(last, -1) * line for total, shifted in zip(sums, shifts, strict=True))
 
-    zeros = jnp.zeros((last, x.shape[-1]), wide)
+    zeros = loop_zeros((last, x.shape[-1]), wide, dy)
     sums = lax.fori_loop(0, math.prod(lines), add, (zeros,) * math.prod(kernel.shape[:-1]))
     return dx, jnp.stack([total.sum(0) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
 

@@ -43,7 +43,7 @@ def _fft_conv(x: Array, kernel: Array, circular: bool) -> Array:
         """Returns [rows, *grid] for [rows, *grid] and kernels [c, *sizes], which apply to the rows cyclically."""
         axes = tuple(range(1, rows.ndim))
         spectra = jnp.fft.rfftn(kernels, axes=axes)
-        products = jnp.fft.rfftn(rows, sizes, axes).reshape(-1, *spectra.shape) * spectra
+        products = jnp.fft.rfftn(rows, sizes, axes).reshape(-1, *spectra.shape) * spectra[None]
         y = jnp.fft.irfftn(products.reshape(-1, *spectra.shape[1:]), sizes, axes)
         return y[(slice(None), *(slice(size) for size in grid))]
 

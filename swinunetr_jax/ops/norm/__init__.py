@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from swinunetr_jax.ops.norm.moments import EPSILON, Axes, Moments, gradient, grid_axes, moments, normalize
 from swinunetr_jax.runtime.dispatch import hand_differentiated
+from swinunetr_jax.runtime.promotion import with_rank
 
 
 def layer_norm(x: Array, scale: Array | None = None, bias: Array | None = None) -> Array:
@@ -34,6 +35,7 @@ def batch_norm(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> 
 
     In training `normalize` is called with those of the batch.
     """
+    mean, var = (with_rank(statistic, x.ndim) for statistic in (mean, var))
     return normalize(x, Moments(mean, jnp.zeros_like(mean), var), scale, bias)
 
 
@@ -58,7 +60,8 @@ def _backward(axes: Axes, saved: Saved, dy: Array) -> tuple[Array, Array | None,
     x_wide, dy = x.astype(statistics.var.dtype), dy.astype(statistics.var.dtype)
     dbias = dy.sum(summed_axes).astype(bias.dtype)
     dscale = (dy * (statistics.centre(x_wide) * lax.rsqrt(statistics.var + EPSILON))).sum(summed_axes).astype(scale.dtype)
-    return gradient(x, statistics, dy * scale.astype(dy.dtype), axes), dscale, dbias
+    dy *= with_rank(scale.astype(dy.dtype), dy.ndim)
+    return gradient(x, statistics, dy, axes), dscale, dbias
 
 
 normalize_by_own_moments = hand_differentiated(_normalize_by_own_moments, nondiff_argnums=(3,))

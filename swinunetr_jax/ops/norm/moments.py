@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from swinunetr_jax.runtime.dispatch import Implementation, Table, platform_dispatch
+from swinunetr_jax.runtime.promotion import wide_dtype, with_rank
 
 EPSILON = 1e-5
 # The step of the sparse sample along each axis but the first. It divides none of the usual sizes, so that all phases of a periodic pattern
@@ -38,7 +39,7 @@ class Moments(NamedTuple):
 
     def centre(self, x: Array) -> Array:
         """Returns x minus the mean."""
-        return (x - self.near) - self.rest
+        return (x - self.near.astype(x.dtype)) - self.rest.astype(x.dtype)
 
 
 def grid_axes(x: Array) -> Axes:
@@ -55,7 +56,7 @@ def moments(x: Array, axes: Axes) -> Moments:
     """
     over_channels = axes == (x.ndim - 1,)
     if over_channels:
-        x_wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x_wide = x.astype(wide_dtype(x.dtype))
         near = lax.stop_gradient(x_wide.mean(axes, keepdims=True))
     else:
         near = sparse_mean(x, axes)
@@ -70,7 +71,7 @@ def sparse_mean(x: Array, axes: Axes) -> Array:
     first of `axes` everything is used, because on a TPU it is on the lanes, where strides are expensive.
     """
     sparse = x[tuple(slice(None, None, SAMPLE_STEP) if axis in axes[1:] else slice(None) for axis in range(x.ndim))]
-    return lax.stop_gradient(sparse.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axes, keepdims=True))
+    return lax.stop_gradient(sparse.astype(wide_dtype(x.dtype)).mean(axes, keepdims=True))
 
 
 def mean(x: Array, axes: Axes) -> Array:
@@ -111,10 +112,10 @@ def _channel_moments(axes: Axes) -> Table:
 
 def normalize(x: Array, statistics: Moments, scale: Array | None = None, bias: Array | None = None) -> Array:
     """Returns (x - mean) / sqrt(var + epsilon), times scale plus bias if they are given, in the dtype of `x`."""
-    wide_dtype = jnp.promote_types(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
-    y = statistics.centre(x.astype(wide_dtype)) * lax.rsqrt(statistics.var.astype(wide_dtype) + EPSILON)
+    wide = wide_dtype(x.dtype, statistics.var.dtype)  # running statistics are float32 also if x is float64
+    y = statistics.centre(x.astype(wide)) * lax.rsqrt(statistics.var.astype(wide) + EPSILON)
     if scale is not None and bias is not None:
-        y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
+        y = y * with_rank(scale.astype(y.dtype), y.ndim) + with_rank(bias.astype(y.dtype), y.ndim)
     return y.astype(x.dtype)
 
 

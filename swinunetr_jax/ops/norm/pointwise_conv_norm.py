@@ -17,6 +17,7 @@ from swinunetr_jax.ops.norm import instance_norm
 from swinunetr_jax.ops.norm.moments import Moments, gradient, grid_axes, mean, normalize, sparse_mean
 from swinunetr_jax.ops.pointwise import dense
 from swinunetr_jax.runtime.dispatch import Implementation, Table, hand_differentiated, platform_dispatch
+from swinunetr_jax.runtime.promotion import wide_dtype, with_rank
 
 FEW_CHANNELS = 4  # the modalities of a scan
 
@@ -75,17 +76,17 @@ def _product(x: Array, near: Array, kernel: Array) -> Array:
     XLA would write the result of a matrix product to memory, and a GPU would round its factors.
     """
     x, kernel = x.astype(near.dtype) - near, kernel.astype(near.dtype)
-    return cast(Array, sum(x[..., i, None] * kernel[i] for i in range(len(kernel))))
+    return cast(Array, sum(x[..., i, None] * with_rank(kernel[i], x.ndim) for i in range(len(kernel))))
 
 
 def _in_one_sum(x: Array, dy: Array) -> Array:
     """Returns the sums of x[..., i] * dy[..., o] over all voxels, [i, o]."""
-    return jnp.einsum("b...i,b...o->io", x, dy, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.einsum("b...i,b...o->io", x, dy, preferred_element_type=wide_dtype(x.dtype))
 
 
 def _plane_by_plane(x: Array, dy: Array) -> Array:
     """Returns the same sums. A CPU adds all voxels one after another and so loses small numbers; a plane has few enough voxels."""
-    return jnp.einsum("bd...i,bd...o->bdio", x, dy, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).sum((0, 1))
+    return jnp.einsum("bd...i,bd...o->bdio", x, dy, preferred_element_type=wide_dtype(x.dtype)).sum((0, 1))
 
 
 KERNEL_GRADIENT = Table(

@@ -11,10 +11,11 @@ from jax import Array, lax
 
 from swinunetr_jax.ops.conv import conv_on_one_device
 from swinunetr_jax.ops.fuse_kernels import SAVES_WORK, fuse_kernels_by_parity, saves_work
-from swinunetr_jax.ops.loop_output import loop_output
+from swinunetr_jax.ops.loop_output import loop_output, loop_zeros
 from swinunetr_jax.ops.pointwise import dense
 from swinunetr_jax.ops.up_conv.upsample import upsample
 from swinunetr_jax.runtime.dispatch import Implementation, hand_differentiated
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 
 def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
@@ -54,7 +55,7 @@ def from_windows(x: Array, kernel: Array) -> Array:
         out = lax.dynamic_update_index_in_dim(out, _interleave(contributions[..., 0, 1, :], o), 2 * j + 1, 1)
         return out, contributions[..., 0, :, :]
 
-    start = loop_output((b, 2 * depth, 2 * h, 2 * w, o), x), jnp.zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype)
+    start = loop_output((b, 2 * depth, 2 * h, 2 * w, o), x), loop_zeros((b, h + 1, w + 1, 2, 4 * o), x.dtype, x)
     return lax.fori_loop(0, depth, step, start)[0]
 
 
@@ -82,7 +83,7 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     depth, h, w, c = x.shape[1:]
     o = kernel.shape[-1]
-    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     # plane d contributed to window d as neighbour 1 and to window d + 1 as neighbour 0
     transposed_taps = kernel.transpose(0, 4, 5, 6, 7, 1, 2, 3).reshape(16 * o, 4 * c)
 
@@ -104,12 +105,10 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         dx = lax.dynamic_update_index_in_dim(dx, dx_plane.astype(dx.dtype), j, 1)
         x_plane = lax.dynamic_index_in_dim(x, j, 1, keepdims=False)
         padded = [jnp.pad(x_plane, ((0, 0), (1 - p, p), (1 - q, q), (0, 0))) for p in range(2) for q in range(2)]
-        product = jnp.einsum(
-            "bhwi,bhwj->ij", jnp.concatenate(padded, axis=-1), window_gradients, preferred_element_type=wide_dtype
-        )
+        product = jnp.einsum("bhwi,bhwj->ij", jnp.concatenate(padded, axis=-1), window_gradients, preferred_element_type=wide)
         return dx, dkernel + product, above
 
-    start = loop_output(x.shape, dy), jnp.zeros((4 * c, 16 * o), wide_dtype), window_gradient(jnp.asarray(0))
+    start = loop_output(x.shape, dy), loop_zeros((4 * c, 16 * o), wide, dy), window_gradient(jnp.asarray(0))
     dx, dkernel, _ = lax.fori_loop(0, depth, step, start)
     dkernel = dkernel.reshape(2, 2, c, 2, 2, 2, 2, o).transpose(3, 0, 1, 2, 4, 5, 6, 7)
     return dx, dkernel.astype(kernel.dtype)

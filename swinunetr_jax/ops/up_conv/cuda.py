@@ -12,13 +12,14 @@ from jax import Array, lax
 from swinunetr_jax.ops.conv import conv
 from swinunetr_jax.ops.fuse_kernels import SAVES_WORK, fuse_kernels_by_order, saves_work
 from swinunetr_jax.runtime.dispatch import Implementation
+from swinunetr_jax.runtime.promotion import wide_dtype
 
 
 def fused(x: Array, skip: Array, up: Array, kernel: Array, shortcut: Array) -> tuple[Array, Array]:
     """Returns both results of `ops.up_conv.up_conv`. The kernels are fused in float32 at least."""
     u = up.shape[-1]
-    wide_dtype = jnp.promote_types(x.dtype, jnp.float32)
-    taps = fuse_kernels_by_order(up.astype(wide_dtype), kernel[..., :u, :].astype(wide_dtype)).astype(x.dtype)
+    wide = wide_dtype(x.dtype)
+    taps = fuse_kernels_by_order(up.astype(wide), kernel[..., :u, :].astype(wide)).astype(x.dtype)
     shortcut_kernel = jnp.einsum("rqsim,mo->irqso", up, shortcut[0, 0, 0, :u])
     y = from_windows(x, taps) + conv(skip, kernel[..., u:, :])
     # This is a matrix product so that the gradients of the kernel and of x read the gradient of the result in the same order.
