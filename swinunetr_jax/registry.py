@@ -11,6 +11,7 @@ up among those that `register` was called with and those of installed packages, 
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from flax import nnx
@@ -26,23 +27,25 @@ _NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 _registered: dict[str, CustomNetwork] = {}
 
 
-def register(name: str, factory: Callable[..., nnx.Module], config_class: type[OwnConfig] | None = None) -> CustomNetwork:
+def register(
+    name: str, factory: Callable[..., nnx.Module] | CustomNetwork, config_class: type[OwnConfig] | None = None
+) -> CustomNetwork:
     """Registers a network in this process, and returns it.
 
     Args:
         name: the name, of letters, digits, ".", "_" and "-".
         factory: (in_channels, out_channels, *, rngs) -> `flax.nnx.Module` or, if the network has a configuration of its own,
-            (config, *, rngs) -> `flax.nnx.Module`.
-        config_class: the class of this configuration, see `OwnConfig`; by default the attribute `config_class` of the factory.
+            (config, *, rngs) -> `flax.nnx.Module`; or a CustomNetwork, which is registered under this name.
+        config_class: the class of this configuration, see `OwnConfig`; by default the `config_class` of the factory.
 
     Raises:
         InputError: the name cannot be used, or another network has it.
     """
-    if not _NAME.fullmatch(name) or name == SWIN_UNETR:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == SWIN_UNETR:
         raise InputError(f'a network cannot have the name {name!r}: choose another one of letters, digits, ".", "_" and "-".')
-    network = CustomNetwork.of(factory, name)
+    network = _named(factory, name)
     if config_class is not None:
-        network = CustomNetwork(network.name, network.factory, config_class)
+        network = replace(network, config_class=config_class)
     earlier = _registered.get(name)
     if earlier is not None and _definition(earlier) != _definition(network):  # a recipe may be executed several times
         raise InputError(f"the name {name} is already registered for {'.'.join(_definition(earlier))}: choose another name.")
@@ -80,7 +83,7 @@ def find(name: str) -> CustomNetwork:
         raise InputError(f"several installed packages have a network {name} ({packages}): uninstall all but one of them.")
     entry = entries[0]
     try:
-        return CustomNetwork.of(entry.load(), name)
+        return _named(entry.load(), name)
     except Exception as error:  # the package's code may raise anything
         package = entry.dist.name if entry.dist else entry.module
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -92,6 +95,11 @@ def find(name: str) -> CustomNetwork:
 def _installed(name: str) -> list[EntryPoint]:
     """Returns the entry points of a name, without importing anything."""
     return [] if name == SWIN_UNETR else list(entry_points(group=GROUP, name=name))
+
+
+def _named(network: Callable[..., nnx.Module] | CustomNetwork, name: str) -> CustomNetwork:
+    """Returns a network with the name under which it is registered, because a checkpoint stores this name and it is looked up later."""
+    return replace(CustomNetwork.of(network, name), name=name)
 
 
 def _definition(network: CustomNetwork) -> tuple[str, str]:

@@ -53,11 +53,17 @@ def test_a_registered_network_is_found_by_its_name():
     registry.register("my_unet", unet)  # as if its file were executed again
     with refused("my_unet is already registered for", "test_registry.unet"):
         registry.register("my_unet", lambda *_, **__: unet)
-    for name in ("", "a b", "swin_unetr", "a/b", "é"):
+    for name in ("", "a b", "swin_unetr", "a/b", "é", 3):
         with refused("a network cannot have the name"):
             registry.register(name, unet)
     with refused("no configuration of its own", "width"):
         network.config(2, 3, width=4)
+
+
+def test_a_checkpoint_stores_the_name_under_which_a_network_is_registered():
+    renamed = registry.register("second_name", registry.register("my_unet", unet))
+    assert renamed.name == "second_name" and renamed.config(2, 3).to_dict()["network"] == "second_name"
+    assert read_config(renamed.config(2, 3).to_dict()) == renamed.config(2, 3)
 
 
 def test_a_name_that_is_not_registered_is_refused_and_the_others_are_listed(package):
