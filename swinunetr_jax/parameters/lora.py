@@ -71,7 +71,7 @@ def merge_lora(model: Network) -> Network:
     """Returns a copy of a network in which each adapter was added to the kernel of its layer, so that it is an ordinary network again.
 
     Raises:
-        InputError: the network has no adapters.
+        InputError: the network has no adapters, or one that `add_lora` did not add.
     """
     if not has_lora(model):
         raise InputError("the network has no adapters to merge: `add_lora` adds them.")
@@ -79,7 +79,10 @@ def merge_lora(model: Network) -> Network:
     adapters = [(path, module) for path, module in nnx.iter_modules(model) if isinstance(module, nnx.LoRA)]
     for path, module in adapters:
         layer = module.base_module
-        assert isinstance(layer, Linear)  # `add_lora` adapts only these
+        if not isinstance(layer, Linear):
+            raise InputError(
+                f"the adapter {_dotted(path)} was not added by `add_lora`, so it cannot be merged: merge it yourself."
+            )
         kernel = layer.kernel[...]
         wide = wide_dtype(kernel.dtype)
         a, b = module.lora_a[...].astype(wide), module.lora_b[...].astype(wide)
