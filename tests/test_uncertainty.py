@@ -248,6 +248,8 @@ def test_the_command_writes_maps_on_the_scans_grid(tiny, tmp_path, capsys):
     assert [*find_predictions(tmp_path / "a").cases] == [CASE]
     assert run(*command, tiny[0], "-o", tmp_path / "d", "--drop-rate", "0.1") == 2
     assert "--drop-rate is for draws of dropout" in capsys.readouterr().err
+    assert run(*command, tiny[0], "-o", tmp_path / "d", "--seed", "7") == 2
+    assert "--seed is for draws of dropout" in capsys.readouterr().err
     assert run(*command, tiny[0], "-o", tmp_path / "d", "--drop-rate", "0.1", "--mc-dropout", "3") == 2
     assert "drop_rate are for a Swin UNETR" in capsys.readouterr().err
 

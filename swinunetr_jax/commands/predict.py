@@ -60,7 +60,8 @@ class Predict:
     """Also write the probabilities of all outputs as a 4-D file."""
     uncertainty: bool = False
     """Also write maps of the disagreement of the networks, of the mirrored windows with --mirror, or of draws of dropout: the predictive
-    entropy, the mutual information and the variance. The label map is the same as without."""
+    entropy, the mutual information and the variance. The label map is the same as without, apart
+    from single voxels where rounding decides between two labels."""
     mc_dropout: int = 0
     """The number of draws of dropout for --uncertainty, which it implies, such as 10. Each draw takes as long as a prediction."""
     drop_rate: float | None = None
@@ -104,6 +105,8 @@ class Predict:
 
             network = load_recipe(self.recipe).custom_network
         fields = self.weights.fields()
+        if self.seed and not self.mc_dropout:
+            raise InputError("--seed is for draws of dropout: give their number with --mc-dropout, such as 10.")
         if self.drop_rate is not None:
             if not self.mc_dropout:
                 raise InputError("--drop-rate is for draws of dropout: give their number with --mc-dropout, such as 10.")

@@ -73,7 +73,8 @@ class Segmenter:
         spatial_shards: the number of this process's devices among which each window is divided along its first axis.
         depth: the old name of `spatial_shards`, which works for one more version.
         uncertainty: also measure the disagreement of the members, see `swinunetr_jax.uncertainty`. The members are the networks and, with
-            `mirror`, each of their mirrored passes. The label map is the same as without.
+            `mirror`, each of their mirrored passes. The label map is the same as without, apart from rounding: members are averaged
+            in another order.
         mc_dropout: the number of draws of dropout for each network, 0 for none. The members are then these draws, whereas the label map
             remains that of the networks without dropout. Each window has random numbers of its own.
         seed: the seed of the draws. They also depend on `batch`.
