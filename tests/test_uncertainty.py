@@ -145,7 +145,7 @@ def test_the_maps_of_an_ensemble_are_those_of_its_members(networks):
     _, plain = networks
     both = segmenter([plain, plain], (1.0, -2.0), uncertainty=True)
     x = np.random.default_rng(0).normal(size=(70, 40, 33, 1)).astype(np.float32)
-    scan = both._scan(x, None, both.task)
+    scan = both.passes(x, None, both.task)
     labels, maps, result = passes.segment_with_uncertainty(scan, both._members([()]), average=None, probabilities=True)
     logits = [np.concatenate([np.zeros_like(x), scale * x], -1) for scale in (1.0, -2.0)]
     expected = uncertainty_maps([softmax(array) for array in logits], "classes")
@@ -158,7 +158,7 @@ def test_the_maps_of_an_ensemble_are_those_of_its_members(networks):
     # A crop has no uncertainty outside of its box.
     x[:20] = 0
     cropped = segmenter([plain, plain], (1.0, -2.0), uncertainty=True, crop=True)
-    scan = cropped._scan(x, None, cropped.task)
+    scan = cropped.passes(x, None, cropped.task)
     assert scan.coverage.box[0] == slice(20, 70)
     _, _, result = passes.segment_with_uncertainty(scan, cropped._members([()]), average=None, probabilities=False)
     assert not any(np.any(values[:20]) for values in vars(result.maps).values()) and result.maps.variance[20:].any()
@@ -168,7 +168,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_noise(networks):
     noisy, _ = networks
     draws = segmenter([noisy], mc_dropout=20, seed=3)
     x = np.zeros((64, 64, 32, 1), np.float32)
-    scan = draws._scan(x, None, draws.task)
+    scan = draws.passes(x, None, draws.task)
     members = draws._members([()])
     running = RunningUncertainty("classes")
     for member in members:

@@ -241,7 +241,7 @@ class Segmenter:
             note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
-        scan, flips = self._scan(prepared.array, prepared.back, task), self._flips(prepared.scan.affine)
+        scan, flips = self.passes(prepared.array, prepared.back, task), self._flips(prepared.scan.affine)
         uncertainty = None
         if self.uncertainty:
             labels, probability_maps, uncertainty = segment_with_uncertainty(
@@ -285,12 +285,12 @@ class Segmenter:
         Raises:
             InputError: `affine` is needed and None.
         """
-        scan, flips = self._scan(array, back, task or self.task), self._flips(affine)
+        scan, flips = self.passes(array, back, task or self.task), self._flips(affine)
         labels, maps = scan.segment(lambda x: self._averaged(x, flips), probabilities=probabilities, progress=progress)
         return labels, maps, scan.plan.windows
 
-    def _scan(self, array: np.ndarray, back: InverseReorient | InverseResample | None, task: Task) -> ScanPasses:
-        """Returns the windows on a normalised scan [x, y, z, c]."""
+    def passes(self, array: np.ndarray, back: InverseReorient | InverseResample | None, task: Task) -> ScanPasses:
+        """Returns the windows on a normalised scan [x, y, z, c], to which networks are applied, with the arguments of `run`."""
         grid = array.shape[:3]
         box = foreground_box(array) if self.crop else tuple(slice(0, size) for size in grid)
         covered = expand_box(box, self.plan(array[box].shape[:3]).max_extent(self.overlap), grid) if self.crop else box

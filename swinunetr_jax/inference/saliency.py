@@ -22,11 +22,10 @@ from swinunetr_jax.alarm import quiet_compilation
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.resample import InverseResample
-from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.plan import Plan, importance_map
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import prepare
-from swinunetr_jax.inference.scan_grid import Coverage, on_scan_grid
+from swinunetr_jax.inference.scan_grid import Coverage
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
 from swinunetr_jax.model.intermediates import check_name
 from swinunetr_jax.runtime.memory import release_compile_memory
@@ -130,35 +129,22 @@ class SaliencyMapper:
         Returns:
             Maps float32 [x, y, z, n], the number of voxels that are assigned to each output, and the number of windows.
         """
-        grid = array.shape[:3]
-        box = foreground_box(array) if self.segmenter.crop else tuple(slice(0, size) for size in grid)
-        plan = self.segmenter.plan(array[box].shape[:3])
-        covered = expand_box(box, plan.max_extent(self.segmenter.overlap), grid) if self.segmenter.crop else box
-        plan = self.segmenter.plan(array[covered].shape[:3])
-        coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
+        scan = self.segmenter.passes(array, back, self.task)
+        covered, windows = array[scan.coverage.covered], scan.plan.windows
 
         def step(number: int) -> Progress:
-            total = PASSES * plan.windows
-            return lambda done, _: progress and progress(number * plan.windows + done, total)
+            return lambda done, _: progress and progress(number * windows + done, PASSES * windows)
 
-        mask = self._assigned(array[covered], plan, coverage, step(0))
+        mask = self._assigned(covered, scan.plan, scan.coverage, step(0))
         voxels = tuple(int(count) for count in np.count_nonzero(mask, axis=(0, 1, 2)))
-        weights = self._channel_weights(array[covered], plan, mask, step(1))
-        reorientation = back.reorient if isinstance(back, InverseResample) else back
-        maps = np.zeros((*(grid if reorientation is None else reorientation.shape), len(self.channels)), np.float32)
+        weights = self._channel_weights(covered, scan.plan, mask, step(1))
+        maps = np.zeros((*scan.shape, len(self.channels)), np.float32)
         if np.any(weights):
-
-            def predictor(patches: jax.Array) -> tuple[jax.Array]:
-                return (self._maps(self._state, patches, weights),)
-
-            planes = predict_slabs(
-                array[covered], plan, self.segmenter.batch, predictor, mode=self.segmenter.blend, progress=step(2)
-            )
-            for piece in on_scan_grid(planes, coverage, back):
+            for piece in scan.planes(lambda patches: self._maps(self._state, patches, weights), step(2)):
                 piece.write(piece.array, maps)
         if progress:
-            progress(PASSES * plan.windows, PASSES * plan.windows)
-        return maps if reorientation is None else reorientation.apply(maps), voxels, plan.windows
+            progress(PASSES * windows, PASSES * windows)
+        return scan.oriented(maps), voxels, windows
 
     def _assigned(self, array: np.ndarray, plan: Plan, coverage: Coverage, progress: Progress) -> np.ndarray:
         """Returns the voxels that the prediction assigns to each of the outputs: bool [x, y, z, n], on the grid of the windows."""

@@ -94,6 +94,10 @@ def explain_cases(
             continue
         paths = ", ".join(literal(path) for path in outputs.values())
         console.say(f"{title}: {result.windows} window{'s' * (result.windows != 1)}, {seconds:.1f} s → {paths}")
+        if older := [output["path"] for output in record.cases[case.name].get("older", {}).values()]:
+            console.say(
+                f"{title}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
+            )
     return failed
 
 
