@@ -31,16 +31,23 @@ from swinunetr_jax.task import Task
 KINDS = ("classes", "regions")
 MEASURES = ("entropy", "mutual_information", "variance")
 _CHUNK_BYTES = 16 << 20  # the size of the planes that are processed at a time, which limits the memory of intermediate results
+_ROUNDING = 0.01  # how far probabilities may be outside of 0 … 1, because some types have few digits
 
 
 def entropy(probabilities: np.ndarray, kind: str) -> np.ndarray:
     """Returns the entropy in nats: for classes [...] of probabilities [..., c], for regions [..., c].
 
     Raises:
-        InputError: `kind` is neither "classes" nor "regions".
+        InputError: `kind` is neither "classes" nor "regions", or a number is not a probability.
     """
     _check_kind(kind)
     p = np.asarray(probabilities)
+    if p.size and (p.min() < -_ROUNDING or p.max() > 1 + _ROUNDING):
+        raise InputError(
+            f"probabilities must be at least 0 and at most 1, got numbers from {p.min():g} to {p.max():g}: apply a softmax or a sigmoid "
+            "to logits first."
+        )
+    p = np.clip(p, 0, 1)  # beyond this range the logarithm is not defined
     return entr(p).sum(-1) if kind == "classes" else entr(p) + entr(1 - p)
 
 
@@ -60,7 +67,7 @@ class RunningUncertainty:
         kind: "classes" or "regions".
 
     Raises:
-        InputError: `kind` is another one, no member was added, or the members have different shapes.
+        InputError: `kind` is another one, no member was added, the members have different shapes, or a number is not a probability.
     """
 
     def __init__(self, kind: str):
@@ -110,7 +117,7 @@ def uncertainty_maps(members: Iterable[np.ndarray], kind: str) -> UncertaintyMap
         kind: "classes" if each voxel has one of the outputs, "regions" if outputs may overlap.
 
     Raises:
-        InputError: there is no member, the shapes differ, or `kind` is another one.
+        InputError: there is no member, the shapes differ, a number is not a probability, or `kind` is another one.
     """
     running = RunningUncertainty(kind)
     for member in members:

@@ -84,6 +84,13 @@ def test_equal_members_disagree_about_nothing():
         RunningUncertainty("images")
     with refused("no member was added"):
         uncertainty_maps([], "classes")
+    with refused("at least 0 and at most 1, got numbers from -3 to 4"):  # logits
+        uncertainty_maps([np.array([[-3.0, 4.0]])], "classes")
+
+
+def test_rounding_beyond_0_and_1_has_no_effect():
+    rounded = np.array([1.0000001, -1e-7], np.float32)
+    assert entropy(rounded, "classes") == 0 and not entropy(rounded, "regions").any()
 
 
 def test_the_agreement_is_that_of_roy_et_al():
