@@ -58,7 +58,7 @@ class HyenaOptions:
 
     @property
     def hyena(self) -> tuple[bool, ...]:
-        """Whether each of the four stages is a Hyena stage."""
+        """A boolean for each of the four stages, which is True for a Hyena stage."""
         assert not isinstance(self.hyena_stages, str)  # `_check_hyena` stores a tuple
         return self.hyena_stages or (False,) * STAGE_COUNT
 

@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))  # tools/ is not installed
 from helpers.buckets import Bucket, Emulator, clear_instances, fresh_bucket, use_environment  # noqa: E402
 from helpers.proxy import Proxy  # noqa: E402
 from helpers.runner import Runner  # noqa: E402
+from helpers.small_network import forget, replace_swin_unetr  # noqa: E402
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, open_checkpoint  # noqa: E402
 from swinunetr_jax.data.discovery.cases import Case  # noqa: E402
@@ -41,6 +42,15 @@ from swinunetr_jax.data.prepare import write_case  # noqa: E402
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tracing creates many long-lived objects. With the default thresholds, a tenth of the time is spent on collecting garbage among them.
 gc.set_threshold(100_000, 20, 50)
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replaces Swin UNETR by a network of three layers, for tests that hold for any network."""
+    replace_swin_unetr(monkeypatch)
+    yield
+    monkeypatch.undo()
+    forget()
 
 
 LONGEST = (

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from helpers.bucket_weights import put
 from helpers.checkpoint_folder import CONFIG
 from helpers.prediction import write_case
 from helpers.refusals import refused
-from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
+from helpers.small_network import SmallNetwork
 from helpers.training_runs import recipe
 from helpers.weight_states import random_params
 
@@ -70,14 +69,6 @@ def test_fine_tuning_finds_out_that_a_run_in_a_bucket_was_pre_trained(here, writ
         assert _pretrained_weights(Path(f"{here.url}/run")) == _pretrained_weights(Path(f"{here.url}/run/best")) == kind
     put(here, "model", written_checkpoint)
     assert _pretrained_weights(Path(f"{here.url}/model")) == _NOT_PRETRAINED
-
-
-@pytest.fixture
-def small_network(monkeypatch) -> Iterator[None]:
-    replace_swin_unetr(monkeypatch)
-    yield
-    monkeypatch.undo()
-    forget()
 
 
 @pytest.mark.long

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.runner import Runner, bytes_of
-from helpers.small_network import forget, replace_swin_unetr
 
 from swinunetr_jax import InputError
 from swinunetr_jax.training import checkpoints, restore
@@ -23,17 +22,9 @@ from swinunetr_jax.training.log import read_rows
 from swinunetr_jax.training.step import Training
 from swinunetr_jax.training.writer import Writer
 
+pytestmark = pytest.mark.usefixtures("small_network")  # the runs that are restored here were made with it
 STEPS = "12"
 OFTEN = ("--steps", STEPS, "--save-every", "1", "--validation.every", "6")
-
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    """Replaces Swin UNETR, because the runs that are restored here were made with the small network."""
-    replace_swin_unetr(monkeypatch)
-    yield
-    monkeypatch.undo()
-    forget()
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from swinunetr_jax import SwinUNETRConfig, Task, grad_cam, save_checkpoint
 from swinunetr_jax.inference.saliency import SaliencyMapper
 from swinunetr_jax.inference.saliency_batch import output_paths
 
+pytestmark = pytest.mark.usefixtures("small_network")
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
 TASK = Task.classes(2, ("background", "spot"), orientation="LPS", roi=(64, 32, 32), intensity="none")
 THRESHOLD = 5.0
@@ -38,14 +39,6 @@ def bright_network():
     network.out.kernel[...] = network.out.kernel[...].at[0, 1].set(1)
     network.out.bias[...] = jnp.array([THRESHOLD, 0])
     return network
-
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    replace_swin_unetr(monkeypatch)
-    yield
-    monkeypatch.undo()
-    forget()
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch
         return np.zeros((2, 2, 2), np.uint8), None
 
     scan_passes = SimpleNamespace(segment=segment, plan=SimpleNamespace(windows=1))
-    monkeypatch.setattr(Segmenter, "_scan", lambda *_: scan_passes)
+    monkeypatch.setattr(Segmenter, "passes", lambda *_: scan_passes)
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     for affine in (np.eye(4), sagittal):
         scan, back = SimpleNamespace(affine=affine), SimpleNamespace(apply=lambda part: part)

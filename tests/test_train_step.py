@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small_network import forget, replace_swin_unetr
+from helpers.small_network import forget
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.config import SwinUNETRConfig
@@ -34,12 +34,6 @@ def forget_programs(monkeypatch):
     yield
     monkeypatch.undo()
     forget()
-
-
-@pytest.fixture
-def small_network(monkeypatch):
-    """Replaces Swin UNETR, for tests that hold for any network."""
-    replace_swin_unetr(monkeypatch)
 
 
 def batch(task: Task, index: int, count: int = 1, shape: tuple[int, ...] = SHAPE) -> dict[str, np.ndarray]:

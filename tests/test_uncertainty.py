@@ -16,7 +16,7 @@ from helpers.refusals import refused
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, registry, save_checkpoint
 from swinunetr_jax.evaluation.pairs import find_predictions
-from swinunetr_jax.inference import passes
+from swinunetr_jax.inference import members, passes
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.uncertainty import (
     MEASURES,
@@ -29,6 +29,11 @@ from swinunetr_jax.uncertainty import (
 
 CASE = "BraTS2021_00001"
 TASK = Task.brats(roi=(64, 32, 32))
+
+
+def members_of(segmenter):
+    """Returns the members of a segmenter whose windows are not mirrored."""
+    return members.members(segmenter._networks, [()], draws=segmenter.mc_dropout, seed=segmenter.seed)
 
 
 def softmax(x):
@@ -153,7 +158,7 @@ def test_the_maps_of_an_ensemble_are_those_of_its_members(networks):
     both = segmenter([plain, plain], (1.0, -2.0), uncertainty=True)
     x = np.random.default_rng(0).normal(size=(70, 40, 33, 1)).astype(np.float32)
     scan = both.passes(x, None, both.task)
-    labels, maps, result = passes.segment_with_uncertainty(scan, both._members([()]), average=None, probabilities=True)
+    labels, maps, result = passes.segment_with_uncertainty(scan, members_of(both), average=None, probabilities=True)
     logits = [np.concatenate([np.zeros_like(x), scale * x], -1) for scale in (1.0, -2.0)]
     expected = uncertainty_maps([softmax(array) for array in logits], "classes")
     for measure in MEASURES:
@@ -167,7 +172,7 @@ def test_the_maps_of_an_ensemble_are_those_of_its_members(networks):
     cropped = segmenter([plain, plain], (1.0, -2.0), uncertainty=True, crop=True)
     scan = cropped.passes(x, None, cropped.task)
     assert scan.coverage.box[0] == slice(20, 70)
-    _, _, result = passes.segment_with_uncertainty(scan, cropped._members([()]), average=None, probabilities=False)
+    _, _, result = passes.segment_with_uncertainty(scan, members_of(cropped), average=None, probabilities=False)
     assert not any(np.any(values[:20]) for values in vars(result.maps).values()) and result.maps.variance[20:].any()
 
 
@@ -176,7 +181,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_noise(networks):
     draws = segmenter([noisy], mc_dropout=20, seed=3)
     x = np.zeros((64, 64, 32, 1), np.float32)
     scan = draws.passes(x, None, draws.task)
-    members = draws._members([()])
+    members = members_of(draws)
     running = RunningUncertainty("classes")
     for member in members:
         maps = scan.new_probabilities()
@@ -299,4 +304,4 @@ def test_a_rate_is_given_to_a_swin_unetr(tmp_path, monkeypatch):
     command = ("predict", "-i", write_case(tmp_path), "-o", tmp_path / "out", "-m", tmp_path / "net", "--mc-dropout", "2")
     assert run(*command) == 2 and not seen
     assert run(*command, "--drop-rate", "0.2") == 0
-    assert seen[0].mc_dropout == 2 and len(seen[0]._members([()])) == 2
+    assert seen[0].mc_dropout == 2 and len(members_of(seen[0])) == 2

@@ -9,12 +9,11 @@ OUT/predict.json                 versions, the digest of the weights, settings, 
                                  or its error
 """
 
-import contextlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from swinunetr_jax import console, files
+from swinunetr_jax import console
 from swinunetr_jax.console import literal, name_list
 from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, OutputFile, Record, input_files
+from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, Record, input_files
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.case_files import recorded, replace_case_files
 from swinunetr_jax.inference.passes import Uncertainty
 from swinunetr_jax.inference.predict import Segmentation, Segmenter
 from swinunetr_jax.postprocess import Step, apply
@@ -205,57 +205,38 @@ def _write(
     overwrite: bool,
     started: float,
 ) -> tuple[float, dict[str, float]]:
-    """Writes and records all outputs of a case, or none of them. The files get their final names when all of them are complete.
+    """Writes and records all outputs of a case, or none of them.
 
     Returns the seconds that the case took and the volume of each output in ml.
     """
-    with contextlib.ExitStack() as unfinished:
-        # The stack renames the files in reverse order, so that the label map comes last: if it exists, the case is complete.
-        temporary = {kind: unfinished.enter_context(files.atomic_path(path, _ending(path))) for kind, path in outputs.items()}
-        try:
-            if result.probabilities is not None:
-                write_volume(temporary["probabilities"], result.probabilities, result.scan, np.float32)
-            if result.uncertainty is not None:
-                for measure in MEASURES:
-                    write_volume(temporary[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
-            if "preview" in outputs:
-                image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
-                write_preview(temporary["preview"], image, result.labels, result.scan, task, literal(case.name))
-            write_volume(temporary["labels"], result.labels, result.scan)
-        except InputError as error:
-            text = str(error)
-            for kind, path in outputs.items():
-                text = text.replace(str(temporary[kind]), str(path))
-            raise InputError(text) from error
-        with record.replacing(case, outputs, overwrite) as finish:
-            try:
-                unfinished.close()
-            except OSError as error:
-                for kind in outputs.keys() - {"labels"}:  # no output remains without its label map
-                    outputs[kind].unlink(missing_ok=True)
-                where = error.filename or outputs["labels"]
-                raise InputError(
-                    f"{where} cannot be written ({files.reason(error)}): check the folder and its free space."
-                ) from error
-            volumes_ml, seconds = _volumes_ml(result, task), round(time.perf_counter() - started, 2)
-            entry = CaseEntry(
-                inputs=inputs,
-                outputs={kind: OutputFile(path=path.name, bytes=path.stat().st_size) for kind, path in outputs.items()},
-                windows=result.windows,
-                volumes_ml=volumes_ml,
-                notes=list(result.notes),
-                seconds=seconds,
-            )
-            if result.uncertainty is not None:
-                entry["uncertainty"] = result.uncertainty.summary
-            if task.et_label in (3, 4):
-                entry["et_label"] = task.et_label
-            finish(entry)
+
+    def write(paths: Mapping[str, Path]) -> None:
+        if result.probabilities is not None:
+            write_volume(paths["probabilities"], result.probabilities, result.scan, np.float32)
+        if result.uncertainty is not None:
+            for measure in MEASURES:
+                write_volume(paths[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
+        if "preview" in outputs:
+            image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
+            write_preview(paths["preview"], image, result.labels, result.scan, task, literal(case.name))
+        write_volume(paths["labels"], result.labels, result.scan)
+
+    with replace_case_files(record, case, outputs, overwrite, write) as finish:
+        volumes_ml, seconds = _volumes_ml(result, task), round(time.perf_counter() - started, 2)
+        entry = CaseEntry(
+            inputs=inputs,
+            outputs=recorded(outputs),
+            windows=result.windows,
+            volumes_ml=volumes_ml,
+            notes=list(result.notes),
+            seconds=seconds,
+        )
+        if result.uncertainty is not None:
+            entry["uncertainty"] = result.uncertainty.summary
+        if task.et_label in (3, 4):
+            entry["et_label"] = task.et_label
+        finish(entry)
     return seconds, volumes_ml
-
-
-def _ending(path: Path) -> str:
-    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
 def _volumes_ml(result: Segmentation, task: Task) -> dict[str, float]:

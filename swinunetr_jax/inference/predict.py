@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from swinunetr_jax.config import SIZE_MULTIPLE, SwinUNETRConfig
+from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.crop import expand_box, foreground_box
-from swinunetr_jax.inference.passes import Network, ScanPasses, Uncertainty, segment_with_uncertainty
+from swinunetr_jax.inference.members import check_dropout, members
+from swinunetr_jax.inference.passes import ScanPasses, Uncertainty, segment_with_uncertainty
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
-from swinunetr_jax.inference.programs import CompiledNetwork, compiled_network, uses_key
+from swinunetr_jax.inference.programs import compiled_network
 from swinunetr_jax.inference.scan_grid import Coverage
 from swinunetr_jax.inference.sliding_window import Progress
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -149,7 +150,7 @@ class Segmenter:
             )
         if mc_dropout:
             for model, config in zip(models, configs):
-                _check_dropout(model, config, (1, *self.roi, self.in_channels))
+                check_dropout(model, config, (1, *self.roi, self.in_channels))
         if self.uncertainty and len(models) * max(mc_dropout, 1) < 2 and not mirror:
             raise InputError(
                 "uncertainty is the disagreement of at least two members: give several networks, --mirror, or at least two draws of "
@@ -246,7 +247,7 @@ class Segmenter:
         if self.uncertainty:
             labels, probability_maps, uncertainty = segment_with_uncertainty(
                 scan,
-                self._members(flips),
+                members(self._networks, flips, draws=self.mc_dropout, seed=self.seed),
                 average=(lambda x: self._averaged(x, flips)) if self.mc_dropout else None,
                 probabilities=probabilities,
                 progress=progress,
@@ -297,41 +298,6 @@ class Segmenter:
         plan = self.plan(array[covered].shape[:3])
         coverage = Coverage(box, covered, tuple(low for low, _ in plan.pads))
         return ScanPasses(array, plan, coverage, back, task, self.batch, self.blend)
-
-    def _members(self, flips: Sequence[tuple[int, ...]]) -> list[Network]:
-        """Returns the members: each network, mirrored along each of `flips`, with each draw of dropout."""
-        members = itertools.product(self._networks, flips, range(max(self.mc_dropout, 1)))
-        return [
-            _member(network, axes, jax.random.fold_in(jax.random.key(self.seed), number) if self.mc_dropout else None)
-            for number, (network, axes, _) in enumerate(members)
-        ]
-
-
-def _member(network: CompiledNetwork, axes: tuple[int, ...], key: jax.Array | None) -> Network:
-    """Returns a network for windows mirrored along some axes, whose calls have different random keys if a key is given."""
-    calls = itertools.count()
-
-    def apply(patches: jax.Array) -> jax.Array:
-        mirrored = jnp.flip(patches, axes)
-        logits = network(mirrored) if key is None else network(mirrored, key=jax.random.fold_in(key, next(calls)))
-        return jnp.flip(logits, axes)
-
-    return apply
-
-
-def _check_dropout(model: nnx.Module, config: NetworkConfig, shape: tuple[int, ...]) -> None:
-    """Raises InputError if the network has no dropout, so that all draws would be equal."""
-    if isinstance(config, SwinUNETRConfig):
-        if not (config.drop_rate or config.attn_drop_rate or config.dropout_path_rate):
-            raise InputError(
-                "the network was trained without dropout (`drop_rate`, `attn_drop_rate` and `dropout_path_rate` are 0), so that all draws "
-                "would be equal: give a rate such as --drop-rate 0.1, or use several networks instead of --mc-dropout."
-            )
-    elif not uses_key(model, shape):
-        raise InputError(
-            f"the network {config.name} does not use the key of its call, so that all draws of dropout would be equal: use several "
-            "networks instead of --mc-dropout."
-        )
 
 
 def _roi(roi: int | Sequence[int]) -> tuple[int, ...]:

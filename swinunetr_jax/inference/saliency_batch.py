@@ -6,12 +6,11 @@ OUT/saliency.json                  versions, the digest of the weights, settings
                                    maximum and the peak of each map, or its error
 """
 
-import contextlib
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from swinunetr_jax.data.discovery.prediction_record import (
     CaseEntry,
     InputFile,
     MapEntry,
-    OutputFile,
     Record,
     input_files,
 )
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.batch import environment
+from swinunetr_jax.inference.case_files import recorded, replace_case_files
 from swinunetr_jax.inference.saliency import SaliencyMapper, SaliencyMaps
 from swinunetr_jax.viz.heat import write_heat_picture
 
@@ -130,41 +129,26 @@ def _write(
     """Writes and records all files of a case, or none of them, and returns the seconds that the case took."""
     entries = {name: _entry(result, index) for index, name in enumerate(mapper.outputs)}
     scaled = result.maps / np.maximum(result.maps.max((0, 1, 2)), np.finfo(np.float32).tiny)
-    with contextlib.ExitStack() as unfinished:
-        temporary = {
-            kind: unfinished.enter_context(files.atomic_path(path, ".png" if kind == PICTURE else ".nii.gz"))
-            for kind, path in outputs.items()
-        }
+
+    def write(paths: Mapping[str, Path]) -> None:
+        for index, name in enumerate(mapper.outputs):
+            write_volume(paths[f"map of {name}"], scaled[..., index], result.scan, np.float32)
         image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
-        try:
-            for index, name in enumerate(mapper.outputs):
-                write_volume(temporary[f"map of {name}"], scaled[..., index], result.scan, np.float32)
-            title = f"{case.name}: Grad-CAM of {mapper.layer}"
-            write_heat_picture(temporary[PICTURE], image, scaled, mapper.outputs, result.scan.affine, title)
-        except InputError as error:
-            text = str(error)
-            for kind, path in outputs.items():
-                text = text.replace(str(temporary[kind]), str(path))
-            raise InputError(text) from error
-        with record.replacing(case, outputs, overwrite) as finish:
-            try:
-                unfinished.close()
-            except OSError as error:
-                where = error.filename or record.out
-                raise InputError(
-                    f"{where} cannot be written ({files.reason(error)}): check the folder and its free space."
-                ) from error
-            seconds = round(time.perf_counter() - started, 2)
-            finish(
-                CaseEntry(
-                    inputs=inputs,
-                    outputs={kind: OutputFile(path=path.name, bytes=path.stat().st_size) for kind, path in outputs.items()},
-                    windows=result.windows,
-                    maps=entries,
-                    notes=list(result.notes),
-                    seconds=seconds,
-                )
+        title = f"{case.name}: Grad-CAM of {mapper.layer}"
+        write_heat_picture(paths[PICTURE], image, scaled, mapper.outputs, result.scan.affine, title)
+
+    with replace_case_files(record, case, outputs, overwrite, write) as finish:
+        seconds = round(time.perf_counter() - started, 2)
+        finish(
+            CaseEntry(
+                inputs=inputs,
+                outputs=recorded(outputs),
+                windows=result.windows,
+                maps=entries,
+                notes=list(result.notes),
+                seconds=seconds,
             )
+        )
     return seconds
 
 
