@@ -21,6 +21,7 @@ from swinunetr_jax.model.hyena import HyenaBlock
 from swinunetr_jax.model.intermediates import NO_PERTURBATIONS, Perturbations, perturbed, under
 from swinunetr_jax.model.layers import MLP, LayerNorm, Linear, PatchConv, drop_path, dropout, normal, split_key
 from swinunetr_jax.ops.attention import window_attention
+from swinunetr_jax.ops.attention.heads import queries_keys_values
 from swinunetr_jax.ops.attention.position_bias import position_bias
 from swinunetr_jax.ops.lane_blocks import BlockedGrid, G, array_of, from_blocks, like, map_grid, roll
 from swinunetr_jax.ops.norm import layer_norm
@@ -59,8 +60,8 @@ class WindowAttention(nnx.Module):
 
     def operands(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Returns the scaled queries, the keys and the values of windows [n, t, c], [n, t, m, c / m] each, and the bias [m, t, t]."""
-        n, t, c = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads), 2, 0)
+        _, t, c = x.shape
+        q, k, v = queries_keys_values(self.qkv(x), self.heads)
         # If the window was clipped to fewer tokens, MONAI takes the corner of the full window's bias, although most of its entries then
         # belong to other distances; the published weights were trained in this way.
         bias = position_bias(self.relative_position_bias[...], self.window)[:, :t, :t]

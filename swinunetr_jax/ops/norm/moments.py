@@ -52,7 +52,8 @@ def moments(x: Array, axes: Axes) -> Moments:
 
     Over channels the mean is computed in two steps, the mean of x and the mean of the remainder, which costs little. Over a grid all
     sums are computed in one pass (in two on a CPU), over x - s and its square, where s is the mean of a sparse sample of the grid. The
-    remainder of the mean is then of the size of the deviation, so that no digits are lost by cancellation.
+    remainder of the mean is then of the size of the deviation, so that no digits are lost by cancellation. On a TPU, x in bfloat16 is
+    summed without subtracting anything: see `_in_the_pass_before`.
     """
     over_channels = axes == (x.ndim - 1,)
     if over_channels:
@@ -60,7 +61,7 @@ def moments(x: Array, axes: Axes) -> Moments:
         near = lax.stop_gradient(x_wide.mean(axes, keepdims=True))
     else:
         near = sparse_mean(x, axes)
-    rest, squares = platform_dispatch(_channel_moments(axes) if over_channels else _grid_moments(axes), x, near)
+    near, rest, squares = platform_dispatch(_channel_moments(axes) if over_channels else _grid_moments(axes), x, near)
     return Moments(near, rest, squares - jnp.square(rest))
 
 
@@ -86,28 +87,51 @@ def mean(x: Array, axes: Axes) -> Array:
     return x.mean(tuple(axis for axis in axes if axis != last), keepdims=True).mean(last, keepdims=True)
 
 
-def _one_read(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
+# near, the mean of x - near and the mean of its square
+Sums = tuple[Array, Array, Array]
+
+
+def _one_read(axes: Axes, x: Array, near: Array) -> Sums:
     """Returns the means of x - near and of its square in one pass."""
-    return mean(x.astype(near.dtype) - near, axes), mean(jnp.square(x.astype(near.dtype) - near), axes)
+    return near, mean(x.astype(near.dtype) - near, axes), mean(jnp.square(x.astype(near.dtype) - near), axes)
 
 
-def _two_reads(axes: Axes, x: Array, near: Array) -> tuple[Array, Array]:
+def _two_reads(axes: Axes, x: Array, near: Array) -> Sums:
     """Returns the same means in two passes over x. In one pass a CPU would write x - near to memory in between."""
     # Without the two barriers XLA would write arrays to memory here and keep them, because `normalize` and the gradient compute the same
     # arrays from x.
     x1, x2 = lax.optimization_barrier((x, near))[0], lax.optimization_barrier(x)
-    return mean(x1.astype(near.dtype) - near, axes), mean(jnp.square(x2.astype(near.dtype) - near), axes)
+    return near, mean(x1.astype(near.dtype) - near, axes), mean(jnp.square(x2.astype(near.dtype) - near), axes)
+
+
+def _in_the_pass_before(axes: Axes, x: Array, near: Array) -> Sums:
+    """Returns the means of x and of its square, for x in bfloat16, with a number of 0 near the mean.
+
+    No number of x is subtracted from x, so a TPU computes these sums in the pass that writes x, for example in a convolution. The digits
+    that are lost by cancellation are fewer than those that x does not have: if the mean is r deviations, the rounding of the squares to
+    float32 changes the variance by a few times r² · 2^-24 of its size, and the rounding of x has changed x by r · 2^-9 of a deviation.
+    """
+    x = x.astype(near.dtype)
+    rest, squares = mean(x, axes), mean(jnp.square(x), axes)
+    return jnp.zeros_like(near), rest, jnp.maximum(squares, jnp.square(rest))  # rounding must not make the variance negative
 
 
 @functools.lru_cache(maxsize=64)
 def _grid_moments(axes: Axes) -> Table:
-    one_read, two_reads = (functools.partial(function, axes) for function in (_one_read, _two_reads))
-    return Table("moments", Implementation(one_read), {"cpu": (Implementation(two_reads),)})
+    two_reads = Implementation(functools.partial(_two_reads, axes))
+    return Table(
+        "moments", Implementation(functools.partial(_one_read, axes)), {"cpu": (two_reads,), "tpu": (_for_bfloat16(axes),)}
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _channel_moments(axes: Axes) -> Table:
-    return Table("moments", Implementation(functools.partial(_one_read, axes)), {})
+    return Table("moments", Implementation(functools.partial(_one_read, axes)), {"tpu": (_for_bfloat16(axes),)})
+
+
+def _for_bfloat16(axes: Axes) -> Implementation:
+    forward = functools.partial(_in_the_pass_before, axes)
+    return Implementation(forward, supports=lambda x, near: x.dtype == jnp.bfloat16, requires="bfloat16")
 
 
 def normalize(x: Array, statistics: Moments, scale: Array | None = None, bias: Array | None = None) -> Array:
