@@ -73,11 +73,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Runs the tests of a file in one process if `-n` is given, so that its fixtures are made once."""
+    """Runs the tests of a file in one process if `-n` is given, so that its fixtures are made once.
+
+    The rows of the table of transformations share little and take minutes together, so they are divided among the processes.
+    """
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "test_transformations.py::" in nodeid else super()._split_scope(nodeid)
+
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -70,7 +70,8 @@ def test_the_weights_within_a_window():
 def test_progress_counts_every_window():
     calls = []
     plan = Plan.of((20, 20, 20), (16, 16, 16), 0.5)
-    list(predict_slabs(np.zeros((20, 20, 20, 1), np.float32), plan, 3, lambda p: (p,), progress=lambda *a: calls.append(a)))
+    volume, weights = np.zeros((20, 20, 20, 1), np.float32), np.ones(plan.roi, np.float32)
+    list(predict_slabs(volume, plan, 3, lambda p: (p,), weights, progress=lambda *a: calls.append(a)))
     assert calls[-1] == (8, 8)
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
 

@@ -14,6 +14,7 @@ from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.programs import output_functions
 from swinunetr_jax.inference.scan_grid import Coverage, ScanPlanes, on_scan_grid
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
+from swinunetr_jax.inference.window_outputs import window_weights
 from swinunetr_jax.task import Task
 from swinunetr_jax.uncertainty import RunningAgreement, RunningUncertainty, UncertaintyMaps, summarize
 
@@ -56,7 +57,8 @@ class ScanPasses:
     def planes(self, network: Network, progress: Progress | None = None) -> Iterator[ScanPlanes]:
         """Yields the logits of a network on the scan's voxels, a few planes at a time."""
         inside = self.array[self.coverage.covered]
-        planes = predict_slabs(inside, self.plan, self.batch, lambda x: (network(x),), mode=self.blend, progress=progress)
+        weights = window_weights(self.plan, self.blend)
+        planes = predict_slabs(inside, self.plan, self.batch, lambda x: (network(x),), weights, progress=progress)
         return on_scan_grid(planes, self.coverage, self.back)
 
     def new_labels(self) -> np.ndarray:

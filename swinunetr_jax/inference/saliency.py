@@ -27,6 +27,7 @@ from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import prepare
 from swinunetr_jax.inference.scan_grid import Coverage
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
+from swinunetr_jax.inference.window_outputs import window_weights
 from swinunetr_jax.model.intermediates import check_name
 from swinunetr_jax.runtime.memory import release_compile_memory
 from swinunetr_jax.runtime.xla import compiler_options
@@ -154,7 +155,8 @@ class SaliencyMapper:
         def predictor(patches: jax.Array) -> tuple[jax.Array]:
             return (self.segmenter.logits(patches),)
 
-        for planes in predict_slabs(array, plan, self.segmenter.batch, predictor, mode=self.segmenter.blend, progress=progress):
+        weights = window_weights(plan, self.segmenter.blend)
+        for planes in predict_slabs(array, plan, self.segmenter.batch, predictor, weights, progress=progress):
             planes.write(assign(planes.array), mask, plan.unpadded_box(planes.scale))
         inside = np.zeros(plan.image, bool)
         inside[tuple(slice(b.start - c.start, b.stop - c.start) for b, c in zip(coverage.box, coverage.covered))] = True

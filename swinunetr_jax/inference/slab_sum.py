@@ -44,7 +44,7 @@ class Planes:
         low, high = max(self.first, box[0].start), min(self.first + self.count, box[0].stop)
         if low < high:
             planes = slice(low - self.first + self.skip, high - self.first + self.skip)
-            result[low - box[0].start : high - box[0].start] = np.asarray(part)[(planes, *box[1:])]
+            result[low - box[0].start : high - box[0].start] = jax.device_get(part)[(planes, *box[1:])]
 
 
 class SlabSum:
@@ -59,11 +59,10 @@ class SlabSum:
     def __init__(self, output: jax.Array, plan: Plan, importance: np.ndarray):
         self.shape = output.shape
         self.scale = tuple(Fraction(size, window) for size, window in zip(output.shape[1:-1], plan.roi))
-        self.importance = jnp.asarray(importance)
+        self.importance = jax.device_put(importance)
         rest = tuple(int(size * factor) for size, factor in zip(plan.padded[1:], self.scale[1:]))
         shape = (output.shape[1], *rest, output.shape[-1])
-        self.total = jnp.zeros(shape, wide_dtype(output.dtype))
-        self.weight = jnp.zeros(shape[:-1], self.total.dtype)
+        self.total, self.weight = _zeros(shape, wide_dtype(output.dtype))
         fitting = max(PIECE_BYTES // (self.total.nbytes // shape[0]), 1)
         steps = [self.row(b) - self.row(a) for a, b in zip(plan.starts[0], plan.starts[0][1:])]
         self.planes = min(fitting, max(steps, default=shape[0]), shape[0])
@@ -78,7 +77,7 @@ class SlabSum:
         for axis, factor in enumerate(self.scale):
             if factor != 1:
                 starts[:, axis] = starts[:, axis] * factor.numerator // factor.denominator
-        self.total, self.weight = _add(self.total, self.weight, output, self.importance, starts, count)
+        self.total, self.weight = _add(self.total, self.weight, output, self.importance, *jax.device_put((starts, count)))
 
     def pop_finished(self, number: int, row: int, next_row: int) -> Iterator[Planes]:
         """Yields the averages of all planes before the next row of windows, and then moves the slab to this row.
@@ -92,22 +91,29 @@ class SlabSum:
         step = min(self.row(next_row) - base, depth)
         for first in range(0, step, self.planes):
             count, begin = min(self.planes, step - first), min(first, depth - self.planes)
-            averages = _averages(self.total, self.weight, begin, self.planes)
+            averages = _averages(self.total, self.weight, jax.device_put(begin), self.planes)
             yield Planes(number, base + first, first - begin, count, averages, self.scale)
         if step < depth:
-            self.total, self.weight = _move_up(self.total, step), _move_up(self.weight, step)
+            distance = jax.device_put(step)
+            self.total, self.weight = _move_up(self.total, distance), _move_up(self.weight, distance)
+
+
+# Numbers and positions are put on the device explicitly, so that `jax.transfer_guard("disallow")` finds no implicit transfer.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _add(
-    total: jax.Array, weight: jax.Array, logits: jax.Array, importance: jax.Array, offsets: np.ndarray, count: int
+    total: jax.Array, weight: jax.Array, logits: jax.Array, importance: jax.Array, offsets: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def body(index: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, weight = state
-        start = tuple(offsets[index])
+        start, zero = tuple(offsets[index]), jnp.zeros_like(offsets[0, 0])  # of one type, also if JAX's default is int64
         window = logits[index].astype(total.dtype) * importance[..., None]
-        old = jax.lax.dynamic_slice(total, (*start, 0), window.shape)
-        total = jax.lax.dynamic_update_slice(total, old + window, (*start, 0))
+        old = jax.lax.dynamic_slice(total, (*start, zero), window.shape)
+        total = jax.lax.dynamic_update_slice(total, old + window, (*start, zero))
         old = jax.lax.dynamic_slice(weight, start, importance.shape)
         return total, jax.lax.dynamic_update_slice(weight, old + importance, start)
 
@@ -115,14 +121,14 @@ def _add(
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _averages(total: jax.Array, weight: jax.Array, first: int, count: int) -> jax.Array:
+def _averages(total: jax.Array, weight: jax.Array, first: jax.Array, count: int) -> jax.Array:
     total, weight = (jax.lax.dynamic_slice_in_dim(array, first, count) for array in (total, weight))
     # Some of the planes after the finished ones have no windows yet, so that their weight may be zero.
     return total / jnp.maximum(weight, MIN_IMPORTANCE**2)[..., None]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _move_up(slab: jax.Array, step: int) -> jax.Array:
+def _move_up(slab: jax.Array, step: jax.Array) -> jax.Array:
     """Shifts the planes in place, one by one, because a shifted copy would take the memory of a second slab."""
     depth = len(slab)
 

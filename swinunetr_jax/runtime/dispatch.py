@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
+import jax.export
 from jax import lax
 
 from swinunetr_jax.runtime.device import Device
@@ -104,8 +105,11 @@ class Table:
     platforms: Mapping[str, tuple[Implementation, ...]]
 
     def choose(self, platform: str, *inputs: Any) -> Implementation:
-        """Returns the implementation for these inputs on a platform. In `reference_ops` it is the reference."""
-        if uses_reference_ops():
+        """Returns the implementation for these inputs on a platform.
+
+        It is the reference in `reference_ops`, and for inputs of symbolic sizes (`jax.export`), with which sizes cannot be compared.
+        """
+        if uses_reference_ops() or any(map(_has_symbolic_size, inputs)):
             return self.reference
         for implementation in self.platforms.get(platform, ()):
             if implementation.supports is None or implementation.supports(*inputs):
@@ -230,6 +234,10 @@ def _record(table: Table, implementation: Implementation, inputs: tuple[Any, ...
 
 def _shape_of(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+
+
+def _has_symbolic_size(leaf: Any) -> bool:
+    return any(map(jax.export.is_symbolic_dim, getattr(leaf, "shape", ())))
 
 
 # ---- the choice

@@ -167,8 +167,11 @@ def shard_rows(function: Callable[..., Array], rows: Sequence[Array | None], sha
             each device.
         shared: arrays that every device needs completely.
     """
-    mesh, count = _sharding_mesh(), max(len(array) for array in rows if array is not None)
-    if mesh is None or count < mesh.size:
+    mesh = _sharding_mesh()
+    if mesh is None:
+        return function(*rows, *shared)
+    count = max(len(array) for array in rows if array is not None)
+    if count < mesh.size:
         return function(*rows, *shared)
     rows_per_device, by_row, replicated = -(-count // mesh.size), PartitionSpec((DATA, SPATIAL)), PartitionSpec()
 
