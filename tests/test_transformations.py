@@ -1,8 +1,8 @@
 """The table of JAX's transformations and settings that Swin UNETR supports; `docs/transformations.md` shows it to users.
 
 Each row computes values of a small 2-D network in one way and compares them with those of `jax.jit` or `jax.grad` in float64, or with
-finite differences. Rows with several devices run in one separate process with four CPU devices. Two rows of the page are tested elsewhere: meshes
-of explicit axes (`test_explicit_mesh.py`) and `jax.pmap` of the trainer's step (`test_parallel.py`).
+finite differences. Rows with several devices run in one separate process with four CPU devices. Two rows of the page are tested
+elsewhere: meshes of explicit axes (`test_explicit_mesh.py`) and `jax.pmap` of the trainer's step (`test_parallel.py`).
 """
 
 import functools
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, reference_ops, sliding_window_inference
 from swinunetr_jax.inference.plan import Plan, importance_map
 from swinunetr_jax.losses import Loss
+from swinunetr_jax.runtime import sharding
 
 ROOT = Path(__file__).parents[1]
 CONFIG = SwinUNETRConfig(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1), spatial_dims=2, dtype="float64")
@@ -360,6 +362,18 @@ def test_rows_of_four_devices():
     for name in ("stored bytes", "gradients' bytes"):
         assert results["samples"][name] == one[name]
         assert results["samples and weights"][name] < 0.3 * one[name]
+
+
+def test_an_explicit_axis_that_shards_nothing_of_the_input_is_warned_of():
+    """XLA's kernel gradients would be wrong; see the page."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("replica", "rows"), (AxisType.Explicit,) * 2)
+    with pytest.warns(UserWarning, match="'replica' of the mesh shards nothing of the input: XLA then multiplies .* by 2"):
+        sharding._warn_of_idle_axes(PartitionSpec(None, "rows", None, None), mesh)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sharding._warn_of_idle_axes(PartitionSpec("replica", "rows", None, None), mesh)
+        sharding._warn_of_idle_axes(PartitionSpec(("replica", "rows"), None, None, None), mesh)
+        sharding._warn_of_idle_axes(PartitionSpec("rows", None, None, None), mesh)  # space is not sharded
 
 
 def with_four_devices() -> dict[str, dict[str, float]]:

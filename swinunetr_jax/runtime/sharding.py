@@ -10,6 +10,7 @@ Letters in shapes: b batch, d h w grid, c channels.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -150,8 +151,25 @@ def auto_sharded(function: Callable[..., Any], x: Array, *rest: Any, specs: Call
     if mesh is None:
         return function(x, *rest)
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit)
+    _warn_of_idle_axes(jax.typeof(x).sharding.spec, mesh)
     results = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(jax.typeof(x).sharding.spec))
     return jax.sharding.auto_axes(function, axes=axes, out_sharding=results)(x, *rest)
+
+
+def _warn_of_idle_axes(spec: PartitionSpec, mesh: AbstractMesh) -> None:
+    """Warns if space is sharded and an axis of the mesh shards nothing of the input: XLA's kernel gradients are then multiplied by its size.
+
+    This holds for every convolution of XLA in JAX 0.10.2 and 0.12.0; `docs/transformations.md` describes it.
+    """
+    by_axis = [names if isinstance(names, tuple) else (names,) for names in spec]
+    used = {name for names in by_axis for name in names}
+    idle = [name for name, size in mesh.shape.items() if size > 1 and name not in used]
+    if idle and any(name is not None for names in by_axis[1:-1] for name in names):
+        warnings.warn(
+            f"the input's spatial axes are sharded, but the axis {idle[0]!r} of the mesh shards nothing of the input: XLA then multiplies "
+            f"the gradients of convolutions' kernels by {mesh.shape[idle[0]]}. Shard the samples over {idle[0]!r}, or use a mesh without it.",
+            stacklevel=3,
+        )
 
 
 # ---- functions sharded by hand

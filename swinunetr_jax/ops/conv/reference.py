@@ -18,9 +18,9 @@ def conv(x: Array, kernel: Array) -> Array:
 def _taps_as_channels(x: Array, kernel: Array, axis: int) -> tuple[Array, Array]:
     """Returns a grid and a kernel with the same convolution, in which the kernel's size along an axis is 1.
 
-    Each voxel has the channels of all voxels that the kernel reads along this axis. XLA computes wrong numbers for a convolution along an
-    axis of two voxels that two devices share, if the mesh has other axes too (JAX 0.10.2 and 0.12.0; see `tests/test_transformations.py`). Which
-    axes are shared is not known while a function is traced, so every axis of two voxels is treated in this way.
+    Each voxel has the channels of all voxels that the kernel reads along this axis. XLA (JAX 0.10.2 and 0.12.0) computes wrong numbers for
+    a convolution along an axis of two voxels that two devices share, if the mesh has other axes too. Which axes are shared is not known
+    while a function is traced, so every axis of two voxels is treated in this way.
     """
     taps, size = kernel.shape[axis], x.shape[1 + axis]
     pads = [(taps // 2, taps // 2) if number == 1 + axis else (0, 0) for number in range(x.ndim)]
