@@ -14,7 +14,7 @@ import numpy as np
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int
-from swinunetr_jax.hyena_options import HyenaOptions, check_variant
+from swinunetr_jax.hyena_options import HyenaOptions, check_variant, wants_hyena
 
 DOWNSAMPLE_MODES = ("legacy", "merging", "mergingv2")
 NORM_NAMES = ("instance", "batch", "group")
@@ -185,10 +185,16 @@ class SwinUNETRConfig(HyenaOptions):
             )
 
     def replace(self, **changes: Any) -> "SwinUNETRConfig":
-        """Returns a checked copy with some fields changed. `use_hyena` alone changes all stages."""
+        """Returns a checked copy with some fields changed.
+
+        `use_hyena` alone changes all stages. The options of Hyena stages are not kept in a copy without such a stage.
+        """
         if "use_hyena" in changes:
             changes = {"hyena_stages": None, **changes}
-        return SwinUNETRConfig.from_dict({**self.to_dict(), **changes})
+        values = {**self.to_dict(), **changes}
+        if self.use_hyena and not wants_hyena(values.get("use_hyena"), values.get("hyena_stages")):
+            values = {name: value for name, value in values.items() if name in changes or not name.startswith("hyena_")}
+        return SwinUNETRConfig.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values, which `from_dict` reads. Those of Hyena stages are absent if there is no such stage."""

@@ -68,7 +68,7 @@ class HyenaOptions:
         return (self.hyena_l_cache + 1) // 2 if self.hyena_grid_type == "single" else self.hyena_l_cache
 
     def _check_hyena(self) -> None:
-        """Checks the fields, and stores them in one form. Without a Hyena stage they have no effect and are stored as the defaults."""
+        """Checks the fields, and stores them in one form."""
         for name in ("use_hyena", "hyena_use_chunked_fft", "hyena_use_fft_short_conv"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InputError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
@@ -106,8 +106,17 @@ class HyenaOptions:
                 raise InputError(f"`{name}` must be a finite number greater than 0{limit}, got {value!r}.")
             self._store(name, float(value))
         if not self.use_hyena:
-            for field in fields(HyenaOptions):
-                self._store(field.name, field.default)
+            self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Checks that no field was set that has no effect on a network without a Hyena stage."""
+        self._store("hyena_stages", None)
+        for field in fields(HyenaOptions):
+            if getattr(self, field.name) != field.default:
+                raise InputError(
+                    f"`{field.name}` is {getattr(self, field.name)!r}, but the network has no Hyena stage: leave it out, or set "
+                    "`hyena_stages`, for example to 'HHAA'."
+                )
 
     def _check_hyena_stages(self) -> None:
         stages = (self.use_hyena,) * STAGE_COUNT if self.hyena_stages is None else self.hyena_stages
@@ -127,6 +136,13 @@ class HyenaOptions:
 
     def _store(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen
+
+
+def wants_hyena(use_hyena: Any, stages: Any) -> bool:
+    """Returns whether these values of `use_hyena` and `hyena_stages`, which need not be valid, ask for a Hyena stage."""
+    if stages is None:
+        return bool(use_hyena)
+    return not isinstance(stages, (str, tuple, list, np.ndarray)) or any(stage not in (False, "A", "a") for stage in stages)
 
 
 def check_variant(name: str) -> None:

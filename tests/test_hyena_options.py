@@ -49,14 +49,22 @@ def test_bad_options_are_named(change, text):
 
 def test_options_have_one_form_and_are_absent_without_a_hyena_stage():
     plain, mixed = SwinUNETRConfig(**BASE), SwinUNETRConfig(**BASE, hyena_stages=[True, False, True, False])
-    assert SwinUNETRConfig(**BASE, hyena_stages=(False,) * 4, hyena_kernel_size=5) == plain
+    assert SwinUNETRConfig(**BASE, hyena_stages=(False,) * 4) == plain
     assert not [name for name in plain.to_dict() if "hyena" in name] and "hyena" not in repr(plain)
     assert (mixed.use_hyena, mixed.hyena_stages) == (True, (True, False, True, False))
     assert SwinUNETRConfig(**BASE, use_hyena=True).hyena_stages == ALL
     assert SwinUNETRConfig(**BASE, hyena_stages="HAha") == SwinUNETRConfig(**BASE, hyena_stages=(1, 0, 1, 0)) == mixed
     assert SwinUNETRConfig.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed
-    assert mixed.replace(use_hyena=False) == plain and mixed.replace(use_hyena=True).hyena_stages == ALL
+    assert mixed.replace(hyena_omega_0=5).replace(use_hyena=False) == mixed.replace(hyena_stages="AAAA") == plain
+    assert mixed.replace(use_hyena=True).hyena_stages == ALL
     assert SwinUNETRConfig(**BASE, use_hyena=True, num_heads=(5, 7, 9, 11)).use_hyena  # a Hyena stage has no heads
+
+
+def test_an_option_of_hyena_stages_is_refused_without_such_a_stage():
+    with pytest.raises(InputError, match="`hyena_kernel_size` is 5, but the network has no Hyena stage"):
+        SwinUNETRConfig(**BASE, hyena_stages="AAAA", hyena_kernel_size=5)
+    with pytest.raises(InputError, match="`hyena_l_cache` is 16, but"):
+        SwinUNETRConfig(**BASE, use_hyena=True).replace(use_hyena=False, hyena_l_cache=16)
 
 
 @pytest.mark.parametrize(("name", "count"), [("HHHH", 62_180_286), ("haha", 62_187_946), ("HHAA", 62_191_270)])

@@ -157,9 +157,10 @@ def auto_sharded(function: Callable[..., Any], x: Array, *rest: Any, specs: Call
 
 
 def _warn_of_idle_axes(spec: PartitionSpec, mesh: AbstractMesh) -> None:
-    """Warns if space is sharded and an axis of the mesh shards nothing of the input: XLA's kernel gradients are then multiplied by its size.
+    """Warns if space is sharded and an axis of the mesh shards nothing of the input.
 
-    This holds for every convolution of XLA in JAX 0.10.2 and 0.12.0; `docs/transformations.md` describes it.
+    XLA's gradients of kernels are then multiplied by the size of this axis. This holds for every convolution of XLA in JAX 0.10.2 and
+    0.12.0; `docs/transformations.md` describes it.
     """
     by_axis = [names if isinstance(names, tuple) else (names,) for names in spec]
     used = {name for names in by_axis for name in names}
@@ -167,7 +168,8 @@ def _warn_of_idle_axes(spec: PartitionSpec, mesh: AbstractMesh) -> None:
     if idle and any(name is not None for names in by_axis[1:-1] for name in names):
         warnings.warn(
             f"the input's spatial axes are sharded, but the axis {idle[0]!r} of the mesh shards nothing of the input: XLA then multiplies "
-            f"the gradients of convolutions' kernels by {mesh.shape[idle[0]]}. Shard the samples over {idle[0]!r}, or use a mesh without it.",
+            f"the gradients of convolutions' kernels by {mesh.shape[idle[0]]}. Shard the samples over {idle[0]!r}, or use a mesh "
+            "without it.",
             stacklevel=3,
         )
 
