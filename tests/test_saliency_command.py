@@ -208,6 +208,17 @@ def test_a_folder_of_predictions_is_refused(model, tmp_path, capsys):
     assert "holds predictions" in capsys.readouterr().err
 
 
+def test_a_folder_of_maps_is_refused_by_predict_and_evaluate(model, tmp_path, capsys):
+    write_spot(tmp_path / "a.nii.gz", np.eye(4), (40, 34, 32), (20, 15, 12))
+    (tmp_path / "out").mkdir()
+    write_spot(tmp_path / "out/a_saliency_0.nii.gz", np.eye(4), (40, 34, 32), (20, 15, 12))
+    (tmp_path / "out/saliency.json").write_text("{}")
+    assert run("predict", "-i", tmp_path / "a.nii.gz", "-m", model, "-o", tmp_path / "out") == 2
+    assert "holds saliency maps, which `evaluate` would take for label maps" in capsys.readouterr().err
+    assert run("evaluate", tmp_path / "out", tmp_path / "out") == 2
+    assert "holds saliency maps, not label maps" in capsys.readouterr().err
+
+
 # This program computes maps and kills itself when its first picture, or its first map, has been written under a temporary name.
 KILLED = (
     f"""

@@ -59,9 +59,12 @@ class Predictions:
 def find_predictions(path: str | os.PathLike) -> Predictions:
     """Returns the label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, CASE_seg.nii.gz, or one file.
 
-    Files of probabilities and uncertainty are not included. Raises InputError if there is no label map.
+    Files of probabilities and uncertainty are not included. Raises InputError if there is no label map, or if the folder holds the
+    maps of `saliency`.
     """
     path = Path(path)
+    if files.is_folder(path) and files.exists(path / prediction_record.SALIENCY_RECORD):
+        raise InputError(f"{path} holds saliency maps, not label maps: give the folder of `swinunetr predict`.")
     images = _images(path)
     if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")

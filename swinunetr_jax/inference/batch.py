@@ -22,11 +22,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from swinunetr_jax import console
+from swinunetr_jax import console, files
 from swinunetr_jax.console import literal, name_list
 from swinunetr_jax.data.check.problems import ONE_BY_ONE, problem_key
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntry, InputFile, Record, input_files
+from swinunetr_jax.data.discovery.prediction_record import (
+    SALIENCY_RECORD,
+    AlreadyDone,
+    CaseEntry,
+    InputFile,
+    Record,
+    input_files,
+)
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.case_files import recorded, replace_case_files
@@ -70,9 +77,11 @@ def predict_cases(
         postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
 
     Raises:
-        InputError: `out` cannot be written, or its predict.json is damaged.
+        InputError: `out` cannot be written, holds saliency maps, or its predict.json is damaged.
     """
     out = Path(out)
+    if files.exists(out / SALIENCY_RECORD):
+        raise InputError(f"{out} holds saliency maps, which `evaluate` would take for label maps: give another folder.")
     if postprocess:  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
         identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment())

@@ -35,7 +35,6 @@ from swinunetr_jax.inference.case_files import recorded, replace_case_files
 from swinunetr_jax.inference.saliency import SaliencyMapper, SaliencyMaps
 from swinunetr_jax.viz.heat import write_heat_picture
 
-RECORD = "saliency.json"
 REMEDY = "move it away, and run the command again with --overwrite"
 PICTURE = "picture"
 
@@ -59,7 +58,7 @@ def explain_cases(
     out = Path(out)
     if files.exists(out / prediction_record.RECORD):
         raise InputError(f"{out} holds predictions, and `evaluate` would take the maps for label maps: give another folder.")
-    record = Record(out, identity, environment(), name=RECORD, remedy=REMEDY)
+    record = Record(out, identity, environment(), name=prediction_record.SALIENCY_RECORD, remedy=REMEDY)
     failed: list[str] = []
     owners: dict[Path, str] = {}
     for number, case in enumerate(cases, 1):

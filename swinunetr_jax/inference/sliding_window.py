@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from swinunetr_jax.console import Progress as Bar
 from swinunetr_jax.errors import InputError
@@ -114,7 +115,7 @@ def sliding_window_inference(
     weights = window_weights(plan, mode, sigma_scale, roi_weight_map)
     options = {"padding_mode": padding_mode, "cval": cval}
     results = None
-    if not isinstance(inputs, jax.core.Tracer):
+    if not isinstance(inputs, Tracer):
         with contextlib.suppress(_TracedOutputs):  # the predictor's weights may be traced although the inputs are not
             slabs = functools.partial(predict_slabs, plan=plan, batch=sw_batch_size, predictor=_untraced(flat), weights=weights)
             results = _on_host(jax.device_get(inputs), plan, functools.partial(slabs, **options), reduced, progress)
@@ -133,7 +134,7 @@ def _untraced(predictor: Callable[[jax.Array], tuple[Any, ...]]) -> Callable[[ja
 
     def predict(patches: jax.Array) -> tuple[Any, ...]:
         outputs = predictor(patches)
-        if any(isinstance(output, jax.core.Tracer) for output in outputs):
+        if any(isinstance(output, Tracer) for output in outputs):
             raise _TracedOutputs
         return outputs
 

@@ -17,6 +17,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.errors import InputError
 
 RECORD = "predict.json"
+SALIENCY_RECORD = "saliency.json"
 REMEDY = "move it away, and predict again with --overwrite"
 
 
