@@ -48,6 +48,8 @@ def test_a_selection(model):
     assert len(select(model, "*").names) == len(parameter_names(model))
     with pytest.raises(InputError, match=r"'swin.stage.\*' matches no parameter.*swin.stages"):
         select(model, "out.*", "swin.stage.*")
+    with pytest.raises(InputError, match="at least one pattern"):
+        select(model)
 
 
 def test_a_frozen_encoder_stays_as_it_is(model, x):

@@ -245,6 +245,11 @@ class Segmenter:
         scan, flips = self.passes(prepared.array, prepared.back, task), self._flips(prepared.scan.affine)
         uncertainty = None
         if self.uncertainty:
+            if self.mirror and len(flips) == len(self._networks) == 1 and not self.mc_dropout:
+                raise InputError(
+                    "the labels name sides along every axis, so that windows are not mirrored and the only network has nothing to disagree "
+                    "with: give several networks, or --mc-dropout."
+                )
             labels, probability_maps, uncertainty = segment_with_uncertainty(
                 scan,
                 members(self._networks, flips, draws=self.mc_dropout, seed=self.seed),

@@ -44,8 +44,10 @@ def select(model: nnx.Module, *patterns: str) -> Selection:
         patterns: patterns such as "swin.*", "decoder[12].*" or "*.bias".
 
     Raises:
-        InputError: a pattern matches no parameter.
+        InputError: a pattern matches no parameter, or no pattern is given.
     """
+    if not patterns:
+        raise InputError('`select` needs at least one pattern of parameter names, such as "swin.*", or "*" for all parameters.')
     names = parameter_names(model)
     matched = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
     _check_all_match(matched, names)
