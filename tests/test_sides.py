@@ -108,7 +108,7 @@ def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch
     assert inputs == [[jnp.flip(patch, flips).tolist() for flips in combinations] for combinations in axes]
     with pytest.raises(InputError, match="without the scan's affine it is not known along which axes"):
         segmenter.logits(patch)
-    segmenter.task, segmenter.uncertainty, segmenter.mc_dropout = task("kidney_left", "front", "upper"), True, 0
+    segmenter.task, segmenter.uncertainty, segmenter.mc_dropout = task("kidney_left", "anterior", "upper"), True, 0
     with pytest.raises(InputError, match="along every axis, so that windows are not mirrored and the only network has nothing"):
         segmenter.segment_prepared(Prepared(np.zeros((2, 2, 2, 1)), back, scan, ()))
     segmenter.task, segmenter.uncertainty = task("liver"), False
