@@ -54,6 +54,7 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 LONGEST = (
+    "test_transformations_traced",  # its checks of leaks take longer after other tests, whose objects they search
     "test_processes",
     "test_extend",
     "test_train",
