@@ -361,7 +361,7 @@ def test_rows_of_four_devices():
     # The weights and their gradients take a fourth, except those whose sizes are no multiples of four.
     for name in ("stored bytes", "gradients' bytes"):
         assert results["samples"][name] == one[name]
-        assert results["samples and weights"][name] < 0.3 * one[name]
+        assert results["samples and weights"][name] < 0.31 * one[name]
 
 
 def test_an_explicit_axis_that_shards_nothing_of_the_input_is_warned_of():
