@@ -345,7 +345,7 @@ LAYOUTS = {
 
 
 @pytest.mark.long
-def test_rows_of_four_devices():
+def test_four_devices_compute_the_same_and_share_the_memory():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
