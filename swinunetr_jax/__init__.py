@@ -15,6 +15,7 @@ from swinunetr_jax.version import __version__
 if TYPE_CHECKING:
     from swinunetr_jax.augment import Augmentation, nnunet_augmentation
     from swinunetr_jax.explanation import explain
+    from swinunetr_jax.inference.segment import open_segmenter, segment
     from swinunetr_jax.inference.sliding_window import sliding_window_inference
     from swinunetr_jax.model.attention_maps import attention_maps
     from swinunetr_jax.model.swin import SwinTransformer
@@ -39,8 +40,10 @@ __all__ = [
     "load_checkpoint",
     "nnunet_augmentation",
     "open_checkpoint",
+    "open_segmenter",
     "reference_ops",
     "save_checkpoint",
+    "segment",
     "sliding_window_inference",
 ]
 
@@ -55,8 +58,10 @@ _MODULES = {
     "load_checkpoint": "swinunetr_jax.weights.load",
     "nnunet_augmentation": "swinunetr_jax.augment",
     "open_checkpoint": "swinunetr_jax.weights.load",
+    "open_segmenter": "swinunetr_jax.inference.segment",
     "reference_ops": "swinunetr_jax.runtime.dispatch",
     "save_checkpoint": "swinunetr_jax.weights.load",
+    "segment": "swinunetr_jax.inference.segment",
     "sliding_window_inference": "swinunetr_jax.inference.sliding_window",
 }
 _DEPRECATED = {  # old name: module, new name there, what to use instead

@@ -9,8 +9,7 @@ from helpers import fake_predictor
 from helpers.refusals import refused
 
 from swinunetr_jax import Task
-from swinunetr_jax.commands.options import TaskOptions, WeightOptions
-from swinunetr_jax.commands.predict import Predict
+from swinunetr_jax.inference.open_networks import chosen_postprocess
 from swinunetr_jax.postprocess import (
     Postprocess,
     Step,
@@ -180,11 +179,6 @@ def cross_validation(folder, steps=STORED.steps):
     return folder
 
 
-def predict_command(*models, **options):
-    """Returns the command `predict` with these models."""
-    return Predict((), None, models, weights=WeightOptions(), task_options=TaskOptions(), **options)
-
-
 def test_predict_finds_the_post_processing_of_its_networks(tmp_path, monkeypatch, capsys):
     run, other = cross_validation(tmp_path / "cv"), cross_validation(tmp_path / "other", (LARGEST,))
     for models in (
@@ -195,20 +189,20 @@ def test_predict_finds_the_post_processing_of_its_networks(tmp_path, monkeypatch
         [run / "fold0" / "last"],
         [run / "fold0/checkpoints/00000004"],
     ):
-        assert predict_command(*models)._postprocess(BRATS) == STORED.steps
+        assert chosen_postprocess(models, BRATS) == STORED.steps
         printed = capsys.readouterr().out
         assert "keep the largest component of the whole foreground, then replace ET if it has fewer than 200 voxels" in printed
         assert f"{run / 'postprocess.json'}; --no-postprocess leaves it out" in printed
     monkeypatch.chdir(run / "fold0")
     assert cross_validation_of(".") == run and cross_validation_of("best") == run and cross_validation_of(tmp_path) is None
     for models in ([run, other], [run / "fold0", tmp_path / "model.pt"]):
-        assert predict_command(*models)._postprocess(BRATS) == ()
+        assert chosen_postprocess(models, BRATS) == ()
         assert "no post-processing is applied, because" in capsys.readouterr().err
-    assert predict_command(tmp_path / "model.pt")._postprocess(BRATS) == ()
-    assert predict_command(cross_validation(tmp_path / "none", ()))._postprocess(CLASSES) == ()
+    assert chosen_postprocess([tmp_path / "model.pt"], BRATS) == ()
+    assert chosen_postprocess([cross_validation(tmp_path / "none", ())], CLASSES) == ()
     assert capsys.readouterr() == ("", "")
     with refused("chosen for other labels"):
-        predict_command(run)._postprocess(CLASSES)
+        chosen_postprocess([run], CLASSES)
 
 
 def test_predicted_label_maps_are_post_processed_and_the_record_says_so(tmp_path, capsys):

@@ -5,20 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax import console
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
-from swinunetr_jax.buckets.fetch import optional_file
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Task
-
-if TYPE_CHECKING:
-    from swinunetr_jax.postprocess import Step
 
 EXIT_SOME_FAILED = 1
 
@@ -86,19 +81,14 @@ class Predict:
 
         from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
+        from swinunetr_jax.inference.open_networks import open_networks
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.uncertainty import MEASURES
-        from swinunetr_jax.weights.load import open_checkpoint
-        from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is empty: give at least one path.")
         check_output(self.output)
-        for model in self.model:
-            if warning := missing_folds(model):
-                console.warn(console.literal(warning))
-        paths = [path for model in self.model for path in ensemble_paths(model)]
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe
@@ -111,19 +101,18 @@ class Predict:
             if not self.mc_dropout:
                 raise InputError("--drop-rate is for draws of dropout: give their number with --mc-dropout, such as 10.")
             fields["drop_rate"] = self.drop_rate
-        checkpoints = [open_checkpoint(path, dtype=self.dtype, network=network, **fields) for path in paths]
-        tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
-        for path, task in zip(paths, tasks):
-            if task != tasks[0]:
-                raise InputError(f"{path} was trained for another task than {paths[0]}: an ensemble needs networks of one task.")
-        if len(paths) > 1:
-            console.say(
-                f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}"
-            )
-        postprocess = () if self.no_postprocess else self._postprocess(tasks[0])
+        networks = open_networks(
+            self.model,
+            self.task_options.apply,
+            postprocess=not self.no_postprocess,
+            network=network,
+            dtype=self.dtype,
+            **fields,
+        )
+        checkpoints, task = networks.checkpoints, networks.task
         segmenter = Segmenter(
             [checkpoint.model() for checkpoint in checkpoints],
-            tasks[0],
+            task,
             configs=[checkpoint.config for checkpoint in checkpoints],
             roi=self.roi,
             overlap=self.overlap,
@@ -137,7 +126,7 @@ class Predict:
             mc_dropout=self.mc_dropout,
             seed=self.seed,
         )
-        cases, et_label = input_cases(self.input, tasks[0], self.base)
+        cases, et_label = input_cases(self.input, task, self.base)
         names = ("{}.nii.gz", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
         check_no_input_is_replaced(cases, self.output, names)
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
@@ -145,7 +134,7 @@ class Predict:
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
             "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
-            "task": tasks[0].to_dict(),
+            "task": task.to_dict(),
             "roi": "whole" if self.whole else segmenter.roi,
             "overlap": self.overlap,
             "blend": self.blend,
@@ -171,42 +160,8 @@ class Predict:
                 uncertainty=segmenter.uncertainty,
                 overwrite=self.overwrite,
                 et_label=et_label,
-                postprocess=postprocess,
+                postprocess=networks.postprocess,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
-
-    def _postprocess(self, task: Task) -> tuple[Step, ...]:
-        """Returns the operations that a cross-validation has chosen for all given networks together, and prints them.
-
-        Raises:
-            InputError: the file with the operations is damaged, or was written for other labels.
-        """
-        from swinunetr_jax.postprocess import POSTPROCESS, check_task, read_postprocess
-        from swinunetr_jax.weights.run_folder import cross_validation_of
-
-        steps: dict[Path | None, tuple[Step, ...]] = {}  # by the folder of the cross-validation
-        for folder in {cross_validation_of(model): None for model in self.model}:
-            steps[folder] = ()
-            file = None if folder is None else optional_file(folder / POSTPROCESS)
-            if file is not None:
-                chosen = read_postprocess(file)
-                if chosen.steps:
-                    check_task(file, chosen, task)
-                steps[folder] = chosen.steps
-        choices = {chosen for chosen in steps.values() if chosen}
-        if not choices:
-            return ()
-        sources = ", ".join(console.literal(folder / POSTPROCESS) for folder, chosen in steps.items() if folder and chosen)
-        if len(steps) > 1:
-            console.warn(
-                f"no post-processing is applied, because the one in {sources} was chosen for only some of these networks."
-            )
-            return ()
-        (chosen,) = choices
-        text = ", then ".join(console.literal(step) for step in chosen)
-        console.say(
-            f"post-processing of the label maps: {text} (chosen on out-of-fold cases, {sources}; --no-postprocess leaves it out)"
-        )
-        return chosen

@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.case_files import recorded, replace_case_files
 from swinunetr_jax.inference.passes import Uncertainty
-from swinunetr_jax.inference.predict import Segmentation, Segmenter
-from swinunetr_jax.postprocess import Step, apply
-from swinunetr_jax.task import Task
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.segment_case import segment_case
+from swinunetr_jax.inference.segmentation import Segmentation
+from swinunetr_jax.postprocess import Step
 from swinunetr_jax.uncertainty import MEASURES
 from swinunetr_jax.version import __version__
 from swinunetr_jax.viz.preview import write_preview
@@ -95,7 +96,6 @@ def predict_cases(
     for number, case in enumerate(cases, 1):
         title = f"[{number}/{len(cases)}] {literal(case.name)}"
         outputs = _outputs(out, case, probabilities, preview, uncertainty)
-        task = _task(segmenter.task, case, et_label)
         record.begin(case)
         if not overwrite and record.is_done(case, outputs):
             console.say(f"{title}: done already, skipped")
@@ -105,11 +105,12 @@ def predict_cases(
             _check_distinct(case, outputs, owners)
             record.check_free(case, outputs, overwrite)
             with console.Progress(title, unit="window") as progress:
-                result = segmenter.segment(case, probabilities=probabilities, et_label=task.et_label, progress=progress)
-            result = _postprocessed(result, postprocess, task)
-            for note in (*_et_note(segmenter.task, task), *result.notes):
+                result = segment_case(
+                    segmenter, case, probabilities=probabilities, et_label=et_label, postprocess=postprocess, progress=progress
+                )
+            for note in result.notes:
                 console.say(f"{title}: note: {literal(note)}")
-            case_seconds, volumes_ml = _write(record, result, case, inputs, outputs, task, overwrite, started)
+            case_seconds, volumes_ml = _write(record, result, case, inputs, outputs, overwrite, started)
         except AlreadyDone:
             console.say(f"{title}: another run has finished it in the meantime with the same settings, and its result is kept")
             continue
@@ -179,38 +180,12 @@ def _check_distinct(case: Case, outputs: dict[str, Path], owners: dict[Path, str
             raise InputError(f"{path} is also a result of the case {owners[path]}; rename one, or predict them into two folders.")
 
 
-def _task(task: Task, case: Case, et_label: int | None) -> Task:
-    """Returns the task with the label of the enhancing tumour in the case's data set, if the task has such a label."""
-    label = et_label or case.et_label
-    return task if label is None or task.et_label is None else task.with_et_label(label)
-
-
-def _postprocessed(result: Segmentation, steps: Sequence[Step], task: Task) -> Segmentation:
-    """Returns the result with its label map after the steps, and with a note if they have changed any voxel."""
-    labels = apply(steps, result.labels, task)
-    changed = int(np.count_nonzero(labels != result.labels))
-    if not changed:
-        return result
-    return replace(result, labels=labels, notes=(*result.notes, f"post-processing has changed {changed} voxels"))
-
-
-def _et_note(network_task: Task, written_task: Task) -> list[str]:
-    """Returns a note if the label of the enhancing tumour differs from the network's own."""
-    if network_task.et_label == written_task.et_label:
-        return []
-    return [
-        f"the enhancing tumour is written as label {written_task.et_label}, as in this data set, "
-        f"instead of the network's {network_task.et_label}"
-    ]
-
-
 def _write(
     record: Record,
     result: Segmentation,
     case: Case,
     inputs: list[InputFile],
     outputs: dict[str, Path],
-    task: Task,
     overwrite: bool,
     started: float,
 ) -> tuple[float, dict[str, float]]:
@@ -227,11 +202,11 @@ def _write(
                 write_volume(paths[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
         if "preview" in outputs:
             image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
-            write_preview(paths["preview"], image, result.labels, result.scan, task, literal(case.name))
+            write_preview(paths["preview"], image, result.labels, result.scan, result.task, literal(case.name))
         write_volume(paths["labels"], result.labels, result.scan)
 
     with replace_case_files(record, case, outputs, overwrite, write) as finish:
-        volumes_ml, seconds = _volumes_ml(result, task), round(time.perf_counter() - started, 2)
+        volumes_ml, seconds = result.volumes_ml, round(time.perf_counter() - started, 2)
         entry = CaseEntry(
             inputs=inputs,
             outputs=recorded(outputs),
@@ -242,21 +217,10 @@ def _write(
         )
         if result.uncertainty is not None:
             entry["uncertainty"] = result.uncertainty.summary
-        if task.et_label in (3, 4):
-            entry["et_label"] = task.et_label
+        if result.task.et_label in (3, 4):
+            entry["et_label"] = result.task.et_label
         finish(entry)
     return seconds, volumes_ml
-
-
-def _volumes_ml(result: Segmentation, task: Task) -> dict[str, float]:
-    """Returns the volume in ml of each output except the background in the label map, computed as in `evaluate`."""
-    voxel_ml = abs(np.linalg.det(result.scan.affine[:3, :3])) / 1000
-    counts = np.bincount(result.labels.ravel("K"), minlength=256)
-    return {
-        output.name: round(float(sum(counts[value] for value in task.labels_of(output)) * voxel_ml), 3)
-        for output in task.outputs
-        if output.value
-    }
 
 
 def _remaining_time(seconds: Sequence[float], cases: int) -> str:

@@ -6,7 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +16,24 @@ from flax import nnx
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data.augment import sides
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.nifti import InverseReorient, Volume
+from swinunetr_jax.data.nifti import InverseReorient
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.members import check_dropout, members
-from swinunetr_jax.inference.passes import ScanPasses, Uncertainty, segment_with_uncertainty
+from swinunetr_jax.inference.passes import ScanPasses, segment_with_uncertainty
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
 from swinunetr_jax.inference.programs import compiled_network
 from swinunetr_jax.inference.scan_grid import Coverage
+from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.inference.sliding_window import Progress
+from swinunetr_jax.postprocess import Step
 from swinunetr_jax.runtime.sharding import device_mesh
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.params import NetworkConfig, config_of
 
 DEFAULT_ROI = (96, 96, 96)
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The result for a case. All arrays have the scan's own grid.
-
-    Attributes:
-        labels: the label map, uint8 [x, y, z].
-        probabilities: float32 [x, y, z, c], or None if they were not requested.
-        scan: the first channel's file.
-        windows: the number of windows.
-        notes: sentences for the user.
-        uncertainty: that of the members, if it was requested.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray | None
-    scan: Volume
-    windows: int
-    notes: tuple[str, ...]
-    uncertainty: Uncertainty | None = None
 
 
 class Segmenter:
@@ -79,6 +60,7 @@ class Segmenter:
         mc_dropout: the number of draws of dropout for each network, 0 for none. The members are then these draws, whereas the label map
             remains that of the networks without dropout. Each window has random numbers of its own.
         seed: the seed of the draws. They also depend on `batch`.
+        postprocess: operations on the label maps, which `swinunetr_jax.segment` applies.
 
     Raises:
         InputError: an argument is out of range, a network does not fit the task or was only pre-trained without labels, `crop` is set and
@@ -103,6 +85,7 @@ class Segmenter:
         uncertainty: bool = False,
         mc_dropout: int = 0,
         seed: int = 0,
+        postprocess: Sequence[Step] = (),
     ):
         if depth is not None:
             warnings.warn("`depth` is renamed: use `spatial_shards`", DeprecationWarning, stacklevel=2)
@@ -139,6 +122,7 @@ class Segmenter:
             names = ", ".join(output.name for output in task.outputs)
             raise InputError(f"a crop is surrounded by background, but none of the classes {names} has the value 0: do not crop.")
         self.overlap, self.blend, self.batch, self.crop = overlap, blend, batch, crop
+        self.postprocess = tuple(postprocess)
         self.whole, self.spatial_shards = whole, spatial_shards
         self.in_channels = configs[0].in_channels
         mesh = device_mesh(1, spatial_shards, jax.local_devices()) if spatial_shards > 1 else None
@@ -261,7 +245,7 @@ class Segmenter:
             labels, probability_maps = scan.segment(
                 lambda x: self._averaged(x, flips), probabilities=probabilities, progress=progress
             )
-        return Segmentation(labels, probability_maps, prepared.scan, scan.plan.windows, prepared.notes, uncertainty)
+        return Segmentation(labels, probability_maps, prepared.scan, task, scan.plan.windows, prepared.notes, uncertainty)
 
     def run(
         self,

@@ -1,5 +1,6 @@
 """Reads the files of a case as an array for a network, on the task's grid and with the task's intensities."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.intensity import scale_window, zscore_nonzero
-from swinunetr_jax.data.prepare.read_case import read_case
+from swinunetr_jax.data.prepare.read_case import ReadCase, arrange, read_case
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.task import Task
 
@@ -35,7 +36,15 @@ def prepare(case: Case, task: Task, in_channels: int) -> Prepared:
     Raises:
         InputError: a file cannot be read, the number of channels is wrong, or channels have different grids, are constant or contain NaN.
     """
-    loaded = read_case(case, task, in_channels)
+    return _prepared(read_case(case, task, in_channels), task)
+
+
+def prepare_volumes(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int) -> Prepared:
+    """Returns a case whose images are in memory in the form of `prepare`, with the arguments and errors of `arrange`."""
+    return _prepared(arrange(case, volumes, task, in_channels), task)
+
+
+def _prepared(loaded: ReadCase, task: Task) -> Prepared:
     return Prepared(normalized(loaded.array, task), loaded.back, loaded.scan, loaded.notes)
 
 

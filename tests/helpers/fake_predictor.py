@@ -20,7 +20,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.nifti import read_volume
 from swinunetr_jax.inference import batch
 from swinunetr_jax.inference.batch import predict_cases
-from swinunetr_jax.inference.predict import Segmentation
+from swinunetr_jax.inference.segmentation import Segmentation
 
 SHAPE = (6, 5, 4)
 SECONDS = 200  # for processes on a busy machine
@@ -64,7 +64,7 @@ class FakePredictor:
         for done in range(1, self.windows + 1):
             progress(done, self.windows)
         channel_probabilities = np.full((*scan.array.shape, len(task.outputs)), 0.5, np.float32) if probabilities else None
-        return Segmentation(labels, channel_probabilities, scan, self.windows, ())
+        return Segmentation(labels, channel_probabilities, scan, task, self.windows, ())
 
 
 def scan(folder: Path, name: str, image: str = "flair") -> Case:

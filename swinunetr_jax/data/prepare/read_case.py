@@ -41,7 +41,21 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
     """
     if case.problem:
         raise InputError(case.problem)
-    volumes = [read_volume(path) for path in case.images]
+    return arrange(case, [read_volume(path) for path in case.images], task, in_channels)
+
+
+def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int) -> ReadCase:
+    """Arranges the images of a case for the task's networks: its channels in their order, on the grid that they see.
+
+    Args:
+        case: the names of the images and of their channels.
+        volumes: the images, float32, in the order of `case.images`.
+        task: the task of the networks.
+        in_channels: the number of channels that the networks take.
+
+    Raises:
+        InputError: the channels are too few or too many, are on different grids, or are constant.
+    """
     check_same_grid(volumes)
     planes = [plane for volume in volumes for plane in _planes(volume)]
     if case.plane is not None:

@@ -1,0 +1,134 @@
+"""Segments one scan with one call: files, or images in memory."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swinunetr_jax import console
+from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
+from swinunetr_jax.data.nifti import Volume, read_volume, volume_in_memory
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.open_networks import open_networks
+from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.segment_case import segment_case
+from swinunetr_jax.inference.segmentation import Segmentation
+from swinunetr_jax.task import Task
+from swinunetr_jax.weights.load import Checkpoint
+
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+def open_segmenter(
+    model: Paths, *, task: Task | None = None, postprocess: bool = True, dtype: str = "float32", **options: Any
+) -> Segmenter:
+    """Opens the networks of `swinunetr predict -m`, for segmenting several scans.
+
+    Args:
+        model: a checkpoint: a training run, a checkpoint folder, a MONAI .pt or a safetensors file, also in a bucket. Several of them, or
+            a run of all folds, are averaged as an ensemble.
+        task: the task of the networks, if the files do not state it.
+        postprocess: whether the post-processing that a cross-validation has chosen for its networks is applied.
+        dtype: the type of the computation, "float32" or "bfloat16".
+        options: the options of `Segmenter`, such as `overlap`, `crop` or `mirror`.
+
+    Raises:
+        InputError: a file cannot be read, states no task, or an option is wrong.
+    """
+    models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
+
+    def task_of(checkpoint: Checkpoint, path: Path) -> Task:
+        chosen = task or checkpoint.task
+        if chosen is None:
+            raise InputError(
+                f"{path} does not state its task: give it, for example `task=Task.brats()` or "
+                f"`task=Task.classes({checkpoint.config.out_channels})`."
+            )
+        chosen.check(checkpoint.config)
+        return chosen
+
+    networks = open_networks([Path(path) for path in models], task_of, postprocess=postprocess, dtype=dtype)
+    return Segmenter(
+        [checkpoint.model() for checkpoint in networks.checkpoints],
+        networks.task,
+        configs=[checkpoint.config for checkpoint in networks.checkpoints],
+        postprocess=networks.postprocess,
+        **options,
+    )
+
+
+def segment(
+    images: Any,
+    model: Paths | Segmenter,
+    *,
+    affine: np.ndarray | None = None,
+    probabilities: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Segmentation:
+    """Segments one scan, like `swinunetr predict`: the label map has the scan's own grid and the same bytes.
+
+    ```python
+    result = swinunetr_jax.segment("scan.nii.gz", "runs/first")
+    print(result.volumes_ml)
+    result.save("labels.nii.gz")
+    ```
+
+    Args:
+        images: the scan: the path of a file or of a case folder; a nibabel or a SimpleITK image; or an array [x, y, z] or [x, y, z, c]
+            with `affine`. Several channels are a list of these in the network's order, or a dict by the names of the channels.
+        model: the arguments of `open_segmenter`, or what it returns. The networks are compiled for each call that opens them, so open them
+            once for several scans.
+        affine: the affine of arrays, [4, 4]: it maps indices to mm, with x to the right, y to the front and z upwards.
+        probabilities: also return the probability of each output.
+        progress: show the finished windows and the remaining time.
+        options: those of `open_segmenter`, if `model` is a path.
+
+    Raises:
+        InputError: the scan has a fault, is not exactly one, or an option is wrong.
+    """
+    if isinstance(model, Segmenter):
+        if options:
+            raise InputError(
+                f"{', '.join(options)}: give the options to `open_segmenter`, which has opened the networks already."
+            )
+        segmenter = model
+    else:
+        segmenter = open_segmenter(model, **options)
+    case, volumes, et_label = _case(images, segmenter.task, affine)
+    with console.Progress(console.literal(case.name), unit="window", silent=not progress) as bar:
+        return segment_case(
+            segmenter, case, volumes=volumes, probabilities=probabilities, et_label=et_label,
+            postprocess=segmenter.postprocess, progress=bar,
+        )  # fmt: skip
+
+
+def _case(images: Any, task: Task, affine: np.ndarray | None) -> tuple[Case, list[Volume] | None, int | None]:
+    """Returns the case, its images if any of them is in memory, and the label of the enhancing tumour that its data set states."""
+    if _is_path(images):
+        dataset = find_cases(images, channels=task.channels or None)
+        if len(dataset.cases) != 1:
+            raise InputError(
+                f"{images} holds {len(dataset.cases)} cases, and `segment` takes one: give a single case, or use `swinunetr predict`."
+            )
+        return dataset.cases[0], None, dataset.stated_et_label
+    names = tuple(map(str, images)) if isinstance(images, Mapping) else None
+    parts = (
+        list(images.values()) if isinstance(images, Mapping) else list(images) if isinstance(images, (list, tuple)) else [images]
+    )
+    if not parts:
+        raise InputError("`images` is empty: give at least one image.")
+    if all(map(_is_path, parts)) and names is None:
+        return case_from_files(tuple(map(Path, parts))), None, None
+    labels = names or tuple("the image" if len(parts) == 1 else f"image {number}" for number in range(1, len(parts) + 1))
+    volumes = [
+        read_volume(part) if _is_path(part) else volume_in_memory(part, label, affine) for part, label in zip(parts, labels)
+    ]
+    return Case("scan", tuple(volume.path for volume in volumes), channels=names), volumes, None
+
+
+def _is_path(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike))

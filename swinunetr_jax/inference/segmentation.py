@@ -1,0 +1,92 @@
+"""The result of a segmentation: label map, probabilities and volumes on the scan's own grid, which can be saved and shown."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from swinunetr_jax import files
+from swinunetr_jax.data.nifti import Volume, write_volume
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.passes import Uncertainty
+from swinunetr_jax.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result for a case. All arrays have the scan's own grid.
+
+    Attributes:
+        labels: the label map, uint8 [x, y, z].
+        probabilities: float32 [x, y, z, c], or None if they were not requested.
+        scan: the image of the first channel, whose grid the results have.
+        task: the meaning of the labels.
+        windows: the number of windows.
+        notes: sentences for the user.
+        uncertainty: that of the members, if it was requested.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+    scan: Volume
+    task: Task
+    windows: int
+    notes: tuple[str, ...]
+    uncertainty: Uncertainty | None = None
+
+    @property
+    def affine(self) -> np.ndarray:
+        """The affine of the label map, [4, 4]: it maps indices to mm, with x to the right, y to the front and z upwards."""
+        return self.scan.affine
+
+    @property
+    def volumes_ml(self) -> dict[str, float]:
+        """The volume in ml of each output except the background in the label map, computed as in `evaluate`."""
+        voxel_ml = abs(np.linalg.det(self.affine[:3, :3])) / 1000
+        counts = np.bincount(self.labels.ravel("K"), minlength=256)
+        return {
+            output.name: round(float(sum(counts[value] for value in self.task.labels_of(output)) * voxel_ml), 3)
+            for output in self.task.outputs
+            if output.value
+        }
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Writes the label map as NIfTI (.nii or .nii.gz) with the scan's affine and header codes, and returns the path.
+
+        Args:
+            path: the file.
+            overwrite: replace an existing file.
+
+        Raises:
+            InputError: the file exists, has another ending, is the scan itself, or cannot be written.
+        """
+        return write_volume(_new_file(path, overwrite), self.labels, self.scan)
+
+    def save_probabilities(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Writes the probabilities as a 4-D NIfTI file, with the arguments and errors of `save`."""
+        if self.probabilities is None:
+            raise InputError("the probabilities were not requested: segment with `probabilities=True`.")
+        return write_volume(_new_file(path, overwrite), self.probabilities, self.scan, np.float32)
+
+    def save_picture(self, path: str | os.PathLike, title: str = "", *, overwrite: bool = False) -> Path:
+        """Writes three slices with and without the labels as PNG, with the errors of `save`."""
+        from swinunetr_jax.viz.preview import write_preview
+
+        path = _new_file(path, overwrite, (".png",))
+        image = self.scan.array if self.scan.array.ndim == 3 else self.scan.array[..., 0]
+        write_preview(path, image, self.labels, self.scan, self.task, title)
+        return path
+
+    def __repr__(self) -> str:
+        volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in self.volumes_ml.items())
+        return f"Segmentation({'×'.join(map(str, self.labels.shape))} voxels: {volumes})"
+
+
+def _new_file(path: str | os.PathLike, overwrite: bool, endings: tuple[str, ...] = (".nii", ".nii.gz")) -> Path:
+    path = Path(path)
+    if not path.name.lower().endswith(endings):
+        raise InputError(f"{path}: the ending is not supported, expected {' or '.join(endings)}.")
+    if not overwrite and files.exists(path):
+        raise InputError(f"{path} exists already: choose another name, or overwrite it.")
+    return path
