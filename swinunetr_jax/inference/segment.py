@@ -30,22 +30,26 @@ def open_segmenter(
     Args:
         model: a checkpoint: a training run, a checkpoint folder, a MONAI .pt or a safetensors file, also in a bucket. Several of them, or
             a run of all folds, are averaged as an ensemble.
-        task: the task of the networks, if the files do not state it.
+        task: the task of the networks, if the files do not state it. Otherwise it is guessed from the numbers of channels and outputs, and
+            a line says so.
         postprocess: whether the post-processing that a cross-validation has chosen for its networks is applied.
         dtype: the type of the computation, "float32" or "bfloat16".
         options: the options of `Segmenter`, such as `overlap`, `crop` or `mirror`.
 
     Raises:
-        InputError: a file cannot be read, states no task, or an option is wrong.
+        InputError: a file cannot be read, the networks do not fit the task, or an option is wrong.
     """
     models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
 
     def task_of(checkpoint: Checkpoint, path: Path) -> Task:
         chosen = task or checkpoint.task
         if chosen is None:
-            raise InputError(
-                f"{path} does not state its task: give it, for example `task=Task.brats()` or "
-                f"`task=Task.classes({checkpoint.config.out_channels})`."
+            chosen = Task.default(checkpoint.config)
+            inputs = f" from {', '.join(chosen.channels)}" if chosen.channels else ""
+            names = ", ".join(console.literal(output.name) for output in chosen.outputs)
+            console.say(
+                f"{console.literal(path)} does not state its task, which is assumed to be {chosen.kind} {names}{inputs} (give `task` to "
+                "change it)"
             )
         chosen.check(checkpoint.config)
         return chosen
