@@ -88,6 +88,26 @@ def test_an_image_of_simpleitk_has_its_own_grid(one, tmp_path):
         segment(image[:, :, 3], one)
 
 
+def test_predict_writes_one_file_for_one_case(networks, tmp_path, capsys):
+    nib.save(scan(), tmp_path / "scan.nii.gz")
+    command = ("predict", "-i", tmp_path / "scan.nii.gz", "-m", networks / "one", "-o")
+    assert run(*command, tmp_path / "out") == 0
+    assert run(*command, tmp_path / "labels.nii.gz") == 0
+    assert (tmp_path / "labels.nii.gz").read_bytes() == (tmp_path / "out/scan.nii.gz").read_bytes()
+    assert "→" in capsys.readouterr().out.splitlines()[-1] and not (tmp_path / "predict.json").exists()
+    for options, text in (
+        ((tmp_path / "labels.nii.gz",), "labels.nii.gz exists already: choose another name, or give --overwrite"),
+        ((tmp_path / "more.nii.gz", "--probabilities"), "--probabilities writes further files: give a folder as --output"),
+        ((tmp_path / "scan.nii.gz", "--overwrite"), "is a scan or a label of the input"),
+        ((tmp_path / "labels.mha",), "names a file, but results are written into a folder"),
+    ):
+        assert run(*command, *options) == 2
+        assert text in capsys.readouterr().err
+    write_case(tmp_path / "two"), write_case(tmp_path / "two", "BraTS2021_00002")
+    assert run("predict", "-i", tmp_path / "two", "-m", networks / "brats", "-o", tmp_path / "all.nii.gz") == 2
+    assert "names one file, but --input holds 2 cases: give a folder" in capsys.readouterr().err
+
+
 def test_faults_are_one_sentence(networks, one, tmp_path, capsys):
     array = np.asarray(scan().dataobj)
     for images, options, text in (

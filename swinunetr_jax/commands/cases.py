@@ -53,6 +53,11 @@ def check_output(out: Path) -> None:
         raise InputError(f"--output {console.literal(out)} names a file, but results are written into a folder: give a folder.")
 
 
+def is_one_file(out: Path) -> bool:
+    """Returns whether --output names a label map instead of a folder."""
+    return out.name.lower().endswith((".nii", ".nii.gz")) and not is_folder(out)
+
+
 def check_no_input_is_replaced(cases: Sequence[Case], out: Path, names: Sequence[str]) -> None:
     """Raises InputError if a result would have the name of a scan or a label, which --overwrite would replace.
 

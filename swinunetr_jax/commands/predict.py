@@ -5,15 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax import console
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
-from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases
+from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases, is_one_file
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.files import exists
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from swinunetr_jax.data.discovery.cases import Case
+    from swinunetr_jax.inference.predict import Segmenter
 
 EXIT_SOME_FAILED = 1
 
@@ -25,7 +32,7 @@ class Predict:
     input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
     """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """The folder for the label maps."""
+    """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz or .nii."""
     model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_ADDRESS]
     """The checkpoint, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run
     of all folds, are averaged as an ensemble."""
@@ -88,7 +95,11 @@ class Predict:
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is empty: give at least one path.")
-        check_output(self.output)
+        one_file = is_one_file(self.output)
+        if one_file:
+            self._check_one_file()
+        else:
+            check_output(self.output)
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe
@@ -125,12 +136,16 @@ class Predict:
             uncertainty=self.uncertainty,
             mc_dropout=self.mc_dropout,
             seed=self.seed,
+            postprocess=networks.postprocess,
         )
         cases, et_label = input_cases(self.input, task, self.base)
-        names = ("{}.nii.gz", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
-        check_no_input_is_replaced(cases, self.output, names)
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default
+        if one_file:
+            with jax.default_matmul_precision(precision):
+                return self._write_one_file(segmenter, cases, et_label)
+        names = ("{}.nii.gz", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
+        check_no_input_is_replaced(cases, self.output, names)
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
             "configs": [checkpoint.config.to_dict() for checkpoint in checkpoints],
@@ -165,3 +180,28 @@ class Predict:
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
+
+    def _check_one_file(self) -> None:
+        """Raises InputError if an option needs a folder."""
+        for name in ("probabilities", "uncertainty", "mc_dropout", "preview"):
+            if getattr(self, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} writes further files: give a folder as --output instead of {self.output}.")
+
+    def _write_one_file(self, segmenter: Segmenter, cases: Sequence[Case], et_label: int | None) -> int:
+        """Segments the only case into the file --output and returns the exit code. There is no predict.json."""
+        from swinunetr_jax.inference.segment_case import segment_case
+
+        if len(cases) != 1:
+            raise InputError(f"--output {self.output} names one file, but --input holds {len(cases)} cases: give a folder.")
+        check_no_input_is_replaced(cases, self.output.parent, (self.output.name,))
+        if not self.overwrite and exists(self.output):
+            raise InputError(f"{self.output} exists already: choose another name, or give --overwrite.")
+        with console.Progress(console.literal(cases[0].name), unit="window") as progress:
+            result = segment_case(segmenter, cases[0], et_label=et_label, postprocess=segmenter.postprocess, progress=progress)
+        for note in result.notes:
+            console.say(f"note: {console.literal(note)}")
+        result.save(self.output, overwrite=self.overwrite)
+        volumes = ", ".join(f"{console.literal(name)} {ml:.1f} ml" for name, ml in result.volumes_ml.items())
+        console.say(f"{volumes} → {console.literal(self.output)}")
+        return 0
