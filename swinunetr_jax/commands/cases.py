@@ -47,10 +47,10 @@ def input_cases(paths: Sequence[Path], task: Task, base: Path | None) -> tuple[t
     return cases, dataset.stated_et_label
 
 
-def check_output(out: Path) -> None:
-    """Raises InputError if --output names a file."""
+def check_output(out: Path, instead: str = "a folder") -> None:
+    """Raises InputError if --output names a file. `instead` says what to give."""
     if out.name.lower().endswith(FILE_ENDINGS) and not is_folder(out):
-        raise InputError(f"--output {console.literal(out)} names a file, but results are written into a folder: give a folder.")
+        raise InputError(f"--output {console.literal(out)} names a file, but results are written into a folder: give {instead}.")
 
 
 def is_one_file(out: Path) -> bool:

@@ -99,7 +99,7 @@ class Predict:
         if one_file:
             self._check_one_file()
         else:
-            check_output(self.output)
+            check_output(self.output, "a folder, or for one case a name that ends with .nii.gz")
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe

@@ -156,4 +156,5 @@ def make_launcher(folder: Path, trainer: str = TRAINER) -> Launcher:
         "POLL_SECONDS": "0",
         "RETRY_SECONDS": "0",
     }
-    return Launcher(folder, os.environ | environment)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHON"}  # an option of slurm.sh
+    return Launcher(folder, inherited | environment)
