@@ -138,6 +138,7 @@ LAYERS = {  # the parts of the library that each part may import
     "uncertainty": {"errors", "task", "metrics"},
     "inference": {
         "alarm",
+        "buckets",
         "config",
         "errors",
         "runtime",
