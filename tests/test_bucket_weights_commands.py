@@ -90,7 +90,7 @@ def test_predict_with_a_cross_validation_in_a_bucket_is_the_same_as_with_a_local
         arguments = ["-i", case, "-o", tmp_path / out, "-m", model, "--roi", 64, 32, 32]
         code, *texts = run(capsys, "predict", *arguments)
         assert code == 0, texts
-        printed.append(re.sub(r"\d+\.\d s", "", "".join(texts)).replace(str(model), "MODEL").replace(out, "OUT"))
+        printed.append(re.sub(r"\d+\.\d s|\d+ s left", "", "".join(texts)).replace(str(model), "MODEL").replace(out, "OUT"))
         record = json.loads((tmp_path / out / "predict.json").read_text())
         records.append((record["settings"], [file.read_bytes() for file in sorted((tmp_path / out).glob("*.nii.gz"))]))
     assert printed[0] == printed[1] and "MODEL/fold0, MODEL/fold1" in printed[1] and "fold2 is missing" in printed[1]
