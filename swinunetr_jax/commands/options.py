@@ -60,20 +60,17 @@ class TaskOptions:
 
     def apply(self, checkpoint: Checkpoint, path: Path) -> Task:
         """Returns the checkpoint's task with the changes of the options. Raises InputError if they do not fit the network."""
+        from swinunetr_jax.inference.open_networks import assumed_task
+
         config = checkpoint.config
         if self.task == "brats":
             task = Task.brats()
         elif self.task == "classes":
             task = Task.classes(config.out_channels)
         else:
-            task = checkpoint.task or Task.default(config)
-            if checkpoint.task is None:
-                inputs = f" from {', '.join(task.channels)}" if task.channels else ""
-                console.say(
-                    f"{console.literal(path)} does not state its task, which is assumed to be {task.kind} "
-                    f"{', '.join(console.literal(o.name) for o in task.outputs)}{inputs} "
-                    "(change it with --task, --channels, --labels, --orientation, --intensity)"
-                )
+            task = checkpoint.task or assumed_task(
+                checkpoint, path, "change it with --task, --channels, --labels, --orientation, --intensity"
+            )
         changes: dict[str, Any] = {}
         if self.channels:
             self._check_channels(task.channels if checkpoint.task is not None and self.task is None else (), path)

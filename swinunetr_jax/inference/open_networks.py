@@ -63,6 +63,15 @@ def open_networks(
     return Networks(tuple(checkpoints), tasks[0], chosen_postprocess(models, tasks[0]) if postprocess else ())
 
 
+def assumed_task(checkpoint: Checkpoint, path: Path, remedy: str) -> Task:
+    """Returns the task that is assumed for a checkpoint that states none, and prints it. `remedy` says how to change it."""
+    task = Task.default(checkpoint.config)
+    inputs = f" from {', '.join(task.channels)}" if task.channels else ""
+    names = ", ".join(console.literal(output.name) for output in task.outputs)
+    console.say(f"{console.literal(path)} does not state its task, which is assumed to be {task.kind} {names}{inputs} ({remedy})")
+    return task
+
+
 def chosen_postprocess(models: Sequence[Path], task: Task) -> tuple[Step, ...]:
     """Returns the operations that a cross-validation has chosen for all given networks together, and prints them.
 

@@ -13,7 +13,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.nifti import Volume, read_volume, volume_in_memory
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.inference.open_networks import open_networks
+from swinunetr_jax.inference.open_networks import assumed_task, open_networks
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.segment_case import segment_case
 from swinunetr_jax.inference.segmentation import Segmentation
@@ -43,15 +43,7 @@ def open_segmenter(
     models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
 
     def task_of(checkpoint: Checkpoint, path: Path) -> Task:
-        chosen = task or checkpoint.task
-        if chosen is None:
-            chosen = Task.default(checkpoint.config)
-            inputs = f" from {', '.join(chosen.channels)}" if chosen.channels else ""
-            names = ", ".join(console.literal(output.name) for output in chosen.outputs)
-            console.say(
-                f"{console.literal(path)} does not state its task, which is assumed to be {chosen.kind} {names}{inputs} (give `task` to "
-                "change it)"
-            )
+        chosen = task or checkpoint.task or assumed_task(checkpoint, path, "give `task` to change it")
         chosen.check(checkpoint.config)
         return chosen
 
@@ -106,9 +98,14 @@ def segment(
     case, volumes, et_label = _case(images, segmenter.task, affine)
     with console.Progress(console.literal(case.name), unit="window", silent=not progress) as bar:
         return segment_case(
-            segmenter, case, volumes=volumes, probabilities=probabilities, et_label=et_label,
-            postprocess=segmenter.postprocess, progress=bar,
-        )  # fmt: skip
+            segmenter,
+            case,
+            volumes=volumes,
+            probabilities=probabilities,
+            et_label=et_label,
+            postprocess=segmenter.postprocess,
+            progress=bar,
+        )
 
 
 def _case(images: Any, task: Task, affine: np.ndarray | None) -> tuple[Case, list[Volume] | None, int | None]:
@@ -120,10 +117,11 @@ def _case(images: Any, task: Task, affine: np.ndarray | None) -> tuple[Case, lis
                 f"{images} holds {len(dataset.cases)} cases, and `segment` takes one: give a single case, or use `swinunetr predict`."
             )
         return dataset.cases[0], None, dataset.stated_et_label
-    names = tuple(map(str, images)) if isinstance(images, Mapping) else None
-    parts = (
-        list(images.values()) if isinstance(images, Mapping) else list(images) if isinstance(images, (list, tuple)) else [images]
-    )
+    names, parts = None, [images]
+    if isinstance(images, Mapping):
+        names, parts = tuple(map(str, images)), list(images.values())
+    elif isinstance(images, (list, tuple)):
+        parts = list(images)
     if not parts:
         raise InputError("`images` is empty: give at least one image.")
     if all(map(_is_path, parts)) and names is None:
