@@ -25,12 +25,17 @@ LABEL_TOLERANCE = 1e-4  # an integer that is stored with a scale factor may be r
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels and their position: `affine` maps (x, y, z) indices to mm; `header` is the file's own, without extensions."""
+    """Voxels and their position.
+
+    `affine` maps (x, y, z) indices to mm; `header` is that of the NIfTI file, without extensions, or one that was made for a scan in
+    another format. `slices` holds the DICOM files of the scan in the order of the third axis, or the one multi-frame file.
+    """
 
     array: np.ndarray
     affine: np.ndarray
     header: nib.Nifti1Header  # also a Nifti2Header, which is a subclass
     path: Path
+    slices: tuple[Path, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, ...]:
