@@ -154,8 +154,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks."""
     output = stream or sys.stdout
     lines = map(literal, with_names(text).split("\n"))
-    output.write("\n".join(lines) + "\n")  # in one call, so that lines of several processes do not mix
-    output.flush()
+    with (
+        tqdm.external_write_mode(output) if Progress.bars else contextlib.nullcontext()
+    ):  # the bar gives its line away and is drawn again below
+        output.write("\n".join(lines) + "\n")  # in one call, so that lines of several processes do not mix
+        output.flush()
 
 
 def warn(text: str) -> None:
@@ -176,6 +179,8 @@ class Progress:
         stream: the stream for lines, by default stdout. The bar is on stderr.
     """
 
+    bars = 0  # the number of bars on the terminal
+
     def __init__(self, title: str, unit: str, *, silent: bool = False, stream: TextIO | None = None):
         self.title, self.unit, self.silent, self.stream = literal(title), unit, silent, stream
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -188,6 +193,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
+            Progress.bars -= 1
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Shows that `done` of `total` units are done, followed by `note`."""
@@ -196,6 +202,7 @@ class Progress:
         if self.on_terminal:
             if self.bar is None:
                 self.bar = tqdm(desc=self.title, total=total, unit=self.unit, leave=False)
+                Progress.bars += 1
             self.bar.total = total
             self.bar.set_postfix_str(literal(note), refresh=False)
             self.bar.update(done - self.bar.n)

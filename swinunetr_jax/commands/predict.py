@@ -198,7 +198,10 @@ class Predict:
         if not self.overwrite and exists(self.output):
             raise InputError(f"{self.output} exists already: choose another name, or give --overwrite.")
         with console.Progress(console.literal(cases[0].name), unit="window") as progress:
-            result = segment_case(segmenter, cases[0], et_label=et_label, postprocess=segmenter.postprocess, progress=progress)
+            prepared = segmenter.prepare(cases[0])
+            result = segment_case(
+                segmenter, cases[0], prepared, et_label=et_label, postprocess=segmenter.postprocess, progress=progress
+            )
         for note in result.notes:
             console.say(f"note: {console.literal(note)}")
         result.save(self.output, overwrite=self.overwrite)

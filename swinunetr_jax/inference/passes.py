@@ -1,5 +1,6 @@
 """The windows of one scan, to which one network or several are applied, and the uncertainty that follows from their disagreement."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from swinunetr_jax.data.nifti import InverseReorient
 from swinunetr_jax.data.prepare.resample import InverseResample
+from swinunetr_jax.inference.background import background_calls, background_windows
 from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.programs import output_functions
 from swinunetr_jax.inference.scan_grid import Coverage, ScanPlanes, on_scan_grid
@@ -54,11 +56,27 @@ class ScanPasses:
         """The shape of results before their reorientation."""
         return self.array.shape[:3] if self.reorientation is None else self.reorientation.shape
 
-    def planes(self, network: Network, progress: Progress | None = None) -> Iterator[ScanPlanes]:
-        """Yields the logits of a network on the scan's voxels, a few planes at a time."""
+    @functools.cached_property
+    def background(self) -> np.ndarray:
+        """Which calls of a network receive only background, see `background_calls`."""
+        return background_calls(self.array[self.coverage.covered], self.plan, self.batch)
+
+    @property
+    def background_windows(self) -> int:
+        """The number of windows of background in these calls."""
+        return background_windows(self.background, self.plan, self.batch)
+
+    def planes(self, network: Network, progress: Progress | None = None, *, random: bool = False) -> Iterator[ScanPlanes]:
+        """Yields the logits of a network on the scan's voxels, a few planes at a time.
+
+        The result for windows of background is computed once, unless the network is `random`, so that equal windows have different results.
+        """
         inside = self.array[self.coverage.covered]
         weights = window_weights(self.plan, self.blend)
-        planes = predict_slabs(inside, self.plan, self.batch, lambda x: (network(x),), weights, progress=progress)
+        background = None if random else self.background
+        planes = predict_slabs(
+            inside, self.plan, self.batch, lambda x: (network(x),), weights, background=background, progress=progress
+        )
         return on_scan_grid(planes, self.coverage, self.back)
 
     def new_labels(self) -> np.ndarray:
@@ -114,7 +132,8 @@ def segment_with_uncertainty(
     Args:
         scan: the scan.
         members: the members, whose disagreement is measured.
-        average: the network that determines the label map; by default it is that of the members' averaged logits.
+        average: the network that determines the label map, if the members are draws of dropout; by default it is that of the members'
+            averaged logits.
         probabilities: whether to return the probabilities that belong to the label map.
         progress: called with the number of finished windows of all passes, and the number of all of them.
     """
@@ -132,7 +151,7 @@ def segment_with_uncertainty(
     labels, maps = scan.new_labels(), scan.new_probabilities() if probabilities else None
     logits = np.zeros((*scan.shape, len(task.outputs)), np.float32) if average is None else None
     for number, member in enumerate(members):
-        for piece in scan.planes(member, passes_done(number)):
+        for piece in scan.planes(member, passes_done(number), random=average is not None):
             part = probabilities_of(piece.array)
             piece.write(part, member_maps)
             piece.write(labels_of(part), member_labels)

@@ -191,6 +191,10 @@ class Segmenter:
             )
         return sides.sided_axes(self.task, [] if affine is None else [affine])
 
+    def prepare(self, case: Case) -> Prepared:
+        """Reads a case in the form that the networks need. Raises InputError if it has a fault."""
+        return prepare(case, self.task, self.in_channels)
+
     def segment(
         self, case: Case, *, probabilities: bool = False, et_label: int | None = None, progress: Progress | None = None
     ) -> Segmentation:
@@ -206,7 +210,7 @@ class Segmenter:
             InputError: the case has a fault.
         """
         return self.segment_prepared(
-            prepare(case, self.task, self.in_channels),
+            self.prepare(case),
             probabilities=probabilities,
             et_label=et_label,
             progress=progress,
@@ -220,7 +224,7 @@ class Segmenter:
         et_label: int | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
-        """Segments a case that `prepare` has read, with the arguments of `segment`."""
+        """Segments a case that was prepared, with the arguments of `segment`."""
         if self.mirror:
             sided = self.sided_axes(prepared.scan.affine)
             note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
@@ -245,7 +249,16 @@ class Segmenter:
             labels, probability_maps = scan.segment(
                 lambda x: self._averaged(x, flips), probabilities=probabilities, progress=progress
             )
-        return Segmentation(labels, probability_maps, prepared.scan, task, scan.plan.windows, prepared.notes, uncertainty)
+        return Segmentation(
+            labels,
+            probability_maps,
+            prepared.scan,
+            task,
+            scan.plan.windows,
+            prepared.notes,
+            uncertainty,
+            background_windows=scan.background_windows,
+        )
 
     def run(
         self,

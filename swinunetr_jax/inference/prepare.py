@@ -29,6 +29,11 @@ class Prepared:
     scan: Volume
     notes: tuple[str, ...]
 
+    @property
+    def memory(self) -> int:
+        """The memory of both arrays in bytes."""
+        return self.array.nbytes + self.scan.array.nbytes
+
 
 def prepare(case: Case, task: Task, in_channels: int) -> Prepared:
     """Returns a case in the form that the task's networks were trained with.

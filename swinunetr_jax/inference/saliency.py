@@ -24,7 +24,7 @@ from swinunetr_jax.data.nifti import InverseReorient, Volume
 from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.inference.plan import Plan, importance_map
 from swinunetr_jax.inference.predict import Segmenter
-from swinunetr_jax.inference.prepare import prepare
+from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.inference.scan_grid import Coverage
 from swinunetr_jax.inference.sliding_window import Progress, predict_slabs
 from swinunetr_jax.inference.window_outputs import window_weights
@@ -107,7 +107,10 @@ class SaliencyMapper:
 
     def explain(self, case: Case, progress: Progress | None = None) -> SaliencyMaps:
         """Reads a case and computes its maps. Raises InputError if the case has a fault."""
-        prepared = prepare(case, self.task, self.segmenter.in_channels)
+        return self.explain_prepared(self.segmenter.prepare(case), progress)
+
+    def explain_prepared(self, prepared: Prepared, progress: Progress | None = None) -> SaliencyMaps:
+        """Computes the maps of a case that was prepared."""
         maps, voxels, windows = self.run(prepared.array, back=prepared.back, progress=progress)
         notes = list(prepared.notes)
         for name, count, top in zip(self.outputs, voxels, maps.max((0, 1, 2))):

@@ -15,6 +15,7 @@ from swinunetr_jax.data.nifti import Volume, read_volume, volume_in_memory
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.open_networks import assumed_task, open_networks
 from swinunetr_jax.inference.predict import Segmenter
+from swinunetr_jax.inference.prepare import prepare_volumes
 from swinunetr_jax.inference.segment_case import segment_case
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.task import Task
@@ -97,10 +98,13 @@ def segment(
         segmenter = open_segmenter(model, **options)
     case, volumes, et_label = _case(images, segmenter.task, affine)
     with console.Progress(console.literal(case.name), unit="window", silent=not progress) as bar:
+        prepared = (
+            segmenter.prepare(case) if volumes is None else prepare_volumes(case, volumes, segmenter.task, segmenter.in_channels)
+        )
         return segment_case(
             segmenter,
             case,
-            volumes=volumes,
+            prepared,
             probabilities=probabilities,
             et_label=et_label,
             postprocess=segmenter.postprocess,

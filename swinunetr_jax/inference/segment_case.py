@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.inference.predict import Segmenter
-from swinunetr_jax.inference.prepare import prepare_volumes
+from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.inference.sliding_window import Progress
 from swinunetr_jax.postprocess import Step, apply
@@ -18,8 +17,8 @@ from swinunetr_jax.task import Task
 def segment_case(
     segmenter: Segmenter,
     case: Case,
+    prepared: Prepared,
     *,
-    volumes: Sequence[Volume] | None = None,
     probabilities: bool = False,
     et_label: int | None = None,
     postprocess: Sequence[Step] = (),
@@ -29,8 +28,8 @@ def segment_case(
 
     Args:
         segmenter: the networks.
-        case: the files of the case, or the names of `volumes`.
-        volumes: the images, if they are in memory.
+        case: the case, whose files may state the label of the enhancing tumour by their names.
+        prepared: what `Segmenter.prepare` or `prepare_volumes` returns for the case.
         probabilities: also return the probability of each output, which post-processing does not change.
         et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default the names of BraTS files determine it.
         postprocess: operations on the label map.
@@ -40,11 +39,7 @@ def segment_case(
         InputError: the case has a fault.
     """
     task = _task(segmenter.task, case, et_label)
-    if volumes is None:
-        result = segmenter.segment(case, probabilities=probabilities, et_label=task.et_label, progress=progress)
-    else:
-        prepared = prepare_volumes(case, volumes, segmenter.task, segmenter.in_channels)
-        result = segmenter.segment_prepared(prepared, probabilities=probabilities, et_label=task.et_label, progress=progress)
+    result = segmenter.segment_prepared(prepared, probabilities=probabilities, et_label=task.et_label, progress=progress)
     result = _postprocessed(result, postprocess, task)
     return replace(result, notes=(*_et_note(segmenter.task, task), *result.notes))
 

@@ -25,6 +25,7 @@ class Segmentation:
         windows: the number of windows.
         notes: sentences for the user.
         uncertainty: that of the members, if it was requested.
+        background_windows: the number of windows that held nothing but background, whose common result was computed once.
     """
 
     labels: np.ndarray
@@ -34,6 +35,7 @@ class Segmentation:
     windows: int
     notes: tuple[str, ...]
     uncertainty: Uncertainty | None = None
+    background_windows: int = 0
 
     @property
     def affine(self) -> np.ndarray:

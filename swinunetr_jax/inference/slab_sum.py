@@ -79,21 +79,21 @@ class SlabSum:
                 starts[:, axis] = starts[:, axis] * factor.numerator // factor.denominator
         self.total, self.weight = _add(self.total, self.weight, output, self.importance, *jax.device_put((starts, count)))
 
-    def pop_finished(self, number: int, row: int, next_row: int) -> Iterator[Planes]:
+    def pop_finished(self, number: int, row: int, next_row: int | None) -> Iterator[Planes]:
         """Yields the averages of all planes before the next row of windows, and then moves the slab to this row.
 
         Args:
             number: the number of the output.
             row: the first plane of the windows that were added last.
-            next_row: the first plane of the next windows.
+            next_row: the first plane of the next windows, or None after the last ones.
         """
         depth, base = self.shape[1], self.row(row)
-        step = min(self.row(next_row) - base, depth)
+        step = depth if next_row is None else self.row(next_row) - base
         for first in range(0, step, self.planes):
             count, begin = min(self.planes, step - first), min(first, depth - self.planes)
             averages = _averages(self.total, self.weight, jax.device_put(begin), self.planes)
             yield Planes(number, base + first, first - begin, count, averages, self.scale)
-        if step < depth:
+        if next_row is not None:  # also if no plane remains, because the sums of the next windows start from zero
             distance = jax.device_put(step)
             self.total, self.weight = _move_up(self.total, distance), _move_up(self.weight, distance)
 

@@ -175,13 +175,15 @@ def predict_slabs(
     *,
     padding_mode: str = "constant",
     cval: float = 0.0,
+    background: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Planes]:
     """Yields the averaged outputs of a volume [*grid, c], a few finished planes along the first axis at a time.
 
     The arguments are those of `sliding_window_inference`, except that `predictor` returns a sequence of outputs and `weights` are those
-    within a window, as `window_weights` returns them. `progress` reports the windows of a call only after the next call was started, so
-    that the device never waits for the host.
+    within a window, as `window_weights` returns them. `background`, bool [rows, calls in a row], states which calls receive equal windows:
+    their outputs are computed once, so `predictor` must be deterministic. `progress` reports the windows of a call only after the next
+    call was started, so that the device never waits for the host.
     """
     _check_options(batch, padding_mode)
     starts = np.stack(np.meshgrid(*plan.starts[1:], indexing="ij"), -1).reshape(-1, len(plan.roi) - 1)
@@ -189,16 +191,21 @@ def predict_slabs(
     batch = min(batch, len(starts))
     rows, depth = plan.starts[0], plan.roi[0]
     sums: list[SlabSum] = []
-    done, previous = 0, None
+    done, previous, background_outputs = 0, None, None
     for index, row in enumerate(rows):
         slab = jax.device_put(plan.pad(volume[row : row + depth], padding_mode, cval))
-        for first in range(0, len(starts), batch):
+        for number, first in enumerate(range(0, len(starts), batch)):
             batch_starts = starts[first : first + batch]
             count = len(batch_starts)
             if count < batch:
                 # The last batch is filled with copies, which are not added, so that the network is compiled for only one shape.
                 batch_starts = np.concatenate([batch_starts, np.repeat(batch_starts[-1:], batch - count, 0)])
-            outputs = predictor(_cut(slab, jax.device_put(batch_starts), plan.roi))
+            is_background = background is not None and background[index, number]
+            outputs = background_outputs if is_background else None
+            if outputs is None:
+                outputs = predictor(_cut(slab, jax.device_put(batch_starts), plan.roi))
+            if is_background:
+                background_outputs = outputs
             if not sums:
                 sums = list(map(SlabSum, outputs, [plan] * len(outputs), output_weights(outputs, plan, batch, weights)))
             check_same_shapes(outputs, [sum_.shape for sum_ in sums])
@@ -209,7 +216,7 @@ def predict_slabs(
                 progress(done, plan.windows)
             previous = outputs
             done += count
-        next_row = rows[index + 1] if index + 1 < len(rows) else row + depth
+        next_row = rows[index + 1] if index + 1 < len(rows) else None
         for number, sum_ in enumerate(sums):
             yield from sum_.pop_finished(number, row, next_row)
     if progress:

@@ -34,10 +34,10 @@ class FakePredictor:
 
     Args:
         task: the task.
-        began: a file that `segment` creates when it is called.
-        until: a file; `segment` waits until it exists.
+        began: a file that `segment_prepared` creates when it is called.
+        until: a file; `segment_prepared` waits until it exists.
         fails: the names of cases that cannot be segmented.
-        windows: the number of windows that `segment` reports as progress.
+        windows: the number of windows that `segment_prepared` reports as progress.
     """
 
     task: Task = BRATS
@@ -46,8 +46,12 @@ class FakePredictor:
     fails: tuple[str, ...] = ()
     windows: int = 8
 
-    def segment(
-        self, case: Case, *, probabilities: bool = False, et_label: int | None = None, progress: Callable[[int, int], None]
+    def prepare(self, case: Case) -> Any:
+        volume = read_volume(case.images[0])
+        return SimpleNamespace(name=case.name, scan=volume, memory=volume.array.nbytes)
+
+    def segment_prepared(
+        self, prepared: Any, *, probabilities: bool = False, et_label: int | None = None, progress: Callable[[int, int], None]
     ) -> Segmentation:
         if self.began:
             self.began.touch()
@@ -55,9 +59,9 @@ class FakePredictor:
         while self.until and not self.until.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        if case.name in self.fails:
-            raise batch.InputError(f"{case.name}: cannot be segmented.")
-        scan = read_volume(case.images[0])
+        if prepared.name in self.fails:
+            raise batch.InputError(f"{prepared.name}: cannot be segmented.")
+        scan = prepared.scan
         task = self.task if et_label is None else self.task.with_et_label(et_label)
         values = np.array(sorted({0, *(output.value for output in task.outputs)}), np.uint8)
         labels = values[np.arange(scan.array.size).reshape(scan.array.shape) % len(values)]

@@ -8,6 +8,7 @@ case, so that no process overwrites the entries of another one.
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
@@ -46,7 +47,8 @@ class MapEntry(TypedDict):
 
 
 class CaseEntry(TypedDict, total=False):
-    """The entry of one case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace."""
+    """The entry of one case. `key` is the digest of the settings; `older` are outputs of earlier runs that the last run did not replace.
+    `background_windows` is the number of windows without anything but background, whose common result was computed once."""
 
     key: str
     inputs: list[InputFile]
@@ -55,6 +57,7 @@ class CaseEntry(TypedDict, total=False):
     error: str
     et_label: Literal[3, 4]
     windows: int
+    background_windows: int
     seconds: float
     volumes_ml: dict[str, float]
     maps: dict[str, MapEntry]
@@ -100,7 +103,7 @@ def read_record(path: str | os.PathLike, remedy: str = REMEDY) -> RecordFile:
 
 
 class Record:
-    """The record of one output folder, which one run reads and changes.
+    """The record of one output folder, which one run reads and changes, possibly from several threads.
 
     Args:
         out: the folder; it is created if necessary.
@@ -123,14 +126,16 @@ class Record:
             raise InputError(f"{out} cannot be written ({files.reason(error)}): give a folder with write access.") from error
         self.key = files.digest_of_json(settings)
         self.head = {**head, "settings": settings}
+        self.lock = threading.RLock()  # one thread at a time reads or changes the record
         self.cases = self._read()
-        self.before: CaseEntry = {}
+        self.before: dict[str, CaseEntry] = {}  # the entries of cases before they are computed
         files.remove_stale_temporaries(out)
 
     def begin(self, case: Case) -> None:
-        """Reads what other processes have recorded, and remembers the entry of this case before it is predicted."""
-        self.cases = self._read()
-        self.before = self.cases.get(case.name, {})
+        """Reads what other processes have recorded, and remembers the entry of this case before it is computed."""
+        with self.lock:
+            self.cases = self._read()
+            self.before[case.name] = self.cases.get(case.name, {})
 
     def is_done(self, case: Case, outputs: Mapping[str, Path]) -> bool:
         """Returns whether these outputs were computed from the same inputs under the same settings and are unchanged."""
@@ -145,6 +150,10 @@ class Record:
         entry = self.cases.get(case.name, {})
         written = {**entry.get("older", {}), **entry.get("outputs", {})}
         return {kind: output for kind, output in written.items() if files.exists(self.out / output["path"])}
+
+    def older_outputs(self, case: Case) -> list[OutputFile]:
+        """Returns the files of earlier runs that are kept beside the results of this run, but do not belong to them."""
+        return list(self.cases[case.name].get("older", {}).values())
 
     def check_free(self, case: Case, outputs: Mapping[str, Path], overwrite: bool) -> None:
         """Raises InputError if an output would replace an image of the case, or a file that no recorded run wrote."""
@@ -174,7 +183,7 @@ class Record:
         with self._locked():
             self.cases = self._read()
             entry = self.cases.get(case.name, {})
-            if entry != self.before:
+            if entry != self.before.get(case.name, {}):
                 if self.is_done(case, outputs):
                     raise AlreadyDone
                 if "error" not in entry and entry.get("key") != self.key and not overwrite:
@@ -200,7 +209,7 @@ class Record:
         with self._locked():
             self.cases = self._read()
             stale = self.earlier_outputs(case)
-            if self.cases.get(case.name, {}) == self.before:
+            if self.cases.get(case.name, {}) == self.before.get(case.name, {}):
                 self._add(case, CaseEntry(inputs=input_files(case), outputs=stale, error=error))
         return stale
 
@@ -208,7 +217,7 @@ class Record:
         stored: CaseEntry = {**entry, "key": self.key}
         self.cases[case.name] = stored
         self._write()
-        self.before = stored
+        self.before[case.name] = stored
 
     def _read(self) -> dict[str, CaseEntry]:
         try:
@@ -227,6 +236,7 @@ class Record:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.lock)
             try:
                 stack.enter_context(files.locked(self.out))
             except OSError as error:
