@@ -20,7 +20,7 @@ def background_calls(volume: np.ndarray, plan: Plan, batch: int) -> np.ndarray:
     depth, height, width = plan.roi
     rows = []
     for row in plan.starts[0]:
-        occupied = plan.pad(volume[row : row + depth]).any((0, -1))  # [y, z]
+        occupied = np.any(plan.pad(volume[row : row + depth]), (0, -1))  # [y, z]
         windows = [occupied[y : y + height, z : z + width].any() for y in plan.starts[1] for z in plan.starts[2]]
         size = min(batch, len(windows))
         rows.append([not any(windows[first : first + size]) for first in range(0, len(windows), size)])

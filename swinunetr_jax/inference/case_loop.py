@@ -27,13 +27,12 @@ Result = TypeVar("Result")
 
 
 class CaseWork(Protocol[Content, Result]):
-    """The work on each case. `read` and `write` run in threads of their own, `compute` in the main thread.
+    """The work on each case. `read` and `write` run in threads of their own, `compute` in the main thread."""
 
-    Attributes:
-        unit: the name of what the progress counts, such as "window".
-    """
-
-    unit: str
+    @property
+    def unit(self) -> str:
+        """The name of what the progress counts, such as "window"."""
+        ...
 
     def outputs(self, case: Case) -> dict[str, Path]:
         """Returns the path of each output of a case by its kind, the most important one first."""

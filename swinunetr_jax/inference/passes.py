@@ -66,14 +66,14 @@ class ScanPasses:
         """The number of windows of background in these calls."""
         return background_windows(self.background, self.plan, self.batch)
 
-    def planes(self, network: Network, progress: Progress | None = None, *, random: bool = False) -> Iterator[ScanPlanes]:
+    def planes(self, network: Network, progress: Progress | None = None, *, deterministic: bool = False) -> Iterator[ScanPlanes]:
         """Yields the logits of a network on the scan's voxels, a few planes at a time.
 
-        The result for windows of background is computed once, unless the network is `random`, so that equal windows have different results.
+        If the network is `deterministic`, so that equal windows have equal results, the result for windows of background is computed once.
         """
         inside = self.array[self.coverage.covered]
         weights = window_weights(self.plan, self.blend)
-        background = None if random else self.background
+        background = self.background if deterministic else None
         planes = predict_slabs(
             inside, self.plan, self.batch, lambda x: (network(x),), weights, background=background, progress=progress
         )
@@ -100,7 +100,7 @@ class ScanPasses:
         """Returns the label map and, if requested, the probabilities of a network."""
         labels, maps = self.new_labels(), self.new_probabilities() if probabilities else None
         probabilities_of, labels_of = output_functions(self.task)
-        for piece in self.planes(network, progress):
+        for piece in self.planes(network, progress, deterministic=True):
             part = probabilities_of(piece.array)
             piece.write(labels_of(part), labels)
             if maps is not None:
@@ -151,7 +151,7 @@ def segment_with_uncertainty(
     labels, maps = scan.new_labels(), scan.new_probabilities() if probabilities else None
     logits = np.zeros((*scan.shape, len(task.outputs)), np.float32) if average is None else None
     for number, member in enumerate(members):
-        for piece in scan.planes(member, passes_done(number), random=average is not None):
+        for piece in scan.planes(member, passes_done(number), deterministic=average is None):
             part = probabilities_of(piece.array)
             piece.write(part, member_maps)
             piece.write(labels_of(part), member_labels)
