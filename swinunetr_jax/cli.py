@@ -1,5 +1,6 @@
 """The command line `swinunetr COMMAND`: the choice of the command, and the messages when it fails."""
 
+import inspect
 import sys
 from collections.abc import Sequence
 
@@ -33,15 +34,14 @@ ABOUT_TRAIN = "Train a network with a recipe: a built-in one, or your own Python
 ABOUT = """Swin UNETR in JAX: train networks, convert weights, segment scans, score the results, check data sets.
 
 `swinunetr --version` prints the version."""
+EXIT_CODES = """Exit codes: 0 success; 1 some cases failed or are faulty; 2 bad input, a file that cannot be read or written, or text that
+cannot be printed; 130 interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point of the command `swinunetr`.
-
-    Exit codes: 0 success; 1 some cases failed or are faulty; 2 bad input, a file that cannot be read or written, or stdout that could
-    not be written (which is reported on stderr; all other work was done); 130 interrupted.
-    """
+    """The entry point of the command `swinunetr`. See `EXIT_CODES`; if stdout fails, all other work is done nevertheless."""
     console.configure_streams()
+    console.set_amount()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:  # after --help
@@ -71,7 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _overview()
     if name in COMMANDS:
         rest = command_line.rename_options(rest, RENAMED_OPTIONS.get(name, {}))
-        return command_line.parse(COMMANDS[name], rest, prog=f"swinunetr {name}").run()
+        about = f"{inspect.getdoc(COMMANDS[name])}\n\n{EXIT_CODES}"
+        return command_line.parse(COMMANDS[name], rest, prog=f"swinunetr {name}", description=about).run()
     if name == TRAIN:
         from swinunetr_jax.training.command import main as train
 
@@ -100,7 +101,17 @@ def _overview() -> int:
     """Prints the help of `swinunetr` itself."""
     about = {TRAIN: ABOUT_TRAIN} | {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in COMMANDS.items()}
     lines = [f"  {name:<10}{text}" for name, text in about.items()]
-    lines = ["usage: swinunetr COMMAND …", "", ABOUT, "", *lines, "", "swinunetr COMMAND --help shows the options of a command."]
+    lines = [
+        "usage: swinunetr COMMAND …",
+        "",
+        ABOUT,
+        "",
+        *lines,
+        "",
+        EXIT_CODES,
+        "",
+        "swinunetr COMMAND --help shows the options of a command.",
+    ]
     console.say("\n".join(lines))
     return 0
 

@@ -23,6 +23,7 @@ _ADDRESS = re.compile(r"(?<![\w/.-])(gs|s3):/(?=[\w])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 LINES_PER_TASK = 4  # progress lines if there is no terminal
 _names: dict[str, str] = {}  # see `show_as`
+_amount = "usual"  # see `set_amount`
 
 
 def configure_streams() -> None:
@@ -138,6 +139,24 @@ def literal_lines(error: BaseException) -> str:
     return "\n".join(map(literal, error.args)) if isinstance(error, InputError) else literal(error)
 
 
+def set_amount(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Determines what this process prints: with `quiet` only warnings and errors, with `verbose` also what `detail` is called with.
+
+    Raises:
+        InputError: both are requested.
+    """
+    global _amount
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose contradict each other: give one of them.")
+    _amount = "quiet" if quiet else "verbose" if verbose else "usual"
+
+
+def detail(text: str) -> None:
+    """Prints text that only `verbose` shows."""
+    if _amount == "verbose":
+        say(text)
+
+
 def show_as(path: str, name: str) -> None:
     """Makes printed text show `name` instead of a path, such as the address of which a folder is a copy."""
     _names[path] = name
@@ -151,7 +170,12 @@ def with_names(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks."""
+    """Prints text and flushes the stream. The caller applies `literal` to text from data, which may contain line breaks.
+
+    After `set_amount(quiet=True)`, text for stdout is not printed.
+    """
+    if stream is None and _amount == "quiet":
+        return
     output = stream or sys.stdout
     lines = map(literal, with_names(text).split("\n"))
     with (
@@ -182,7 +206,7 @@ class Progress:
     bars = 0  # the number of bars on the terminal
 
     def __init__(self, title: str, unit: str, *, silent: bool = False, stream: TextIO | None = None):
-        self.title, self.unit, self.silent, self.stream = literal(title), unit, silent, stream
+        self.title, self.unit, self.silent, self.stream = literal(title), unit, silent or _amount == "quiet", stream
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.share, self.started, self.first = 0.0, time.monotonic(), None

@@ -266,6 +266,24 @@ def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
     assert "a folder, or for one case a name that ends with .nii.gz" in printed and not (tmp_path / name).exists()
 
 
+def test_quiet_and_verbose_output(model, tmp_path, capsys):
+    write_case(tmp_path / "in" / "one")
+    arguments = ["-i", str(tmp_path / "in"), "-m", str(model), "--roi", *ROI]
+    quiet = run("predict", *arguments, "-o", str(tmp_path / "quiet"), "-q", "--device", "cpu")
+    assert quiet == 0 and capsys.readouterr().out == ""
+    assert run("predict", *arguments, "-o", str(tmp_path / "verbose"), "-v") == 0
+    out = capsys.readouterr().out
+    assert f"jax {jax.__version__}" in out and "[1/1] BraTS2021_00001: reading " in out and " s, computing " in out
+    for change, expected in [
+        (["-q", "-v"], "--quiet and --verbose contradict each other"),
+        (["--device", "tpu"], "JAX finds no tpu on this machine, only cpu"),
+        (["--device", "cpu:99"], "the device cpu:99 does not exist"),
+        (["--device", "npu"], "the device 'npu' is unknown, expected cpu, gpu or tpu"),
+    ]:
+        assert run("predict", *arguments, "-o", str(tmp_path / "wrong"), *change) == 2
+        assert expected in capsys.readouterr().err
+
+
 def test_info_shows_the_content_of_a_checkpoint(swin_unetr, tmp_path, capsys):
     assert run("info", swin_unetr) == 0
     text = capsys.readouterr().out

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from swinunetr_jax import console
 from swinunetr_jax.errors import InputError
@@ -12,6 +14,30 @@ from swinunetr_jax.task import Output, Task
 
 if TYPE_CHECKING:
     from swinunetr_jax.weights.load import Checkpoint
+
+
+@dataclass
+class RunOptions:
+    """The device that computes, and what is printed."""
+
+    device: str | None = None
+    """The devices that compute: cpu, gpu or tpu, or one of them by its number, such as gpu:1; by default those that JAX prefers."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print only warnings and errors. All notes are in the record of the output folder."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Also print the versions, the devices, and the seconds of reading, computing and writing for each case."""
+
+    def apply(self) -> None:
+        """Chooses the device and what is printed. Raises InputError if an option is wrong."""
+        console.set_amount(quiet=self.quiet, verbose=self.verbose)
+        if self.device is not None:
+            from swinunetr_jax.runtime.device import use_device
+
+            use_device(self.device)
+        if self.verbose:
+            from swinunetr_jax.inference.batch import environment
+
+            console.detail(", ".join(f"{name} {value}" for name, value in environment().items()))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases, is_one_file
-from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.commands.options import RunOptions, TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import exists
 
@@ -80,6 +80,7 @@ class Predict:
     """Leave out the post-processing that a cross-validation (train --fold all) has chosen for its networks."""
     overwrite: bool = False
     """Predict finished cases again, and replace files that predict.json does not list."""
+    running: OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
     task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
@@ -92,6 +93,7 @@ class Predict:
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.uncertainty import MEASURES
 
+        self.running.apply()
         for name in ("input", "model"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is empty: give at least one path.")

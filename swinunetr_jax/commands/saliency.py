@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from swinunetr_jax import console
 from swinunetr_jax.buckets import MAY_BE_ADDRESS
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases
-from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.commands.options import RunOptions, TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 
 EXIT_SOME_FAILED = 1
@@ -52,6 +52,7 @@ class Saliency:
     """The folder that the paths of a dataset.json or datalist are relative to, by default the folder of that file."""
     overwrite: bool = False
     """Compute finished cases again, and replace files that saliency.json does not list."""
+    running: OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
     task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
@@ -64,6 +65,7 @@ class Saliency:
         from swinunetr_jax.weights.load import open_checkpoint
         from swinunetr_jax.weights.run_folder import ensemble_paths
 
+        self.running.apply()
         if not self.input:
             raise InputError("--input is empty: give at least one path.")
         check_output(self.output)
