@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.runner import bytes_of, losses
@@ -74,11 +75,25 @@ def finished(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def swin_unetr_run(data, tmp_path_factory) -> Path:
-    """Returns the folder of a finished run of Swin UNETR, with pictures."""
+    """Returns the folder of a finished run of Swin UNETR, with pictures, whose loop makes no implicit transfer to or from the device."""
     forget()
     out = tmp_path_factory.mktemp("runs") / "swin_unetr"
-    train(recipe(data, out))
+    advance = loop._advance
+
+    def guarded(*arguments) -> None:
+        with jax.transfer_guard("disallow"):
+            with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed"):
+                jnp.zeros(2) + np.ones(2, np.float32)  # the guard works
+            advance(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_advance", guarded)
+        train(recipe(data, out))
     return out
+
+
+def test_a_run_makes_no_implicit_transfer(swin_unetr_run):
+    assert validations_of(swin_unetr_run)  # steps and validations ran under the guard of the fixture
 
 
 def validations_of(run: Path) -> list[dict]:
