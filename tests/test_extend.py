@@ -63,7 +63,7 @@ def train_example(name: str, data: Path, out: Path, *more: str) -> int:
 
 
 # .ci/run runs these among the long tests, which leaves time for others in the default suite.
-LONG = ("device_augmentation", "loss", "optimizer")
+LONG = ("augmentation", "device_augmentation", "loss", "optimizer")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in WITH_SWIN_UNETR])

@@ -116,7 +116,9 @@ def test_winograd_convolutions_equal_the_reference(filters, shape, monkeypatch):
         close(jax.jit(functools.partial(winograd.kernel_gradient, filters))(x, dy), pullback(dy)[1], 1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), (1, 5, 96, 96, 16)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 32, 32, 16), (2, 2, 64, 34, 17), pytest.param((1, 5, 96, 96, 16), marks=pytest.mark.long)]
+)
 def test_winograd_convolutions_of_large_planes_equal_the_reference(shape):
     x, kernel, weight = normal(*shape), normal(3, 3, 3, shape[-1], 20), normal(*shape[:-1], 20)
     assert winograd.WINOGRAD.supports(jnp.asarray(x), kernel)
