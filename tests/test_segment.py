@@ -130,7 +130,7 @@ def test_faults_are_one_sentence(networks, one, tmp_path, capsys):
     result = segment(array, one, affine=np.eye(4))
     with refused("the probabilities were not requested"):
         result.save_probabilities(tmp_path / "p.nii.gz")
-    with refused(r"labels.png: the ending is not supported, expected .nii or .nii.gz"):
+    with refused(r"labels.png: the ending is not supported, expected .nii or .nii.gz or .nrrd or .dcm"):
         result.save(tmp_path / "labels.png")
     result.save(tmp_path / "labels.nii.gz")
     with refused("exists already"):

@@ -55,7 +55,9 @@ def check_output(out: Path, instead: str = "a folder") -> None:
 
 def is_one_file(out: Path) -> bool:
     """Returns whether --output names a label map instead of a folder."""
-    return out.name.lower().endswith((".nii", ".nii.gz")) and not is_folder(out)
+    from swinunetr_jax.inference.label_files import LABEL_ENDINGS
+
+    return out.name.lower().endswith(LABEL_ENDINGS) and not is_folder(out)
 
 
 def check_no_input_is_replaced(cases: Sequence[Case], out: Path, names: Sequence[str]) -> None:

@@ -32,7 +32,8 @@ class Predict:
     input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
     """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz or .nii."""
+    """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz, .nii, .nrrd
+    or .dcm."""
     model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_ADDRESS]
     """The checkpoint, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run
     of all folds, are averaged as an ensemble."""
@@ -58,6 +59,8 @@ class Predict:
     precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     """The precision of products of float32 numbers on an accelerator, as JAX names it: float32; tensorfloat32 (a TPU uses three passes of
     bfloat16 instead); or bfloat16, the default (a GPU uses tensorfloat32 instead)."""
+    format: Literal["nifti", "nrrd", "dicom-seg"] = "nifti"
+    """The format of the label maps in a folder: NIfTI, NRRD with the names of 3D Slicer, or DICOM-SEG for scans that are DICOM series."""
     probabilities: bool = False
     """Also write the probabilities of all outputs as a 4-D file."""
     uncertainty: bool = False
@@ -89,6 +92,7 @@ class Predict:
 
         from swinunetr_jax.console import name_list
         from swinunetr_jax.inference.batch import predict_cases
+        from swinunetr_jax.inference.label_files import ENDINGS, check_format, generic_note
         from swinunetr_jax.inference.open_networks import open_networks
         from swinunetr_jax.inference.predict import Segmenter
         from swinunetr_jax.uncertainty import MEASURES
@@ -141,12 +145,14 @@ class Predict:
             postprocess=networks.postprocess,
         )
         cases, et_label = input_cases(self.input, task, self.base)
+        ending = ENDINGS[self.format]
+        check_format(self.output.name if one_file else ending, cases)
         default: str | None = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue] - defined at run time
         precision = self.precision or default
         if one_file:
             with jax.default_matmul_precision(precision):
                 return self._write_one_file(segmenter, cases, et_label)
-        names = ("{}.nii.gz", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
+        names = (f"{{}}{ending}", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
         check_no_input_is_replaced(cases, self.output, names)
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
@@ -164,6 +170,8 @@ class Predict:
             identity["uncertainty"] = {"mc_dropout": self.mc_dropout}
             if self.mc_dropout:
                 identity["uncertainty"] |= {"seed": self.seed, "batch": self.batch}
+        if self.format == "dicom-seg" and (note := generic_note(task)):
+            console.say(f"note: {console.literal(note)}")
         windows = f"windows of {'×'.join(map(str, segmenter.roi))}, overlap {self.overlap}"
         console.say(f"{len(cases)} case{'s' * (len(cases) != 1)}, {'without windows' if self.whole else windows}")
         with jax.default_matmul_precision(precision):
@@ -178,6 +186,7 @@ class Predict:
                 overwrite=self.overwrite,
                 et_label=et_label,
                 postprocess=networks.postprocess,
+                label_format=self.format,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
@@ -189,6 +198,10 @@ class Predict:
             if getattr(self, name):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} writes further files: give a folder as --output instead of {self.output}.")
+        if self.format != "nifti":
+            raise InputError(
+                f"--format is for a folder: the ending of --output {self.output} states the format of one label map."
+            )
 
     def _write_one_file(self, segmenter: Segmenter, cases: Sequence[Case], et_label: int | None) -> int:
         """Segments the only case into the file --output and returns the exit code. There is no predict.json."""

@@ -66,6 +66,10 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
     if files.is_folder(path) and files.exists(path / prediction_record.SALIENCY_RECORD):
         raise InputError(f"{path} holds saliency maps, not label maps: give the folder of `swinunetr predict`.")
     images = _images(path)
+    if not images and files.is_folder(path) and any(file.name.endswith((".seg.nrrd", ".dcm")) for file in path.iterdir()):
+        raise InputError(
+            f"{path}: its label maps are NRRD or DICOM-SEG, and `evaluate` reads NIfTI: predict with `--format nifti` into another folder."
+        )
     if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
     if all(split_name(stem(file.name))[1] == "label" for file in images):

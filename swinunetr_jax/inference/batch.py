@@ -1,6 +1,6 @@
 """Segments many cases into one folder, skips finished cases, continues after a case with a fault, and records every result.
 
-OUT/CASE.nii.gz                  the label map
+OUT/CASE.nii.gz                  the label map; CASE.seg.nrrd or CASE.dcm in another format
 OUT/CASE_probabilities.nii.gz    the probabilities, if requested
 OUT/CASE_entropy.nii.gz          with uncertainty: the predictive entropy, and also the mutual information in
                                  OUT/CASE_mutual_information.nii.gz and the variance in OUT/CASE_variance.nii.gz
@@ -27,6 +27,7 @@ from swinunetr_jax.data.discovery.prediction_record import SALIENCY_RECORD, Case
 from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.case_loop import run_cases
+from swinunetr_jax.inference.label_files import ENDINGS, LabelFormat, check_source, write_labels
 from swinunetr_jax.inference.passes import Uncertainty
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import Prepared
@@ -52,6 +53,7 @@ def predict_cases(
     overwrite: bool = False,
     et_label: int | None = None,
     postprocess: Sequence[Step] = (),
+    label_format: LabelFormat = "nifti",
 ) -> list[str]:
     """Segments every case into the folder `out` and returns the names of those that failed.
 
@@ -67,6 +69,7 @@ def predict_cases(
         overwrite: segment finished cases again, and replace files that are not recorded.
         et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default, the names of BraTS files determine it.
         postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
+        label_format: the format of the label maps.
 
     Raises:
         InputError: `out` cannot be written, holds saliency maps, or its predict.json is damaged.
@@ -76,8 +79,10 @@ def predict_cases(
         raise InputError(f"{out} holds saliency maps, which `evaluate` would take for label maps: give another folder.")
     if postprocess:  # otherwise the settings are those of earlier versions, so that their finished cases are skipped
         identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
+    if label_format != "nifti":
+        identity = identity | {"format": label_format}
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment())
-    work = _Prediction(segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess))
+    work = _Prediction(segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess), label_format)
     return run_cases(work, record, cases, overwrite=overwrite)
 
 
@@ -92,10 +97,11 @@ class _Prediction:
     uncertainty: bool
     et_label: int | None
     postprocess: tuple[Step, ...]
+    label_format: LabelFormat
     unit: str = "window"
 
     def outputs(self, case: Case) -> dict[str, Path]:
-        paths = {"labels": self.out / f"{case.name}.nii.gz"}
+        paths = {"labels": self.out / f"{case.name}{ENDINGS[self.label_format]}"}
         if self.probabilities:
             paths["probabilities"] = self.out / f"{case.name}_probabilities.nii.gz"
         if self.uncertainty:
@@ -105,6 +111,7 @@ class _Prediction:
         return paths
 
     def read(self, case: Case) -> Prepared:
+        check_source(ENDINGS[self.label_format], case)
         return self.segmenter.prepare(case)
 
     def memory(self, content: Prepared) -> int:
@@ -133,7 +140,7 @@ class _Prediction:
         if "preview" in paths:
             image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
             write_preview(paths["preview"], image, result.labels, result.scan, result.task, literal(case.name))
-        write_volume(paths["labels"], result.labels, result.scan)
+        write_labels(paths["labels"], result.labels, result.scan, result.task)
 
     def entry(self, result: Segmentation) -> CaseEntry:
         entry = CaseEntry(windows=result.windows, background_windows=result.background_windows, volumes_ml=result.volumes_ml)

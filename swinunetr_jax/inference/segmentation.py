@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from swinunetr_jax import files
+from swinunetr_jax import console, files
 from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.inference.label_files import LABEL_ENDINGS, generic_note, write_labels
 from swinunetr_jax.inference.passes import Uncertainty
 from swinunetr_jax.task import Task
 
@@ -54,16 +55,23 @@ class Segmentation:
         }
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Writes the label map as NIfTI (.nii or .nii.gz) with the scan's affine and header codes, and returns the path.
+        """Writes the label map in the format of the ending, and returns the path.
+
+        NIfTI (.nii, .nii.gz) has the scan's affine and header codes, NRRD (.nrrd; .seg.nrrd for 3D Slicer) also names and colours, and
+        DICOM-SEG (.dcm) also codes, the patient and references to the DICOM files that the scan was read from.
 
         Args:
             path: the file.
             overwrite: replace an existing file.
 
         Raises:
-            InputError: the file exists, has another ending, is the scan itself, or cannot be written.
+            InputError: the file exists, has another ending, is the scan itself, or cannot be written; DICOM-SEG is requested for a scan in
+                another format; or the library of the format is missing.
         """
-        return write_volume(_new_file(path, overwrite), self.labels, self.scan)
+        path = write_labels(_new_file(path, overwrite, LABEL_ENDINGS), self.labels, self.scan, self.task)
+        if path.name.lower().endswith(".dcm") and (note := generic_note(self.task)):
+            console.say(f"note: {console.literal(note)}")
+        return path
 
     def save_probabilities(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Writes the probabilities as a 4-D NIfTI file, with the arguments and errors of `save`."""

@@ -1,0 +1,20 @@
+"""The libraries of the extra `formats`, which are imported only where a format needs them."""
+
+import importlib.util
+
+from swinunetr_jax.errors import InputError
+
+WRITERS = {".nrrd": ("NRRD", "SimpleITK"), ".dcm": ("DICOM-SEG", "highdicom")}
+
+
+def check_library(library: str, purpose: str) -> None:
+    """Raises InputError if a library is not installed. `purpose` says what needs it, such as "writing NRRD"."""
+    if importlib.util.find_spec(library) is None:
+        raise InputError(f'{purpose} needs {library}, which is not installed: pip install "swinunetr-jax[formats]".')
+
+
+def check_writer(name: str) -> None:
+    """Raises InputError if the library that writes a file of this name is not installed. NIfTI needs none."""
+    for ending, (kind, library) in WRITERS.items():
+        if name.lower().endswith(ending):
+            check_library(library, f"writing {kind}")

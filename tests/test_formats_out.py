@@ -1,0 +1,189 @@
+"""Label maps as NRRD and DICOM-SEG: other libraries read the same voxels at the same places, with names, codes and references."""
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from helpers.fake_predictor import FakePredictor, predict, recorded
+from helpers.refusals import refused
+from helpers.source_series import LPS, PATIENT, masks_by_hand, write_series
+
+from swinunetr_jax import Task
+from swinunetr_jax.data.formats import segment_codes
+from swinunetr_jax.data.formats.segments import segments_of, value_names
+from swinunetr_jax.data.nifti import Volume
+from swinunetr_jax.evaluation.pairs import find_predictions
+from swinunetr_jax.inference.label_files import generic_note
+from swinunetr_jax.inference.segmentation import Segmentation
+from swinunetr_jax.viz.overlay import colours_of
+
+sitk = pytest.importorskip("SimpleITK")
+hd = pytest.importorskip("highdicom")
+
+# Voxels of 0.9 × 1.2 × 2 mm, whose first axis points to the front and the second to the left, tilted by 36.87° around the first.
+OBLIQUE = np.array([[0, -0.96, 1.2, 30], [0.9, 0, 0, -20], [0, 0.72, 1.6, 5], [0, 0, 0, 1]])
+SHAPE = (9, 7, 5)
+
+
+def result(scan: Volume, task: Task, empty: bool = False) -> Segmentation:
+    values = np.array([0, *(output.value for output in task.outputs if output.value)], np.uint8)
+    labels = values[np.random.default_rng(1).integers(0, len(values), scan.array.shape)]
+    labels[:, :, 1] = 0  # a plane without a label
+    return Segmentation(labels * (not empty), None, scan, task, 1, ())
+
+
+def scan_in_memory(shape=SHAPE, affine=OBLIQUE, path="scan.nii.gz") -> Volume:
+    return Volume(np.zeros(shape, np.float32), affine, nib.Nifti1Header(), path)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    array = np.random.default_rng(0).integers(-100, 1000, SHAPE)
+    return write_series(tmp_path_factory.mktemp("dicom") / "series", array, OBLIQUE)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_nrrd_is_read_by_simpleitk_voxel_for_voxel(tmp_path, mirrored):
+    affine = OBLIQUE @ np.diag([-1.0 if mirrored else 1.0, 1, 1, 1])  # also left-handed axes
+    segmentation = result(scan_in_memory(affine=affine), Task.brats())
+    image = sitk.ReadImage(str(segmentation.save(tmp_path / "labels.seg.nrrd")))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(2, 1, 0), segmentation.labels)
+    for index in ((0, 0, 0), (8, 2, 4)):
+        expected = (LPS @ affine @ [*index, 1])[:3]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), expected, atol=1e-9)
+    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.startswith("Segment")}
+    assert [fields[f"Segment{index}_Name"] for index in range(3)] == ["TC without ET", "WT without TC", "ET"]
+    assert [fields[f"Segment{index}_LabelValue"] for index in range(3)] == ["1", "2", "4"]
+    assert fields["Segment0_Color"] == "0.337255 0.705882 0.913725" and fields["Segment2_Extent"] == "0 8 0 6 0 4"
+    assert "~SCT^79654002^Edema~" in fields["Segment1_Tags"] and "Segment3_Name" not in fields
+    again = segmentation.save(tmp_path / "again.nrrd")
+    assert again.read_bytes() == (tmp_path / "labels.seg.nrrd").read_bytes()
+
+
+def test_dicom_seg_is_read_by_highdicom_and_by_hand_voxel_for_voxel(series, tmp_path):
+    segmentation = result(series, Task.brats())
+    path = segmentation.save(tmp_path / "labels.dcm")
+    read = hd.seg.segread(path)
+    volume = read.get_volume(combine_segments=True).match_geometry(
+        hd.VolumeGeometry(LPS @ OBLIQUE, SHAPE, coordinate_system="PATIENT")
+    )
+    np.testing.assert_array_equal(np.array([0, 1, 2, 4])[volume.array], segmentation.labels)
+    np.testing.assert_allclose(LPS @ volume.affine, OBLIQUE, atol=1e-5)
+    masks = masks_by_hand(path)
+    assert sorted(masks) == [1, 2, 3] and read.NumberOfFrames == 12  # the plane without a label is omitted
+    for number, value in ((1, 1), (2, 2), (3, 4)):
+        by_plane = {round(float((np.linalg.inv(OBLIQUE) @ LPS @ [*where, 1])[2])): mask for where, mask in masks[number].items()}
+        assert sorted(by_plane) == [0, 2, 3, 4]
+        for plane, mask in by_plane.items():
+            np.testing.assert_array_equal(mask.T, segmentation.labels[:, :, plane] == value)
+
+
+def test_dicom_seg_states_the_patient_the_codes_and_the_files_that_it_refers_to(series, tmp_path):
+    dataset = pydicom.dcmread(result(series, Task.brats()).save(tmp_path / "labels.dcm"))
+    source = pydicom.dcmread(series.slices[0])
+    assert {name: str(dataset.get(name)) for name in PATIENT} == PATIENT
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        assert dataset.get(name) == source.get(name)
+    assert dataset.SeriesInstanceUID != source.SeriesInstanceUID and dataset.Modality == "SEG"
+    assert dataset.file_meta.TransferSyntaxUID.name == "Explicit VR Little Endian" and dataset.SegmentationType == "BINARY"
+    instances = dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    expected = {pydicom.dcmread(path).SOPInstanceUID for path in series.slices}
+    assert {instance.ReferencedSOPInstanceUID for instance in instances} == expected
+    for group in dataset.PerFrameFunctionalGroupsSequence:  # each frame refers to the file of its own plane
+        uid = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        origin = next(file for file in map(pydicom.dcmread, series.slices) if file.SOPInstanceUID == uid)
+        assert origin.ImagePositionPatient == group.PlanePositionSequence[0].ImagePositionPatient
+    first, _, third = dataset.SegmentSequence
+    assert (first.SegmentLabel, third.SegmentLabel, first.SegmentAlgorithmType) == ("TC without ET", "ET", "AUTOMATIC")
+    assert first.SegmentAlgorithmName.startswith("swinunetr_jax ")
+    assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Enhancing Lesion" and "SegmentDescription" not in first
+
+
+def test_dicom_seg_without_a_label_and_with_other_letters_is_written(series, tmp_path, capsys):
+    task = Task.classes(3, ("background", "Leber Läsion", "left kidney\\x" + "y" * 80))
+    path = result(series, task, empty=True).save(tmp_path / "empty.dcm")
+    assert "the code of any tissue for Leber Läsion, left kidney" in capsys.readouterr().out
+    read = hd.seg.segread(path)
+    assert not read.get_volume(combine_segments=True).array.any() and read.number_of_segments == 2
+    dataset = pydicom.dcmread(path)
+    assert dataset.SegmentSequence[0].SegmentLabel == "Leber Läsion" and dataset.PatientName == PATIENT["PatientName"]
+    assert (
+        len(dataset.SegmentSequence[1].SegmentLabel) == 64
+        and "not in the tables" in dataset.SegmentSequence[0].SegmentDescription
+    )
+
+
+def test_labels_have_names_and_codes(series):
+    assert value_names(Task.brats(et_label=3)) == {1: "TC without ET", 2: "WT without TC", 3: "ET"}
+    abdomen = ("background", "spleen", "right kidney", "Left_Kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "IVC",
+               "portal vein and splenic vein", "pancreas", "right adrenal gland", "lad")  # fmt: skip
+    task = Task.classes(14, abdomen)
+    segments = segments_of(task, colours_of(task))
+    assert generic_note(task) is None and [segment.value for segment in segments] == list(range(1, 14))
+    assert segments[2].code == segment_codes.SegmentCode(
+        segment_codes.ANATOMY,
+        segment_codes.Concept("64033007", "SCT", "Kidney"),
+        segment_codes.Concept("7771000", "SCT", "Left"),
+    )
+    hippocampus = Task.classes(3, ("background", "Anterior", "Posterior"))
+    codes = segment_codes.codes_of(hippocampus)
+    assert [codes[value].kind.meaning for value in (1, 2)] == ["Hippocampus", "Hippocampus"]
+    assert [codes[value].modifier.meaning for value in (1, 2)] == ["Anterior", "Posterior"]
+    assert segment_codes.codes_of(Task.classes(2))[1] == segment_codes.GENERIC
+
+
+def test_every_code_is_one_of_dicoms_tables():
+    from pydicom.sr._concepts_dict import concepts
+
+    tables = [
+        segment_codes.Concept(*code) for table in (segment_codes._STRUCTURES, segment_codes._LESIONS) for code in table.values()
+    ]
+    for concept in (
+        *tables,
+        segment_codes.ANATOMY,
+        segment_codes.ABNORMAL,
+        segment_codes.TISSUE,
+        *segment_codes.MODIFIERS.values(),
+    ):
+        meanings = [named[concept.value][0] for named in concepts[concept.scheme].values() if concept.value in named]
+        assert concept.meaning in meanings, concept
+
+
+def test_what_cannot_be_written_is_one_sentence(series, tmp_path, monkeypatch):
+    task = Task.classes(2)
+    with refused("a DICOM-SEG refers to the DICOM files of the scan, and scan.nii.gz is none: give the folder"):
+        result(scan_in_memory(), task).save(tmp_path / "a.dcm")
+    other = Volume(np.zeros(SHAPE, np.float32), OBLIQUE @ np.diag([1, 1, 1.5, 1]), series.header, series.path, series.slices)
+    with refused("the frames of its DICOM files are not the planes of the scan's array"):
+        result(other, task).save(tmp_path / "a.dcm")
+    fewer = Volume(series.array, OBLIQUE, series.header, series.path, series.slices[1:])
+    with refused("its DICOM files have 4 frames, and the scan has 5 planes"):
+        result(fewer, task).save(tmp_path / "a.dcm")
+    with refused("would overwrite the image that it was computed from"):
+        result(series, task).save(series.slices[2], overwrite=True)
+    lost = Volume(series.array, OBLIQUE, series.header, series.path, (tmp_path / "lost.dcm", *series.slices[1:]))
+    with refused("lost.dcm", "cannot be read"):
+        result(lost, task).save(tmp_path / "a.dcm")
+    for name in ("a.nrrd", "a.dcm"):
+        with refused("no/" + name, "cannot be written"):
+            result(series, task).save(tmp_path / "no" / name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with refused('writing NRRD needs SimpleITK, which is not installed: pip install "swinunetr-jax[formats]"'):
+        result(series, task).save(tmp_path / "a.nrrd")
+    assert not list(tmp_path.iterdir())
+
+
+def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
+    assert predict(tmp_path, "a", "b", label_format="nrrd") == []
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["a.seg.nrrd", "b.seg.nrrd", "predict.json"]
+    assert recorded(tmp_path)["cases"]["a"]["outputs"]["labels"]["path"] == "a.seg.nrrd"
+    capsys.readouterr()
+    assert predict(tmp_path, "a", label_format="nrrd") == [] and "done already" in capsys.readouterr().out
+    assert predict(tmp_path, "a") == []  # another format is another result
+    assert "a.seg.nrrd of an earlier run is kept" in capsys.readouterr().out and (out / "a.nii.gz").exists()
+    assert predict(tmp_path, "c", fake=FakePredictor(fails=("c",)), label_format="dicom-seg") == ["c"]
+    assert "c_flair.nii.gz: a DICOM-SEG refers to the DICOM files of a scan, and this is none" in capsys.readouterr().err
+    (out / "a.nii.gz").unlink()
+    with refused("label maps are NRRD or DICOM-SEG, and `evaluate` reads NIfTI"):
+        find_predictions(out)
