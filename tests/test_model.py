@@ -117,6 +117,7 @@ LAYERS = {  # the parts of the library that each part may import
     "data.brats": set(),
     "data.boxes": set(),
     "data.nifti": {"errors"},
+    "data.formats": {"errors", "task", "version", "data.boxes", "data.nifti"},
     "data.discovery": {"errors", "task", "data.brats", "data.nifti"},
     "data.check": {"errors", "version", "data.brats", "data.nifti", "data.discovery"},
     "data.prepare": {"errors", "task", "data.boxes", "data.nifti", "data.discovery", "data.check"},
