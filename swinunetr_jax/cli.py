@@ -9,6 +9,7 @@ from swinunetr_jax import console
 from swinunetr_jax.commands.convert import Convert
 from swinunetr_jax.commands.evaluate import Evaluate
 from swinunetr_jax.commands.info import Info
+from swinunetr_jax.commands.pack import Pack
 from swinunetr_jax.commands.plan import PlanCommand
 from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.commands.prepare import Prepare
@@ -25,6 +26,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "validate": Validate,
     "info": Info,
+    "pack": Pack,
     "plan": PlanCommand,
     "prepare": Prepare,
 }

@@ -135,6 +135,7 @@ LAYERS = {  # the parts of the library that each part may import
     "saliency": {"errors", "model", "runtime", "task"},
     "registry": {"errors", "model"},
     "weights": {"buckets", "config", "errors", "task", "model", "registry"},
+    "packages": {"buckets", "config", "errors", "task", "version", "postprocess", "weights", "training"},
     "viz": {"errors", "task", "data"},
     "uncertainty": {"errors", "task", "metrics"},
     "inference": {
@@ -161,6 +162,7 @@ LAYERS = {  # the parts of the library that each part may import
         "data",
         "inference",
         "evaluation",
+        "packages",
         "postprocess",
         "uncertainty",
         "weights",

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import console
-from swinunetr_jax.buckets.fetch import optional_file
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.postprocess import POSTPROCESS, Step, check_task, read_postprocess
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.load import Checkpoint, open_checkpoint
+from swinunetr_jax.weights.local_copy import optional_copy
 from swinunetr_jax.weights.run_folder import cross_validation_of, ensemble_paths, missing_folds
 
 
@@ -81,12 +81,14 @@ def chosen_postprocess(models: Sequence[Path], task: Task) -> tuple[Step, ...]:
     steps: dict[Path | None, tuple[Step, ...]] = {}  # by the folder of the cross-validation
     for folder in {cross_validation_of(model): None for model in models}:
         steps[folder] = ()
-        file = None if folder is None else optional_file(folder / POSTPROCESS)
-        if file is not None:
-            chosen = read_postprocess(file)
-            if chosen.steps:
-                check_task(file, chosen, task)
-            steps[folder] = chosen.steps
+        if folder is None:
+            continue
+        with optional_copy(folder / POSTPROCESS) as file:
+            if file is not None:
+                chosen = read_postprocess(file)
+                if chosen.steps:
+                    check_task(file, chosen, task)
+                steps[folder] = chosen.steps
     choices = {chosen for chosen in steps.values() if chosen}
     if not choices:
         return ()

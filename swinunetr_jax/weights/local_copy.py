@@ -1,4 +1,4 @@
-"""Copies weights of a bucket to this machine, where they are read and verified like those of a local path.
+"""Copies weights of a bucket or of a zip archive to this machine, where they are read and verified like those of a local path.
 
 Only what is needed is copied: the network of a saved state without the optimizer, and the weight file of a folder with weights. Intact
 copies that exist already are not copied again. They are recognised by the digests in a checkpoint's description and, for other files, by
@@ -7,39 +7,48 @@ the sizes and tags that the bucket lists.
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from swinunetr_jax import files
+from swinunetr_jax import console, files
 from swinunetr_jax.buckets import Bucket, is_address, path_or_address, scratch_folder
-from swinunetr_jax.buckets.fetch import Download, copy_object, fetch
+from swinunetr_jax.buckets.fetch import Download, copy_object, fetch, optional_file
 from swinunetr_jax.buckets.scratch import scratch_file
 from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
+from swinunetr_jax.weights.weight_file import printable
 from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
+from swinunetr_jax.weights.zip_folder import ZipFolder, find_zip, unpacked
 
 _ATTEMPTS = 5  # a checkpoint that is replaced while it is copied is copied again, at most this many times in all
 
 
 @contextlib.contextmanager
 def local_copy(path: str | os.PathLike) -> Iterator[Path]:
-    """Copies what `open_checkpoint` reads at an address to this machine. No other process changes the copy during the block.
+    """Copies what `open_checkpoint` reads at an address or in a zip archive. No other process changes the copy during the block.
 
     Args:
-        path: the address of a checkpoint folder, of a weight file, of an index of shards, or of a folder with one of the latter two.
+        path: the address of a checkpoint folder, of a weight file, of an index of shards, or of a folder with one of the latter two; or
+            the path of a zip archive or of a folder in one.
 
     Yields:
-        The path of the copied checkpoint folder, weight file or index; a path that is not an address is yielded as it is.
+        The path of the copied folder, weight file or index; any other path is yielded as it is.
 
     Raises:
         InputError: there is nothing of this kind at the address, or it cannot be read or copied.
     """
     path = path_or_address(path)
     if not is_address(path):
-        yield path
+        inside = find_zip(path)
+        if inside is None:
+            yield path
+            return
+        with unpacked(*inside, _needed(*inside)) as folder:
+            yield folder
         return
     bucket = Bucket(path)
     objects = bucket.objects()
@@ -64,6 +73,43 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
         if file.name.endswith(INDEX):
             _copy_shards(address, file)
         yield file
+
+
+@contextlib.contextmanager
+def optional_copy(path: str | os.PathLike) -> Iterator[Path | None]:
+    """Yields a file, or a copy of it if it is in a bucket or in a zip archive, or None if it does not exist."""
+    inside = None if is_address(path) else find_zip(path)
+    if inside is None:
+        yield optional_file(path)
+        return
+    archive, inner = inside
+    if inner not in archive.members:
+        yield None
+        return
+    folder, _, name = inner.rpartition("/")
+    with unpacked(archive, folder, [name]) as copies:
+        yield copies / name
+
+
+def _needed(archive: ZipFolder, inner: str) -> list[str]:
+    """Returns the names of the members of a folder in an archive that `open_checkpoint` reads.
+
+    Raises:
+        InputError: there are no weights, or those of several networks.
+    """
+    names, where = archive.names(inner), archive.path / inner
+    if DESCRIPTION in names:
+        return [name for name in names if name == DESCRIPTION or PARAMS_NAME.fullmatch(name.partition("/")[0])]
+    weights = choose_weight_file(names, str(where))
+    if weights is None:
+        folds = sorted({name.partition("/")[0] for name in names if re.match(r"fold\d+/", name)})
+        if folds:
+            raise InputError(f"{where} holds {len(folds)} networks, expected one: give one of them, such as {where / folds[0]}.")
+        listed = console.name_list(map(printable, sorted(names)), 3) or "nothing"
+        raise InputError(f"{where} holds no weights, but {listed}: give a packed model, a MONAI bundle or a weight file.")
+    if not weights.endswith(INDEX):
+        return [weights, *(name for name in names if name.startswith("configs/") and name.endswith(".json"))]
+    return [weights, *(name for name in names if "/" not in name and name != weights)]
 
 
 def stored_description(path: str | os.PathLike) -> bytes | None:

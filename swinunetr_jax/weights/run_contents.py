@@ -1,4 +1,4 @@
-"""Answers questions about the content of a folder of a run, on this machine or in a bucket."""
+"""Answers questions about the content of a folder of a run, on this machine, in a zip archive or in a bucket."""
 
 import os
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from swinunetr_jax.buckets import Bucket, is_address, shown
 from swinunetr_jax.buckets.run_objects import usable_states
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, is_checkpoint
+from swinunetr_jax.weights.zip_folder import ZipFolder, find_zip
 
 T = TypeVar("T")
 
@@ -38,9 +39,12 @@ def contents(path: str | os.PathLike) -> Contents:
     """Returns the content of the folder at a path or an address. A path that does not exist is like an empty folder.
 
     Raises:
-        InputError: the path is an address that cannot be used, or the bucket cannot be read.
+        InputError: the path is an address that cannot be used, the bucket cannot be read, or a zip archive is damaged.
     """
-    return _BucketContents(Bucket(path)) if is_address(path) else _LocalContents(Path(path))
+    if is_address(path):
+        return _BucketContents(Bucket(path))
+    inside = find_zip(path)
+    return _LocalContents(Path(path)) if inside is None else _ZipContents(*inside)
 
 
 def holds_checkpoint(path: str | os.PathLike) -> bool:
@@ -73,6 +77,32 @@ class _LocalContents:
         if not files.exists(self.path / name):
             return None
         return files.read_json(self.path / name, kind, remedy)
+
+
+class _ZipContents:
+    """The content of a folder in a zip archive."""
+
+    def __init__(self, archive: ZipFolder, inner: str):
+        self.archive, self.inner = archive, inner
+        self.names = archive.names(inner)
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def folders(self, prefix: str) -> list[str]:
+        return sorted({name.partition("/")[0] for name in self.names if name.startswith(prefix) and "/" in name})
+
+    def newest_state(self) -> str | None:
+        steps = (
+            name.split("/")[1] for name in self.names if name.startswith("checkpoints/") and name.endswith(f"/{DESCRIPTION}")
+        )
+        return max((f"checkpoints/{step}" for step in steps if len(step) == 8 and step.isdecimal()), default=None)
+
+    def read_json(self, name: str, kind: type[T], remedy: str) -> T | None:
+        if not self.has(name):
+            return None
+        member = f"{self.inner}/{name}" if self.inner else name
+        return files.decode_json(self.archive.read(member), kind, f"{self.archive.path}/{member}", remedy)
 
 
 class _BucketContents:

@@ -6,6 +6,8 @@ RUN/run.json                   the description of the run; that of a cross-valid
 RUN/postprocess.json           the post-processing that a cross-validation has chosen
 RUN/out_of_fold.json           the last file that a cross-validation writes
 
+MODEL.zip, MODEL.zip/fold0, …  a packed model, whose folds have weights called model.safetensors; it may also be unpacked
+
 In a bucket, `swinunetr_jax.buckets.run_objects` describes the names of the saved states. For a path that is an address, the functions
 return addresses as paths; `swinunetr_jax.weights.local_copy` copies what is there to this machine.
 """
@@ -20,9 +22,11 @@ from swinunetr_jax.buckets import is_address, path_or_address, shown
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION
 from swinunetr_jax.weights.run_contents import Contents, contents
+from swinunetr_jax.weights.zip_folder import MANIFEST
 
 RUN = "run.json"
 OUT_OF_FOLD = "out_of_fold.json"
+PACKED_WEIGHTS = "model.safetensors"  # the weights of a fold in a packed model
 _BEST = f"best/{DESCRIPTION}"
 _FOLD = re.compile(r"fold\d+")
 
@@ -98,7 +102,7 @@ def missing_folds(path: str | os.PathLike) -> str | None:
     path = path_or_address(path)
     content = contents(path)
     used = _folds_with_network(content)
-    if not used:
+    if not used or content.has(MANIFEST):  # a packed model is complete
         return None
     missing = [name for name in _expected_folds(content) if name not in used]
     finished = content.has(OUT_OF_FOLD)
@@ -115,12 +119,15 @@ def missing_folds(path: str | os.PathLike) -> str | None:
 def cross_validation_of(path: str | os.PathLike) -> Path | None:
     """Returns the folder of the cross-validation if a path is this folder, a fold or a saved network of a fold, otherwise None.
 
+    A packed model is such a folder too, because it holds the post-processing.
+
     Raises:
         InputError: the errors of `ensemble_paths`.
     """
     path = path_or_address(path)
     path = path if is_address(path) else path.absolute()
-    if _folds_with_network(contents(path)):
+    content = contents(path)
+    if _folds_with_network(content) or content.has(MANIFEST):
         return path
     for run in (path, path.parent, path.parent.parent):  # a fold, its best or last network, and one of its saved states
         if _FOLD.fullmatch(run.name) and contents(run).has(_BEST):
@@ -132,7 +139,9 @@ def _folds_with_network(content: Contents) -> list[str]:
     """Returns the names of a cross-validation's folds that have a network, in the order of their numbers; none for any other folder."""
     if content.has(DESCRIPTION) or content.has(_BEST):
         return []
-    folds = [name for name in content.folders("fold") if content.has(f"{name}/{_BEST}")]
+    folds = [
+        name for name in content.folders("fold") if content.has(f"{name}/{_BEST}") or content.has(f"{name}/{PACKED_WEIGHTS}")
+    ]
     return sorted(folds, key=lambda name: (int(name[4:]) if name[4:].isdecimal() else math.inf, name))
 
 

@@ -1,0 +1,80 @@
+"""`swinunetr pack`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from swinunetr_jax import console, files
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
+from swinunetr_jax.commands.options import TaskOptions, WeightOptions
+from swinunetr_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from swinunetr_jax.packages.model_card import Card
+
+
+@dataclass
+class Pack:
+    """Pack a trained model into one zip archive to pass on: `predict -m model.zip` needs nothing else, and nothing in it is executed."""
+
+    source: Annotated[Positional[Path], arg(metavar="RUN"), MAY_BE_ADDRESS]
+    """A training run, a cross-validation (all its folds are packed), a checkpoint folder or a weight file, also in a bucket."""
+    target: Annotated[Positional[Path], arg(metavar="MODEL"), MAY_BE_ADDRESS]
+    """The archive to write, a name that ends with .zip, also in a bucket."""
+    name: str | None = None
+    """The name of the model, for its card."""
+    data: str | None = None
+    """The scans that it was trained on, with their source, for its card."""
+    licence: str | None = None
+    """The licence of the weights, such as cc-by-4.0, for its card."""
+    intended_use: str | None = None
+    """What the model is for, for its card."""
+    limits: str | None = None
+    """What it is not fit for, and what was not tested, for its card."""
+    card: Path | None = None
+    """A model card in Markdown, instead of the five options above. The facts of the files are added to it."""
+    overwrite: bool = False
+    """Replace MODEL if it exists."""
+    weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
+    task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
+
+    def run(self) -> int:
+        from swinunetr_jax.packages.pack import collect, digest_of, pack
+        from swinunetr_jax.weights.load import open_checkpoint
+        from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
+
+        card = self._card()
+        if warning := missing_folds(self.source):
+            console.warn(console.literal(warning))
+        paths = ensemble_paths(self.source)
+        checkpoints = [open_checkpoint(path, **self.weights.fields()) for path in paths]
+        tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
+        networks = collect(paths, checkpoints, tasks)
+        pack(self.source, networks, self.target, card, overwrite=self.overwrite)
+        plural = "s" * (len(paths) != 1)
+        console.say(f"{shown(self.source)} → {shown(self.target)}, {len(paths)} network{plural}")
+        if not is_address(self.target):
+            console.say(f"SHA-256 {digest_of(self.target)}")
+        if missing := card.missing():
+            options = ", ".join(f"--{name.replace(' ', '-')}" for name in missing)
+            console.say(f"the model card says that nobody has stated its {', '.join(missing)}: give {options}, or --card FILE")
+        return 0
+
+    def _card(self) -> "Card":
+        """Returns the user's statements. Raises InputError if the file cannot be read, or was given together with single statements."""
+        from swinunetr_jax.packages.model_card import Card
+
+        parts = {n: getattr(self, n) for n in ("name", "data", "licence", "intended_use", "limits")}
+        if self.card is None:
+            return Card(**parts)
+        given = [f"--{name.replace('_', '-')}" for name, value in parts.items() if value is not None]
+        if given:
+            raise InputError(f"--card is a whole model card, which {', '.join(given)} would be part of: leave one of them out.")
+        try:
+            return Card(text=self.card.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.card} cannot be read ({files.reason(error)}), expected a text in Markdown: check it."
+            ) from error
