@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pack:
-    """Pack a trained model into one zip archive to pass on: `predict -m model.zip` needs nothing else, and nothing in it is executed."""
+    """Pack a trained model to pass on: one zip archive with which `predict -m` needs nothing else, or the folder of a MONAI bundle."""
 
     source: Annotated[Positional[Path], arg(metavar="RUN"), MAY_BE_ADDRESS]
     """A training run, a cross-validation (all its folds are packed), a checkpoint folder or a weight file, also in a bucket."""
     target: Annotated[Positional[Path], arg(metavar="MODEL"), MAY_BE_ADDRESS]
-    """The archive to write, a name that ends with .zip, also in a bucket."""
+    """The archive to write, a name that ends with .zip, also in a bucket; or the folder of a MONAI bundle."""
+    format: Literal["zip", "monai-bundle"] = "zip"
+    """monai-bundle writes a folder instead of an archive, with one network, which `monai.bundle` loads and runs."""
     name: str | None = None
     """The name of the model, for its card."""
     data: str | None = None
@@ -41,7 +43,7 @@ class Pack:
     task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
-        from swinunetr_jax.packages.pack import collect, digest_of, pack
+        from swinunetr_jax.packages.pack import collect, digest_of, pack, pack_bundle
         from swinunetr_jax.weights.load import open_checkpoint
         from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 
@@ -52,10 +54,13 @@ class Pack:
         checkpoints = [open_checkpoint(path, **self.weights.fields()) for path in paths]
         tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
         networks = collect(paths, checkpoints, tasks)
-        pack(self.source, networks, self.target, card, overwrite=self.overwrite)
+        if self.format == "monai-bundle":
+            pack_bundle(self.source, networks, self.target, card)
+        else:
+            pack(self.source, networks, self.target, card, overwrite=self.overwrite)
         plural = "s" * (len(paths) != 1)
         console.say(f"{shown(self.source)} → {shown(self.target)}, {len(paths)} network{plural}")
-        if not is_address(self.target):
+        if self.format == "zip" and not is_address(self.target):
             console.say(f"SHA-256 {digest_of(self.target)}")
         if missing := card.missing():
             options = ", ".join(f"--{name.replace(' ', '-')}" for name in missing)

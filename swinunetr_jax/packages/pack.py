@@ -25,7 +25,8 @@ from swinunetr_jax.buckets import path_or_address
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.packages.model_card import Card, Facts, card_text
-from swinunetr_jax.packages.run_scores import SCORES, run_scores
+from swinunetr_jax.packages.monai_bundle import write_bundle
+from swinunetr_jax.packages.run_scores import SCORES, Scores, run_scores
 from swinunetr_jax.postprocess import POSTPROCESS, Step, read_postprocess
 from swinunetr_jax.task import Task
 from swinunetr_jax.version import __version__
@@ -109,15 +110,7 @@ def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card
         files.write_json(root / TASK, task.to_dict())
         if scores is not None:
             files.write_json(root / SCORES, scores)
-        facts = Facts(
-            config,
-            task,
-            parameters=count_parameters(next(iter(weights.values())).params),
-            weights={name: checkpoint.digest for name, checkpoint in weights.items()},
-            postprocess=", then ".join(map(str, steps)),
-            scores=scores,
-            version=__version__,
-        )
+        facts = _facts(networks, scores, steps)
         files.write_text(root / CARD, card_text(card, facts))
         names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
         values = {
@@ -128,6 +121,37 @@ def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card
         files.write_json(root / MANIFEST, values | {"digest": files.digest_of_json(values)})
         _write_zip(file, root, [MANIFEST, *sorted(names, key=lambda name: (name in weights, name))])
     return target
+
+
+def pack_bundle(source: Path, networks: Networks, target: str | os.PathLike, card: Card) -> Path:
+    """Writes the folder of a MONAI bundle, and returns its path. `source`, `networks` and `card` are those of `pack`.
+
+    Raises:
+        InputError: there are several networks, or the folder exists or cannot be written.
+    """
+    if len(networks.checkpoints) > 1:
+        names = ", ".join(networks.checkpoints)
+        raise InputError(
+            f"{source} holds {len(networks.checkpoints)} networks, and a MONAI bundle holds one: give one of {names}."
+        )
+    (checkpoint,) = networks.checkpoints.values()
+    scores = run_scores(source)
+    readme = card_text(card, _facts(networks, scores, ()))
+    return write_bundle(target, networks.config, checkpoint.params, networks.task, card, readme, scores)
+
+
+def _facts(networks: Networks, scores: Scores | None, steps: Sequence[Step]) -> Facts:
+    """Returns what the files say about the networks."""
+    checkpoints = networks.checkpoints
+    return Facts(
+        networks.config,
+        networks.task,
+        parameters=count_parameters(next(iter(checkpoints.values())).params),
+        weights={f"{name}/{PACKED_WEIGHTS}".lstrip("/"): checkpoint.digest for name, checkpoint in checkpoints.items()},
+        postprocess=", then ".join(map(str, steps)),
+        scores=scores,
+        version=__version__,
+    )
 
 
 def _write_postprocess(source: Path, root: Path) -> tuple[Step, ...]:

@@ -21,6 +21,7 @@ from swinunetr_jax.model.custom import CustomConfig, CustomNetwork, NetworkFacto
 from swinunetr_jax.model.unetr import SwinUNETR
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights import params as flat
+from swinunetr_jax.weights.bundle import bundle_of
 from swinunetr_jax.weights.checkpoint import (
     check_digests,
     describe,
@@ -118,11 +119,14 @@ def open_checkpoint(
     with local_copy(path) as copy:
         custom = None if network is None else CustomNetwork.of(network)
         source, stored, task = _read(copy, key, encoder_only, custom)
+        bundle = bundle_of(copy) if stored is None else None
     if isinstance(stored, CustomConfig):
         return _open_custom(source, stored, task, encoder_only or adapt_channels, fields)
     new_outputs = False
     if stored is None:
-        config = infer_config(source.tensors, source.path, **fields)
+        config = infer_config(source.tensors, source.path, **({} if bundle is None else bundle.fields) | fields)
+        if bundle is not None:
+            task = bundle.task_for(config, path)
     else:
         changeable = RUNTIME_FIELDS | (DECODER_FIELDS if encoder_only else set()) | (CHANNEL_FIELDS if adapt_channels else set())
         config = _with_fields(stored, fields, changeable, path)
@@ -173,12 +177,15 @@ def _task_of(path: Path) -> Task | None:
     """Returns the task that a file or folder on this machine states, with the errors of `read_task`."""
     if is_checkpoint(path):
         return parse_task(read_description(path), path)
+    folder = path
     if files.is_folder(path):
         path = weight_file_in(path) or path
-    if path.name.endswith(INDEX) or file_kind(path) != SAFETENSORS:
-        return None
-    text = read_safetensors_metadata(path).get(_METADATA_KEY)
-    return None if text is None else parse_task(text.encode(), path)
+    text = None
+    if not path.name.endswith(INDEX) and file_kind(path) == SAFETENSORS:
+        text = read_safetensors_metadata(path).get(_METADATA_KEY)
+    if text is not None:
+        return parse_task(text.encode(), path)
+    return bundle.task if (bundle := bundle_of(folder)) else None
 
 
 def load_checkpoint(path: str | os.PathLike, **options: Any) -> SwinUNETR:
