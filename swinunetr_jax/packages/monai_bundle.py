@@ -31,7 +31,7 @@ _MONAI, _TORCH, _NUMPY, _NIBABEL = "1.6.1", "2.13.0", "2.3.5", "5.3.3"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20220324.json"
 _OURS_ALONE = {"num_groups", "dtype", "param_dtype", "use_flash_attention", "use_checkpoint", "downsample"}
 _LEGACY_TARGET = "scripts.legacy_swin_unetr.SwinUNETR"
-_LEGACY_SCRIPT = '''"""MONAI's SwinUNETR with the patch merging of MONAI 1.4 and earlier, which the weights of this bundle were trained with.
+_LEGACY_SCRIPT = '''"""MONAI's SwinUNETR with the patch merging of MONAI 1.4 and earlier, with which the weights were trained.
 
 From 1.5 on, MONAI's "merging" has another order of the eight neighbours, and would compute other results without a message.
 """

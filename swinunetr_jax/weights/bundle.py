@@ -178,10 +178,10 @@ class _Reader:
         """Returns the task of regions: those of BraTS in any order, or others whose labels are 1, 2, …"""
         keys = tuple(_BRATS.get(re.sub("[^a-z]", "", name.lower().replace("tumour", "tumor")), "") for name in names)
         if sorted(keys) == ["ET", "TC", "WT"]:
-            brats = Task.brats(**{"orientation": None} | changes)
+            brats = Task.brats(orientation=None)
             outputs = {output.name: output for output in brats.outputs}
             paint = tuple(keys.index(name) for name in ("WT", "TC", "ET"))
-            return dataclasses.replace(brats, outputs=tuple(outputs[key] for key in keys), paint=paint)
+            return dataclasses.replace(brats, outputs=tuple(outputs[key] for key in keys), paint=paint, **changes)
         self.notes.append(f"it does not state the labels of its regions, which are assumed to be 1 … {len(names)}")
         regions = tuple(Output(name=name, value=value, members=(value,)) for value, name in enumerate(names, 1))
         return Task(kind="regions", outputs=regions, paint=tuple(range(len(names))), **changes)

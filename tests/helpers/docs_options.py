@@ -22,6 +22,7 @@ _TOOL = re.compile(r"python -m tools\.(\w+)")
 FOREIGN = {
     "pip install": {"--dry-run"},
     "mkdocs build": {"--strict"},
+    "python -m": {"--config_file", "--dataset_dir"},  # monai.bundle
     "sbatch": {"--nodes", "--distribution"},
     "docker run": {"--gpus", "--rm"},
     "docker build": {"--file", "--tag"},
