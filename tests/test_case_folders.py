@@ -156,7 +156,7 @@ def test_unknown_names_that_recur_are_channels(tmp_path):
 
 
 def test_a_folder_of_other_images_has_a_case_per_file(tmp_path):
-    touch(tmp_path, "b.nii.gz", "a.nii", "c.mha", ".hidden.nii.gz", "._a.nii", "a_mask.nii")
+    touch(tmp_path, "b.nii.gz", "a.nii", "c.mgz", ".hidden.nii.gz", "._a.nii", "a_mask.nii")
     dataset = find_cases(tmp_path)
     assert dataset.layout == "files" and dataset.channels is None
     assert dataset.cases == (
@@ -164,7 +164,7 @@ def test_a_folder_of_other_images_has_a_case_per_file(tmp_path):
         Case("b", (tmp_path / "b.nii.gz",), None, None, None, "test"),
         Case("c", (), split="test", problem=dataset.cases[2].problem),
     )
-    assert f"{tmp_path / 'c.mha'}: is a MetaImage file" in dataset.cases[2].problem
+    assert f"{tmp_path / 'c.mgz'}: is a FreeSurfer file" in dataset.cases[2].problem
     assert dataset.ignored == "2 entries that are not scans were ignored: ._a.nii, .hidden.nii.gz."
     assert [case.name for case in find_cases(tmp_path, channels=["CT"]).cases] == ["a", "b", "c"]
 
@@ -186,7 +186,7 @@ def test_single_file(tmp_path):
 
 
 def test_a_case_from_files(tmp_path):
-    touch(tmp_path, "p_T2.nii.gz", "p_FLAIR.nii.gz", "one.nii.gz", "two.nii.gz", "p_seg.nii.gz", "scan.mha", "p_t2w.nii.gz")
+    touch(tmp_path, "p_T2.nii.gz", "p_FLAIR.nii.gz", "one.nii.gz", "two.nii.gz", "p_seg.nii.gz", "scan.mgz", "p_t2w.nii.gz")
     case = case_from_files([tmp_path / "p_T2.nii.gz", tmp_path / "p_FLAIR.nii.gz"])
     assert case == Case("p", (tmp_path / "p_T2.nii.gz", tmp_path / "p_FLAIR.nii.gz"), ("T2", "FLAIR"), split="test")
     assert case_from_files([tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"]).channels is None
@@ -196,8 +196,8 @@ def test_a_case_from_files(tmp_path):
         case_from_files([])
     with refused("none.nii.gz"):
         case_from_files([tmp_path / "none.nii.gz"])
-    with refused("scan.mha"):
-        case_from_files([tmp_path / "scan.mha"])
+    with refused("scan.mgz"):
+        case_from_files([tmp_path / "scan.mgz"])
     with refused("p_seg.nii.gz", "label"):
         case_from_files([tmp_path / "p_T2.nii.gz", tmp_path / "p_seg.nii.gz"])
     with refused("more than once"):
@@ -211,7 +211,7 @@ def test_a_path_without_cases_is_refused(tmp_path):
         find_cases(tmp_path / "none")
     with refused(tmp_path, "no case"):
         find_cases(tmp_path)
-    touch(tmp_path, "a.txt", "sub/b.dcm")
+    touch(tmp_path, "a.txt", "sub/b.mgz")
     with refused("no case"):
         find_cases(tmp_path)
     with refused("a.txt", ".nii.gz"):
@@ -239,7 +239,8 @@ def test_data_needs_numpy_and_nibabel_only(package):
         )
     }
     others = {name for name in names if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "nibabel"}}
-    others = {name for name in others if not name.startswith(("swinunetr_jax.data.discovery", "swinunetr_jax.data.nifti"))}
+    rooms = tuple(f"swinunetr_jax.data.{room}" for room in ("discovery", "nifti", "formats"))
+    others = {name for name in others if not name.startswith(rooms)}
     assert others <= {f"swinunetr_jax.{name}" for name in ("console", "errors", "files", "data", "data.brats", "task")}
 
 

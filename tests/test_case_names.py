@@ -43,7 +43,7 @@ def test_names_that_no_folder_distinguishes_are_refused(tmp_path):
 
 @pytest.mark.fault("2.1")
 def test_every_entry_is_a_case_or_is_named(tmp_path):
-    touch(tmp_path, "a.nii", "a.nii.gz", "b.nii.gz", "d.mha", "h.nii.gz.part", "README.md", ".DS_Store", "extra/f.nii.gz")
+    touch(tmp_path, "a.nii", "a.nii.gz", "b.nii.gz", "d.mgz", "h.nii.gz.part", "README.md", ".DS_Store", "extra/f.nii.gz")
     (tmp_path / "c.nii.gz").symlink_to("/nowhere/c.nii.gz")
     os.mkfifo(tmp_path / "e.nii.gz")
     dataset = find_cases(tmp_path)
@@ -51,7 +51,7 @@ def test_every_entry_is_a_case_or_is_named(tmp_path):
     words = {
         "a": "several files of the same name (a.nii, a.nii.gz)",
         "c": "a link to /nowhere",
-        "d": "MetaImage",
+        "d": "FreeSurfer",
         "e": "not a regular file",
     }
     words["h"] = ".nii in its name"
@@ -67,8 +67,8 @@ def test_folders_without_scans_are_named(tmp_path):
     touch(tmp_path, *brats, "BraTS2021_00001/1.dcm", "BraTS2021_00001/2.dcm", "docs/x.pdf", "BraTS2021_00000/T1_brain.nii.gz")
     (tmp_path / "P3").mkdir()
     dataset = find_cases(tmp_path)
-    assert case_names(dataset) == ["BraTS2021_00000", "BraTS2021_00001", "P3"]
-    assert "2 DICOM files" in dataset.cases[1].problem and "is empty" in dataset.cases[2].problem
+    assert case_names(dataset) == ["BraTS2021_00001", "BraTS2021_00000", "P3"]
+    assert dataset.cases[0].images == (tmp_path / "BraTS2021_00001",) and "is empty" in dataset.cases[2].problem
     assert "docs" in dataset.ignored and "T1_brain" in dataset.warnings[0]
 
 

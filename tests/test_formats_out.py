@@ -185,5 +185,8 @@ def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
     assert predict(tmp_path, "c", fake=FakePredictor(fails=("c",)), label_format="dicom-seg") == ["c"]
     assert "c_flair.nii.gz: a DICOM-SEG refers to the DICOM files of a scan, and this is none" in capsys.readouterr().err
     (out / "a.nii.gz").unlink()
-    with refused("label maps are NRRD or DICOM-SEG, and `evaluate` reads NIfTI"):
+    assert find_predictions(out).cases == {"a": out / "a.seg.nrrd", "b": out / "b.seg.nrrd"}
+    for name in ("a", "b"):
+        (out / f"{name}.seg.nrrd").rename(out / f"{name}.dcm")
+    with refused("label maps are DICOM-SEG, which `evaluate` does not read"):
         find_predictions(out)

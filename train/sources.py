@@ -16,7 +16,7 @@ from swinunetr_jax.data.discovery.cases import Case, Dataset
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.discovery.unlabelled import one_channel_cases, without_labels
-from swinunetr_jax.data.nifti import read_geometry, read_labels
+from swinunetr_jax.data.formats import read_geometry, read_labels
 from swinunetr_jax.data.phantom.dataset import RECORD, write_phantom
 from swinunetr_jax.training import processes
 from swinunetr_jax.training.config import Phantom

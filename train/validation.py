@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from swinunetr_jax import InputError, Task
-from swinunetr_jax.data.nifti import InverseReorient, read_geometry, read_labels
+from swinunetr_jax.data.formats import read_geometry, read_labels
+from swinunetr_jax.data.nifti import InverseReorient
 from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.data.prepare.read_case import network_grid
 from swinunetr_jax.data.prepare.resample import InverseResample, interpolated

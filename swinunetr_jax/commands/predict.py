@@ -30,7 +30,8 @@ class Predict:
     """Segment the scans of a folder, of one case or of single files. Each result has the grid of its scan."""
 
     input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
-    """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
+    """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel. DICOM folders and zips count as
+    files."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz, .nii, .nrrd
     or .dcm."""

@@ -23,7 +23,8 @@ class Saliency:
     """Show which places of a scan speak for an output of a network: a heat map for each output (Grad-CAM)."""
 
     input: Annotated[tuple[Path, ...], arg(aliases=["-i"])]
-    """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel."""
+    """A data set in any known layout, a case folder, a datalist, or the files of one case, one per channel. DICOM folders and zips count as
+    files."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the heat maps."""
     model: Annotated[Path, arg(aliases=["-m"]), MAY_BE_ADDRESS]

@@ -17,7 +17,8 @@ import numpy as np
 
 from swinunetr_jax.data import brats
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.nifti import Volume, read_labels
+from swinunetr_jax.data.formats import read_labels
+from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.pairs import Reference, References, label_values
 from swinunetr_jax.task import Task

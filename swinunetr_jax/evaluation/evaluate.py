@@ -16,7 +16,8 @@ import numpy as np
 
 from swinunetr_jax import console, files
 from swinunetr_jax.data import brats
-from swinunetr_jax.data.nifti import Volume, check_same_grid, read_labels
+from swinunetr_jax.data.formats import read_labels
+from swinunetr_jax.data.nifti import Volume, check_same_grid
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation import challenge as brats2026
 from swinunetr_jax.evaluation.challenge_metrics import convention

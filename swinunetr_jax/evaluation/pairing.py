@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from swinunetr_jax.data.formats import scan_status
+from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation.pairs import Reference, References
 
 Inputs = list[tuple[str, int | None]]  # resolved path and size in bytes of each scan that a prediction was computed from
@@ -109,6 +111,6 @@ def _contradiction(name: str, scans: Inputs, reference: Reference) -> str | None
 def _sizes(paths: Sequence[Path]) -> list[int]:
     """Returns the sizes of the files in bytes, sorted, or [] if one cannot be read."""
     try:
-        return sorted(os.path.getsize(path) for path in paths)
-    except OSError:
+        return sorted(scan_status(path).bytes for path in paths)
+    except (OSError, ValueError, InputError):
         return []

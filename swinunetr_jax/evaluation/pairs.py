@@ -12,10 +12,10 @@ import numpy as np
 from swinunetr_jax import files
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery import dataset_json, prediction_record
-from swinunetr_jax.data.discovery.channels import split_name, stem
-from swinunetr_jax.data.discovery.entries import is_image
+from swinunetr_jax.data.discovery.channels import split_name
 from swinunetr_jax.data.discovery.formats import find_cases
-from swinunetr_jax.data.nifti import read_labels
+from swinunetr_jax.data.formats import read_labels
+from swinunetr_jax.data.formats.names import is_image, stem
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Output, Task, ignored_label
 
@@ -66,9 +66,9 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
     if files.is_folder(path) and files.exists(path / prediction_record.SALIENCY_RECORD):
         raise InputError(f"{path} holds saliency maps, not label maps: give the folder of `swinunetr predict`.")
     images = _images(path)
-    if not images and files.is_folder(path) and any(file.name.endswith((".seg.nrrd", ".dcm")) for file in path.iterdir()):
+    if not images and files.is_folder(path) and any(file.name.endswith(".dcm") for file in path.iterdir()):
         raise InputError(
-            f"{path}: its label maps are NRRD or DICOM-SEG, and `evaluate` reads NIfTI: predict with `--format nifti` into another folder."
+            f"{path}: its label maps are DICOM-SEG, which `evaluate` does not read: predict with `--format nifti` into another folder."
         )
     if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
@@ -178,7 +178,7 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
 
 
 def _images(path: Path) -> list[Path]:
-    """Returns the .nii and .nii.gz files directly in a folder, or `path` itself if it is one."""
+    """Returns the images directly in a folder that are files, or `path` itself if it is one."""
     try:
         entries = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
         # A broken link is kept, so that reading it reports the fault.

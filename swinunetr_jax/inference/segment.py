@@ -11,7 +11,8 @@ from swinunetr_jax import console
 from swinunetr_jax.buckets import path_or_address
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
-from swinunetr_jax.data.nifti import Volume, read_volume, volume_in_memory
+from swinunetr_jax.data.formats import read_volume
+from swinunetr_jax.data.nifti import Volume, volume_in_memory
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.open_networks import assumed_task, open_networks
 from swinunetr_jax.inference.predict import Segmenter

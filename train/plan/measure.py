@@ -11,6 +11,7 @@ import numpy as np
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case, Dataset
+from swinunetr_jax.data.formats import scan_files
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
 from swinunetr_jax.training.plan.fingerprint import Fingerprint, MeasuredCase, combine, measure_case
 from swinunetr_jax.training.sources import channel_names
@@ -124,8 +125,8 @@ def _sources(case: Case) -> list[tuple[str, int, int]]:
     sources = []
     for path in (*case.images, *([case.label] if case.label else [])):
         try:
-            status = path.stat()
-            sources.append((str(path.absolute()), status.st_size, status.st_mtime_ns))
-        except OSError:  # reading the case reports it
+            stats = [(file, file.stat()) for file in scan_files(path)]
+            sources += [(str(file.absolute()), status.st_size, status.st_mtime_ns) for file, status in stats]
+        except (OSError, InputError):  # reading the case reports it
             sources.append((str(Path(path).absolute()), 0, 0))
     return sources

@@ -12,9 +12,10 @@ from swinunetr_jax.data.check.check_labels import check_values, read_counts
 from swinunetr_jax.data.check.findings import CaseReport, Channel, Findings
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import match_channels
-from swinunetr_jax.data.nifti import Volume, check_same_grid, read_volume
+from swinunetr_jax.data.discovery.entries import link_fault
+from swinunetr_jax.data.formats import read_volume
+from swinunetr_jax.data.nifti import Volume, check_same_grid
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.files import is_file
 
 
 def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Collection[int] | None = None) -> CaseReport:
@@ -38,7 +39,7 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
     grids: list[Volume] = []
     channels_found: list[Channel] = []
     for index, path in enumerate(case.images):
-        if case.problem and not is_file(path):  # `case.problem` reports the missing file
+        if case.problem and link_fault(path):  # `case.problem` reports the missing file
             continue
         try:
             volume = read_volume(path, require_finite=False)

@@ -9,7 +9,8 @@ from swinunetr_jax.data import brats
 from swinunetr_jax.data.check.findings import Findings
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.dataset_json import MAX_LABEL
-from swinunetr_jax.data.nifti import Volume, read_geometry, read_labels, read_volume
+from swinunetr_jax.data.formats import read_geometry, read_labels, read_volume
+from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.data.nifti.volume import LABEL_TOLERANCE
 from swinunetr_jax.errors import InputError
 

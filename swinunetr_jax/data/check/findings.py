@@ -2,7 +2,7 @@
 
 kind            severity  meaning
 incomplete      error     a channel is missing or occurs twice, or a listed file does not exist
-unreadable      error     a file is not a valid NIfTI image: truncated, damaged, a web page, or too large according to its header
+unreadable      error     a scan is not valid: truncated, damaged, a web page, or too large according to its header
 not-finite      error     voxels are NaN or Inf
 constant        error     a channel has the same value everywhere
 channel-count   error     there are more or fewer channels than names, or than in the other cases

@@ -12,7 +12,7 @@ def problem_key(case: str, text: str) -> str:
     """Returns a key that is equal for faults that differ only in the case, in paths and in numbers."""
     text = text.replace(case, "") if case else text
     text = re.sub(r"(?<![\w])/?[^\s,;:()]*/[^\s,;:()]*", "", text)  # paths
-    text = re.sub(r"[^\s,;:()]*\.nii(\.gz)?", "", text)
+    text = re.sub(r"[^\s,;:()]*\.(nii(\.gz)?|nrrd|nhdr|mh[ad]|hdr|img|dcm|zip)\b", "", text)
     return re.sub(r"\d[\d.]*", "0", text)
 
 

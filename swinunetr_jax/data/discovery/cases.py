@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinunetr_jax.data import brats
-from swinunetr_jax.data.discovery.channels import channel_key, match_channels, split_name, stem
+from swinunetr_jax.data.discovery.channels import channel_key, match_channels, split_name
+from swinunetr_jax.data.formats.names import SINGLE, stem
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import IGNORE
 
@@ -229,12 +230,12 @@ def _path_of(case: Case) -> str:
 
 
 def matching_label(image: Path, name: str) -> Path | None:
-    """Returns labelsTr/NAME.nii.gz or labelsTr/NAME.nii for an image in imagesTr, or None. A broken link counts as present."""
+    """Returns labelsTr/NAME.nii.gz, or a label map with another ending, for an image in imagesTr, or None. A broken link counts."""
     folder, ending = image.parent, image.name[len(stem(image.name)) :]
     if not folder.name.startswith("images"):
         return None
     labels = folder.with_name(folder.name.replace("images", "labels", 1))
-    endings = dict.fromkeys((ending, ".nii.gz", ".nii"))
+    endings = dict.fromkeys((ending, ".nii.gz", *SINGLE))
     return next((labels / f"{name}{end}" for end in endings if os.path.lexists(labels / f"{name}{end}")), None)
 
 

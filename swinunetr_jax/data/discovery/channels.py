@@ -108,11 +108,6 @@ def match_channels(have: Sequence[str], want: Sequence[str]) -> tuple[int, ...]:
     return tuple(keys.index(key) for key in wanted)
 
 
-def stem(name: str) -> str:
-    """Returns a file's name without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
-
-
 def split_name(name: str, wanted: Mapping[str, str] | None = None) -> tuple[str, str | None, str]:
     """Returns (prefix, role, word) of a file's name: the name of the case, and the content that the last words of the name state.
 

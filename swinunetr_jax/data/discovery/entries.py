@@ -11,17 +11,18 @@ from pathlib import Path
 from swinunetr_jax import files
 from swinunetr_jax.console import name_list
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.discovery.channels import stem
+from swinunetr_jax.data.discovery.dicom_folders import dicom_kind, is_scan_path, zipped_folders
 from swinunetr_jax.data.discovery.prediction_record import RECORD, read_record
+from swinunetr_jax.data.formats.dicom_files import zip_of
+from swinunetr_jax.data.formats.names import DICOM, EXPECTED, ZIP, is_image, is_second_file, stem
+from swinunetr_jax.errors import InputError
 
 MAX_KINDS = 5  # one sentence lists at most this number of kinds of ignored entries
 
 _FORMATS = {
-    "a DICOM file": (".dcm", ".ima"),
-    "a MetaImage file": (".mha", ".mhd"),
-    "an NRRD file": (".nrrd", ".nhdr"),
+    "a DICOM file": DICOM,
     "a FreeSurfer file": (".mgz", ".mgh"),
-    "an Analyze file": (".hdr", ".img"),
+    "the image of a pair without its .hdr": (".img",),
     "a MINC file": (".mnc",),
     "a compressed file": (".bz2", ".xz", ".zst"),
 }
@@ -44,11 +45,6 @@ _SIDE_CARS = (
 )
 
 
-def is_image(name: str) -> bool:
-    """Returns whether a file's name ends in .nii or .nii.gz."""
-    return name.lower().endswith((".nii", ".nii.gz"))
-
-
 def foreign_format(path: Path) -> str | None:
     """Returns the kind of a file that probably holds a scan in an unsupported format, such as 'a DICOM file', otherwise None."""
     name = path.name.lower()
@@ -65,14 +61,14 @@ def foreign_format(path: Path) -> str | None:
 
 
 def link_fault(path: Path) -> str | None:
-    """Returns a sentence on why a path with an image's name is not a regular file; None if it is one."""
-    if files.is_file(path):
+    """Returns a sentence on why the path of a scan is neither a regular file nor a folder that may hold DICOM; None if it is."""
+    if files.is_file(path) or is_scan_path(path):
         return None
     if path.is_symlink():
         return f"{path}: is a link to {os.readlink(path)}, which is not an existing file; restore the file or remove the link."
     if not os.path.lexists(path):
         return f"{path}: does not exist; restore the file or correct the path."
-    return f"{path}: is not a regular file, expected a NIfTI image; remove it."
+    return f"{path}: is not a regular file, expected an image; remove it."
 
 
 class Survey:
@@ -112,10 +108,14 @@ class Survey:
         return self._listed[folder]
 
     def _list(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        if zip_of(folder) is not None:
+            self._list_zip(folder)
+            return self._listed.get(folder, ([], []))
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
         results = _recorded_results(folder) if RECORD in names else frozenset()
         images, folders, self._foreign[folder] = [], [], []
+        lower_names = {name.lower() for name in names}
         for name in names:
             path = folder / name
             if name.startswith("._") or name == "__MACOSX":
@@ -128,14 +128,65 @@ class Survey:
                 if files.is_file(path / RECORD):
                     self.ignore("folders with results of predict", path)
                 else:
-                    folders.append(path)
+                    self._add_folder(path, images, folders)
             elif is_image(name):
                 images.append(path)
+            elif is_second_file(name, lower_names):
+                continue  # it belongs to the scan whose header is next to it
+            elif name.lower().endswith(ZIP):
+                self._add_zip(path, images, folders)
             elif kind := foreign_format(path):
                 self._foreign[folder].append((path, kind))
             elif path not in self.read and name not in ("dataset.json", "splits_final.json"):
                 self._ignore_by_ending(path)
         return images, folders
+
+    def _add_folder(self, path: Path, images: list[Path], folders: list[Path]) -> None:
+        """Adds a folder to the images if it is a DICOM series, and otherwise to the folders."""
+        kind = dicom_kind(path)
+        if kind == "localizer":
+            self.warnings.append(f"{path} is a localizer and is not used.")
+        elif kind == "series":
+            images.append(path)
+        elif kind == "files":
+            self._listed[path] = self.multi_frame_files(path), []
+            folders.append(path)
+        else:
+            folders.append(path)
+
+    def multi_frame_files(self, folder: Path) -> list[Path]:
+        """Returns the DICOM files in a folder, each of which is a scan."""
+        return sorted(file for file in folder.iterdir() if file.name[0] != "." and _is_dicom(file))
+
+    def _add_zip(self, path: Path, images: list[Path], folders: list[Path]) -> None:
+        """Adds a zip to the images if it holds one DICOM series, to the folders if it holds several, and otherwise warns."""
+        try:
+            scans = self._list_zip(path)
+        except InputError as error:
+            self.add_problem(stem(path.name), str(error))
+            return
+        if scans == [path]:
+            images.append(path)
+        elif scans:
+            folders.append(path)
+        else:
+            self._ignore_by_ending(path)
+
+    def _list_zip(self, path: Path) -> list[Path]:
+        """Lists the folders of a zip, and returns its DICOM scans. Raises InputError if the zip is damaged."""
+        scans, localizers = zipped_folders(path)
+        self.warnings += [f"{folder} is a localizer and is not used." for folder in localizers]
+        if scans == [path]:
+            return scans
+        inner: dict[Path, tuple[set[Path], set[Path]]] = {}
+        for scan in scans:
+            inner.setdefault(scan.parent, (set(), set()))[0].add(scan)
+            for folder in scan.parents:
+                if folder == path:
+                    break
+                inner.setdefault(folder.parent, (set(), set()))[1].add(folder)
+        self._listed |= {folder: (sorted(found), sorted(below)) for folder, (found, below) in inner.items()}
+        return scans
 
     def _ignore_by_ending(self, path: Path) -> None:
         if path.name.lower().endswith(_ARCHIVES):
@@ -146,27 +197,28 @@ class Survey:
             self.ignore(path.suffix or path.name, path)
 
     def foreign(self, folder: Path) -> list[tuple[Path, str]]:
-        """Returns (file, kind) of scans in unsupported formats that have no NIfTI image of the same name next to them."""
+        """Returns (file, kind) of scans in unsupported formats that have no image of the same name next to them."""
         images, _ = self.list_folder(folder)
         stems = {stem(image.name) for image in images}
         return [(path, kind) for path, kind in self._foreign.get(folder, ()) if path.name.partition(".")[0] not in stems]
 
     def add_foreign(self, folder: Path) -> None:
-        """Records the scans of `folder` in unsupported formats as problems; all DICOM files together are one problem."""
+        """Records the scans of `folder` that cannot be used as problems; all DICOM files together are one problem."""
         dicom = [path for path, kind in self.foreign(folder) if kind == "a DICOM file"]
         if dicom:
             dicom_files = (
                 f"{len(dicom)} DICOM files, such as {dicom[0].name}" if len(dicom) > 1 else f"the DICOM file {dicom[0].name}"
             )
             self.add_problem(
-                folder.absolute().name, f"{folder}: holds {dicom_files}, which are not supported; convert them to NIfTI."
+                folder.absolute().name,
+                f"{folder}: holds {dicom_files} next to other images or folders; move each series to a folder of its own.",
             )
         stems: dict[str, tuple[Path, str]] = {}
         for path, kind in self.foreign(folder):
             if kind != "a DICOM file":
                 stems.setdefault(re.sub(r"\.nii.*$", "", path.name.rpartition(".")[0]) or path.name, (path, kind))
         for name, (path, kind) in stems.items():
-            self.add_problem(name, f"{path}: is {kind}, expected .nii or .nii.gz; complete its download or convert it to NIfTI.")
+            self.add_problem(name, f"{path}: is {kind}, {EXPECTED}; complete its download or convert it.")
 
     def add_problem(self, name: str, problem: str) -> None:
         self.problems.append(Case(name, (), problem=problem, split="test"))

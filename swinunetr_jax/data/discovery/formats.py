@@ -8,7 +8,8 @@
     case folders      any folders with a file per channel, named after the channel: FLAIR.nii.gz, patient_T1.nii.gz
     files             a file per case
 
-Only names are examined; no image is opened. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
+An image is a file, a folder with one DICOM series, or a zip of one. Only names are examined; no image is opened, except for the
+headers of DICOM files. An incomplete case does not stop the others: `Case.problem` says what is wrong with it.
 Every entry of the folder becomes a case, or is named in a problem or a warning, or is counted in `Dataset.ignored`.
 """
 
@@ -31,10 +32,14 @@ from swinunetr_jax.data.discovery.cases import (
     split_by_label,
     unique_names,
 )
-from swinunetr_jax.data.discovery.channels import canonical_channel, channel_key, match_channels, split_name, stem
-from swinunetr_jax.data.discovery.entries import Survey, is_image, link_fault
+from swinunetr_jax.data.discovery.channels import canonical_channel, channel_key, match_channels, split_name
+from swinunetr_jax.data.discovery.dicom_folders import dicom_kind, is_scan_path
+from swinunetr_jax.data.discovery.entries import Survey, link_fault
 from swinunetr_jax.data.discovery.groups import attach_labels, group_files, own_name
 from swinunetr_jax.data.discovery.lists import described, is_numbered, listed, numbered, numbered_folders, one_file_each
+from swinunetr_jax.data.formats.dicom_files import zip_of
+from swinunetr_jax.data.formats.names import EXPECTED, is_image, stem
+from swinunetr_jax.data.formats.read_dicom import is_dicom_scan
 from swinunetr_jax.errors import InputError
 
 # Levels of folders that are searched. Known layouts have three: sub-01/ses-1/anat in BIDS, data/HGG/case in BraTS 2018.
@@ -76,17 +81,19 @@ def find_cases(
             dataset = _folder(path, channels, base, survey)
         elif is_list:
             dataset = listed(path, channels, base, survey)
-        elif files.is_file(path):
+        elif zip_of(path) == path and _holds_several(path, survey):
+            dataset = _folder(path, channels, base, survey)
+        elif files.is_file(path) or is_scan_path(path):
             dataset = Dataset("files", path.parent, (order_channels(case_from_files([path]), None, channels),))
         else:
-            raise InputError(f"{path}: does not exist, expected a folder, a .json list or a .nii.gz image; check the path.")
+            raise InputError(f"{path}: does not exist, expected a folder, a .json list or an image; check the path.")
     except OSError as error:
         where = error.filename or path
         raise InputError(f"{where}: cannot be read ({error.strerror}); check the path and the permissions.") from error
     if not dataset.cases:
         reason = survey.problems[0].problem if survey.problems else survey.ignored
         why = f" ({reason[:-1]})" if reason else ""
-        raise InputError(f"{path}: no case was found{why}, expected .nii or .nii.gz images in a known layout; check the folder.")
+        raise InputError(f"{path}: no case was found{why}, {EXPECTED}, in a known layout; check the folder.")
     cases = [*dataset.cases, *survey.problems]
     cases = [case if case.problem else replace(case, problem=_link_problem(case)) for case in unique_names(cases, dataset.root)]
     named = {case.channels for case in cases if not case.problem}
@@ -103,10 +110,10 @@ def case_from_files(paths: Iterable[str | os.PathLike], channels: Sequence[str] 
     """
     images = tuple(Path(path) for path in paths)
     if not images:
-        raise InputError("No image was given, expected a file per channel or one file with all; give at least one .nii.gz file.")
+        raise InputError("No image was given, expected a file per channel or one file with all; give at least one.")
     for image in images:
-        if not files.is_file(image) or not is_image(image.name):
-            raise InputError(f"{image}: is not an existing .nii or .nii.gz file, expected an image; check the path.")
+        if not is_scan_path(image) and not (files.is_file(image) and (is_image(image.name) or is_dicom_scan(image))):
+            raise InputError(f"{image}: is not an existing image, {EXPECTED}; check the path.")
         if channels is None and split_name(stem(image.name))[1] == "label":
             raise InputError(
                 f"{image}: is a label by its name, expected an image; leave it out, or name the channel of each file (--channels)."
@@ -131,6 +138,13 @@ def _link_problem(case: Case) -> str | None:
 
 def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, survey: Survey) -> Dataset:
     images, folders = survey.list_folder(path)
+    if not images and zip_of(path) is None and (kind := dicom_kind(path)) is not None:
+        survey.skip(folders)
+        if kind == "localizer":
+            raise InputError(f"{path}: is a localizer, expected a scan; give the folder of another series.")
+        if kind == "series":
+            return Dataset("files", path.parent, (order_channels(case_from_files([path]), None, channels),))
+        return _named(path, [(path, survey.multi_frame_files(path))], channels, survey)
     if files.is_file(path / "dataset.json"):
         dataset = listed(path / "dataset.json", channels, base, survey)
         if dataset.layout != "nnunet":
@@ -142,8 +156,9 @@ def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, surve
         return dataset
     if {"imagesTr", "imagesTs"} & {folder.name for folder in folders}:
         return Dataset("nnunet", path, tuple(numbered_folders(path, None, channels, survey)))
-    if not images:
-        return _named(path, _case_folders(path, folders, survey), channels, survey)
+    if all(map(is_scan_path, images)):  # DICOM series are folders, so other folders may be next to them
+        found = _case_folders(path, folders, survey)
+        return _named(path, [(path, images), *found] if images else found, channels, survey)
     description = path.absolute().parent / "dataset.json"
     info = dataset_json.load(description) if path.absolute().name.startswith("images") and files.is_file(description) else {}
     names = dataset_json.channel_names(info, description)
@@ -154,6 +169,12 @@ def _folder(path: Path, channels: Sequence[str] | None, base: Path | None, surve
     if info:
         return described(Dataset("decathlon", path, tuple(one_file_each(images, names, channels))), info, description)
     return _named(path, [(path, images)], channels, survey)
+
+
+def _holds_several(path: Path, survey: Survey) -> bool:
+    """Returns whether a zip holds several scans, or none."""
+    images, folders = survey.list_folder(path)
+    return bool(images or folders)
 
 
 def _paths(case: Case) -> tuple[Path, ...]:
@@ -172,6 +193,7 @@ def _case_folders(path: Path, level: Sequence[Path], survey: Survey) -> list[tup
             images, folders = survey.list_folder(folder)
             if images:
                 with_images.append((folder, images))
+            if images and not all(map(is_scan_path, images)):
                 survey.skip(folders)
             else:
                 deeper += folders

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from swinunetr_jax.data.discovery.cases import Case, name_with_folders
-from swinunetr_jax.data.discovery.channels import label_rank, split_name, stem
+from swinunetr_jax.data.discovery.channels import label_rank, split_name
 from swinunetr_jax.data.discovery.entries import Survey
 from swinunetr_jax.data.discovery.lists import by_stem, same_name_problem
+from swinunetr_jax.data.formats.names import stem
 
 _OTHER_PREFIX = 100  # added to the rank of a label with another prefix than its case; larger than any `label_rank`
 

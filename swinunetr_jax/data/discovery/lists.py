@@ -10,8 +10,9 @@ from swinunetr_jax import files
 from swinunetr_jax.console import name_list
 from swinunetr_jax.data.discovery import dataset_json
 from swinunetr_jax.data.discovery.cases import Case, Dataset, case_name, matching_label, order_channels, split_by_label
-from swinunetr_jax.data.discovery.channels import stem
+from swinunetr_jax.data.discovery.dicom_folders import is_scan_path
 from swinunetr_jax.data.discovery.entries import Survey
+from swinunetr_jax.data.formats.names import SINGLE, stem
 from swinunetr_jax.errors import InputError
 
 _LISTS = {"training": "training", "train": "training", "validation": "validation", "val": "validation"}
@@ -35,8 +36,8 @@ def listed(path: Path, channels: Sequence[str] | None, base: Path | None, survey
     keys = [key for key in _LISTS if key in info]
     if "channel_names" in info and "dataset" not in info:
         ending = info.get("file_ending", ".nii.gz")
-        if ending not in (".nii", ".nii.gz"):
-            raise InputError(f"{path}: file_ending is {ending!r}, expected .nii or .nii.gz; convert the images to NIfTI.")
+        if ending not in SINGLE:
+            raise InputError(f"{path}: file_ending is {ending!r}, expected one of {', '.join(SINGLE)}; convert the images.")
         return described(Dataset("nnunet", root, tuple(numbered_folders(root, names, channels, survey))), info, path)
     entries: list[tuple[str, Any, str]] = []  # where, entry, split
     if isinstance(info.get("dataset"), dict):  # nnU-Net's list of cases whose files may be in any folder
@@ -79,7 +80,7 @@ def _entry(entry: Any, where: str, root: Path, split: str, channels: int, survey
     if not images or len(labels) > 1 or not valid_fold:
         raise InputError(f"{where}: is malformed, expected image (one or several), label (one) and fold (a number); correct it.")
     label = labels[0] if labels else None
-    missing = [image for image in images if not files.is_file(image)]
+    missing = [image for image in images if not files.is_file(image) and not is_scan_path(image)]
     if len(images) == 1 and missing and files.is_folder(images[0].parent):
         # nnU-Net v1 lists imagesTr/CASE.nii.gz, while each channel is a file: imagesTr/CASE_0000.nii.gz, …
         name = stem(images[0].name)

@@ -11,10 +11,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, NotRequired, Required, TypedDict
 
 from swinunetr_jax import files
 from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.formats import scan_status
 from swinunetr_jax.errors import InputError
 
 RECORD = "predict.json"
@@ -23,11 +24,16 @@ REMEDY = "move it away, and predict again with --overwrite"
 
 
 class InputFile(TypedDict):
-    """An image that was read; size and time are None if the file did not exist."""
+    """An image that was read; size and time are None if it did not exist.
+
+    For an image of several files, such as a DICOM series, the size is that of all, the time the latest, and `files` a digest of their
+    names, sizes and times.
+    """
 
     path: str
     bytes: int | None
     modified_ns: int | None
+    files: NotRequired[str]
 
 
 class OutputFile(TypedDict):
@@ -251,9 +257,10 @@ def input_files(case: Case) -> list[InputFile]:
     inputs = []
     for path in case.images:
         try:
-            status = path.stat()
-            inputs.append(InputFile(path=str(files.real_path(path)), bytes=status.st_size, modified_ns=status.st_mtime_ns))
-        except (OSError, ValueError):  # ValueError: a null character in the name
+            status = scan_status(path)
+            entry = InputFile(path=str(files.real_path(path)), bytes=status.bytes, modified_ns=status.modified_ns)
+            inputs.append(entry if status.digest is None else {**entry, "files": status.digest})
+        except (OSError, ValueError, InputError):  # ValueError: a null character in the name
             inputs.append(InputFile(path=str(path), bytes=None, modified_ns=None))
     return inputs
 

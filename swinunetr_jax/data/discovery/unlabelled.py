@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from swinunetr_jax.data.discovery.cases import Case, Dataset
-from swinunetr_jax.data.discovery.channels import stem
 from swinunetr_jax.data.discovery.entries import link_fault
 from swinunetr_jax.data.discovery.folds import NEVER
-from swinunetr_jax.data.nifti import read_geometry
+from swinunetr_jax.data.formats import read_geometry
+from swinunetr_jax.data.formats.names import stem
 from swinunetr_jax.errors import InputError
 
 _LISTED = ("monai-datalist", "decathlon", "nnunet")  # layouts that state which cases are for testing

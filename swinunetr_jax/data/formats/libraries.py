@@ -1,6 +1,9 @@
 """The libraries of the extra `formats`, which are imported only where a format needs them."""
 
+import importlib
 import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 from swinunetr_jax.errors import InputError
 
@@ -18,3 +21,19 @@ def check_writer(name: str) -> None:
     for ending, (kind, library) in WRITERS.items():
         if name.lower().endswith(ending):
             check_library(library, f"writing {kind}")
+
+
+def library(name: str, path: Path) -> ModuleType:
+    """Returns a module of the extra `formats`.
+
+    Args:
+        name: the module, "SimpleITK" or "pydicom".
+        path: the scan that needs it, for the message.
+
+    Raises:
+        InputError: the library is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f'{path}: reading this format needs {name}; run `pip install "swinunetr-jax[formats]"`.') from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swinunetr_jax import files
+from swinunetr_jax.data.formats.read_dicom import read_dicom_header
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.errors import InputError
 
@@ -37,15 +37,9 @@ def read_sources(paths: Sequence[Path]) -> list[Dataset]:
     Raises:
         InputError: a file cannot be read, or lacks an attribute without which nothing can refer to it.
     """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
     sources = []
     for path in paths:
-        try:
-            source = pydicom.dcmread(path, stop_before_pixels=True)
-        except (OSError, InvalidDicomError) as error:
-            raise InputError(f"{path}: cannot be read ({files.reason(error)}); restore the file of the scan.") from error
+        source = read_dicom_header(path)
         missing = [name for name in _NEEDED if not source.get(name)]
         if missing:
             raise InputError(

@@ -55,10 +55,14 @@ def volume_in_memory(image: Any, name: str, affine: np.ndarray | None = None) ->
         raise InputError(
             f"{name}: {int((~finite).sum())} of {array.size} voxels are NaN or Inf, the first at {first_index(~finite)}; replace them by 0."
         )
-    if header is None:
-        header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), own).header
-        header.set_xyzt_units("mm")
-    return Volume(array, own, header, Path(name))
+    return Volume(array, own, header_of_affine(own) if header is None else header, Path(name))
+
+
+def header_of_affine(affine: np.ndarray) -> nib.Nifti1Header:
+    """Returns a NIfTI header for an image that has none, with its affine in mm."""
+    header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine).header
+    header.set_xyzt_units("mm")
+    return header
 
 
 def is_simpleitk(image: Any) -> bool:
@@ -84,7 +88,12 @@ def _simpleitk(image: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     if image.GetDimension() != 3:
         raise InputError(f"{name} has {image.GetDimension()} axes, expected three: give one volume.")
     array = sys.modules["SimpleITK"].GetArrayFromImage(image)  # [z, y, x] or [z, y, x, c]
+    return np.moveaxis(array, (0, 1, 2), (2, 1, 0)), simpleitk_affine(image)
+
+
+def simpleitk_affine(image: Any) -> np.ndarray:
+    """Returns the affine [4, 4] (RAS, in mm) of an image of SimpleITK with three axes, or of a reader that has read its header."""
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return np.moveaxis(array, (0, 1, 2), (2, 1, 0)), LPS_TO_RAS @ affine
+    return LPS_TO_RAS @ affine

@@ -74,12 +74,7 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError):
         dtype = np.dtype("V")
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        code = int(header["datatype"])
-        raise InputError(
-            f"{path}: data type {code} is complex, colour or unknown, expected one real number per voxel; convert it."
-        )
-
+    check_kind(path, dtype, f"data type {int(header['datatype'])}")
     voxels = math.prod(shape)
     field: Any = header["vox_offset"]  # a float in NIfTI-1, an integer in NIfTI-2
     start, least_offset = field.item(), header.single_vox_offset
@@ -91,12 +86,12 @@ def read_header(path: Path, max_bytes: int | None) -> CheckedHeader:
     claimed_bytes = voxels * dtype.itemsize + offset
     if claimed_bytes > (size * GZIP_RATIO if compressed else size):
         raise InputError(
-            f"{path}: the file has {_size(size)}{' compressed' * compressed}, but its header claims {shape} voxels of {dtype.name} "
+            f"{path}: the file has {size_text(size)}{' compressed' * compressed}, but its header claims {shape} voxels of {dtype.name} "
             f"from byte {offset} on; it is truncated or damaged, so get it again."
         )
     if max_bytes is not None and (needed_bytes := max(voxels * max(dtype.itemsize, 4), offset)) > max_bytes:
         raise InputError(
-            f"{path}: {shape} voxels take {_size(needed_bytes)} of memory, but the limit is {_size(max_bytes)}; crop it or "
+            f"{path}: {shape} voxels take {size_text(needed_bytes)} of memory, but the limit is {size_text(max_bytes)}; crop it or "
             "raise `max_bytes`."
         )
 
@@ -207,7 +202,7 @@ def _stored_voxels(path: Path, header: CheckedHeader) -> np.ndarray:
             excess += count
             if excess > MAX_EXCESS:
                 raise InputError(
-                    f"{path}: more than {_size(MAX_EXCESS)} follow the last of {header.shape} voxels, expected the end of the file; "
+                    f"{path}: more than {size_text(MAX_EXCESS)} follow the last of {header.shape} voxels, expected the end of the file; "
                     "its header is damaged, so get it again."
                 )
     return raw.view(header.dtype).reshape(header.shape, order="F")
@@ -237,6 +232,14 @@ def is_gzip_name(path: Path) -> bool:
     return name.endswith(".gz")
 
 
+def check_kind(path: Path, dtype: np.dtype, shown: str | None = None) -> None:
+    """Raises InputError unless voxels of this type are real numbers. `shown` is the name of the type, for the message."""
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(
+            f"{path}: {shown or f'the data type {dtype}'} is complex, colour or unknown, expected one real number per voxel; convert it."
+        )
+
+
 def check_affine(name: str, affine: np.ndarray) -> None:
     """Raises InputError, whose message starts with `name`, unless `affine` [4, 4] is invertible and has plausible voxel sizes."""
     with np.errstate(all="ignore"):
@@ -258,5 +261,6 @@ def check_affine(name: str, affine: np.ndarray) -> None:
         )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Returns a number of bytes as text, such as "4.2 MB"."""
     return f"{count} bytes" if count < 10_000 else f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

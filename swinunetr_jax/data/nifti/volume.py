@@ -29,6 +29,7 @@ class Volume:
 
     `affine` maps (x, y, z) indices to mm; `header` is that of the NIfTI file, without extensions, or one that was made for a scan in
     another format. `slices` holds the DICOM files of the scan in the order of the third axis, or the one multi-frame file.
+    `notes` are sentences for the user about the scan, such as on an assumed orientation.
     """
 
     array: np.ndarray
@@ -36,6 +37,7 @@ class Volume:
     header: nib.Nifti1Header  # also a Nifti2Header, which is a subclass
     path: Path
     slices: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -62,7 +64,7 @@ def read_volume(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, require_
     header = read_header(path, max_bytes)
     array = read_voxels(path, header, np.float32)
     if require_finite:
-        _check_finite(path, array)
+        check_finite(path, array)
     return Volume(array, header.affine, header.nifti, path)
 
 
@@ -74,24 +76,9 @@ def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volum
     """
     path = Path(path)
     header = read_header(path, max_bytes)
-    if len(header.shape) != 3:
-        raise InputError(f"{path}: the label map has shape {header.shape}, expected 3-D; merge its channels into one map.")
+    check_label_shape(path, header.shape)
     array = read_voxels(path, header, None if header.slope is None else np.float64)
-    _check_finite(path, array)
-    if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        bad = np.abs(array - rounded) > LABEL_TOLERANCE
-        if bad.any():
-            first = first_index(bad)
-            raise InputError(
-                f"{path}: label {array[first]:g} at voxel {first} is not an integer, expected a label map; if it was resampled, resample "
-                "it by nearest neighbour."
-            )
-        array = rounded
-    low, high = array.min(), array.max()
-    if low < 0 or high >= 2**31:
-        raise InputError(f"{path}: label {low if low < 0 else high:.0f} is outside 0 … 2147483647; renumber the labels.")
-    return Volume(array.astype(np.uint8 if high < 256 else np.int32, copy=False), header.affine, header.nifti, path)
+    return Volume(as_labels(path, array), header.affine, header.nifti, path)
 
 
 def read_geometry(path: str | os.PathLike) -> tuple[tuple[int, ...], np.ndarray, str]:
@@ -121,7 +108,37 @@ def check_same_grid(volumes: Sequence[Volume]) -> None:
             )
 
 
-def _check_finite(path: Path, array: np.ndarray) -> None:
+def check_label_shape(path: Path, shape: tuple[int, ...]) -> None:
+    """Raises InputError unless this is the shape of a label map."""
+    if len(shape) != 3:
+        raise InputError(f"{path}: the label map has shape {shape}, expected 3-D; merge its channels into one map.")
+
+
+def as_labels(path: Path, array: np.ndarray) -> np.ndarray:
+    """Returns the voxels of a label map as uint8, or as int32 if a label is above 255.
+
+    Raises:
+        InputError: a voxel is not an integer of at least 0.
+    """
+    check_finite(path, array)
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        bad = np.abs(array - rounded) > LABEL_TOLERANCE
+        if bad.any():
+            first = first_index(bad)
+            raise InputError(
+                f"{path}: label {array[first]:g} at voxel {first} is not an integer, expected a label map; if it was resampled, resample "
+                "it by nearest neighbour."
+            )
+        array = rounded
+    low, high = array.min(), array.max()
+    if low < 0 or high >= 2**31:
+        raise InputError(f"{path}: label {low if low < 0 else high:.0f} is outside 0 … 2147483647; renumber the labels.")
+    return array.astype(np.uint8 if high < 256 else np.int32, copy=False)
+
+
+def check_finite(path: Path, array: np.ndarray) -> None:
+    """Raises InputError if a voxel is NaN or Inf."""
     if array.dtype.kind == "f" and (bad := ~np.isfinite(array)).any():
         count = int(bad.sum())
         raise InputError(

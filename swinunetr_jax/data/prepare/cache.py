@@ -20,6 +20,7 @@ from typing import Any
 from swinunetr_jax import console, files
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.formats import scan_files
 from swinunetr_jax.data.prepare.cache_entry import (
     Entry,
     check_arrays,
@@ -120,7 +121,8 @@ class _Store:
         path = self.folder / entry_name(case, writer, self.root)
         is_new = not files.exists(path)
         entry = self._checked(case, path, read_entry, writer.dtype, writer.in_channels, writer.known)
-        sources = [source_of_file(file, entry["sources"] if entry else ()) for file in paths]
+        known = entry["sources"] if entry else ()
+        sources = [source_of_file(file, known) for path in paths for file in scan_files(path)]
         key = writer.key(case, sources)
         if entry is not None and entry["key"] != key:  # a source has changed
             entry = None

@@ -11,7 +11,8 @@ import numpy as np
 
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import match_channels
-from swinunetr_jax.data.nifti import InverseReorient, Volume, check_same_grid, read_labels, read_volume, reorient
+from swinunetr_jax.data.formats import read_labels, read_volume
+from swinunetr_jax.data.nifti import InverseReorient, Volume, check_same_grid, reorient
 from swinunetr_jax.data.prepare.resample import InverseResample, is_same_grid, resample, resample_labels, spacing_grid
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -69,6 +70,7 @@ def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int)
                 f"{case.images[min(order[index], len(case.images) - 1)]}: channel {name} is constant "
                 f"({array[..., index].flat[0]:g} everywhere), expected an image; give the real channel."
             )
+    notes = (*notes, *dict.fromkeys(f"{volume.path.name}: {note}" for volume in volumes for note in volume.notes))
     scan = volumes[0]
     orientation = task.orientation or scan.orientation
     array, source, _ = reorient(array, scan.affine, orientation)

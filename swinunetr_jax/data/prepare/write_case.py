@@ -11,7 +11,8 @@ import numpy as np
 from swinunetr_jax import files
 from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.nifti import read_labels, write_volume
+from swinunetr_jax.data.formats import read_labels
+from swinunetr_jax.data.nifti import write_volume
 from swinunetr_jax.data.prepare.cache_entry import VERSION, Array, Entry, Source, arrays_of
 from swinunetr_jax.data.prepare.class_voxels import find_class_voxels
 from swinunetr_jax.data.prepare.example import foreground

@@ -12,6 +12,7 @@ from swinunetr_jax import files
 from swinunetr_jax.buckets import BucketError
 from swinunetr_jax.data.check.problems import problem_lines
 from swinunetr_jax.data.discovery.cases import Case
+from swinunetr_jax.data.formats import scan_files
 from swinunetr_jax.data.prepare.cache import THREADS, case_files, path_below
 from swinunetr_jax.data.prepare.cache_entry import Source, arrays_of, entry_fault, entry_json
 from swinunetr_jax.data.prepare.write_case import CaseWriter, file_name, source_of_file
@@ -82,7 +83,9 @@ def _prepare(case: Case, writer: CaseWriter, place: Place, root: Path, stored: M
         raise InputError(case.problem)
     # On another machine, the same files have other times, and may be in other folders.
     sources: list[Source] = [
-        {**source_of_file(path), "path": path_below(path, root), "modified_ns": 0} for path in case_files(case)
+        {**source_of_file(file), "path": path_below(file, root), "modified_ns": 0}
+        for path in case_files(case)
+        for file in scan_files(path)
     ]
     key = writer.key(case, sources)
     name = f"{file_name(case.name)}-{files.digest_of_json([case.name, key])[:16]}.json"
