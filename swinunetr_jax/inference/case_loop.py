@@ -138,7 +138,8 @@ class _CaseLoop(Generic[Content, Result]):
         self._wait_for_writing()
         for note in self.work.notes(result):
             console.say(f"{self._title(index)}: note: {literal(note)}")
-        self.writing = self.writer.submit(self._write, index, result, outputs, read, computing)
+        times = (read.seconds, computing)
+        self.writing = self.writer.submit(self._write, index, result, outputs, read.inputs, times)
 
     def _title(self, index: int) -> str:
         return f"[{index + 1}/{len(self.cases)}] {literal(self.cases[index].name)}"
@@ -181,19 +182,22 @@ class _CaseLoop(Generic[Content, Result]):
         if writing is not None:
             writing.result()
 
-    def _write(self, index: int, result: Result, outputs: dict[str, Path], read: _Read[Content], computing: float) -> None:
-        """Writes and records all outputs of a case, or none of them, and prints its summary. `computing` are its seconds."""
-        case, started = self.cases[index], time.perf_counter()
+    def _write(
+        self, index: int, result: Result, outputs: dict[str, Path], inputs: list[InputFile], times: tuple[float, float]
+    ) -> None:
+        """Writes and records all outputs of a case, or none of them, and prints its summary.
+
+        `times` are the seconds of reading and computing the case.
+        """
+        case, (reading, computing), started = self.cases[index], times, time.perf_counter()
         try:
             files = replace_case_files(
                 self.record, case, outputs, self.overwrite, lambda paths: self.work.write(case, result, paths)
             )
             with files as finish:
                 writing = time.perf_counter() - started
-                seconds = round(read.seconds + computing + writing, 2)
-                entry = CaseEntry(
-                    inputs=read.inputs, outputs=recorded(outputs), notes=list(self.work.notes(result)), seconds=seconds
-                )
+                seconds = round(reading + computing + writing, 2)
+                entry = CaseEntry(inputs=inputs, outputs=recorded(outputs), notes=list(self.work.notes(result)), seconds=seconds)
                 finish({**entry, **self.work.entry(result)})
         except AlreadyDone:
             console.say(
@@ -205,9 +209,7 @@ class _CaseLoop(Generic[Content, Result]):
             return
         first, *lines = self.work.summary(result, outputs, seconds)
         console.say(f"{self._title(index)}: {first}{self._remaining_time(index)}")
-        console.detail(
-            f"{self._title(index)}: reading {read.seconds:.1f} s, computing {computing:.1f} s, writing {writing:.1f} s"
-        )
+        console.detail(f"{self._title(index)}: reading {reading:.1f} s, computing {computing:.1f} s, writing {writing:.1f} s")
         for line in lines:
             console.say(f"{self._title(index)}: {line}")
         if older := [output["path"] for output in self.record.older_outputs(case)]:
