@@ -136,6 +136,7 @@ LAYERS = {  # the parts of the library that each part may import
     "registry": {"errors", "model"},
     "weights": {"buckets", "config", "errors", "task", "model", "registry"},
     "packages": {"buckets", "config", "errors", "task", "version", "postprocess", "weights", "training"},
+    "statistics": {"errors", "task", "data"},
     "viz": {"errors", "task", "data"},
     "uncertainty": {"errors", "task", "metrics"},
     "inference": {
@@ -151,6 +152,7 @@ LAYERS = {  # the parts of the library that each part may import
         "model",
         "postprocess",
         "saliency",
+        "statistics",
         "viz",
         "weights",
     },

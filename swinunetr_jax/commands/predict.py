@@ -76,6 +76,9 @@ class Predict:
     """The seed of the draws of dropout."""
     preview: bool = False
     """Also write a picture of each case."""
+    statistics: bool = False
+    """Also write volumes, connected components, bounding boxes and intensities of each label: a JSON file for each case, and
+    statistics.csv for all cases in the folder."""
     recipe: Path | None = None
     """The file of the recipe, for a run whose network is neither a Swin UNETR nor registered. The file is executed."""
     base: Path | None = None
@@ -153,7 +156,12 @@ class Predict:
         if one_file:
             with jax.default_matmul_precision(precision):
                 return self._write_one_file(segmenter, cases, et_label)
-        names = (f"{{}}{ending}", "{}_probabilities.nii.gz", *(f"{{}}_{measure}.nii.gz" for measure in MEASURES))
+        names = (
+            f"{{}}{ending}",
+            "{}_statistics.json",
+            "{}_probabilities.nii.gz",
+            *(f"{{}}_{measure}.nii.gz" for measure in MEASURES),
+        )
         check_no_input_is_replaced(cases, self.output, names)
         identity = {
             "weights": [checkpoint.digest for checkpoint in checkpoints],
@@ -188,6 +196,7 @@ class Predict:
                 et_label=et_label,
                 postprocess=networks.postprocess,
                 label_format=self.format,
+                statistics=self.statistics,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
@@ -195,7 +204,7 @@ class Predict:
 
     def _check_one_file(self) -> None:
         """Raises InputError if an option needs a folder."""
-        for name in ("probabilities", "uncertainty", "mc_dropout", "preview"):
+        for name in ("probabilities", "uncertainty", "mc_dropout", "preview", "statistics"):
             if getattr(self, name):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} writes further files: give a folder as --output instead of {self.output}.")

@@ -5,6 +5,7 @@ OUT/CASE_probabilities.nii.gz    the probabilities, if requested
 OUT/CASE_entropy.nii.gz          with uncertainty: the predictive entropy, and also the mutual information in
                                  OUT/CASE_mutual_information.nii.gz and the variance in OUT/CASE_variance.nii.gz
 OUT/CASE.png                     the preview, if requested
+OUT/CASE_statistics.json         with statistics: the numbers of each label; OUT/statistics.csv has those of all cases
 OUT/predict.json                 versions, the digest of the weights, settings, and for each case its inputs, outputs, seconds and volumes,
                                  or its error
 """
@@ -34,6 +35,7 @@ from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.inference.segment_case import segment_case
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.postprocess import Step
+from swinunetr_jax.statistics import CaseStatistics, check_table_free, write_case, write_table
 from swinunetr_jax.uncertainty import MEASURES
 from swinunetr_jax.version import __version__
 from swinunetr_jax.viz.preview import write_preview
@@ -54,6 +56,7 @@ def predict_cases(
     et_label: int | None = None,
     postprocess: Sequence[Step] = (),
     label_format: LabelFormat = "nifti",
+    statistics: bool = False,
 ) -> list[str]:
     """Segments every case into the folder `out` and returns the names of those that failed.
 
@@ -70,9 +73,10 @@ def predict_cases(
         et_label: the label of the enhancing tumour that the data set states, 3 or 4; by default, the names of BraTS files determine it.
         postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
         label_format: the format of the label maps.
+        statistics: also write the statistics of each label, and a table of all cases in the folder.
 
     Raises:
-        InputError: `out` cannot be written, holds saliency maps, or its predict.json is damaged.
+        InputError: `out` cannot be written, holds saliency maps or another statistics.csv, or its predict.json is damaged.
     """
     out = Path(out)
     if files.exists(out / SALIENCY_RECORD):
@@ -82,8 +86,18 @@ def predict_cases(
     if label_format != "nifti":
         identity = identity | {"format": label_format}
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment())
-    work = _Prediction(segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess), label_format)
-    return run_cases(work, record, cases, overwrite=overwrite)
+    work = _Prediction(
+        segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess), label_format, statistics
+    )
+    if not statistics:
+        return run_cases(work, record, cases, overwrite=overwrite)
+    check_table_free(out, overwrite)
+    try:
+        return run_cases(work, record, cases, overwrite=overwrite)
+    finally:  # also of an interrupted run
+        with files.locked(out):
+            path = write_table(out, record.finished("statistics"))
+        console.say(f"statistics of all cases → {literal(path)}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ class _Prediction:
     et_label: int | None
     postprocess: tuple[Step, ...]
     label_format: LabelFormat
+    statistics: bool
     unit: str = "window"
 
     def outputs(self, case: Case) -> dict[str, Path]:
@@ -106,6 +121,8 @@ class _Prediction:
             paths["probabilities"] = self.out / f"{case.name}_probabilities.nii.gz"
         if self.uncertainty:
             paths |= {measure: self.out / f"{case.name}_{measure}.nii.gz" for measure in MEASURES}
+        if self.statistics:
+            paths["statistics"] = self.out / f"{case.name}_statistics.json"
         if self.preview:
             paths["preview"] = self.out / f"{case.name}.png"
         return paths
@@ -137,6 +154,9 @@ class _Prediction:
         if result.uncertainty is not None:
             for measure in MEASURES:
                 write_volume(paths[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
+        if "statistics" in paths:
+            scan = result.scan
+            write_case(paths["statistics"], CaseStatistics(case.name, scan.spacing, scan.orientation, result.statistics()))
         if "preview" in paths:
             image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
             write_preview(paths["preview"], image, result.labels, result.scan, result.task, literal(case.name))

@@ -258,6 +258,7 @@ class Segmenter:
             prepared.notes,
             uncertainty,
             background_windows=scan.background_windows,
+            channels=prepared.channels,
         )
 
     def run(

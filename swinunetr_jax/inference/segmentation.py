@@ -1,7 +1,7 @@
 """The result of a segmentation: label map, probabilities and volumes on the scan's own grid, which can be saved and shown."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.label_files import LABEL_ENDINGS, generic_note, write_labels
 from swinunetr_jax.inference.passes import Uncertainty
+from swinunetr_jax.statistics import LabelStatistics, label_statistics
 from swinunetr_jax.task import Task
 
 
@@ -27,6 +28,7 @@ class Segmentation:
         notes: sentences for the user.
         uncertainty: that of the members, if it was requested.
         background_windows: the number of windows that held nothing but background, whose common result was computed once.
+        channels: the images [x, y, z] by name in the network's order, as they were read.
     """
 
     labels: np.ndarray
@@ -37,6 +39,7 @@ class Segmentation:
     notes: tuple[str, ...]
     uncertainty: Uncertainty | None = None
     background_windows: int = 0
+    channels: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def affine(self) -> np.ndarray:
@@ -53,6 +56,10 @@ class Segmentation:
             for output in self.task.outputs
             if output.value
         }
+
+    def statistics(self) -> tuple[LabelStatistics, ...]:
+        """Returns the volume, components, bounding box and intensities of each output except the background."""
+        return label_statistics(self.labels, self.affine, self.task, self.channels)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Writes the label map in the format of the ending, and returns the path.

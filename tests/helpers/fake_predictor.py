@@ -68,7 +68,7 @@ class FakePredictor:
         for done in range(1, self.windows + 1):
             progress(done, self.windows)
         channel_probabilities = np.full((*scan.array.shape, len(task.outputs)), 0.5, np.float32) if probabilities else None
-        return Segmentation(labels, channel_probabilities, scan, task, self.windows, ())
+        return Segmentation(labels, channel_probabilities, scan, task, self.windows, (), channels={"FLAIR": scan.array})
 
 
 def scan(folder: Path, name: str, image: str = "flair") -> Case:

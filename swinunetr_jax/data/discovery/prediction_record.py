@@ -219,6 +219,12 @@ class Record:
                 self._add(case, CaseEntry(inputs=input_files(case), outputs=stale, error=error))
         return stale
 
+    def finished(self, kind: str) -> list[Path]:
+        """Returns the outputs of one kind of all cases that any run has finished, by the names of the cases."""
+        self.cases = self._read()
+        entries = [entry.get("outputs", {}) for _, entry in sorted(self.cases.items()) if "error" not in entry]
+        return [self.out / outputs[kind]["path"] for outputs in entries if kind in outputs]
+
     def _add(self, case: Case, entry: CaseEntry) -> None:
         stored: CaseEntry = {**entry, "key": self.key}
         self.cases[case.name] = stored

@@ -40,9 +40,14 @@ def read_case(case: Case, task: Task, in_channels: int) -> ReadCase:
     Raises:
         InputError: a file cannot be read, or the channels are too few or too many, are on different grids, are constant, or hold NaN.
     """
+    return arrange(case, read_volumes(case), task, in_channels)
+
+
+def read_volumes(case: Case) -> list[Volume]:
+    """Returns the images of a case, float32. Raises InputError if the case has a problem or a file cannot be read."""
     if case.problem:
         raise InputError(case.problem)
-    return arrange(case, [read_volume(path) for path in case.images], task, in_channels)
+    return [read_volume(path) for path in case.images]
 
 
 def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int) -> ReadCase:
@@ -58,11 +63,8 @@ def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int)
         InputError: the channels are too few or too many, are on different grids, or are constant.
     """
     check_same_grid(volumes)
-    planes = [plane for volume in volumes for plane in _planes(volume)]
-    if case.plane is not None:
-        planes = planes[case.plane : case.plane + 1]
-    order, notes = _order(case, len(planes), task.channels, in_channels)
-    array = np.stack([planes[index] for index in order], axis=-1)
+    order, planes, notes = _ordered(case, volumes, task, in_channels)
+    array = np.stack(planes, axis=-1)
     for index in range(array.shape[-1]):
         if array[..., index].min() == array[..., index].max():
             name = task.channels[index] if task.channels else f"number {(case.plane or 0) + index + 1}"
@@ -77,6 +79,13 @@ def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int)
     affine, back = network_grid(scan.array.shape[:3], scan.affine, task)
     array = resample(array, source, back.shape, affine)
     return ReadCase(array, affine, back, scan, notes, orientation)
+
+
+def channels_of(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int) -> dict[str, np.ndarray]:
+    """Returns the channels [x, y, z] of a case by name, in the network's order and as they were read, with the arguments of `arrange`."""
+    _, planes, _ = _ordered(case, volumes, task, in_channels)
+    names = task.channels if len(set(task.channels)) == len(planes) else [f"channel {index + 1}" for index in range(len(planes))]
+    return dict(zip(names, planes, strict=True))
 
 
 def network_grid(
@@ -121,6 +130,17 @@ def content_map(image: np.ndarray, task: Task) -> np.ndarray:
     Where zeros are excluded from the normalisation they are background. Otherwise no voxel is.
     """
     return (image != 0).any(-1).astype(np.uint8) if task.intensity == "zscore" else np.ones(image.shape[:3], np.uint8)
+
+
+def _ordered(
+    case: Case, volumes: Sequence[Volume], task: Task, in_channels: int
+) -> tuple[tuple[int, ...], list[np.ndarray], tuple[str, ...]]:
+    """Returns the positions of the network's channels among the case's, these channels [x, y, z], and notes."""
+    planes = [plane for volume in volumes for plane in _planes(volume)]
+    if case.plane is not None:
+        planes = planes[case.plane : case.plane + 1]
+    order, notes = _order(case, len(planes), task.channels, in_channels)
+    return order, [planes[index] for index in order], notes
 
 
 def _order(case: Case, count: int, wanted: Sequence[str], in_channels: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
