@@ -166,6 +166,7 @@ LAYERS = {  # the parts of the library that each part may import
         "evaluation",
         "packages",
         "postprocess",
+        "runtime",
         "uncertainty",
         "weights",
         "version",

@@ -95,7 +95,7 @@ def test_prediction_does_not_average_over_windows_with_swapped_sides(monkeypatch
         np.testing.assert_array_equal(network(patch), patch)  # the logits are mirrored back
         return np.zeros((2, 2, 2), np.uint8), None
 
-    scan_passes = SimpleNamespace(segment=segment, plan=SimpleNamespace(windows=1))
+    scan_passes = SimpleNamespace(segment=segment, plan=SimpleNamespace(windows=1), background_windows=0)
     monkeypatch.setattr(Segmenter, "passes", lambda *_: scan_passes)
     sagittal = np.array([[0, 0, -1.0, 5], [2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1]])
     for affine in (np.eye(4), sagittal):
