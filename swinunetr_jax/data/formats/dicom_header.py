@@ -100,16 +100,23 @@ def planes_of(header: Header) -> list[Plane]:
     if _number(image.get("BitsAllocated"), 0) not in (8, 16, 32):
         raise InputError(f"{file}: has {image.get('BitsAllocated')} bits per pixel, expected 8, 16 or 32; convert it.")
     frames = image.get("PerFrameFunctionalGroupsSequence")
-    count = int(_number(image.get("NumberOfFrames"), 1))
+    count = _number(image.get("NumberOfFrames"), 1)
+    if not (count >= 1 and count == int(count)):
+        raise InputError(
+            f"{file}: states {image.get('NumberOfFrames')!r} as NumberOfFrames, expected an integer; export it again."
+        )
     shared = (image.get("SharedFunctionalGroupsSequence") or [None])[0]
     if frames is None:
         if count > 1:
             raise InputError(
-                f"{file}: holds {count} frames without their positions (PerFrameFunctionalGroupsSequence), expected a volume; convert it."
+                f"{file}: holds {count:.0f} frames without their positions (PerFrameFunctionalGroupsSequence), expected a volume; convert "
+                "it."
             )
         return [_plane(header, 0, image, image, image, image)]
     if len(frames) != count:
-        raise InputError(f"{file}: states {count} frames, but the positions of {len(frames)}; it is damaged, so get it again.")
+        raise InputError(
+            f"{file}: states {count:.0f} frames, but the positions of {len(frames)}; it is damaged, so get it again."
+        )
     return [
         _plane(
             header,

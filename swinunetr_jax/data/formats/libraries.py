@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,9 @@ def library(name: str, path: Path) -> ModuleType:
     Raises:
         InputError: the library is not installed.
     """
+    if name == "pydicom":
+        # Messages about values that pydicom does not expect may quote a header, which can hold personal data.
+        warnings.filterwarnings("ignore", module="pydicom")
     try:
         return importlib.import_module(name)
     except ImportError as error:

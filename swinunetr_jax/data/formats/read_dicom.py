@@ -37,8 +37,15 @@ def open_dicom(path: Path) -> Scan:
         raise InputError(f"{path}: does not exist, expected a DICOM file or a folder of them; check the path.")
     with DicomFiles(path) as opened:
         headers = [read_header(opened, file) for file in opened.dicom_files()]
-    used, notes = _one_series(path, headers)
-    planes = [plane for header in used for plane in planes_of(header)]
+    try:
+        used, notes = _one_series(path, headers)
+        planes = [plane for header in used for plane in planes_of(header)]
+    except InputError:
+        raise
+    except Exception as error:  # pydicom converts a value only when it is used, and raises many kinds of errors for damaged ones
+        raise InputError(
+            f"{path}: the header of a file has a value that is not as DICOM requires ({type(error).__name__}); export the series again."
+        ) from error
     ordered, affine = stack(path, planes)
     shape = (planes[0].columns, planes[0].rows, len(ordered))
     by_file = {header.file: header for header in used}
