@@ -4,12 +4,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from helpers.dicom_masks import masks_by_hand
 from helpers.fake_predictor import FakePredictor, predict, recorded
 from helpers.refusals import refused
-from helpers.source_series import LPS, PATIENT, masks_by_hand, write_series
+from helpers.scan_formats import LPS, write_enhanced, write_series, write_zip
 
 from swinunetr_jax import Task
-from swinunetr_jax.data.formats import segment_codes
+from swinunetr_jax.data.formats import read_volume, segment_codes
 from swinunetr_jax.data.formats.segments import segments_of, value_names
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.evaluation.pairs import find_predictions
@@ -23,6 +24,7 @@ hd = pytest.importorskip("highdicom")
 # Voxels of 0.9 × 1.2 × 2 mm, whose first axis points to the front and the second to the left, tilted by 36.87° around the first.
 OBLIQUE = np.array([[0, -0.96, 1.2, 30], [0.9, 0, 0, -20], [0, 0.72, 1.6, 5], [0, 0, 0, 1]])
 SHAPE = (9, 7, 5)
+PATIENT = {"PatientName": "Müller^Jörg", "PatientID": "17-42", "PatientBirthDate": "19700203", "PatientSex": "M"}
 
 
 def result(scan: Volume, task: Task, empty: bool = False) -> Segmentation:
@@ -38,8 +40,14 @@ def scan_in_memory(shape=SHAPE, affine=OBLIQUE, path="scan.nii.gz") -> Volume:
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    array = np.random.default_rng(0).integers(-100, 1000, SHAPE)
-    return write_series(tmp_path_factory.mktemp("dicom") / "series", array, OBLIQUE)
+    folder = write_series(
+        tmp_path_factory.mktemp("dicom") / "series", array(), OBLIQUE, SpecificCharacterSet="ISO_IR 100", **PATIENT
+    )
+    return read_volume(folder)
+
+
+def array() -> np.ndarray:
+    return np.random.default_rng(0).integers(-100, 1000, SHAPE).astype(np.int16)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -60,8 +68,15 @@ def test_nrrd_is_read_by_simpleitk_voxel_for_voxel(tmp_path, mirrored):
     assert again.read_bytes() == (tmp_path / "labels.seg.nrrd").read_bytes()
 
 
-def test_dicom_seg_is_read_by_highdicom_and_by_hand_voxel_for_voxel(series, tmp_path):
-    segmentation = result(series, Task.brats())
+@pytest.mark.parametrize("kind", ["series", "zip", "enhanced"])
+def test_dicom_seg_is_read_by_highdicom_and_by_hand_voxel_for_voxel(series, tmp_path, kind):
+    scan = series
+    if kind == "zip":
+        scan = read_volume(write_zip(tmp_path / "scan.zip", series.path))
+    elif kind == "enhanced":
+        scan = read_volume(write_enhanced(tmp_path / "scan.dcm", array(), OBLIQUE))
+    np.testing.assert_array_equal(scan.array, array())
+    segmentation = result(scan, Task.brats())
     path = segmentation.save(tmp_path / "labels.dcm")
     read = hd.seg.segread(path)
     volume = read.get_volume(combine_segments=True).match_geometry(
@@ -184,8 +199,9 @@ def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
     assert "a.seg.nrrd of an earlier run is kept" in capsys.readouterr().out and (out / "a.nii.gz").exists()
     assert predict(tmp_path, "c", fake=FakePredictor(fails=("c",)), label_format="dicom-seg") == ["c"]
     assert "c_flair.nii.gz: a DICOM-SEG refers to the DICOM files of a scan, and this is none" in capsys.readouterr().err
-    (out / "a.nii.gz").unlink()
+    (out / "a.nii.gz").rename(out / "a_probabilities.nii.gz")
     assert find_predictions(out).cases == {"a": out / "a.seg.nrrd", "b": out / "b.seg.nrrd"}
+    (out / "a_probabilities.nii.gz").unlink()
     for name in ("a", "b"):
         (out / f"{name}.seg.nrrd").rename(out / f"{name}.dcm")
     with refused("label maps are DICOM-SEG, which `evaluate` does not read"):

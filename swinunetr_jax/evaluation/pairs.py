@@ -57,7 +57,7 @@ class Predictions:
 
 
 def find_predictions(path: str | os.PathLike) -> Predictions:
-    """Returns the label maps by case name: CASE.nii.gz in a folder, as `predict` writes them, CASE_seg.nii.gz, or one file.
+    """Returns the label maps by case name: CASE.nii.gz or CASE.seg.nrrd in a folder of `predict`, CASE_seg.nii.gz, or one file.
 
     Files of probabilities and uncertainty are not included. Raises InputError if there is no label map, or if the folder holds the
     maps of `saliency`.
@@ -72,11 +72,11 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
         )
     if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
-    if all(split_name(stem(file.name))[1] == "label" for file in images):
+    if all(split_name(_stem(file))[1] == "label" for file in images):
         return Predictions(*_by_name(images, _label_name))
-    names = {stem(file.name) for file in images}
-    maps = [file for file in images if not any(_is_map_of(stem(file.name), kind, names) for kind in OTHER_MAPS)]
-    return Predictions(*_by_name(maps, lambda file: stem(file.name)))
+    names = {_stem(file) for file in images}
+    maps = [file for file in images if not any(_is_map_of(_stem(file), kind, names) for kind in OTHER_MAPS)]
+    return Predictions(*_by_name(maps, _stem))
 
 
 def _is_map_of(name: str, ending: str, names: set[str]) -> bool:
@@ -96,7 +96,7 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
     """
     path = Path(path)
     images = _images(path)
-    roles = {split_name(stem(file.name))[1] for file in images}
+    roles = {split_name(_stem(file))[1] for file in images}
     if images and files.is_folder(path) and files.exists(path / prediction_record.RECORD):  # results of predict as references
         return _without_images(find_predictions(path), path)
     if roles == {"label"}:
@@ -112,7 +112,7 @@ def find_references(path: str | os.PathLike, *, base: str | os.PathLike | None =
         texts += [f"no reference: {line}" for line in problem_lines(list(faulty.items()))]
         return References(cases, **meaning, refused=faulty, warnings=tuple(texts))
     if roles == {None}:
-        return _without_images(Predictions(*_by_name(images, lambda file: stem(file.name))), path)
+        return _without_images(Predictions(*_by_name(images, _stem)), path)
     raise InputError(f"{path}: none of its cases ({len(dataset.cases)}) has a label map; give a data set with labels.")
 
 
@@ -187,9 +187,14 @@ def _images(path: Path) -> list[Path]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 
 
+def _stem(file: Path) -> str:
+    """Returns the name of a label map without its ending, such as .nii.gz or .seg.nrrd."""
+    return stem(file.name).removesuffix(".seg")
+
+
 def _label_name(file: Path) -> str:
     """Returns the case's name in CASE_seg.nii.gz or CASE/seg.nii.gz."""
-    return split_name(stem(file.name))[0] or file.absolute().parent.name
+    return split_name(_stem(file))[0] or file.absolute().parent.name
 
 
 def _meaning_of_folder(path: Path) -> dict[str, Any]:
