@@ -19,7 +19,7 @@ from swinunetr_jax.errors import InputError
 
 # C0 and C1 control characters, line and paragraph separators, direction overrides, and lone surrogates (bytes that are not UTF-8).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_ADDRESS = re.compile(r"(?<![\w/.-])(gs|s3):/(?=[\w])")
+_ADDRESS = re.compile(r"(?<![\w/.-])(gs|s3|hf):/(?=[\w])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that starts with one of these
 LINES_PER_TASK = 4  # progress lines if there is no terminal
 _names: dict[str, str] = {}  # see `show_as`

@@ -194,3 +194,15 @@ def test_networks_that_cannot_segment_or_need_code_are_refused(tmp_path):
     with refused("holds the network my_net, and a package holds no network but this project's Swin UNETR"):
         collected(own, TASK)
     assert list(collected(CONFIG, TASK).checkpoints) == [""]
+
+
+@pytest.mark.long
+def test_a_packed_model_in_a_bucket(packed, weights, gcs_bucket, use_bucket):
+    use_bucket(gcs_bucket)
+    assert run("pack", packed / "fold0", f"{gcs_bucket.url}/one.zip") == 0
+    gcs_bucket.write("all.zip", packed.read_bytes())
+    assert_same_arrays(open_checkpoint(f"{gcs_bucket.url}/one.zip").params, weights[0])
+    assert_same_arrays(open_checkpoint(f"{gcs_bucket.url}/all.zip/fold1").params, weights[1])
+    assert len(ensemble_paths(f"{gcs_bucket.url}/all.zip")) == 2
+    networks = open_networks([Path(f"{gcs_bucket.url}/all.zip")], lambda checkpoint, path: checkpoint.task)
+    assert networks.postprocess == (STEP,)

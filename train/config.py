@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from swinunetr_jax import InputError, SwinUNETRConfig
-from swinunetr_jax.buckets import MAY_BE_ADDRESS
+from swinunetr_jax.buckets import MAY_BE_MODEL
 from swinunetr_jax.registry import SWIN_UNETR, CustomConfig, CustomNetwork, find
 
 
@@ -167,7 +167,7 @@ class Validation:
 class Init:
     """The initial weights."""
 
-    checkpoint: Annotated[Path | None, MAY_BE_ADDRESS] = None
+    checkpoint: Annotated[Path | None, MAY_BE_MODEL] = None
     """Anything that predict can read, also in a bucket: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
     key: str | None = None
     """The entry of the file that holds the network, such as model_ema, if the file holds several."""

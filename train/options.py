@@ -12,7 +12,7 @@ from tyro.conf import Suppress, UseAppendAction
 
 from swinunetr_jax import InputError
 from swinunetr_jax.arguments import check_paths
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder, shown
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, is_hub_address, scratch_folder, shown
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.training.config import Augment, Devices, Init, Network, Optim, Phantom, Pretrain, Validation
 from swinunetr_jax.training.option_values import decode_path, is_field, json_value, renamed
@@ -250,7 +250,7 @@ class Options:
         A run in a bucket is trained in the scratch folder of this process, which replaces the address in `out`. The other addresses stay as
         they are.
         """
-        return _map_paths(self.in_scratch(), lambda path: path if is_address(path) else path.absolute())
+        return _map_paths(self.in_scratch(), _absolute)
 
     def in_scratch(self) -> Self:
         """Returns the options with the scratch folder of this process as `out`, if `out` is an address."""
@@ -287,6 +287,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
     return flat
+
+
+def _absolute(path: Path) -> Path:
+    return path if is_address(path) or is_hub_address(path) else path.absolute()
 
 
 def _map_paths(options: T, change: Callable[[Path], Path], kind: type = Options) -> T:

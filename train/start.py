@@ -12,7 +12,6 @@ import numpy as np
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, __version__, console, open_checkpoint
 from swinunetr_jax.buckets import shown
-from swinunetr_jax.buckets.fetch import exists
 from swinunetr_jax.data.discovery.channels import channel_key
 from swinunetr_jax.losses import Loss
 from swinunetr_jax.runtime.sharding import device_mesh
@@ -43,6 +42,7 @@ from swinunetr_jax.training.store import Store
 from swinunetr_jax.training.trackers import make_trackers
 from swinunetr_jax.training.validation import CONVENTION
 from swinunetr_jax.weights.load import RUNTIME_FIELDS, read_task
+from swinunetr_jax.weights.model_path import model_exists
 from swinunetr_jax.weights.params import NetworkConfig
 
 
@@ -83,7 +83,7 @@ def start(recipe: Recipe, store: Store, *, resume: bool) -> Run:
     file_notes = [] if earlier is None else changed_recipe_file(folder, earlier, recipe)
     restores = earlier is not None and checkpoints.has_steps(folder)
     source = recipe.init.checkpoint
-    if source is not None and not restores and not exists(source):
+    if source is not None and not restores and not model_exists(source):
         raise InputError(f"{shown(source)} does not exist: give an existing checkpoint with --init.checkpoint.")
     if earlier is not None and processes.is_leader() and (note := missing_cache(folder, recipe)):
         console.warn(note)

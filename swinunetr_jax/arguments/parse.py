@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,7 +13,7 @@ import tyro
 from swinunetr_jax import console
 from swinunetr_jax.arguments.mistakes import mistake
 from swinunetr_jax.arguments.option import options
-from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, path_or_address
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, MAY_BE_MODEL, model_path_or_address, path_or_address
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.files import local_path
 
@@ -66,18 +66,24 @@ def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[s
     return renamed
 
 
-def check_paths(value: Any, *, may_be_address: bool = False) -> None:
-    """Raises InputError if a path among the fields of options is an address, except for fields that are marked `MAY_BE_ADDRESS`."""
+def check_paths(value: Any, *, check: Callable[[Path], Path] = local_path) -> None:
+    """Raises InputError if a path among the fields of options is an address, except for fields that are marked.
+
+    Fields that are marked `MAY_BE_ADDRESS` may be addresses in buckets, and those that are marked `MAY_BE_MODEL` also on the hub.
+    """
     if isinstance(value, Path):
-        (path_or_address if may_be_address else local_path)(value)
+        check(value)
     elif dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
         for field in dataclasses.fields(value):
             marks = getattr(hints[field.name], "__metadata__", ())
-            check_paths(getattr(value, field.name), may_be_address=MAY_BE_ADDRESS in marks)
+            allowed = (
+                model_path_or_address if MAY_BE_MODEL in marks else path_or_address if MAY_BE_ADDRESS in marks else local_path
+            )
+            check_paths(getattr(value, field.name), check=allowed)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            check_paths(item, may_be_address=may_be_address)
+            check_paths(item, check=check)
 
 
 def _tyro_message(text: str, prog: str) -> str:

@@ -5,17 +5,19 @@ objects are downloaded, verified by the code that verifies local files, and uplo
 programs that use local paths never import it.
 """
 
-from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, check_address, is_address, path_or_address
+from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, MAY_BE_MODEL, check_address, is_address, is_hub_address, path_or_address
 from swinunetr_jax.buckets.bucket import Bucket, BucketError
 from swinunetr_jax.buckets.scratch import address_of, scratch_folder, shown
 
 __all__ = [
     "MAY_BE_ADDRESS",
+    "MAY_BE_MODEL",
     "Bucket",
     "BucketError",
     "address_of",
     "check_address",
     "is_address",
+    "is_hub_address",
     "path_or_address",
     "scratch_folder",
     "shown",

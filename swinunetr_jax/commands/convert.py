@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, MAY_BE_MODEL, is_address, shown
 from swinunetr_jax.buckets.fetch import is_folder
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.config import SwinUNETRConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Convert:
     """Convert weights between MONAI's PyTorch files, safetensors files and this project's checkpoint folders."""
 
-    source: Annotated[Positional[Path], arg(metavar="IN"), MAY_BE_ADDRESS]
+    source: Annotated[Positional[Path], arg(metavar="IN"), MAY_BE_MODEL]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
     target: Annotated[Positional[Path], arg(metavar="OUT"), MAY_BE_ADDRESS]
     """The file or folder to write, also in a bucket. Unless --to is given, its ending determines the format: monai for .pt and .pth,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, shown
+from swinunetr_jax.buckets import MAY_BE_MODEL, shown
 from swinunetr_jax.commands.options import WeightOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _PLACEHOLDERS: dict[str, dict[str, Any]] = {
 class Info:
     """Show the content of a checkpoint."""
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT"), MAY_BE_ADDRESS]
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT"), MAY_BE_MODEL]
     """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
     json: bool = False
     """Print the facts as JSON."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from swinunetr_jax import console, files
-from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, shown
+from swinunetr_jax.buckets import MAY_BE_ADDRESS, MAY_BE_MODEL, is_address, shown
 from swinunetr_jax.commands.options import TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Pack:
     """Pack a trained model to pass on: one zip archive with which `predict -m` needs nothing else, or the folder of a MONAI bundle."""
 
-    source: Annotated[Positional[Path], arg(metavar="RUN"), MAY_BE_ADDRESS]
+    source: Annotated[Positional[Path], arg(metavar="RUN"), MAY_BE_MODEL]
     """A training run, a cross-validation (all its folds are packed), a checkpoint folder or a weight file, also in a bucket."""
     target: Annotated[Positional[Path], arg(metavar="MODEL"), MAY_BE_ADDRESS]
     """The archive to write, a name that ends with .zip, also in a bucket; or the folder of a MONAI bundle."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax import console
-from swinunetr_jax.buckets import MAY_BE_ADDRESS
+from swinunetr_jax.buckets import MAY_BE_MODEL
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases, is_one_file
 from swinunetr_jax.commands.options import RunOptions, TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
@@ -35,7 +35,7 @@ class Predict:
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz, .nii, .nrrd
     or .dcm."""
-    model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_ADDRESS]
+    model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_MODEL]
     """The checkpoint, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run
     of all folds, are averaged as an ensemble."""
     roi: tuple[int, int, int] | None = None

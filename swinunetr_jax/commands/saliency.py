@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from swinunetr_jax import console
-from swinunetr_jax.buckets import MAY_BE_ADDRESS
+from swinunetr_jax.buckets import MAY_BE_MODEL
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases
 from swinunetr_jax.commands.options import RunOptions, TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
@@ -27,7 +27,7 @@ class Saliency:
     files."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the heat maps."""
-    model: Annotated[Path, arg(aliases=["-m"]), MAY_BE_ADDRESS]
+    model: Annotated[Path, arg(aliases=["-m"]), MAY_BE_MODEL]
     """The checkpoint of one network, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file."""
     layer: str = "decoder4"
     """The intermediate of the network that is mapped, such as encoder10, decoder5, decoder3, swin.stage2 or hidden3. Coarse ones show

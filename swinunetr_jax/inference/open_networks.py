@@ -12,6 +12,7 @@ from swinunetr_jax.postprocess import POSTPROCESS, Step, check_task, read_postpr
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.load import Checkpoint, open_checkpoint
 from swinunetr_jax.weights.local_copy import optional_copy
+from swinunetr_jax.weights.model_path import model_path
 from swinunetr_jax.weights.run_folder import cross_validation_of, ensemble_paths, missing_folds
 
 
@@ -49,6 +50,7 @@ def open_networks(
     Raises:
         InputError: a checkpoint cannot be read, or the networks were trained for different tasks.
     """
+    models = [model_path(model) for model in models]
     for model in models:
         if warning := missing_folds(model):
             console.warn(console.literal(warning))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import console
-from swinunetr_jax.buckets import path_or_address
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.formats import read_volume
@@ -49,7 +48,7 @@ def open_segmenter(
         chosen.check(checkpoint.config)
         return chosen
 
-    networks = open_networks([path_or_address(path) for path in models], task_of, postprocess=postprocess, dtype=dtype)
+    networks = open_networks([Path(path) for path in models], task_of, postprocess=postprocess, dtype=dtype)
     return Segmenter(
         [checkpoint.model() for checkpoint in networks.checkpoints],
         networks.task,

@@ -18,9 +18,10 @@ import re
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from swinunetr_jax.buckets import is_address, path_or_address, shown
+from swinunetr_jax.buckets import is_address, shown
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION
+from swinunetr_jax.weights.model_path import model_path
 from swinunetr_jax.weights.run_contents import Contents, contents
 from swinunetr_jax.weights.zip_folder import MANIFEST
 
@@ -53,7 +54,7 @@ def network_of_run(path: str | os.PathLike) -> tuple[Path, str | None]:
         InputError: the path is a run that has not saved a network yet, or its run.json is damaged; or it is an address that cannot be
             used, or in a bucket that cannot be read.
     """
-    path = path_or_address(path)
+    path = model_path(path)
     content = contents(path)
     if content.has(DESCRIPTION):
         return path, None
@@ -87,7 +88,7 @@ def ensemble_paths(path: str | os.PathLike) -> tuple[Path, ...]:
     Raises:
         InputError: the path is an address that cannot be used, or in a bucket that cannot be read.
     """
-    path = path_or_address(path)
+    path = model_path(path)
     return tuple(path / name for name in _folds_with_network(contents(path))) or (path,)
 
 
@@ -99,7 +100,7 @@ def missing_folds(path: str | os.PathLike) -> str | None:
     Raises:
         InputError: the run.json of the cross-validation is damaged; or the errors of `ensemble_paths`.
     """
-    path = path_or_address(path)
+    path = model_path(path)
     content = contents(path)
     used = _folds_with_network(content)
     if not used or content.has(MANIFEST):  # a packed model is complete
@@ -124,7 +125,7 @@ def cross_validation_of(path: str | os.PathLike) -> Path | None:
     Raises:
         InputError: the errors of `ensemble_paths`.
     """
-    path = path_or_address(path)
+    path = model_path(path)
     path = path if is_address(path) else path.absolute()
     content = contents(path)
     if _folds_with_network(content) or content.has(MANIFEST):

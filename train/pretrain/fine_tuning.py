@@ -14,6 +14,7 @@ from swinunetr_jax.training.config import Optim
 from swinunetr_jax.training.description import DESCRIPTION, read_options
 from swinunetr_jax.training.recipe import Recipe
 from swinunetr_jax.weights.load import read_task
+from swinunetr_jax.weights.model_path import model_path
 
 LEARNING_RATE_DIVISOR = 3  # a pre-trained network needs smaller steps than random weights
 WARMUP = 0.1  # the smallest fraction of the steps, during which the new layers settle
@@ -69,6 +70,7 @@ def _pretrained_weights(checkpoint: Path) -> int:
         task = read_task(checkpoint)
         if task is None or task.kind != "images":
             return _NOT_PRETRAINED
+        checkpoint = model_path(checkpoint)
         checkpoint = checkpoint if is_address(checkpoint) else checkpoint.absolute()
         # The run is the folder itself, that of its best or last network, or that of a saved state.
         for run in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
