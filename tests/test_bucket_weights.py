@@ -205,7 +205,7 @@ def test_faults_of_an_address_are_reported_in_one_sentence(here, monkeypatch):
         open_checkpoint(f"{here.url}/none")
     with refused("gs://nowhere/model cannot be listed, because there is no such bucket"):
         open_checkpoint("gs://nowhere/model")
-    for other in ("https://host/model.pt", "hf://owner/model", "az://container/model"):
+    for other in ("https://host/model.pt", "ftp://owner/model", "az://container/model"):
         with refused(other, "is an address of a remote store", "gs://BUCKET/NAME or s3://BUCKET/NAME"):
             open_checkpoint(other)
         with refused(other, "is an address of a remote store"):

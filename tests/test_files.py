@@ -219,7 +219,7 @@ def test_impossible_paths_of_every_option_are_refused(tmp_path, name):
         "predict -i scans -o s3://b/out -m model",
         "predict -i scans -o out -m a https://b/model",
         "evaluate out gs://b/x",
-        "info hf://b/model",
+        "info az://b/model",
         "convert https://b/a.pt b",
         "convert a.pt az://b/model",
         "validate s3://b/x",

@@ -88,7 +88,7 @@ def test_all_paths_become_absolute_also_in_groups_and_in_recipes_with_functions(
     assert absolute.init.checkpoint == tmp_path / "start" and absolute.loss is max and absolute.augment == Augment()
     assert replace(absolute, **{name: Path(name) for name in names}, init=recipe.init) == recipe
     with refused("is an address of a remote store"):
-        replace(recipe, init=Init(checkpoint=Path("hf://b/x"))).check()
+        replace(recipe, init=Init(checkpoint=Path("az://b/x"))).check()
 
 
 def test_the_functions_of_a_recipe_are_the_fields_that_are_not_options():
