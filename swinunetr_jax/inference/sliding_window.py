@@ -9,6 +9,7 @@ Under a transformation of JAX nothing can be copied to the host, and `traced_win
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,8 +187,7 @@ def predict_slabs(
     call was started, so that the device never waits for the host.
     """
     _check_options(batch, padding_mode)
-    starts = np.stack(np.meshgrid(*plan.starts[1:], indexing="ij"), -1).reshape(-1, len(plan.roi) - 1)
-    starts = np.concatenate([np.zeros((len(starts), 1), starts.dtype), starts], 1).astype(np.int32)
+    starts = np.array(list(itertools.product((0,), *plan.starts[1:])), np.int32)  # [n, axes], in each row of windows
     batch = min(batch, len(starts))
     rows, depth = plan.starts[0], plan.roi[0]
     sums: list[SlabSum] = []
