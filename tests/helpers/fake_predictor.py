@@ -17,7 +17,7 @@ import numpy as np
 
 from swinunetr_jax import Task
 from swinunetr_jax.data.discovery.cases import Case
-from swinunetr_jax.data.nifti import read_volume
+from swinunetr_jax.data.formats import read_volume
 from swinunetr_jax.inference import batch
 from swinunetr_jax.inference.batch import predict_cases
 from swinunetr_jax.inference.segmentation import Segmentation

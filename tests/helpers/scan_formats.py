@@ -10,7 +10,24 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 NAME, ID, BIRTH = "Zebedee^Quentin", "PID-770315", "19770315"  # personal data that no result may hold
+SCAN = np.random.default_rng(0).integers(-500, 2000, (11, 9, 7), dtype=np.int16)
+AFFINE = np.array([[-0.9, 0, 0, 50], [0, 1.1, 0, -30], [0, 0, 3, 10], [0, 0, 0, 1.0]])  # LAS, left-handed
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def write(kind: str, folder: Path, array: np.ndarray = SCAN, affine: np.ndarray = AFFINE) -> Path:
+    """Writes a scan in a format, and returns its path."""
+    if kind == "series":
+        return write_series(folder / "series", array, affine)
+    if kind == "enhanced":
+        return write_enhanced(folder / "enhanced.dcm", array, affine)
+    if kind == "zip":
+        return write_zip(folder / "scan.zip", write_series(folder / "series", array, affine))
+    if kind == "hdr":
+        return write_pair(folder / "scan.hdr", array, affine)
+    if kind == "nii.gz":
+        return write_nifti(folder / "scan.nii.gz", array, affine)
+    return write_itk(folder / f"scan.{kind}", array, affine, compressed=kind in ("mha", "nrrd"))
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:

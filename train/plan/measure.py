@@ -127,6 +127,6 @@ def _sources(case: Case) -> list[tuple[str, int, int]]:
         try:
             stats = [(file, file.stat()) for file in scan_files(path)]
             sources += [(str(file.absolute()), status.st_size, status.st_mtime_ns) for file, status in stats]
-        except (OSError, InputError):  # reading the case reports it
+        except (OSError, ValueError, InputError):  # reading the case reports it
             sources.append((str(Path(path).absolute()), 0, 0))
     return sources

@@ -12,52 +12,13 @@ from swinunetr_jax import files
 from swinunetr_jax.console import name_list
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.dicom_folders import dicom_kind, is_scan_path, zipped_folders
+from swinunetr_jax.data.discovery.foreign import ARCHIVES, foreign_format, is_dicom_file
 from swinunetr_jax.data.discovery.prediction_record import RECORD, read_record
 from swinunetr_jax.data.formats.dicom_files import zip_of
-from swinunetr_jax.data.formats.names import DICOM, EXPECTED, ZIP, is_image, is_second_file, stem
+from swinunetr_jax.data.formats.names import EXPECTED, ZIP, is_image, is_second_file, stem
 from swinunetr_jax.errors import InputError
 
 MAX_KINDS = 5  # one sentence lists at most this number of kinds of ignored entries
-
-_FORMATS = {
-    "a DICOM file": DICOM,
-    "a FreeSurfer file": (".mgz", ".mgh"),
-    "the image of a pair without its .hdr": (".img",),
-    "a MINC file": (".mnc",),
-    "a compressed file": (".bz2", ".xz", ".zst"),
-}
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
-_SIDE_CARS = (
-    ".json",
-    ".txt",
-    ".md5",
-    ".sha256",
-    ".csv",
-    ".tsv",
-    ".png",
-    ".jpg",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".bval",
-    ".bvec",
-    ".log",
-)
-
-
-def foreign_format(path: Path) -> str | None:
-    """Returns the kind of a file that probably holds a scan in an unsupported format, such as 'a DICOM file', otherwise None."""
-    name = path.name.lower()
-    if name.endswith(_SIDE_CARS) or is_image(name):
-        return None
-    if ".nii" in name:
-        return "a file with .nii in its name"
-    for kind, endings in _FORMATS.items():
-        if name.endswith(endings) and not name.endswith(_ARCHIVES):
-            return kind
-    if "." not in name and _is_dicom(path):
-        return "a DICOM file"
-    return None
 
 
 def link_fault(path: Path) -> str | None:
@@ -156,7 +117,7 @@ class Survey:
 
     def multi_frame_files(self, folder: Path) -> list[Path]:
         """Returns the DICOM files in a folder, each of which is a scan."""
-        return sorted(file for file in folder.iterdir() if file.name[0] != "." and _is_dicom(file))
+        return sorted(file for file in folder.iterdir() if file.name[0] != "." and is_dicom_file(file))
 
     def _add_zip(self, path: Path, images: list[Path], folders: list[Path]) -> None:
         """Adds a zip to the images if it holds one DICOM series, to the folders if it holds several, and otherwise warns."""
@@ -189,7 +150,7 @@ class Survey:
         return scans
 
     def _ignore_by_ending(self, path: Path) -> None:
-        if path.name.lower().endswith(_ARCHIVES):
+        if path.name.lower().endswith(ARCHIVES):
             self.warnings.append(f"{path} is an archive and is not read: unpack it if it holds scans.")
         elif path.is_symlink() and not files.exists(path):
             self.warnings.append(f"{path} is a link to {os.readlink(path)}, which does not exist; restore it or remove the link.")
@@ -294,13 +255,3 @@ def _recorded_results(folder: Path) -> frozenset[str]:
         for entry in cases.values()
         for output in (*entry.get("outputs", {}).values(), *entry.get("older", {}).values())
     )
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        if not files.is_file(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
