@@ -72,7 +72,9 @@ def entries(work: Work) -> dict[str, Any]:
     return json.loads((work.out / "predict.json").read_text())["cases"]
 
 
-def test_the_next_case_is_read_and_the_previous_one_written_during_the_computation(tmp_path):
+@pytest.mark.parametrize("readers", [1, 2])
+def test_the_next_case_is_read_and_the_previous_one_written_during_the_computation(tmp_path, monkeypatch, readers):
+    monkeypatch.setattr(case_loop, "READERS", readers)
     written, read = threading.Event(), threading.Event()
 
     def compute(name: str) -> None:
@@ -84,7 +86,7 @@ def test_the_next_case_is_read_and_the_previous_one_written_during_the_computati
         assert read.wait(SECONDS)
 
     def reads(name: str) -> None:
-        if name == "c":
+        if name == "cd"[readers - 1]:
             read.set()
 
     work = Work(tmp_path, compute=compute, write=writes, read=reads)
@@ -93,7 +95,7 @@ def test_the_next_case_is_read_and_the_previous_one_written_during_the_computati
     for event, _ in work.events:
         in_memory += (event == "read") - (event == "write ended")
         most = max(most, in_memory)
-    assert most == 3
+    assert most == 2 + readers
     assert list(entries(work)) == list("abcd") and (tmp_path / "d.txt").read_text() == "d"
 
 

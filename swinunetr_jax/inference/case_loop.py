@@ -1,9 +1,10 @@
-"""Works through many cases and records every result. While a case is computed, the next one is read and the previous one is written.
+"""Works through many cases and records every result. While a case is computed, the next ones are read and the previous one is written.
 
-A case therefore takes as long as its slowest stage. At most three cases are in memory: one that is read ahead, one that is computed and one
-that is written. Lines are printed, and cases recorded, in the order of the cases. A case with a fault does not stop the others.
+A case therefore takes as long as its slowest stage. The memory of the cases that are read ahead is bounded; one more case is computed and
+one is written. Lines are printed, and cases recorded, in the order of the cases. A case with a fault does not stop the others.
 """
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from swinunetr_jax.data.discovery.prediction_record import AlreadyDone, CaseEntr
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.case_files import recorded, replace_case_files
 
-MAX_READ_AHEAD = 2 << 30  # bytes; after a case that takes more memory than this, the next one is not read ahead
+# The number of cases that are read ahead. One processor needs several times as long for reading a case as a fast device for computing it.
+READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
+MAX_READ_AHEAD = 2 << 30  # bytes of the cases that are read ahead, if they are as large as the current one
 
 Content = TypeVar("Content")
 Result = TypeVar("Result")
@@ -93,7 +96,7 @@ class _CaseLoop(Generic[Content, Result]):
         self.work, self.record, self.cases, self.overwrite = work, record, cases, overwrite
         self.failed: list[str] = []
         self.cases_by_fault: dict[str, list[str]] = {}  # a fault that hundreds of cases share is not printed for each of them
-        self.reading: tuple[int, Future[_Read[Content]]] | None = None  # the index of the case that is read ahead
+        self.reading: dict[int, Future[_Read[Content]]] = {}  # the cases that are read ahead, by their indices
         self.writing: Future[None] | None = None
         self.intervals: list[float] = []  # the time between the ends of computed cases
         self.last_end = time.perf_counter()
@@ -104,7 +107,7 @@ class _CaseLoop(Generic[Content, Result]):
 
     def run(self) -> list[str]:
         # If the user interrupts the work, leaving the block waits for the case that is being written, so that it is not lost.
-        with ThreadPoolExecutor(1, "read") as self.reader, ThreadPoolExecutor(1, "write") as self.writer:
+        with ThreadPoolExecutor(READERS, "read") as self.reader, ThreadPoolExecutor(1, "write") as self.writer:
             for index, case in enumerate(self.cases):
                 self._run_case(index, case)
             self._wait_for_writing()
@@ -119,6 +122,7 @@ class _CaseLoop(Generic[Content, Result]):
     def _run_case(self, index: int, case: Case) -> None:
         outputs = self.work.outputs(case)
         if self._is_done(case):
+            self.reading.pop(index, None)  # another run has finished it in the meantime
             self._wait_for_writing()
             console.say(f"{self._title(index)}: done already, skipped")
             return
@@ -159,8 +163,8 @@ class _CaseLoop(Generic[Content, Result]):
 
     def _content(self, index: int) -> _Read[Content]:
         """Returns what was read of a case, or reads it now."""
-        ahead, self.reading = self.reading, None
-        return ahead[1].result() if ahead is not None and ahead[0] == index else self._read(index)
+        ahead = self.reading.pop(index, None)
+        return self._read(index) if ahead is None else ahead.result()
 
     def _read(self, index: int) -> _Read[Content]:
         started, inputs = time.perf_counter(), input_files(self.cases[index])
@@ -168,13 +172,13 @@ class _CaseLoop(Generic[Content, Result]):
         return _Read(content, inputs, time.perf_counter() - started)
 
     def _read_ahead(self, index: int, current: _Read[Content]) -> None:
-        """Starts to read the first case from `index` on that is not done, unless the current case takes much memory."""
-        if self.work.memory(current.content) > MAX_READ_AHEAD:
-            return
+        """Starts to read the first cases from `index` on that are not done, as many as fit into memory."""
+        most = min(READERS, MAX_READ_AHEAD // max(self.work.memory(current.content), 1))
         for upcoming in range(index, len(self.cases)):
-            if not self._is_done(self.cases[upcoming]):
-                self.reading = upcoming, self.reader.submit(self._read, upcoming)
+            if len(self.reading) >= most:
                 return
+            if upcoming not in self.reading and not self._is_done(self.cases[upcoming]):
+                self.reading[upcoming] = self.reader.submit(self._read, upcoming)
 
     def _wait_for_writing(self) -> None:
         """Waits until the previous case is written, so that memory is bounded and lines are in the order of the cases."""
