@@ -21,6 +21,7 @@ from swinunetr_jax.data.prepare.resample import InverseResample
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.members import check_dropout, members
+from swinunetr_jax.inference.mirroring import mirrored_axes, sided_axes
 from swinunetr_jax.inference.passes import ScanPasses, segment_with_uncertainty
 from swinunetr_jax.inference.plan import BLENDS, Plan
 from swinunetr_jax.inference.prepare import Prepared, prepare
@@ -169,27 +170,7 @@ class Segmenter:
 
     def _flips(self, affine: np.ndarray | None) -> list[tuple[int, ...]]:
         """Returns the combinations of axes of patches [n, x, y, z, c] along which a scan with this affine is mirrored."""
-        sided = self.sided_axes(affine) if self.mirror else range(3)
-        axes = [axis + 1 for axis in range(3) if axis not in sided]
-        return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
-
-    def sided_axes(self, affine: np.ndarray | None) -> dict[int, dict[str, tuple[str, ...]]]:
-        """Returns the axes of a scan along which `mirror` does not mirror windows, as `data.augment.sides.sided_axes` does.
-
-        Args:
-            affine: the affine [4, 4] of the array that the network receives. It is needed if labels name sides and the task does not
-                change the orientation of scans, because only the affine then states which axis a side belongs to.
-
-        Raises:
-            InputError: it is needed and None.
-        """
-        names = [output.name for output in self.task.outputs if output.value]
-        if affine is None and not self.task.orientation and sides.sided_directions(names):
-            raise InputError(
-                "labels of this task name sides, and without the scan's affine it is not known along which axes windows must not be "
-                "mirrored: give `affine`."
-            )
-        return sides.sided_axes(self.task, [] if affine is None else [affine])
+        return mirrored_axes(self.task, affine) if self.mirror else [()]
 
     def prepare(self, case: Case) -> Prepared:
         """Reads a case in the form that the networks need. Raises InputError if it has a fault."""
@@ -226,7 +207,7 @@ class Segmenter:
     ) -> Segmentation:
         """Segments a case that was prepared, with the arguments of `segment`."""
         if self.mirror:
-            sided = self.sided_axes(prepared.scan.affine)
+            sided = sided_axes(self.task, prepared.scan.affine)
             note = f"windows are not mirrored along {sides.describe(sided)}, because these labels name sides"
             prepared = replace(prepared, notes=(*prepared.notes, *([note] if sided else [])))
         task = self.task if et_label is None else self.task.with_et_label(et_label)
