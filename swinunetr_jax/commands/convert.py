@@ -53,8 +53,9 @@ class Convert:
         to = "monai" if into_folder else self.to or format_of(self.target)
         if self.write_encoder:
             return self._write_encoder(to, into_folder)
+        preset = self.weights.find_preset(self.task_options)
         checkpoint, config = self._open()
-        task = self.task_options.apply(checkpoint, self.source)
+        task = self.task_options.apply(checkpoint, self.source, preset)
         save_params(self.target, config, checkpoint.params, task=task, to=to, overwrite=self.overwrite)
         console.say(str(checkpoint.report))
         console.say(f"{self.source} → {self.target} ({to}), weights {checkpoint.digest[:16]}")

@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from swinunetr_jax import console
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.presets import Preset, find_preset
 from swinunetr_jax.task import Output, Task
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class RunOptions:
 class WeightOptions:
     """Properties of a network that a PyTorch or safetensors file does not state."""
 
+    preset: Literal["brats21", "btcv"] | None = None
+    """The published network that the file holds, which gives --downsample and the task; other options replace parts of it. `swinunetr
+    weights` lists them."""
     key: str | None = None
     """The entry of the file that holds the network, such as model_ema or checkpoint.state_dict, if the file holds several."""
     downsample: Literal["legacy", "merging", "mergingv2"] | None = None
@@ -62,7 +66,26 @@ class WeightOptions:
     """The limit of the global kernel's masks, for networks with Hyena stages, if it is not 0.95."""
 
     def fields(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Returns the fields of the configuration that the options give, and `key`."""
+        fields = {name: value for name, value in vars(self).items() if value is not None and name != "preset"}
+        return fields if self.preset is None else {"downsample": find_preset(self.preset).downsample} | fields
+
+    def find_preset(self, task_options: TaskOptions) -> Preset | None:
+        """Returns the preset, after printing a line for each option that replaces a part of it."""
+        if self.preset is None:
+            return None
+        preset = find_preset(self.preset)
+        task = preset.task
+        replaced = {"downsample": (self.downsample, preset.downsample)} | {
+            name: (getattr(task_options, name) or None, getattr(task, name))
+            for name in ("channels", "orientation", "spacing", "intensity", "window")
+        }
+        replaced["task"] = (task_options.task, "brats" if task.kind == "regions" else task.kind)
+        replaced["labels"] = (task_options.labels or None, tuple(output.name for output in task.outputs))
+        for name, (given, stated) in replaced.items():
+            if given is not None and _text(given) != _text(stated):
+                console.say(f"--{name} {console.literal(_text(given))} replaces {_text(stated)} of the preset {preset.name}")
+        return preset
 
 
 @dataclass
@@ -84,8 +107,12 @@ class TaskOptions:
     window: tuple[float, float] | None = None
     """The low and the high intensity, such as -175 250 for abdominal CT."""
 
-    def apply(self, checkpoint: Checkpoint, path: Path) -> Task:
-        """Returns the checkpoint's task with the changes of the options. Raises InputError if they do not fit the network."""
+    def apply(self, checkpoint: Checkpoint, path: Path, preset: Preset | None = None) -> Task:
+        """Returns the checkpoint's task, or that of a preset, with the changes of the options.
+
+        Raises:
+            InputError: the preset or the options do not fit the network.
+        """
         from swinunetr_jax.inference.open_networks import assumed_task
 
         config = checkpoint.config
@@ -93,13 +120,17 @@ class TaskOptions:
             task = Task.brats()
         elif self.task == "classes":
             task = Task.classes(config.out_channels)
+        elif preset is not None:
+            task = self._of_preset(preset, checkpoint, path)
         else:
             task = checkpoint.task or assumed_task(
                 checkpoint, path, "change it with --task, --channels, --labels, --orientation, --intensity"
             )
         changes: dict[str, Any] = {}
         if self.channels:
-            self._check_channels(task.channels if checkpoint.task is not None and self.task is None else (), path)
+            self._check_channels(
+                task.channels if checkpoint.task is not None and self.task is None and preset is None else (), path
+            )
             changes["channels"] = self.channels
         if self.orientation:
             changes["orientation"] = self.orientation.upper()
@@ -117,6 +148,19 @@ class TaskOptions:
             changes["outputs"] = tuple(outputs)
         task = replace(task, **changes)
         task.check(config)
+        return task
+
+    def _of_preset(self, preset: Preset, checkpoint: Checkpoint, path: Path) -> Task:
+        """Returns the task of a preset. Raises InputError if the network is another one."""
+        config, task = checkpoint.config, preset.task
+        numbers = (len(task.channels) or 1, len(task.outputs))
+        if (config.in_channels, config.out_channels) != numbers:
+            raise InputError(
+                f"--preset {preset.name} is for a network with {numbers[0]} channels and {numbers[1]} outputs, but {path} has "
+                f"{config.in_channels} and {config.out_channels}: leave it out, and describe the task with --task, --channels and --labels."
+            )
+        if checkpoint.task is not None and checkpoint.task != task:
+            console.say(f"{console.literal(path)}: the preset {preset.name} replaces the task that it states")
         return task
 
     def _check_channels(self, stated: tuple[str, ...], path: Path) -> None:
@@ -138,3 +182,10 @@ class TaskOptions:
             )
         names = f"{console.literal(' '.join(self.channels))} replaces {console.literal(' '.join(stated))}"
         console.say(f"{console.literal(path)}: --channels {names}, the names that it was trained with, in the same order")
+
+
+def _text(value: Any) -> str:
+    """Returns the value of an option as a user types it."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

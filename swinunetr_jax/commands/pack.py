@@ -51,8 +51,9 @@ class Pack:
         if warning := missing_folds(self.source):
             console.warn(console.literal(warning))
         paths = ensemble_paths(self.source)
+        preset = self.weights.find_preset(self.task_options)
         checkpoints = [open_checkpoint(path, **self.weights.fields()) for path in paths]
-        tasks = [self.task_options.apply(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
+        tasks = [self.task_options.apply(checkpoint, path, preset) for checkpoint, path in zip(checkpoints, paths)]
         networks = collect(paths, checkpoints, tasks)
         if self.format == "monai-bundle":
             pack_bundle(self.source, networks, self.target, card)

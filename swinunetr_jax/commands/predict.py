@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -124,7 +125,7 @@ class Predict:
             fields["drop_rate"] = self.drop_rate
         networks = open_networks(
             self.model,
-            self.task_options.apply,
+            partial(self.task_options.apply, preset=self.weights.find_preset(self.task_options)),
             postprocess=not self.no_postprocess,
             network=network,
             dtype=self.dtype,

@@ -75,8 +75,9 @@ class Saliency:
             raise InputError(
                 f"{self.model} holds {len(paths)} networks, and a map explains one of them: give one, such as {paths[0]}."
             )
+        preset = self.weights.find_preset(self.task_options)
         checkpoint = open_checkpoint(paths[0], dtype=self.dtype, **self.weights.fields())
-        task = self.task_options.apply(checkpoint, paths[0])
+        task = self.task_options.apply(checkpoint, paths[0], preset)
         mapper = SaliencyMapper(
             checkpoint.model(),
             task,

@@ -18,6 +18,7 @@ from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.inference.prepare import prepare_volumes
 from swinunetr_jax.inference.segment_case import segment_case
 from swinunetr_jax.inference.segmentation import Segmentation
+from swinunetr_jax.presets import find_preset
 from swinunetr_jax.task import Task
 from swinunetr_jax.weights.load import Checkpoint
 
@@ -25,13 +26,20 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def open_segmenter(
-    model: Paths, *, task: Task | None = None, postprocess: bool = True, dtype: str = "float32", **options: Any
+    model: Paths,
+    *,
+    preset: str | None = None,
+    task: Task | None = None,
+    postprocess: bool = True,
+    dtype: str = "float32",
+    **options: Any,
 ) -> Segmenter:
     """Opens the networks of `swinunetr predict -m`, for segmenting several scans.
 
     Args:
-        model: a checkpoint: a training run, a checkpoint folder, a MONAI .pt or a safetensors file, also in a bucket. Several of them, or
-            a run of all folds, are averaged as an ensemble.
+        model: a checkpoint: a training run, a packed model, a checkpoint folder, a MONAI .pt or bundle or a safetensors file, also in a
+            bucket or on the Hugging Face hub. Several of them, or a run of all folds, are averaged as an ensemble.
+        preset: the published network that the file holds, "brats21" or "btcv", which gives the order of patch merging and the task.
         task: the task of the networks, if the files do not state it. Otherwise it is guessed from the numbers of channels and outputs, and
             a line says so.
         postprocess: whether the post-processing that a cross-validation has chosen for its networks is applied.
@@ -41,6 +49,9 @@ def open_segmenter(
     Raises:
         InputError: a file cannot be read, the networks do not fit the task, or an option is wrong.
     """
+    known = None if preset is None else find_preset(preset)
+    task = known.task if known is not None and task is None else task
+    fields = {} if known is None else {"downsample": known.downsample}
     models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
 
     def task_of(checkpoint: Checkpoint, path: Path) -> Task:
@@ -48,7 +59,7 @@ def open_segmenter(
         chosen.check(checkpoint.config)
         return chosen
 
-    networks = open_networks([Path(path) for path in models], task_of, postprocess=postprocess, dtype=dtype)
+    networks = open_networks([Path(path) for path in models], task_of, postprocess=postprocess, dtype=dtype, **fields)
     return Segmenter(
         [checkpoint.model() for checkpoint in networks.checkpoints],
         networks.task,
