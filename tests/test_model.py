@@ -152,6 +152,7 @@ LAYERS = {  # the parts of the library that each part may import
         "data",
         "model",
         "postprocess",
+        "presets",
         "saliency",
         "statistics",
         "viz",

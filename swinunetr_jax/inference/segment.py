@@ -51,7 +51,7 @@ def open_segmenter(
     """
     known = None if preset is None else find_preset(preset)
     task = known.task if known is not None and task is None else task
-    fields = {} if known is None else {"downsample": known.downsample}
+    fields: dict[str, Any] = {} if known is None else {"downsample": known.downsample}
     models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
 
     def task_of(checkpoint: Checkpoint, path: Path) -> Task:
