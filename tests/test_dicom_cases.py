@@ -20,6 +20,9 @@ from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.discovery.prediction_record import input_files
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.cache import prepare_training_cases
+from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
+from swinunetr_jax.evaluation.evaluate import evaluate
+from swinunetr_jax.evaluation.pairs import Reference, References
 from swinunetr_jax.inference.batch import predict_cases
 
 CHANNELS = ("FLAIR", "T1ce", "T1", "T2")
@@ -133,6 +136,27 @@ def test_a_changed_slice_is_noticed(tmp_path):
     after = input_files(case)
     assert after[0]["bytes"] == before[0]["bytes"] and after[0]["files"] != before[0]["files"]
     assert (prepared() != first).sum() == 1
+
+
+def test_label_maps_with_flipped_axes_fit_the_series(tmp_path):
+    """dcm2niix flips the rows of DICOM, and a label map that was drawn on its NIfTI file has the same voxels in another order."""
+    study(tmp_path / "P1", ("FLAIR",))
+    labels = (SMALL > 450).astype(np.uint8)
+    flip = np.diag([1.0, -1.0, 1.0, 1.0])
+    flip[1, 3] = labels.shape[1] - 1
+    nib.save(nib.Nifti1Image(labels[:, ::-1], AXIAL @ flip), tmp_path / "P1/seg.nii.gz")
+    (case,) = find_cases(tmp_path / "P1").cases
+    assert check_case(case).findings == ()
+    read = read_case(case, Task.classes(2), 1)
+    np.testing.assert_array_equal(read_case_label(case, read), labels)
+    prediction = write_nifti(tmp_path / "P1.nii.gz", labels, AXIAL)
+    result = evaluate({"P1": prediction}, References({"P1": Reference(case.label)}), Task.classes(2))
+    assert result.failed == {} and result.scores["P1"]
+    write_series(tmp_path / "P2/T1", SMALL, AXIAL)
+    nib.save(nib.Nifti1Image(labels[:, ::-1], AXIAL @ flip @ np.diag([1, 1, 1.1, 1])), tmp_path / "P2/seg.nii.gz")
+    (case,) = find_cases(tmp_path / "P2").cases
+    with refused("not on the same grid", "apart"):
+        read_case_label(case, read_case(case, Task.classes(2), 1))
 
 
 def test_results_hold_no_personal_data(tmp_path, capsys):

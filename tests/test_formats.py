@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers.refusals import refused
-from helpers.scan_formats import AFFINE, SCAN, dataset, write, write_enhanced, write_itk, write_nifti, write_series
+from helpers.scan_formats import (
+    AFFINE,
+    SCAN,
+    compress_by_gdcm,
+    dataset,
+    write,
+    write_enhanced,
+    write_itk,
+    write_nifti,
+    write_series,
+)
 from scipy.spatial.transform import Rotation
 
 from swinunetr_jax.data.formats import read_dicom_header, read_geometry, read_labels, read_volume, scan_files, scan_status
@@ -76,12 +86,17 @@ def test_the_scale_of_each_slice_and_each_frame_is_applied(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "s").array, expected)
 
 
-def test_compressed_dicom_is_decoded(tmp_path):
+@pytest.mark.parametrize("kind", ["RLE", "JPEG", "JPEG2000"])
+def test_compressed_dicom_is_decoded(tmp_path, kind):
+    """JPEG is the lossless process 14, which many archives use and pydicom alone does not decode."""
     folder = tmp_path / "s"
     folder.mkdir()
     for index in range(7):
         image = dataset(SCAN, AFFINE, index)
-        image.compress("1.2.840.10008.1.2.5")  # RLE
+        if kind == "RLE":
+            image.compress("1.2.840.10008.1.2.5")
+        else:
+            compress_by_gdcm(image, SCAN[:, :, index], kind, tmp_path / "x.dcm")
         image.save_as(folder / f"{index}", enforce_file_format=True)
     array, *_ = reorient(read_volume(folder).array, read_volume(folder).affine)
     np.testing.assert_array_equal(array, reorient(SCAN, AFFINE)[0])

@@ -5,7 +5,7 @@ logits are resampled to the scan's grid in the same way, and the labels are comp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from flax import nnx
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.formats import read_geometry, read_labels
-from swinunetr_jax.data.nifti import InverseReorient
+from swinunetr_jax.data.nifti import InverseReorient, on_grid_of
 from swinunetr_jax.data.prepare.cache import PreparedCase
 from swinunetr_jax.data.prepare.read_case import network_grid
 from swinunetr_jax.data.prepare.resample import InverseResample, interpolated
@@ -209,13 +209,15 @@ class ScanGrid:
         """
         if self.back is None:
             return full_grid(case)[1]
-        labels = read_labels(case.sources[-1]).array
-        if labels.shape != self.shape:
+        labels = read_labels(case.sources[-1])
+        shape = labels.array.shape
+        if sorted(shape) != sorted(self.shape):
             raise InputError(
-                f"{case.sources[-1]}: the label map has shape {labels.shape} and its scan {self.shape}, which were equal when the run "
+                f"{case.sources[-1]}: the label map has shape {shape} and its scan {self.shape}, which were equal when the run "
                 "started; restore the file."
             )
-        return labels
+        scan = replace(labels, array=np.broadcast_to(np.uint8(0), self.shape), affine=self.affine, path=case.sources[0])
+        return on_grid_of(labels, scan).array
 
     def image(self, case: PreparedCase) -> np.ndarray:
         """Returns the first channel [x, y, z], for pictures."""

@@ -17,7 +17,7 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.data import brats
 from swinunetr_jax.data.formats import read_labels
-from swinunetr_jax.data.nifti import Volume, check_same_grid
+from swinunetr_jax.data.nifti import Volume, on_grid_of
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.evaluation import challenge as brats2026
 from swinunetr_jax.evaluation.challenge_metrics import convention
@@ -156,7 +156,7 @@ def evaluate(
             if "error" in entries[name]:
                 raise InputError(f"{predictions[name]}: is from an older run, because the last run failed; run predict again.")
             pred, ref = read_labels(predictions[name]), read_labels(cases[name].path)
-            check_same_grid([ref, pred])
+            pred = on_grid_of(pred, ref)
             pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
             if entries[name].get("key", settings) != settings:
                 notes.append(

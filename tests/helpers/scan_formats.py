@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
@@ -123,6 +124,21 @@ def write_zip(path: Path, folder: Path) -> Path:
             if file.is_file():
                 archive.write(file, file.relative_to(folder.parent))
     return path
+
+
+def compress_by_gdcm(image: Dataset, pixels: np.ndarray, compressor: str, scratch: Path) -> None:
+    """Replaces the pixels [x, y] of a dataset by those that GDCM has compressed, "JPEG" (lossless) or "JPEG2000"."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.SetFileName(str(scratch))
+    writer.Execute(sitk.GetImageFromArray(pixels.T))
+    compressed = dcmread(scratch)
+    image.PixelData, image.file_meta.TransferSyntaxUID = compressed.PixelData, compressed.file_meta.TransferSyntaxUID
+    image["PixelData"].is_undefined_length = True
+    for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(image, name, compressed[name].value)
 
 
 def _common(pixels: np.ndarray, patient: str) -> Dataset:

@@ -14,7 +14,7 @@ from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import match_channels
 from swinunetr_jax.data.discovery.entries import link_fault
 from swinunetr_jax.data.formats import read_volume
-from swinunetr_jax.data.nifti import Volume, check_same_grid
+from swinunetr_jax.data.nifti import Volume, on_grid_of
 from swinunetr_jax.errors import InputError
 
 
@@ -166,7 +166,7 @@ def _check_grids(grids: list[Volume], findings: Findings) -> Volume | None:
 def _grid_fault(first: Volume, second: Volume) -> str | None:
     """Returns a sentence on how the grids of two volumes differ, or None if they are equal."""
     try:
-        check_same_grid([first, second])
+        on_grid_of(second, first)
     except InputError as error:
         return str(error)
     return None

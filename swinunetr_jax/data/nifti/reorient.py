@@ -1,11 +1,12 @@
 """Flips and permutations of a volume's axes, and their inverse."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel import orientations
 
 from swinunetr_jax.data.nifti.nifti_file import check_affine
+from swinunetr_jax.data.nifti.volume import Volume, check_same_grid
 from swinunetr_jax.errors import InputError
 
 _AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
@@ -43,3 +44,28 @@ def reorient(array: np.ndarray, affine: np.ndarray, codes: str = "RAS") -> tuple
     reoriented = orientations.apply_orientation(array, forward)
     inverse = InverseReorient(tuple((int(axis), int(flip)) for axis, flip in backward), reoriented.shape[:3])
     return reoriented, affine @ orientations.inv_ornt_aff(forward, array.shape[:3]), inverse
+
+
+def on_grid_of(volume: Volume, like: Volume) -> Volume:
+    """Returns the volume with the axes of `like`: flipped or permuted if only the directions of its axes differ, and otherwise as it is.
+
+    For example, DICOM files and the NIfTI files that dcm2niix makes of them have the same voxels in another order. Nothing is resampled.
+
+    Raises:
+        InputError: the voxels are at other places than those of `like`.
+    """
+    try:
+        check_same_grid([like, volume])
+        return volume
+    except InputError:
+        if volume.orientation == like.orientation:
+            raise
+        array, affine, _ = reorient(volume.array, volume.affine, like.orientation)
+        turned = replace(volume, array=array, affine=affine)
+        try:
+            check_same_grid([like, turned])
+        except InputError:
+            turned = None
+        if turned is None:
+            raise
+        return turned

@@ -12,7 +12,7 @@ import numpy as np
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.channels import match_channels
 from swinunetr_jax.data.formats import read_labels, read_volume
-from swinunetr_jax.data.nifti import InverseReorient, Volume, check_same_grid, reorient
+from swinunetr_jax.data.nifti import InverseReorient, Volume, on_grid_of, reorient
 from swinunetr_jax.data.prepare.resample import InverseResample, is_same_grid, resample, resample_labels, spacing_grid
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
@@ -62,7 +62,7 @@ def arrange(case: Case, volumes: Sequence[Volume], task: Task, in_channels: int)
     Raises:
         InputError: the channels are too few or too many, are on different grids, or are constant.
     """
-    check_same_grid(volumes)
+    volumes = [volumes[0], *(on_grid_of(volume, volumes[0]) for volume in volumes[1:])]
     order, planes, notes = _ordered(case, volumes, task, in_channels)
     array = np.stack(planes, axis=-1)
     for index in range(array.shape[-1]):
@@ -113,8 +113,7 @@ def read_case_label(case: Case, read: ReadCase) -> np.ndarray:
     """
     if case.label is None:
         raise InputError(f"{case.images[0]}: the case {case.name} has no label map; give one, or leave the case out.")
-    labels = read_labels(case.label)
-    check_same_grid([read.scan, labels])
+    labels = on_grid_of(read_labels(case.label), read.scan)
     if labels.array.dtype != np.uint8:
         raise InputError(
             f"{case.label}: label {labels.array.max()} is above 255, the largest label supported; renumber the labels."

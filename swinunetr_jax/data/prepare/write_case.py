@@ -12,7 +12,7 @@ from swinunetr_jax import files
 from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.formats import read_labels
-from swinunetr_jax.data.nifti import write_volume
+from swinunetr_jax.data.nifti import on_grid_of, write_volume
 from swinunetr_jax.data.prepare.cache_entry import VERSION, Array, Entry, Source, arrays_of
 from swinunetr_jax.data.prepare.class_voxels import find_class_voxels
 from swinunetr_jax.data.prepare.example import foreground
@@ -117,7 +117,7 @@ class CaseWriter:
         if for_copies:
             if self.task.spacing is not None and case.label is not None and case.needs_label:
                 path = folder / f"{stem}-reference.nii.gz"
-                write_volume(path, read_labels(case.label).array, loaded.scan)
+                write_volume(path, on_grid_of(read_labels(case.label), loaded.scan).array, loaded.scan)
                 entry["reference"] = {"file": path.name, "sha256": files.digest_of_file(path)}
             for array in arrays_of(entry):
                 array["bytes"] = (folder / array["file"]).stat().st_size
