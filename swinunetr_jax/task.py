@@ -6,11 +6,12 @@ A task is stored with each checkpoint, so that `predict` needs no options.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swinunetr_jax.config import SIZE_MULTIPLE
 from swinunetr_jax.data import brats
+from swinunetr_jax.data.scan_range import ScanRange
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int, is_number, set_tuple
 
@@ -77,6 +78,7 @@ class Task:
         spacing: the voxel size in mm along each axis of `orientation` to which scans are resampled; None keeps that of each scan.
         ignore: the label of voxels that were not annotated, which affect neither the loss nor the scores of validation; None if there is
             no such label.
+        scans: the range of the scans that the network was trained on; None if it is unknown. Tasks that differ only in it are equal.
     """
 
     kind: str
@@ -89,6 +91,7 @@ class Task:
     roi: tuple[int, ...] | None = None
     spacing: tuple[float, float, float] | None = None
     ignore: int | None = None
+    scans: ScanRange | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -107,6 +110,8 @@ class Task:
         if self.ignore is not None:
             self._check_ignore(self.ignore)
             object.__setattr__(self, "ignore", int(self.ignore))
+        if not isinstance(self.scans, ScanRange | None):
+            raise InputError(f"`scans` must be a ScanRange or None, got {self.scans!r}.")
         names = [output.name for output in self.outputs]
         if not names or len(set(names)) < len(names):
             raise InputError(f"`outputs` must hold at least one output, all with different names, got {names}.")
@@ -202,16 +207,17 @@ class Task:
         return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values. `ignore` is omitted if it is None, so that such tasks are stored as in earlier versions."""
+        """Returns the fields as JSON values. `ignore` and `scans` are omitted if they are None, as earlier versions have stored tasks."""
         values = dataclasses.asdict(self)
-        return values if self.ignore is not None else {name: value for name, value in values.items() if name != "ignore"}
+        return {name: value for name, value in values.items() if value is not None or name not in ("ignore", "scans")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """Returns the task that the result of `to_dict` describes. Raises InputError if it does not describe a task."""
         try:
             outputs = tuple(Output(**output) for output in values["outputs"])
-            return cls(**{**values, "outputs": outputs})
+            scans = None if values.get("scans") is None else ScanRange.from_dict(values["scans"])
+            return cls(**{**values, "outputs": outputs, "scans": scans})
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

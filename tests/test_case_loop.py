@@ -50,6 +50,9 @@ class Work:
         self._stage("compute", case.name)
         return content
 
+    def warnings(self, result: str) -> list[str]:
+        return []
+
     def notes(self, result: str) -> list[str]:
         return [f"note on {result}"]
 

@@ -258,7 +258,7 @@ def test_invalid_input_is_reported_in_one_sentence(swin_unetr, tmp_path, capsys)
 
 
 @pytest.mark.fault("5.6")
-@pytest.mark.parametrize("name", ["out.mha", "labels.nrrd", "report.json"])
+@pytest.mark.parametrize("name", ["out.mha", "labels.npz", "report.json"])
 def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
     assert run("predict", "-i", tmp_path, "-o", tmp_path / name, "-m", tmp_path / "model") == 2
     printed = capsys.readouterr().err

@@ -42,6 +42,11 @@ def test_labels_without_names_are_read_from_the_label_maps(tmp_path):
     assert [(output.name, output.value) for output in cases.task.outputs] == [("background", 0), ("label 1", 1), ("label 3", 3)]
     assert cases.task.roi == (32, 64, 32) and cases.in_channels == 1
     assert len(cases.train) == 4 and len(cases.validation) == 2
+    scans = cases.task.scans  # of the training cases, for warnings about other scans
+    assert scans.orientations == ("RAS",) and scans.spacing_mm == ((2.0, 2.0), (1.0, 1.0), (1.0, 1.0))
+    assert scans.extent_mm == ((40.0, 40.0), (40.0, 40.0), (24.0, 24.0)) and len(scans.mean) == 1
+    means = sorted(float(np.asarray(case.image).mean()) for case in cases.train)
+    assert scans.mean[0] == pytest.approx((means[0], means[-1]), rel=1e-3)
 
 
 def test_ct_has_the_same_window_in_training_and_validation(tmp_path):

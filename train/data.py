@@ -22,6 +22,7 @@ from swinunetr_jax.data.discovery.folds import find_splits, fold_split, unlabell
 from swinunetr_jax.data.pipeline import TrainingData
 from swinunetr_jax.data.prepare.class_voxels import class_names
 from swinunetr_jax.data.prepare.prepared_case import PreparedCase
+from swinunetr_jax.data.scan_range import range_of, scan_facts
 from swinunetr_jax.runtime.sharding import Share
 from swinunetr_jax.training import processes, watchdog
 from swinunetr_jax.training.augmentation import sample_augmentation, source_crop
@@ -98,6 +99,9 @@ def collect_cases(recipe: Recipe, run: Path) -> Cases:
     augmentation = sample_augmentation(recipe, task, affines, passes, samples)
     if recipe.transforms is None and augmentation is None:  # otherwise the recipe decides what is mirrored
         flips = mirrored_axes(recipe.host_augment.flips, task, affines, passes, samples)
+    if task.kind != "images":
+        facts = [scan_facts(case.shape, case.affine, case.statistics) for case in prepared[: len(train)]]
+        task = replace(task, scans=range_of(facts))
     return Cases(task, count, tuple(prepared[: len(train)]), tuple(prepared[len(train) :]), flips, augmentation)
 
 

@@ -132,7 +132,7 @@ def check_same_task(folder: Path, stored: Task, task: Task) -> None:
 
     The window size is not compared: it is fitted to the same cases, but another version of this project may choose another size.
     """
-    names = [f.name for f in dataclasses.fields(Task) if f.name != "roi"]
+    names = [f.name for f in dataclasses.fields(Task) if f.compare and f.name != "roi"]
     differing = [name for name in names if getattr(stored, name) != getattr(task, name)]
     if differing:
         listed = "; ".join(

@@ -230,6 +230,8 @@ class Predict:
             )
         for note in result.notes:
             console.say(f"note: {console.literal(note)}")
+        for warning in result.warnings:
+            console.warn(f"{console.literal(cases[0].name)}: {console.literal(warning)}")
         result.save(self.output, overwrite=self.overwrite)
         volumes = ", ".join(f"{console.literal(name)} {ml:.1f} ml" for name, ml in result.volumes_ml.items())
         console.say(f"{volumes} → {console.literal(self.output)}")

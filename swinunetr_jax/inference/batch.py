@@ -148,6 +148,9 @@ class _Prediction:
     def notes(self, result: Segmentation) -> Sequence[str]:
         return result.notes
 
+    def warnings(self, result: Segmentation) -> Sequence[str]:
+        return result.warnings
+
     def write(self, case: Case, result: Segmentation, paths: Mapping[str, Path]) -> None:
         if result.probabilities is not None:
             write_volume(paths["probabilities"], result.probabilities, result.scan, np.float32)
@@ -156,7 +159,8 @@ class _Prediction:
                 write_volume(paths[measure], getattr(result.uncertainty.maps, measure), result.scan, np.float32)
         if "statistics" in paths:
             scan = result.scan
-            write_case(paths["statistics"], CaseStatistics(case.name, scan.spacing, scan.orientation, result.statistics()))
+            statistics = CaseStatistics(case.name, scan.spacing, scan.orientation, result.statistics(), result.warnings)
+            write_case(paths["statistics"], statistics)
         if "preview" in paths:
             image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
             write_preview(paths["preview"], image, result.labels, result.scan, result.task, literal(case.name))
@@ -164,6 +168,8 @@ class _Prediction:
 
     def entry(self, result: Segmentation) -> CaseEntry:
         entry = CaseEntry(windows=result.windows, background_windows=result.background_windows, volumes_ml=result.volumes_ml)
+        if result.warnings:
+            entry["warnings"] = list(result.warnings)
         if result.uncertainty is not None:
             entry["uncertainty"] = result.uncertainty.summary
         if result.task.et_label in (3, 4):

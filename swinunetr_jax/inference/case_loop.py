@@ -57,6 +57,10 @@ class CaseWork(Protocol[Content, Result]):
         """Returns sentences for the user about a result."""
         ...
 
+    def warnings(self, result: Result) -> Sequence[str]:
+        """Returns warnings for the user about a result, which are recorded by `entry`."""
+        ...
+
     def write(self, case: Case, result: Result, paths: Mapping[str, Path]) -> None:
         """Writes the outputs to paths by their kinds, which are temporary names."""
         ...
@@ -143,6 +147,8 @@ class _CaseLoop(Generic[Content, Result]):
         for note in self.work.notes(result):
             console.say(f"{self._title(index)}: note: {literal(note)}")
         times = (read.seconds, computing)
+        for warning in self.work.warnings(result):
+            console.warn(f"{self._title(index)}: {literal(warning)}")
         self.writing = self.writer.submit(self._write, index, result, outputs, read.inputs, times)
 
     def _title(self, index: int) -> str:

@@ -1,11 +1,12 @@
 """Opens the networks of a prediction: their checkpoints, their common task, and the post-processing that was chosen for them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from swinunetr_jax import console
+from swinunetr_jax.data.scan_range import merged
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.postprocess import POSTPROCESS, Step, check_task, read_postprocess
@@ -62,7 +63,9 @@ def open_networks(
             raise InputError(f"{path} was trained for another task than {paths[0]}: an ensemble needs networks of one task.")
     if len(paths) > 1:
         console.say(f"an ensemble of {len(paths)} networks, whose logits are averaged: {', '.join(map(console.literal, paths))}")
-    return Networks(tuple(checkpoints), tasks[0], chosen_postprocess(models, tasks[0]) if postprocess else ())
+    ranges = [task.scans for task in tasks if task.scans is not None]
+    task = replace(tasks[0], scans=merged(ranges)) if ranges else tasks[0]
+    return Networks(tuple(checkpoints), task, chosen_postprocess(models, task) if postprocess else ())
 
 
 def assumed_task(checkpoint: Checkpoint, path: Path, remedy: str) -> Task:

@@ -240,6 +240,7 @@ class Segmenter:
             uncertainty,
             background_windows=scan.background_windows,
             channels=prepared.channels,
+            warnings=prepared.warnings,
         )
 
     def run(

@@ -78,6 +78,9 @@ class _Explanation:
     def notes(self, result: SaliencyMaps) -> Sequence[str]:
         return result.notes
 
+    def warnings(self, result: SaliencyMaps) -> Sequence[str]:
+        return ()
+
     def write(self, case: Case, result: SaliencyMaps, paths: Mapping[str, Path]) -> None:
         scaled = result.maps / np.maximum(result.maps.max((0, 1, 2)), np.finfo(np.float32).tiny)
         for index, name in enumerate(self.mapper.outputs):

@@ -11,6 +11,7 @@ from swinunetr_jax.inference.prepare import Prepared
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.inference.sliding_window import Progress
 from swinunetr_jax.postprocess import Step, apply
+from swinunetr_jax.statistics import implausible
 from swinunetr_jax.task import Task
 
 
@@ -41,7 +42,8 @@ def segment_case(
     task = _task(segmenter.task, case, et_label)
     result = segmenter.segment_prepared(prepared, probabilities=probabilities, et_label=task.et_label, progress=progress)
     result = _postprocessed(result, postprocess, task)
-    return replace(result, notes=(*_et_note(segmenter.task, task), *result.notes))
+    warnings = (*result.warnings, *implausible(result.labels, task, result.channels.values()))
+    return replace(result, notes=(*_et_note(segmenter.task, task), *result.notes), warnings=warnings)
 
 
 def _task(task: Task, case: Case, et_label: int | None) -> Task:

@@ -29,6 +29,7 @@ class Segmentation:
         uncertainty: that of the members, if it was requested.
         background_windows: the number of windows that held nothing but background, whose common result was computed once.
         channels: the images [x, y, z] by name in the network's order, as they were read.
+        warnings: sentences on what is implausible about the scan or the result.
     """
 
     labels: np.ndarray
@@ -40,6 +41,7 @@ class Segmentation:
     uncertainty: Uncertainty | None = None
     background_windows: int = 0
     channels: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def affine(self) -> np.ndarray:

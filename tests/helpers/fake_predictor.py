@@ -38,6 +38,7 @@ class FakePredictor:
         until: a file; `segment_prepared` waits until it exists.
         fails: the names of cases that cannot be segmented.
         windows: the number of windows that `segment_prepared` reports as progress.
+        empty: whether no voxel is labelled.
     """
 
     task: Task = BRATS
@@ -45,6 +46,7 @@ class FakePredictor:
     until: Path | None = None
     fails: tuple[str, ...] = ()
     windows: int = 8
+    empty: bool = False
 
     def prepare(self, case: Case) -> Any:
         volume = read_volume(case.images[0])
@@ -65,6 +67,7 @@ class FakePredictor:
         task = self.task if et_label is None else self.task.with_et_label(et_label)
         values = np.array(sorted({0, *(output.value for output in task.outputs)}), np.uint8)
         labels = values[np.arange(scan.array.size).reshape(scan.array.shape) % len(values)]
+        labels *= not self.empty
         for done in range(1, self.windows + 1):
             progress(done, self.windows)
         channel_probabilities = np.full((*scan.array.shape, len(task.outputs)), 0.5, np.float32) if probabilities else None

@@ -68,6 +68,7 @@ class CaseEntry(TypedDict, total=False):
     volumes_ml: dict[str, float]
     maps: dict[str, MapEntry]
     notes: list[str]
+    warnings: list[str]
     uncertainty: dict[str, Any]
 
 

@@ -52,7 +52,7 @@ class CaseWriter:
             self.known.add(1)  # the value of a content map
         self.above = task.window[0] if task.window else 0.0
         # The stored data also depend on the outputs, which define the labels, and on the window, which defines the foreground.
-        values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint")}
+        values = {key: value for key, value in task.to_dict().items() if key not in ("roi", "paint", "scans")}
         self.settings: dict[str, Any] = {"version": VERSION, "task": values, "in_channels": in_channels, "dtype": dtype}
 
     def key(self, case: Case, sources: Sequence[Source]) -> str:
