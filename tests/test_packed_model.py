@@ -1,5 +1,6 @@
 """`swinunetr pack` writes one archive that every reader of weights takes, and hostile or changed archives are refused in one sentence."""
 
+import hashlib
 import json
 import stat
 import warnings
@@ -129,13 +130,22 @@ def test_a_changed_member_is_refused(packed, tmp_path):
     with refused("lacks scores.json"):
         ensemble_paths(removed)
 
-    def reformat(members):
-        values = json.loads(members[MANIFEST]) | {"format": 2}
+    def restate(content, **values):
+        values = json.loads(content[MANIFEST]) | values
         del values["digest"]
-        members[MANIFEST] = json.dumps(values | {"digest": files.digest_of_json(values)}).encode()
+        content[MANIFEST] = json.dumps(values | {"digest": files.digest_of_json(values)}).encode()
+
+    def lie(members):
+        digest = hashlib.sha256(members["fold1/model.safetensors"]).hexdigest()
+        members["MODEL_CARD.md"] = members["MODEL_CARD.md"].replace(digest.encode(), b"0" * 64)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items() if name != MANIFEST}
+        restate(members, members=digests)
+
+    with refused("lie.zip/MODEL_CARD.md does not state the digest that fold1/model.safetensors has"):
+        ensemble_paths(changed(packed, tmp_path / "lie.zip", lie))
 
     with refused("manifest.json has format 2", "a newer swinunetr_jax"):
-        ensemble_paths(changed(packed, tmp_path / "newer.zip", reformat))
+        ensemble_paths(changed(packed, tmp_path / "newer.zip", lambda members: restate(members, format=2)))
     truncated = tmp_path / "truncated.zip"
     truncated.write_bytes(packed.read_bytes()[:-300])
     with refused("truncated.zip is a damaged zip archive"):

@@ -168,7 +168,8 @@ class Init:
     """The initial weights."""
 
     checkpoint: Annotated[Path | None, MAY_BE_MODEL] = None
-    """Anything that predict can read, also in a bucket: a run, a checkpoint folder, a MONAI .pt or a safetensors file."""
+    """Anything that predict can read, also in a bucket or on the Hugging Face hub: a run, a packed model, a checkpoint folder, a MONAI .pt
+    file or bundle, or a safetensors file."""
     key: str | None = None
     """The entry of the file that holds the network, such as model_ema, if the file holds several."""
     encoder_only: bool = False

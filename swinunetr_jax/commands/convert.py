@@ -22,7 +22,8 @@ class Convert:
     """Convert weights between MONAI's PyTorch files, safetensors files and this project's checkpoint folders."""
 
     source: Annotated[Positional[Path], arg(metavar="IN"), MAY_BE_MODEL]
-    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a packed model, a training run or a checkpoint folder, also in a
+    bucket or on the Hugging Face hub."""
     target: Annotated[Positional[Path], arg(metavar="OUT"), MAY_BE_ADDRESS]
     """The file or folder to write, also in a bucket. Unless --to is given, its ending determines the format: monai for .pt and .pth,
     safetensors for .safetensors, and a folder (orbax) if there is none."""

@@ -32,7 +32,8 @@ class Info:
     """Show the content of a checkpoint."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT"), MAY_BE_MODEL]
-    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a training run or a checkpoint folder, also in a bucket."""
+    """A PyTorch or safetensors file, an index of shards, a MONAI bundle, a packed model, a training run or a checkpoint folder, also in a
+    bucket or on the Hugging Face hub."""
     json: bool = False
     """Print the facts as JSON."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)

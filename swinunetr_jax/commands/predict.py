@@ -37,8 +37,8 @@ class Predict:
     """The folder for the label maps; or for one case the label map itself, a name that ends with .nii.gz, .nii, .nrrd
     or .dcm."""
     model: Annotated[tuple[Path, ...], arg(aliases=["-m"]), MAY_BE_MODEL]
-    """The checkpoint, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file. Several of them, or a run
-    of all folds, are averaged as an ensemble."""
+    """The model: a training run, a packed model, a checkpoint folder, a MONAI .pt file or bundle, or a safetensors file, also in a bucket
+    (gs://, s3://) or on the Hugging Face hub (hf://OWNER/NAME). Several of them, or a run of all folds, are averaged as an ensemble."""
     roi: tuple[int, int, int] | None = None
     """The size of the windows, multiples of 32; by default the checkpoint's, otherwise 96 96 96."""
     overlap: float = 0.5

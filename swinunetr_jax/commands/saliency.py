@@ -28,7 +28,8 @@ class Saliency:
     output: Annotated[Path, arg(aliases=["-o"])]
     """The folder for the heat maps."""
     model: Annotated[Path, arg(aliases=["-m"]), MAY_BE_MODEL]
-    """The checkpoint of one network, also in a bucket: a training run, a checkpoint folder, a MONAI .pt or a safetensors file."""
+    """The model of one network: a training run, a packed model, a checkpoint folder, a MONAI .pt file or bundle, or a safetensors file,
+    also in a bucket or on the Hugging Face hub."""
     layer: str = "decoder4"
     """The intermediate of the network that is mapped, such as encoder10, decoder5, decoder3, swin.stage2 or hidden3. Coarse ones show
     structures, fine ones show edges."""

@@ -43,7 +43,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files of a model say about it: its configuration, task, parameters, digests of weights by name, and stored records."""
+    """What the files of a model say about it: its configuration, task, parameters, SHA-256 of its weight files by name, and records."""
 
     config: SwinUNETRConfig
     task: Task
@@ -92,7 +92,7 @@ def _facts(facts: Facts) -> str:
         "Packed by": f"swinunetr_jax {facts.version}",
     }
     lines = ["## Facts", "", "| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""]
-    lines += [f"- `{name}`: SHA-256 of the weights {digest}" for name, digest in facts.weights.items()]
+    lines += [f"- `{name}`: SHA-256 {digest}" for name, digest in facts.weights.items()]
     return "\n".join([*lines, "", "```sh", "swinunetr predict -i SCANS -o RESULTS -m MODEL.zip", "```", ""])
 
 

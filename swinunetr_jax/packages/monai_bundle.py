@@ -9,7 +9,7 @@ scripts/…                 only for networks with the order `legacy` of patch m
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from swinunetr_jax.weights.weight_file import refuse_existing
 
 # The versions with which the test of this file loads a bundle.
 _MONAI, _TORCH, _NUMPY, _NIBABEL = "1.6.1", "2.13.0", "2.3.5", "5.3.3"
+WEIGHTS = "models/model.pt"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20220324.json"
 _OURS_ALONE = {"num_groups", "dtype", "param_dtype", "use_flash_attention", "use_checkpoint", "downsample"}
 _LEGACY_TARGET = "scripts.legacy_swin_unetr.SwinUNETR"
@@ -71,7 +72,7 @@ def write_bundle(
     params: Params,
     task: Task,
     card: Card,
-    readme: str,
+    readme: Callable[[Mapping[str, str]], str],
     scores: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the folder of a bundle atomically, and returns its path.
@@ -82,7 +83,7 @@ def write_bundle(
         params: its variables by dotted name.
         task: its task.
         card: the user's statements.
-        readme: the model card.
+        readme: returns the model card for the SHA-256 of the weight files by name.
         scores: the recorded scores.
 
     Raises:
@@ -100,8 +101,8 @@ def write_bundle(
                 (folder / name).mkdir()
             files.write_json(folder / "configs/metadata.json", metadata(config, task, card, scores))
             files.write_json(folder / "configs/inference.json", inference(config, task))
-            write_torch_file(folder / "models/model.pt", to_monai(params, config))
-            files.write_text(folder / "docs/README.md", readme)
+            write_torch_file(folder / WEIGHTS, to_monai(params, config))
+            files.write_text(folder / "docs/README.md", readme({WEIGHTS: files.digest_of_file(folder / WEIGHTS)}))
             files.write_text(folder / "LICENSE", f"{card.licence or NOT_STATED}\n")
             if _is_legacy(config):
                 (folder / "scripts").mkdir()

@@ -16,7 +16,7 @@ import os
 import stat
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,9 @@ from swinunetr_jax.weights.params import count_bytes, count_parameters
 from swinunetr_jax.weights.run_folder import PACKED_WEIGHTS, cross_validation_of
 from swinunetr_jax.weights.upload import new_file
 from swinunetr_jax.weights.weight_file import atomic_file
-from swinunetr_jax.weights.zip_folder import FORMAT, MANIFEST
+from swinunetr_jax.weights.zip_folder import CARD, FORMAT, MANIFEST
 
-CARD, CONFIG, TASK = "MODEL_CARD.md", "config.json", "task.json"
+CONFIG, TASK = "config.json", "task.json"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first one that a zip archive can state
 _CHUNK = 1 << 20
 
@@ -110,7 +110,7 @@ def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card
         files.write_json(root / TASK, task.to_dict())
         if scores is not None:
             files.write_json(root / SCORES, scores)
-        facts = _facts(networks, scores, steps)
+        facts = _facts(networks, {name: files.digest_of_file(root / name) for name in weights}, scores, steps)
         files.write_text(root / CARD, card_text(card, facts))
         names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
         values = {
@@ -136,18 +136,20 @@ def pack_bundle(source: Path, networks: Networks, target: str | os.PathLike, car
         )
     (checkpoint,) = networks.checkpoints.values()
     scores = run_scores(source)
-    readme = card_text(card, _facts(networks, scores, ()))
+
+    def readme(digests: Mapping[str, str]) -> str:
+        return card_text(card, _facts(networks, digests, scores, ()))
+
     return write_bundle(target, networks.config, checkpoint.params, networks.task, card, readme, scores)
 
 
-def _facts(networks: Networks, scores: Scores | None, steps: Sequence[Step]) -> Facts:
-    """Returns what the files say about the networks."""
-    checkpoints = networks.checkpoints
+def _facts(networks: Networks, digests: Mapping[str, str], scores: Scores | None, steps: Sequence[Step]) -> Facts:
+    """Returns what the files say about the networks; `digests` are those of the weight files by name."""
     return Facts(
         networks.config,
         networks.task,
-        parameters=count_parameters(next(iter(checkpoints.values())).params),
-        weights={f"{name}/{PACKED_WEIGHTS}".lstrip("/"): checkpoint.digest for name, checkpoint in checkpoints.items()},
+        parameters=count_parameters(next(iter(networks.checkpoints.values())).params),
+        weights=digests,
         postprocess=", then ".join(map(str, steps)),
         scores=scores,
         version=__version__,

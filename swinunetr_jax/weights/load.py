@@ -96,8 +96,9 @@ def open_checkpoint(
     """Reads the weights of a network from a file or folder of any supported format. A warning names tensors that were ignored.
 
     Args:
-        path: a checkpoint folder or training run of this project, a PyTorch or safetensors file of any trainer, the folder of a MONAI
-            bundle, or the index file of several shards; or the address of one of these in a bucket, such as gs://bucket/model.
+        path: a checkpoint folder, packed model or training run of this project, a PyTorch or safetensors file of any trainer, a MONAI
+            bundle, or the index file of several shards; or the address of one of these in a bucket or on the Hugging Face hub, such as
+            gs://bucket/model or hf://org/name.
         key: the dotted path of the entry of a file that contains the network, such as "model_ema"; required if there are several networks.
         encoder_only: take only the Swin encoder and initialise the rest randomly.
         adapt_channels: allow `in_channels` and `out_channels` that differ from the file's: input weights are averaged over the file's

@@ -26,8 +26,9 @@ from swinunetr_jax import console, files
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.weight_file import printable
 
-MANIFEST = "manifest.json"
+MANIFEST, CARD = "manifest.json", "MODEL_CARD.md"
 FORMAT = 1
+NO_DIGEST = "no digest"
 REMEDY = "download or copy it again, and do not use it if that does not help"
 MAX_TEXT_BYTES = 64 << 20  # no description of a model is larger
 _MAX_MEMBERS = 100_000
@@ -83,7 +84,7 @@ class ZipFolder:
                     file.write(chunk)
 
     def verify(self) -> None:
-        """Raises InputError unless the members are those of the manifest, with the same digests."""
+        """Raises InputError unless the members are those of the manifest, with the same digests, which the model card states too."""
         if self.manifest is None:
             return
         stated, there = self.manifest["members"].keys(), self.members.keys() - {MANIFEST}
@@ -95,6 +96,10 @@ class ZipFolder:
             with self._checked(name):
                 for _ in self._chunks(name):
                     pass
+        card = self.read(CARD).decode(errors="replace") if CARD in self.members else ""
+        for name in self.manifest["networks"]:
+            if self.manifest["members"].get(name, NO_DIGEST) not in card:
+                raise InputError(f"{self.path}/{CARD} does not state the digest that {printable(name)} has: {REMEDY}.")
 
     @contextlib.contextmanager
     def _checked(self, name: str) -> Iterator[None]:
