@@ -93,7 +93,7 @@ def _facts(facts: Facts) -> str:
     }
     lines = ["## Facts", "", "| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""]
     lines += [f"- `{name}`: SHA-256 {digest}" for name, digest in facts.weights.items()]
-    return "\n".join([*lines, "", "```sh", "swinunetr predict -i SCANS -o RESULTS -m MODEL.zip", "```", ""])
+    return "\n".join([*lines, "", "```sh", "swinunetr predict -i SCANS -o RESULTS -m MODEL", "```", ""])
 
 
 def _scores(scores: Mapping[str, Any] | None) -> str:
