@@ -13,6 +13,7 @@ from helpers.prediction import read_image, run
 from helpers.refusals import refused
 from helpers.scan_formats import BIRTH, ID, NAME, write_enhanced, write_itk, write_nifti, write_pair, write_series, write_zip
 from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
+from pydicom import dcmread
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, open_segmenter, save_checkpoint, segment
 from swinunetr_jax.data.check.check_case import check_case
@@ -101,6 +102,27 @@ def test_other_series_are_cases_and_localizers_are_not(tmp_path):
     assert data.warnings == (f"{tmp_path / 'loc'} is a localizer and is not used.",)
     with refused("is a localizer"):
         find_cases(tmp_path / "loc")
+
+
+def test_lists_can_name_series_and_folders_in_zips(tmp_path):
+    study(tmp_path / "P1")
+    path = write_zip(tmp_path / "P2.zip", tmp_path / "P1")
+    entries = [{"image": [f"P1/{name}" for name in CHANNELS]}, {"image": [f"P2.zip/P1/{name}" for name in CHANNELS]}]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries, "validation": [{"image": "P3"}]}))
+    one, two, three = find_cases(tmp_path / "list.json", channels=CHANNELS).cases
+    assert one.problem is None and two.problem is None and "does not exist" in three.problem
+    assert two.images[0] == path / "P1/FLAIR" and two.channels == CHANNELS
+
+
+def test_a_dicom_seg_refers_to_the_slices_of_a_zip(tmp_path):
+    path = write_zip(tmp_path / "export.zip", write_series(tmp_path / "series", SMALL, AXIAL))
+    (case,) = find_cases(path).cases
+    task = Task.classes(2)
+    failed = predict_cases(FakePredictor(task), [case], tmp_path / "out", identity={}, label_format="dicom-seg")
+    assert failed == []
+    (written,) = (tmp_path / "out").glob("*.dcm")
+    segments = dcmread(written)
+    assert segments.PatientID == ID and len(segments.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 4
 
 
 def test_two_files_of_a_pair_are_one_image(tmp_path):
@@ -223,7 +245,7 @@ def test_every_format_gives_the_same_label_map(tmp_path, capsys):
         save_checkpoint(tmp_path / "model", SmallNetwork(config, rngs=nnx.Rngs(0)), task=task)
         (tmp_path / "data").mkdir()
         array = np.random.default_rng(1).normal(100, 30, (20, 18, 9)).astype(np.int16)
-        check_results(tmp_path / "model", tmp_path / "data", array, np.diag([-1.0, 1.0, 2.0, 1.0]), ("pair", "series"))
+        check_results(tmp_path / "model", tmp_path / "data", array, np.diag([-1.0, 1.0, 2.0, 1.0]), ("series",))
     finally:
         patch.undo()
         forget()

@@ -1,6 +1,8 @@
 """Faulty scans in other formats than NIfTI are refused with one sentence."""
 
+import random
 import shutil
+import sys
 import zipfile
 
 import numpy as np
@@ -9,7 +11,9 @@ import SimpleITK as sitk
 from helpers.refusals import refused
 from helpers.scan_formats import AFFINE, SCAN, dataset, write, write_itk, write_pair, write_series
 
-from swinunetr_jax.data.formats import read_dicom_header, read_volume
+from swinunetr_jax.data.discovery.formats import find_cases
+from swinunetr_jax.data.formats import read_dicom_header, read_geometry, read_labels, read_volume
+from swinunetr_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -167,3 +171,37 @@ def test_hostile_zips_are_refused(tmp_path):
     with refused("no DICOM"):
         read_volume(_zip(tmp_path / "a.zip", **{"a/1.txt": b"x"}))
     assert sorted(tmp_path.rglob("*")) == [*before, tmp_path / "a.zip"]
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["hdr", "nrrd", "nhdr", "mha", "mhd", "series", "enhanced", "zip"])
+def test_random_damage_gives_a_scan_or_one_sentence(tmp_path, kind, count):
+    path = write(kind, tmp_path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    intact = {file: file.read_bytes() for file in files}
+    rng = random.Random(kind)
+    for _ in range(count):
+        file = rng.choice(files)
+        data = bytearray(intact[file])
+        for _ in range(rng.choice([1, 2, 10])):
+            at = rng.randrange(min(len(data), rng.choice([400, 2000, len(data)])))
+            size = rng.choice([1, 1, 4])
+            data[at : at + rng.choice([0, size])] = rng.randbytes(size)
+        file.write_bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data))])])
+        for read in (read_volume, read_labels, read_geometry, find_cases):
+            try:
+                read(path)
+            except InputError as error:
+                assert str(error).endswith(".") and "\n" not in str(error) and len(str(error)) < 600, error
+        file.write_bytes(intact[file])
+    assert read_volume(path).array.shape == SCAN.shape
+
+
+def test_a_missing_library_is_one_sentence(tmp_path, monkeypatch):
+    series, nrrd = write("series", tmp_path), write("nrrd", tmp_path)
+    for name in ("pydicom", "SimpleITK"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for path, name in ((series, "pydicom"), (nrrd, "SimpleITK")):
+        with refused(path, f"needs {name}", 'pip install "swinunetr-jax[formats]"'):
+            read_volume(path)
+    assert [case.problem for case in find_cases(tmp_path).cases] == [None, None]  # reading them says what is missing

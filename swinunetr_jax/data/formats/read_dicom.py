@@ -13,7 +13,7 @@ from swinunetr_jax.data.formats.dicom_header import Header, planes_of, read_head
 from swinunetr_jax.data.formats.dicom_pixels import stored_values
 from swinunetr_jax.data.formats.dicom_stack import Plane, stack
 from swinunetr_jax.data.formats.libraries import library
-from swinunetr_jax.data.formats.names import DICOM
+from swinunetr_jax.data.formats.names import DICOM, PAIR, is_image
 from swinunetr_jax.data.formats.scan import Scan
 from swinunetr_jax.errors import InputError
 
@@ -22,7 +22,9 @@ def is_dicom_scan(path: Path) -> bool:
     """Returns whether a path is that of a DICOM scan: a folder, a zip or a path into one, or a file that is DICOM by its name or start."""
     if files.is_folder(path) or zip_of(path) is not None or path.name.lower().endswith(DICOM):
         return True
-    return "." not in path.name and files.is_file(path) and DicomFiles(path).is_dicom(path)
+    if is_image(path.name) or path.name.lower().endswith(PAIR):
+        return False
+    return files.is_file(path) and DicomFiles(path).is_dicom(path)
 
 
 def open_dicom(path: Path) -> Scan:

@@ -227,7 +227,7 @@ def is_gzip_name(path: Path) -> bool:
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
         raise InputError(
-            f"{path}: the name does not end in .nii or .nii.gz; convert the image to NIfTI, also if it is a .hdr/.img pair."
+            f"{path}: the name does not end in .nii or .nii.gz; expected a NIfTI file, also in place of a .hdr/.img pair."
         )
     return name.endswith(".gz")
 
