@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from swinunetr_jax import files
+from swinunetr_jax.data.formats.libraries import short
 from swinunetr_jax.data.formats.names import DICOM, NIFTI, ZIP, is_image
 from swinunetr_jax.data.nifti.nifti_file import GZIP_RATIO, size_text
 from swinunetr_jax.errors import InputError
@@ -52,9 +53,9 @@ class DicomFiles(AbstractContextManager):
         if self.zip_path is not None:
             try:
                 self._zip = zipfile.ZipFile(self.zip_path)
-                self._members = _checked(self.zip_path, self._zip.infolist())
             except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-                raise InputError(f"{self.zip_path}: the zip cannot be read ({error}); get it again.") from error
+                raise InputError(f"{self.zip_path}: the zip cannot be read ({short(error)}); get it again.") from error
+            self._members = _checked(self.zip_path, self._zip.infolist())
 
     def __exit__(self, *_: object) -> None:
         if self._zip is not None:
@@ -88,10 +89,10 @@ class DicomFiles(AbstractContextManager):
                 return open(path, "rb")
             return io.BytesIO(self._zip.read(self._members[path]))  # its size has been checked
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            text = "it is not in the zip" if isinstance(error, KeyError) else files.reason(error)
+            text = "it is not in the zip" if isinstance(error, KeyError) else short(files.reason(error))
             raise InputError(f"{path}: cannot be read ({text}); get it again.") from error
         except Exception as error:  # zlib.error and lzma.LZMAError
-            raise InputError(f"{path}: the compressed data are damaged ({error}); get the zip again.") from error
+            raise InputError(f"{path}: the compressed data are damaged ({short(error)}); get the zip again.") from error
 
     def dicom_files(self) -> list[Path]:
         """Returns the DICOM files of the scan `self.path`. Raises InputError if there is none."""
@@ -140,10 +141,10 @@ def _checked(path: Path, members: Iterable[zipfile.ZipInfo]) -> dict[Path, zipfi
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]) or "\0" in member.filename:
             raise InputError(
-                f"{path}: names the file {member.filename!r} outside its own folder, expected scans; do not trust this zip."
+                f"{path}: names the file {short(member.filename)!r} outside its own folder, expected scans; do not trust this zip."
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{path}: holds the link {member.filename!r}, expected files; do not trust this zip.")
+            raise InputError(f"{path}: holds the link {short(member.filename)!r}, expected files; do not trust this zip.")
         if member.is_dir() or "__MACOSX" in parts.parts:
             continue
         if member.flag_bits & 1:
@@ -152,11 +153,13 @@ def _checked(path: Path, members: Iterable[zipfile.ZipInfo]) -> dict[Path, zipfi
         found[path.joinpath(*parts.parts)] = member
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(
-                f"{path}: {member.filename!r} is not compressed by deflate, as usual; unpack the zip and give the folder."
+                f"{path}: {short(member.filename)!r} is not compressed by deflate, as usual; unpack the zip and give the folder."
             )
         if member.file_size > MAX_FILE or member.file_size > GZIP_RATIO * max(member.compress_size, 1):
             sizes = f"{size_text(member.file_size)} (compressed {size_text(member.compress_size)})"
-            raise InputError(f"{path}: claims that {member.filename!r} has {sizes}, which no scan has; do not trust this zip.")
+            raise InputError(
+                f"{path}: claims that {short(member.filename)!r} has {sizes}, which no scan has; do not trust this zip."
+            )
     if len(found) > MAX_MEMBERS or unpacked > MAX_UNPACKED or packed > os.path.getsize(path):
         raise InputError(
             f"{path}: claims {len(found)} files of {size_text(unpacked)} in {size_text(os.path.getsize(path))}, more than an archive of "

@@ -41,3 +41,9 @@ def library(name: str, path: Path) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f'{path}: reading this format needs {name}; run `pip install "swinunetr-jax[formats]"`.') from error
+
+
+def short(text: object, limit: int = 120) -> str:
+    """Returns the text of an error or a name from a file in one line, cut to a length that a message can have."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[:limit]}…"

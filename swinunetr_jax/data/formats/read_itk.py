@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from swinunetr_jax import files
-from swinunetr_jax.data.formats.libraries import library
+from swinunetr_jax.data.formats.libraries import library, short
 from swinunetr_jax.data.formats.scan import Scan
 from swinunetr_jax.data.nifti.memory import simpleitk_affine
 from swinunetr_jax.data.nifti.nifti_file import GZIP_RATIO, size_text
@@ -93,10 +93,14 @@ def second_file(path: Path) -> Path | None:
     if name.upper() == "LOCAL":
         return None
     if name.upper().startswith("LIST") or "%" in name:
-        raise InputError(f"{path}: the voxels are in several files ({name!r}), expected one; save it as one .mha or .nrrd file.")
+        raise InputError(
+            f"{path}: the voxels are in several files ({short(name)!r}), expected one; save it as one .mha or .nrrd file."
+        )
     other = os.path.normpath(os.path.join(path.parent, name))
     if os.path.isabs(name) or os.path.relpath(other, path.parent).startswith(".."):
-        raise InputError(f"{path}: the voxels are in {name!r}, outside the folder of the header; put both files into one folder.")
+        raise InputError(
+            f"{path}: the voxels are in {short(name)!r}, outside the folder of the header; put both files into one folder."
+        )
     return Path(other)
 
 
@@ -106,11 +110,13 @@ def _existing_second_file(path: Path) -> list[Path]:
     if second is None:
         return []
     if not files.is_file(second):
-        raise InputError(f"{path}: its voxels are in {second.name}, which does not exist; restore that file beside the header.")
+        raise InputError(
+            f"{path}: its voxels are in {short(second.name)}, which does not exist; restore that file beside the header."
+        )
     return [second]
 
 
 def _reason(error: Exception) -> str:
     """Returns the last line of an error of SimpleITK, which says what is wrong, without addresses of objects and source files."""
     lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^ITK ERROR: |\w+\(0x[0-9a-f]+\): ", "", lines[-1]).rstrip(".") if lines else type(error).__name__
+    return re.sub(r"^ITK ERROR: |\w+\(0x[0-9a-f]+\): ", "", short(lines[-1])).rstrip(".") if lines else type(error).__name__

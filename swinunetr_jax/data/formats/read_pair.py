@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from swinunetr_jax import files
+from swinunetr_jax.data.formats.libraries import short
 from swinunetr_jax.data.formats.scan import Scan
 from swinunetr_jax.data.nifti.nifti_file import check_kind, size_text
 from swinunetr_jax.errors import InputError
@@ -32,7 +33,7 @@ def open_pair(path: Path) -> Scan:
         shape, affine = tuple(int(size) for size in image.shape), np.asarray(image.affine, np.float64)
     except Exception as error:  # nibabel raises many kinds of errors for damaged headers
         raise InputError(
-            f"{header_path}: is not the header of an Analyze or NIfTI pair ({' '.join(str(error).split())}); get the pair again."
+            f"{header_path}: is not the header of an Analyze or NIfTI pair ({short(error)}); get the pair again."
         ) from error
     check_kind(header_path, dtype)
     needed, present = math.prod(shape) * dtype.itemsize + offset, image_path.stat().st_size
@@ -46,8 +47,7 @@ def open_pair(path: Path) -> Scan:
         try:
             return np.asanyarray(image.dataobj)
         except (OSError, ValueError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{image_path}: cannot be read ({reason}); get the pair again.") from error
+            raise InputError(f"{image_path}: cannot be read ({short(error)}); get the pair again.") from error
 
     return Scan(path, shape, affine, voxels, notes=() if isinstance(image, nib.Nifti1Pair) else (_UNKNOWN_SIDES,))
 
