@@ -9,7 +9,7 @@ from helpers.fake_predictor import FakePredictor, predict, recorded
 from helpers.refusals import refused
 from helpers.scan_formats import LPS, write_enhanced, write_series, write_zip
 
-from swinunetr_jax import Task
+from swinunetr_jax import InputError, Task
 from swinunetr_jax.data.formats import read_volume, segment_codes
 from swinunetr_jax.data.formats.segments import segments_of, value_names
 from swinunetr_jax.data.nifti import Volume
@@ -186,6 +186,21 @@ def test_what_cannot_be_written_is_one_sentence(series, tmp_path, monkeypatch):
     with refused('writing NRRD needs SimpleITK, which is not installed: pip install "swinunetr-jax[formats]"'):
         result(series, task).save(tmp_path / "a.nrrd")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_message_holds_no_personal_data(tmp_path, capfd):
+    series = write_series(tmp_path / "a", array(), OBLIQUE, PatientName="Zebedee", PatientSex="W")
+    task = Task.classes(2)
+    saved = pydicom.dcmread(result(read_volume(series), task).save(tmp_path / "a.dcm"))
+    assert "Zebedee" not in "".join(capfd.readouterr())  # highdicom warns of a name that has a single part
+    assert (saved.PatientName, saved.PatientSex) == ("Zebedee", "")  # the sex is none that DICOM knows
+    broken = write_series(tmp_path / "b", array(), OBLIQUE, FrameOfReferenceUID=None)
+    with refused("has no FrameOfReferenceUID, without which a DICOM-SEG cannot refer to it; choose nifti or nrrd"):
+        result(read_volume(broken), task).save(tmp_path / "b.dcm")
+    invalid = read_volume(write_series(tmp_path / "c", array(), OBLIQUE, PatientBirthDate="Zebedee's"))
+    with pytest.raises(InputError, match=r"do not allow a DICOM-SEG \(") as caught:
+        result(invalid, task).save(tmp_path / "c.dcm")
+    assert "Zebedee" not in str(caught.value)
 
 
 def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):

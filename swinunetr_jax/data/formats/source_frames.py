@@ -48,6 +48,8 @@ def read_sources(paths: Sequence[Path]) -> list[Dataset]:
         for name in _MAY_BE_EMPTY:
             if name not in source:
                 setattr(source, name, "")
+        if source.PatientSex not in ("M", "F", "O"):  # the only values that DICOM allows
+            source.PatientSex = ""
         sources.append(source)
     return sources
 

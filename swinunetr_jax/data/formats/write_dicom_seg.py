@@ -59,6 +59,7 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, scan: Volume, s
             "choose nifti or nrrd."
         )
     import highdicom as hd
+    from pydicom.config import disable_value_validation
 
     sources = read_sources(scan.slices)
     numbers = np.zeros(256, np.uint8)
@@ -67,8 +68,9 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, scan: Volume, s
     planes = frame_planes(sources, scan)
     masks = numbers[labels].transpose(2, 1, 0)[planes]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about empty frames, and names of patients without a separator
+        # Warnings about unusual values would print the patient's name or birth date.
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.filterwarnings("ignore", category=UserWarning, module="highdicom")
             dataset = hd.seg.Segmentation(
                 source_images=sources,
                 pixel_array=masks,
@@ -88,13 +90,15 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, scan: Volume, s
                 omit_empty_frames=bool(masks.any()),
                 specific_character_set="ISO_IR 192",  # UTF-8, because names of segments may have any letters
             )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = console.literal(error)[:200].rstrip(".")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # whose text may hold personal data
         raise InputError(
-            f"{path}: the DICOM files of {scan.path} do not allow a DICOM-SEG ({reason}); choose nifti or nrrd."
+            f"{path}: the DICOM files of {scan.path} do not allow a DICOM-SEG ({type(error).__name__}), because an attribute of theirs is "
+            "missing or invalid; choose nifti or nrrd."
         ) from error
+    if "ContentCreatorName" not in dataset:
+        dataset.ContentCreatorName = ""  # it must exist and may be empty
     try:
-        with files.atomic_path(path, ".dcm") as temporary:
+        with files.atomic_path(path, ".dcm") as temporary, disable_value_validation():
             dataset.save_as(temporary, enforce_file_format=True)
     except OSError as error:
         raise InputError(
