@@ -19,6 +19,7 @@ from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, open_segmenter, save
 from swinunetr_jax.data.check.check_case import check_case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.discovery.prediction_record import input_files
+from swinunetr_jax.data.formats import read_geometry
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
@@ -102,6 +103,25 @@ def test_other_series_are_cases_and_localizers_are_not(tmp_path):
     assert data.warnings == (f"{tmp_path / 'loc'} is a localizer and is not used.",)
     with refused("is a localizer"):
         find_cases(tmp_path / "loc")
+
+
+def test_the_folders_of_a_cd(tmp_path):
+    """Series are in DICOM/ST0/SE0 without endings, next to a DICOMDIR and a program."""
+    for name in ("SE0", "SE1"):
+        for file in write_series(tmp_path / "cd/DICOM/ST0" / name, SMALL, AXIAL).iterdir():
+            file.rename(file.with_suffix(""))
+    (tmp_path / "cd/DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "cd/viewer.exe").write_bytes(b"MZ")
+    data = find_cases(tmp_path / "cd")
+    assert [(case.name, case.problem) for case in data.cases] == [("DICOM_ST0_SE0", None), ("DICOM_ST0_SE1", None)]
+    assert data.warnings == () and "DICOMDIR" in data.ignored and "viewer.exe" in data.ignored
+    path = write_zip(tmp_path / "cd.zip", tmp_path / "cd")
+    assert [case.name for case in find_cases(path).cases] == ["cd_DICOM_ST0_SE0", "cd_DICOM_ST0_SE1"]
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
+        for file in (tmp_path / "cd/DICOM/ST0/SE0").iterdir():
+            archive.write(file, file.name)
+    assert [case.images for case in find_cases(tmp_path / "flat.zip").cases] == [(tmp_path / "flat.zip",)]
+    assert read_geometry(tmp_path / "flat.zip")[0] == SMALL.shape
 
 
 def test_lists_can_name_series_and_folders_in_zips(tmp_path):

@@ -27,6 +27,7 @@ from swinunetr_jax.errors import InputError
         ({"PixelSpacing": ["0", "1"]}, "pixel size"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "directions"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"BitsAllocated": 1}, "bits"),
         ({"NumberOfFrames": 3}, "3 frames without their positions"),
     ],

@@ -34,7 +34,7 @@ _SIDE_CARS = (
 def foreign_format(path: Path) -> str | None:
     """Returns the kind of a file that probably holds a scan in an unsupported format, such as 'a DICOM file', otherwise None."""
     name = path.name.lower()
-    if name.endswith(_SIDE_CARS) or is_image(name):
+    if name.endswith(_SIDE_CARS) or is_image(name) or name == "dicomdir":  # a list of the DICOM files on a CD
         return None
     if ".nii" in name:
         return "a file with .nii in its name"

@@ -97,6 +97,8 @@ def planes_of(header: Header) -> list[Plane]:
         "MONO"
     ):
         raise InputError(f"{file}: is a colour image, expected one number per pixel; give the original series.")
+    if "MOSAIC" in _values(image.get("ImageType")):
+        raise InputError(f"{file}: is a mosaic, which holds all slices in one picture; convert the series with dcm2niix.")
     if _number(image.get("BitsAllocated"), 0) not in (8, 16, 32):
         raise InputError(f"{file}: has {image.get('BitsAllocated')} bits per pixel, expected 8, 16 or 32; convert it.")
     frames = image.get("PerFrameFunctionalGroupsSequence")
