@@ -4,12 +4,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from flax import nnx
 from helpers.dicom_masks import masks_by_hand
 from helpers.fake_predictor import FakePredictor, predict, recorded
+from helpers.prediction import run
 from helpers.refusals import refused
 from helpers.scan_formats import LPS, write_enhanced, write_series, write_zip
+from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 
-from swinunetr_jax import InputError, Task
+from swinunetr_jax import InputError, SwinUNETRConfig, Task, save_checkpoint
 from swinunetr_jax.data.formats import read_volume, segment_codes
 from swinunetr_jax.data.formats.segments import segments_of, value_names
 from swinunetr_jax.data.nifti import Volume
@@ -221,3 +224,37 @@ def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
         (out / f"{name}.seg.nrrd").rename(out / f"{name}.dcm")
     with refused("label maps are DICOM-SEG, which `evaluate` does not read"):
         find_predictions(out)
+
+
+@pytest.mark.long
+def test_a_real_scan_has_the_same_labels_as_nifti_nrrd_and_dicom_seg(shared_data, tmp_path, monkeypatch):
+    """The scan is read as NIfTI and as a DICOM series, and its label maps are compared in the orientation RAS."""
+    image = nib.load(shared_data / "open_ms/patient19/FLAIR.nii.gz")
+    voxels = np.rint(np.asarray(image.dataobj)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, image.affine), tmp_path / "scan.nii.gz")
+    write_series(tmp_path / "series", voxels, image.affine)
+    replace_swin_unetr(monkeypatch)
+    task = Task.classes(3, ("background", "left hippocampus", "edema"), roi=(64, 64, 64), orientation="RAS")
+    config = SwinUNETRConfig(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
+    save_checkpoint(tmp_path / "net", SmallNetwork(config, rngs=nnx.Rngs(0)), task=task)
+    for source, name in (("scan.nii.gz", "a.nii.gz"), ("scan.nii.gz", "a.seg.nrrd"), ("series", "b.nii.gz"), ("series", "b.dcm")):
+        assert run("predict", "-i", tmp_path / source, "-o", tmp_path / name, "-m", tmp_path / "net", "--overlap", "0") == 0
+    forget()
+    expected = nib.as_closest_canonical(nib.load(tmp_path / "a.nii.gz"))
+    values = np.asarray(expected.dataobj)
+    assert len(np.unique(values)) > 1
+    np.testing.assert_array_equal(np.asarray(nib.as_closest_canonical(nib.load(tmp_path / "b.nii.gz")).dataobj), values)
+    nrrd = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "a.seg.nrrd")), "RAS")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(nrrd).transpose(2, 1, 0), values)
+    grid = hd.VolumeGeometry(LPS @ expected.affine, values.shape, coordinate_system="PATIENT")
+    volume = hd.seg.segread(tmp_path / "b.dcm").get_volume(combine_segments=True).match_geometry(grid)
+    np.testing.assert_array_equal(volume.array, values)
+    to_voxels = np.linalg.inv(expected.affine) @ LPS
+    by_hand = np.zeros_like(values)
+    for number, frames in masks_by_hand(tmp_path / "b.dcm").items():
+        for position, mask in frames.items():
+            corner = np.rint(to_voxels @ [*position, 1])[:3].astype(int)
+            steps = np.rint((to_voxels @ LPS @ image.affine)[:3, :2]).astype(int)  # of a column and of a row
+            rows, columns = np.nonzero(mask)
+            by_hand[tuple(corner[:, None] + steps @ [columns, rows])] = number
+    np.testing.assert_array_equal(by_hand, values)

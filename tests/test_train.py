@@ -140,6 +140,7 @@ def test_trackers_receive_what_the_log_of_the_run_has(finished):
 def test_a_run_is_opened_as_its_best_network_and_its_folder_last_as_the_newest(finished):
     best, last = open_checkpoint(finished), open_checkpoint(finished / "last")
     assert best.task == last.task and best.task.roi == (32, 32, 64) and best.task.channels[0] == "FLAIR"
+    assert best.task.scans == last.task.scans and best.task.scans.orientations == ("LPS",)  # for warnings on other scans
     state = restore.read_arrays(finished / "last" / checkpoints.STATE)
     name = "out.kernel"
     assert not np.array_equal(state[f"params.{name}"], last.params[name])  # the average is the network
