@@ -148,6 +148,8 @@ def test_labels_have_names_and_codes(series):
     assert [codes[value].kind.meaning for value in (1, 2)] == ["Hippocampus", "Hippocampus"]
     assert [codes[value].modifier.meaning for value in (1, 2)] == ["Anterior", "Posterior"]
     assert segment_codes.codes_of(Task.classes(2))[1] == segment_codes.GENERIC
+    atrium = segment_codes.codes_of(Task.classes(2, ("background", "Left_Atrium")))[1]
+    assert (atrium.kind.meaning, atrium.modifier) == ("Left atrium", None)
 
 
 def test_every_code_is_one_of_dicoms_tables():

@@ -80,6 +80,24 @@ _STRUCTURES = {
     "duodenum": ("38848004", "SCT", "Duodenum"),
     "bladder": ("89837001", "SCT", "Bladder"),
     "lung": ("39607008", "SCT", "Lung"),
+    "urinary bladder": ("89837001", "SCT", "Bladder"),
+    "colon": ("71854001", "SCT", "Colon"),
+    "small bowel": ("30315005", "SCT", "Small intestine"),
+    "small intestine": ("30315005", "SCT", "Small intestine"),
+    "rectum": ("34402009", "SCT", "Rectum"),
+    "prostate": ("41216001", "SCT", "Prostate"),
+    "pz": ("279706003", "SCT", "Peripheral zone of the prostate"),
+    "tz": ("399384005", "SCT", "Transition zone of the prostate"),
+    "brain": ("12738006", "SCT", "Brain"),
+    "spinal cord": ("2748008", "SCT", "Spinal cord"),
+    "thyroid": ("69748006", "SCT", "Thyroid"),
+    "thyroid gland": ("69748006", "SCT", "Thyroid"),
+    "trachea": ("44567001", "SCT", "Trachea"),
+    "heart": ("80891009", "SCT", "Heart"),
+    "left atrium": ("82471001", "SCT", "Left atrium"),
+    "right atrium": ("73829009", "SCT", "Right atrium"),
+    "left ventricle": ("87878005", "SCT", "Left ventricle"),
+    "right ventricle": ("53085002", "SCT", "Right ventricle"),
     "hippocampus": ("5366008", "SCT", "Hippocampus"),
 }
 _SHORT = {"rkid": "right kidney", "lkid": "left kidney", "rad": "right adrenal gland", "lad": "left adrenal gland"}
@@ -105,6 +123,8 @@ def _code(name: str) -> SegmentCode:
     """Returns the code of a name in any spelling, such as "left kidney", "kidney_left" and "Kidney (L)"."""
     found: list[str] = re.findall(r"[^\W_]+", _SHORT.get(name.lower(), name.lower()))
     words = ["left" if word == "l" else "right" if word == "r" else word for word in found]
+    if (whole := " ".join(words)) in _STRUCTURES:  # the name of a structure itself may contain a side, such as "left atrium"
+        return SegmentCode(ANATOMY, Concept(*_STRUCTURES[whole]))
     modifiers = [MODIFIERS[word] for word in words if word in MODIFIERS]
     rest = " ".join(word for word in words if word not in MODIFIERS)
     if len(modifiers) <= 1:
