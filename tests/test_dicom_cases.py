@@ -11,7 +11,18 @@ from flax import nnx
 from helpers.fake_predictor import FakePredictor
 from helpers.prediction import read_image, run
 from helpers.refusals import refused
-from helpers.scan_formats import BIRTH, ID, NAME, write_enhanced, write_itk, write_nifti, write_pair, write_series, write_zip
+from helpers.scan_formats import (
+    BIRTH,
+    ID,
+    NAME,
+    dataset,
+    write_enhanced,
+    write_itk,
+    write_nifti,
+    write_pair,
+    write_series,
+    write_zip,
+)
 from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 from pydicom import dcmread
 
@@ -103,6 +114,15 @@ def test_other_series_are_cases_and_localizers_are_not(tmp_path):
     assert data.warnings == (f"{tmp_path / 'loc'} is a localizer and is not used.",)
     with refused("is a localizer"):
         find_cases(tmp_path / "loc")
+
+
+def test_an_image_that_is_left_out_of_a_series_is_a_warning(tmp_path):
+    folder = write_series(tmp_path / "a", SMALL, AXIAL)
+    image = dataset(SMALL, AXIAL, 0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SOPInstanceUID="1.2.9")
+    image.save_as(folder / "scout.dcm", enforce_file_format=True)
+    (case,) = find_cases(tmp_path).cases
+    (finding,) = check_case(case).findings
+    assert (finding.kind, finding.severity, finding.message) == ("left-out", "warning", "1 localizer image was left out.")
 
 
 def test_the_folders_of_a_cd(tmp_path):

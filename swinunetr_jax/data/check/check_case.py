@@ -46,6 +46,8 @@ def check_case(case: Case, *, channels: Sequence[str] | None = None, labels: Col
         except InputError as error:
             findings.add_error("unreadable", path, error)
             continue
+        for note in volume.notes:
+            findings.add("left-out", path, f"{note}.", "warning")
         if case.plane is not None and volume.array.ndim > 3:
             volume = replace(volume, array=volume.array[..., case.plane])
         grids.append(volume.without_voxels())
