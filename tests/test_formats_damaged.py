@@ -29,6 +29,7 @@ from swinunetr_jax.errors import InputError
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"BitsAllocated": 1}, "bits"),
+        ({"BitsStored": 12, "HighBit": 15}, "expected 11 as HighBit"),
         ({"NumberOfFrames": 3}, "3 frames without their positions"),
     ],
 )
@@ -91,6 +92,24 @@ def test_localizers_and_reports_are_left_out_with_a_note(tmp_path):
     _one_slice(folder, 0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesInstanceUID="1.9")
     volume = read_volume(folder)
     assert volume.array.shape == SCAN.shape and volume.notes == ("1 localizer image was left out",)
+
+
+def test_a_lost_slice_is_refused_or_noted(tmp_path):
+    folder = write_series(tmp_path / "s", SCAN, AFFINE)
+    (folder / "slice").write_bytes(b"")  # without an ending, DICOM is recognised by its start
+    note = "1 file that is not DICOM was left out, such as slice"
+    assert read_volume(folder).notes == (note,)
+    (folder / "slice").unlink()
+    (folder / "slice").symlink_to("missing")
+    assert read_volume(folder).notes == (note,)
+    (folder / "slice").rename(folder / "slice.dcm")
+    with refused("slice.dcm: cannot be read (No such file"):
+        read_volume(folder)
+
+
+def test_values_do_not_depend_on_how_a_screen_shows_them(tmp_path):
+    folder = write_series(tmp_path / "s", SCAN, AFFINE, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_volume(folder).array, SCAN[:, :, ::-1])
 
 
 def test_faulty_files_are_refused(tmp_path):
@@ -171,6 +190,8 @@ def test_hostile_zips_are_refused(tmp_path):
         read_volume(bomb)
     with refused("no DICOM"):
         read_volume(_zip(tmp_path / "a.zip", **{"a/1.txt": b"x"}))
+    with refused("holds 'a//1.dcm' twice"):
+        read_volume(_zip(tmp_path / "a.zip", **{"a/1.dcm": b"x", "a//1.dcm": b"y"}))
     assert sorted(tmp_path.rglob("*")) == [*before, tmp_path / "a.zip"]
 
 

@@ -217,6 +217,9 @@ def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
     assert predict(tmp_path, "a", label_format="nrrd") == [] and "done already" in capsys.readouterr().out
     assert predict(tmp_path, "a") == []  # another format is another result
     assert "a.seg.nrrd of an earlier run is kept" in capsys.readouterr().out and (out / "a.nii.gz").exists()
+    for label_format in ("nrrd", "nifti"):  # the files of both formats are still known to be results
+        assert predict(tmp_path, "a", label_format=label_format) == []
+    assert "a.seg.nrrd of an earlier run is kept" in capsys.readouterr().out
     assert predict(tmp_path, "c", fake=FakePredictor(fails=("c",)), label_format="dicom-seg") == ["c"]
     assert "c_flair.nii.gz: a DICOM-SEG refers to the DICOM files of a scan, and this is none" in capsys.readouterr().err
     (out / "a.nii.gz").rename(out / "a_probabilities.nii.gz")

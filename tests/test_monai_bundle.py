@@ -74,6 +74,11 @@ def test_the_configuration_of_a_bundle_is_read_as_data(tmp_path):
     for stated, order in (("mergingv2", "mergingv2"), ("$__import__('os').system('false')", None)):
         other = INFERENCE | {"network_def": definition | {"downsample": stated}}
         assert read_bundle(write_configs(tmp_path, inference=other)).fields.get("downsample") == order
+    nested = "$" + "[" * 300
+    for hostile in (["@many"] * 200, json.loads("[" * 700 + "]" * 700), nested):  # references to themselves, and deep nesting
+        other = INFERENCE | {"many": hostile, "network_def": definition | {"window_size": "@many"}}
+        assert "window_size" not in read_bundle(write_configs(tmp_path, inference=other)).fields
+    assert read_bundle(write_configs(tmp_path, METADATA | {"monai_version": "9" * 5000 + ".1"})).task == bundle.task
     with refused("is a MONAI bundle with the network monai.networks.nets.SegResNet, expected SwinUNETR"):
         read_bundle(write_configs(tmp_path, inference={"network_def": {"_target_": "monai.networks.nets.SegResNet"}}))
     (tmp_path / "configs/metadata.json").write_text("{")

@@ -46,6 +46,8 @@ _FIELDS = {
 _FIRST_NEW_ORDER = (1, 5)  # the first version of MONAI whose "merging" is another order than that of all published weights
 _LOADERS = {"LoadImaged", "EnsureChannelFirstd", "AddChanneld", "EnsureTyped", "ToTensord", "ToDeviced", "CastToTyped"}
 _BRATS = {"tc": "TC", "tumorcore": "TC", "wt": "WT", "wholetumor": "WT", "et": "ET", "enhancingtumor": "ET"}
+# No configuration nests references and lists deeper, or has more values in one argument; a hostile one has all of them.
+_MAX_DEPTH, _MAX_VALUES = 8, 1000
 _UNKNOWN = object()  # a value that is computed by an expression, or is missing
 
 
@@ -120,6 +122,7 @@ class _Reader:
     def __init__(self, folder: Path, metadata: dict[str, Any], configuration: dict[str, Any]):
         self.folder, self.metadata, self.configuration = folder, metadata, configuration
         self.notes: list[str] = []
+        self.visited = 0  # the number of values that the current call of `value` has looked up
 
     def network(self) -> dict[str, Any]:
         """Returns the fields of the configuration that `network_def` and the version of MONAI state."""
@@ -150,7 +153,7 @@ class _Reader:
         if stated != "merging":
             return stated
         version = str(self.metadata.get("monai_version", ""))
-        numbers = re.match(r"(\d+)\.(\d+)", version)
+        numbers = re.match(r"(\d{1,9})\.(\d{1,9})", version)
         if numbers and (int(numbers[1]), int(numbers[2])) < _FIRST_NEW_ORDER:
             self.notes.append(
                 f"it is for MONAI {printable(version)}, whose patch merging has the order `legacy` (--downsample replaces it)"
@@ -235,12 +238,13 @@ class _Reader:
                 yield entry | {"_target_": str(entry.get("_target_")).rpartition(".")[2]}
 
     def value(self, stored: Any, depth: int = 0) -> Any:
-        """Returns a stored value, after looking up references, or `_UNKNOWN` if it is missing or an expression."""
+        """Returns a stored value, after looking up references, or `_UNKNOWN` if it is missing, an expression, or nested too deeply."""
+        self.visited = self.visited + 1 if depth else 1
+        if stored is None or depth > _MAX_DEPTH or self.visited > _MAX_VALUES:
+            return _UNKNOWN
         if isinstance(stored, list):
             values = [self.value(item, depth + 1) for item in stored]
             return _UNKNOWN if any(value is _UNKNOWN for value in values) else values
-        if stored is None or depth > 8:
-            return _UNKNOWN
         if not isinstance(stored, str):
             return stored
         text = stored.removeprefix("$")

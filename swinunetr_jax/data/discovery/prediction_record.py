@@ -153,9 +153,15 @@ class Record:
         return recorded.keys() == outputs.keys() and all(recorded[kind] == output_file(path) for kind, path in outputs.items())
 
     def earlier_outputs(self, case: Case) -> dict[str, OutputFile]:
-        """Returns the files that earlier runs wrote for this case and that still exist, by kind."""
+        """Returns the files that earlier runs wrote for this case and that still exist.
+
+        The keys are kinds. Of two files of one kind, such as label maps in two formats, the older one has its name as the key.
+        """
         entry = self.cases.get(case.name, {})
-        written = {**entry.get("older", {}), **entry.get("outputs", {})}
+        written = dict(entry.get("outputs", {}))
+        for kind, output in entry.get("older", {}).items():
+            if output["path"] not in {other["path"] for other in written.values()}:
+                written[output["path"] if kind in written else kind] = output
         return {kind: output for kind, output in written.items() if files.exists(self.out / output["path"])}
 
     def older_outputs(self, case: Case) -> list[OutputFile]:

@@ -50,6 +50,7 @@ class DicomFiles(AbstractContextManager):
     def __init__(self, path: Path):
         self.path, self.zip_path = path, zip_of(path)
         self._zip, self._members = None, dict[Path, zipfile.ZipInfo]()
+        self.left_out: list[Path] = []  # the files that `dicom_files` left out because they do not start like DICOM
         if self.zip_path is not None:
             try:
                 self._zip = zipfile.ZipFile(self.zip_path)
@@ -67,7 +68,8 @@ class DicomFiles(AbstractContextManager):
             found = [path for path in self._members if path.parent == folder]
         else:
             with os.scandir(folder) as entries:
-                found = [Path(entry.path) for entry in entries if entry.is_file()]
+                # A link to a missing file is listed, so that a slice is not lost without a message.
+                found = [Path(e.path) for e in entries if e.is_file() or (e.is_symlink() and not e.is_dir())]
         return sorted(path for path in found if _may_be_dicom(path.name))
 
     def folders(self) -> list[Path]:
@@ -86,6 +88,8 @@ class DicomFiles(AbstractContextManager):
         """Opens a file for reading. Raises InputError if it does not exist or cannot be read."""
         try:
             if self._zip is None:
+                if files.exists(path) and not files.is_file(path):
+                    raise OSError("it is not a file")
                 return open(path, "rb")
             return io.BytesIO(self._zip.read(self._members[path]))  # its size has been checked
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
@@ -111,11 +115,13 @@ class DicomFiles(AbstractContextManager):
                 )
             folder = series[0] if series else path
         try:
-            found = [file for file in self.folder(folder) if file.name.lower().endswith(DICOM) or self.is_dicom(file)]
+            listed = self.folder(folder)
+            found = [file for file in listed if file.name.lower().endswith(DICOM) or self.is_dicom(file)]
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({files.reason(error)}); check the path and the permissions.") from error
         if not found:
             raise InputError(f"{path}: holds no DICOM files, expected those of one series; give the folder that holds them.")
+        self.left_out = sorted(set(listed) - set(found))
         return found
 
     def holds_dicom(self, folder: Path, examined: int = 3) -> bool:
@@ -150,6 +156,10 @@ def _checked(path: Path, members: Iterable[zipfile.ZipInfo]) -> dict[Path, zipfi
         if member.flag_bits & 1:
             raise InputError(f"{path}: is protected by a password; unpack it and give the folder.")
         unpacked, packed = unpacked + member.file_size, packed + member.compress_size
+        if path.joinpath(*parts.parts) in found:
+            raise InputError(
+                f"{path}: holds {short(member.filename)!r} twice, expected one file of each name; pack the scans again."
+            )
         found[path.joinpath(*parts.parts)] = member
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(

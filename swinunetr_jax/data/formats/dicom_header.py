@@ -101,6 +101,11 @@ def planes_of(header: Header) -> list[Plane]:
         raise InputError(f"{file}: is a mosaic, which holds all slices in one picture; convert the series with dcm2niix.")
     if _number(image.get("BitsAllocated"), 0) not in (8, 16, 32):
         raise InputError(f"{file}: has {image.get('BitsAllocated')} bits per pixel, expected 8, 16 or 32; convert it.")
+    stored, high = (_number(image.get(name), -1) for name in ("BitsStored", "HighBit"))
+    if 0 < stored <= high < _number(image.get("BitsAllocated"), 0):
+        raise InputError(
+            f"{file}: states {stored:.0f} as BitsStored and {high:.0f} as HighBit, expected {stored - 1:.0f} as HighBit; convert it."
+        )
     frames = image.get("PerFrameFunctionalGroupsSequence")
     count = _number(image.get("NumberOfFrames"), 1)
     if not (count >= 1 and count == int(count)):
@@ -187,7 +192,8 @@ def _scale(header: Header, values: Any) -> tuple[float, float]:
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise InputError(
-            f"{header.file}: RescaleSlope is {slope} and RescaleIntercept {intercept}, expected finite numbers; correct them."
+            f"{header.file}: RescaleSlope is {slope} and RescaleIntercept {intercept}, expected finite numbers, and a slope "
+            "other than 0; correct them."
         )
     return slope, intercept
 

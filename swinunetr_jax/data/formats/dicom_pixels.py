@@ -63,6 +63,7 @@ def stored_values(opened: DicomFiles, header: Header, folder: Path) -> np.ndarra
         for name in _PIXELS:
             if name in dataset:
                 bare[name] = dataset[name]
+        bare.PhotometricInterpretation = "MONOCHROME2"  # GDCM inverts MONOCHROME1, which only says how a screen shows the values
         bare.file_meta = pydicom.dataset.FileMetaDataset()
         bare.file_meta.TransferSyntaxUID = header.syntax or _NATIVE[1]
         bare.SOPClassUID = _SINGLE if count == 1 else _BYTES if image.BitsAllocated == 8 else _WORDS

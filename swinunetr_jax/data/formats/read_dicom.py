@@ -12,7 +12,7 @@ from swinunetr_jax.data.formats.dicom_files import DicomFiles, zip_of
 from swinunetr_jax.data.formats.dicom_header import Header, planes_of, read_header
 from swinunetr_jax.data.formats.dicom_pixels import stored_values
 from swinunetr_jax.data.formats.dicom_stack import Plane, stack
-from swinunetr_jax.data.formats.libraries import library
+from swinunetr_jax.data.formats.libraries import library, short
 from swinunetr_jax.data.formats.names import DICOM, PAIR, is_image
 from swinunetr_jax.data.formats.scan import Scan
 from swinunetr_jax.errors import InputError
@@ -39,6 +39,7 @@ def open_dicom(path: Path) -> Scan:
         raise InputError(f"{path}: does not exist, expected a DICOM file or a folder of them; check the path.")
     with DicomFiles(path) as opened:
         headers = [read_header(opened, file) for file in opened.dicom_files()]
+        left_out = opened.left_out
     try:
         used, notes = _one_series(path, headers)
         planes = [plane for header in used for plane in planes_of(header)]
@@ -48,6 +49,9 @@ def open_dicom(path: Path) -> Scan:
         raise InputError(
             f"{path}: the header of a file has a value that is not as DICOM requires ({type(error).__name__}); export the series again."
         ) from error
+    if left_out:
+        plural = "file that is not DICOM was" if len(left_out) == 1 else "files that are not DICOM were"
+        notes += (f"{len(left_out)} {plural} left out, such as {short(left_out[0].name)}",)
     ordered, affine = stack(path, planes)
     shape = (planes[0].columns, planes[0].rows, len(ordered))
     by_file = {header.file: header for header in used}
