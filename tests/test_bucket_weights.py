@@ -121,7 +121,8 @@ def test_files_of_other_formats(here, downloads, tmp_path):
     assert_same_arrays(flatten(load_checkpoint(f"{here.url}/ours.safetensors")), PARAMS)
     assert read_task(f"{here.url}/ours.safetensors") == TASK
     shards = [f"{here.url}/shards/{name}" for name in ("model.safetensors.index.json", "a.safetensors", "b.safetensors")]
-    assert downloads == [*shards, f"{here.url}/bundle/models/model.pt", f"{here.url}/ours.safetensors"]
+    bundle = [f"{here.url}/bundle/models/model.pt", f"{here.url}/bundle/configs/train.json"]
+    assert downloads == [*shards, *bundle, f"{here.url}/ours.safetensors"]
     here.flip("bundle/models/model.pt", 5000)
     with refused(f"{here.url}/bundle/models/model.pt"):
         open_checkpoint(f"{here.url}/bundle", **fields)

@@ -126,6 +126,17 @@ def test_a_written_bundle_is_read_back_without_options(tmp_path, capsys):
 
 
 @pytest.mark.long
+def test_a_bundle_in_a_bucket_states_its_task(tmp_path, gcs_bucket, use_bucket):
+    use_bucket(gcs_bucket)
+    save_params(tmp_path / "net", CONFIG, random_params(CONFIG), task=TASK)
+    assert run("pack", tmp_path / "net", tmp_path / "bundle", "--format", "monai-bundle") == 0
+    files = [path for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
+    gcs_bucket.write_many({path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files})
+    opened = open_checkpoint(f"{gcs_bucket.url}/bundle")
+    assert (opened.config, opened.task, read_task(f"{gcs_bucket.url}/bundle")) == (CONFIG, TASK, TASK)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["legacy", "merging", "mergingv2"])
 def test_a_written_bundle_gives_the_same_logits_in_monai(tmp_path, monkeypatch, order):
     import torch

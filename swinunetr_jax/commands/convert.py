@@ -46,7 +46,8 @@ class Convert:
     task_options: OmitArgPrefixes[TaskOptions] = field(default_factory=TaskOptions)
 
     def run(self) -> int:
-        from swinunetr_jax.weights.load import format_of, save_params
+        from swinunetr_jax.weights.format_of_name import format_of
+        from swinunetr_jax.weights.load import save_params
 
         may_be_folder = self.write_encoder and self.to in (None, "monai")
         into_folder = may_be_folder and (is_folder(self.target) or (self.to is None and not self.target.suffix))

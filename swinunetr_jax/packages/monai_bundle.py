@@ -25,10 +25,10 @@ from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import Params
 from swinunetr_jax.weights.torch_file import write_torch_file
 from swinunetr_jax.weights.weight_file import refuse_existing
+from swinunetr_jax.weights.weight_folder import BUNDLE_WEIGHTS
 
 # The versions with which the test of this file loads a bundle.
 _MONAI, _TORCH, _NUMPY, _NIBABEL = "1.6.1", "2.13.0", "2.3.5", "5.3.3"
-WEIGHTS = "models/model.pt"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20220324.json"
 _OURS_ALONE = {"num_groups", "dtype", "param_dtype", "use_flash_attention", "use_checkpoint", "downsample"}
 _LEGACY_TARGET = "scripts.legacy_swin_unetr.SwinUNETR"
@@ -101,8 +101,8 @@ def write_bundle(
                 (folder / name).mkdir()
             files.write_json(folder / "configs/metadata.json", metadata(config, task, card, scores))
             files.write_json(folder / "configs/inference.json", inference(config, task))
-            write_torch_file(folder / WEIGHTS, to_monai(params, config))
-            files.write_text(folder / "docs/README.md", readme({WEIGHTS: files.digest_of_file(folder / WEIGHTS)}))
+            write_torch_file(folder / BUNDLE_WEIGHTS, to_monai(params, config))
+            files.write_text(folder / "docs/README.md", readme({BUNDLE_WEIGHTS: files.digest_of_file(folder / BUNDLE_WEIGHTS)}))
             files.write_text(folder / "LICENSE", f"{card.licence or NOT_STATED}\n")
             if _is_legacy(config):
                 (folder / "scripts").mkdir()

@@ -15,7 +15,7 @@ from swinunetr_jax.buckets.address import HubAddress, hub_address
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, PARAMS_NAME
 from swinunetr_jax.weights.weight_file import printable
-from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file
+from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, is_configuration
 
 _ENDINGS = (".zip", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _FOLD = re.compile(r"fold\d+/(best/|model\.safetensors$)")
@@ -76,7 +76,7 @@ def choose(names: Iterable[str], address: HubAddress) -> tuple[list[str], str]:
         wanted = [name for name in below if _FOLD.match(name) or name in texts]
     elif (weights := choose_weight_file(below, str(address))) is not None:
         index = weights.endswith(INDEX)
-        configuration = [name for name in below if name.startswith("configs/") and name.endswith(".json")]
+        configuration = filter(is_configuration, below)
         wanted = [weights, *(name for name in below if index and "/" not in name and name != weights), *configuration]
         wanted += [name for name in texts if name not in wanted]
     else:

@@ -34,12 +34,12 @@ from swinunetr_jax.weights.checkpoint import (
 )
 from swinunetr_jax.weights.find_network import Source, find_network
 from swinunetr_jax.weights.fit import fit
+from swinunetr_jax.weights.format_of_name import FORMATS, format_of
 from swinunetr_jax.weights.infer import infer_config
 from swinunetr_jax.weights.load_report import LoadReport, summary
 from swinunetr_jax.weights.local_copy import local_copy, stored_description
 from swinunetr_jax.weights.monai import to_monai
 from swinunetr_jax.weights.params import NetworkConfig
-from swinunetr_jax.weights.run_contents import holds_checkpoint
 from swinunetr_jax.weights.run_folder import network_of_run
 from swinunetr_jax.weights.safetensors_file import read_safetensors, read_safetensors_metadata, write_safetensors
 from swinunetr_jax.weights.torch_file import read_torch_file, write_torch_file
@@ -47,8 +47,6 @@ from swinunetr_jax.weights.upload import new_file, upload_checkpoint
 from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable
 from swinunetr_jax.weights.weight_folder import INDEX, read_shards, weight_file_in
 
-FORMATS = ("orbax", "monai", "safetensors")
-_FORMAT_OF_ENDING = {".pt": "monai", ".pth": "monai", ".safetensors": "safetensors"}
 RUNTIME_FIELDS = {
     "dtype",
     "param_dtype",
@@ -212,7 +210,7 @@ def save_checkpoint(
             `swinunetr_jax.registry.find(name).config(in_channels, out_channels)`.
         task: the task that the network was trained for.
         to: "orbax" (a checkpoint folder), "monai" (a PyTorch state dict) or "safetensors" (with MONAI's names); by default,
-            `format_of(path)`.
+            `format_of_name.format_of(path)`.
         overwrite: replace an existing file or checkpoint.
 
     Raises:
@@ -254,23 +252,6 @@ def save_params(
             write_torch_file(file, tensors)
         else:
             write_safetensors(file, tensors, {_METADATA_KEY: describe(config, task, tensors)})
-
-
-def format_of(path: str | os.PathLike) -> str:
-    """Returns the format for the ending of a name: "monai" for .pt and .pth, "safetensors" for .safetensors, "orbax" for no ending.
-
-    Raises:
-        InputError: the name has another ending, such as .onnx, whose format cannot be written.
-    """
-    ending = Path(path).suffix
-    if ending.lower() in _FORMAT_OF_ENDING:
-        return _FORMAT_OF_ENDING[ending.lower()]
-    if not ending[1:].isdigit() and ending and not holds_checkpoint(path):  # digits are part of a version, as in "model_1.5"
-        raise InputError(
-            f"{path} has the ending {ending}, whose format cannot be written, expected .pt, .pth, .safetensors or, for a checkpoint "
-            'folder, no ending: change the name, or state the format with --to (in Python `to`), such as "orbax" for a folder.'
-        )
-    return "orbax"
 
 
 def _check_names(fields: dict[str, Any]) -> None:

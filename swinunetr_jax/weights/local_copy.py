@@ -21,7 +21,7 @@ from swinunetr_jax.buckets.stored import StoredObject
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.weights.checkpoint import DESCRIPTION, MAX_DESCRIPTION_BYTES, PARAMS, PARAMS_NAME
 from swinunetr_jax.weights.weight_file import printable
-from swinunetr_jax.weights.weight_folder import INDEX, choose_weight_file, read_index
+from swinunetr_jax.weights.weight_folder import BUNDLE_WEIGHTS, INDEX, choose_weight_file, is_configuration, read_index
 from swinunetr_jax.weights.zip_folder import ZipFolder, find_zip, unpacked
 
 _ATTEMPTS = 5  # a checkpoint that is replaced while it is copied is copied again, at most this many times in all
@@ -72,7 +72,12 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
         copy_object(address, objects[name])
         if file.name.endswith(INDEX):
             _copy_shards(address, file)
-        yield file
+        configuration = [other for other in objects if name == BUNDLE_WEIGHTS and is_configuration(other)]
+        for other in configuration:
+            part = f"{bucket.address}/{other}"
+            with files.locked(scratch_file(part).parent):
+                copy_object(part, objects[other])
+        yield scratch_folder(bucket.address, shared=True) if configuration else file
 
 
 @contextlib.contextmanager
@@ -108,7 +113,7 @@ def _needed(archive: ZipFolder, inner: str) -> list[str]:
         listed = console.name_list(map(printable, sorted(names)), 3) or "nothing"
         raise InputError(f"{where} holds no weights, but {listed}: give a packed model, a MONAI bundle or a weight file.")
     if not weights.endswith(INDEX):
-        return [weights, *(name for name in names if name.startswith("configs/") and name.endswith(".json"))]
+        return [weights, *filter(is_configuration, names)]
     return [weights, *(name for name in names if "/" not in name and name != weights)]
 
 

@@ -15,7 +15,8 @@ from swinunetr_jax.weights.weight_file import SAFETENSORS, file_kind, printable
 
 INDEX = ".index.json"  # the ending of an index of shards
 # The names of weight files in a MONAI bundle and on the Hugging Face hub.
-_NAMES = ("models/model.pt", "model.safetensors", "pytorch_model.bin", "model.pt")
+BUNDLE_WEIGHTS = "models/model.pt"
+_NAMES = (BUNDLE_WEIGHTS, "model.safetensors", "pytorch_model.bin", "model.pt")
 
 
 class _Index(TypedDict):
@@ -53,6 +54,11 @@ def choose_weight_file(names: Iterable[str], folder: str) -> str | None:
         listed = ", ".join(map(printable, candidates))
         raise InputError(f"{folder} holds several weight files, expected one: give the path of one of {listed}.")
     return candidates[0] if candidates else None
+
+
+def is_configuration(name: str) -> bool:
+    """Returns whether a file of this name, relative to the folder of a MONAI bundle, is part of the bundle's configuration."""
+    return name.startswith("configs/") and name.endswith(".json")
 
 
 def read_index(index: str | os.PathLike) -> dict[str, str]:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -75,7 +76,18 @@ class ZipFolder:
             return b"".join(self._chunks(name))
 
     def copy(self, names: Iterable[str], folder: Path, inner: str = "") -> None:
-        """Copies members below `inner` into a folder. Raises InputError if one is damaged or differs from the manifest's digest."""
+        """Copies members below `inner` into a folder.
+
+        Raises:
+            InputError: a member is damaged or differs from the manifest's digest, or the disk has too little space.
+        """
+        names = set(names)
+        needed, free = sum(size for name, size in self.names(inner).items() if name in names), shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(
+                f"{self.path} needs {console.size(needed)} for a copy of the weights, but {folder.parent} has only {console.size(free)} "
+                "free: set TMPDIR to a folder with more space."
+            )
         for name in names:
             target, member = folder / name, f"{inner}/{name}" if inner else name
             target.parent.mkdir(parents=True, exist_ok=True)
