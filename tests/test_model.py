@@ -137,7 +137,7 @@ LAYERS = {  # the parts of the library that each part may import
     "saliency": {"errors", "model", "runtime", "task"},
     "registry": {"errors", "model"},
     "weights": {"buckets", "config", "errors", "task", "model", "registry"},
-    "packages": {"buckets", "config", "errors", "task", "version", "postprocess", "weights", "training"},
+    "packages": {"buckets", "config", "data", "errors", "task", "version", "postprocess", "weights", "training"},
     "statistics": {"errors", "task", "data"},
     "viz": {"errors", "task", "data"},
     "uncertainty": {"errors", "task", "metrics"},

@@ -5,6 +5,7 @@ import json
 import stat
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from helpers.refusals import refused
 from helpers.weight_states import random_params
 
 from swinunetr_jax import Task, files
+from swinunetr_jax.data.scan_range import ScanRange
 from swinunetr_jax.inference.open_networks import open_networks
 from swinunetr_jax.model.custom import CustomNetwork
 from swinunetr_jax.packages.pack import collect
@@ -26,6 +28,7 @@ from swinunetr_jax.weights.run_folder import ensemble_paths, missing_folds
 from swinunetr_jax.weights.zip_folder import MANIFEST
 
 STEP = Step(operation="largest_component")
+RANGES = [ScanRange(("LPS",), ((1.0, top),) * 3, ((9.0, 99.0),) * 3, *(((0.0, top),),) * 3) for top in (2.0, 3.0)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def cross_validation(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("cv") / "secret-place"
     for number, params in enumerate(weights):
         (folder / f"fold{number}").mkdir(parents=True)
-        save_params(folder / f"fold{number}" / "best", CONFIG, params, task=TASK)
+        save_params(folder / f"fold{number}" / "best", CONFIG, params, task=replace(TASK, scans=RANGES[number]))
     files.write_json(folder / "run.json", {"recipe": {"data": "/home/somebody/data"}, "folds": [0, 1]})
     table = {"mean": {"class 1": 0.875}, "cases": {"patient-007": {"class 1": 0.875, "fold": "fold0"}}}
     files.write_json(folder / "out_of_fold.json", table)
@@ -94,6 +97,7 @@ def test_a_packed_cross_validation_has_all_folds_and_says_what_is_not_stated(pac
         assert checkpoint.config == CONFIG
         assert_same_arrays(checkpoint.params, params)
     assert networks.task == TASK == read_task(paths[0]) and networks.postprocess == (STEP,)
+    assert [read_task(path).scans for path in paths] == RANGES and networks.task.scans == RANGES[1]
     capsys.readouterr()
     assert run("pack", cross_validation, tmp_path / "again.zip", "--licence", "cc-by-4.0") == 0
     assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()

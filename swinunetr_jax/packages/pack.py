@@ -17,12 +17,13 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinunetr_jax import files
 from swinunetr_jax.buckets import path_or_address
 from swinunetr_jax.config import SwinUNETRConfig
+from swinunetr_jax.data.scan_range import merged
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.packages.model_card import Card, Facts, card_text
 from swinunetr_jax.packages.monai_bundle import write_bundle
@@ -45,10 +46,22 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a package: their checkpoints by the names of their folders ("" for a single one), and their common task."""
+    """The networks of a package.
+
+    Attributes:
+        checkpoints: their checkpoints by the names of their folders, "" for a single one.
+        tasks: their tasks, which differ only in the ranges of the scans that each was trained on.
+    """
 
     checkpoints: dict[str, Checkpoint]
-    task: Task
+    tasks: dict[str, Task]
+
+    @property
+    def task(self) -> Task:
+        """The common task, with a range that contains those of all networks, as in a prediction."""
+        first, *_ = self.tasks.values()
+        ranges = [task.scans for task in self.tasks.values() if task.scans is not None]
+        return replace(first, scans=merged(ranges)) if ranges else first
 
     @property
     def config(self) -> SwinUNETRConfig:
@@ -76,7 +89,7 @@ def collect(paths: Sequence[Path], checkpoints: Sequence[Checkpoint], tasks: Seq
         if (checkpoint.config, task) != (checkpoints[0].config, tasks[0]):
             raise InputError(f"{path} has another task or configuration than {paths[0]}: pack networks of one task.")
     names = [""] if len(paths) == 1 else [path.name for path in paths]
-    return Networks(dict(zip(names, checkpoints)), tasks[0])
+    return Networks(dict(zip(names, checkpoints)), dict(zip(names, tasks)))
 
 
 def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card, *, overwrite: bool = False) -> Path:
@@ -96,16 +109,17 @@ def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card
     if target.suffix != ".zip":
         raise InputError(f"{target} must have a name that ends with .zip, such as model.zip: change it.")
     config, task = networks.config, networks.task
-    weights = {f"{name}/{PACKED_WEIGHTS}".lstrip("/"): checkpoint for name, checkpoint in networks.checkpoints.items()}
+    weights = {f"{name}/{PACKED_WEIGHTS}".lstrip("/"): name for name in networks.checkpoints}
     with (
         new_file(target, count_bytes(config) * len(weights), overwrite=overwrite) as file,
         tempfile.TemporaryDirectory(prefix="swinunetr-") as folder,
     ):
         root, steps = Path(folder), _write_postprocess(source, Path(folder))
         scores = run_scores(source)
-        for name, checkpoint in weights.items():
-            (root / name).parent.mkdir(exist_ok=True)
-            save_params(root / name, config, checkpoint.params, task=task, to="safetensors")
+        for file_name, name in weights.items():
+            (root / file_name).parent.mkdir(exist_ok=True)
+            params = networks.checkpoints[name].params
+            save_params(root / file_name, config, params, task=networks.tasks[name], to="safetensors")
         files.write_json(root / CONFIG, config.to_dict())
         files.write_json(root / TASK, task.to_dict())
         if scores is not None:
