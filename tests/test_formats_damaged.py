@@ -126,6 +126,13 @@ def test_faulty_files_are_refused(tmp_path):
     raw.write_text(raw.read_text().replace("scan.raw", "../scan.raw"))
     with refused("outside the folder"):
         read_volume(raw)
+    raw.write_text(raw.read_text().replace("ElementDataFile =", "ElementDataFile :"))
+    with refused("outside the folder"):
+        read_volume(raw)
+    mha = write_itk(tmp_path / "a.mha", SCAN, AFFINE)
+    mha.write_bytes(mha.read_bytes()[:-100])
+    with refused("a.mha: the voxels cannot be read (File cannot be read"):
+        read_volume(mha)
     pair = write_pair(tmp_path / "pair.hdr", SCAN, AFFINE)
     (tmp_path / "pair.img").write_bytes(bytes(100))
     with refused("truncated"):
@@ -135,6 +142,9 @@ def test_faulty_files_are_refused(tmp_path):
         read_volume(pair)
     sheared = tmp_path / "sheared.nrrd"
     text = write_itk(tmp_path / "a.nrrd", SCAN, AFFINE).read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(text.replace(b"space: left-posterior-superior", b"space: 3D-right-handed"))
+    with refused("its space is 3D-right-handed"):  # the sides are unknown
+        read_volume(tmp_path / "a.nrrd")
     head, _, voxels = text.partition(b"\n\n")
     lines = [
         b"space directions: (1,0,0) (0.5,1,0) (0,0,1)" if x.startswith(b"space directions") else x for x in head.split(b"\n")
@@ -144,7 +154,7 @@ def test_faulty_files_are_refused(tmp_path):
         read_volume(sheared)
     nowhere = tmp_path / "nowhere.nrrd"
     nowhere.write_bytes(b"\n".join(x for x in head.split(b"\n") if not x.startswith(b"space")) + b"\n\n" + voxels)
-    with refused("no position in space"):
+    with refused("no position in the body (its space is none)"):
         read_volume(nowhere)
     (tmp_path / "a.nrrd").write_bytes(text[:-50])
     with refused("a.nrrd"):

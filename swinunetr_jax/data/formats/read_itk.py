@@ -18,8 +18,8 @@ from swinunetr_jax.errors import InputError
 _HEADER_BYTES = 1 << 16  # a header that is longer is not examined for the name of its second file
 # The line that names the file with the voxels; LOCAL (in any case) means that they follow in the same file.
 _SECOND = {
-    ".mhd": re.compile(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE),
-    ".mha": re.compile(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE),
+    ".mhd": re.compile(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", re.MULTILINE),
+    ".mha": re.compile(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", re.MULTILINE),
     ".nhdr": re.compile(rb"^\s*data ?file\s*:\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE),
     ".nrrd": re.compile(rb"^\s*data ?file\s*:\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE),
 }
@@ -53,11 +53,14 @@ def open_itk(path: Path) -> Scan:
     if "complex" in kind or kinds & set(_COLOURS):
         text = "complex numbers" if "complex" in kind else "colours"
         raise InputError(f"{path}: the image holds {text}, expected one real number per voxel; convert it.")
-    if path.suffix.lower() in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
-        raise InputError(
-            f"{path}: the header states no position in space, expected 'space' and 'space directions'; save it with them, for example "
-            "from 3D Slicer."
-        )
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        # SimpleITK converts the other spaces with anatomical directions to LPS, and takes the axes of any space for LPS.
+        space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else "none"
+        if space != "left-posterior-superior":
+            raise InputError(
+                f"{path}: the header states no position in the body (its space is {short(space)}), expected 'space', such as "
+                "left-posterior-superior, and 'space directions'; save it with them, for example from 3D Slicer."
+            )
     shape = (*size, channels) if channels > 1 else tuple(size)
     if (claimed := math.prod(shape)) > present * GZIP_RATIO:  # voxels have at least one byte
         raise InputError(
@@ -118,5 +121,6 @@ def _existing_second_file(path: Path) -> list[Path]:
 
 def _reason(error: Exception) -> str:
     """Returns the last line of an error of SimpleITK, which says what is wrong, without addresses of objects and source files."""
-    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The last line can be the reason of the operating system for another call, such as "Reason: Success".
+    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: ")]
     return re.sub(r"^ITK ERROR: |\w+\(0x[0-9a-f]+\): ", "", short(lines[-1])).rstrip(".") if lines else type(error).__name__
