@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from swinunetr_jax.errors import InputError
@@ -81,6 +80,8 @@ def scan_facts(shape: Sequence[int], affine: np.ndarray, statistics: tuple[np.nd
         affine: maps indices to mm (RAS), [4, 4].
         statistics: the mean and the standard deviation [c] of its non-zero voxels.
     """
+    import nibabel as nib  # here, because it imports scipy, and the command line imports this module for its help
+
     axes = np.argsort(nib.io_orientation(affine)[:, 0])  # the axis along each direction
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     mean, deviation = (tuple(map(_rounded, values.tolist())) for values in statistics)
