@@ -25,10 +25,10 @@ replace_swin_unetr(pytest.MonkeyPatch())
     + """
 from swinunetr_jax import cli
 from swinunetr_jax.data.discovery import prediction_record as record
-from swinunetr_jax.inference import batch
+from swinunetr_jax.inference import label_files
 
 moment, *arguments = sys.argv[1:]
-write, add = batch.write_volume, record.Record._add
+write, add = label_files.write_volume, record.Record._add
 
 def kill_at(event, name):
     start = {"a case is reported": "BraTS2021_a", "a label map": ".BraTS2021_b.nii.gz", "a report": "BraTS2021_b"}[moment]
@@ -47,7 +47,7 @@ def add_entry(self, case, entry):
     if done:
         kill_at("a case is reported", case.name)
 
-batch.write_volume, record.Record._add = write_volume, add_entry
+label_files.write_volume, record.Record._add = write_volume, add_entry
 cli.main(arguments)
 """
 )
