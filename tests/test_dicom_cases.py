@@ -27,6 +27,7 @@ from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 from pydicom import dcmread
 
 from swinunetr_jax import SwinUNETR, SwinUNETRConfig, Task, open_segmenter, save_checkpoint, segment
+from swinunetr_jax.commands.cases import check_no_input_is_replaced
 from swinunetr_jax.data.check.check_case import check_case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.discovery.prediction_record import input_files
@@ -98,6 +99,8 @@ def test_one_series_is_one_case(tmp_path):
     assert (case.name, case.images, case.problem) == ("MR 7", (folder,), None)
     (case,) = find_cases(tmp_path).cases
     assert (case.name, case.images) == ("MR 7", (folder,))
+    with refused("MR 7 is the folder of the DICOM files of MR 7", "choose another --output"):
+        check_no_input_is_replaced([case], folder, ())
     (case,) = find_cases(write_enhanced(tmp_path / "e.dcm", SMALL, AXIAL)).cases
     assert case.name == "e"
     (tmp_path / "frames").mkdir()

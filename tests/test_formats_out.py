@@ -1,5 +1,7 @@
 """Label maps as NRRD and DICOM-SEG: other libraries read the same voxels at the same places, with names, codes and references."""
 
+import resource
+
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -187,6 +189,17 @@ def test_what_cannot_be_written_is_one_sentence(series, tmp_path, monkeypatch):
     for name in ("a.nrrd", "a.dcm"):
         with refused("no/" + name, "cannot be written"):
             result(series, task).save(tmp_path / "no" / name)
+    whole = result(series, task).save(tmp_path / "whole.nrrd")
+    size = whole.stat().st_size
+    whole.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, limit in (("a.nrrd", size - 1), ("a.nrrd", 10), ("a.dcm", 1000)):  # as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with refused(name, "cannot be written (", "File too large" if name == "a.dcm" else "give an existing folder"):
+                result(series, task).save(tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with refused('writing NRRD needs SimpleITK, which is not installed: pip install "swinunetr-jax[formats]"'):
         result(series, task).save(tmp_path / "a.nrrd")

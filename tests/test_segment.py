@@ -99,6 +99,7 @@ def test_predict_writes_one_file_for_one_case(networks, tmp_path, capsys):
         ((tmp_path / "labels.nii.gz",), "labels.nii.gz exists already: choose another name, or give --overwrite"),
         ((tmp_path / "more.nii.gz", "--probabilities"), "--probabilities writes further files: give a folder as --output"),
         ((tmp_path / "scan.nii.gz", "--overwrite"), "is a scan or a label of the input"),
+        ((tmp_path / "no/labels.nrrd",), "cannot be written: its folder does not exist"),
         ((tmp_path / "labels.mha",), "names a file, but results are written into a folder"),
     ):
         assert run(*command, *options) == 2

@@ -68,6 +68,13 @@ def check_no_input_is_replaced(cases: Sequence[Case], out: Path, names: Sequence
         out: the folder of the results.
         names: the names of the results of a case, in which "{}" stands for the name of the case.
     """
+    for case in cases:
+        for path in case.images:
+            if is_folder(path) and os.path.realpath(path) == os.path.realpath(out):
+                raise InputError(
+                    f"--output {console.literal(out)} is the folder of the DICOM files of {console.literal(case.name)}, in which a result "
+                    "would be taken for a part of the scan; choose another --output."
+                )
     used = {os.path.realpath(path): path for case in cases for path in (*case.images, case.label) if path}
     for case in cases:
         for name in names:

@@ -15,7 +15,7 @@ from swinunetr_jax.buckets import MAY_BE_MODEL
 from swinunetr_jax.commands.cases import check_no_input_is_replaced, check_output, input_cases, is_one_file
 from swinunetr_jax.commands.options import RunOptions, TaskOptions, WeightOptions
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.files import exists
+from swinunetr_jax.files import exists, is_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ class Predict:
         if one_file:
             self._check_one_file()
         else:
-            check_output(self.output, "a folder, or for one case a name that ends with .nii.gz")
+            check_output(self.output, "a folder, or for one case a name that ends with .nii.gz, .nii, .nrrd or .dcm")
         network = None
         if self.recipe is not None:
             from swinunetr_jax.training import load_recipe
@@ -221,6 +221,8 @@ class Predict:
         if len(cases) != 1:
             raise InputError(f"--output {self.output} names one file, but --input holds {len(cases)} cases: give a folder.")
         check_no_input_is_replaced(cases, self.output.parent, (self.output.name,))
+        if not is_folder(self.output.absolute().parent):
+            raise InputError(f"{self.output} cannot be written: its folder does not exist, so create it or choose another one.")
         if not self.overwrite and exists(self.output):
             raise InputError(f"{self.output} exists already: choose another name, or give --overwrite.")
         with console.Progress(console.literal(cases[0].name), unit="window") as progress:

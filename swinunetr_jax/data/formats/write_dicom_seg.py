@@ -6,6 +6,7 @@ LABELMAP (2024) is known to few of them. The frames are planes of the scan's own
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -98,8 +99,11 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, scan: Volume, s
     if "ContentCreatorName" not in dataset:
         dataset.ContentCreatorName = ""  # it must exist and may be empty
     try:
-        with files.atomic_path(path, ".dcm") as temporary, disable_value_validation():
-            dataset.save_as(temporary, enforce_file_format=True)
+        content = io.BytesIO()  # pydicom replaces the reason of the system for an error of a file by one of its own
+        with disable_value_validation():
+            dataset.save_as(content, enforce_file_format=True)
+        with files.atomic_path(path, ".dcm") as temporary, open(temporary, "wb") as stream:
+            stream.write(content.getbuffer())
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({files.reason(error)}); give an existing folder with write access and space."

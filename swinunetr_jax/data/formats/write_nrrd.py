@@ -4,7 +4,9 @@ The fields are those of Slicer's segmentation files (.seg.nrrd): https://slicer.
 Other programs read the file as an ordinary label map.
 """
 
+import gzip
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,10 +53,22 @@ def write_nrrd(path: str | os.PathLike, labels: np.ndarray, like: Volume, segmen
     try:
         with files.atomic_path(path, ".nrrd") as temporary:
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            _check_complete(temporary, labels)
     except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError with many lines
         reason = files.reason(error) if isinstance(error, OSError) else str(error).strip().splitlines()[-1]
         raise InputError(f"{path}: cannot be written ({reason}); give an existing folder with write access and space.") from error
     return path
+
+
+def _check_complete(path: Path, labels: np.ndarray) -> None:
+    """Raises OSError if the last bytes of a file could not be written, for example on a full disk, which SimpleITK does not notice."""
+    compressed = path.read_bytes().partition(b"\n\n")[2]  # the header ends with an empty line
+    try:
+        complete = gzip.decompress(compressed) == labels.tobytes(order="F")
+    except (EOFError, zlib.error):
+        complete = False
+    if not complete:
+        raise OSError("it is incomplete, as on a full disk")
 
 
 def _fields(labels: np.ndarray, segments: Sequence[Segment]) -> dict[str, str]:
