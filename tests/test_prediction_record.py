@@ -198,3 +198,15 @@ def test_names_are_printed_as_text(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
     assert "[2/2] b\\nc: FAILED: b\\nc: cannot be segmented." in printed.err
+
+
+def test_a_scan_that_changes_while_it_is_segmented_has_no_result(tmp_path, capsys):
+    class Changed(FakePredictor):
+        def segment_prepared(self, prepared, **options):
+            os.utime(prepared.scan.path, (1, 1))
+            return super().segment_prepared(prepared, **options)
+
+    assert predict(tmp_path, "a", fake=Changed()) == ["a"]
+    assert "a_flair.nii.gz: was changed while it was being processed; repeat the command." in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["predict.json"]
+    assert predict(tmp_path, "a") == []

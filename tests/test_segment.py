@@ -119,7 +119,11 @@ def test_faults_are_one_sentence(networks, one, tmp_path, capsys):
         (np.where(array > 150, np.nan, array), {"affine": np.eye(4)}, "voxels are NaN or Inf, the first at"),
         ([array, array], {"affine": np.eye(4)}, "has 2 channels in 2 files, the network takes 1"),
         ([], {}, "`images` is empty"),
-        (object(), {}, "the image has the type object, expected a path, an image of nibabel or SimpleITK, or an array"),
+        (object(), {}, "the image has the type object of object, expected a path, an image of nibabel or SimpleITK, or an array"),
+        (array.astype(complex), {"affine": np.eye(4)}, "the image has the type ndarray of complex128"),
+        (nib.Nifti1Image(array.astype(np.complex64), np.eye(4)), {}, "the image has the type Nifti1Image of complex64"),
+        (array, {"affine": "RAS"}, "the affine of the image is not an array of numbers"),
+        (tmp_path / "scan.nii.gz", {"affine": np.eye(4)}, "`affine` is for an array, but the images are files"),
         (tmp_path / "nothing.nii.gz", {}, "nothing.nii.gz"),
         (array, {"affine": np.eye(4), "overlap": 0.5}, "overlap: give the options to `open_segmenter`"),
     ):

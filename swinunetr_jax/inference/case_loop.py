@@ -201,6 +201,9 @@ class _CaseLoop(Generic[Content, Result]):
         """
         case, (reading, computing), started = self.cases[index], times, time.perf_counter()
         try:
+            for before, now in zip(inputs, input_files(case)):
+                if now["bytes"] is not None and now != before:  # a DICOM-SEG would otherwise get the patient of another scan
+                    raise InputError(f"{before['path']}: was changed while it was being processed; repeat the command.")
             files = replace_case_files(
                 self.record, case, outputs, self.overwrite, lambda paths: self.work.write(case, result, paths)
             )

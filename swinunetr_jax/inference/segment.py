@@ -125,6 +125,8 @@ def segment(
 
 def _case(images: Any, task: Task, affine: np.ndarray | None) -> tuple[Case, list[Volume] | None, int | None]:
     """Returns the case, its images if any of them is in memory, and the label of the enhancing tumour that its data set states."""
+    if affine is not None and _are_paths(images):
+        raise InputError("`affine` is for an array, but the images are files, which state their own: leave it out.")
     if _is_path(images):
         dataset = find_cases(images, channels=task.channels or None)
         if len(dataset.cases) != 1:
@@ -150,3 +152,7 @@ def _case(images: Any, task: Task, affine: np.ndarray | None) -> tuple[Case, lis
 
 def _is_path(image: Any) -> bool:
     return isinstance(image, (str, os.PathLike))
+
+
+def _are_paths(images: Any) -> bool:
+    return all(map(_is_path, images if isinstance(images, (list, tuple)) else [images]))

@@ -36,17 +36,21 @@ def volume_in_memory(image: Any, name: str, affine: np.ndarray | None = None) ->
         header = None
     else:
         array, own, header = np.asarray(image), affine, None
-        if array.dtype.kind not in "biuf":
-            raise InputError(
-                f"{name} has the type {type(image).__name__}, expected a path, an image of nibabel or SimpleITK, or an array."
-            )
+    if array.dtype.kind not in "biuf":  # such as complex numbers, whose imaginary parts would be lost
+        raise InputError(
+            f"{name} has the type {type(image).__name__} of {array.dtype}, expected a path, an image of nibabel or SimpleITK, or an array, "
+            "with one real number for each voxel."
+        )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise InputError(f"{name} has shape {array.shape}, expected (x, y, z) or (x, y, z, channel).")
     if own is None:
         raise InputError(f"{name} is an array, whose voxel size and orientation are unknown: give `affine`, [4, 4] in mm.")
-    own = np.asarray(own, np.float64)
+    try:
+        own = np.asarray(own, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the affine of {name} is not an array of numbers, expected [4, 4].") from error
     if own.shape != (4, 4):
         raise InputError(f"the affine of {name} has shape {own.shape}, expected (4, 4).")
     check_affine(name, own)
@@ -87,6 +91,8 @@ def _simpleitk(image: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the voxels [x, y, z] or [x, y, z, c] of a SimpleITK image, and its affine."""
     if image.GetDimension() != 3:
         raise InputError(f"{name} has {image.GetDimension()} axes, expected three: give one volume.")
+    if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK ends the process if the voxels of such an image are read
+        raise InputError(f"{name} is a LabelMap of SimpleITK, expected a scan: convert it with LabelMapToLabel.")
     array = sys.modules["SimpleITK"].GetArrayFromImage(image)  # [z, y, x] or [z, y, x, c]
     return np.moveaxis(array, (0, 1, 2), (2, 1, 0)), simpleitk_affine(image)
 
