@@ -15,6 +15,7 @@ from swinunetr_jax.commands.predict import Predict
 from swinunetr_jax.commands.prepare import Prepare
 from swinunetr_jax.commands.saliency import Saliency
 from swinunetr_jax.commands.validate import Validate
+from swinunetr_jax.commands.view import View
 from swinunetr_jax.commands.weights import Weights
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.version import __version__
@@ -26,6 +27,7 @@ COMMANDS = {
     "saliency": Saliency,
     "evaluate": Evaluate,
     "validate": Validate,
+    "view": View,
     "info": Info,
     "pack": Pack,
     "weights": Weights,

@@ -21,7 +21,7 @@ from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.evaluation.pairs import find_predictions
 from swinunetr_jax.inference.label_files import generic_note
 from swinunetr_jax.inference.segmentation import Segmentation
-from swinunetr_jax.viz.overlay import colours_of
+from swinunetr_jax.viz.labels import label_colours, label_names
 
 sitk = pytest.importorskip("SimpleITK")
 hd = pytest.importorskip("highdicom")
@@ -138,7 +138,7 @@ def test_labels_have_names_and_codes(series):
     abdomen = ("background", "spleen", "right kidney", "Left_Kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "IVC",
                "portal vein and splenic vein", "pancreas", "right adrenal gland", "lad")  # fmt: skip
     task = Task.classes(14, abdomen)
-    segments = segments_of(task, colours_of(task))
+    segments = segments_of(task, label_colours(label_names(task)))
     assert generic_note(task) is None and [segment.value for segment in segments] == list(range(1, 14))
     assert segments[2].code == segment_codes.SegmentCode(
         segment_codes.ANATOMY,

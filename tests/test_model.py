@@ -140,6 +140,7 @@ LAYERS = {  # the parts of the library that each part may import
     "packages": {"buckets", "config", "data", "errors", "task", "version", "postprocess", "weights", "training"},
     "statistics": {"errors", "task", "data"},
     "viz": {"errors", "task", "data"},
+    "viewer": {"errors", "task", "version", "data", "viz"},
     "uncertainty": {"errors", "task", "metrics"},
     "inference": {
         "alarm",
@@ -156,6 +157,7 @@ LAYERS = {  # the parts of the library that each part may import
         "presets",
         "saliency",
         "statistics",
+        "viewer",
         "viz",
         "weights",
     },
@@ -174,6 +176,7 @@ LAYERS = {  # the parts of the library that each part may import
         "uncertainty",
         "weights",
         "version",
+        "viewer",
         "training",
     },
     "cli": {"arguments", "commands", "errors", "version", "training"},

@@ -47,7 +47,15 @@ def test_a_preview_draws_any_name_literally(tmp_path, drawn):
     assert drawn[0].get_suptitle() == "$\\badmacro$"
     (legend,) = drawn[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts[:5] == ["$\\badmacro$ (1)", "_hidden (2)", "a\\x1b[31m\\nb (3)", "\\u5e74 \\ud800 (4)", "%s {0} <b>& (5)"]
+    names, volumes = [text.rpartition(": ")[0] for text in texts[:5]], {text.rpartition(": ")[2] for text in texts[:5]}
+    assert volumes == {"0.1 ml"}
+    assert names == [
+        "$\\badmacro$ (1)",
+        "_hidden (2)",
+        "a\\x1b[31m\\nb (3)",
+        "\\u5e74 \\ud800 (4)",
+        "%s {0} <b>& (5)",
+    ]
     assert len(texts[5]) == figures.MAX_TEXT and texts[5].endswith("…")
 
 

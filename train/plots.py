@@ -18,14 +18,16 @@ from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.intensity import scale_window
 from swinunetr_jax.training.log import DICE, PSEUDO_DICE, best_validation, metric_of
 from swinunetr_jax.training.validation import CaseScore, ScanGrid
-from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
-from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
+from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, mark_sides, save
+from swinunetr_jax.viz.labels import label_colours, label_names, volumes_ml
+from swinunetr_jax.viz.overlay import grey_levels, overlay_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING = 0.9
 MAX_SCORES = 8  # the title of a case lists at most this number of scores
+MAX_VOLUMES = 4  # and at most this number of volumes
 
 
 def write_progress(path: Path, rows: Sequence[dict[str, Any]], total: int) -> None:
@@ -76,9 +78,10 @@ def _progress(rows: Sequence[dict[str, Any]], total: int) -> Figure:
 
 
 def write_comparison(path: Path, scores: Sequence[CaseScore], task: Task) -> None:
-    """Draws a row per case: the axial slice with the most labelled voxels, first without labels, then with reference and prediction.
+    """Draws a row per case: the axial slice with the most labelled voxels, first without labels, then with outlines and volumes.
 
-    The patient's right is on the left and anterior on top, as radiologists view it. Raises InputError if the file cannot be written.
+    The outlines are those of the reference, then those of the prediction. The patient's right is on the left and anterior on top, as
+    radiologists view it. Raises InputError if the file cannot be written.
     """
     with literal_text():
         save(_comparison(scores, task), path)
@@ -90,7 +93,8 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
 
     figure = Figure(figsize=(9.6, 3.5 * len(scores)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(scores), 3, squeeze=False)
-    colours = colours_of(task)
+    names = label_names(task)
+    colours = label_colours(names)
     for row, score in zip(axes, scores):
         assert score.prediction is not None  # the scores of cases that are drawn hold their predictions
         case = score.case
@@ -105,19 +109,30 @@ def _comparison(scores: Sequence[CaseScore], task: Task) -> Figure:
         grey = grey_levels(image)[..., slice_index].T[::-1]
         dice_text = ", ".join(f"{drawable(name)} {value:.2f}" for name, value in list(score.dice.items())[:MAX_SCORES])
         dice_text += f" and {len(score.dice) - MAX_SCORES} more" * (len(score.dice) > MAX_SCORES)
-        for axis, labels, title in zip(
-            row, (None, reference, prediction), (drawable(case.name), "reference", f"prediction: {dice_text}")
-        ):
+        titles = (
+            drawable(case.name),
+            f"reference: {_volumes_text(reference, affine, names)}",
+            f"prediction: {dice_text}; {_volumes_text(prediction, affine, names)}",
+        )
+        for axis, labels, title in zip(row, (None, reference, prediction), titles):
             picture = np.repeat(grey[..., None], 3, -1)
             if labels is not None:
                 picture = overlay_labels(picture, labels[..., slice_index].T[::-1], colours)
             axis.imshow(picture, aspect=spacing[1] / spacing[0], interpolation="nearest")
             axis.set_title("\n".join(textwrap.wrap(title, 45)), color="white", fontsize=8.5)
             axis.set_axis_off()
-    names = {output.value: output.name for output in task.outputs}
+            mark_sides(axis, "axial")
     handles, labels = [Patch(color=colour) for colour in colours.values()], [f"{names[value]} ({value})" for value in colours]
     add_legend(figure, handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor="white", fontsize=9)
     return figure
+
+
+def _volumes_text(labels: np.ndarray, affine: np.ndarray, names: Mapping[int, str]) -> str:
+    """Returns the volume of each label in a label map as text, or of all labels together if there are more than `MAX_VOLUMES`."""
+    volumes = {names.get(value, f"label {value}"): ml for value, ml in volumes_ml(labels, affine).items()}
+    if not 0 < len(volumes) <= MAX_VOLUMES:
+        return f"{sum(volumes.values()):.1f} ml"
+    return ", ".join(f"{drawable(name)} {ml:.1f} ml" for name, ml in volumes.items())
 
 
 def write_examples(path: Path, examples: Mapping[str, Mapping[str, np.ndarray]]) -> None:

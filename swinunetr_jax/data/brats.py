@@ -46,6 +46,11 @@ def regions(et_label: int) -> dict[str, tuple[int, ...]]:
     return {"TC": (1, et_label), "WT": (1, 2, et_label), "ET": (et_label,)}
 
 
+def label_names(et_label: int) -> dict[int, str]:
+    """Returns what each label of a label map is, by its value. The labels do not overlap, unlike the regions."""
+    return {1: "necrotic core", 2: "oedema", et_label: "enhancing tumour"}
+
+
 def other_et_label(label: int) -> int:
     """Returns 3 for 4 and 4 for 3."""
     return 7 - label

@@ -16,7 +16,7 @@ from swinunetr_jax.data.formats.write_nrrd import write_nrrd
 from swinunetr_jax.data.nifti import Volume, write_volume
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
-from swinunetr_jax.viz.overlay import colours_of
+from swinunetr_jax.viz.labels import label_colours, label_names
 
 LabelFormat = Literal["nifti", "nrrd", "dicom-seg"]
 # 3D Slicer opens a file that ends with .seg.nrrd as a segmentation, and other .nrrd files as a scan.
@@ -45,7 +45,7 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, scan: Volume, task
         raise InputError(
             f"{path}: the result would overwrite the image that it was computed from; choose another folder or name."
         )
-    segments = segments_of(task, colours_of(task))
+    segments = segments_of(task, label_colours(label_names(task)))
     write = write_nrrd if name.endswith(".nrrd") else write_dicom_seg
     return write(path, labels, scan, segments)
 
@@ -76,7 +76,7 @@ def check_source(name: str, case: Case) -> None:
 
 def generic_note(task: Task) -> str | None:
     """Returns a sentence on the labels whose names have no code of their own in a DICOM-SEG, or None if there are none."""
-    names = [segment.name for segment in segments_of(task, colours_of(task)) if segment.code.generic]
+    names = [segment.name for segment in segments_of(task, label_colours(label_names(task))) if segment.code.generic]
     if not names:
         return None
     return (

@@ -14,6 +14,7 @@ from swinunetr_jax.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
@@ -81,6 +82,19 @@ def add_legend(owner: Any, handles: Sequence[Artist], labels: Sequence[str], *, 
     for text, label in zip(legend.get_texts(), labels):
         text.set_text(label)
     return legend
+
+
+def mark_sides(axes: Axes, view: str) -> None:
+    """Marks the patient's sides at the left and right edges of a slice that is oriented as in `write_preview`.
+
+    Args:
+        axes: the axes with the picture.
+        view: "axial" or "coronal" (right and left), or "sagittal" (posterior and anterior).
+    """
+    left, right = ("P", "A") if view == "sagittal" else ("R", "L")
+    style = {"color": "white", "fontsize": 9, "verticalalignment": "center", "transform": axes.transAxes}
+    axes.text(0.015, 0.5, left, horizontalalignment="left", **style)
+    axes.text(0.985, 0.5, right, horizontalalignment="right", **style)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:

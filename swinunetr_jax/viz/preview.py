@@ -1,4 +1,4 @@
-"""The preview of a prediction: three slices of a scan, with and without the labels over them."""
+"""The preview of a prediction: three slices of a scan, without and with the outlines of the labels, and the volumes of the labels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from swinunetr_jax.data.boxes import bounding_box, slices, whole_box
 from swinunetr_jax.data.nifti import Volume, reorient
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
-from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, save
-from swinunetr_jax.viz.overlay import colours_of, grey_levels, overlay_labels
+from swinunetr_jax.viz.figures import add_legend, drawable, literal_text, mark_sides, save
+from swinunetr_jax.viz.labels import label_colours, label_names, volumes_ml
+from swinunetr_jax.viz.overlay import grey_levels, overlay_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +25,12 @@ _MARGIN = 4  # voxels around the patient
 
 
 def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, scan: Volume, task: Task, title: str) -> None:
-    """Writes three slices of a scan, each with and without the labels over it, as a PNG.
+    """Writes three slices of a scan, each without and with the outlines of the labels, as a PNG, with the volumes below.
 
     The slices are those with the most labelled voxels, or the middle ones if no voxel is labelled. They are shown as radiologists view
-    them: axial slices from below, so that the patient's right is on the left, and anterior or superior at the top. If they cannot be
-    drawn, for whatever reason, a warning says so and the picture shows that sentence: no prediction fails because of its preview.
+    them: axial slices from below, so that the patient's right is on the left, and anterior or superior at the top; letters mark the sides.
+    If they cannot be drawn, for whatever reason, a warning says so and the picture shows that sentence: no prediction fails because of
+    its preview.
 
     Args:
         image: [x, y, z] on the scan's grid.
@@ -39,7 +41,7 @@ def write_preview(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
         InputError: the file cannot be written.
     """
     with literal_text():
-        save_or_explain(lambda: _preview(image, labels, scan.affine, task, title), path, title)
+        save_or_explain(lambda: preview_figure(image, labels, scan.affine, task, title), path, title)
 
 
 def save_or_explain(draw: Callable[[], Figure], path: str | os.PathLike, title: str) -> None:
@@ -62,18 +64,19 @@ def save_or_explain(draw: Callable[[], Figure], path: str | os.PathLike, title: 
         save(figure, path)
 
 
-def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Task, title: str) -> Figure:
-    """Returns the figure of `write_preview`."""
+def preview_figure(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Task, title: str) -> Figure:
+    """Returns the figure of `write_preview`; draw and save it inside of `literal_text`."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    volumes = volumes_ml(labels, affine)
     labels = reorient(labels, affine, "LAS")[0]
     image, affine, _ = reorient(image, affine, "LAS")
     image, labels = _cropped(image, labels)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     grey = grey_levels(image)
-    present = [output for output in task.outputs if output.value and np.any(labels == output.value)]
-    colours = colours_of(task)
+    names = label_names(task)
+    colours = label_colours({*names, *volumes})
     figure = Figure(figsize=(10.5, 7.4), facecolor="black", layout="constrained")
     axes = figure.subplots(2, 3)
     for column, (view, axis) in enumerate(VIEWS):
@@ -85,14 +88,15 @@ def _preview(image: np.ndarray, labels: np.ndarray, affine: np.ndarray, task: Ta
         for row, picture in enumerate((plane, overlay_labels(plane, label_plane, colours))):
             axes[row, column].imshow(picture, aspect=aspect, interpolation="nearest")
             axes[row, column].set_axis_off()
+            mark_sides(axes[row, column], view)
         axes[0, column].set_title(view, color="white", fontsize=10)
-    handles = [Patch(color=colours[output.value]) for output in present]
-    names = [f"{output.name} ({output.value})" for output in present]
-    if handles:
+    if volumes:
+        handles = [Patch(color=colours[value]) for value in volumes]
+        texts = [f"{names.get(value, 'label')} ({value}): {ml:.1f} ml" for value, ml in volumes.items()]
         style = {"facecolor": "black", "labelcolor": "white", "frameon": False}
-        add_legend(figure, handles, names, loc="outside lower center", ncols=min(len(handles), 6), **style)
+        add_legend(figure, handles, texts, loc="outside lower center", ncols=min(len(handles), 6), **style)
     title = drawable(title)
-    figure.suptitle(title if present else f"{title}: nothing was found", color="white", fontsize=12)
+    figure.suptitle(title if volumes else f"{title}: nothing was found", color="white", fontsize=12)
     return figure
 
 

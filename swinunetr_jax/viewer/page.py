@@ -1,0 +1,64 @@
+"""Assembles the HTML of a viewer page from its template, style, scripts and contents."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from swinunetr_jax import console, files
+from swinunetr_jax.errors import InputError
+from swinunetr_jax.version import __version__
+from swinunetr_jax.viewer.contents import Contents
+
+NIIVUE = "niivue-0.69.0.umd.js"
+
+
+def write_page(path: str | os.PathLike, contents: Contents) -> Path:
+    """Writes a page, complete or not at all, and returns its path. Raises InputError if it cannot be written."""
+    try:
+        files.write_text(path, page_text(contents))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({files.reason(error)}); give an existing folder with write access and space."
+        ) from error
+    return Path(path)
+
+
+def page_text(contents: Contents) -> str:
+    """Returns the HTML of a page. Text from data is escaped, so that a browser displays it literally."""
+    arrays = (f'<script type="text/plain" id="{name}">{text}</script>' for name, text in contents.arrays.items())
+    parts = {
+        "title": html.escape(console.literal(contents.description["title"])),
+        "style": _file("page.css"),
+        "description": _json(contents.description | {"version": __version__}),
+        "arrays": "\n".join(arrays),
+        "niivue": _file(NIIVUE).replace("</script", "<\\/script"),
+        "script": _file("page.js"),
+    }
+    pieces = _file("page.html").split("{{")
+    return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+
+
+def _json(value: object) -> str:
+    """Returns JSON that can stand inside a script element: text in it cannot end the element or start a comment."""
+    text = json.dumps(_literal(value))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _literal(value: Any) -> Any:
+    """Returns a JSON value whose text has control characters as visible escapes."""
+    if isinstance(value, dict):
+        return {name: _literal(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return console.literal(value) if isinstance(value, str) else value
+
+
+@cache
+def _file(name: str) -> str:
+    return (resources.files("swinunetr_jax.viewer") / "static" / name).read_text("utf-8")
