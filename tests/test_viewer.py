@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.cli import main
+from swinunetr_jax.data.nifti import Volume
+from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.task import Output
 from swinunetr_jax.viewer import LabelMap, page_text, viewer_contents
 from swinunetr_jax.viewer.encode import quantized
@@ -151,6 +154,15 @@ def test_wrong_input_is_one_sentence(files, capsys, arguments, message):
     code, output = view(capsys, *arguments)
     assert code == 2 and message in output and output.count("\n") == 1, output
     assert not list(files.glob("*.html"))
+
+
+def test_a_result_shows_its_picture():
+    first, _ = two_maps()
+    scan = Volume(np.random.default_rng(0).random((4, 5, 6)), AFFINE, nib.Nifti1Header(), Path("scan.nii.gz"))
+    figure = Segmentation(first, None, scan, Task.classes(12), 1, ()).show("a case")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["class 1 (1): 0.0 ml", "class 11 (11): 0.0 ml"]
+    assert [text.get_text() for axes in figure.axes[:3] for text in axes.texts] == ["R", "L", "R", "L", "P", "A"]
 
 
 def test_a_scan_is_not_a_label_map():

@@ -1,8 +1,11 @@
 """The result of a segmentation: label map, probabilities and volumes on the scan's own grid, which can be saved and shown."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +16,9 @@ from swinunetr_jax.inference.label_files import LABEL_ENDINGS, generic_note, wri
 from swinunetr_jax.inference.passes import Uncertainty
 from swinunetr_jax.statistics import LabelStatistics, label_statistics
 from swinunetr_jax.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +102,17 @@ class Segmentation:
         image = self.scan.array if self.scan.array.ndim == 3 else self.scan.array[..., 0]
         write_preview(path, image, self.labels, self.scan, self.task, title)
         return path
+
+    def show(self, title: str = "") -> Figure:
+        """Returns the picture of `save_picture` as a figure of matplotlib, which a notebook displays as the value of a cell."""
+        from swinunetr_jax.viz.figures import literal_text
+        from swinunetr_jax.viz.preview import preview_figure
+
+        image = self.scan.array if self.scan.array.ndim == 3 else self.scan.array[..., 0]
+        with literal_text():
+            figure = preview_figure(image, self.labels, self.affine, self.task, title)
+            figure.canvas.draw()  # the layout and the text are settled while text is literal
+        return figure
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in self.volumes_ml.items())
