@@ -8,6 +8,7 @@ from swinunetr_jax import arguments as command_line
 from swinunetr_jax import console
 from swinunetr_jax.commands.convert import Convert
 from swinunetr_jax.commands.evaluate import Evaluate
+from swinunetr_jax.commands.export import Export
 from swinunetr_jax.commands.info import Info
 from swinunetr_jax.commands.pack import Pack
 from swinunetr_jax.commands.plan import PlanCommand
@@ -30,6 +31,7 @@ COMMANDS = {
     "view": View,
     "info": Info,
     "pack": Pack,
+    "export": Export,
     "weights": Weights,
     "plan": PlanCommand,
     "prepare": Prepare,
