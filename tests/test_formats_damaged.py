@@ -71,6 +71,7 @@ def _tilt(folder):
         (lambda f: _one_slice(f, 3), "position of another one"),
         (lambda f: _one_slice(f, 6, SeriesInstanceUID="1.9"), "2 series (7 and 1 files)"),
         (lambda f: _one_slice(f, 0, StudyInstanceUID="1.9"), "2 studies"),
+        (lambda f: _one_slice(f, 0, FrameOfReferenceUID="1.9"), "2 frames of reference"),
         (lambda f: _one_slice(f, 0, ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), "different orientations"),
         (lambda f: _one_slice(f, 0, Rows=8), "different sizes"),
         (lambda f: _one_slice(f, 0, PixelSpacing=["1", "1"]), "pixels have different sizes"),

@@ -20,6 +20,7 @@ TAGS = [
     "SOPClassUID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    "FrameOfReferenceUID",
     "Modality",
     "ImageType",
     "Rows",

@@ -93,7 +93,8 @@ def _one_series(path: Path, headers: list[Header]) -> tuple[list[Header], tuple[
         notes.append(f"{others} DICOM {'file' if others == 1 else 'files'} without an image (a report or a list) were left out")
     if localizers := len(images) - len(used):
         notes.append(f"{localizers} localizer {'image was' if localizers == 1 else 'images were'} left out")
-    for level, key in (("studies", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
+    levels = (("studies", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("frames of reference", "FrameOfReferenceUID"))
+    for level, key in levels:  # positions in two frames of reference cannot be compared
         counts = Counter(str(header.image.get(key, "")) for header in used)
         if len(counts) > 1:
             sizes = " and ".join(str(count) for count in list(counts.values())[:4])
