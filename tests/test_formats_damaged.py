@@ -146,6 +146,10 @@ def test_faulty_files_are_refused(tmp_path):
     (tmp_path / "a.nrrd").write_bytes(text.replace(b"space: left-posterior-superior", b"space: 3D-right-handed"))
     with refused("its space is 3D-right-handed"):  # the sides are unknown
         read_volume(tmp_path / "a.nrrd")
+    in_um = b'space: left-posterior-superior\nspace units: "um" "um" "um"'
+    (tmp_path / "a.nrrd").write_bytes(text.replace(b"space: left-posterior-superior", in_um))
+    with refused("the unit of length is um, expected mm"):
+        read_volume(tmp_path / "a.nrrd")
     head, _, voxels = text.partition(b"\n\n")
     lines = [
         b"space directions: (1,0,0) (0.5,1,0) (0,0,1)" if x.startswith(b"space directions") else x for x in head.split(b"\n")

@@ -16,7 +16,7 @@ from helpers.small_network import SmallNetwork, forget, replace_swin_unetr
 
 from swinunetr_jax import InputError, SwinUNETRConfig, Task, save_checkpoint
 from swinunetr_jax.data.formats import read_volume, segment_codes
-from swinunetr_jax.data.formats.segments import segments_of, value_names
+from swinunetr_jax.data.formats.segments import segments_of
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.evaluation.pairs import find_predictions
 from swinunetr_jax.inference.label_files import generic_note
@@ -65,7 +65,7 @@ def test_nrrd_is_read_by_simpleitk_voxel_for_voxel(tmp_path, mirrored):
         expected = (LPS @ affine @ [*index, 1])[:3]
         np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), expected, atol=1e-9)
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.startswith("Segment")}
-    assert [fields[f"Segment{index}_Name"] for index in range(3)] == ["TC without ET", "WT without TC", "ET"]
+    assert [fields[f"Segment{index}_Name"] for index in range(3)] == ["necrotic core", "oedema", "enhancing tumour"]
     assert [fields[f"Segment{index}_LabelValue"] for index in range(3)] == ["1", "2", "4"]
     assert fields["Segment0_Color"] == "0.337255 0.705882 0.913725" and fields["Segment2_Extent"] == "0 8 0 6 0 4"
     assert "~SCT^79654002^Edema~" in fields["Segment1_Tags"] and "Segment3_Name" not in fields
@@ -114,7 +114,11 @@ def test_dicom_seg_states_the_patient_the_codes_and_the_files_that_it_refers_to(
         origin = next(file for file in map(pydicom.dcmread, series.slices) if file.SOPInstanceUID == uid)
         assert origin.ImagePositionPatient == group.PlanePositionSequence[0].ImagePositionPatient
     first, _, third = dataset.SegmentSequence
-    assert (first.SegmentLabel, third.SegmentLabel, first.SegmentAlgorithmType) == ("TC without ET", "ET", "AUTOMATIC")
+    assert (first.SegmentLabel, third.SegmentLabel, first.SegmentAlgorithmType) == (
+        "necrotic core",
+        "enhancing tumour",
+        "AUTOMATIC",
+    )
     assert first.SegmentAlgorithmName.startswith("swinunetr_jax ")
     assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Enhancing Lesion" and "SegmentDescription" not in first
 
@@ -134,11 +138,11 @@ def test_dicom_seg_without_a_label_and_with_other_letters_is_written(series, tmp
 
 
 def test_labels_have_names_and_codes(series):
-    assert value_names(Task.brats(et_label=3)) == {1: "TC without ET", 2: "WT without TC", 3: "ET"}
     abdomen = ("background", "spleen", "right kidney", "Left_Kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "IVC",
                "portal vein and splenic vein", "pancreas", "right adrenal gland", "lad")  # fmt: skip
     task = Task.classes(14, abdomen)
-    segments = segments_of(task, label_colours(label_names(task)))
+    names = label_names(task)
+    segments = segments_of(task, names, label_colours(names))
     assert generic_note(task) is None and [segment.value for segment in segments] == list(range(1, 14))
     assert segments[2].code == segment_codes.SegmentCode(
         segment_codes.ANATOMY,

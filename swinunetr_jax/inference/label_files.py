@@ -10,7 +10,7 @@ import numpy as np
 from swinunetr_jax import files
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.formats.libraries import check_writer
-from swinunetr_jax.data.formats.segments import segments_of
+from swinunetr_jax.data.formats.segments import Segment, segments_of
 from swinunetr_jax.data.formats.write_dicom_seg import write_dicom_seg
 from swinunetr_jax.data.formats.write_nrrd import write_nrrd
 from swinunetr_jax.data.nifti import Volume, write_volume
@@ -45,7 +45,7 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, scan: Volume, task
         raise InputError(
             f"{path}: the result would overwrite the image that it was computed from; choose another folder or name."
         )
-    segments = segments_of(task, label_colours(label_names(task)))
+    segments = _segments(task)
     write = write_nrrd if name.endswith(".nrrd") else write_dicom_seg
     return write(path, labels, scan, segments)
 
@@ -76,12 +76,18 @@ def check_source(name: str, case: Case) -> None:
 
 def generic_note(task: Task) -> str | None:
     """Returns a sentence on the labels whose names have no code of their own in a DICOM-SEG, or None if there are none."""
-    names = [segment.name for segment in segments_of(task, label_colours(label_names(task))) if segment.code.generic]
+    names = [segment.name for segment in _segments(task) if segment.code.generic]
     if not names:
         return None
     return (
         f"the DICOM-SEG states the code of any tissue for {', '.join(names)}, because the tables of codes do not have these names"
     )
+
+
+def _segments(task: Task) -> tuple[Segment, ...]:
+    """Returns the segments of a task with the names and colours of pictures."""
+    names = label_names(task)
+    return segments_of(task, names, label_colours(names))
 
 
 def _is_dicom(name: str) -> bool:

@@ -61,6 +61,10 @@ def open_itk(path: Path) -> Scan:
                 f"{path}: the header states no position in the body (its space is {short(space)}), expected 'space', such as "
                 "left-posterior-superior, and 'space directions'; save it with them, for example from 3D Slicer."
             )
+        if units := [unit for unit in _units(path) if unit not in ("mm", "")]:
+            raise InputError(
+                f"{path}: the unit of length is {short(units[0])}, expected mm; save it with 'space directions' in mm."
+            )
     shape = (*size, channels) if channels > 1 else tuple(size)
     if (claimed := math.prod(shape)) > present * GZIP_RATIO:  # voxels have at least one byte
         raise InputError(
@@ -76,6 +80,14 @@ def open_itk(path: Path) -> Scan:
         return np.moveaxis(array, (0, 1, 2), (2, 1, 0))
 
     return Scan(path, shape, simpleitk_affine(reader), voxels)
+
+
+def _units(path: Path) -> list[str]:
+    """Returns the units of the axes in space that the header of an NRRD file states, which SimpleITK ignores."""
+    with open(path, "rb") as stream:
+        header = re.split(rb"\r?\n\r?\n", stream.read(_HEADER_BYTES), maxsplit=1)[0]
+    line = re.search(rb"^space units\s*:(.*)$", header, re.MULTILINE)
+    return [unit.decode("utf-8", "replace") for unit in re.findall(rb'"([^"]*)"', line[1])] if line else []
 
 
 def second_file(path: Path) -> Path | None:
