@@ -266,13 +266,17 @@ def test_an_output_that_is_named_like_a_file_is_refused(tmp_path, capsys, name):
     assert "a folder, or for one case a name that ends with .nii.gz" in printed and not (tmp_path / name).exists()
 
 
-def test_quiet_and_verbose_output(model, tmp_path, capsys):
+def test_quiet_and_verbose_output_and_a_viewer_page(model, tmp_path, capsys):
     write_case(tmp_path / "in" / "one")
     arguments = ["-i", str(tmp_path / "in"), "-m", str(model), "--roi", *ROI]
     quiet = run("predict", *arguments, "-o", str(tmp_path / "quiet"), "-q", "--device", "cpu")
     assert quiet == 0 and capsys.readouterr().out == ""
-    assert run("predict", *arguments, "-o", str(tmp_path / "verbose"), "-v") == 0
+    assert run("predict", *arguments, "-o", str(tmp_path / "verbose"), "-v", "--viewer") == 0
     out = capsys.readouterr().out
+    page = (tmp_path / "verbose/BraTS2021_00001.html").read_text()
+    assert '"name": "prediction"' in page and str(tmp_path) not in page
+    record = json.loads((tmp_path / "verbose/predict.json").read_text())
+    assert record["cases"]["BraTS2021_00001"]["outputs"]["viewer"]["path"] == "BraTS2021_00001.html"
     assert f"jax {jax.__version__}" in out and "[1/1] BraTS2021_00001: reading " in out and " s, computing " in out
     for change, expected in [
         (["-q", "-v"], "--quiet and --verbose contradict each other"),

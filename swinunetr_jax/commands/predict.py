@@ -80,6 +80,8 @@ class Predict:
     statistics: bool = False
     """Also write volumes, connected components, bounding boxes and intensities of each label: a JSON file for each case, and
     statistics.csv for all cases in the folder."""
+    viewer: bool = False
+    """Also write a page for each case, which shows the scan and the label map in a browser without the network."""
     recipe: Path | None = None
     """The file of the recipe, for a run whose network is neither a Swin UNETR nor registered. The file is executed."""
     base: Path | None = None
@@ -160,6 +162,7 @@ class Predict:
         names = (
             f"{{}}{ending}",
             "{}_statistics.json",
+            "{}.html",
             "{}_probabilities.nii.gz",
             *(f"{{}}_{measure}.nii.gz" for measure in MEASURES),
         )
@@ -198,6 +201,7 @@ class Predict:
                 postprocess=networks.postprocess,
                 label_format=self.format,
                 statistics=self.statistics,
+                viewer=self.viewer,
             )
         if failed:
             console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
@@ -205,7 +209,7 @@ class Predict:
 
     def _check_one_file(self) -> None:
         """Raises InputError if an option needs a folder."""
-        for name in ("probabilities", "uncertainty", "mc_dropout", "preview", "statistics"):
+        for name in ("probabilities", "uncertainty", "mc_dropout", "preview", "statistics", "viewer"):
             if getattr(self, name):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} writes further files: give a folder as --output instead of {self.output}.")

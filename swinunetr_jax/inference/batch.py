@@ -6,6 +6,7 @@ OUT/CASE_entropy.nii.gz          with uncertainty: the predictive entropy, and a
                                  OUT/CASE_mutual_information.nii.gz and the variance in OUT/CASE_variance.nii.gz
 OUT/CASE.png                     the preview, if requested
 OUT/CASE_statistics.json         with statistics: the numbers of each label; OUT/statistics.csv has those of all cases
+OUT/CASE.html                    the page of the viewer, if requested
 OUT/predict.json                 versions, the digest of the weights, settings, and for each case its inputs, outputs, seconds and volumes,
                                  or its error
 """
@@ -38,6 +39,7 @@ from swinunetr_jax.postprocess import Step
 from swinunetr_jax.statistics import CaseStatistics, check_table_free, write_case, write_table
 from swinunetr_jax.uncertainty import MEASURES
 from swinunetr_jax.version import __version__
+from swinunetr_jax.viewer import LabelMap, viewer_contents, write_page, write_sentence
 from swinunetr_jax.viz.preview import write_preview
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "nibabel")
@@ -57,6 +59,7 @@ def predict_cases(
     postprocess: Sequence[Step] = (),
     label_format: LabelFormat = "nifti",
     statistics: bool = False,
+    viewer: bool = False,
 ) -> list[str]:
     """Segments every case into the folder `out` and returns the names of those that failed.
 
@@ -74,6 +77,7 @@ def predict_cases(
         postprocess: operations on the label maps, which are recorded as a setting. The probabilities remain those of the network.
         label_format: the format of the label maps.
         statistics: also write the statistics of each label, and a table of all cases in the folder.
+        viewer: also write a page that shows the scan and the label map in a browser.
 
     Raises:
         InputError: `out` cannot be written, holds saliency maps or another statistics.csv, or its predict.json is damaged.
@@ -85,9 +89,11 @@ def predict_cases(
         identity = identity | {"postprocess": [asdict(step) for step in postprocess]}
     if label_format != "nifti":
         identity = identity | {"format": label_format}
+    if viewer:
+        identity = identity | {"viewer": True}
     record = Record(out, identity | {"probabilities": probabilities, "preview": preview}, environment())
     work = _Prediction(
-        segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess), label_format, statistics
+        segmenter, out, probabilities, preview, uncertainty, et_label, tuple(postprocess), label_format, statistics, viewer
     )
     if not statistics:
         return run_cases(work, record, cases, overwrite=overwrite)
@@ -113,6 +119,7 @@ class _Prediction:
     postprocess: tuple[Step, ...]
     label_format: LabelFormat
     statistics: bool
+    viewer: bool
     unit: str = "window"
 
     def outputs(self, case: Case) -> dict[str, Path]:
@@ -125,6 +132,8 @@ class _Prediction:
             paths["statistics"] = self.out / f"{case.name}_statistics.json"
         if self.preview:
             paths["preview"] = self.out / f"{case.name}.png"
+        if self.viewer:
+            paths["viewer"] = self.out / f"{case.name}.html"
         return paths
 
     def read(self, case: Case) -> Prepared:
@@ -164,7 +173,20 @@ class _Prediction:
         if "preview" in paths:
             image = result.scan.array if result.scan.array.ndim == 3 else result.scan.array[..., 0]
             write_preview(paths["preview"], image, result.labels, result.scan, result.task, literal(case.name))
+        if "viewer" in paths:
+            self._write_viewer(case, result, paths["viewer"])
         write_labels(paths["labels"], result.labels, result.scan, result.task)
+
+    def _write_viewer(self, case: Case, result: Segmentation, path: Path) -> None:
+        """Writes the page of a case. No prediction fails because a browser could not show it: the page then says why."""
+        prediction = LabelMap("prediction", result.labels)
+        try:
+            contents = viewer_contents(result.channels, result.affine, [prediction], title=case.name, task=result.task)
+        except InputError as error:
+            console.warn(f"{literal(case.name)}: there is no viewer page: {literal(error)}")
+            write_sentence(path, case.name, str(error))
+        else:
+            write_page(path, contents)
 
     def entry(self, result: Segmentation) -> CaseEntry:
         entry = CaseEntry(windows=result.windows, background_windows=result.background_windows, volumes_ml=result.volumes_ml)

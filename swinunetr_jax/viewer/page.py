@@ -20,8 +20,18 @@ NIIVUE = "niivue-0.69.0.umd.js"
 
 def write_page(path: str | os.PathLike, contents: Contents) -> Path:
     """Writes a page, complete or not at all, and returns its path. Raises InputError if it cannot be written."""
+    return _write(path, page_text(contents))
+
+
+def write_sentence(path: str | os.PathLike, title: str, sentence: str) -> Path:
+    """Writes a page that only says why a scan is not shown, with the result and errors of `write_page`."""
+    title, sentence = (html.escape(console.literal(text)) for text in (title, sentence))
+    return _write(path, f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{title}</title>\n<p>{sentence}</p>\n')
+
+
+def _write(path: str | os.PathLike, text: str) -> Path:
     try:
-        files.write_text(path, page_text(contents))
+        files.write_text(path, text)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({files.reason(error)}); give an existing folder with write access and space."
