@@ -40,14 +40,14 @@ class View:
     """Replace an existing page."""
 
     def run(self) -> int:
-        from swinunetr_jax.data.nifti import check_same_grid
-        from swinunetr_jax.viewer import viewer_contents, write_page
+        from swinunetr_jax.data.nifti import on_grid_of
+        from swinunetr_jax.viewer import LabelMap, viewer_contents, write_page
         from swinunetr_jax.viewer.sources import read_case, read_label_maps, task_of_labels
 
         started = time.perf_counter()
         scan = read_case(self.scan, self.channels)
         maps, volumes = read_label_maps(self.segmentations, self.names, scan.reference)
-        check_same_grid([scan.volume, *volumes])
+        maps = [LabelMap(shown.name, on_grid_of(volume, scan.volume).array) for shown, volume in zip(maps, volumes)]
         task = task_of_labels(self.task, self.segmentations, scan)
         path = self.output or Path(f"{scan.name}.html")
         if path.suffix.lower() not in (".html", ".htm"):

@@ -14,7 +14,7 @@ from swinunetr_jax.data.discovery import dataset_json
 from swinunetr_jax.data.discovery.cases import Case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.formats import read_labels, read_volume, stem
-from swinunetr_jax.data.nifti import Volume, check_same_grid
+from swinunetr_jax.data.nifti import Volume, on_grid_of
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
 from swinunetr_jax.viewer.contents import LabelMap
@@ -63,7 +63,7 @@ def read_case(path: Path, further: Sequence[Path] = ()) -> Scan:
     if further:
         case = case_from_files((*case.images, *further))
     volumes = [read_volume(image) for image in case.images]
-    check_same_grid(volumes)
+    volumes = [volumes[0], *(on_grid_of(volume, volumes[0]) for volume in volumes[1:])]
     return Scan(case.name, named_channels(volumes, case.channels), volumes[0], reference, task, notes)
 
 

@@ -83,6 +83,7 @@
         isNearestInterpolation: true,
         logLevel: "error",
         showAllOrientationMarkers: true,
+        multiplanarPadPixels: 12,
       });
       await nv.attachToCanvas(element.firstChild, false);
       views.push({ nv, element, map });
