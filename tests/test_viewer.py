@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import html
 import json
 import re
 from pathlib import Path
@@ -171,3 +172,16 @@ def test_a_scan_is_not_a_label_map():
         viewer_contents({"scan": many * 1.0}, AFFINE, [LabelMap("other", many)], title="case")
     with pytest.raises(InputError, match="3000 voxels along an axis, but browsers show at most 2048"):
         viewer_contents({"scan": np.zeros((3000, 1, 1))}, AFFINE, title="case")
+
+
+def test_a_segmentation_has_a_page_for_notebooks_and_files(tmp_path):
+    first, _ = two_maps()
+    scan = Volume(np.ones(first.shape, np.float32), AFFINE, nib.Nifti1Image(first, AFFINE).header, Path("scan"))
+    channels = {"T1": np.random.default_rng(0).normal(size=first.shape).astype(np.float32)}
+    result = Segmentation(first, None, scan, Task.classes(12), 1, (), channels=channels)
+    frame = result.show_viewer("a <case>")._repr_html_()
+    path = result.save_viewer(tmp_path / "page.html", "a <case>")
+    assert frame.startswith('<iframe srcdoc="&lt;!doctype html') and html.unescape(frame).count("a &lt;case&gt;") == 2
+    assert "a &lt;case&gt;" in path.read_text()
+    with pytest.raises(InputError, match="exists already"):
+        result.save_viewer(path)

@@ -39,7 +39,7 @@ from swinunetr_jax.postprocess import Step
 from swinunetr_jax.statistics import CaseStatistics, check_table_free, write_case, write_table
 from swinunetr_jax.uncertainty import MEASURES
 from swinunetr_jax.version import __version__
-from swinunetr_jax.viewer import LabelMap, viewer_contents, write_page, write_sentence
+from swinunetr_jax.viewer import write_page, write_sentence
 from swinunetr_jax.viz.preview import write_preview
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "nibabel")
@@ -179,9 +179,8 @@ class _Prediction:
 
     def _write_viewer(self, case: Case, result: Segmentation, path: Path) -> None:
         """Writes the page of a case. No prediction fails because a browser could not show it: the page then says why."""
-        prediction = LabelMap("prediction", result.labels)
         try:
-            contents = viewer_contents(result.channels, result.affine, [prediction], title=case.name, task=result.task)
+            contents = result.viewer_page(case.name)
         except InputError as error:
             console.warn(f"{literal(case.name)}: there is no viewer page: {literal(error)}")
             write_sentence(path, case.name, str(error))

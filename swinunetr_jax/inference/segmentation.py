@@ -20,6 +20,8 @@ from swinunetr_jax.task import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from swinunetr_jax.viewer import Contents, Frame
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -113,6 +115,28 @@ class Segmentation:
             figure = preview_figure(image, self.labels, self.affine, self.task, title)
             figure.canvas.draw()  # the layout and the text are settled while text is literal
         return figure
+
+    def viewer_page(self, title: str) -> Contents:
+        """Returns the contents of the page that shows the scan and the label map in a browser.
+
+        Raises:
+            InputError: the scan is too large for browsers.
+        """
+        from swinunetr_jax.viewer import LabelMap, viewer_contents
+
+        return viewer_contents(self.channels, self.affine, [LabelMap("prediction", self.labels)], title=title, task=self.task)
+
+    def save_viewer(self, path: str | os.PathLike, title: str = "scan", *, overwrite: bool = False) -> Path:
+        """Writes the page of `viewer_page` as one HTML file, with the errors of `save`."""
+        from swinunetr_jax.viewer import write_page
+
+        return write_page(_new_file(path, overwrite, (".html", ".htm")), self.viewer_page(title))
+
+    def show_viewer(self, title: str = "scan") -> Frame:
+        """Returns the page of `viewer_page`, which a notebook displays in a frame as the value of a cell."""
+        from swinunetr_jax.viewer import Frame
+
+        return Frame(self.viewer_page(title))
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in self.volumes_ml.items())

@@ -4,6 +4,6 @@ The page contains NiiVue (static/niivue-*.umd.js, BSD-2-Clause), the scan and th
 """
 
 from swinunetr_jax.viewer.contents import Contents, LabelMap, viewer_contents
-from swinunetr_jax.viewer.page import page_text, write_page, write_sentence
+from swinunetr_jax.viewer.page import Frame, page_text, write_page, write_sentence
 
-__all__ = ["Contents", "LabelMap", "page_text", "viewer_contents", "write_page", "write_sentence"]
+__all__ = ["Contents", "Frame", "LabelMap", "page_text", "viewer_contents", "write_page", "write_sentence"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,18 @@ NIIVUE = "niivue-0.69.0.umd.js"
 def write_page(path: str | os.PathLike, contents: Contents) -> Path:
     """Writes a page, complete or not at all, and returns its path. Raises InputError if it cannot be written."""
     return _write(path, page_text(contents))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A page as the value of a cell of a notebook, which displays it in a frame of this height in pixels."""
+
+    contents: Contents
+    height: int = 720
+
+    def _repr_html_(self) -> str:
+        text = html.escape(page_text(self.contents))
+        return f'<iframe srcdoc="{text}" width="100%" height="{self.height}" style="border: 0"></iframe>'
 
 
 def write_sentence(path: str | os.PathLike, title: str, sentence: str) -> Path:
