@@ -91,7 +91,10 @@ def test_a_fifth_of_the_background_may_be_labelled(window):
     labels[1, :8] = 1  # 16 of 80
     assert implausible(labels, task, [image, other]) == ()
     labels[2, 0, 0] = 1
-    assert implausible(labels, task, [image, other]) == ("21 % of the scan's background is labelled, where it shows nothing",)
+    assert implausible(labels, task, [image, other]) == (
+        "21 % of the scan's background (voxels that show nothing) is labelled, which is not plausible: check the order of the channels, "
+        "the task and the result",
+    )
     assert implausible(labels, task, [image + 1000]) == ()  # no background
 
 

@@ -80,7 +80,8 @@ def generic_note(task: Task) -> str | None:
     if not names:
         return None
     return (
-        f"the DICOM-SEG states the code of any tissue for {', '.join(names)}, because the tables of codes do not have these names"
+        f"the DICOM-SEG states the code of any tissue for {', '.join(names)}, because the tables of codes do not have these names: name "
+        "the outputs after organs or findings with --labels, if they are such"
     )
 
 

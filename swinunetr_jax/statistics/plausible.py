@@ -35,4 +35,7 @@ def implausible(labels: np.ndarray, task: Task, channels: Iterable[np.ndarray]) 
     share = int(np.count_nonzero(labelled & background)) / count if count else 0.0
     if share <= MAX_BACKGROUND:
         return ()
-    return (f"{100 * share:.0f} % of the scan's background is labelled, where it shows nothing",)
+    return (
+        f"{100 * share:.0f} % of the scan's background (voxels that show nothing) is labelled, which is not plausible: check the order of "
+        "the channels, the task and the result",
+    )

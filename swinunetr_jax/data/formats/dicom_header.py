@@ -93,7 +93,10 @@ def planes_of(header: Header) -> list[Plane]:
     """
     file, image = header.file, header.image
     if str(image.get("SOPClassUID", "")) == _SEGMENTATION:
-        raise InputError(f"{file}: is a DICOM segmentation, expected a scan; convert it to NIfTI to use it as a label map.")
+        raise InputError(
+            f"{file}: is a DICOM segmentation, which can be written but not read here, expected a scan, or a label map as NIfTI or NRRD; "
+            "write the label map with --format nifti or nrrd."
+        )
     if _number(image.get("SamplesPerPixel"), 1) != 1 or not str(image.get("PhotometricInterpretation", "MONOCHROME2")).startswith(
         "MONO"
     ):
