@@ -52,8 +52,15 @@ def test_a_stablehlo_program_has_the_logits_of_the_network_for_any_number_of_win
     assert exported.description["input"]["channels"] == ["FLAIR", "T1ce", "T1", "T2"]
     assert exported.description["output"]["names"] == ["TC", "WT", "ET"] and exported.description["computed_in"] == dtype
     for count in (1, 3):
-        # In bfloat16 the logits differ from those in float32 by the rounding of all layers, of which each rounds by at most 2⁻⁸.
-        check_logits(np.asarray(exported(windows(count))), model, windows(count), 1e-4 if dtype == "float32" else 0.05)
+        got = np.asarray(exported(windows(count)))
+        if dtype == "float32":
+            check_logits(got, model, windows(count), 1e-4)
+        else:
+            expected = np.asarray(jax.jit(model)(jnp.asarray(windows(count))))
+            difference = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+            # One rounding to bfloat16 has a relative error of about 2⁻⁹ / √3 = 0.11 %. About 50 of them follow one another in the network,
+            # and independent errors add up to √50 · 0.11 % = 0.8 %. The limit is 2.5 times that. Float32 would be below 0.1 %.
+            assert got.dtype == np.float32 and 0.001 < difference < 0.02
 
 
 def test_a_stablehlo_program_for_one_number_of_windows(model, tmp_path):

@@ -78,7 +78,8 @@ def _check(path: str | os.PathLike, description: dict[str, Any]) -> None:
     platforms, here = description["platforms"], jax.default_backend()
     if here not in platforms and not (here == "gpu" and {"cuda", "rocm"} & set(platforms)):
         raise InputError(
-            f"{path} was exported for {', '.join(platforms)}, and JAX runs on {here} here: export the network with --platforms {here}."
+            f"{path} was exported for {', '.join(platforms)}, and JAX runs on {here} here: export the network for this machine, with "
+            f"--platforms {'cuda (or rocm)' if here == 'gpu' else here}."
         )
 
 
