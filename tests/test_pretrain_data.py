@@ -142,7 +142,7 @@ def test_faulty_entries_are_reported_as_in_a_training_with_labels(tmp_path, caps
             scan(tmp_path / f"scan{number}" / f"scan{number}_{name}.nii.gz", seed=number)
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "volume.nrrd").write_bytes(b"NRRD")
+    (tmp_path / "other" / "volume.mnc").write_bytes(b"MINC")  # a format that is not read
     cases = collect_cases(recipe(tmp_path), tmp_path.with_name("run"))
     assert len(cases.train) + len(cases.validation) == 6
     assert "other" in capsys.readouterr().out
