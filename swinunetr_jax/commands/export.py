@@ -58,7 +58,7 @@ class Export:
         checkpoint = open_checkpoint(paths[0], **self.weights.fields())
         task = self.task_options.apply(checkpoint, paths[0], preset)
         options = {"task": task, "roi": self.roi, "batch": batch, "overwrite": self.overwrite}
-        console.say("tracing the network, which takes a minute or less …")
+        console.say("tracing the network, which can take minutes for ONNX …")
         if ending == ".onnx":
             export_onnx(self.target, checkpoint.model(), **options)
         else:
