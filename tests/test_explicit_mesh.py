@@ -52,6 +52,7 @@ def in_subprocess(function: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.fault("4.4")
 def test_the_network_can_be_traced_over_explicit_axes_and_has_the_logits_of_one_device():
     results = in_subprocess("check_some_cases")

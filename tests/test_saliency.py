@@ -100,9 +100,10 @@ def test_the_gradient_of_every_intermediate_equals_that_of_torch(networks):
 
 @pytest.mark.parametrize(
     ("networks", "layer"),
-    [pytest.param("2-D, classes", "swin.stage2", marks=pytest.mark.long), ("3-D, regions", "decoder4")],
+    [("2-D, classes", "swin.stage2"), ("3-D, regions", "decoder4")],
     indirect=["networks"],
 )
+@pytest.mark.long
 def test_maps_equal_those_of_torch(networks, layer):
     model, net, x = networks
     mask, activations, gradients = their_pass(net, x, 1, KINDS[model.config.spatial_dims])
