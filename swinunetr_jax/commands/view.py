@@ -42,6 +42,7 @@ class View:
     def run(self) -> int:
         from swinunetr_jax.data.nifti import on_grid_of
         from swinunetr_jax.viewer import LabelMap, viewer_contents, write_page
+        from swinunetr_jax.viewer.contents import MAX_DIFFERENCES
         from swinunetr_jax.viewer.sources import read_case, read_label_maps, task_of_labels
 
         started = time.perf_counter()
@@ -56,6 +57,9 @@ class View:
             raise InputError(f"{path} exists already: choose another name with --output, or give --overwrite.")
         contents = viewer_contents(scan.channels, scan.volume.affine, maps, title=scan.name, task=task)
         write_page(path, contents)
+        if left_out := maps[1 + MAX_DIFFERENCES :]:
+            names = ", ".join(label_map.name for label_map in left_out)
+            console.say(f"note: at most {MAX_DIFFERENCES} differences are shown, and not those to {console.literal(names)}")
         for note in scan.notes:
             console.say(f"note: {console.literal(note)}")
         size = console.size(path.stat().st_size)
