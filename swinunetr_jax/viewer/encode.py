@@ -1,7 +1,7 @@
 """Scans and label maps as base64 text: gzip-compressed NIfTI with 8 or 16 bits per voxel, for a page.
 
-Intensities are exact if they are integers that fit and the page does not become too large. Otherwise they are rounded to steps, whose size the
-page states.
+Intensities are exact if they are integers that fit and the page does not become too large. Otherwise they are rounded to steps, and the
+page states the size of a step.
 """
 
 import base64
