@@ -30,7 +30,7 @@ class Export:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the computation in a .stablehlo file. Windows and logits are float32."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ()
-    """Where a .stablehlo file can run; by default cpu, cuda and tpu."""
+    """The platforms on which a .stablehlo file can run; by default cpu, cuda and tpu."""
     overwrite: bool = False
     """Replace FILE if it exists."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)

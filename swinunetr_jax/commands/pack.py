@@ -32,9 +32,9 @@ class Pack:
     licence: str | None = None
     """The licence of the weights, such as cc-by-4.0, for its card."""
     intended_use: str | None = None
-    """What the model is for, for its card."""
+    """The intended use of the model, for its card."""
     limits: str | None = None
-    """What it is not fit for, and what was not tested, for its card."""
+    """The known limits of the model, for its card: uses that it is not fit for, and uses that were not tested."""
     card: Path | None = None
     """A model card in Markdown, instead of the five options above. The facts of the files are added to it."""
     overwrite: bool = False

@@ -1,4 +1,4 @@
-"""What is exported: the checked choices of an export, the function that is traced, and the description that the file holds."""
+"""The choices of an export, which are checked here, the function that is traced, and the description that the file holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

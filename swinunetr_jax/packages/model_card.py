@@ -16,14 +16,14 @@ _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")  # the Hugging Face hub takes s
 
 @dataclass(frozen=True)
 class Card:
-    """What a user states about a model; a part that is None is not stated.
+    """The statements of a user about a model. A part that is None was not stated.
 
     Attributes:
         name: the name of the model.
         data: the scans that it was trained on, with their source.
         licence: the licence of the weights.
-        intended_use: what it is for.
-        limits: what it is not fit for, and what was not tested.
+        intended_use: the intended use.
+        limits: uses that it is not fit for, and uses that were not tested.
         text: a card in Markdown that is used instead of the parts above.
     """
 
@@ -43,7 +43,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files of a model say about it: its configuration, task, parameters, SHA-256 of its weight files by name, and records."""
+    """The facts that the files of a model state: configuration, task, parameters, records, and the SHA-256 of each weight file."""
 
     config: SwinUNETRConfig
     task: Task

@@ -16,13 +16,8 @@ from swinunetr_jax.data.formats.dicom_stack import DIRECTION, Plane
 from swinunetr_jax.data.formats.libraries import library
 from swinunetr_jax.errors import InputError
 
-TAGS = [
-    "SOPClassUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "ImageType",
+# The attributes that describe the stored values of the pixels.
+PIXEL_TAGS = (
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -32,6 +27,15 @@ TAGS = [
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+)
+TAGS = [
+    *PIXEL_TAGS,
+    "SOPClassUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "ImageType",
     "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
@@ -57,12 +61,12 @@ class Header:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the file holds an image, unlike a report or a presentation state."""
+        """True if the file holds an image; reports and presentation states hold none."""
         return "Rows" in self.image and "Columns" in self.image
 
     @property
     def is_localizer(self) -> bool:
-        """Whether the file states that it is a localizer, also called scout, survey or topogram."""
+        """True if the file states that it is a localizer, which is also called scout, survey or topogram."""
         return any(_LOCALIZER.search(str(word)) for word in _values(self.image.get("ImageType")))
 
 

@@ -10,22 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from swinunetr_jax.data.formats.dicom_files import DicomFiles
-from swinunetr_jax.data.formats.dicom_header import Header
+from swinunetr_jax.data.formats.dicom_header import PIXEL_TAGS, Header
 from swinunetr_jax.data.formats.libraries import library
 from swinunetr_jax.errors import InputError
 
-_PIXELS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelData",
-)
+_PIXELS = (*PIXEL_TAGS, "PixelData")
 _SINGLE, _BYTES, _WORDS = (f"1.2.840.10008.5.1.4.1.1.7{end}" for end in ("", ".2", ".3"))  # secondary captures
 _NATIVE = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 # The transfer syntaxes that GDCM decodes: JPEG, JPEG-LS, JPEG 2000 and RLE.
