@@ -14,6 +14,7 @@ from swinunetr_jax.data import brats
 from swinunetr_jax.data.scan_range import ScanRange
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.fields import is_int, is_number, set_tuple
+from swinunetr_jax.output import Output, is_label
 
 KINDS = ("regions", "classes", "images")
 INTENSITIES = ("zscore", "window", "none")
@@ -33,31 +34,6 @@ class NetworkShape(Protocol):
     def spatial_dims(self) -> int: ...
 
     def check_spatial(self, shape: tuple[int, ...], /) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """One output channel.
-
-    Attributes:
-        name: its name.
-        value: the label that is written into a label map for this output.
-        members: the labels that a region consists of; empty for a class.
-    """
-
-    name: str
-    value: int
-    members: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise InputError(f"`name` of an output must be text, got {self.name!r}.")
-        set_tuple(self, "members", "label values", _is_label)
-        if not _is_label(self.value):
-            raise InputError(
-                f"`value` of {self.name} must be an integer in 0 … 255, the range of uint8 label maps, got {self.value!r}."
-            )
-        object.__setattr__(self, "value", int(self.value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +141,7 @@ class Task:
 
     def _check_ignore(self, ignore: int) -> None:
         """Raises InputError unless `ignore` is a label that neither the background nor an output has."""
-        if not _is_label(ignore) or ignore == 0:
+        if not is_label(ignore) or ignore == 0:
             raise InputError(f"`ignore` must be a label in 1 … 255, because 0 is the background, got {ignore!r}.")
         for output in self.outputs:
             if ignore in (output.value, *self.labels_of(output)):
@@ -203,12 +179,21 @@ class Task:
         def swap(value: int) -> int:
             return label if value == old else value
 
-        outputs = tuple(Output(name=o.name, value=swap(o.value), members=tuple(map(swap, o.members))) for o in self.outputs)
+        outputs = tuple(
+            dataclasses.replace(output, value=swap(output.value), members=tuple(map(swap, output.members)))
+            for output in self.outputs
+        )
         return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values. `ignore` and `scans` are omitted if they are None, as earlier versions have stored tasks."""
+        """Returns the fields as JSON values.
+
+        `ignore` and `scans` are omitted if they are None, and a `code` if it is empty, as earlier versions have stored tasks.
+        """
         values = dataclasses.asdict(self)
+        for output in values["outputs"]:
+            if not output["code"]:
+                del output["code"]
         return {name: value for name, value in values.items() if value is not None or name not in ("ignore", "scans")}
 
     @classmethod
@@ -312,10 +297,6 @@ def ignored_label(labels: Mapping[str, int | list[int]]) -> int | None:
             raise InputError(f"the label {IGNORE} of the data set's dataset.json is {value}, expected one value; merge them.")
         return value[0]
     return value
-
-
-def _is_label(value: Any) -> bool:
-    return is_int(value) and 0 <= value <= 255
 
 
 def _is_size(value: Any) -> bool:

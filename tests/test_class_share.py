@@ -8,7 +8,8 @@ from swinunetr_jax.data.augment.class_share import ClassShare
 from swinunetr_jax.data.augment.crops import CropByClass, CropByLabel, ForegroundCrop, RandomCrop, SourceCrop
 from swinunetr_jax.data.prepare import class_voxels
 from swinunetr_jax.data.prepare.class_voxels import ClassVoxels, class_names, find_class_voxels
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 
 ALWAYS = ClassShare(1.0, 2)
 

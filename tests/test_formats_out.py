@@ -1,5 +1,6 @@
 """Label maps as NRRD and DICOM-SEG: other libraries read the same voxels at the same places, with names, codes and references."""
 
+import json
 import resource
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.evaluation.pairs import find_predictions
 from swinunetr_jax.inference.label_files import generic_note
 from swinunetr_jax.inference.segmentation import Segmentation
+from swinunetr_jax.output import Output
 from swinunetr_jax.viz.labels import label_colours, label_names
 
 sitk = pytest.importorskip("SimpleITK")
@@ -119,8 +121,31 @@ def test_dicom_seg_states_the_patient_the_codes_and_the_files_that_it_refers_to(
         "enhancing tumour",
         "AUTOMATIC",
     )
+    assert (first.SegmentDescription, third.SegmentDescription) == ("Label 1 of the label map.", "Label 4 of the label map.")
     assert first.SegmentAlgorithmName.startswith("swinunetr_jax ")
-    assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Enhancing Lesion" and "SegmentDescription" not in first
+    assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Enhancing Lesion"
+
+
+def test_dicom_seg_states_the_codes_of_the_task(series, tmp_path, capsys):
+    nodule = ("27925004", "SCT", "Nodule", "49755003", "SCT", "Morphologically Abnormal Structure")
+    outputs = (
+        Output(name="background", value=0),
+        Output(name="a", value=3, code=nodule),
+        Output(name="spleen", value=5, code=nodule[:3]),
+    )
+    task = Task(kind="classes", outputs=outputs)
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+    first, second = pydicom.dcmread(result(series, task).save(tmp_path / "labels.dcm")).SegmentSequence
+    codes = [(item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning) for item in first.SegmentedPropertyTypeCodeSequence]
+    codes += [
+        (item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning) for item in first.SegmentedPropertyCategoryCodeSequence
+    ]
+    assert codes == [nodule[:3], nodule[3:]] and first.SegmentDescription == "Label 3 of the label map."
+    assert second.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Nodule"
+    assert second.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Anatomical Structure"
+    assert "any tissue" not in capsys.readouterr().out
+    with refused("`code` of a must hold the value, the scheme and the meaning of a code", "got 2 texts"):
+        Output(name="a", value=3, code=nodule[:2])
 
 
 def test_dicom_seg_without_a_label_and_with_other_letters_is_written(series, tmp_path, capsys):
@@ -244,8 +269,7 @@ def test_predict_writes_and_resumes_other_formats(tmp_path, capsys):
     (out / "a_probabilities.nii.gz").unlink()
     for name in ("a", "b"):
         (out / f"{name}.seg.nrrd").rename(out / f"{name}.dcm")
-    with refused("label maps are DICOM-SEG, which `evaluate` does not read"):
-        find_predictions(out)
+    assert find_predictions(out).cases == {"a": out / "a.dcm", "b": out / "b.dcm"}
 
 
 @pytest.mark.long

@@ -10,7 +10,8 @@ from helpers.refusals import refused
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.data.check.check_dataset import check_dataset
 from swinunetr_jax.data.discovery.formats import find_cases
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 from swinunetr_jax.training import Recipe
 from swinunetr_jax.training.data import collect_cases
 

@@ -14,7 +14,7 @@ from helpers.loss_references import class_map, compare, sample
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.losses import Loss, cross_entropy, dice_ce_loss, dice_loss, targets
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 
 GRIDS = [(5, 3, 7), (4, 9)]
 BOOLS = (False, True)

@@ -14,7 +14,7 @@ from helpers.loss_references import class_map, compare, sample
 
 from swinunetr_jax import InputError, Task
 from swinunetr_jax.losses import Loss, cross_entropy, dice_loss, focal_loss, tversky_loss
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 
 IGNORE = 9
 WEIGHTS = (0.5, 2.0, 3.0)

@@ -14,7 +14,7 @@ from helpers.refusals import refused
 from helpers.weight_states import CONFIG_3D, random_params
 
 from swinunetr_jax import Task
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 from swinunetr_jax.weights.bundle import read_bundle
 from swinunetr_jax.weights.load import open_checkpoint, read_task, save_params
 

@@ -10,6 +10,7 @@ from helpers.refusals import refused
 
 from swinunetr_jax import Task
 from swinunetr_jax.inference.open_networks import chosen_postprocess
+from swinunetr_jax.output import Output
 from swinunetr_jax.postprocess import (
     Postprocess,
     Step,
@@ -20,7 +21,6 @@ from swinunetr_jax.postprocess import (
     replace_small,
     write_postprocess,
 )
-from swinunetr_jax.task import Output
 from swinunetr_jax.training import fold_labels
 from swinunetr_jax.training.choose_postprocess import Pair, choose_postprocess
 from swinunetr_jax.weights.checkpoint import DESCRIPTION

@@ -13,7 +13,7 @@ from swinunetr_jax.data.discovery.prediction_record import read_record
 from swinunetr_jax.data.nifti import read_labels
 from swinunetr_jax.inference import batch
 from swinunetr_jax.inference.batch import predict_cases
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 
 ET_2024 = Task.from_labels({"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4})
 REGIONS_2024 = Task.from_labels({"background": 0, "TC": [1, 3], "WT": [1, 2, 3], "ET": [3], "RC": [4]}, (1, 2, 3, 4))

@@ -24,7 +24,7 @@ from swinunetr_jax.evaluation.pairs import Reference, References
 from swinunetr_jax.inference import scan_grid, slab_sum
 from swinunetr_jax.inference.predict import Segmenter
 from swinunetr_jax.metrics import dice
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 from swinunetr_jax.training import plots
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import ScanGrid, predict_options, validate

@@ -11,7 +11,7 @@ from swinunetr_jax import InputError, SwinUNETR, SwinUNETRConfig, Task, save_che
 from swinunetr_jax.inference.crop import expand_box, foreground_box
 from swinunetr_jax.inference.plan import Plan
 from swinunetr_jax.inference.predict import Segmenter
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 
 
 def test_expanded_boxes_have_few_shapes():

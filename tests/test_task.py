@@ -7,7 +7,8 @@ import pytest
 
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 
 REGION = Output(name="lesion", value=1, members=(1,))
 

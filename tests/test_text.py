@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from swinunetr_jax import Task
 from swinunetr_jax.data.nifti import Volume
-from swinunetr_jax.task import Output
-from swinunetr_jax.training import loop, plots, validation
+from swinunetr_jax.output import Output
+from swinunetr_jax.training import loop, pages, plots, validation
 from swinunetr_jax.training.html_report import write_report
 from swinunetr_jax.training.objective import FromFunction
 from swinunetr_jax.viz import figures, preview
@@ -96,6 +96,7 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(plots, "write_progress", fail)
     monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append((path.name, scores)))
+    monkeypatch.setattr(pages, "write_case_page", lambda path, score, task: drawn.append((path.name, score)))
     tracked = []
     log = SimpleNamespace(say=messages.append, rows=[], picture=lambda path, step: tracked.append((path.name, step)))
     progress, cases = SimpleNamespace(step=1), SimpleNamespace(task=None)
@@ -103,12 +104,28 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
     scores, objective = SimpleNamespace(first=[], lowest=["low"], highest=["high"]), FromFunction(fail)
     loop._draw(run, scores, True, objective)
     assert messages == ["warning: progress.png was not drawn (no font\\x1b); the run continues"]
-    assert drawn == [("validation.png", []), ("worst.png", ["low"]), ("best.png", ["high"])]
-    assert tracked == [("validation.png", 1), ("worst.png", 1), ("best.png", 1)]  # trackers receive only what was drawn
+    assert drawn == [
+        ("validation.png", []),
+        ("worst.png", ["low"]),
+        ("best.png", ["high"]),
+        ("worst.html", "low"),
+        ("best.html", "high"),
+    ]
+    assert tracked == [
+        ("validation.png", 1),
+        ("worst.png", 1),
+        ("best.png", 1),
+    ]  # trackers receive only the pictures that were drawn
     drawn.clear()
     objective.higher_is_better = False
     loop._draw(run, scores, True, objective)
-    assert sorted(drawn) == [("best.png", ["low"]), ("validation.png", []), ("worst.png", ["high"])]
+    assert sorted(drawn) == [
+        ("best.html", "low"),
+        ("best.png", ["low"]),
+        ("validation.png", []),
+        ("worst.html", "high"),
+        ("worst.png", ["high"]),
+    ]
 
 
 def write_run(run, **recipe):

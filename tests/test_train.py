@@ -111,6 +111,12 @@ def test_a_run_writes_its_log_pictures_report_and_networks(finished):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     report = (finished / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3 and 'src="http' not in report
+    for name in ("best", "worst"):
+        assert f'<a href="{name}.html">' in report
+        page = (finished / f"{name}.html").read_text()
+        assert all(
+            f'"name": "{shown}"' in page for shown in ("FLAIR", "T1ce", "T1", "T2", "prediction", "reference", "difference")
+        )
     assert all(case in report for case in validations[0]["cases"])
     content = json.loads((finished / "run.json").read_text())
     assert sorted(content["cases"]["train"] + content["cases"]["validation"]) == [f"BraTS2021_{n:05d}" for n in range(4)]

@@ -15,7 +15,7 @@ from swinunetr_jax import InputError, Task
 from swinunetr_jax.cli import main
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.inference.segmentation import Segmentation
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 from swinunetr_jax.viewer import LabelMap, page_text, viewer_contents
 from swinunetr_jax.viewer.encode import quantized
 from swinunetr_jax.viz.labels import colour, label_colours, label_names

@@ -126,11 +126,22 @@ def _times(times: Times | None) -> list[str]:
 def _pictures(run: Path, options: Options) -> list[str]:
     """Returns the pictures of the best validation with their titles."""
     if options.kind != "scans":
-        return ["<h2>Best cases</h2>", _image(run / "best.png"), "<h2>Worst cases</h2>", _image(run / "worst.png")]
+        return [*_extreme_cases(run, "best"), *_extreme_cases(run, "worst")]
     if options.task != "mim":
         return []
     note = '<p class="note">One slice of a crop of each of the first held-out scans at the last validation. Masked blocks are blue.</p>'
     return ["<h2>Filled in</h2>", _image(run / "filled_in.png"), note]
+
+
+def _extreme_cases(run: Path, name: str) -> list[str]:
+    """Returns the picture of the best or the worst cases with its title, and a link to the page of the first of them if it exists."""
+    parts, page = [f"<h2>{name.title()} cases</h2>", _image(run / f"{name}.png")], f"{name}.html"
+    if files.exists(run / page):
+        parts.append(
+            f'<p><a href="{page}">Show the {name} case in slices and in 3-D</a>, with all channels, the prediction, the reference and '
+            f"their difference. The link needs the file {page} in the folder of this report.</p>"
+        )
+    return parts
 
 
 def _score(value: float | None, digits: int = 3) -> str:

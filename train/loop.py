@@ -241,7 +241,7 @@ def _is_better(score: float, best: float | None, objective: Objective) -> bool:
 
 
 def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
-    """Draws the pictures of a validation. A failure of any kind is only a warning, and the run continues."""
+    """Draws the pictures and pages of a validation. A failure of any kind is only a warning, and the run continues."""
     drawings: dict[str, Callable[[Path], None]] = {
         "progress.png": lambda path: plots.write_progress(path, run.log.rows, run.total)
     }
@@ -251,4 +251,5 @@ def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
         except Exception as error:
             run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")
         else:
-            run.log.picture(run.folder / name, run.progress.step)
+            if name.endswith(".png"):  # a page of a large scan has many megabytes
+                run.log.picture(run.folder / name, run.progress.step)

@@ -15,7 +15,7 @@ from jax import Array
 
 from swinunetr_jax import InputError, SwinUNETR, Task
 from swinunetr_jax.data.prepare.cache import PreparedCase
-from swinunetr_jax.training import plots
+from swinunetr_jax.training import pages, plots
 from swinunetr_jax.training.config import Validation
 from swinunetr_jax.training.validation import Scores, validate
 from swinunetr_jax.weights.params import NetworkConfig, dotted
@@ -74,16 +74,20 @@ class Objective(nnx.Module):
         return validate(config, network, cases, task, options, progress, spatial_shards=spatial_shards)
 
     def drawings(self, scores: Scores, better: bool, task: Task) -> dict[str, Callable[[Path], None]]:
-        """Returns the functions that draw the pictures of a validation, by the name of the file in the run's folder.
+        """Returns the functions that draw the pictures and pages of a validation, by the name of the file in the run's folder.
 
         Args:
             scores: the result of `validate`.
             better: whether the network is the best so far.
             task: the task.
         """
-        low, high = ("worst.png", "best.png") if self.higher_is_better else ("best.png", "worst.png")
-        compared = {"validation.png": scores.first} | ({low: scores.lowest, high: scores.highest} if better else {})
-        return {name: partial(plots.write_comparison, scores=cases, task=task) for name, cases in compared.items()}
+        compared, shown = {"validation.png": scores.first}, {}
+        if better:
+            low, high = ("worst", "best") if self.higher_is_better else ("best", "worst")
+            compared |= {f"{low}.png": scores.lowest, f"{high}.png": scores.highest}
+            shown = {f"{low}.html": scores.lowest[0], f"{high}.html": scores.highest[0]}
+        pictures = {name: partial(plots.write_comparison, scores=cases, task=task) for name, cases in compared.items()}
+        return pictures | {name: partial(pages.write_case_page, score=case, task=task) for name, case in shown.items()}
 
 
 class Supervised(Objective):

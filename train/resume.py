@@ -11,7 +11,7 @@ from tyro.conf import arg
 from swinunetr_jax import InputError, Task, files
 from swinunetr_jax.buckets import MAY_BE_ADDRESS, is_address, scratch_folder
 from swinunetr_jax.files import local_path
-from swinunetr_jax.task import Output
+from swinunetr_jax.output import Output
 from swinunetr_jax.training.bucket_store import pull
 from swinunetr_jax.training.config import Devices
 from swinunetr_jax.training.description import RECIPE_TEXT, Head, read_recipe, stored_options

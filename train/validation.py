@@ -219,9 +219,9 @@ class ScanGrid:
         scan = replace(labels, array=np.broadcast_to(np.uint8(0), self.shape), affine=self.affine, path=case.sources[0])
         return on_grid_of(labels, scan).array
 
-    def image(self, case: PreparedCase) -> np.ndarray:
-        """Returns the first channel [x, y, z], for pictures."""
-        image = full_grid(case)[0][..., 0]
+    def image(self, case: PreparedCase, channel: int = 0) -> np.ndarray:
+        """Returns a channel [x, y, z], for pictures."""
+        image = full_grid(case)[0][..., channel]
         if isinstance(self.back, InverseResample):
             return self.back.reorient.apply(interpolated(image, self.back.matrix, self.back.reorient.shape))
         return image if self.back is None else self.back.apply(image)

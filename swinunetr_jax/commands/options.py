@@ -10,8 +10,9 @@ from tyro.conf import arg
 
 from swinunetr_jax import console
 from swinunetr_jax.errors import InputError
+from swinunetr_jax.output import Output
 from swinunetr_jax.presets import Preset, find_preset
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.task import Task
 
 if TYPE_CHECKING:
     from swinunetr_jax.weights.load import Checkpoint

@@ -33,7 +33,8 @@ class View:
     """The names of the label maps in the page, such as prediction reference; by default those of their files."""
     task: Annotated[str | None, arg(metavar="TASK", help_behavior_hint="")] = None
     """The names of the labels: brats, or a file that states them (a predict.json, run.json or dataset.json); by default the predict.json
-    next to the first label map, or else the data set of the scan, or else the values."""
+    next to the first label map, or else the names in that label map if it is a DICOM-SEG, or else the data set of the scan, or else the
+    values."""
     open: bool = False
     """Open the page in the browser."""
     overwrite: bool = False
@@ -49,7 +50,7 @@ class View:
         scan = read_case(self.scan, self.channels)
         maps, volumes = read_label_maps(self.segmentations, self.names, scan.reference)
         maps = [LabelMap(shown.name, on_grid_of(volume, scan.volume).array) for shown, volume in zip(maps, volumes)]
-        task = task_of_labels(self.task, self.segmentations, scan)
+        task = task_of_labels(self.task, self.segmentations, scan, volumes[0].names if volumes else {})
         path = self.output or Path(f"{scan.name}.html")
         if path.suffix.lower() not in (".html", ".htm"):
             raise InputError(f"{path}: the ending is not supported, expected .html.")
@@ -60,7 +61,7 @@ class View:
         if left_out := maps[1 + MAX_DIFFERENCES :]:
             names = ", ".join(label_map.name for label_map in left_out)
             console.say(f"note: at most {MAX_DIFFERENCES} differences are shown, and not those to {console.literal(names)}")
-        for note in scan.notes:
+        for note in (*scan.notes, *(note for volume in volumes for note in volume.notes)):
             console.say(f"note: {console.literal(note)}")
         size = console.size(path.stat().st_size)
         console.say(

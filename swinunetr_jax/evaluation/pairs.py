@@ -15,9 +15,10 @@ from swinunetr_jax.data.discovery import dataset_json, prediction_record
 from swinunetr_jax.data.discovery.channels import split_name
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.formats import read_labels
-from swinunetr_jax.data.formats.names import is_image, stem
+from swinunetr_jax.data.formats.names import DICOM, is_image, stem
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Output, Task, ignored_label
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task, ignored_label
 
 # The endings of the other maps that `predict` writes next to the label map of a case.
 OTHER_MAPS = ("_probabilities", "_entropy", "_mutual_information", "_variance")
@@ -57,7 +58,7 @@ class Predictions:
 
 
 def find_predictions(path: str | os.PathLike) -> Predictions:
-    """Returns the label maps by case name: CASE.nii.gz or CASE.seg.nrrd in a folder of `predict`, CASE_seg.nii.gz, or one file.
+    """Returns the label maps by case name: CASE.nii.gz, CASE.seg.nrrd or CASE.dcm in a folder of `predict`, CASE_seg.nii.gz, or one file.
 
     Files of probabilities and uncertainty are not included. Raises InputError if there is no label map, or if the folder holds the
     maps of `saliency`.
@@ -65,11 +66,7 @@ def find_predictions(path: str | os.PathLike) -> Predictions:
     path = Path(path)
     if files.is_folder(path) and files.exists(path / prediction_record.SALIENCY_RECORD):
         raise InputError(f"{path} holds saliency maps, not label maps: give the folder of `swinunetr predict`.")
-    images = _images(path)
-    if not images and files.is_folder(path) and any(file.name.endswith(".dcm") for file in path.iterdir()):
-        raise InputError(
-            f"{path}: its label maps are DICOM-SEG, which `evaluate` does not read: predict with `--format nifti` into another folder."
-        )
+    images = _images(path, dicom=True)
     if not images:
         raise InputError(f"{path}: no label map was found, expected a folder with CASE.nii.gz files or one such file.")
     if all(split_name(_stem(file))[1] == "label" for file in images):
@@ -177,12 +174,13 @@ def choose_task(option: str | None, record: Mapping[str, Any], references: Refer
     return task
 
 
-def _images(path: Path) -> list[Path]:
-    """Returns the images directly in a folder that are files, or `path` itself if it is one."""
+def _images(path: Path, *, dicom: bool = False) -> list[Path]:
+    """Returns the images directly in a folder that are files, also DICOM files if `dicom`, or `path` itself if it is one."""
     try:
         entries = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
         # A broken link is kept, so that reading it reports the fault.
-        return [entry for entry in entries if is_image(entry.name) and entry.name[0] != "." and not files.is_folder(entry)]
+        known = [entry for entry in entries if is_image(entry.name) or (dicom and entry.name.lower().endswith(DICOM))]
+        return [entry for entry in known if entry.name[0] != "." and not files.is_folder(entry)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
 

@@ -1,38 +1,14 @@
 """Three-dimensional convolutions for jax2onnx, which converts those of one and two axes only (version 0.17.1).
 
-ONNX has the operator Conv for any number of axes, with channels first. jax2onnx keeps one plug-in for each primitive of JAX in a
-registry. The plug-in here takes the convolutions of the network, which have channels last, and passes all others to the one it replaces.
+ONNX has the operator Conv for any number of axes, with channels first. The convolutions of the network have channels last.
 """
 
-import contextlib
 import importlib
-from collections.abc import Iterator
 from typing import Any  # jax2onnx is no dependency, so its types are unknown here
 
 PRIMITIVE = "conv_general_dilated"
 CHANNELS_LAST, KERNEL = (0, 4, 1, 2, 3), (4, 3, 0, 1, 2)  # NDHWC and DHWIO, as JAX states them in an equation
 TO_CHANNELS_FIRST, TO_OIDHW, TO_CHANNELS_LAST = (0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 2, 3, 4, 1)
-
-
-@contextlib.contextmanager
-def three_axes() -> Iterator[None]:
-    """Lets jax2onnx convert convolutions of three axes in this block."""
-    plugins = importlib.import_module("jax2onnx.plugins.plugin_system")
-    plugins.import_all_plugins()  # which would otherwise replace the plug-in below later
-    previous = plugins.PLUGIN_REGISTRY[PRIMITIVE]
-
-    class Convolution(plugins.PrimitiveLeafPlugin):
-        def lower(self, ctx: Any, eqn: Any) -> None:
-            if is_ours(eqn):
-                lower(ctx, eqn)
-            else:
-                previous.lower(ctx, eqn)
-
-    plugins.register_primitive(jaxpr_primitive=PRIMITIVE)(Convolution)
-    try:
-        yield
-    finally:
-        plugins.PLUGIN_REGISTRY[PRIMITIVE] = previous
 
 
 def is_ours(eqn: Any) -> bool:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from swinunetr_jax import files
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.export.onnx_conv import three_axes
+from swinunetr_jax.export.onnx_plugins import our_plugins
 from swinunetr_jax.export.plan import Batch, Plan, new_file
 from swinunetr_jax.runtime.dispatch import reference_ops
 from swinunetr_jax.task import Task
@@ -77,7 +77,7 @@ def _converted(plan: Plan) -> bytes:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape of an intermediate that depends on the batch
     forward = reference_ops()(lambda x: plan.forward(plan.params, x))  # pyright: ignore[reportArgumentType] - arrays of NumPy become constants
     try:
-        with three_axes():
+        with our_plugins():
             model = jax2onnx.to_onnx(forward, [plan.shape], model_name="SwinUNETR", input_names=[INPUT], output_names=[OUTPUT])
     except NotImplementedError as error:
         raise InputError(f"jax2onnx cannot convert the network ({error}): write a .stablehlo file instead.") from error

@@ -81,7 +81,7 @@ def generic_note(task: Task) -> str | None:
         return None
     return (
         f"the DICOM-SEG states the code of any tissue for {', '.join(names)}, because the tables of codes do not have these names: name "
-        "the outputs after organs or findings with --labels, if they are such"
+        "the outputs after organs or findings with --labels, if they are such, or give the task codes (`Output.code`)"
     )
 
 

@@ -14,7 +14,8 @@ from scipy.ndimage import generate_binary_structure, label
 
 from swinunetr_jax.data.boxes import bounding_box, slices
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 
 NEIGHBOURS = generate_binary_structure(3, 3)  # 26
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,11 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(options[0], 1)]
 
 
-def task_of_labels(stated: str | None, label_maps: Sequence[Path], scan: Scan) -> Task | None:
+def task_of_labels(stated: str | None, label_maps: Sequence[Path], scan: Scan, names: Mapping[int, str]) -> Task | None:
     """Returns the task that names the labels, or None if none is known.
 
-    It is the stated one, else that of the predict.json next to the first label map, else that of the scan's data set.
+    It is the stated one, else that of the predict.json next to the first label map, else the names in the first label map (`names`, which
+    only a DICOM-SEG states), else that of the scan's data set.
 
     Raises:
         InputError: `stated` is neither "brats" nor a file that states a task or labels.
@@ -124,7 +126,15 @@ def task_of_labels(stated: str | None, label_maps: Sequence[Path], scan: Scan) -
             raise InputError(f"--task {stated} is not an existing file, expected {EXPECTED}.")
         return _task_of_file(Path(stated))
     record = label_maps[0].parent / RECORD if label_maps else None
-    return _task_of_file(record) if record is not None and files.is_file(record) else scan.task
+    if record is not None and files.is_file(record):
+        return _task_of_file(record)
+    return Task.from_labels(_numbered(names)) or scan.task
+
+
+def _numbered(names: Mapping[int, str]) -> dict[str, int]:
+    """Returns the value of each name; a name that several values share gets the value in brackets."""
+    counts = Counter(names.values())
+    return {name if counts[name] == 1 else f"{name} ({value})": value for value, name in names.items()}
 
 
 def _task_of_file(path: Path) -> Task:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from swinunetr_jax.data import brats
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish.
 COLOURS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")

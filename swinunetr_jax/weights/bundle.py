@@ -21,7 +21,8 @@ from typing import Any
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Output, Task
+from swinunetr_jax.output import Output
+from swinunetr_jax.task import Task
 from swinunetr_jax.weights.weight_file import printable
 
 OURS = "swinunetr_jax"

@@ -46,7 +46,7 @@ TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # of masks, and of a label map
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LOCALIZER = re.compile(r"locali[sz]er|scout|survey|topogram", re.IGNORECASE)
 
@@ -96,11 +96,8 @@ def planes_of(header: Header) -> list[Plane]:
         InputError: the file holds colours or a segmentation, states no position or size of pixels, or only a part of the scale factors.
     """
     file, image = header.file, header.image
-    if str(image.get("SOPClassUID", "")) == _SEGMENTATION:
-        raise InputError(
-            f"{file}: is a DICOM segmentation, which can be written but not read here, expected a scan, or a label map as NIfTI or NRRD; "
-            "write the label map with --format nifti or nrrd."
-        )
+    if str(image.get("SOPClassUID", "")) in SEGMENTATIONS:
+        raise InputError(f"{file}: is a DICOM segmentation, expected a scan; give the folder of the DICOM series of the scan.")
     if _number(image.get("SamplesPerPixel"), 1) != 1 or not str(image.get("PhotometricInterpretation", "MONOCHROME2")).startswith(
         "MONO"
     ):

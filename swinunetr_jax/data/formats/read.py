@@ -9,6 +9,7 @@ import numpy as np
 
 from swinunetr_jax.data.formats.names import EXPECTED, ITK, NIFTI, PAIR
 from swinunetr_jax.data.formats.read_dicom import is_dicom_scan, open_dicom
+from swinunetr_jax.data.formats.read_dicom_seg import read_dicom_seg, segmentation_header
 from swinunetr_jax.data.formats.read_itk import open_itk
 from swinunetr_jax.data.formats.read_pair import open_pair
 from swinunetr_jax.data.formats.scan import Scan, check_scan
@@ -40,7 +41,9 @@ def read_volume(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, require_
 
 
 def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volume:
-    """Returns the label map in `path`, [x, y, z], as uint8, or as int32 if a label is above 255. Takes the paths of `read_volume`.
+    """Returns the label map in `path`, [x, y, z], as uint8, or as int32 if a label is above 255.
+
+    It takes the paths of `read_volume`, and a DICOM-SEG, which may cover only a part of its scan (`Volume.is_part`).
 
     Raises:
         InputError: the file is not valid, is not 3-D, or holds values that are not integers of at least 0.
@@ -48,6 +51,8 @@ def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volum
     path = Path(path)
     if _is_nifti(path):
         return nifti.read_labels(path, max_bytes=max_bytes)
+    if is_dicom_scan(path) and (header := segmentation_header(path)) is not None:
+        return read_dicom_seg(path, header, max_bytes)
     scan = _open(path, max_bytes)
     nifti.check_label_shape(path, scan.shape)
     return _volume(scan, nifti.as_labels(path, np.asfortranarray(_voxels(scan))))

@@ -1,11 +1,13 @@
 """Codes of what a label is: SNOMED CT (SCT) and the NCI Thesaurus (NCIt), as the tables of DICOM part 16 name them (CID 7150, 7151, 7159).
 
-A label is coded by its name. A name that is not in the tables has the code of "Tissue", which says nothing more.
+A label has the code that the task states (`Output.code`), and otherwise one by its name. A name that is not in the tables has the code of
+"Tissue", which says nothing more.
 """
 
 import re
 from dataclasses import dataclass
 
+from swinunetr_jax.output import Output
 from swinunetr_jax.task import Task
 
 
@@ -112,11 +114,17 @@ def codes_of(task: Task) -> dict[int, SegmentCode]:
     """
     outputs = [output for output in task.outputs if output.value]
     names = {output.name.lower() for output in outputs}
-    if task.kind == "regions" and names == {"tc", "wt", "et"}:
-        by_name = {"TC": _code("necrosis"), "WT": _code("edema"), "ET": _code("et")}
-        return {output.value: by_name[output.name.upper()] for output in outputs}
+    regions = {"tc": "necrosis", "wt": "edema", "et": "et"} if task.kind == "regions" and names == {"tc", "wt", "et"} else {}
     prefix = "hippocampus " if names == {"anterior", "posterior"} else ""
-    return {output.value: _code(prefix + output.name) for output in outputs}
+    return {
+        output.value: _stated(output) if output.code else _code(regions.get(output.name.lower(), prefix + output.name))
+        for output in outputs
+    }
+
+
+def _stated(output: Output) -> SegmentCode:
+    """Returns the code that a task states for an output."""
+    return SegmentCode(Concept(*output.code[3:]) if output.code[3:] else ANATOMY, Concept(*output.code[:3]))
 
 
 def _code(name: str) -> SegmentCode:

@@ -18,7 +18,7 @@ import numpy as np
 from swinunetr_jax import console, files
 from swinunetr_jax.data.formats.libraries import check_library
 from swinunetr_jax.data.formats.segment_codes import Concept
-from swinunetr_jax.data.formats.segments import Segment
+from swinunetr_jax.data.formats.segments import PROGRAM, Segment, value_text
 from swinunetr_jax.data.formats.source_frames import frame_planes, read_sources
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.errors import InputError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_NAME = 64  # characters of a DICOM text of the type LO
 SERIES_OFFSET = 1000  # is added to the number of the scan's series, so that the result is listed after the scans
-PROGRAM = "swinunetr_jax"
 _NETWORK = Concept("123110", "DCM", "Artificial Intelligence")  # the family of the algorithm, CID 7162
 _GENERIC = "The name of this segment is not in the tables of codes of the program, which states the code of any tissue."
 
@@ -38,9 +37,9 @@ _GENERIC = "The name of this segment is not in the tables of codes of the progra
 def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, scan: Volume, segments: Sequence[Segment]) -> Path:
     """Writes a label map as a DICOM-SEG of uncompressed explicit little endian, and returns the path.
 
-    Segments are numbered from 1 in the order of `segments`, also those without a voxel. Planes without a voxel of a segment are omitted; if
-    no voxel has a label, the empty planes of all segments are written instead. Patient and study are copied from the scan's files. The
-    identifiers of the result are new each time.
+    Segments are numbered from 1 in the order of `segments`, also those without a voxel; their descriptions state the values. Planes without
+    a voxel of a segment are omitted; if no voxel has a label, the empty planes of all segments are written instead. Patient and study are
+    copied from the scan's files. The identifiers of the result are new each time.
 
     Args:
         path: the file, which ends with .dcm.
@@ -133,8 +132,7 @@ def _description(number: int, segment: Segment) -> SegmentDescription:
         modifier = Dataset()
         modifier.update(_concept(code.modifier))
         description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = Items([modifier])
-    if code.generic:
-        description.SegmentDescription = _GENERIC
+    description.SegmentDescription = f"{value_text(segment.value)} {_GENERIC}" if code.generic else value_text(segment.value)
     return description
 
 

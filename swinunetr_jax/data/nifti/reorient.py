@@ -49,7 +49,8 @@ def reorient(array: np.ndarray, affine: np.ndarray, codes: str = "RAS") -> tuple
 def on_grid_of(volume: Volume, like: Volume) -> Volume:
     """Returns the volume with the axes of `like`: flipped or permuted if only the directions of its axes differ, and otherwise as it is.
 
-    For example, DICOM files and the NIfTI files that dcm2niix makes of them have the same voxels in another order. Nothing is resampled.
+    For example, DICOM files and the NIfTI files that dcm2niix makes of them have the same voxels in another order. A label map that covers
+    only a part of the grid (`Volume.is_part`) is extended by zeros. Nothing is resampled.
 
     Raises:
         InputError: the voxels are at other places than those of `like`.
@@ -58,10 +59,12 @@ def on_grid_of(volume: Volume, like: Volume) -> Volume:
         check_same_grid([like, volume])
         return volume
     except InputError:
-        if volume.orientation == like.orientation:
+        if volume.orientation == like.orientation and not volume.is_part:
             raise
         array, affine, _ = reorient(volume.array, volume.affine, like.orientation)
         turned = replace(volume, array=array, affine=affine)
+        if volume.is_part:
+            turned = _extended(turned, like)
         try:
             check_same_grid([like, turned])
         except InputError:
@@ -69,3 +72,17 @@ def on_grid_of(volume: Volume, like: Volume) -> Volume:
         if turned is None:
             raise
         return turned
+
+
+def _extended(part: Volume, like: Volume) -> Volume:
+    """Returns a label map on a part of the grid of `like` on all of that grid, or as it is if it is not inside of the grid."""
+    offset = np.linalg.solve(like.affine, part.affine[:, 3])[:3]
+    first = np.rint(offset).astype(int)
+    shape = like.array.shape[:3]
+    if (first < 0).any() or (first + part.array.shape > shape).any():
+        return part
+    array = np.zeros(shape, part.array.dtype, order="F")
+    array[tuple(slice(low, low + size) for low, size in zip(first, part.array.shape))] = part.array
+    affine = part.affine.copy()
+    affine[:3, 3] -= part.affine[:3, :3] @ first
+    return replace(part, array=array, affine=affine, is_part=False)

@@ -6,8 +6,8 @@ InputError with one sentence that names the file; nifti_file.py decides which fi
 
 import itertools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -29,7 +29,8 @@ class Volume:
 
     `affine` maps (x, y, z) indices to mm; `header` is that of the NIfTI file, without extensions, or one that was made for a scan in
     another format. `slices` holds the DICOM files of the scan in the order of the third axis, or the one multi-frame file.
-    `notes` are sentences for the user about the scan, such as on an assumed orientation.
+    `notes` are sentences for the user about the scan, such as on an assumed orientation. `names` are those of the labels, if the file
+    states them. `is_part` is True for a label map that may cover only a part of its scan's grid, as a DICOM-SEG does, with 0 elsewhere.
     """
 
     array: np.ndarray
@@ -38,6 +39,8 @@ class Volume:
     path: Path
     slices: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    is_part: bool = False
 
     @property
     def spacing(self) -> tuple[float, ...]:

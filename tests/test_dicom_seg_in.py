@@ -1,0 +1,129 @@
+"""A DICOM-SEG as a label map: the same labels on the grid of the scan as the label map from which it was written."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from helpers.prediction import run
+from helpers.refusals import refused
+from helpers.scan_formats import write_enhanced, write_series, write_zip
+
+from swinunetr_jax import InputError, Task
+from swinunetr_jax.data.formats import read_labels, read_volume
+from swinunetr_jax.data.nifti import Volume, on_grid_of, write_volume
+from swinunetr_jax.inference.segmentation import Segmentation
+
+pytest.importorskip("SimpleITK")
+pytest.importorskip("highdicom")
+
+AFFINE = np.array([[0, -0.96, 1.2, 30], [0.9, 0, 0, -20], [0, 0.72, 1.6, 5], [0, 0, 0, 1]])  # oblique voxels of 0.9 × 1.2 × 2 mm
+SHAPE = (9, 7, 6)
+NAMES = {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"}
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Volume:
+    voxels = np.random.default_rng(0).integers(0, 1000, SHAPE).astype(np.int16)
+    return read_volume(write_series(tmp_path_factory.mktemp("dicom") / "series", voxels, AFFINE, PatientName="Secret^Name"))
+
+
+def labels(planes: slice = slice(1, 5)) -> np.ndarray:
+    """Returns labels in these planes; the others are empty, and a DICOM-SEG omits them."""
+    array = np.zeros(SHAPE, np.uint8)
+    array[2:7, 1:6, planes] = np.random.default_rng(1).choice([0, 1, 2, 4], (5, 5, len(range(*planes.indices(SHAPE[2])))))
+    return array
+
+
+def save(path: Path, scan: Volume, array: np.ndarray) -> Path:
+    return Segmentation(array, None, scan, Task.brats(), 1, ()).save(path)
+
+
+@pytest.mark.parametrize("kind", ["series", "zip", "enhanced"])
+@pytest.mark.parametrize("planes", [slice(1, 5), slice(3, 4), slice(0, 6), slice(0, 6, 2)], ids=str)
+def test_the_labels_are_those_from_which_it_was_written(scan, tmp_path, kind, planes):
+    if kind == "zip":
+        scan = read_volume(write_zip(tmp_path / "scan.zip", scan.path))
+    elif kind == "enhanced":
+        scan = read_volume(write_enhanced(tmp_path / "scan.dcm", scan.array.astype(np.int16), AFFINE))
+    read = read_labels(save(tmp_path / "labels.dcm", scan, labels(planes)))
+    assert read.is_part and read.array.dtype == np.uint8 and read.names == NAMES and not read.notes
+    np.testing.assert_array_equal(on_grid_of(read, scan).array, labels(planes))
+    flipped = Volume(scan.array[::-1], scan.affine @ np.diag([-1.0, 1, 1, 1]), scan.header, scan.path)
+    flipped.affine[:3, 3] += scan.affine[:3, 0] * (SHAPE[0] - 1)
+    np.testing.assert_array_equal(on_grid_of(read, flipped).array, labels(planes)[::-1])
+
+
+def test_a_label_map_outside_of_the_grid_of_a_scan_is_refused(scan, tmp_path):
+    read = read_labels(save(tmp_path / "labels.dcm", scan, labels()))
+    half_a_voxel, larger = np.eye(4), np.diag([1, 1, 1.01, 1])
+    half_a_voxel[2, 3] = 0.5
+    for change in (half_a_voxel, larger):
+        with refused("are not on the same grid"):
+            on_grid_of(read, Volume(scan.array, AFFINE @ change, scan.header, scan.path))
+    cropped = Volume(scan.array[:, :, :3], AFFINE, scan.header, scan.path)
+    with refused("are not on the same grid"):
+        on_grid_of(read, cropped)
+
+
+def test_the_labels_of_another_program_are_the_numbers_of_the_segments(scan, tmp_path):
+    dataset = pydicom.dcmread(save(tmp_path / "labels.dcm", scan, labels()))
+    dataset.ManufacturerModelName = "another program"
+    dataset.save_as(tmp_path / "other.dcm")
+    read = read_labels(tmp_path / "other.dcm")
+    np.testing.assert_array_equal(on_grid_of(read, scan).array, np.array([0, 1, 2, 0, 3])[labels()])
+    assert read.names == {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
+    assert read.notes[0].endswith("another program wrote this DICOM-SEG: 1 necrotic core, 2 oedema, 3 enhancing tumour")
+
+
+def test_faulty_segmentations_are_refused_without_personal_data(scan, tmp_path):
+    path = save(tmp_path / "labels.dcm", scan, labels())
+    content = path.read_bytes()
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = b"\xff" * len(dataset.PixelData)
+    dataset.save_as(path)
+    with refused("the segments of this DICOM-SEG overlap or are fractional"):
+        read_labels(path)
+    dataset = pydicom.dcmread(path)
+    dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0.123]
+    dataset.save_as(path)
+    with refused("are not parallel planes at equal distances"):
+        read_labels(path)
+    del dataset.SegmentSequence
+    dataset.save_as(path)
+    with refused("cannot be read as a DICOM-SEG"):
+        read_labels(path)
+    path.write_bytes(content[: len(content) * 9 // 10])
+    with pytest.raises(InputError, match=r"labels\.dcm: ") as caught:
+        read_labels(path)
+    assert "Secret" not in str(caught.value)
+    path.write_bytes(content)
+    with refused("is a DICOM segmentation, expected a scan"):
+        read_volume(path)
+    with refused("voxels take"):
+        read_labels(path, max_bytes=100)
+
+
+def test_evaluate_and_view_read_it(scan, tmp_path, capsys):
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    predictions.mkdir()
+    references.mkdir()
+    save(predictions / "a.dcm", scan, labels())
+    write_volume(references / "a.nii.gz", labels(), scan)
+    assert run("evaluate", predictions, references, "--task", "brats", "-o", tmp_path / "scores") == 0
+    with open(tmp_path / "scores/scores.csv") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["case"] == "a"]
+    assert {float(value) for name, value in row.items() if name.startswith("dice")} == {1.0}
+    capsys.readouterr()
+    assert run("evaluate", references, predictions / "a.dcm", "--task", "brats", "-o", tmp_path / "other") == 2
+    assert "a.dcm" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    assert run("view", scan.path, predictions / "a.dcm", "-o", page) == 0
+    text = page.read_text()
+    description = json.loads(text[text.index('{"title"') : text.index("</script>", text.index('{"title"'))])
+    shown = {label["value"]: (label["name"], label["ml"]) for label in description["maps"][0]["labels"]}
+    ml = {value: round(float((labels() == value).sum() * 0.9 * 1.2 * 2 / 1000), 3) for value in NAMES}
+    assert shown == {value: (name, ml[value]) for value, name in NAMES.items()}
+    assert "Secret" not in text
