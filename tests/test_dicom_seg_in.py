@@ -112,12 +112,12 @@ def test_evaluate_and_view_read_it(scan, tmp_path, capsys):
     references.mkdir()
     save(predictions / "a.dcm", scan, labels())
     write_volume(references / "a.nii.gz", labels(), scan)
-    assert run("evaluate", predictions, references, "--task", "brats", "-o", tmp_path / "scores") == 0
+    assert run("evaluate", predictions, references, "--task", "brats", "--out", tmp_path / "scores") == 0
     with open(tmp_path / "scores/scores.csv") as file:
-        (row,) = [row for row in csv.DictReader(file) if row["case"] == "a"]
-    assert {float(value) for name, value in row.items() if name.startswith("dice")} == {1.0}
+        scores = {row["output"]: float(row["dice_brats"]) for row in csv.DictReader(file) if row["case"] == "a"}
+    assert scores == {"TC": 1, "WT": 1, "ET": 1}
     capsys.readouterr()
-    assert run("evaluate", references, predictions / "a.dcm", "--task", "brats", "-o", tmp_path / "other") == 2
+    assert run("evaluate", references, predictions / "a.dcm", "--task", "brats", "--out", tmp_path / "other") == 2
     assert "a.dcm" in capsys.readouterr().err
     page = tmp_path / "page.html"
     assert run("view", scan.path, predictions / "a.dcm", "-o", page) == 0

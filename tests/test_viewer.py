@@ -17,7 +17,8 @@ from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.output import Output
 from swinunetr_jax.viewer import LabelMap, page_text, viewer_contents
-from swinunetr_jax.viewer.encode import quantized
+from swinunetr_jax.viewer import contents as contents_module
+from swinunetr_jax.viewer.encode import MAX_HALVINGS, nifti_base64, quantized
 from swinunetr_jax.viz.labels import colour, label_colours, label_names
 
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -72,9 +73,9 @@ def test_intensities_keep_their_range():
     exact = rng.integers(0, 200, (6, 6, 6)).astype(np.float32)
     assert quantized(exact).is_exact and quantized(exact).integers.dtype == np.uint8
     values = np.concatenate([np.zeros(3000), rng.normal(0.001, 0.0003, 5000)]).astype(np.float32).reshape(20, 20, 20)
-    for coarse, levels in ((False, 4000), (True, 240)):
-        stored = quantized(values, coarse=coarse)
-        back = stored.integers * stored.slope + stored.offset
+    for halvings, levels in ((0, 4000), (2, 1000), (MAX_HALVINGS, 240)):
+        stored = quantized(values, halvings)
+        back, coarse = stored.integers * stored.slope + stored.offset, halvings == MAX_HALVINGS
         assert (abs(back - values) <= stored.slope * 0.51).mean() > (0.998 if coarse else 0.9999) and stored.is_clipped == coarse
         assert np.ptp(values) / stored.slope > levels and (back[values == 0] == 0).all()
     far = (1e6 + rng.normal(0, 1, (9, 9, 9))).astype(np.float32)
@@ -82,6 +83,21 @@ def test_intensities_keep_their_range():
     assert abs(stored.integers * stored.slope + stored.offset - far).max() <= 0.1
     constant = quantized(np.full((3, 3, 3), 1e9, np.float32))
     assert (constant.integers * constant.slope + constant.offset == 1e9).all()
+
+
+def test_a_large_page_has_the_smallest_steps_with_which_it_is_small(monkeypatch):
+    values = np.random.default_rng(0).normal(0, 200, (40, 40, 20)).round().astype(np.float32)
+    sizes = []
+    for halvings in range(MAX_HALVINGS + 1):
+        stored = quantized(values, halvings)
+        sizes.append(len(nifti_base64(stored.integers, AFFINE, stored.slope, stored.offset)))
+        assert stored.slope == 2**halvings or halvings == MAX_HALVINGS
+    assert sizes == sorted(sizes, reverse=True)
+    for halvings, size in enumerate([*sizes, 1]):
+        monkeypatch.setattr(contents_module, "FINE_BYTES", size)
+        page = viewer_contents({"CT": values}, AFFINE, title="case")
+        (facts,), stored = page.description["channels"], quantized(values, min(halvings, MAX_HALVINGS))
+        assert facts["step"] == (0 if halvings == 0 else stored.slope) and facts["range"] == [values.min(), values.max()]
 
 
 def test_names_from_data_are_literal():

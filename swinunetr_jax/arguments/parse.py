@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from swinunetr_jax import console
+from swinunetr_jax.arguments.help_text import readable
 from swinunetr_jax.arguments.mistakes import mistake
 from swinunetr_jax.arguments.option import options
 from swinunetr_jax.buckets.address import MAY_BE_ADDRESS, MAY_BE_MODEL, model_path_or_address, path_or_address
@@ -44,7 +45,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         return value
     except SystemExit as stop:
         if not stop.code:
-            console.say("\n".join(map(str.rstrip, output.getvalue().rstrip().split("\n"))))
+            console.say(readable("\n".join(map(str.rstrip, output.getvalue().rstrip().split("\n")))))
             sys.exit(0)
     raise InputError(mistake(list(options(kind, default)), arguments, prog) or _tyro_message(errors.getvalue(), prog))
 

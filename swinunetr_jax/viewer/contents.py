@@ -11,13 +11,13 @@ import numpy as np
 
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.task import Task
-from swinunetr_jax.viewer.encode import Quantized, nifti_base64, quantized
+from swinunetr_jax.viewer.encode import MAX_HALVINGS, Quantized, nifti_base64, quantized
 from swinunetr_jax.viz.labels import label_colours, label_names, volumes_ml
 from swinunetr_jax.viz.overlay import grey_range
 
 MAX_LABELS = 255
 MAX_SIDE = 2048  # voxels along an axis of a 3-D texture that every WebGL2 implementation of a desktop computer takes
-FINE_BYTES = 20 << 20  # base64 text up to which intensities keep 16 bits per voxel
+FINE_BYTES = 20 << 20  # base64 text above which intensities are rounded to larger steps
 MAX_BYTES = 256 << 20  # base64 text that browsers still open
 MAX_DIFFERENCES = 3
 HOUNSFIELD = (-160.0, 240.0)  # the window of soft tissue, for scans that look like CT
@@ -75,11 +75,7 @@ def viewer_contents(
     colours = label_colours({*named, *values})
     codes = {value: code for code, value in enumerate(values, 1)}
     window = task.window if task else None
-    images = {name: quantized(image) for name, image in channels.items()}
-    encoded = _encoded(list(images.values()), affine)
-    if sum(map(len, encoded)) > FINE_BYTES:
-        images = {name: quantized(image, coarse=True) for name, image in channels.items()}
-        encoded = _encoded(list(images.values()), affine)
+    images, encoded = _encoded(channels, affine)
     arrays = {f"channel-{number}": text for number, text in enumerate(encoded)}
     channel_facts = [_channel_facts(name, image, images[name], window) for name, image in channels.items()]
     map_facts = [_map_facts(label_map, affine, task, named, colours, codes) for label_map in label_maps]
@@ -111,9 +107,18 @@ def viewer_contents(
     return Contents(description, arrays)
 
 
-def _encoded(images: Sequence[Quantized], affine: np.ndarray) -> list[str]:
-    with ThreadPoolExecutor() as pool:  # zlib releases the interpreter's lock
-        return list(pool.map(lambda image: nifti_base64(image.integers, affine, image.slope, image.offset), images))
+def _encoded(channels: Mapping[str, np.ndarray], affine: np.ndarray) -> tuple[dict[str, Quantized], list[str]]:
+    """Returns the channels as integers and as base64 text, in the smallest steps with which the page is not large."""
+    voxels, halvings = sum(image.size for image in channels.values()), 0
+    while True:
+        images = {name: quantized(image, halvings) for name, image in channels.items()}
+        with ThreadPoolExecutor() as pool:  # zlib releases the interpreter's lock
+            texts = list(pool.map(lambda image: nifti_base64(image.integers, affine, image.slope, image.offset), images.values()))
+        excess = sum(map(len, texts)) - FINE_BYTES
+        if excess <= 0 or halvings == MAX_HALVINGS:
+            return images, texts
+        bits = excess / (voxels / 6)  # base64 stores one bit per voxel in a sixth of a byte
+        halvings = min(halvings + max(int(bits), 1), MAX_HALVINGS)
 
 
 def _present(label_maps: Sequence[LabelMap]) -> list[int]:

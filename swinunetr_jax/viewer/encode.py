@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-LEVELS = 4095  # steps between the darkest and the brightest voxels; a screen shows 255 of them at once
-COARSE_LEVELS = 255
+LEVELS = 4096  # steps between the darkest and the brightest voxels; a screen shows 256 of them at once
+MAX_HALVINGS = 4  # of the number of levels, down to 256
 EXTREMES = (0.05, 99.95)  # per cent of the voxels that are not 0
 COMPRESSION = 5  # of gzip
 
@@ -31,21 +31,31 @@ class Quantized:
     is_clipped: bool
 
 
-def quantized(image: np.ndarray, *, coarse: bool = False) -> Quantized:
-    """Returns an image [x, y, z] with 16 bits per voxel, or 8 bits if that is exact or `coarse`."""
+def quantized(image: np.ndarray, halvings: int = 0) -> Quantized:
+    """Returns an image [x, y, z] with 16 bits per voxel, or 8 bits if they suffice.
+
+    Args:
+        image: the intensities.
+        halvings: how often the number of levels is halved, at most `MAX_HALVINGS`. With each of them a compressed page has about one bit
+            less per voxel.
+    """
     low, high = float(image.min()), float(image.max())
-    if high - low <= 255 and np.array_equal(image, np.rint(image)):
+    integral = low >= -(2**15) and high < 2**15 and np.array_equal(image, np.rint(image))
+    if integral and high - low <= 255:
         return Quantized((image - low).astype(np.uint8), 1.0, low, True, False)
-    if not coarse and low >= -(2**15) and high < 2**15 and np.array_equal(image, np.rint(image)):
-        return Quantized(image.astype(np.int16), 1.0, 0.0, True, False)
+    if integral and halvings < MAX_HALVINGS:
+        slope = float(2**halvings)
+        return Quantized(np.rint(image / np.float32(slope)).astype(np.int16), slope, 0.0, halvings == 0, False)
     darkest, brightest = np.percentile(image[image != 0], EXTREMES)
     darkest = min(float(darkest), 0.0) if low <= 0 else float(darkest)
-    slope = max(float(brightest) - darkest, float(np.finfo(np.float32).tiny)) / (COARSE_LEVELS if coarse else LEVELS)
+    levels = LEVELS >> halvings
+    slope = max(float(brightest) - darkest, float(np.finfo(np.float32).tiny)) / (levels - 1)
     if not high > low:  # a constant image
         slope, darkest = 1.0, low
-    kind = np.iinfo(np.uint8 if coarse else np.int16)
+    kind = np.iinfo(np.uint8 if halvings == MAX_HALVINGS else np.int16)
     # 0, which is the background of most scans, is one of the steps.
-    offset = np.floor(darkest / slope) * slope if coarse or max(-low, high) / slope > kind.max else 0.0
+    is_far = max(-low, high) / slope > kind.max  # from 0
+    offset = np.floor(darkest / slope) * slope if halvings == MAX_HALVINGS or is_far else 0.0
     integers = np.rint((image - np.float32(offset)) / np.float32(slope))
     is_clipped = bool(integers.min() < kind.min or integers.max() > kind.max)
     return Quantized(np.clip(integers, kind.min, kind.max).astype(kind.dtype), slope, float(offset), False, is_clipped)
