@@ -31,7 +31,7 @@ from swinunetr_jax.commands.cases import check_no_input_is_replaced
 from swinunetr_jax.data.check.check_case import check_case
 from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.discovery.prediction_record import input_files
-from swinunetr_jax.data.formats import read_geometry
+from swinunetr_jax.data.formats import read_geometry, read_volume
 from swinunetr_jax.data.nifti import reorient
 from swinunetr_jax.data.prepare.cache import prepare_training_cases
 from swinunetr_jax.data.prepare.read_case import read_case, read_case_label
@@ -126,6 +126,25 @@ def test_an_image_that_is_left_out_of_a_series_is_a_warning(tmp_path):
     (case,) = find_cases(tmp_path).cases
     (finding,) = check_case(case).findings
     assert (finding.kind, finding.severity, finding.message) == ("left-out", "warning", "1 localizer image was left out.")
+
+
+def test_slices_with_the_ending_of_a_companion_are_read(tmp_path):
+    """The names of slices may be numbers with dots, so that any ending can occur."""
+    folder = write_series(tmp_path / "a", SMALL, AXIAL)
+    for file, ending in zip(sorted(folder.iterdir()), (".log", ".txt", ".exe", "")):
+        file.rename(file.with_suffix(ending))
+    (folder / "protocol.json").write_text("{}")
+    (case,) = find_cases(tmp_path).cases
+    assert not check_case(case).findings
+    np.testing.assert_array_equal(read_volume(case.images[0]).array, SMALL)
+
+
+def test_a_link_to_a_folder_above_gives_no_case_twice(tmp_path):
+    write_series(tmp_path / "study/a", SMALL, AXIAL)
+    write_series(tmp_path / "study/b", SMALL, AXIAL)
+    (tmp_path / "study/again").symlink_to(tmp_path)
+    data = find_cases(tmp_path)
+    assert len(data.cases) == 2 and "again" in (data.ignored or "")
 
 
 def test_the_folders_of_a_cd(tmp_path):

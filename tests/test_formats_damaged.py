@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from helpers.refusals import refused
 from helpers.scan_formats import AFFINE, SCAN, dataset, write, write_itk, write_pair, write_series
+from pydicom import Dataset
 
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.formats import read_dicom_header, read_geometry, read_labels, read_volume
@@ -31,6 +32,7 @@ from swinunetr_jax.errors import InputError
         ({"BitsAllocated": 1}, "bits"),
         ({"BitsStored": 12, "HighBit": 15}, "expected 11 as HighBit"),
         ({"NumberOfFrames": 3}, "3 frames without their positions"),
+        ({"ModalityLUTSequence": [Dataset()]}, "a table of its values (ModalityLUTSequence)"),
     ],
 )
 def test_faulty_headers_are_refused(tmp_path, changes, words):

@@ -210,8 +210,12 @@ def test_what_cannot_be_written_is_one_sentence(series, tmp_path, monkeypatch):
     fewer = Volume(series.array, OBLIQUE, series.header, series.path, series.slices[1:])
     with refused("its DICOM files have 4 frames, and the scan has 5 planes"):
         result(fewer, task).save(tmp_path / "a.dcm")
+    for path in (series.slices[2], series.path / "new.nii.gz", series.path / "new.nrrd"):
+        with refused("is in the folder of the DICOM files of the scan"):
+            result(series, task).save(path, overwrite=True)
+    enhanced = read_volume(write_enhanced(tmp_path / "frames.dcm", array(), OBLIQUE))
     with refused("would overwrite the image that it was computed from"):
-        result(series, task).save(series.slices[2], overwrite=True)
+        result(enhanced, task).save(tmp_path / "frames.dcm", overwrite=True)
     lost = Volume(series.array, OBLIQUE, series.header, series.path, (tmp_path / "lost.dcm", *series.slices[1:]))
     with refused("lost.dcm", "cannot be read"):
         result(lost, task).save(tmp_path / "a.dcm")

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from helpers.checkpoint_folder import CONFIG, TASK, assert_same_arrays
 from helpers.prediction import run
 from helpers.refusals import refused
@@ -85,6 +86,29 @@ def test_the_configuration_of_a_bundle_is_read_as_data(tmp_path):
     with refused("metadata.json is damaged", "--downsample"):
         read_bundle(tmp_path)
     assert read_bundle(tmp_path / "configs") is None
+
+
+@pytest.mark.parametrize("name", ["inference.yaml", "train.yml"])
+def test_a_configuration_in_yaml_is_read_as_plain_values(tmp_path, name):
+    expected = read_bundle(write_configs(tmp_path))
+    (tmp_path / "configs/inference.json").unlink()
+    path = tmp_path / "configs" / name
+    path.write_text(yaml.safe_dump(INFERENCE))
+    assert read_bundle(tmp_path) == expected
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    path.write_text(laughs + 'network_def: {_target_: SwinUNETR, normalize: false, window_size: "@a39"}')
+    assert read_bundle(tmp_path).fields == {"downsample": "legacy", "normalize": False}
+    for text, words in (
+        ("network_def: !!python/object/apply:os.system [false]", "cannot be read as YAML"),
+        ("network_def: [", "cannot be read as YAML"),
+        ("- network_def", "must hold names with values"),
+        ("1: 2", "must hold names with values"),
+        ("[" * 5000, "cannot be read as YAML"),
+        ("#" * (1 << 20) + "\n", "more than the configuration of a bundle can have"),
+    ):
+        path.write_text(text)
+        with refused(name, words, "--downsample"):
+            read_bundle(tmp_path)
 
 
 def test_regions_of_brats_keep_their_order(tmp_path):

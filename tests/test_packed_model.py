@@ -115,6 +115,17 @@ def test_commands_take_a_packed_model(packed, tmp_path, capsys, weights):
     assert_same_arrays(open_checkpoint(tmp_path / "one.zip").params, weights[1])
     assert run("info", tmp_path / "one.zip") == 0
     assert "--card" not in capsys.readouterr().out.rpartition("SHA-256")[2]
+    assert run("pack", packed / "fold0", tmp_path / "again.zip", "--data", "BraTS") == 0
+    with zipfile.ZipFile(tmp_path / "again.zip") as archive:
+        card = archive.read("MODEL_CARD.md").decode()
+    assert "license: cc-by-4.0" in card and "## Licence\n\ncc-by-4.0\n" in card and "## Data\n\nBraTS\n" in card
+    assert card.count("Not stated by whoever packed this model.") == 2 and card.count("## Facts") == 1
+    assert run("pack", tmp_path / "one.zip", tmp_path / "three.zip") == 0
+    with zipfile.ZipFile(tmp_path / "three.zip") as archive:
+        card = archive.read("MODEL_CARD.md").decode()
+    assert card.startswith(Path(__file__).read_text().rstrip()) and card.count("## Facts") == 1
+    assert run("pack", tmp_path / "one.zip", tmp_path / "four.zip", "--data", "BraTS") == 2
+    assert "is a whole one, which --data would be part of" in capsys.readouterr().err
     assert run("convert", tmp_path / "one.zip", tmp_path / "net.safetensors") == 0
     assert digest(open_checkpoint(tmp_path / "net.safetensors").params["out.bias"]) == digest(weights[1]["out.bias"])
     assert run("pack", tmp_path / "one.zip", tmp_path / "one.zip") == 2

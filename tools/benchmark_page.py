@@ -8,6 +8,7 @@ count together.
 """
 
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,8 +148,11 @@ def _digits(number: float) -> str:
 
 
 def _efficiency(runs: Sequence[Run], ours: Standing | None) -> str:
-    rate = runs[-1].matmul_flops
-    return "" if ours is None or not rate else f"{ours.rows[-1].flops / ours.seconds.median / rate:.0%}"
+    """Returns the share of the rate of matrix products in the same run: the median of all turns of the runs that measured that rate."""
+    rows = () if ours is None else ours.rows
+    rates = [next(run.matmul_flops for run in runs if any(own is row for own in run.rows)) for row in rows]
+    shares = [row.flops / seconds / rate for row, rate in zip(rows, rates) if rate for seconds in row.seconds]
+    return f"{statistics.median(shares):.0%}" if shares else ""
 
 
 def _resources(rows: Sequence[Row]) -> str:

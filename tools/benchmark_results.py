@@ -61,7 +61,7 @@ class Run:
         date: the day of the run, YYYY-MM-DD.
         device, cores: the processor or accelerator, and the number of the host's cores.
         load: the number of other processes that wanted a core, as the average of the minute before the run; None if it is not known.
-        matmul_flops: the operations per second of a large matrix product on this device.
+        matmul_flops: the operations per second of a large matrix product on this device, or 0 if they were not measured.
         rows: the contenders, ours first for each kind of work.
         note: a sentence about the run for the page, such as what was not recorded.
     """

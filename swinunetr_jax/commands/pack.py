@@ -1,6 +1,6 @@
 """`swinunetr pack`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,7 +36,8 @@ class Pack:
     limits: str | None = None
     """The known limits of the model, for its card: uses that it is not fit for, and uses that were not tested."""
     card: Path | None = None
-    """A model card in Markdown, instead of the five options above. The facts of the files are added to it."""
+    """A model card in Markdown, instead of the five options above, whose statements are otherwise those of the card of a packed model RUN.
+    The facts of the files are added to it."""
     overwrite: bool = False
     """Replace MODEL if it exists."""
     weights: OmitArgPrefixes[WeightOptions] = field(default_factory=WeightOptions)
@@ -71,11 +72,19 @@ class Pack:
     def _card(self) -> "Card":
         """Returns the user's statements. Raises InputError if the file cannot be read, or was given together with single statements."""
         from swinunetr_jax.packages.model_card import Card
+        from swinunetr_jax.packages.pack import packed_card
 
         parts = {n: getattr(self, n) for n in ("name", "data", "licence", "intended_use", "limits")}
-        if self.card is None:
-            return Card(**parts)
         given = [f"--{name.replace('_', '-')}" for name, value in parts.items() if value is not None]
+        if self.card is None:
+            earlier = packed_card(self.source)
+            if earlier.text is None:
+                return replace(earlier, **{name: value for name, value in parts.items() if value is not None})
+            if not given:
+                return earlier
+            raise InputError(
+                f"the card of {self.source} is a whole one, which {', '.join(given)} would be part of: give the new card with --card FILE."
+            )
         if given:
             raise InputError(f"--card is a whole model card, which {', '.join(given)} would be part of: leave one of them out.")
         try:

@@ -204,7 +204,8 @@ class Predict:
                 viewer=self.viewer,
             )
         if failed:
-            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
+            share = f"{len(failed)} of {len(cases)} cases" if len(cases) > 1 else "the case"
+            console.say(f"{share} failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0
 
     def _check_one_file(self) -> None:

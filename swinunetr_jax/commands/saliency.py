@@ -115,5 +115,6 @@ class Saliency:
         with jax.default_matmul_precision(precision):
             failed = explain_cases(mapper, cases, self.output, identity=identity, overwrite=self.overwrite)
         if failed:
-            console.say(f"{len(failed)} of {len(cases)} cases failed: {console.literal(name_list(failed))}", sys.stderr)
+            share = f"{len(failed)} of {len(cases)} cases" if len(cases) > 1 else "the case"
+            console.say(f"{share} failed: {console.literal(name_list(failed))}", sys.stderr)
         return EXIT_SOME_FAILED if failed else 0

@@ -202,7 +202,9 @@ class _Prediction:
         if result.background_windows > 1:
             windows += f" ({result.background_windows} of background, computed once)"
         volumes = ", ".join(f"{literal(name)} {ml:.1f} ml" for name, ml in result.volumes_ml.items())
-        line = f"{windows}, {seconds:.1f} s, {volumes} → {literal(outputs['labels'])}"
+        others = [literal(path.name) for kind, path in outputs.items() if kind != "labels"]
+        written = literal(outputs["labels"]) + (f", with {', '.join(others)}" if others else "")
+        line = f"{windows}, {seconds:.1f} s, {volumes} → {written}"
         return [line] if result.uncertainty is None else [line, literal(agreement_text(result.uncertainty))]
 
 

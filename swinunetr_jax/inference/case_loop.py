@@ -226,9 +226,9 @@ class _CaseLoop(Generic[Content, Result]):
         for line in lines:
             console.say(f"{self._title(index)}: {line}")
         if older := [output["path"] for output in self.record.older_outputs(case)]:
-            console.say(
-                f"{self._title(index)}: note: {literal(', '.join(older))} of an earlier run is kept, but does not belong to this result"
-            )
+            verbs = "is kept, but does" if len(older) == 1 else "are kept, but do"
+            names = literal(", ".join(older))
+            console.say(f"{self._title(index)}: note: {names} of an earlier run {verbs} not belong to this result")
 
     def _fail(self, index: int, error: InputError) -> None:
         """Records that a case failed and prints why."""

@@ -35,10 +35,15 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, scan: Volume, task
         task: the meaning of the labels, which NRRD and DICOM-SEG state.
 
     Raises:
-        InputError: the file cannot be written in this format, or is a file of the scan.
+        InputError: the file cannot be written in this format, is a file of the scan, or is in the folder of the scan's DICOM files.
     """
     path = Path(path)
     name = path.name.lower()
+    if scan.slices and files.is_folder(scan.path) and files.real_path(path.absolute().parent) == files.real_path(scan.path):
+        raise InputError(
+            f"{path}: is in the folder of the DICOM files of the scan, in which it would be taken for a part of the scan; choose another "
+            "folder."
+        )
     if name.endswith((".nii", ".nii.gz")):
         return write_volume(path, labels, scan)
     if files.exists(path) and any(files.exists(source) and path.samefile(source) for source in (scan.path, *scan.slices)):

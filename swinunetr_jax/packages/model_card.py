@@ -10,7 +10,9 @@ from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.task import Task
 
 NOT_STATED = "Not stated by whoever packed this model."
+_NO_LICENCE = "Without a licence nobody may use or pass on the weights."
 NOT_FOR_DIAGNOSIS = "It is not a medical device, and nobody has shown that its results are fit for the care of patients."
+_SECTIONS = ("Data", "Licence", "Intended use", "Limits")
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")  # the Hugging Face hub takes such names of licences, such as cc-by-4.0
 
 
@@ -61,15 +63,28 @@ def card_text(card: Card, facts: Facts) -> str:
     front = ["---", "library_name: swinunetr_jax", "pipeline_tag: image-segmentation", "tags: [medical, swin-unetr, jax]"]
     if card.licence and _IDENTIFIER.fullmatch(card.licence):
         front.append(f"license: {card.licence}")
-    sections = (
-        ("Data", card.data or NOT_STATED),
-        ("Licence", card.licence or f"{NOT_STATED} Without a licence nobody may use or pass on the weights."),
-        ("Intended use", f"{card.intended_use or NOT_STATED} {NOT_FOR_DIAGNOSIS}"),
-        ("Limits", card.limits or NOT_STATED),
+    contents = (
+        card.data or NOT_STATED,
+        card.licence or f"{NOT_STATED} {_NO_LICENCE}",
+        f"{card.intended_use or NOT_STATED} {NOT_FOR_DIAGNOSIS}",
+        card.limits or NOT_STATED,
     )
-    text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections)
+    text = "\n\n".join(f"## {title}\n\n{content}" for title, content in zip(_SECTIONS, contents))
     title = card.name or f"Swin UNETR for {', '.join(_names(facts.task)[:3])}"
     return "\n".join([*front, "---", "", f"# {console.literal(title)}", "", text, "", _facts(facts)])
+
+
+def read_card(text: str) -> Card:
+    """Returns the statements in the result of `card_text`, for a model that is packed again. The facts are left out."""
+    head, *_ = text.partition("\n## Facts\n")
+    sections = dict(re.findall(r"(?ms)^## ([^\n]+)\n\n(.*?)(?=\n\n## |\s*\Z)", head))
+    title = re.search(r"(?m)^# (.+)$", head)
+    if title is None or tuple(sections) != _SECTIONS:
+        return Card(text=head)
+    ends = {"Intended use": NOT_FOR_DIAGNOSIS, "Licence": _NO_LICENCE}
+    stated = {name: content.strip().removesuffix(ends.get(name, "")).strip() for name, content in sections.items()}
+    data, licence, use, limits = (None if stated[name] == NOT_STATED else stated[name] for name in _SECTIONS)
+    return Card(title[1], data, licence, use, limits)
 
 
 def _facts(facts: Facts) -> str:

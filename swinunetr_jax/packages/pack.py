@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinunetr_jax import files
-from swinunetr_jax.buckets import path_or_address
+from swinunetr_jax.buckets import is_address, path_or_address
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.data.scan_range import merged
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.packages.model_card import Card, Facts, card_text
+from swinunetr_jax.packages.model_card import Card, Facts, card_text, read_card
 from swinunetr_jax.packages.monai_bundle import write_bundle
 from swinunetr_jax.packages.run_scores import SCORES, Scores, run_scores
 from swinunetr_jax.postprocess import POSTPROCESS, Step, read_postprocess
@@ -37,7 +37,7 @@ from swinunetr_jax.weights.params import count_bytes, count_parameters
 from swinunetr_jax.weights.run_folder import PACKED_WEIGHTS, cross_validation_of
 from swinunetr_jax.weights.upload import new_file
 from swinunetr_jax.weights.weight_file import atomic_file
-from swinunetr_jax.weights.zip_folder import CARD, FORMAT, MANIFEST
+from swinunetr_jax.weights.zip_folder import CARD, FORMAT, MANIFEST, find_zip
 
 CONFIG, TASK = "config.json", "task.json"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first one that a zip archive can state
@@ -135,6 +135,14 @@ def pack(source: Path, networks: Networks, target: str | os.PathLike, card: Card
         files.write_json(root / MANIFEST, values | {"digest": files.digest_of_json(values)})
         _write_zip(file, root, [MANIFEST, *sorted(names, key=lambda name: (name in weights, name))])
     return target
+
+
+def packed_card(source: Path) -> Card:
+    """Returns the statements in the card of a packed model, also for one of its folds, or an empty card for anything else."""
+    inside = None if is_address(source) else find_zip(source)
+    if inside is None or inside[0].manifest is None or CARD not in inside[0].members:
+        return Card()
+    return read_card(inside[0].read(CARD).decode("utf-8", "replace"))
 
 
 def pack_bundle(source: Path, networks: Networks, target: str | os.PathLike, card: Card) -> Path:

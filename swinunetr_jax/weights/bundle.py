@@ -1,7 +1,7 @@
 """Reads what a MONAI bundle says about its network: the arguments of the network, its task, and the order of patch merging.
 
     BUNDLE/configs/metadata.json                   channels, outputs, versions
-    BUNDLE/configs/inference.json (or train.json)  network_def, preprocessing, inferer, postprocessing
+    BUNDLE/configs/inference.json (or train.json)  network_def, preprocessing, inferer, postprocessing; also as .yaml or .yml
     BUNDLE/models/model.pt                         the weights, see weight_folder.py
 
 The configuration is read as data. References such as "@feature_size" are looked up; expressions, which begin with "$", are never
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from swinunetr_jax import console, files
 from swinunetr_jax.config import SwinUNETRConfig
 from swinunetr_jax.errors import InputError
@@ -27,7 +29,8 @@ from swinunetr_jax.weights.weight_file import printable
 
 OURS = "swinunetr_jax"
 _METADATA = "configs/metadata.json"
-_CONFIGURATIONS = ("configs/inference.json", "configs/train.json")
+_CONFIGURATIONS = tuple(f"configs/{name}{end}" for name in ("inference", "train") for end in (".json", ".yaml", ".yml"))
+_MAX_YAML_BYTES = 1 << 20  # the reader of YAML is slow
 _REMEDY = "restore it, or give the weight file itself with --downsample"
 # The fields that tensors do not determine. The others are inferred from the tensors, which a configuration cannot contradict.
 _FIELDS = {
@@ -114,7 +117,24 @@ def _own(path: Path, values: Mapping[str, Any]) -> Bundle:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return files.read_json(path, dict[str, Any], _REMEDY) if files.exists(path) else None
+    if not files.exists(path):
+        return None
+    return files.read_json(path, dict[str, Any], _REMEDY) if path.suffix == ".json" else _read_yaml(path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the content of a YAML file, which creates no objects but plain values. Raises InputError if it cannot be read."""
+    try:
+        text = path.read_bytes()
+        if len(text) > _MAX_YAML_BYTES:
+            raise InputError(f"{path} has {len(text)} bytes, more than the configuration of a bundle can have: {_REMEDY}.")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = printable(str(error).partition("\n")[0].rstrip("."))
+        raise InputError(f"{path} cannot be read as YAML ({reason}): {_REMEDY}.") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path} must hold names with values, as a configuration of MONAI does: {_REMEDY}.")
+    return content
 
 
 class _Reader:

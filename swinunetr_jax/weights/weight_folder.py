@@ -58,7 +58,7 @@ def choose_weight_file(names: Iterable[str], folder: str) -> str | None:
 
 def is_configuration(name: str) -> bool:
     """Returns whether a file of this name, relative to the folder of a MONAI bundle, is part of the bundle's configuration."""
-    return name.startswith("configs/") and name.endswith(".json")
+    return name.startswith("configs/") and name.endswith((".json", ".yaml", ".yml"))
 
 
 def read_index(index: str | os.PathLike) -> dict[str, str]:

@@ -103,7 +103,10 @@ class Survey:
         return images, folders
 
     def _add_folder(self, path: Path, images: list[Path], folders: list[Path]) -> None:
-        """Adds a folder to the images if it is a DICOM series, and otherwise to the folders."""
+        """Adds a folder to the images if it is a DICOM series, and otherwise to the folders. Links to a folder above are ignored."""
+        if path.is_symlink() and files.real_path(path) in (above := files.real_path(path.parent), *above.parents):
+            self.ignore("links to a folder above", path)
+            return
         kind = dicom_kind(path)
         if kind == "localizer":
             self.warnings.append(f"{path} is a localizer and is not used.")

@@ -15,15 +15,15 @@ from typing import BinaryIO
 
 from swinunetr_jax import files
 from swinunetr_jax.data.formats.libraries import short
-from swinunetr_jax.data.formats.names import DICOM, NIFTI, ZIP, is_image
+from swinunetr_jax.data.formats.names import DICOM, ZIP, is_image
 from swinunetr_jax.data.nifti.nifti_file import GZIP_RATIO, size_text
 from swinunetr_jax.errors import InputError
 
 MAX_MEMBERS = 100_000  # files in a zip
 MAX_UNPACKED = 64 << 30  # bytes of all files in a zip together
 MAX_FILE = 4 << 30  # bytes of one file, as much as one volume in memory needs
-_OTHERS = (
-    *(*NIFTI, ".zip", ".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg"),
+_COMPANIONS = (
+    *(".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg"),
     *(".bval", ".bvec", ".md5", ".log", ".exe", ".inf", ".ini"),
 )
 
@@ -121,12 +121,12 @@ class DicomFiles(AbstractContextManager):
             raise InputError(f"{path}: cannot be read ({files.reason(error)}); check the path and the permissions.") from error
         if not found:
             raise InputError(f"{path}: holds no DICOM files, expected those of one series; give the folder that holds them.")
-        self.left_out = sorted(set(listed) - set(found))
+        self.left_out = sorted(file for file in set(listed) - set(found) if not _is_companion(file))
         return found
 
     def holds_dicom(self, folder: Path, examined: int = 3) -> bool:
         """Returns whether a folder directly holds DICOM files, by the names of its files, or by the first bytes of a few of them."""
-        found = self.folder(folder)
+        found = sorted(self.folder(folder), key=_is_companion)
         if any(file.name.lower().endswith(DICOM) for file in found):
             return True
         return any(self.is_dicom(file) for file in found[:examined])
@@ -135,8 +135,13 @@ class DicomFiles(AbstractContextManager):
 def _may_be_dicom(name: str) -> bool:
     lower = name.lower()
     return not (
-        lower.startswith(".") or lower in ("dicomdir", "desktop.ini", "thumbs.db") or lower.endswith(_OTHERS) or is_image(lower)
+        lower.startswith(".") or lower in ("dicomdir", "desktop.ini", "thumbs.db") or lower.endswith(ZIP) or is_image(lower)
     )
+
+
+def _is_companion(file: Path) -> bool:
+    """Returns whether the ending of a file is that of a usual companion of scans. A DICOM file whose name is a number may have it, too."""
+    return file.name.lower().endswith(_COMPANIONS)
 
 
 def _checked(path: Path, members: Iterable[zipfile.ZipInfo]) -> dict[Path, zipfile.ZipInfo]:

@@ -43,6 +43,7 @@ TAGS = [
     "ImagePositionPatient",
     "RescaleSlope",
     "RescaleIntercept",
+    "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -181,6 +182,11 @@ def _plane(header: Header, index: int, position: Any, orientation: Any, measures
 
 def _scale(header: Header, values: Any) -> tuple[float, float]:
     """Returns the slope and intercept of an image: (1, 0) if the header states neither, except for CT, which needs Hounsfield units."""
+    if header.image.get("ModalityLUTSequence"):
+        raise InputError(
+            f"{header.file}: states a table of its values (ModalityLUTSequence) instead of RescaleSlope and RescaleIntercept, which is not "
+            "supported; export the series as enhanced DICOM or convert it."
+        )
     stated = [name for name in ("RescaleSlope", "RescaleIntercept") if values.get(name) not in (None, "")]
     if not stated and str(header.image.get("Modality", "")) == "CT":
         raise InputError(

@@ -59,11 +59,9 @@
     const numbers = state.beside ? page.maps.map((_, number) => number) : [null];
     const columns = numbers.length === 4 ? 2 : Math.min(numbers.length, 3);
     $("views").style.setProperty("--columns", columns);
-    const rows = Math.ceil(numbers.length / columns);
     for (const map of numbers) {
       const element = document.createElement("div");
       element.className = "view";
-      if (rows > 1) element.style.height = `calc((100vh - 6.2em) / ${rows})`;
       element.append(document.createElement("canvas"));
       if (map !== null) {
         const name = document.createElement("div");
@@ -190,7 +188,8 @@
     $("beside").hidden = page.maps.length < 2;
     choices($("channels").querySelector(".choices"), page.channels.map((c) => c.name), chooseChannel, () => state.channel);
     const names = [...page.maps.map((map) => map.name), "none"];
-    choices($("maps").querySelector(".choices"), names, chooseMap, () => (state.map === HIDDEN ? page.maps.length : state.map));
+    const chosen = () => (state.map === HIDDEN ? page.maps.length : state.beside ? null : state.map);
+    choices($("maps").querySelector(".choices"), names, chooseOneMap, chosen);
     [$("low").value, $("high").value] = windows[state.channel].map((value) => Number(value.toPrecision(4)));
     $("range").textContent = `${channel.name} has ${rounded(channel.range[0])} … ${rounded(channel.range[1])} in the scan.`;
     $("opacity").value = state.opacity;
@@ -251,6 +250,13 @@
     state.map = number >= page.maps.length ? HIDDEN : number;
     if (state.map !== HIDDEN) state.lastMap = state.map;
     return refresh();
+  }
+
+  // A choice of one segmentation ends the view of all of them.
+  function chooseOneMap(number) {
+    if (!state.beside || number >= page.maps.length) return chooseMap(number);
+    state.map = state.lastMap = number;
+    return setBeside(false);
   }
 
   function chooseView(number) {
@@ -324,7 +330,7 @@
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, summary")) return;
     const digit = Number(event.key);
-    const action = digit >= 1 && digit <= page.maps.length ? () => chooseMap(digit - 1) : KEYS[event.key];
+    const action = digit >= 1 && digit <= page.maps.length ? () => chooseOneMap(digit - 1) : KEYS[event.key];
     if (event.target.closest("#views")) event.stopImmediatePropagation(); // NiiVue has keys of its own
     if (!action || (event.key === " " && event.target.closest("button"))) return;
     event.preventDefault();
