@@ -216,6 +216,7 @@ def test_what_cannot_be_written_is_one_sentence(series, tmp_path, monkeypatch):
     enhanced = read_volume(write_enhanced(tmp_path / "frames.dcm", array(), OBLIQUE))
     with refused("would overwrite the image that it was computed from"):
         result(enhanced, task).save(tmp_path / "frames.dcm", overwrite=True)
+    (tmp_path / "frames.dcm").unlink()
     lost = Volume(series.array, OBLIQUE, series.header, series.path, (tmp_path / "lost.dcm", *series.slices[1:]))
     with refused("lost.dcm", "cannot be read"):
         result(lost, task).save(tmp_path / "a.dcm")

@@ -23,7 +23,8 @@ def _readable_option(block: str) -> str:
         plain = f"{plain}|None" if may_be_none else plain
         return _repeated(plain)
 
-    head, gap, description = re.match(r"(\s*\S.*?)(\s{2,}|$)(.*)", first).groups() if first.strip() else (first, "", "")
+    head, *more = re.split(r"(?<=\S)(\s{2,})", first, maxsplit=1)
+    gap, description = more or ("", "")
     shorter = _OPTIONAL.sub(kind, _repeated(head)) if head.lstrip().startswith("-") else head
     if description:
         gap = " " * max(len(head) + len(gap) - len(shorter), 2)

@@ -124,11 +124,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Returns the content of a YAML file, which creates no objects but plain values. Raises InputError if it cannot be read."""
+    if (size := path.stat().st_size) > _MAX_YAML_BYTES:
+        raise InputError(f"{path} has {size} bytes, more than the configuration of a bundle can have: {_REMEDY}.")
     try:
-        text = path.read_bytes()
-        if len(text) > _MAX_YAML_BYTES:
-            raise InputError(f"{path} has {len(text)} bytes, more than the configuration of a bundle can have: {_REMEDY}.")
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = printable(str(error).partition("\n")[0].rstrip("."))
         raise InputError(f"{path} cannot be read as YAML ({reason}): {_REMEDY}.") from error
