@@ -35,6 +35,12 @@ class Output:
                 f"`code` of {self.name} must hold the value, the scheme and the meaning of a code, optionally followed by those of its "
                 f"category, got {len(self.code)} texts."
             )
+        for text, longest in zip(self.code, (64, 16, 64) * 2):
+            if len(text) > longest or "\\" in text or not text.isprintable():
+                raise InputError(
+                    f"`code` of {self.name} holds {text[:80]!r}, expected at most {longest} printable characters without a backslash, as "
+                    "DICOM requires."
+                )
         if not is_label(self.value):
             raise InputError(
                 f"`value` of {self.name} must be an integer in 0 … 255, the range of uint8 label maps, got {self.value!r}."

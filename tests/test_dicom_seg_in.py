@@ -75,7 +75,7 @@ def test_the_labels_of_another_program_are_the_numbers_of_the_segments(scan, tmp
     read = read_labels(tmp_path / "other.dcm")
     np.testing.assert_array_equal(on_grid_of(read, scan).array, np.array([0, 1, 2, 0, 3])[labels()])
     assert read.names == {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
-    assert read.notes[0].endswith("another program wrote this DICOM-SEG: 1 necrotic core, 2 oedema, 3 enhancing tumour")
+    assert read.notes[0].endswith("states no known values: 1 necrotic core, 2 oedema, 3 enhancing tumour")
 
 
 def test_faulty_segmentations_are_refused_without_personal_data(scan, tmp_path):
@@ -95,6 +95,23 @@ def test_faulty_segmentations_are_refused_without_personal_data(scan, tmp_path):
     dataset.save_as(path)
     with refused("cannot be read as a DICOM-SEG"):
         read_labels(path)
+    for change in ("frames", "segment", "rows"):
+        path.write_bytes(content)
+        dataset = pydicom.dcmread(path)
+        if change == "frames":
+            del dataset.NumberOfFrames
+        elif change == "segment":
+            dataset.SegmentSequence[0].SegmentNumber = 9
+        else:
+            dataset.Rows = None
+        dataset.save_as(path)
+        with refused("cannot be read as a DICOM-SEG"):
+            read_labels(path)
+    (tmp_path / "two").mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / "two" / name).write_bytes(content)
+    with refused("holds 2 DICOM files, of which a.dcm is a segmentation, expected one label map"):
+        read_labels(tmp_path / "two")
     path.write_bytes(content[: len(content) * 9 // 10])
     with pytest.raises(InputError, match=r"labels\.dcm: ") as caught:
         read_labels(path)

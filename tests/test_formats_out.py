@@ -146,6 +146,9 @@ def test_dicom_seg_states_the_codes_of_the_task(series, tmp_path, capsys):
     assert "any tissue" not in capsys.readouterr().out
     with refused("`code` of a must hold the value, the scheme and the meaning of a code", "got 2 texts"):
         Output(name="a", value=3, code=nodule[:2])
+    for code in (("1", "SCT", "x" * 65), ("1", "S" * 17, "x"), ("1\\2", "SCT", "x"), ("1", "SCT", "x\n")):
+        with refused("`code` of a holds", "as DICOM requires"):
+            Output(name="a", value=3, code=code)
 
 
 def test_dicom_seg_without_a_label_and_with_other_letters_is_written(series, tmp_path, capsys):

@@ -101,6 +101,8 @@ def test_a_configuration_in_yaml_is_read_as_plain_values(tmp_path, name):
     for text, words in (
         ("network_def: !!python/object/apply:os.system [false]", "cannot be read as YAML"),
         ("network_def: [", "cannot be read as YAML"),
+        ("network_def: !!bool abc", "cannot be read as YAML"),
+        ("network_def: !!timestamp abc", "cannot be read as YAML"),
         ("- network_def", "must hold names with values"),
         ("1: 2", "must hold names with values"),
         ("[" * 5000, "cannot be read as YAML"),

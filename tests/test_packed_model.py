@@ -19,6 +19,7 @@ from swinunetr_jax import Task, files
 from swinunetr_jax.data.scan_range import ScanRange
 from swinunetr_jax.inference.open_networks import open_networks
 from swinunetr_jax.model.custom import CustomNetwork
+from swinunetr_jax.packages.model_card import read_card
 from swinunetr_jax.packages.pack import collect
 from swinunetr_jax.postprocess import POSTPROCESS, Postprocess, Step, write_postprocess
 from swinunetr_jax.weights.load import Checkpoint, open_checkpoint, read_task, save_params
@@ -132,6 +133,18 @@ def test_commands_take_a_packed_model(packed, tmp_path, capsys, weights):
     assert "exists already" in capsys.readouterr().err
     assert run("pack", tmp_path / "one.zip", tmp_path / "one.tar") == 2
     assert run("pack", tmp_path / "one.zip", tmp_path / "two.zip", "--card", Path(__file__), "--limits", "none") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# T\n\nA preface.\n\n## Data\n\nd\n\n## Licence\n\nmit\n\n## Intended use\n\nu\n\n## Limits\n\nl",
+        "# T\n\n## Facts\n\n- 300 scans\n\n## Limits\n\nnot for children",
+        "no heading",
+    ],
+)
+def test_a_card_of_ones_own_is_kept_word_by_word(text):
+    assert read_card(f"{text}\n\n## Facts\n\n| | |").text.rstrip() == text
 
 
 def test_a_changed_member_is_refused(packed, tmp_path):

@@ -16,7 +16,7 @@ from swinunetr_jax.cli import main
 from swinunetr_jax.data.nifti import Volume
 from swinunetr_jax.inference.segmentation import Segmentation
 from swinunetr_jax.output import Output
-from swinunetr_jax.viewer import LabelMap, page_text, viewer_contents
+from swinunetr_jax.viewer import LabelMap, page_text, sources, viewer_contents
 from swinunetr_jax.viewer import contents as contents_module
 from swinunetr_jax.viewer.encode import MAX_HALVINGS, nifti_base64, quantized
 from swinunetr_jax.viz.labels import colour, label_colours, label_names
@@ -81,12 +81,21 @@ def test_intensities_keep_their_range():
     far = (1e6 + rng.normal(0, 1, (9, 9, 9))).astype(np.float32)
     stored = quantized(far)
     assert abs(stored.integers * stored.slope + stored.offset - far).max() <= 0.1
-    constant = quantized(np.full((3, 3, 3), 1e9, np.float32))
-    assert (constant.integers * constant.slope + constant.offset == 1e9).all()
+    narrow = rng.integers(0, 301, (9, 9, 9)).astype(np.float32)
+    assert [quantized(narrow, halvings).slope for halvings in (0, 1, MAX_HALVINGS)] == [1, 300 / 255, 300 / 255]
+    few = np.where(rng.random((20, 20, 20)) < 1e-4, 500, rng.integers(0, 90, (20, 20, 20))).astype(np.float32)
+    few[0, 0, 0] = 500
+    assert all(
+        quantized(few, halvings).is_exact for halvings in range(MAX_HALVINGS + 1)
+    )  # 255 levels would need smaller steps than 1
+    assert quantized(narrow + 40000).slope == 300 / 4095 and quantized(narrow // 2 + 40000).is_exact
+    for value in (1e9, 7.5):
+        constant = quantized(np.full((3, 3, 3), value, np.float32))
+        assert (constant.integers * constant.slope + constant.offset == value).all() and constant.is_exact
 
 
 def test_a_large_page_has_the_smallest_steps_with_which_it_is_small(monkeypatch):
-    values = np.random.default_rng(0).normal(0, 200, (40, 40, 20)).round().astype(np.float32)
+    values = np.random.default_rng(0).normal(0, 400, (40, 40, 20)).round().astype(np.float32)
     sizes = []
     for halvings in range(MAX_HALVINGS + 1):
         stored = quantized(values, halvings)
@@ -111,6 +120,14 @@ def test_names_from_data_are_literal():
     stated = json.loads(re.search(r'id="description">(.*?)</script>', text).group(1))
     assert stated["maps"][0]["labels"][0]["name"] == nasty.replace("\u202e", "\\u202e")
     assert not re.search(r'(src|href)="(?!data:)', text) and "default-src 'none'" in text
+
+
+def test_names_in_a_segmentation_are_different_and_mean_nothing_else():
+    names = {1: "a", 2: "a", 3: "a (2)", 4: " ", 5: "Background", 6: "ignore", 7: "liver"}
+    numbered = sources._numbered(names)
+    assert sorted(numbered.values()) == list(names) and numbered["liver"] == 7
+    assert list(numbered)[:4] == ["a (1)", "a (2)", "a (2) (3)", "segment (4)"]
+    assert [output.name for output in Task.from_labels(numbered).outputs][-3:] == ["Background (5)", "ignore (6)", "liver"]
 
 
 def test_labels_are_named_for_what_they_are():

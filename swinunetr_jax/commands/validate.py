@@ -186,7 +186,8 @@ def verdict(report: DatasetReport) -> str:
     text = f"sound: no error in {_count(len(report.cases), 'case')}"
     if errors:
         faulty = len({finding.case for finding in errors})
-        text = f"not sound: {_count(len(errors), 'error')} in {faulty} of {_count(len(report.cases), 'case')}"
+        share = f" in {faulty} of {len(report.cases)} cases" if len(report.cases) > 1 else ""
+        text = f"not sound: {_count(len(errors), 'error')}{share}"
     return f"{text}, {_count(len(warnings), 'warning') if warnings else 'no warning'}"
 
 

@@ -161,12 +161,13 @@ def evaluate(
                     f"{ref.path}: is a DICOM-SEG, which may cover only a part of the scan, expected a reference for all voxels; convert "
                     "it to NIfTI on the grid of the scan."
                 )
-            pred = on_grid_of(pred, ref)
+            pred_notes, pred = pred.notes, on_grid_of(pred, ref)
             pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
             if entries[name].get("key", settings) != settings:
                 notes.append(
                     "it was predicted under other settings than those in predict.json, which define the meaning of the labels"
                 )
+            notes += pred_notes
             notes += _unused_labels(pred.array, ref, case_task, references.ignore)
             options = {"tolerance_mm": tolerance_mm, "lesion_wise": lesion_wise, "ignore": references.ignore}
             scores = score_case(pred.array, ref.array, ref.spacing, case_task, **options)

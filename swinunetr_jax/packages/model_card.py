@@ -60,6 +60,12 @@ def card_text(card: Card, facts: Facts) -> str:
     """Returns the model card as Markdown: the user's statements, then the facts."""
     if card.text is not None:
         return f"{card.text.rstrip()}\n\n{_facts(facts)}"
+    title = card.name or f"Swin UNETR for {', '.join(_names(facts.task)[:3])}"
+    return f"{_statements(card, title)}\n\n{_facts(facts)}"
+
+
+def _statements(card: Card, title: str) -> str:
+    """Returns the parts of a card that a user states, below a title."""
     front = ["---", "library_name: swinunetr_jax", "pipeline_tag: image-segmentation", "tags: [medical, swin-unetr, jax]"]
     if card.licence and _IDENTIFIER.fullmatch(card.licence):
         front.append(f"license: {card.licence}")
@@ -69,14 +75,13 @@ def card_text(card: Card, facts: Facts) -> str:
         f"{card.intended_use or NOT_STATED} {NOT_FOR_DIAGNOSIS}",
         card.limits or NOT_STATED,
     )
-    text = "\n\n".join(f"## {title}\n\n{content}" for title, content in zip(_SECTIONS, contents))
-    title = card.name or f"Swin UNETR for {', '.join(_names(facts.task)[:3])}"
-    return "\n".join([*front, "---", "", f"# {console.literal(title)}", "", text, "", _facts(facts)])
+    text = "\n\n".join(f"## {name}\n\n{content}" for name, content in zip(_SECTIONS, contents))
+    return "\n".join([*front, "---", "", f"# {console.literal(title)}", "", text])
 
 
 def read_card(text: str) -> Card:
     """Returns the statements in the result of `card_text`, for a model that is packed again. The facts are left out."""
-    head, *_ = text.partition("\n## Facts\n")
+    head = text.rpartition("\n## Facts\n")[0]
     sections = dict(re.findall(r"(?ms)^## ([^\n]+)\n\n(.*?)(?=\n\n## |\s*\Z)", head))
     title = re.search(r"(?m)^# (.+)$", head)
     if title is None or tuple(sections) != _SECTIONS:
@@ -84,7 +89,8 @@ def read_card(text: str) -> Card:
     ends = {"Intended use": NOT_FOR_DIAGNOSIS, "Licence": _NO_LICENCE}
     stated = {name: content.strip().removesuffix(ends.get(name, "")).strip() for name, content in sections.items()}
     data, licence, use, limits = (None if stated[name] == NOT_STATED else stated[name] for name in _SECTIONS)
-    return Card(title[1], data, licence, use, limits)
+    card = Card(title[1], data, licence, use, limits)
+    return card if _statements(card, title[1]) == head.rstrip() else Card(text=head)
 
 
 def _facts(facts: Facts) -> str:

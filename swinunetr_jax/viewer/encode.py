@@ -40,18 +40,25 @@ def quantized(image: np.ndarray, halvings: int = 0) -> Quantized:
             less per voxel.
     """
     low, high = float(image.min()), float(image.max())
-    integral = low >= -(2**15) and high < 2**15 and np.array_equal(image, np.rint(image))
+    if not high > low:
+        return Quantized(np.zeros(image.shape, np.uint8), 1.0, low, True, False)
+    integral = np.array_equal(image, np.rint(image))
     if integral and high - low <= 255:
         return Quantized((image - low).astype(np.uint8), 1.0, low, True, False)
-    if integral and halvings < MAX_HALVINGS:
-        slope = float(2**halvings)
-        return Quantized(np.rint(image / np.float32(slope)).astype(np.int16), slope, 0.0, halvings == 0, False)
+    exact = Quantized(image.astype(np.int16), 1.0, 0.0, True, False) if integral and low >= -(2**15) and high < 2**15 else None
+    if exact is not None and halvings == 0:
+        return exact
     darkest, brightest = np.percentile(image[image != 0], EXTREMES)
     darkest = min(float(darkest), 0.0) if low <= 0 else float(darkest)
-    levels = LEVELS >> halvings
-    slope = max(float(brightest) - darkest, float(np.finfo(np.float32).tiny)) / (levels - 1)
-    if not high > low:  # a constant image
-        slope, darkest = 1.0, low
+    shown = max(float(brightest) - darkest, float(np.finfo(np.float32).tiny))
+    slope = shown / ((LEVELS >> halvings) - 1)
+    if exact is not None:
+        step = 2**halvings
+        if slope <= 1 and halvings == MAX_HALVINGS:  # a screen shows fewer levels than there are integers
+            return exact
+        if halvings < MAX_HALVINGS:
+            steps = np.rint(image / np.float32(step)).astype(np.int16)
+            return Quantized(steps, float(step), 0.0, False, False) if step <= shown / 255 else quantized(image, MAX_HALVINGS)
     kind = np.iinfo(np.uint8 if halvings == MAX_HALVINGS else np.int16)
     # 0, which is the background of most scans, is one of the steps.
     is_far = max(-low, high) / slope > kind.max  # from 0

@@ -17,7 +17,7 @@ from swinunetr_jax.data.discovery.formats import case_from_files, find_cases
 from swinunetr_jax.data.formats import read_labels, read_volume, stem
 from swinunetr_jax.data.nifti import Volume, on_grid_of
 from swinunetr_jax.errors import InputError
-from swinunetr_jax.task import Task
+from swinunetr_jax.task import IGNORE, Task
 from swinunetr_jax.viewer.contents import LabelMap
 
 RECORD = "predict.json"
@@ -132,9 +132,14 @@ def task_of_labels(stated: str | None, label_maps: Sequence[Path], scan: Scan, n
 
 
 def _numbered(names: Mapping[int, str]) -> dict[str, int]:
-    """Returns the value of each name; a name that several values share gets the value in brackets."""
-    counts = Counter(names.values())
-    return {name if counts[name] == 1 else f"{name} ({value})": value for value, name in names.items()}
+    """Returns the value of each name. Names that are empty, that occur twice or that mean something else in a task get the value, too."""
+    counts, numbered = Counter(names.values()), dict[str, int]()
+    for value, name in names.items():
+        plain = name.strip()
+        if not plain or counts[name] > 1 or plain.lower() in ("background", IGNORE):
+            plain = f"{plain or 'segment'} ({value})"
+        numbered[f"{plain} ({value})" if plain in numbered else plain] = value
+    return numbered
 
 
 def _task_of_file(path: Path) -> Task:

@@ -128,7 +128,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} has {size} bytes, more than the configuration of a bundle can have: {_REMEDY}.")
     try:
         content = yaml.safe_load(path.read_bytes())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # the reader raises many kinds of errors for values that do not fit their tags
         reason = printable(str(error).partition("\n")[0].rstrip("."))
         raise InputError(f"{path} cannot be read as YAML ({reason}): {_REMEDY}.") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

@@ -26,8 +26,14 @@ def segmentation_header(path: Path) -> Header | None:
     """Returns the header of the DICOM-SEG that `path` is or holds, or None if it is something else. Raises InputError as `open_dicom`."""
     with DicomFiles(path) as opened:
         found = opened.dicom_files()
-        header = read_header(opened, found[0]) if len(found) == 1 else None
-    return header if header is not None and str(header.image.get("SOPClassUID", "")) in SEGMENTATIONS else None
+        header = read_header(opened, found[0])
+    if str(header.image.get("SOPClassUID", "")) not in SEGMENTATIONS:
+        return None
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: holds {len(found)} DICOM files, of which {found[0].name} is a segmentation, expected one label map; give one file."
+        )
+    return header
 
 
 def read_dicom_seg(path: Path, header: Header, max_bytes: int) -> Volume:
@@ -46,28 +52,52 @@ def read_dicom_seg(path: Path, header: Header, max_bytes: int) -> Volume:
         warnings.filterwarnings("ignore", module="highdicom|pydicom")  # they would print personal data
         try:
             dataset = hd.seg.segread(stream)
+            frames = dataset.PerFrameFunctionalGroupsSequence if "PerFrameFunctionalGroupsSequence" in dataset else ()
+            is_whole = len(frames) == int(dataset.NumberOfFrames) and all(
+                _segments_in(frame) <= _numbers(dataset) for frame in frames
+            )
             geometry = dataset.get_volume_geometry()
+            depth, rows, columns = (0, 0, 0) if geometry is None else map(int, geometry.spatial_shape)
         except Exception as error:  # highdicom raises many kinds of errors for damaged files, whose texts may hold personal data
-            raise InputError(
-                f"{path}: cannot be read as a DICOM-SEG ({type(error).__name__}); it is damaged, so get it again."
-            ) from error
+            raise InputError(_damaged(path, type(error).__name__)) from error
+        if not is_whole:
+            raise InputError(_damaged(path, "it does not describe all of its frames"))
         if geometry is None:
             raise InputError(
                 f"{path}: the frames of this DICOM-SEG are not parallel planes at equal distances; convert it to NIfTI."
             )
-        depth, rows, columns = geometry.spatial_shape
         affine = RAS_OF_LPS @ geometry.affine @ np.eye(4)[:, [2, 1, 0, 3]]
         check_scan(Scan(path, (columns, rows, depth), affine, lambda: np.empty(0)), max_bytes)
         try:
             array = dataset.get_volume(combine_segments=True).array
-        except Exception as error:
+        except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"{path}: the segments of this DICOM-SEG overlap or are fractional ({type(error).__name__}), expected at most one label "
                 "for each voxel; convert it to a label map."
             ) from error
+        except Exception as error:
+            raise InputError(_damaged(path, type(error).__name__)) from error
+    if not set(np.unique(array).tolist()) <= _numbers(dataset) | {
+        0
+    }:  # only a DICOM-SEG of the type LABELMAP can have other values
+        raise InputError(_damaged(path, "it does not describe all of its segments"))
     values, names, notes = _labels_of(path, dataset)
     labels = np.asfortranarray(values[array].transpose(2, 1, 0))
     return Volume(labels, affine, header_of_affine(affine), path, notes=notes, names=names, is_part=True)
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path}: cannot be read as a DICOM-SEG ({reason}); it is damaged, so get it again."
+
+
+def _numbers(dataset: Any) -> set[int]:
+    """Returns the numbers of the segments that a file describes."""
+    return {int(number) for number in dataset.segment_numbers}
+
+
+def _segments_in(frame: Any) -> set[int]:
+    """Returns the number of the segment in a frame; none for a DICOM-SEG of the type LABELMAP, whose voxels state it."""
+    return {int(item.ReferencedSegmentNumber) for item in frame.get("SegmentIdentificationSequence") or ()}
 
 
 def _labels_of(path: Path, dataset: Any) -> tuple[np.ndarray, dict[int, str], tuple[str, ...]]:
@@ -87,6 +117,6 @@ def _labels_of(path: Path, dataset: Any) -> tuple[np.ndarray, dict[int, str], tu
         shown = ", ".join(f"{label} {console.literal(name)}" for label, name in list(names.items())[:MAX_NOTED])
         more = f" and {len(names) - MAX_NOTED} more" * (len(names) > MAX_NOTED)
         notes = (
-            f"{path}: the labels are the numbers of the segments, because another program wrote this DICOM-SEG: {shown}{more}",
+            f"{path}: the labels are the numbers of the segments, because this DICOM-SEG states no known values: {shown}{more}",
         )
     return values, names, notes

@@ -247,8 +247,8 @@ def check_affine(name: str, affine: np.ndarray) -> None:
         valid = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
         # nibabel may find no direction for an axis although no two axes are parallel.
         valid = valid and np.isfinite(io_orientation(affine)).all()
-    if valid and not np.array_equal(affine[3], (0, 0, 0, 1)):
-        raise InputError(f"{name}: the last row of the affine is {affine[3].tolist()}, expected [0, 0, 0, 1]; correct it.")
+    if valid and not (affine.shape == (4, 4) and np.allclose(affine[3], (0, 0, 0, 1), atol=1e-6)):
+        raise InputError(f"{name}: the last row of the affine is {affine[-1].tolist()}, expected [0, 0, 0, 1]; correct it.")
     if not valid:
         rows = np.array2string(np.asarray(affine)[:3], precision=4).replace("\n", "")
         raise InputError(

@@ -64,7 +64,13 @@ def on_grid_of(volume: Volume, like: Volume) -> Volume:
         array, affine, _ = reorient(volume.array, volume.affine, like.orientation)
         turned = replace(volume, array=array, affine=affine)
         if volume.is_part:
-            turned = _extended(turned, like)
+            extended = _extended(turned, like)
+            if extended is None:
+                raise InputError(
+                    f"{like.path} and {volume.path} are not on the same grid: the label map covers other voxels than those of the scan; "
+                    "give the scan that it was made from, or resample it."
+                ) from None
+            turned = extended
         try:
             check_same_grid([like, turned])
         except InputError:
@@ -74,13 +80,13 @@ def on_grid_of(volume: Volume, like: Volume) -> Volume:
         return turned
 
 
-def _extended(part: Volume, like: Volume) -> Volume:
-    """Returns a label map on a part of the grid of `like` on all of that grid, or as it is if it is not inside of the grid."""
+def _extended(part: Volume, like: Volume) -> Volume | None:
+    """Returns a label map on a part of the grid of `like` on all of that grid, or None if it is not inside of the grid."""
     offset = np.linalg.solve(like.affine, part.affine[:, 3])[:3]
     first = np.rint(offset).astype(int)
     shape = like.array.shape[:3]
     if (first < 0).any() or (first + part.array.shape > shape).any():
-        return part
+        return None
     array = np.zeros(shape, part.array.dtype, order="F")
     array[tuple(slice(low, low + size) for low, size in zip(first, part.array.shape))] = part.array
     affine = part.affine.copy()
