@@ -96,7 +96,7 @@ def test_a_picture_that_fails_does_not_stop_a_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(plots, "write_progress", fail)
     monkeypatch.setattr(plots, "write_comparison", lambda path, scores, task: drawn.append((path.name, scores)))
-    monkeypatch.setattr(pages, "write_case_page", lambda path, score, task: drawn.append((path.name, score)))
+    monkeypatch.setattr(pages, "write_case_page", lambda path, score, task, metric: drawn.append((path.name, score)))
     tracked = []
     log = SimpleNamespace(say=messages.append, rows=[], picture=lambda path, step: tracked.append((path.name, step)))
     progress, cases = SimpleNamespace(step=1), SimpleNamespace(task=None)

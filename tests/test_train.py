@@ -178,7 +178,12 @@ def test_the_best_validation_has_the_lowest_score_if_lower_is_better(data, tmp_p
     scores = [row["score"] for row in validations]
     best = best_validation(validations)
     assert best["score"] == min(scores) != max(scores) and best["metric"] == "error"
-    assert f"Best validation error <b>{min(scores):.4f}</b> at step {best['step']}" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert f"Best validation error <b>{min(scores):.4f}</b> at step {best['step']}" in report
+    assert (
+        "The score is error, as the objective of the recipe computes it." in report and "Dice" not in report.split("<details>")[0]
+    )
+    assert ", error " in (run / "worst.html").read_text()
     for row in validations:  # as in the log of an earlier version
         row.pop("best", None)
     assert best_validation(validations)["score"] == max(scores)

@@ -12,7 +12,7 @@ from typing import Any
 from swinunetr_jax import Task, console, files
 from swinunetr_jax.evaluation.evaluate import CONVENTIONS
 from swinunetr_jax.training.description import Description, read_description
-from swinunetr_jax.training.log import best_validation, metric_of
+from swinunetr_jax.training.log import DICE, best_validation, metric_of
 from swinunetr_jax.training.options import Options
 from swinunetr_jax.training.sources import SOURCES
 from swinunetr_jax.training.times import Times, times_of
@@ -101,6 +101,8 @@ def _table(best: dict[str, Any], description: Description) -> str:
         note = (
             f"{_text(metric_of(best))} on crops of held-out scans, the same crops and random numbers in all validations{numbers}"
         )
+    elif (metric := metric_of(best)) != DICE:
+        note = f"The score is {_text(metric)}, as the objective of the recipe computes it"
     else:
         convention = CONVENTIONS[f"dice_{description['convention']}"]
         note = f"Dice on the scans' own grids, convention {_text(convention)}; {_text(scoring_note(description))}"

@@ -87,7 +87,9 @@ class Objective(nnx.Module):
             compared |= {f"{low}.png": scores.lowest, f"{high}.png": scores.highest}
             shown = {f"{low}.html": scores.lowest[0], f"{high}.html": scores.highest[0]}
         pictures = {name: partial(plots.write_comparison, scores=cases, task=task) for name, cases in compared.items()}
-        return pictures | {name: partial(pages.write_case_page, score=case, task=task) for name, case in shown.items()}
+        return pictures | {
+            name: partial(pages.write_case_page, score=case, task=task, metric=self.metric) for name, case in shown.items()
+        }
 
 
 class Supervised(Objective):

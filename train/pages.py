@@ -7,8 +7,8 @@ from swinunetr_jax.training.validation import CaseScore, ScanGrid
 from swinunetr_jax.viewer import LabelMap, viewer_contents, write_page
 
 
-def write_case_page(path: Path, score: CaseScore, task: Task) -> None:
-    """Writes the page of a validation case with all channels of its scan.
+def write_case_page(path: Path, score: CaseScore, task: Task, metric: str) -> None:
+    """Writes the page of a validation case with all channels of its scan. `metric` is the name of the score.
 
     Raises:
         InputError: the file cannot be written, or the scan is too large for browsers.
@@ -19,4 +19,4 @@ def write_case_page(path: Path, score: CaseScore, task: Task) -> None:
     names = task.channels or tuple(f"channel {number}" for number in range(1, count + 1))
     channels = {name: grid.image(case, channel) for channel, name in enumerate(names)}
     maps = [LabelMap("prediction", score.prediction), LabelMap("reference", grid.reference(case))]
-    write_page(path, viewer_contents(channels, grid.affine, maps, title=f"{case.name}, Dice {score.mean:.3f}", task=task))
+    write_page(path, viewer_contents(channels, grid.affine, maps, title=f"{case.name}, {metric} {score.mean:.3f}", task=task))
