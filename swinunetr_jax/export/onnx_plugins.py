@@ -1,4 +1,4 @@
-"""What jax2onnx (version 0.17.1) does not convert, or not well: its plug-ins for these operations are replaced during a conversion.
+"""Replaces the plug-ins of jax2onnx (version 0.17.1) for operations that it does not convert, or not precisely, during a conversion.
 
 jax2onnx keeps one plug-in for each primitive of JAX in a registry. Each plug-in here takes some equations of its primitive and passes all
 others to the one that it replaces.

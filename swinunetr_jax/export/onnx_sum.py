@@ -1,7 +1,7 @@
 """Sums over several axes for ONNX: one axis after the other, so that float32 keeps the digits of a mean over a window.
 
 jax2onnx writes a sum over all voxels as one operator, and onnxruntime adds interleaved channels voxel by voxel in a single float32 number.
-With 96³ voxels, the means and variances of the norms then lose three digits. The sums here have at most as many terms as an axis has
+With 96³ voxels, the means and variances of the norms then lose two to three digits. The sums here have at most as many terms as an axis has
 voxels.
 """
 
