@@ -13,6 +13,10 @@ usage: program [-h] [OPTIONS]
                       None)
   --out {None}|PATH   A folder with {None}|PATH in its name. (default: None)
   --cut {None}|FLOAT  The largest norm. (default: 1.0)
+  --size {None}|{INT INT INT}
+                      The size. (default: 1 2 3)
+  --on [{cpu,tpu} [{cpu,tpu} ...]]
+                      Platforms. (default: cpu)
   --precision {None,float32,bfloat16}
                       The precision. (default: None)
   --sizes {None}|{[INT [INT ...]]}
@@ -28,7 +32,11 @@ usage: program [-h] [OPTIONS]
                       The size. (default:
                       None)
   --out PATH          A folder with {None}|PATH in its name. (default: None)
-  --cut FLOAT|None    The largest norm. (default: 1.0)
+  --cut FLOAT or None  The largest norm. (default: 1.0)
+  --size INT INT INT or None
+                      The size. (default: 1 2 3)
+  --on {cpu,tpu} [{cpu,tpu} ...]
+                      Platforms. (default: cpu)
   --precision {float32,bfloat16}
                       The precision. (default: None)
   --sizes INT [INT ...]

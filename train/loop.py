@@ -247,6 +247,8 @@ def _draw(run: Run, scores: Scores, better: bool, objective: Objective) -> None:
     }
     for name, draw in (drawings | objective.drawings(scores, better, run.cases.task)).items():
         try:
+            if name.endswith(".html"):  # if it cannot be written, the report must not link to that of another network
+                (run.folder / name).unlink(missing_ok=True)
             draw(run.folder / name)
         except Exception as error:
             run.log.say(f"warning: {name} was not drawn ({console.literal(error) or type(error).__name__}); the run continues")

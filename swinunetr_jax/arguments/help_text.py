@@ -3,12 +3,13 @@
 import re
 
 _OPTIONAL = re.compile(r"\{None\}\|(?:\{([^{}]*)\}|(\S+))|\{None,([^{}]*)\}")
-_REPEATED = re.compile(r"\[(\w+) \[\1 \.\.\.\]\]")
+_REPEATED = re.compile(r"\[(\S+) \[\1 \.\.\.\]\]")
 _START = re.compile(r"(?m)^(?=  -)")
 
 
 def readable(text: str) -> str:
-    """Returns a help text in which `{None}|PATH` is PATH, and PATH|None if the default is something else, and lists are PATH [PATH ...]."""
+    """Returns a help text in which `{None}|PATH` is PATH, or `PATH or None` if the default is something else, and a list is
+    PATH [PATH ...]."""
     return "".join(map(_readable_option, _START.split(text)))
 
 
@@ -19,8 +20,9 @@ def _readable_option(block: str) -> str:
 
     def kind(match: re.Match[str]) -> str:
         values, value, choices = match.groups()
+        choices = values if values and "," in values else choices
         plain = f"{{{choices}}}" if choices else values or value
-        plain = f"{plain}|None" if may_be_none else plain
+        plain = f"{plain} or None" if may_be_none else plain
         return _repeated(plain)
 
     head, *more = re.split(r"(?<=\S)(\s{2,})", first, maxsplit=1)

@@ -57,7 +57,7 @@ class Evaluate:
     """Score label maps against references by Dice, HD95, surface Dice and volumes, each under a named convention."""
 
     predictions: Annotated[Positional[Path], arg(metavar="PRED")]
-    """A folder of label maps as predict writes them, CASE.nii.gz, or one label map."""
+    """A folder of label maps as predict writes them (CASE.nii.gz, CASE.seg.nrrd or the DICOM-SEG CASE.dcm), or one label map."""
     references: Annotated[Positional[Path], arg(metavar="REF")]
     """A folder of label maps, one label map, or a data set in any known layout with its labels."""
     task: Literal["brats", "classes"] | None = None

@@ -108,11 +108,11 @@ def summary_lines(report: DatasetReport) -> Iterator[str]:
     from swinunetr_jax.data.check.check_dataset import join_sizes
 
     facts, dataset = report.summary(), report.dataset
-    given = dataset.layout == "files" and len(dataset.cases) == 1
+    given = dataset.layout == "files" and len(dataset.cases) == 1 and bool(dataset.cases[0].images)
     name = ", ".join(map(str, dataset.cases[0].images)) if given else f"{dataset.root}: {dataset.layout}"
     yield literal(f"{name}{':' if given else ','} {_count(facts['cases'], 'case')}")
     if facts["cases"] == 1:
-        yield from _fact("label map", "readable" if facts["with_label"] else "none")
+        yield from _fact("label map", "readable" if facts["with_label"] else "not readable" if dataset.cases[0].label else "none")
     else:
         splits = ", ".join(f"{count} {split}" for split, count in facts["splits"].items())
         labelled = "all" if facts["with_label"] == facts["cases"] else facts["with_label"] or "none"

@@ -128,5 +128,5 @@ class EtLabels:
         labels: set[int] = set()
         for path in paths:
             with contextlib.suppress(InputError):
-                labels |= ET_LABELS & label_values(read_labels(path).array)
+                labels |= ET_LABELS & label_values(read_labels(path, may_be_part=True).array)
         return labels

@@ -155,12 +155,7 @@ def evaluate(
         try:
             if "error" in entries[name]:
                 raise InputError(f"{predictions[name]}: is from an older run, because the last run failed; run predict again.")
-            pred, ref = read_labels(predictions[name]), read_labels(cases[name].path)
-            if ref.is_part:
-                raise InputError(
-                    f"{ref.path}: is a DICOM-SEG, which may cover only a part of the scan, expected a reference for all voxels; convert "
-                    "it to NIfTI on the grid of the scan."
-                )
+            pred, ref = read_labels(predictions[name], may_be_part=True), read_labels(cases[name].path)
             pred_notes, pred = pred.notes, on_grid_of(pred, ref)
             pred, case_task, notes = labels.align(pred, ref, cases[name], entries[name])
             if entries[name].get("key", settings) != settings:

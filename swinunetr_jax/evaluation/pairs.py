@@ -16,6 +16,7 @@ from swinunetr_jax.data.discovery.channels import split_name
 from swinunetr_jax.data.discovery.formats import find_cases
 from swinunetr_jax.data.formats import read_labels
 from swinunetr_jax.data.formats.names import DICOM, is_image, stem
+from swinunetr_jax.data.formats.read_dicom_seg import segmentation_header
 from swinunetr_jax.errors import InputError
 from swinunetr_jax.output import Output
 from swinunetr_jax.task import Task, ignored_label
@@ -179,10 +180,20 @@ def _images(path: Path, *, dicom: bool = False) -> list[Path]:
     try:
         entries = sorted(path.iterdir()) if files.is_folder(path) else [path] if files.is_file(path) else []
         # A broken link is kept, so that reading it reports the fault.
-        known = [entry for entry in entries if is_image(entry.name) or (dicom and entry.name.lower().endswith(DICOM))]
+        known = [entry for entry in entries if is_image(entry.name) or (dicom and _is_segmentation(entry))]
         return [entry for entry in known if entry.name[0] != "." and not files.is_folder(entry)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and the permissions.") from error
+
+
+def _is_segmentation(file: Path) -> bool:
+    """Returns whether a file is a DICOM-SEG. A damaged DICOM file counts as one, so that reading it reports the fault."""
+    if not file.name.lower().endswith(DICOM):
+        return False
+    try:
+        return segmentation_header(file) is not None
+    except InputError:
+        return True
 
 
 def _stem(file: Path) -> str:

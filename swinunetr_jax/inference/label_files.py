@@ -41,8 +41,7 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, scan: Volume, task
     name = path.name.lower()
     if scan.slices and files.is_folder(scan.path) and files.real_path(path.absolute().parent) == files.real_path(scan.path):
         raise InputError(
-            f"{path}: is in the folder of the DICOM files of the scan, in which it would be taken for a part of the scan; choose another "
-            "folder."
+            f"{path}: is in the folder of the DICOM files of the scan, which can hold nothing but that series; choose another folder."
         )
     if name.endswith((".nii", ".nii.gz")):
         return write_volume(path, labels, scan)

@@ -12,6 +12,7 @@ from swinunetr_jax.task import Task
 NOT_STATED = "Not stated by whoever packed this model."
 _NO_LICENCE = "Without a licence nobody may use or pass on the weights."
 NOT_FOR_DIAGNOSIS = "It is not a medical device, and nobody has shown that its results are fit for the care of patients."
+_AUTOMATIC = "Swin UNETR for "  # the beginning of a title that nobody has stated
 _SECTIONS = ("Data", "Licence", "Intended use", "Limits")
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")  # the Hugging Face hub takes such names of licences, such as cc-by-4.0
 
@@ -60,7 +61,7 @@ def card_text(card: Card, facts: Facts) -> str:
     """Returns the model card as Markdown: the user's statements, then the facts."""
     if card.text is not None:
         return f"{card.text.rstrip()}\n\n{_facts(facts)}"
-    title = card.name or f"Swin UNETR for {', '.join(_names(facts.task)[:3])}"
+    title = card.name or f"{_AUTOMATIC}{', '.join(_names(facts.task)[:3])}"
     return f"{_statements(card, title)}\n\n{_facts(facts)}"
 
 
@@ -89,7 +90,8 @@ def read_card(text: str) -> Card:
     ends = {"Intended use": NOT_FOR_DIAGNOSIS, "Licence": _NO_LICENCE}
     stated = {name: content.strip().removesuffix(ends.get(name, "")).strip() for name, content in sections.items()}
     data, licence, use, limits = (None if stated[name] == NOT_STATED else stated[name] for name in _SECTIONS)
-    card = Card(title[1], data, licence, use, limits)
+    name = None if title[1].startswith(_AUTOMATIC) else title[1]  # the title is made again from the task
+    card = Card(name, data, licence, use, limits)
     return card if _statements(card, title[1]) == head.rstrip() else Card(text=head)
 
 

@@ -21,6 +21,7 @@ from swinunetr_jax.task import IGNORE, Task
 from swinunetr_jax.viewer.contents import LabelMap
 
 RECORD = "predict.json"
+MAX_VALUE = 255  # of a label that a task can name
 EXPECTED = "brats, or a predict.json, run.json or dataset.json"
 
 
@@ -96,7 +97,7 @@ def read_label_maps(paths: Sequence[Path], names: Sequence[str], reference: Path
         paths.append(reference)
     if len(shown) != len(paths) or len(set(shown)) != len(shown):
         raise InputError(f"--names gives {', '.join(names)} for {len(paths)} label maps: give a different name for each.")
-    volumes = [read_labels(path) for path in paths]
+    volumes = [read_labels(path, may_be_part=True) for path in paths]
     return [LabelMap(name, volume.array) for name, volume in zip(shown, volumes)], volumes
 
 
@@ -132,9 +133,14 @@ def task_of_labels(stated: str | None, label_maps: Sequence[Path], scan: Scan, n
 
 
 def _numbered(names: Mapping[int, str]) -> dict[str, int]:
-    """Returns the value of each name. Names that are empty, that occur twice or that mean something else in a task get the value, too."""
+    """Returns the value of each name. Names that are empty, that occur twice or that mean something else in a task get the value, too.
+
+    A task has no labels above 255, which remain without a name.
+    """
     counts, numbered = Counter(names.values()), dict[str, int]()
     for value, name in names.items():
+        if value > MAX_VALUE:
+            continue
         plain = name.strip()
         if not plain or counts[name] > 1 or plain.lower() in ("background", IGNORE):
             plain = f"{plain or 'segment'} ({value})"

@@ -122,12 +122,21 @@ def _read(path: Path) -> dict[str, Any] | None:
     return files.read_json(path, dict[str, Any], _REMEDY) if path.suffix == ".json" else _read_yaml(path)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Creates plain values, without aliases (*name), with which a small file can stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name), which are not supported")
+        return super().compose_node(parent, index)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Returns the content of a YAML file, which creates no objects but plain values. Raises InputError if it cannot be read."""
     if (size := path.stat().st_size) > _MAX_YAML_BYTES:
         raise InputError(f"{path} has {size} bytes, more than the configuration of a bundle can have: {_REMEDY}.")
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), _PlainLoader)
     except Exception as error:  # the reader raises many kinds of errors for values that do not fit their tags
         reason = printable(str(error).partition("\n")[0].rstrip("."))
         raise InputError(f"{path} cannot be read as YAML ({reason}): {_REMEDY}.") from error

@@ -40,10 +40,10 @@ def read_volume(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, require_
     return _volume(scan, array)
 
 
-def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volume:
+def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES, may_be_part: bool = False) -> Volume:
     """Returns the label map in `path`, [x, y, z], as uint8, or as int32 if a label is above 255.
 
-    It takes the paths of `read_volume`, and a DICOM-SEG, which may cover only a part of its scan (`Volume.is_part`).
+    It takes the paths of `read_volume`, and if `may_be_part` also a DICOM-SEG, which may cover only a part of its scan (`Volume.is_part`).
 
     Raises:
         InputError: the file is not valid, is not 3-D, or holds values that are not integers of at least 0.
@@ -52,6 +52,11 @@ def read_labels(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Volum
     if _is_nifti(path):
         return nifti.read_labels(path, max_bytes=max_bytes)
     if is_dicom_scan(path) and (header := segmentation_header(path)) is not None:
+        if not may_be_part:
+            raise InputError(
+                f"{path}: is a DICOM-SEG, which may cover only a part of the scan and number its labels in its own way, expected a label "
+                "map for all voxels; convert it to NIfTI on the grid of the scan."
+            )
         return read_dicom_seg(path, header, max_bytes)
     scan = _open(path, max_bytes)
     nifti.check_label_shape(path, scan.shape)

@@ -77,6 +77,8 @@ def read_dicom_seg(path: Path, header: Header, max_bytes: int) -> Volume:
             ) from error
         except Exception as error:
             raise InputError(_damaged(path, type(error).__name__)) from error
+    if (padding := dataset.get("PixelPaddingValue")) is not None:
+        array[array == padding] = 0
     if not set(np.unique(array).tolist()) <= _numbers(dataset) | {
         0
     }:  # only a DICOM-SEG of the type LABELMAP can have other values
