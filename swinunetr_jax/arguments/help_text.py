@@ -8,8 +8,7 @@ _START = re.compile(r"(?m)^(?=  -)")
 
 
 def readable(text: str) -> str:
-    """Returns a help text in which `{None}|PATH` is PATH, or `PATH or None` if the default is something else, and a list is
-    PATH [PATH ...]."""
+    """Returns a help text in which `{None}|PATH` is PATH, or `PATH or None` if the default is not None, and lists are PATH [PATH ...]."""
     return "".join(map(_readable_option, _START.split(text)))
 
 

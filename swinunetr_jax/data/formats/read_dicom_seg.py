@@ -79,9 +79,8 @@ def read_dicom_seg(path: Path, header: Header, max_bytes: int) -> Volume:
             raise InputError(_damaged(path, type(error).__name__)) from error
     if (padding := dataset.get("PixelPaddingValue")) is not None:
         array[array == padding] = 0
-    if not set(np.unique(array).tolist()) <= _numbers(dataset) | {
-        0
-    }:  # only a DICOM-SEG of the type LABELMAP can have other values
+    # The voxels of a DICOM-SEG of the type LABELMAP can have any value.
+    if not set(np.unique(array).tolist()) <= _numbers(dataset) | {0}:
         raise InputError(_damaged(path, "it does not describe all of its segments"))
     values, names, notes = _labels_of(path, dataset)
     labels = np.asfortranarray(values[array].transpose(2, 1, 0))
